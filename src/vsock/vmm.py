@@ -1,0 +1,110 @@
+"""What to add to a VMM's command line so that its guest gets our vsock device.
+
+Pure functions from a socket path and a name to arguments: `vsock qemu-args`, `vsock uml-args`,
+`vsock.testing` and the demo all use these, so what is printed for users is what is tested.
+Starting a VMM is not done here.
+
+Two things are easy to get wrong by hand, and both end in a device that looks alive and is dead:
+
+- The guest's memory must be shared with us (`share=on`); otherwise QEMU boots, prints `Failed
+  initializing vhost-user memory map` and goes on. So the memory is part of these arguments.
+- `reconnect=` must not stand on the chardev: it makes the connection asynchronous, and QEMU 7.2
+  then fails its own start with `vhost_backend_init failed: Protocol error`.
+"""
+
+import re
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import Final
+
+VIRTIO_ID_VSOCK: Final = 19
+"""Device type number of vsock in the virtio specification, section 5."""
+
+DEFAULT_MEMORY_MIB: Final = 512
+"""Guest memory when the caller names none."""
+
+__all__ = ["DEFAULT_MEMORY_MIB", "VIRTIO_ID_VSOCK", "qemu_args", "uml_args"]
+
+_NOT_IN_QEMU_ID = re.compile(r"[^A-Za-z0-9_.-]")
+_BREAKS_UML_PATH = re.compile(r"[\s:\"']")
+_LONGEST_SOCKET_PATH: Final = 107  # sun_path of unix(7), less the final NUL
+
+
+def qemu_args(
+    socket_path: str | PathLike[str],
+    name: str,
+    *,
+    memory_mib: int = DEFAULT_MEMORY_MIB,
+    device_options: Sequence[str] = (),
+) -> list[str]:
+    """Arguments that give a QEMU guest shared memory and the vsock device behind `socket_path`.
+
+    `name` becomes part of the ids of QEMU objects, so several devices can live in one QEMU.
+    `device_options` are more properties of the device, such as `"vectors=4"`.
+    QEMU merges several `-machine` options, so these arguments can follow one of the user's.
+
+    Raises ValueError for a path or size that QEMU cannot take.
+    """
+    path = _checked_path(socket_path)
+    _check_memory(memory_mib)
+    tag = _NOT_IN_QEMU_ID.sub("-", name) or "guest"
+    device = [
+        "vhost-user-vsock-pci",
+        f"id=vsock-{tag}",
+        f"chardev=vsock-socket-{tag}",
+        *device_options,
+    ]
+    return [
+        "-m",
+        f"{memory_mib}M",
+        "-object",
+        f"memory-backend-memfd,id=vsock-memory-{tag},size={memory_mib}M,share=on",
+        "-machine",
+        f"memory-backend=vsock-memory-{tag}",
+        "-chardev",
+        # In QEMU's option lists a comma inside a value is written twice.
+        f"socket,id=vsock-socket-{tag},path={path.replace(',', ',,')}",
+        "-device",
+        ",".join(device),
+    ]
+
+
+def uml_args(
+    socket_path: str | PathLike[str],
+    name: str,
+    *,
+    memory_mib: int = DEFAULT_MEMORY_MIB,
+) -> list[str]:
+    """Arguments that give a User-Mode Linux guest its memory and the vsock device.
+
+    `socket_path` is the device's vhost-user socket. `name` becomes UML's own id (`umid=`),
+    under which `uml_mconsole` finds the guest.
+    UML's memory is a file in `$TMPDIR` or /dev/shm and is always shared.
+
+    Raises ValueError for a path, name or size that a kernel command line cannot carry.
+    """
+    path = _checked_path(socket_path)
+    _check_memory(memory_mib)
+    if _BREAKS_UML_PATH.search(path):
+        raise ValueError(
+            f"socket path {path!r} has a space, colon or quote, which User-Mode Linux cannot take; "
+            "choose another runtime directory (VSOCK_RUNTIME_DIR)"
+        )
+    tag = _NOT_IN_QEMU_ID.sub("-", name) or "guest"
+    return [f"mem={memory_mib}M", f"umid={tag}", f"virtio_uml.device={path}:{VIRTIO_ID_VSOCK}"]
+
+
+def _checked_path(socket_path: str | PathLike[str]) -> str:
+    path = fspath(socket_path)
+    size = len(path.encode())
+    if not path or size > _LONGEST_SOCKET_PATH:
+        raise ValueError(
+            f"socket path has {size} bytes, a Unix socket's may have 1 to {_LONGEST_SOCKET_PATH}; "
+            "choose a shorter runtime directory (VSOCK_RUNTIME_DIR)"
+        )
+    return path
+
+
+def _check_memory(memory_mib: int) -> None:
+    if memory_mib < 64:
+        raise ValueError(f"a Linux guest needs at least 64 MiB of memory, not {memory_mib}")
