@@ -1,0 +1,103 @@
+# Every job of this repository is a target here; `make help` lists them.
+# `make demo` and `make test` need nothing done before: root on Debian 12 (or the packages that
+# they name), Python 3.11 and a Rust toolchain are enough.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+# PyO3's build script looks for an interpreter: the one that will load the module.
+CARGO := PYO3_PYTHON=$(BIN)/python cargo
+# The glue crate has no Rust tests: its tests are the Python ones.
+RUST_TESTED := --workspace --exclude vsock-python
+NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml)
+GUEST_PACKAGES := qemu-system-x86
+FUZZ_SECONDS ?= 60
+
+##@ Start here
+
+.PHONY: demo
+demo: build ## Boot real guests and show what the switch does
+	@$(MAKE) --no-print-directory guests || echo 'make demo: no real guests here, going on with userspace guests'
+	$(BIN)/vsock demo
+
+.PHONY: test
+test: build check test-rust test-python test-guests ## Everything that must pass: checks, Rust, Python, real guests
+
+.PHONY: help
+help: ## List these targets
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Building
+
+.PHONY: setup
+setup: $(VENV)/.tools ## Make the virtual environment with all tools, in .venv
+
+.PHONY: build
+build: $(VENV)/.built ## Build the native module and install the package in .venv (editable)
+
+.PHONY: guests
+guests: ## Fetch guest kernels and make guest images, in build/guests
+	@tools/debian-packages $(GUEST_PACKAGES)
+	@guests/fetch
+
+.PHONY: clean
+clean: ## Remove all that was built, guest kernels too
+	rm -rf .venv build target fuzz/target src/vsock/*.so
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+##@ Checking
+
+.PHONY: check
+check: build lint types ## Format, lint, types, layers, stub: quick and without guests
+	$(BIN)/pytest -q tests/test_layers.py
+
+.PHONY: lint
+lint: build ## Formatters (looking only), clippy, ruff, paths
+	cargo fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	tools/check-paths
+
+.PHONY: types
+types: build ## mypy, and the stub against the built module
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest vsock._native
+
+.PHONY: fmt
+fmt: setup ## Format Rust and Python, and make ruff's safe corrections
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+.PHONY: test-rust
+test-rust: build ## Rust tests: core, device against driver
+	$(CARGO) test $(RUST_TESTED) --locked
+
+.PHONY: test-python
+test-python: build ## Python tests that need no VM
+	$(BIN)/pytest -m 'not vm'
+
+.PHONY: test-guests
+test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
+	$(BIN)/pytest -m vm
+
+.PHONY: fuzz
+fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all
+	tools/fuzz $(FUZZ_SECONDS)
+
+# Stamps: when these are newer than what they were made from, there is nothing to do.
+
+$(VENV)/.tools: pyproject.toml tools/make-venv
+	tools/make-venv $(PYTHON) $(VENV)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
+	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --quiet
+	@touch $@
