@@ -1,0 +1,174 @@
+"""What goes into a guest image: Debian packages, Python's library, kernel modules, our agent.
+
+An image is a kernel and an uncompressed initramfs. Uncompressed because unpacking runs inside the
+guest, where an emulated CPU makes decompression cost more than reading the larger file.
+"""
+
+import compileall
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpio import CpioWriter
+from modules import load_order
+
+HERE = Path(__file__).resolve().parent
+
+COMMON_PACKAGES = (
+    "busybox-static",
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libc6",
+    "libexpat1",
+    "libffi8",
+    "zlib1g",
+)
+
+MODULES = ("vmw_vsock_virtio_transport", "vsock_loopback", "vsock_diag")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that guests are booted with."""
+
+    name: str
+    vmm: str
+    package: str
+    package_pattern: str | None  # `package` only depends on the real one, named like this
+    kernel_file: str
+    module_folder: str
+    modules: tuple[str, ...]
+
+
+QEMU_MODULES = ("virtio_pci", "virtio_console", *MODULES)
+
+KERNELS = (
+    Kernel(
+        name="6.1",
+        vmm="qemu",
+        package="linux-image-cloud-amd64",
+        package_pattern=r"linux-image-6\.1\.\S+-cloud-amd64",
+        kernel_file="boot/vmlinuz-*",
+        module_folder="lib/modules/*",
+        modules=QEMU_MODULES,
+    ),
+    Kernel(
+        name="6.12",
+        vmm="qemu",
+        package="linux-image-6.12-cloud-amd64",
+        package_pattern=r"linux-image-6\.12\.\S+-cloud-amd64",
+        kernel_file="boot/vmlinuz-*",
+        module_folder="lib/modules/*",
+        modules=QEMU_MODULES,
+    ),
+    Kernel(
+        name="uml",
+        vmm="uml",
+        package="user-mode-linux",
+        package_pattern=None,
+        kernel_file="usr/bin/linux.uml",
+        module_folder="usr/lib/uml/modules/*",
+        modules=MODULES,
+    ),
+)
+
+# Parts of the standard library that a guest under test has no use for, or whose C libraries it lacks.
+_LEFT_OUT = frozenset(
+    "test distutils pydoc_data turtle.py turtledemo tkinter ensurepip lib2to3 idlelib sqlite3 curses "
+    "dbm wsgiref xmlrpc ssl.py venv __phello__ unittest pydoc.py doctest.py antigravity.py".split()
+)
+_EXTENSIONS = frozenset(
+    "_asyncio _contextvars _ctypes _decimal _json _multiprocessing _posixshmem _queue _typing "
+    "_zoneinfo mmap resource termios".split()
+)
+_STDLIB = "usr/lib/python3.11"
+_LIBRARIES = (
+    ("libc6", "lib/x86_64-linux-gnu", ("ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6")),
+    ("libexpat1", "lib/x86_64-linux-gnu", ("libexpat.so.1",)),
+    ("libffi8", "usr/lib/x86_64-linux-gnu", ("libffi.so.8",)),
+    ("zlib1g", "lib/x86_64-linux-gnu", ("libz.so.1",)),
+)
+
+
+def compiled_stdlib(packages: Path, into: Path) -> Path:
+    """The standard library as one folder of .pyc files, without what is left out.
+
+    Compiling in the guest would take seconds of every boot. Only Python 3.11 can compile for the
+    guest's 3.11; with another one here the sources go in as they are, and boot takes longer.
+    """
+    shutil.rmtree(into, ignore_errors=True)
+    for package in ("libpython3.11-minimal", "libpython3.11-stdlib"):
+        shutil.copytree(
+            packages / package / _STDLIB,
+            into,
+            ignore=_ignored,
+            ignore_dangling_symlinks=True,
+            dirs_exist_ok=True,
+        )
+    shutil.copyfile(HERE / "agent.py", into / "vsock_guest_agent.py")
+    if sys.version_info[:2] == (3, 11):
+        # The prefix is where the file will be in the guest, so that tracebacks name it.
+        compiled = compileall.compile_dir(
+            into, quiet=1, legacy=True, stripdir=str(into), prependdir=f"/{_STDLIB}"
+        )
+        if not compiled:
+            raise OSError(f"cannot compile the Python sources in {into}, see above")
+        for source in into.rglob("*.py"):
+            source.unlink()
+    return into
+
+
+def write_initramfs(kernel: Kernel, package: str, packages: Path, stdlib: Path, out: Path) -> None:
+    """Write the initramfs of `kernel`, whose unpacked package is `packages`/`package`."""
+    partial = out.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        archive = CpioWriter(stream)
+        for folder in ("proc", "sys", "dev", "tmp", "root", "run", "etc"):
+            archive.folder(folder)
+        archive.character_device("dev/console", 5, 1)
+        _add_programs(archive, packages)
+        for path in sorted(stdlib.rglob("*")):
+            if path.is_file():
+                archive.file(f"{_STDLIB}/{path.relative_to(stdlib)}", path)
+        (tree,) = (packages / package).glob(kernel.module_folder)
+        order = []
+        for name, content in load_order(tree, kernel.modules):
+            archive.data(f"lib/modules/{name}.ko", content)
+            order.append(name)
+        archive.data("lib/modules/order", "".join(f"{name}\n" for name in order).encode())
+        archive.close()
+    partial.rename(out)
+
+
+def kernel_image(kernel: Kernel, package: str, packages: Path) -> tuple[Path, str]:
+    """The kernel's file, and its release as `uname -r` gives it."""
+    (file,) = (packages / package).glob(kernel.kernel_file)
+    (tree,) = (packages / package).glob(kernel.module_folder)
+    return file, tree.name
+
+
+def _add_programs(archive: CpioWriter, packages: Path) -> None:
+    archive.file("init", HERE / "init")
+    busybox = packages / "busybox-static/bin/busybox"
+    archive.file("bin/busybox", busybox)
+    for applet in (HERE / "applets").read_text().split():
+        archive.link(f"bin/{applet}", "busybox")
+    archive.file("usr/bin/python3.11", packages / "python3.11-minimal/usr/bin/python3.11")
+    archive.link("usr/bin/python3", "python3.11")
+    for package, folder, names in _LIBRARIES:
+        for name in names:
+            # resolve(): the name is a link to the versioned file.
+            archive.file(f"lib/x86_64-linux-gnu/{name}", (packages / package / folder / name).resolve())
+    archive.link("lib64", "lib/x86_64-linux-gnu")
+    archive.data("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
+    archive.data("etc/group", b"root:x:0:\n")
+
+
+def _ignored(folder: str, names: list[str]) -> set[str]:
+    if Path(folder).name == "lib-dynload":
+        return {name for name in names if name.partition(".")[0] not in _EXTENSIONS}
+    if Path(folder).name in ("python3.11", "__pycache__"):
+        return {name for name in names if name in _LEFT_OUT or name == "__pycache__"}
+    return {name for name in names if name in ("__pycache__", "tests")}
