@@ -99,5 +99,5 @@ $(VENV)/.tools: pyproject.toml tools/make-venv
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
-	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --quiet
+	PIP_QUIET=1 VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --quiet
 	@touch $@

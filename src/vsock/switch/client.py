@@ -1,0 +1,128 @@
+"""The control API from the other end, with the standard library only.
+
+For command line tools, so it must start fast: no asyncio, no pydantic. One connection per
+question.
+"""
+
+import errno
+import http.client
+import json
+import os
+import socket
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
+from vsock.runtime import RuntimeFiles, default_runtime_dir
+from vsock.switch.model import GuestSpec
+from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord, from_json
+
+__all__ = ["Client"]
+
+_TIMEOUT: Final = 10.0
+_ABSENT: Final = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
+
+
+class Client:
+    """Asks one switch. Every method may raise NoSwitch, SwitchGone or TransportError."""
+
+    def __init__(
+        self, runtime_dir: str | os.PathLike[str] | None = None, *, timeout: float = _TIMEOUT
+    ) -> None:
+        directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
+        self._files = RuntimeFiles(directory)
+        self._timeout = timeout
+
+    def switch(self) -> SwitchRecord:
+        """The switch itself."""
+        return from_json(SwitchRecord, self._ask("GET", "/v1/switch"))
+
+    def guests(self) -> list[GuestRecord]:
+        """All guests, by CID."""
+        return [from_json(GuestRecord, item) for item in self._ask("GET", "/v1/guests")]
+
+    def guest(self, guest: str | int) -> GuestRecord:
+        """One guest, by name or CID. Raises NoSuchGuest."""
+        return from_json(GuestRecord, self._ask("GET", f"/v1/guests/{quote(str(guest), safe='')}"))
+
+    def listeners(self) -> list[ListenerRecord]:
+        """Host programs that listen, by port."""
+        return [from_json(ListenerRecord, item) for item in self._ask("GET", "/v1/listeners")]
+
+    def flows(self) -> list[FlowRecord]:
+        """Connections, oldest first."""
+        return [from_json(FlowRecord, item) for item in self._ask("GET", "/v1/flows")]
+
+    def add_guest(self, guest: GuestSpec) -> GuestRecord:
+        """Lets one more guest in."""
+        body = asdict(guest) | {
+            "socket": str(guest.socket) if guest.socket else None,
+            "hybrid": str(guest.hybrid) if guest.hybrid else False,
+        }
+        return from_json(GuestRecord, self._ask("POST", "/v1/guests", body))
+
+    def remove_guest(self, guest: str | int) -> None:
+        """Ends a guest's attachment and flows, and forgets it. Raises NoSuchGuest."""
+        self._ask("DELETE", f"/v1/guests/{quote(str(guest), safe='')}")
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
+        connection = _UnixConnection(self._files.control, self._timeout)
+        try:
+            connection.request(
+                method,
+                path,
+                body=None if body is None else json.dumps(body),
+                headers={} if body is None else {"Content-Type": "application/json"},
+            )
+            response = connection.getresponse()
+            content = response.read()
+        except _ABSENT:
+            raise NoSwitch(
+                errno.ENODEV,
+                f"no switch in {self._files.directory}; start one with `vsock switch` "
+                "or name its directory with --runtime-dir",
+            ) from None
+        except TimeoutError:
+            raise SwitchGone(
+                errno.ETIMEDOUT, f"the switch did not answer within {self._timeout:g} s"
+            ) from None
+        except PermissionError:
+            raise NoSwitch(
+                errno.EACCES, f"{self._files.control} belongs to another user; become that user"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise SwitchGone(errno.ENODEV, f"the switch went away: {error}") from error
+        finally:
+            connection.close()
+        return _answer(response.status, content)
+
+
+def _answer(status: int, content: bytes) -> Any:
+    try:
+        answer = json.loads(content) if content else None
+    except ValueError:
+        answer = None
+    if status < 400:
+        return answer
+    reason = answer.get("error") if isinstance(answer, dict) else None
+    reason = reason or f"the switch answered with HTTP status {status}"
+    if status == http.HTTPStatus.NOT_FOUND:
+        raise NoSuchGuest(errno.ENODEV, reason)
+    if status == http.HTTPStatus.CONFLICT:
+        raise TransportError(errno.EADDRINUSE, reason)
+    raise TransportError(errno.EINVAL, reason)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("switch", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(os.fspath(self._path))

@@ -1,0 +1,113 @@
+"""The daemon: one switch, from a config to a signal.
+
+SIGTERM and SIGINT end it cleanly; SIGHUP reads the config file again and takes the steps from the
+old one to the new, and a file with faults changes nothing. systemd hears READY, RELOADING,
+STOPPING and, if it wants, the watchdog's beat.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from vsock.errors import NoSuchGuest, VsockError
+from vsock.switch.config import Config
+from vsock.switch.model import GuestSpec, Remove, steps
+from vsock.switch.notify import notify, watchdog_interval
+from vsock.switch.switch import Switch
+
+__all__ = ["run"]
+
+_log: Final = logging.getLogger("vsock.switch")
+
+
+def run(config: Config, *, reload: Callable[[], Config] | None = None, level: str = "info") -> None:
+    """Runs a switch until a signal ends it.
+
+    Args:
+        config: what to start with.
+        reload: reads the config again, for SIGHUP; None when there is no file.
+        level: how much to log to standard error.
+
+    Raises:
+        VsockError: it could not be started.
+    """
+    _log_to_stderr(level)
+    asyncio.run(_Daemon(config, reload).run())
+
+
+class _Daemon:
+    def __init__(self, config: Config, reload: Callable[[], Config] | None) -> None:
+        self._configured = config.guests
+        self._reload = reload
+        self._switch = Switch(config.guests, runtime_dir=config.runtime_dir, control=True)
+        self._over = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._read_again)
+        async with self._switch:
+            _log.info("ready: runtime_dir=%s", self._switch.runtime_dir)
+            notify("READY=1", f"STATUS={len(self._configured)} guests")
+            beat = asyncio.create_task(_beat())
+            await self._over.wait()
+            beat.cancel()
+            notify("STOPPING=1")
+        _log.info("stopped")
+
+    def _end(self, number: signal.Signals) -> None:
+        _log.info("stopping: signal=%s", number.name)
+        self._over.set()
+
+    def _read_again(self) -> None:
+        if self._reload is None:
+            _log.warning("SIGHUP: there is no config file to read again")
+            return
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config = self._reload()
+        except (VsockError, OSError) as error:
+            for line in str(error).splitlines():
+                _log.error("config not taken: %s", line)
+        else:
+            self._become(config)
+        notify("READY=1")
+
+    def _become(self, config: Config) -> None:
+        """Takes the steps; guests that came by the control API stay."""
+        if config.runtime_dir.absolute() != self._switch.runtime_dir:
+            _log.warning("config: a new runtime_dir needs a restart of the switch")
+        failed: list[GuestSpec] = []
+        for step in steps(config.guests, self._configured):
+            try:
+                if isinstance(step, Remove):
+                    with suppress(NoSuchGuest):  # somebody removed it by the control API
+                        self._switch.remove_guest(step.guest.name)
+                else:
+                    self._switch.add(step.guest)
+            except (VsockError, OSError) as error:
+                failed.append(step.guest)
+                _log.error("config: guest=%s not changed: %s", step.guest.name, error)
+        # What failed is tried again by the next SIGHUP.
+        self._configured = tuple(guest for guest in config.guests if guest not in failed)
+
+
+async def _beat() -> None:
+    interval = watchdog_interval()
+    while interval:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval)
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("vsock")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())

@@ -1,0 +1,149 @@
+"""What a switch is told to be, and the steps from what it is now.
+
+Pure: specifications in, faults or steps out. Config files, the control API and embedding
+programs all describe a guest by a `GuestSpec`, so the rules for names and CIDs are here, once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vsock.address import CID_ANY, CID_HOST, WELL_KNOWN_CIDS, is_name
+from vsock.runtime import LONGEST_SOCKET_PATH
+
+FIRST_GUEST_CID: Final = CID_HOST + 1
+"""The CIDs below are the hypervisor, the local machine and the host."""
+
+LAST_GUEST_CID: Final = CID_ANY - 1
+"""The CID above is the wildcard."""
+
+__all__ = [
+    "FIRST_GUEST_CID",
+    "LAST_GUEST_CID",
+    "Add",
+    "Fault",
+    "GuestSpec",
+    "Remove",
+    "Step",
+    "conflicts",
+    "faults",
+    "steps",
+]
+
+_NAME_RULE = "a letter, then letters, digits and . _ -, at most 63"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestSpec:
+    """One guest as somebody wants it.
+
+    `socket` is None for the usual place in the runtime directory; `hybrid` is None for no hybrid
+    socket. Guests that share a group may talk to each other.
+    """
+
+    name: str
+    cid: int
+    groups: tuple[str, ...] = ()
+    socket: Path | None = None
+    hybrid: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a specification: which field, and why."""
+
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Step: let this guest in."""
+
+    guest: GuestSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Step: end this guest's attachment and flows, and forget it."""
+
+    guest: GuestSpec
+
+
+Step = Add | Remove
+
+
+def faults(guest: GuestSpec) -> list[Fault]:
+    """Everything that is wrong with one specification, looked at alone."""
+    return [
+        *_name_faults(guest.name),
+        *_cid_faults(guest.cid),
+        *_group_faults(guest.groups),
+        *_path_faults("socket", guest.socket),
+        *_path_faults("hybrid", guest.hybrid),
+    ]
+
+
+def conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> list[Fault]:
+    """What `guest` claims although one of `others` has it."""
+    found = []
+    for other in others:
+        if guest.name == other.name:
+            found.append(Fault("name", f"guest {other.name} exists already, with CID {other.cid}"))
+        if guest.cid == other.cid:
+            found.append(Fault("cid", f"CID {other.cid} belongs to guest {other.name}"))
+        theirs = {other.socket, other.hybrid} - {None}
+        for field, path in (("socket", guest.socket), ("hybrid", guest.hybrid)):
+            if path in theirs:
+                found.append(Fault(field, f"{path} is used by guest {other.name}"))
+    return found
+
+
+def steps(wanted: Iterable[GuestSpec], actual: Iterable[GuestSpec]) -> list[Step]:
+    """The steps from `actual` to `wanted`; guests that stay as they are take none.
+
+    Removals come first, so that a name or CID can pass from one guest to another.
+    """
+    old = {guest.name: guest for guest in actual}
+    new = {guest.name: guest for guest in wanted}
+    removals = [Remove(guest) for name, guest in old.items() if new.get(name) != guest]
+    additions = [Add(guest) for name, guest in new.items() if old.get(name) != guest]
+    return [*removals, *additions]
+
+
+def _name_faults(name: str) -> list[Fault]:
+    if name in WELL_KNOWN_CIDS:
+        return [Fault("name", f"{name!r} is CID {WELL_KNOWN_CIDS[name]}: choose another name")]
+    if not is_name(name):
+        return [Fault("name", f"{name!r} is no guest name: {_NAME_RULE}")]
+    return []
+
+
+def _cid_faults(cid: int) -> list[Fault]:
+    if FIRST_GUEST_CID <= cid <= LAST_GUEST_CID:
+        return []
+    return [Fault("cid", f"{cid} is no guest's CID: {FIRST_GUEST_CID} to {LAST_GUEST_CID}")]
+
+
+def _group_faults(groups: tuple[str, ...]) -> list[Fault]:
+    return [
+        Fault("groups", f"{group!r} is no group name: {_NAME_RULE}")
+        for group in groups
+        if not is_name(group)
+    ]
+
+
+def _path_faults(field: str, path: Path | None) -> list[Fault]:
+    if path is None:
+        return []
+    if "\0" in str(path):
+        return [Fault(field, "a path has no NUL")]
+    if not path.is_absolute():
+        return [Fault(field, f"{path} is relative: the daemon's directory is not yours")]
+    size = len(str(path).encode())
+    if size > LONGEST_SOCKET_PATH:
+        return [
+            Fault(field, f"has {size} bytes; a Unix socket's path ends at {LONGEST_SOCKET_PATH}")
+        ]
+    return []

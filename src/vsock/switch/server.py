@@ -1,0 +1,238 @@
+"""The control API: HTTP with JSON over a Unix socket, described by `/openapi.json`.
+
+Handlers only translate: a request becomes a call of the switch, its answer a record, its error a
+status with one line of reason. Who asks is known from the socket (`SO_PEERCRED`) and goes into
+the log; who may ask is the socket's mode (0600, in a directory of mode 0700).
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Final, Protocol, Self
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vsock.errors import NoSuchGuest, TransportError, UsageError
+from vsock.switch.claims import peer_of
+from vsock.switch.model import FIRST_GUEST_CID, LAST_GUEST_CID
+from vsock.switch.policy import Verdict
+from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord
+
+__all__ = ["ControlServer", "Controlled", "make_app"]
+
+_log: Final = logging.getLogger("vsock.switch.api")
+_PEER: Final = "vsock.peer"
+
+# The daemon's working directory means nothing to who asks.
+_AbsolutePath = Annotated[str, Field(pattern="^/")]
+_Scope = MutableMapping[str, Any]
+_Asgi = Callable[[_Scope, Any, Any], Awaitable[None]]
+
+
+class Controlled(Protocol):
+    """What the API needs of a switch."""
+
+    def info(self) -> SwitchRecord:
+        """The switch itself."""
+
+    def guests(self) -> list[GuestRecord]:
+        """All guests."""
+
+    def guest(self, guest: str | int) -> GuestRecord:
+        """One guest, by name or CID."""
+
+    def add_guest(
+        self,
+        name: str,
+        cid: int,
+        *,
+        groups: list[str],
+        socket: str | None,
+        hybrid: bool | str,
+    ) -> GuestRecord:
+        """Lets a guest in."""
+
+    def remove_guest(self, guest: str | int) -> None:
+        """Forgets a guest."""
+
+    def listeners(self) -> list[ListenerRecord]:
+        """All listening host programs."""
+
+    def flows(self) -> list[FlowRecord]:
+        """All connections."""
+
+    def explain(self, source: str | int, destination: str | int) -> Verdict:
+        """What the policy says, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewGuest:
+    """Body of `POST /v1/guests`."""
+
+    name: str
+    cid: Annotated[int, Field(ge=FIRST_GUEST_CID, le=LAST_GUEST_CID, strict=True)]
+    groups: list[str] = field(default_factory=list)
+    socket: _AbsolutePath | None = None
+    hybrid: bool | _AbsolutePath = False
+
+
+def make_app(switch: Controlled) -> FastAPI:
+    """The API of one switch as an ASGI application."""
+    app = FastAPI(title="vsock switch", version="1", docs_url=None, redoc_url=None)
+    _add_questions(app, switch)
+    _add_changes(app, switch)
+    app.exception_handler(UsageError)(lambda _, error: _refusal(422, str(error)))
+    app.exception_handler(NoSuchGuest)(lambda _, error: _refusal(404, _reason(error)))
+    app.exception_handler(RequestValidationError)(lambda _, error: _refusal(422, _faults(error)))
+    app.exception_handler(TransportError)(lambda _, error: _refusal(409, _reason(error)))
+    app.exception_handler(OSError)(lambda _, error: _refusal(409, _reason(error)))
+    return app
+
+
+def _add_questions(app: FastAPI, switch: Controlled) -> None:
+    @app.get("/v1/switch", operation_id="get_switch")
+    async def get_switch() -> SwitchRecord:
+        """The switch itself: version, process, totals and counters."""
+        return switch.info()
+
+    @app.get("/v1/guests", operation_id="list_guests")
+    async def list_guests() -> list[GuestRecord]:
+        """All guests, by CID."""
+        return switch.guests()
+
+    @app.get("/v1/guests/{guest}", operation_id="get_guest")
+    async def get_guest(guest: str) -> GuestRecord:
+        """One guest, by name or CID."""
+        return switch.guest(guest)
+
+    @app.get("/v1/listeners", operation_id="list_listeners")
+    async def list_listeners() -> list[ListenerRecord]:
+        """Host programs that listen, by port."""
+        return switch.listeners()
+
+    @app.get("/v1/flows", operation_id="list_flows")
+    async def list_flows() -> list[FlowRecord]:
+        """Connections, oldest first."""
+        return switch.flows()
+
+    @app.get("/v1/policy", operation_id="explain_policy")
+    async def explain_policy(source: str, destination: str) -> Verdict:
+        """May `source` connect to `destination`, and which rule says so."""
+        return switch.explain(source, destination)
+
+
+def _add_changes(app: FastAPI, switch: Controlled) -> None:
+    @app.post("/v1/guests", operation_id="add_guest", status_code=201)
+    async def add_guest(new: NewGuest, request: Request) -> GuestRecord:
+        """Lets one more guest in."""
+        _log.info("add guest %s asked by %s", new.name, request.scope.get(_PEER))
+        return switch.add_guest(
+            new.name, new.cid, groups=new.groups, socket=new.socket, hybrid=new.hybrid
+        )
+
+    @app.delete("/v1/guests/{guest}", operation_id="remove_guest", status_code=204)
+    async def remove_guest(guest: str, request: Request) -> None:
+        """Ends a guest's attachment and flows, and forgets it."""
+        _log.info("remove guest %s asked by %s", guest, request.scope.get(_PEER))
+        switch.remove_guest(guest)
+
+
+def _refusal(status: int, reason: str) -> JSONResponse:
+    return JSONResponse({"error": reason}, status_code=status)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _faults(error: RequestValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg']}"
+        for fault in error.errors()
+    )
+
+
+class ControlServer:
+    """Serves the API of a switch at `path`, in the running loop, as an async context manager."""
+
+    def __init__(self, switch: Controlled, path: Path) -> None:
+        self._path = path
+        config = uvicorn.Config(
+            make_app(switch),
+            http=_PeerProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Server(config)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)
+        except OSError:
+            listener.close()
+            raise
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        started = asyncio.create_task(self._server.is_up.wait())
+        await asyncio.wait({self._serving, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if self._serving.done():
+            await self._serving
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        if self._serving:
+            await self._serving
+        self._path.unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server as a guest in somebody's program: signals are not its business."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+
+class _PeerProtocol(H11Protocol):
+    """HTTP/1.1 that tells the application which process is at the other end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own annotation
+        super().connection_made(transport)
+        peer = peer_of(transport.get_extra_info("socket"))
+        app: _Asgi = self.app
+
+        async def app_with_peer(scope: _Scope, receive: Any, send: Any) -> None:
+            scope[_PEER] = peer
+            await app(scope, receive, send)
+
+        self.app = app_with_peer

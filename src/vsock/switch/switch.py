@@ -1,0 +1,369 @@
+"""A switch inside a Python program: the data plane, its guests and, if asked for, the control API.
+
+    async with vsock.Switch({"alpha": 3, "beta": 4}, runtime_dir="/tmp/lab") as switch:
+        print(switch.socket_path("alpha"))  # for the VMM's command line
+
+`with` does the same in a program without asyncio: a thread then tends to events and control API.
+The daemon (`main`) is this class with signals. Bytes never pass through here: the data plane is a
+native thread of its own.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from vsock import _native
+from vsock.address import CID_ANY, CID_HOST
+from vsock.errors import NoSuchGuest, TransportError, UsageError
+from vsock.runtime import RuntimeFiles, default_runtime_dir
+from vsock.switch.claims import RuntimeClaim, clear_socket
+from vsock.switch.model import GuestSpec, conflicts, faults
+from vsock.switch.policy import HOST, Party, Verdict, decide
+from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord
+
+__all__ = ["Switch"]
+
+_log: Final = logging.getLogger("vsock.switch")
+_EXPECTED_EVENTS: Final = frozenset({"added", "attached", "detached", "removed", "running"})
+
+
+class Switch:
+    """The vsock device of many guests, and the way between them and host programs.
+
+    Args:
+        guests: names and CIDs, or full specifications.
+        runtime_dir: where the sockets go; else the user's usual runtime directory.
+        control: serve the control API too, so that the `vsock` command can talk to this switch.
+
+    A switch is started by `with`, `async with` or `start`, and once only.
+    """
+
+    def __init__(
+        self,
+        guests: Mapping[str, int] | Iterable[GuestSpec] = (),
+        *,
+        runtime_dir: str | os.PathLike[str] | None = None,
+        control: bool = False,
+    ) -> None:
+        if isinstance(guests, Mapping):
+            guests = [GuestSpec(name=name, cid=cid) for name, cid in guests.items()]
+        self._first_guests = tuple(guests)
+        directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
+        self._files = RuntimeFiles(directory.absolute())
+        self._serves_control = control
+        self._guests: dict[str, GuestSpec] = {}
+        self._node: _native.Node | None = None
+        self._claim: RuntimeClaim | None = None
+        self._started = 0.0
+        self._changing = threading.Lock()
+        self._attendant = AsyncExitStack()
+        self._thread: _AttendantThread | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Takes the runtime directory, starts the data plane and lets the first guests in.
+
+        Nobody tends to events then: prefer `with` or `async with`.
+
+        Raises:
+            TransportError: the directory or a socket path is not to be had; the reason names who has it.
+            UsageError: a guest's specification is wrong.
+        """
+        if self._claim:
+            raise UsageError("this switch was started before; make another one")
+        self._claim = RuntimeClaim(self.runtime_dir)
+        try:
+            self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
+            self._started = time.monotonic()
+            for guest in self._first_guests:
+                self.add(guest)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends all flows and attachments and gives the sockets up; twice is harmless."""
+        node, self._node = self._node, None
+        if node:
+            node.stop()
+            for guest in self._guests.values():
+                _remove_sockets(guest)
+        if self._claim:
+            self._claim.release()
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self._thread = _AttendantThread(self)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._thread:
+            self._thread.end()
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        try:
+            await self._attendant.enter_async_context(self._attended())
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._attendant.aclose()
+        finally:
+            self.stop()
+
+    # Guests
+
+    def add_guest(
+        self,
+        name: str,
+        cid: int,
+        *,
+        groups: Sequence[str] = (),
+        socket: str | os.PathLike[str] | None = None,
+        hybrid: bool | str | os.PathLike[str] = False,
+    ) -> GuestRecord:
+        """Lets one more guest in, while others run.
+
+        Args:
+            name: what people and tools call it.
+            cid: its CID, 3 or more.
+            groups: guests that share a group may talk to each other.
+            socket: where its VMM connects; else `guests/NAME.sock` in the runtime directory.
+            hybrid: True for a hybrid socket at `guests/NAME.vsock`, or a path for one there.
+
+        Raises:
+            UsageError: the name, the CID or a path cannot work.
+            TransportError: EADDRINUSE when another guest or process has one of them.
+        """
+        hybrid_path = self.hybrid_path(name) if hybrid is True else hybrid or None
+        return self.add(
+            GuestSpec(
+                name=name,
+                cid=cid,
+                groups=tuple(groups),
+                socket=Path(socket).absolute() if socket is not None else None,
+                hybrid=Path(hybrid_path).absolute() if hybrid_path else None,
+            )
+        )
+
+    def add(self, guest: GuestSpec) -> GuestRecord:
+        """Lets in the guest that a specification describes; as `add_guest`."""
+        wrong = faults(guest)
+        if wrong:
+            raise UsageError("; ".join(f"{fault.field}: {fault.reason}" for fault in wrong))
+        guest = self.resolved(guest)
+        assert guest.socket
+        with self._changing:
+            taken = conflicts(guest, self._guests.values())
+            if taken:
+                raise TransportError(errno.EADDRINUSE, "; ".join(fault.reason for fault in taken))
+            for path in (guest.socket, guest.hybrid):
+                if path:
+                    clear_socket(path)
+            self._running().add_guest(
+                name=guest.name,
+                cid=guest.cid,
+                socket=str(guest.socket),
+                hybrid=str(guest.hybrid) if guest.hybrid else None,
+                groups=guest.groups,
+            )
+            self._guests[guest.name] = guest
+        _log.info("guest added: guest=%s cid=%d socket=%s", guest.name, guest.cid, guest.socket)
+        return self.guest(guest.name)
+
+    def remove_guest(self, guest: str | int) -> None:
+        """Ends the attachment and all flows of a guest, by name or CID, and forgets it.
+
+        Raises:
+            NoSuchGuest: there is none.
+        """
+        with self._changing:
+            spec = self._spec(guest)
+            self._running().remove_guest(spec.cid)
+            del self._guests[spec.name]
+            _remove_sockets(spec)
+        _log.info("guest removed: guest=%s cid=%d", spec.name, spec.cid)
+
+    def resolved(self, guest: GuestSpec) -> GuestSpec:
+        """The specification with the socket path that this switch would give it."""
+        socket = guest.socket or self.socket_path(guest.name)
+        return GuestSpec(
+            name=guest.name,
+            cid=guest.cid,
+            groups=guest.groups,
+            socket=socket,
+            hybrid=guest.hybrid,
+        )
+
+    # Questions
+
+    @property
+    def runtime_dir(self) -> Path:
+        """The directory of the switch's sockets; `VSOCK_RUNTIME_DIR` for programs to use it."""
+        return self._files.directory
+
+    def socket_path(self, name: str) -> Path:
+        """Where the VMM of guest `name` connects (or would by default)."""
+        spec = self._guests.get(name)
+        return spec.socket if spec and spec.socket else self._files.guest_socket(name)
+
+    def hybrid_path(self, name: str) -> Path:
+        """Where the hybrid socket of guest `name` is (or would be by default)."""
+        spec = self._guests.get(name)
+        return spec.hybrid if spec and spec.hybrid else self._files.hybrid_socket(name)
+
+    def info(self) -> SwitchRecord:
+        """How the switch itself is."""
+        node = self._running()
+        snapshot = node.snapshot()
+        return SwitchRecord(
+            version=version("vsock"),
+            pid=os.getpid(),
+            runtime_dir=str(self.runtime_dir),
+            cid=node.cid,
+            uptime=time.monotonic() - self._started,
+            guests=len(snapshot.guests),
+            listeners=len(snapshot.listeners),
+            flows=len(snapshot.flows),
+            counters=dict(snapshot.counters),
+        )
+
+    def guests(self) -> list[GuestRecord]:
+        """All guests, by CID."""
+        found = map(GuestRecord.of, self._running().snapshot().guests)
+        return sorted(found, key=lambda guest: guest.cid)
+
+    def guest(self, guest: str | int) -> GuestRecord:
+        """One guest, by name or CID. Raises NoSuchGuest."""
+        spec = self._spec(guest)
+        for record in self.guests():
+            if record.cid == spec.cid:
+                return record
+        raise NoSuchGuest(errno.ENODEV, f"guest {spec.name} was removed just now")
+
+    def listeners(self) -> list[ListenerRecord]:
+        """All host programs that listen, by port."""
+        found = map(ListenerRecord.of, self._running().snapshot().listeners)
+        return sorted(found, key=lambda listener: (listener.port, listener.cid))
+
+    def flows(self) -> list[FlowRecord]:
+        """All connections, oldest first."""
+        found = map(FlowRecord.of, self._running().snapshot().flows)
+        return sorted(found, key=lambda flow: flow.id)
+
+    def explain(self, source: str | int, destination: str | int) -> Verdict:
+        """May `source` connect to `destination` (names or CIDs; "host" is the host), and why."""
+        return decide(self._party(source), self._party(destination))
+
+    # Inside
+
+    def _party(self, who: str | int) -> Party:
+        if who in (HOST.name, HOST.cid, str(HOST.cid)):
+            return HOST
+        spec = self._spec(who)
+        return Party(spec.name, spec.cid, frozenset(spec.groups))
+
+    def _spec(self, guest: str | int) -> GuestSpec:
+        for spec in self._guests.values():
+            if guest in (spec.name, spec.cid, str(spec.cid)):
+                return spec
+        known = ", ".join(sorted(self._guests)) or "none yet"
+        raise NoSuchGuest(errno.ENODEV, f"no guest {guest!r} (guests: {known})")
+
+    def _running(self) -> _native.Node:
+        if self._node is None:
+            raise UsageError("the switch does not run")
+        return self._node
+
+    @asynccontextmanager
+    async def _attended(self) -> AsyncIterator[None]:
+        """Tends to events, and to the control API if asked for, in the running loop."""
+        loop = asyncio.get_running_loop()
+        events = self._running().event_fd()
+        loop.add_reader(events, self._log_events)
+        try:
+            if self._serves_control:
+                from vsock.switch.server import ControlServer
+
+                async with ControlServer(self, self._files.control):
+                    yield
+            else:
+                yield
+        finally:
+            loop.remove_reader(events)
+            self._log_events()
+
+    def _log_events(self) -> None:
+        names = {spec.cid: spec.name for spec in self._guests.values()}
+        for event in self._running().events():
+            level = logging.INFO if event.kind in _EXPECTED_EVENTS else logging.WARNING
+            if event.cid == CID_ANY:
+                _log.log(level, "%s: %s", event.kind, event.detail)
+                continue
+            guest = names.get(event.cid, "?")
+            _log.log(level, "%s: guest=%s cid=%d %s", event.kind, guest, event.cid, event.detail)
+
+
+class _AttendantThread:
+    """A loop of its own for a switch in a program that has none."""
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self._loop: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._attend()), name="vsock-switch", daemon=True
+        )
+        self._thread.start()
+        self._loop.result()
+
+    async def _attend(self) -> None:
+        over = asyncio.Event()
+        try:
+            async with self._switch._attended():
+                self._loop.set_result((asyncio.get_running_loop(), over))
+                await over.wait()
+        except BaseException as error:
+            if self._loop.done():
+                raise
+            self._loop.set_exception(error)
+
+    def end(self) -> None:
+        loop, over = self._loop.result()
+        loop.call_soon_threadsafe(over.set)
+        self._thread.join()
+
+
+def _remove_sockets(guest: GuestSpec) -> None:
+    for path in (guest.socket, guest.hybrid):
+        if path and path.is_socket():
+            path.unlink(missing_ok=True)
