@@ -1,0 +1,211 @@
+"""The endpoint protocol: how a host program asks the switch for sockets.
+
+A client connects to one of the two Unix sockets in a runtime directory and says what it wants in
+messages of 32 bytes; after a CONNECT that succeeded the same file descriptor *is* the stream. The whole
+protocol is in docs/reference/endpoint-protocol.md.
+
+The first half of this file is pure: messages to bytes and back. The second half moves them over a
+socket that the caller owns. It calls the methods of the base class by name, since `vsock.socket`, which
+is what callers pass, forbids its own data methods until it is connected. It is not for deciding
+anything: which errno becomes which exception is decided in `vsock.errors`, which socket may ask what in
+`vsock.sockets`.
+"""
+
+import errno
+import os
+import select
+import socket as _socket
+import struct
+import time
+from enum import IntEnum
+from typing import NamedTuple
+
+from vsock.errors import ProtocolError, SwitchGone
+
+VERSION = 1
+MESSAGE_SIZE = 32
+PADDING = 2016
+"""Bytes sent after a request that must keep the socket from being writable until its verdict."""
+ANSWER_TIMEOUT = 5.0
+"""Seconds until a switch that owes an immediate answer is taken for gone."""
+
+_REQUEST = struct.Struct("<BBHIIIQII")
+_REPLY = struct.Struct("<BBHIIIIIQ")
+_Base = _socket.socket
+
+
+class Op(IntEnum):
+    """What a message is about; the same number in request and reply."""
+
+    BIND = 1
+    CONNECT = 2
+    LISTEN = 3
+    ACCEPT = 4
+    ACCEPTED = 5
+    LOCAL_CID = 6
+    RESOLVE = 7
+
+
+class Request(NamedTuple):
+    """A message from the client to the node.
+
+    `value` is the connect timeout in milliseconds (CONNECT) or the backlog (LISTEN), `buffer` the size of
+    the receive buffer in bytes (CONNECT), `extra` the number of bytes that follow the message.
+    """
+
+    op: int
+    cid: int = 0
+    port: int = 0
+    value: int = 0
+    buffer: int = 0
+    extra: int = 0
+
+    def encode(self) -> bytes:
+        """Return the 32 bytes on the wire (what `extra` counts comes after them)."""
+        fields = (VERSION, self.op, 0, self.cid, self.port, self.value, self.buffer, self.extra, 0)
+        return _REQUEST.pack(*fields)
+
+    @classmethod
+    def decode(cls, message: bytes) -> "Request":
+        """Read a request; raise `ProtocolError` if it is none of this version."""
+        _check(message)
+        _, op, flags, cid, port, value, buffer, extra, zero = _REQUEST.unpack(message)
+        if flags or zero:
+            raise _broken("a reserved field of a request is not zero")
+        return cls(op, cid, port, value, buffer, extra)
+
+
+class Reply(NamedTuple):
+    """A message from the node to the client; `errno` is 0 when the request was carried out."""
+
+    op: int
+    errno: int = 0
+    our_cid: int = 0
+    our_port: int = 0
+    their_cid: int = 0
+    their_port: int = 0
+    peer_buf_alloc: int = 0
+    flow: int = 0
+
+    def encode(self) -> bytes:
+        """Return the 32 bytes on the wire."""
+        return _REPLY.pack(VERSION, *self)
+
+    @classmethod
+    def decode(cls, message: bytes) -> "Reply":
+        """Read a reply; raise `ProtocolError` if it is none of this version."""
+        _check(message)
+        _, *fields = _REPLY.unpack(message)
+        return cls(*fields)
+
+
+def _check(message: bytes) -> None:
+    if len(message) != MESSAGE_SIZE:
+        raise _broken(f"a message has {len(message)} bytes instead of {MESSAGE_SIZE}")
+    if message[0] != VERSION:
+        raise _broken(f"a message is of version {message[0]}, this program speaks {VERSION}")
+
+
+def _broken(what: str) -> ProtocolError:
+    return ProtocolError(errno.EPROTO, f"endpoint protocol: {what}")
+
+
+def _gone(doing: str) -> SwitchGone:
+    return SwitchGone(errno.ENODEV, f"{doing}: the switch went away")
+
+
+def send(sock: _Base, request: Request, extra: bytes = b"") -> None:
+    """Send `request` and the bytes that belong to it.
+
+    It waits at most `ANSWER_TIMEOUT`, whatever the socket's own timeout says: the node reads requests at
+    once, so there is room in practice always.
+    """
+    message = request._replace(extra=len(extra)).encode() + extra
+    deadline = time.monotonic() + ANSWER_TIMEOUT
+    while message:
+        if not wait(sock, select.POLLOUT, deadline):
+            raise _silent(request.op)
+        try:
+            message = message[_Base.send(sock, message, _socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            continue
+        except (BrokenPipeError, ConnectionResetError):
+            raise _gone(f"sending {Op(request.op).name}") from None
+
+
+def receive(sock: _Base, op: Op, deadline: float) -> Reply | None:
+    """Return the reply to `op`, or None if it has not come by `deadline` (of `time.monotonic`).
+
+    Exactly one message is read: the bytes behind the reply to a CONNECT are the stream's.
+    """
+    message = b""
+    while len(message) < MESSAGE_SIZE:
+        if not wait(sock, select.POLLIN, deadline):
+            if message:
+                raise _broken("a reply was cut")
+            return None
+        try:
+            piece = _Base.recv(sock, MESSAGE_SIZE - len(message), _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            continue
+        except ConnectionResetError:
+            piece = b""
+        if not piece:
+            raise _gone(f"waiting for the answer to {op.name}")
+        message += piece
+    reply = Reply.decode(message)
+    if reply.op != op:
+        raise _broken(f"the reply to {op.name} says it answers {reply.op}")
+    return reply
+
+
+def ask(sock: _Base, request: Request, extra: bytes = b"") -> Reply:
+    """Send `request` and return the reply that the node gives at once."""
+    send(sock, request, extra)
+    reply = receive(sock, Op(request.op), time.monotonic() + ANSWER_TIMEOUT)
+    if reply is None:
+        raise _silent(request.op)
+    return reply
+
+
+def receive_accepted(sock: _Base) -> tuple[Reply, int]:
+    """Take the next ACCEPT off a listener: the reply and the connection's file descriptor.
+
+    This waits as the socket's own timeout says, and raises what a timed-out `recv` raises.
+    """
+    room = _socket.CMSG_SPACE(4)
+    try:
+        message, ancillary, _, _ = _Base.recvmsg(sock, MESSAGE_SIZE, room, _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        message, ancillary = b"", []
+    fds = [
+        fd
+        for level, kind, data in ancillary
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
+        for (fd,) in struct.iter_unpack("@i", data)
+    ]
+    try:
+        if not message:
+            raise _gone("accept")
+        reply = Reply.decode(message)
+        if reply.op != Op.ACCEPT or len(fds) != 1:
+            raise _broken(f"a listener got op {reply.op} with {len(fds)} file descriptors")
+        send(sock, Request(Op.ACCEPTED))
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return reply, fds[0]
+
+
+def wait(sock: _Base, events: int, deadline: float) -> bool:
+    """Wait until one of `events` is on `sock`; False if `deadline` passes first."""
+    poller = select.poll()
+    poller.register(sock, events)
+    left = max(0.0, deadline - time.monotonic())
+    return bool(poller.poll(left * 1000))
+
+
+def _silent(op: int) -> SwitchGone:
+    text = f"{Op(op).name}: the switch did not answer within {ANSWER_TIMEOUT:g} s"
+    return SwitchGone(errno.ENODEV, text)

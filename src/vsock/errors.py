@@ -1,0 +1,94 @@
+"""What can go wrong, cut by whose fault it was.
+
+::
+
+    VsockError
+    ├── UsageError (ValueError)             you: an argument that can never work
+    │   └── AddressError                      an address that cannot be read
+    ├── ProtocolError (OSError)             the peer: it broke the endpoint or hybrid protocol
+    └── TransportError (OSError)            the world: the errno is the one AF_VSOCK would give
+        ├── NoSwitch                          ENODEV: there is no switch to talk to
+        ├── SwitchGone                        ENODEV: there was one, and it went away
+        ├── NoSuchGuest                       ENODEV: nothing has this CID or name
+        ├── ConnectRefused (ConnectionResetError)     ECONNRESET: nobody listens there
+        ├── ConnectTimeout (TimeoutError)     ETIMEDOUT: no answer in time
+        └── AccessDenied (PermissionError)    EACCES, EPERM: policy or privilege forbids it
+
+Misuse of a socket's state (a second `bind`, `listen` before `bind`, …) is a plain ``OSError`` with the
+kernel's errno, as `AF_VSOCK` gives it, and waiting is a plain ``BlockingIOError`` or ``TimeoutError``.
+This module is not for turning native errors into Python ones: the native module does that itself.
+"""
+
+# ruff: noqa: N818 - names say what happened, as ConnectRefused does; an Error suffix adds nothing
+
+import errno as _errno
+import os
+
+
+class VsockError(Exception):
+    """The root of all errors of this package."""
+
+
+class UsageError(VsockError, ValueError):
+    """An argument that cannot work, whatever the world looks like."""
+
+
+class AddressError(UsageError):
+    """A text or tuple that is no VSOCK address; the message says which part and why."""
+
+
+class ProtocolError(VsockError, OSError):
+    """The other end of a local protocol said something it must not say."""
+
+
+class TransportError(VsockError, OSError):
+    """The world failed; ``errno`` is what `AF_VSOCK` would give."""
+
+
+class NoSwitch(TransportError):
+    """There is no switch to talk to; the message names the alternatives."""
+
+
+class SwitchGone(TransportError):
+    """The switch went away, or did not answer, while it was asked something."""
+
+
+class NoSuchGuest(TransportError):
+    """No guest has this CID or name, or there is no way to it."""
+
+
+class ConnectRefused(TransportError, ConnectionResetError):
+    """The other side answered with a reset: nobody listens there, or its queue is full.
+
+    AF_VSOCK says ``ECONNRESET`` here, never ``ECONNREFUSED``.
+    """
+
+
+class ConnectTimeout(TransportError, TimeoutError):
+    """The other side did not answer within the connect timeout."""
+
+
+class AccessDenied(TransportError, PermissionError):
+    """A rule of the switch, or a missing privilege, forbids it."""
+
+
+_CLASSES: dict[int, tuple[type[TransportError], str]] = {
+    _errno.ENODEV: (NoSuchGuest, "no such guest, or no way to it"),
+    _errno.ECONNRESET: (ConnectRefused, "refused: nobody accepts connections there"),
+    _errno.ETIMEDOUT: (ConnectTimeout, "no answer within the connect timeout"),
+    _errno.EACCES: (AccessDenied, "permission denied"),
+    _errno.EPERM: (AccessDenied, "operation not permitted by the switch"),
+    _errno.EPROTO: (TransportError, "the other side broke the virtio-vsock protocol"),
+    _errno.ESOCKTNOSUPPORT: (TransportError, "the other side does not know this socket type"),
+}
+
+
+def transport_error(errno: int, doing: str) -> TransportError:
+    """Return the exception for `errno`, an answer of the switch, met while `doing` something."""
+    kind, text = _CLASSES.get(errno, (TransportError, os.strerror(errno)))
+    return kind(errno, f"{doing}: {text}")
+
+
+def state_error(errno: int) -> OSError:
+    """Return the plain ``OSError`` the kernel gives for an operation in the wrong socket state."""
+    return OSError(errno, os.strerror(errno))

@@ -1,0 +1,152 @@
+"""`Guest`: this process as a guest of a switch, with a CID of its own and no virtual machine.
+
+A guest is a node of its own, in a thread without the interpreter, that joins a device's vhost-user socket as
+a VMM would and serves endpoint sockets in a private directory. Its sockets are therefore the same as those of
+a host program; only the directory differs. This module is not for guests that are virtual machines.
+"""
+
+import shutil
+import tempfile
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vsock import sockets
+from vsock._native import Node
+from vsock.address import CID_ANY, Target
+from vsock.errors import UsageError
+from vsock.transports import SwitchTransport
+
+if TYPE_CHECKING:
+    import asyncio
+    from os import PathLike
+
+
+class Guest:
+    """A userspace guest; use it in ``with`` or ``async with``.
+
+    Args:
+        socket: path of the vhost-user socket that a switch, or any other vhost-user-vsock device, serves
+            for this guest.
+        cid: the CID this guest must get; by default whatever the device says.
+        timeout: seconds that the device has to answer.
+
+    Raises:
+        OSError: on entering, if the device cannot be joined.
+    """
+
+    def __init__(
+        self, socket: "str | PathLike[str]", *, cid: int | None = None, timeout: float = 10.0
+    ) -> None:
+        self._path = str(socket)
+        self._wanted_cid = cid
+        self._timeout = timeout
+        self._directory: str | None = None
+        self._node: Node | None = None
+        self._cid = CID_ANY
+
+    @property
+    def cid(self) -> int:
+        """The guest's CID; `UsageError` unless it has joined."""
+        self._require_node()
+        return self._cid
+
+    @property
+    def transport(self) -> SwitchTransport:
+        """What to pass as ``transport=`` to have any verb of this package act for this guest."""
+        self._require_node()
+        assert self._directory is not None, "a node has a directory"
+        return SwitchTransport(self._directory)
+
+    def start(self) -> None:
+        """Join the device; ``with`` does it."""
+        if self._node is not None:
+            raise UsageError("this guest has joined already")
+        self._directory = tempfile.mkdtemp(prefix="vsock-guest-")  # mode 0700
+        try:
+            known = CID_ANY if self._wanted_cid is None else self._wanted_cid
+            self._node = Node(cid=known, socket_dir=self._directory)
+            self._cid = self._node.join(self._path, cid=self._wanted_cid, timeout=self._timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Leave: every connection ends, and the directory goes. Does nothing if not started."""
+        node, self._node = self._node, None
+        if node is not None:
+            node.stop()
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def socket(self, type: int = sockets.SOCK_STREAM, proto: int = 0) -> sockets.socket:  # noqa: A002
+        """Return a `vsock.socket` of this guest."""
+        return sockets.socket(type, proto, transport=self.transport)
+
+    def create_connection(
+        self, address: Target | tuple[int, int] | str, timeout: float | None = None, **options: Any
+    ) -> sockets.socket:
+        """Connect from this guest; see `vsock.create_connection`."""
+        sock = sockets.create_connection(address, timeout, transport=self.transport, **options)
+        assert isinstance(sock, sockets.socket), "a guest's transport makes our sockets"
+        return sock
+
+    def create_server(
+        self, address: Target | tuple[int, int] | str | int, **options: Any
+    ) -> sockets.socket:
+        """Listen in this guest; see `vsock.create_server`."""
+        sock = sockets.create_server(address, transport=self.transport, **options)
+        assert isinstance(sock, sockets.socket), "a guest's transport makes our sockets"
+        return sock
+
+    async def open_connection(
+        self, address: Target | tuple[int, int] | str, **options: Any
+    ) -> "tuple[asyncio.StreamReader, asyncio.StreamWriter]":
+        """Connect from this guest; see `vsock.open_connection`."""
+        from vsock import aio
+
+        return await aio.open_connection(address, transport=self.transport, **options)
+
+    async def start_server(
+        self,
+        client_connected_cb: Any,
+        address: Target | tuple[int, int] | str | int,
+        **options: Any,
+    ) -> "asyncio.Server":
+        """Serve in this guest; see `vsock.start_server`."""
+        from vsock import aio
+
+        transport = self.transport
+        return await aio.start_server(client_connected_cb, address, transport=transport, **options)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        import asyncio
+
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.stop)
+
+    def _require_node(self) -> None:
+        if self._node is None:
+            raise UsageError("this guest has not joined a switch: use it in 'with', or start() it")

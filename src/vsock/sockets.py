@@ -1,0 +1,177 @@
+"""The blocking socket API: `socket`, and the two short ways to one.
+
+`create_connection` and `create_server` take every address form and choose the transport; what they return
+is a `socket`, or for the forms that are not the switch's a socket that is used in the same way. The asyncio
+twins are in `vsock.aio`; the class itself, and why a socket here is a plain descriptor, in `vsock._socket_class`.
+"""
+
+import socket as _socket
+from collections.abc import Callable
+from typing import Any
+
+from vsock._socket_class import CONNECT_TIMEOUT, SOCK_SEQPACKET, SOCK_STREAM, socket
+from vsock.address import (
+    CID_ANY,
+    CID_HOST,
+    PORT_ANY,
+    Address,
+    HybridAddress,
+    KernelAddress,
+    Target,
+    UnixAddress,
+    as_target,
+)
+from vsock.errors import AddressError, UsageError
+from vsock.transports import (
+    KernelTransport,
+    Transport,
+    choose,
+    hybrid_connect,
+    hybrid_listening_path,
+    unix_connect,
+)
+
+__all__ = [
+    "SOCK_SEQPACKET",
+    "SOCK_STREAM",
+    "create_connection",
+    "create_server",
+    "get_local_cid",
+    "socket",
+]
+
+_Base = _socket.socket
+
+
+def create_connection(
+    address: Target | tuple[int, int] | str,
+    timeout: float | None = None,
+    *,
+    type: int = SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
+    source_address: Address | tuple[int, int] | None = None,
+    transport: Transport | str | None = None,
+) -> _Base:
+    """Connect to `address`, which may be of any form that `parse` reads, and return the socket.
+
+    Args:
+        address: a pair, one of the address types, or text (``"web:80"``, ``"hvsock:///run/fc.sock:80"``).
+        timeout: seconds that the other side has to answer (default: 2), and then the timeout of the
+            socket's operations (default: none).
+        type: `SOCK_STREAM` or `SOCK_SEQPACKET`.
+        source_address: bind to this first.
+        transport: where to connect from, as for `socket`.
+
+    Raises:
+        OSError: as `socket.connect` says.
+    """
+    target = as_target(address)
+    if isinstance(target, HybridAddress | UnixAddress):
+        return _connect_hybrid(target, timeout)
+    sock = make_socket(target, type, transport)
+    try:
+        sock.settimeout(timeout)
+        if isinstance(sock, socket) and timeout is not None:
+            sock.connect_timeout = timeout
+        if source_address is not None:
+            sock.bind(source_address)
+        sock.connect(target if isinstance(sock, socket) else kernel_pair(target))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def create_server(
+    address: Target | tuple[int, int] | str | int,
+    *,
+    backlog: int = 128,
+    type: int = SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
+    transport: Transport | str | None = None,
+) -> _Base:
+    """Return a listening socket for `address`, or for a port on every CID that is ours.
+
+    A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its guest
+    connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path.
+
+    Raises:
+        OSError: as `socket.bind` says.
+    """
+    return listen(socket, address, backlog=backlog, type=type, transport=transport)
+
+
+def listen(
+    make: Callable[..., socket],
+    address: Target | tuple[int, int] | str | int,
+    *,
+    backlog: int,
+    type: int,  # noqa: A002 - as in create_server
+    transport: Transport | str | None,
+) -> _Base:
+    """Do what `create_server` says, with `make` for the class of a socket of the switch."""
+    target = Address(CID_ANY, address) if isinstance(address, int) else as_target(address)
+    where: Any = target
+    if isinstance(target, UnixAddress):
+        sock, where = _Base(_socket.AF_UNIX, type), target.path
+    elif isinstance(target, HybridAddress):
+        sock, where = _Base(_socket.AF_UNIX, type), hybrid_listening_path(target)
+    else:
+        sock = make_socket(target, type, transport, make)
+        if not isinstance(sock, socket):
+            where = kernel_pair(target)
+    try:
+        sock.bind(where)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def get_local_cid(*, transport: Transport | str | None = None) -> int:
+    """Return the CID of this machine: 2 on the host of a switch, a guest's own in that guest."""
+    where = choose(transport)
+    if isinstance(where, KernelTransport):
+        raise UsageError("the kernel's local CID is an ioctl on /dev/vsock; ask it there")
+    return where.local_cid()
+
+
+def make_socket(
+    target: Target,
+    kind: int,
+    transport: Transport | str | None,
+    make: Callable[..., socket] = socket,
+) -> _Base:
+    """Return a new socket of the transport that the target or else the argument names."""
+    where = KernelTransport() if isinstance(target, KernelAddress) else choose(transport)
+    if isinstance(where, KernelTransport):
+        return where.make(kind)
+    return make(kind, transport=where)
+
+
+def kernel_pair(target: Target) -> tuple[int, int]:
+    """Return what the kernel's own sockets take as an address."""
+    if not isinstance(target, Address | KernelAddress):
+        raise AddressError(f"{target}: the kernel's AF_VSOCK knows CIDs only")
+    return (target.cid, target.port)
+
+
+def wrap_hybrid(sock: _Base, target: HybridAddress | UnixAddress, our_port: int) -> socket:
+    """Turn the Unix stream `sock`, connected to `target`, into a `socket` that knows its addresses."""
+    if isinstance(target, HybridAddress):
+        ours, theirs = Address(CID_HOST, our_port), Address(CID_ANY, target.port)
+    else:
+        ours = theirs = Address(CID_ANY, PORT_ANY)
+    timeout = sock.gettimeout()
+    made = socket.adopt(sock.detach(), SOCK_STREAM, ours, theirs)
+    made.settimeout(timeout)
+    return made
+
+
+def _connect_hybrid(target: HybridAddress | UnixAddress, timeout: float | None) -> socket:
+    port = 0
+    if isinstance(target, HybridAddress):
+        sock, port = hybrid_connect(target, CONNECT_TIMEOUT if timeout is None else timeout)
+    else:
+        sock = unix_connect(target)
+    sock.settimeout(timeout)
+    return wrap_hybrid(sock, target, port)

@@ -1,0 +1,219 @@
+"""Where sockets live: which transport a program means, and how a connection is begun there.
+
+``switch``   (the default) a vsock switch on this machine, found by its runtime directory; a userspace
+             guest (`vsock.Guest`) is the same thing with a directory of its own.
+``kernel``   the kernel's own AF_VSOCK, for programs inside a guest. Only when asked for by name, in
+             an argument, in an address (``kernel:CID:PORT``) or in ``VSOCK_TRANSPORT``: nothing here ever
+             falls back to it.
+hybrid       Unix sockets of Firecracker, Cloud Hypervisor and our own switch, chosen by an address
+             (``hvsock:///path:PORT``, ``unix:/path``), never by name.
+
+This module is not for the sockets themselves: `vsock.sockets` and `vsock.aio` are, and both use the pure
+halves of the hybrid handshake below.
+"""
+
+import errno
+import os
+import select
+import socket as _socket
+import struct
+import time
+from typing import Final, NamedTuple
+
+from vsock import _endpoint
+from vsock._endpoint import Op, Reply, Request
+from vsock.address import HybridAddress, UnixAddress
+from vsock.errors import (
+    AccessDenied,
+    NoSwitch,
+    ProtocolError,
+    SwitchGone,
+    UsageError,
+    transport_error,
+)
+
+LONGEST_HYBRID_ANSWER: Final = 32
+"""Bytes in the longest answer line of a hybrid socket that is still believed."""
+
+_Base = _socket.socket
+_DIRECTORIES: Final = {_socket.SOCK_STREAM: "stream", _socket.SOCK_SEQPACKET: "seqpacket"}
+
+
+class SwitchTransport(NamedTuple):
+    """A switch, or a userspace guest, that serves endpoint sockets in `directory`."""
+
+    directory: str
+
+    def attach(self, sock: _Base, kind: int) -> None:
+        """Connect `sock`, a new Unix socket, to the endpoint socket for its type.
+
+        Raises:
+            NoSwitch: nobody serves this directory; the message names the alternatives.
+            AccessDenied: this user may not enter the directory.
+        """
+        path = f"{self.directory}/{_DIRECTORIES[_socket.SocketKind(kind)]}"
+        if len(os.fsencode(path)) > 107:
+            raise UsageError(
+                f"{path}: longer than the 107 bytes that a Unix socket's path can have"
+            )
+        try:
+            _connect_unix(sock, path)
+        except PermissionError:
+            raise AccessDenied(errno.EACCES, f"{path}: this user may not use the switch") from None
+        except BlockingIOError:
+            raise SwitchGone(errno.ENODEV, f"{path}: the switch takes no connections") from None
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            raise NoSwitch(errno.ENODEV, _no_switch(path)) from None
+
+    def local_cid(self) -> int:
+        """Return the CID of the node that serves the directory."""
+        return self._ask(Request(Op.LOCAL_CID), b"", "local CID").our_cid
+
+    def resolve(self, name: str) -> int:
+        """Return the CID of the guest called `name`; raise `NoSuchGuest` if there is none."""
+        return self._ask(Request(Op.RESOLVE), name.encode(), f"guest {name!r}").their_cid
+
+    def _ask(self, request: Request, extra: bytes, doing: str) -> Reply:
+        """Ask one thing over a connection of its own."""
+        with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
+            self.attach(sock, _socket.SOCK_STREAM)
+            reply = _endpoint.ask(sock, request, extra)
+        if reply.errno:
+            raise transport_error(reply.errno, doing)
+        return reply
+
+
+class KernelTransport:
+    """The kernel's own AF_VSOCK."""
+
+    __slots__ = ()
+
+    def make(self, kind: int) -> _Base:
+        """Return a new kernel socket."""
+        family = getattr(_socket, "AF_VSOCK", None)
+        if family is None:
+            raise UsageError("this Python was built without AF_VSOCK")
+        return _socket.socket(family, kind)
+
+
+Transport = SwitchTransport | KernelTransport
+"""What `choose` returns, and what every ``transport=`` argument accepts beside a name."""
+
+
+def choose(transport: Transport | str | None = None) -> Transport:
+    """Return the transport that an argument, or else ``VSOCK_TRANSPORT``, or else the default names.
+
+    Raises:
+        UsageError: the name is not ``switch`` or ``kernel``.
+    """
+    if isinstance(transport, SwitchTransport | KernelTransport):
+        return transport
+    name = transport or os.environ.get("VSOCK_TRANSPORT") or "switch"
+    if name == "kernel":
+        return KernelTransport()
+    if name == "switch":
+        # Late, because most of what it costs to import is paid by programs that only parse addresses.
+        from vsock.runtime import default_runtime_dir
+
+        return SwitchTransport(str(default_runtime_dir()))
+    raise UsageError(f"unknown transport {name!r} (known: switch, kernel)")
+
+
+def hybrid_request(port: int) -> bytes:
+    """Return the line that asks a hybrid socket for the guest's `port`."""
+    return b"CONNECT %d\n" % port
+
+
+def hybrid_answer(line: bytes, address: HybridAddress) -> int:
+    """Return the port that a hybrid socket's answer `line` gives us.
+
+    Raises:
+        ConnectRefused: the line is empty: the hypervisor closed the socket, which is how it refuses.
+        ProtocolError: the line is not ``OK <port>``.
+    """
+    if not line:
+        raise transport_error(errno.ECONNRESET, f"connect to {address}")
+    word, _, number = line.removesuffix(b"\n").partition(b" ")
+    is_whole = line.endswith(b"\n") and len(line) <= LONGEST_HYBRID_ANSWER
+    if not (is_whole and word == b"OK" and number.isdigit() and int(number) <= 0xFFFFFFFF):
+        raise ProtocolError(errno.EPROTO, f"{address.path}: expected 'OK <port>', got {line!r}")
+    return int(number)
+
+
+def hybrid_connect(address: HybridAddress, timeout: float) -> tuple[_Base, int]:
+    """Connect to a guest's port behind a hybrid socket: the stream, and our port.
+
+    Raises:
+        ConnectTimeout: there was no answer within `timeout` seconds.
+        ConnectRefused, ProtocolError: as `hybrid_answer` says.
+        OSError: there is no such Unix socket.
+    """
+    deadline = time.monotonic() + timeout
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        _connect_unix(sock, address.path)
+        sock.sendall(hybrid_request(address.port))
+        line = b""
+        # Byte by byte: what follows the line is the guest's data already.
+        while not line.endswith(b"\n") and len(line) <= LONGEST_HYBRID_ANSWER:
+            if not _endpoint.wait(sock, select.POLLIN, deadline):
+                raise transport_error(errno.ETIMEDOUT, f"connect to {address}")
+            piece = sock.recv(1)
+            if not piece:
+                break
+            line += piece
+        return sock, hybrid_answer(line, address)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def unix_connect(address: UnixAddress) -> _Base:
+    """Connect to a plain Unix stream socket."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        _connect_unix(sock, address.path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def hybrid_listening_path(address: HybridAddress) -> str:
+    """Return the path where a hypervisor looks for the host's listener on a port."""
+    return f"{address.path}_{address.port}"
+
+
+def _connect_unix(sock: _Base, path: str) -> None:
+    """Connect to a Unix socket; wait a little if its queue of connections is full.
+
+    A full queue is only told by EAGAIN and cannot be polled for, so then the descriptor blocks, bounded by
+    SO_SNDTIMEO, even if it is non-blocking for its user.
+    """
+    seconds = int(_endpoint.ANSWER_TIMEOUT)
+    try:
+        os.set_blocking(sock.fileno(), False)
+        try:
+            _Base.connect(sock, path)
+        except BlockingIOError:
+            _set_send_timeout(sock, seconds)
+            os.set_blocking(sock.fileno(), True)
+            try:
+                _Base.connect(sock, path)
+            finally:
+                _set_send_timeout(sock, 0)
+    finally:
+        os.set_blocking(sock.fileno(), sock.gettimeout() is None)
+
+
+def _set_send_timeout(sock: _Base, seconds: int) -> None:
+    timeval = struct.pack("@ll", seconds, 0)
+    _Base.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
+
+
+def _no_switch(path: str) -> str:
+    return (
+        f"no switch answers at {path}: start one with `vsock switch`, say where it is with "
+        "VSOCK_RUNTIME_DIR, or choose the kernel's own AF_VSOCK with VSOCK_TRANSPORT=kernel "
+        "or --transport kernel"
+    )
