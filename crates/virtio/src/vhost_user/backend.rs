@@ -1,0 +1,250 @@
+//! The control thread of one guest: owns its listening socket and serves one front end after the other.
+//!
+//! There is one thread per guest because a front end may stall at any byte, and because a request is answered only
+//! after the data plane has applied it; a slow guest then waits for itself alone. The thread sleeps in `poll` and has
+//! a small stack, so a thousand idle guests cost memory for a thousand small stacks and no time.
+//!
+//! Whoever connects may say nothing: tools and tests knock at sockets to see whether somebody is there. So a
+//! connection becomes *the* attachment only with its first byte (`accept.rs`).
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+
+use super::accept::{Probe, Probes};
+use super::control::{BackendControl, Shared};
+use super::handler::Handler;
+use super::message::Inbox;
+use super::{
+    Attachment, Detach, F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_RING_RESET,
+    F_SEQPACKET, F_VERSION_1,
+};
+use crate::memory::MemoryPolicy;
+
+/// Enough for parsing and for the calls into the data plane, which only post and wait.
+const STACK: usize = 128 * 1024;
+
+/// Messages served in one go, so that a front end which never stops talking cannot keep us from stopping.
+const BATCH: usize = 64;
+
+/// How long the listener is left alone after it could not accept (no fds left).
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// What a guest's device offers.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendOptions {
+    /// The guest's CID, as in the configuration space.
+    pub cid: u32,
+    /// Offer SOCK_SEQPACKET to the guest.
+    pub seqpacket: bool,
+    /// Let the front end add and remove memory regions one by one (CONFIGURE_MEM_SLOTS).
+    ///
+    /// For guests with more than 8 regions (hot-plugged memory). QEMU then remembers what it has sent and does not
+    /// send it to a restarted back end, so such a guest can no longer be healed by a reboot, only by replugging.
+    pub memory_slots: bool,
+    /// What to do with memory that its owner can shrink.
+    pub memory_policy: MemoryPolicy,
+}
+
+impl BackendOptions {
+    /// The usual device with this CID: SEQPACKET on, memory slots off, any memory.
+    #[must_use]
+    pub fn new(cid: u32) -> Self {
+        Self { cid, seqpacket: true, memory_slots: false, memory_policy: MemoryPolicy::default() }
+    }
+
+    /// The virtio features offered.
+    pub(super) fn features(&self) -> u64 {
+        let seqpacket = if self.seqpacket { F_SEQPACKET } else { 0 };
+        // Resetting one ring needs nothing of us: it reaches us as GET_VRING_BASE and a new set-up.
+        let rings = F_INDIRECT_DESC | F_EVENT_IDX | F_RING_RESET;
+        F_VERSION_1 | rings | F_PROTOCOL_FEATURES | seqpacket
+    }
+
+    /// The vhost-user protocol features offered.
+    ///
+    /// STATUS, in-band notifications and the rest are not served. CONFIG is what QEMU insists on.
+    pub(super) fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let mut features = VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        features.set(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS, self.memory_slots);
+        features
+    }
+}
+
+/// Serves front ends on `listener` until the handle is stopped or dropped.
+///
+/// # Errors
+/// The thread or its eventfd could not be made.
+pub fn spawn(
+    listener: UnixListener,
+    options: BackendOptions,
+    attachment: Box<dyn Attachment>,
+) -> std::io::Result<BackendHandle> {
+    listener.set_nonblocking(true)?;
+    let shared = Arc::new(Shared::new(options.cid)?);
+    let guest = Guest {
+        listener,
+        shared: Arc::clone(&shared),
+        handler: Handler::new(options, Arc::clone(&shared), attachment),
+        attached: None,
+        probes: Probes::default(),
+        is_listening: true,
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("vhost-{}", options.cid))
+        .stack_size(STACK)
+        .spawn(move || guest.run())?;
+    Ok(BackendHandle { control: BackendControl::new(shared), thread: Some(thread) })
+}
+
+/// A running control thread; stops it when dropped.
+///
+/// Stopping waits for the thread, and the thread may be waiting for the worker inside an [`Attachment`] call: the
+/// worker itself must not do it.
+pub struct BackendHandle {
+    control: BackendControl,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BackendHandle {
+    /// A sender of orders to this thread, for whoever needs one.
+    #[must_use]
+    pub fn control(&self) -> BackendControl {
+        self.control.clone()
+    }
+
+    /// See [`BackendControl::set_cid`].
+    ///
+    /// # Errors
+    /// The front end's channel is full or broken.
+    pub fn set_cid(&self, cid: u32) -> std::io::Result<bool> {
+        self.control.set_cid(cid)
+    }
+
+    /// Ends the attachment (if any) with [`Detach::Stopped`], closes the socket and waits for the thread.
+    pub fn stop(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        self.control.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic outside the guarded calls has been printed; there is nothing left to end.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for BackendHandle {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+/// The attached front end.
+struct Attached {
+    socket: UnixStream,
+    inbox: Inbox,
+}
+
+/// All that the control thread has.
+struct Guest {
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    handler: Handler,
+    attached: Option<Attached>,
+    probes: Probes,
+    /// False while the listener is left alone.
+    is_listening: bool,
+}
+
+impl Guest {
+    fn run(mut self) {
+        loop {
+            self.wait();
+            let order = self.shared.take_order();
+            if order.stop {
+                self.detach(Detach::Stopped);
+                return;
+            }
+            if let Some(reason) = order.detach {
+                self.detach(reason);
+            }
+            // The attached one first: if it has just left, the next may be knocking already.
+            let is_drained = self.serve();
+            self.is_listening = self.probes.accept(&self.listener).is_ok();
+            if is_drained {
+                self.look_at_probes();
+            }
+        }
+    }
+
+    /// Sleeps until somebody says something.
+    fn wait(&self) {
+        let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds = vec![readable(self.shared.bell())];
+        fds.extend(self.is_listening.then(|| PollFd::new(&self.listener, PollFlags::IN)));
+        fds.extend(self.attached.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)));
+        fds.extend(self.probes.iter().map(|probe| PollFd::new(&probe.socket, PollFlags::IN)));
+        let timeout = (!self.is_listening).then_some(&PAUSE);
+        // Interrupted or out of memory: everything is looked at, nothing is taken for granted.
+        let _ = poll(&mut fds, timeout);
+    }
+
+    /// Serves the attached front end; `false` if it may have more to say.
+    fn serve(&mut self) -> bool {
+        let Some(attached) = &mut self.attached else {
+            return true;
+        };
+        let handler = &mut self.handler;
+        // What a front end can make panic must end that front end, not the switch.
+        let result = catch_unwind(AssertUnwindSafe(|| serve_batch(attached, handler)));
+        match result.unwrap_or(Err(Detach::Internal)) {
+            Ok(is_drained) => is_drained,
+            Err(reason) => {
+                self.detach(reason);
+                true
+            }
+        }
+    }
+
+    fn detach(&mut self, reason: Detach) {
+        let handler = &mut self.handler;
+        // The worker has let go either way once the call is over.
+        let _ = catch_unwind(AssertUnwindSafe(|| handler.detach(reason)));
+        self.attached = None;
+        self.shared.forget_detach();
+    }
+
+    /// Takes the first probe that speaks, sends away those that speak too late, forgets those that left.
+    fn look_at_probes(&mut self) {
+        for Probe { socket, peer } in self.probes.take_speaking() {
+            if self.attached.is_some() {
+                self.handler.refuse(peer);
+                continue;
+            }
+            self.handler.attach(peer);
+            self.attached = Some(Attached { socket, inbox: Inbox::default() });
+            self.serve();
+        }
+    }
+}
+
+/// Handles what messages are there; `false` if there may be more.
+fn serve_batch(attached: &mut Attached, handler: &mut Handler) -> Result<bool, Detach> {
+    for _ in 0..BATCH {
+        let Some(message) = attached.inbox.receive(&attached.socket)? else {
+            return Ok(true);
+        };
+        handler.handle(message, &attached.socket)?;
+    }
+    Ok(false)
+}
