@@ -55,11 +55,11 @@ class Client:
         """Connections, oldest first."""
         return [from_json(FlowRecord, item) for item in self._ask("GET", "/v1/flows")]
 
-    def add_guest(self, guest: GuestSpec) -> GuestRecord:
-        """Lets one more guest in."""
+    def add_guest(self, guest: GuestSpec, *, hybrid: bool = False) -> GuestRecord:
+        """Lets one more guest in; `hybrid` gives it a hybrid socket in the usual place."""
         body = asdict(guest) | {
             "socket": str(guest.socket) if guest.socket else None,
-            "hybrid": str(guest.hybrid) if guest.hybrid else False,
+            "hybrid": str(guest.hybrid) if guest.hybrid else hybrid,
         }
         return from_json(GuestRecord, self._ask("POST", "/v1/guests", body))
 

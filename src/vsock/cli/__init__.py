@@ -1,0 +1,1 @@
+"""The `vsock` command. `main` finds the command, one module each does it."""

@@ -1,0 +1,17 @@
+"""`vsock demo`: hands over to `vsock.demo`."""
+
+import click
+
+from vsock.cli.options import json_option
+
+__all__ = ["demo"]
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave switch and guests running to play with.")
+@json_option
+def demo(keep: bool, as_json: bool) -> int:
+    """Boot guests, run traffic between them and the host, and show what came of it."""
+    from vsock.demo import main
+
+    return main(keep=keep, as_json=as_json)

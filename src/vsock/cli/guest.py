@@ -1,0 +1,101 @@
+"""`vsock guest`: the guests of a running switch."""
+
+from pathlib import Path
+
+import click
+
+from vsock.cli.options import json_option, runtime_dir_option
+from vsock.cli.output import bytes_text, print_json, print_table
+from vsock.switch.client import Client
+from vsock.switch.model import FIRST_GUEST_CID, LAST_GUEST_CID, GuestSpec, faults
+from vsock.switch.records import GuestRecord
+
+__all__ = ["guest", "print_guests"]
+
+
+@click.group()
+def guest() -> None:
+    """Add, remove and list guests of a running switch."""
+
+
+@guest.command()
+@click.argument("name")
+@click.argument("cid", type=click.IntRange(FIRST_GUEST_CID, LAST_GUEST_CID))
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    help="Guests that share a group may talk to each other. Repeatable.",
+)
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path, resolve_path=True),
+    metavar="PATH",
+    help="Where its VMM connects (else guests/NAME.sock in the switch's directory).",
+)
+@click.option("--hybrid", is_flag=True, help="Make a hybrid socket too (guests/NAME.vsock).")
+@json_option
+@runtime_dir_option
+def add(
+    name: str,
+    cid: int,
+    groups: tuple[str, ...],
+    socket: Path | None,
+    hybrid: bool,
+    as_json: bool,
+    runtime_dir: Path | None,
+) -> None:
+    """Let guest NAME in, with its CID, while others run."""
+    spec = GuestSpec(name=name, cid=cid, groups=groups, socket=socket)
+    wrong = faults(spec)
+    if wrong:
+        raise click.UsageError("; ".join(fault.reason for fault in wrong))
+    record = Client(runtime_dir).add_guest(spec, hybrid=hybrid)
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(f"guest {record.name} has CID {record.cid}; its VMM connects to {record.socket}")
+
+
+@guest.command()
+@click.argument("name")
+@runtime_dir_option
+def remove(name: str, runtime_dir: Path | None) -> None:
+    """End the attachment and all flows of guest NAME (or CID), and forget it."""
+    Client(runtime_dir).remove_guest(name)
+    click.echo(f"guest {name} removed")
+
+
+@guest.command()
+@json_option
+@runtime_dir_option
+def ls(as_json: bool, runtime_dir: Path | None) -> None:
+    """List the guests."""
+    guests = Client(runtime_dir).guests()
+    if as_json:
+        print_json(guests)
+    else:
+        print_guests(guests)
+
+
+def print_guests(guests: list[GuestRecord]) -> None:
+    """Prints a table of guests."""
+    print_table(
+        "Guests",
+        ("name", ">cid", "state", "groups", ">flows", ">in", ">out", ">errors", "socket"),
+        [
+            (
+                guest.name,
+                str(guest.cid),
+                guest.state,
+                ",".join(guest.groups),
+                str(guest.connections),
+                bytes_text(guest.bytes_in),
+                bytes_text(guest.bytes_out),
+                str(guest.errors),
+                guest.socket,
+            )
+            for guest in guests
+        ],
+    )

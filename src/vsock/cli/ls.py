@@ -1,0 +1,74 @@
+"""`vsock ls`: what a switch knows, at a glance."""
+
+from pathlib import Path
+
+import click
+
+from vsock.cli.guest import print_guests
+from vsock.cli.options import json_option, runtime_dir_option
+from vsock.cli.output import bytes_text, print_json, print_table, seconds_text
+from vsock.switch.client import Client
+from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord
+
+__all__ = ["ls"]
+
+
+@click.command()
+@json_option
+@runtime_dir_option
+def ls(as_json: bool, runtime_dir: Path | None) -> None:
+    """Show guests, listeners and flows of a switch."""
+    client = Client(runtime_dir)
+    guests, listeners, flows = client.guests(), client.listeners(), client.flows()
+    if as_json:
+        print_json({"guests": guests, "listeners": listeners, "flows": flows})
+        return
+    print_guests(guests)
+    _print_listeners(listeners)
+    _print_flows(flows, guests)
+
+
+def _print_listeners(listeners: list[ListenerRecord]) -> None:
+    from vsock.address import CID_ANY
+
+    print_table(
+        "Listeners",
+        ("cid", ">port", "type", ">backlog", ">pid", ">uid"),
+        [
+            (
+                "any" if listener.cid == CID_ANY else str(listener.cid),
+                str(listener.port),
+                listener.type,
+                str(listener.backlog),
+                str(listener.pid),
+                str(listener.uid),
+            )
+            for listener in listeners
+        ],
+    )
+
+
+def _print_flows(flows: list[FlowRecord], guests: list[GuestRecord]) -> None:
+    names = {str(guest.cid): guest.name for guest in guests} | {"2": "host"}
+
+    def named(address: str) -> str:
+        cid, _, port = address.partition(":")
+        return f"{names.get(cid, cid)}:{port}"
+
+    print_table(
+        "Flows",
+        ("source", "destination", "type", "state", ">sent", ">answered", ">age", ">pid"),
+        [
+            (
+                named(flow.source),
+                named(flow.destination),
+                flow.type,
+                flow.state,
+                bytes_text(flow.bytes_out),
+                bytes_text(flow.bytes_in),
+                seconds_text(flow.age),
+                str(flow.pid or ""),
+            )
+            for flow in flows
+        ],
+    )

@@ -1,0 +1,45 @@
+"""Options that several commands share, so that they mean the same everywhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from vsock.transports import Transport
+
+__all__ = ["json_option", "runtime_dir_option", "transport_of", "transport_option"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+runtime_dir_option: Callable[[_F], _F] = click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="The switch's directory (else $VSOCK_RUNTIME_DIR, $XDG_RUNTIME_DIR/vsock, /run/vsock).",
+)
+
+json_option: Callable[[_F], _F] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON."
+)
+
+transport_option: Callable[[_F], _F] = click.option(
+    "--transport",
+    type=click.Choice(["switch", "kernel"]),
+    help="Where sockets live: the switch, or the kernel's own AF_VSOCK (inside a guest).",
+)
+
+
+def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
+    """The transport that these two options mean.
+
+    A runtime directory names a switch, so it and `--transport kernel` exclude each other.
+    """
+    from vsock.transports import SwitchTransport, choose
+
+    if runtime_dir is None:
+        return choose(name)
+    if name == "kernel":
+        raise click.UsageError("--runtime-dir names a switch: leave it or --transport kernel out")
+    return SwitchTransport(str(runtime_dir))

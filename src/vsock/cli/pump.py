@@ -1,0 +1,60 @@
+"""Copies between a socket and a pair of files, both ways, with every half-close passed on.
+
+A thread sends while the caller receives, both with plain blocking calls: standard input and output
+may be terminals, pipes or files, and must not be made non-blocking, as others share them.
+"""
+
+import os
+import select
+import socket
+import threading
+from contextlib import suppress
+from typing import Final
+
+__all__ = ["carry"]
+
+_PIECE: Final = 256 * 1024
+_MESSAGE: Final = 64 * 1024
+
+
+def carry(connection: socket.socket, source: int, sink: int) -> None:
+    """Sends what `source` gives and writes what comes to `sink`, until both directions are over.
+
+    The end of `source` shuts down our sending direction only; the peer's end of sending does not
+    stop ours. When the peer has closed altogether, what `source` may still give has nowhere to go,
+    and is not waited for.
+
+    Raises:
+        OSError: reading, writing or the connection failed; BrokenPipeError when `sink` is gone.
+    """
+    failures: list[OSError] = []
+    sender = threading.Thread(target=_send, args=(connection, source, failures), daemon=True)
+    sender.start()
+    while piece := connection.recv(_PIECE):
+        _write(sink, piece)
+    # Hang-up means both directions are shut down: the sender is done, or the peer is gone.
+    poll = select.poll()
+    poll.register(connection, 0)
+    poll.poll()
+    if failures:
+        raise failures[0]
+
+
+def _send(connection: socket.socket, source: int, failures: list[OSError]) -> None:
+    is_stream = connection.type == socket.SOCK_STREAM
+    try:
+        while piece := os.read(source, _PIECE if is_stream else _MESSAGE):
+            try:
+                connection.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                break  # the peer takes no more; what it sends still counts
+    except OSError as error:
+        failures.append(error)
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+
+
+def _write(sink: int, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[os.write(sink, rest) :]

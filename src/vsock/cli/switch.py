@@ -1,0 +1,82 @@
+"""`vsock switch`: the daemon, in the foreground."""
+
+from pathlib import Path
+
+import click
+
+from vsock.cli.options import runtime_dir_option
+from vsock.switch.config import Config, load
+from vsock.switch.model import GuestSpec, conflicts, faults
+
+__all__ = ["switch"]
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--guest",
+    "guests",
+    multiple=True,
+    metavar="NAME=CID[,GROUP...]",
+    help="A guest; those that share a group may talk to each other. Repeatable.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A vsock.toml; read again on SIGHUP.",
+)
+@runtime_dir_option
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="How much to log to standard error.",
+)
+def switch(
+    guests: tuple[str, ...], config_file: Path | None, runtime_dir: Path | None, log_level: str
+) -> None:
+    """Run a switch until SIGTERM or Ctrl-C.
+
+    Each guest's VMM connects to guests/NAME.sock in the switch's directory; `vsock qemu-args NAME`
+    prints how.
+    """
+    named = [_parse_guest(text) for text in guests]
+
+    def read() -> Config:
+        return _combined(config_file, runtime_dir, named)
+
+    config = read()
+    from vsock.switch.main import run
+
+    run(config, reload=read if config_file else None, level=log_level)
+
+
+def _parse_guest(text: str) -> GuestSpec:
+    name, equals, rest = text.partition("=")
+    cid, *groups = rest.split(",")
+    if not equals or not (cid.isascii() and cid.isdigit()):
+        raise click.BadParameter(f"{text!r} is not NAME=CID[,GROUP...]", param_hint="--guest")
+    spec = GuestSpec(name=name, cid=int(cid), groups=tuple(groups))
+    wrong = faults(spec)
+    if wrong:
+        raise click.BadParameter("; ".join(fault.reason for fault in wrong), param_hint="--guest")
+    return spec
+
+
+def _combined(file: Path | None, runtime_dir: Path | None, named: list[GuestSpec]) -> Config:
+    """The file's guests and those of the command line, which must not collide."""
+    from vsock.runtime import default_runtime_dir
+
+    if file:
+        config = load(file, runtime_dir=runtime_dir)
+    else:
+        config = Config(runtime_dir or default_runtime_dir())
+    guests = list(config.guests)
+    for spec in named:
+        taken = conflicts(spec, guests)
+        if taken:
+            reasons = "; ".join(fault.reason for fault in taken)
+            raise click.BadParameter(reasons, param_hint="--guest")
+        guests.append(spec)
+    return Config(config.runtime_dir, tuple(guests))

@@ -1,0 +1,57 @@
+"""`vsock qemu-args` and `vsock uml-args`: how a VMM finds the switch."""
+
+import shlex
+from pathlib import Path
+
+import click
+
+from vsock import vmm
+from vsock.cli.options import json_option, runtime_dir_option
+from vsock.cli.output import print_json
+from vsock.switch.client import Client
+
+__all__ = ["qemu_args", "uml_args"]
+
+_memory_option = click.option(
+    "--memory",
+    type=click.IntRange(min=64),
+    default=vmm.DEFAULT_MEMORY_MIB,
+    show_default=True,
+    metavar="MIB",
+    help="The guest's memory in MiB: it must be shared with the switch, so it is set here.",
+)
+
+
+@click.command()
+@click.argument("name")
+@_memory_option
+@json_option
+@runtime_dir_option
+def qemu_args(name: str, memory: int, as_json: bool, runtime_dir: Path | None) -> None:
+    """Print what to add to QEMU's command line for guest NAME.
+
+    qemu-system-x86_64 $(vsock qemu-args NAME) -kernel ...
+    """
+    record = Client(runtime_dir).guest(name)
+    _print_arguments(vmm.qemu_args(record.socket, record.name, memory_mib=memory), as_json)
+
+
+@click.command()
+@click.argument("name")
+@_memory_option
+@json_option
+@runtime_dir_option
+def uml_args(name: str, memory: int, as_json: bool, runtime_dir: Path | None) -> None:
+    """Print what to add to User-Mode Linux's command line for guest NAME.
+
+    linux.uml $(vsock uml-args NAME) initrd=...
+    """
+    record = Client(runtime_dir).guest(name)
+    _print_arguments(vmm.uml_args(record.socket, record.name, memory_mib=memory), as_json)
+
+
+def _print_arguments(arguments: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json(arguments)
+    else:
+        click.echo(shlex.join(arguments))
