@@ -1,0 +1,332 @@
+//! The device's end of a link: rings that a front end hands over, starts and stops.
+//!
+//! Every queue has a life of its own: it exists from [`start_ring`](DeviceLink::start_ring) to
+//! [`stop_ring`](DeviceLink::stop_ring), and while it does not, there is simply nothing inbound, or no space.
+//!
+//! **Order.** Chains are given back in the order they were popped (see [`ring`](crate::ring)). A chain that is of
+//! no use (no header fits) cannot be given back at once when older ones are still in use; it waits in `skipped`.
+//!
+//! The event queue only carries TRANSPORT_RESET. Most front ends (QEMU) keep it to themselves; User-Mode Linux
+//! hands it over.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::link::{
+    EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
+    Space, TX_QUEUE, Token, prepare_signal, signal, split_header, take_header,
+};
+use crate::memory::GuestMemory;
+use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
+use crate::slice::{self, Slice};
+
+/// A ring that runs.
+struct Queue {
+    ring: DeviceRing,
+    kick: OwnedFd,
+    call: Option<OwnedFd>,
+    /// Number of chains popped, and of chains given back: free-running.
+    popped: u16,
+    done: u16,
+    /// Chains of no use that wait for their turn: number and head.
+    skipped: VecDeque<(u16, u16)>,
+}
+
+impl Queue {
+    fn pop(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Chain>, RingError> {
+        let chain = self.ring.pop(slices)?;
+        if chain.is_some() {
+            self.popped = self.popped.wrapping_add(1);
+        }
+        Ok(chain)
+    }
+
+    /// Gives a chain back, and those of no use right behind it. Returns how many those were.
+    fn complete(&mut self, head: u16, len: u32) -> u64 {
+        self.ring.push_used(head, len);
+        self.done = self.done.wrapping_add(1);
+        self.flush_skipped()
+    }
+
+    /// The chain popped last is of no use.
+    fn skip(&mut self, head: u16) -> u64 {
+        self.skipped.push_back((self.popped.wrapping_sub(1), head));
+        self.flush_skipped()
+    }
+
+    fn flush_skipped(&mut self) -> u64 {
+        let mut count = 0;
+        while let Some(&(_, head)) = self.skipped.front().filter(|(n, _)| *n == self.done) {
+            self.skipped.pop_front();
+            self.ring.push_used(head, 0);
+            self.done = self.done.wrapping_add(1);
+            count += 1;
+        }
+        count
+    }
+
+    /// Returns the last `n` chains that were of use, and with them all that came in between.
+    fn unpop(&mut self, n: u16) {
+        let mut useful = n;
+        let mut count = 0;
+        while self.popped != self.done {
+            let newest = self.popped.wrapping_sub(1);
+            if self.skipped.back().is_some_and(|(n, _)| *n == newest) {
+                self.skipped.pop_back();
+            } else if useful > 0 {
+                useful -= 1;
+            } else {
+                break;
+            }
+            self.popped = newest;
+            count += 1;
+        }
+        self.ring.unpop(count);
+    }
+}
+
+/// The device's end of a link.
+#[derive(Default)]
+pub struct DeviceLink {
+    queues: [Option<Queue>; QUEUE_COUNT],
+    /// Where each stopped ring would go on.
+    bases: [u16; QUEUE_COUNT],
+    /// Counts the starts of rings, so that old tokens are known as such.
+    epochs: [u32; QUEUE_COUNT],
+    /// A space was wanted and there was none.
+    starved: bool,
+    stats: LinkStats,
+}
+
+impl DeviceLink {
+    /// A link whose rings are all stopped.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts (or restarts) a ring that is ready and enabled. The caller should look at it once in any case:
+    /// what was offered before does not kick.
+    ///
+    /// # Errors
+    /// The ring cannot be used as described, or there is no queue of that number (a bad size of 0). It stays
+    /// stopped then.
+    pub fn start_ring(
+        &mut self,
+        queue: usize,
+        memory: &Arc<GuestMemory>,
+        config: &RingConfig,
+        kick: OwnedFd,
+        call: Option<OwnedFd>,
+    ) -> Result<(), RingError> {
+        if queue >= QUEUE_COUNT {
+            return Err(RingError::BadSize(0));
+        }
+        self.stop_ring(queue);
+        self.bases[queue] = config.base;
+        let ring = DeviceRing::new(Arc::clone(memory), config)?;
+        let call = call.filter(|fd| prepare_signal(fd).is_ok());
+        let skipped = VecDeque::new();
+        self.queues[queue] = Some(Queue { ring, kick, call, popped: 0, done: 0, skipped });
+        self.epochs[queue] = self.epochs[queue].wrapping_add(1);
+        Ok(())
+    }
+
+    /// Stops a ring, after making visible what was completed. Returns where a successor goes on (the *base* of
+    /// GET_VRING_BASE). Chains still in use are forgotten: the driver offers them again. Harmless for a stopped ring.
+    pub fn stop_ring(&mut self, queue: usize) -> u16 {
+        if queue >= QUEUE_COUNT {
+            return 0;
+        }
+        // A signal that cannot be sent has nobody to wait for it.
+        let _ = self.publish_queue(queue);
+        if let Some(old) = self.queues[queue].take() {
+            self.bases[queue] = old.ring.next_avail();
+        }
+        self.bases[queue]
+    }
+
+    /// True while a ring runs.
+    #[must_use]
+    pub fn is_running(&self, queue: usize) -> bool {
+        self.queues.get(queue).is_some_and(Option::is_some)
+    }
+
+    /// Changes the fd on which the driver is signalled; a running ring signals at once, because a signal may have
+    /// got lost on the old one.
+    pub fn set_call(&mut self, queue: usize, call: Option<OwnedFd>) {
+        if let Some(Some(queue)) = self.queues.get_mut(queue) {
+            queue.call = call.filter(|fd| prepare_signal(fd).is_ok());
+            if let Some(call) = &queue.call {
+                self.stats.signals += 1;
+                // An fd that cannot be written will say so again at the next publish.
+                let _ = signal(call);
+            }
+        }
+    }
+
+    /// Sends an event (such as [`TRANSPORT_RESET`](crate::link::TRANSPORT_RESET)) if the front end handed over the
+    /// event queue and the driver has a buffer there; true when it was. Visible with the next publish.
+    ///
+    /// # Errors
+    /// The driver broke the rules of the event queue.
+    pub fn send_event(&mut self, id: u32) -> Result<bool, LinkError> {
+        let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return Ok(false) };
+        let mut slices = Vec::new();
+        let bytes = id.to_le_bytes();
+        while let Some(chain) = pop(queue, EVENT_QUEUE, &mut slices)? {
+            if chain.writable_len >= 4 && chain.readable_len == 0 {
+                slice::copy_in(&slices[chain.writable], &bytes);
+                queue.complete(chain.head, 4);
+                return Ok(true);
+            }
+            self.stats.skipped += queue.skip(chain.head);
+        }
+        Ok(false)
+    }
+
+    pub(crate) fn next_inbound(
+        &mut self,
+        slices: &mut Vec<Slice>,
+    ) -> Result<Option<Inbound>, LinkError> {
+        let Some(queue) = &mut self.queues[TX_QUEUE] else { return Ok(None) };
+        while let Some(chain) = pop(queue, TX_QUEUE, slices)? {
+            if chain.readable_len < HEADER_BYTES || chain.writable_len > 0 {
+                slices.truncate(chain.readable.start);
+                self.stats.skipped += queue.skip(chain.head);
+                continue;
+            }
+            let (header, payload) = take_header(slices, chain.readable);
+            let token = Token { index: chain.head, epoch: self.epochs[TX_QUEUE] };
+            let payload_len = chain.readable_len - HEADER_BYTES;
+            return Ok(Some(Inbound { header, payload, payload_len, token }));
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn finish_inbound(&mut self, token: Token) {
+        if token.epoch == self.epochs[TX_QUEUE]
+            && let Some(queue) = &mut self.queues[TX_QUEUE]
+        {
+            self.stats.skipped += queue.complete(token.index, 0);
+        }
+    }
+
+    pub(crate) fn next_space(
+        &mut self,
+        slices: &mut Vec<Slice>,
+    ) -> Result<Option<Space>, LinkError> {
+        let Some(queue) = &mut self.queues[RX_QUEUE] else { return Ok(None) };
+        while let Some(chain) = pop(queue, RX_QUEUE, slices)? {
+            if chain.writable_len < HEADER_BYTES || chain.readable_len > 0 {
+                slices.truncate(chain.readable.start);
+                self.stats.skipped += queue.skip(chain.head);
+                continue;
+            }
+            self.starved = false;
+            let (header, payload) = split_header(slices, chain.writable.start);
+            let capacity = (chain.writable_len - HEADER_BYTES).min(crate::link::MAX_PAYLOAD);
+            let token = Token { index: chain.head, epoch: self.epochs[RX_QUEUE] };
+            return Ok(Some(Space { header, payload, capacity, token }));
+        }
+        self.starved = true;
+        Ok(None)
+    }
+
+    pub(crate) fn return_spaces(&mut self, n: u16) {
+        if let Some(queue) = &mut self.queues[RX_QUEUE] {
+            queue.unpop(n);
+        }
+    }
+
+    pub(crate) fn send(
+        &mut self,
+        space: &Space,
+        slices: &[Slice],
+        header: &[u8; HEADER_LEN],
+        len: u32,
+    ) {
+        debug_assert!(len <= space.capacity, "payload larger than its space");
+        if space.token.epoch == self.epochs[RX_QUEUE]
+            && let Some(queue) = &mut self.queues[RX_QUEUE]
+        {
+            slice::copy_in(&slices[space.header.clone()], header);
+            let len = HEADER_BYTES + len.min(space.capacity);
+            self.stats.skipped += queue.complete(space.token.index, len);
+        }
+    }
+
+    pub(crate) fn publish(&mut self) -> io::Result<()> {
+        for queue in 0..QUEUE_COUNT {
+            self.publish_queue(queue)?;
+        }
+        if self.is_dead() {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
+        Ok(())
+    }
+
+    fn publish_queue(&mut self, queue: usize) -> io::Result<()> {
+        let Some(queue) = &mut self.queues[queue] else { return Ok(()) };
+        if queue.ring.publish()
+            && let Some(call) = &queue.call
+        {
+            self.stats.signals += 1;
+            signal(call)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn arm(&mut self) -> bool {
+        let mut more = false;
+        if let Some(queue) = &mut self.queues[TX_QUEUE] {
+            more |= queue.ring.enable_kicks();
+        }
+        if let Some(queue) = &mut self.queues[RX_QUEUE] {
+            if self.starved {
+                more |= queue.ring.enable_kicks();
+            } else {
+                queue.ring.disable_kicks();
+            }
+        }
+        more
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        for queue in [RX_QUEUE, TX_QUEUE] {
+            if let Some(queue) = &mut self.queues[queue] {
+                queue.ring.disable_kicks();
+            }
+        }
+    }
+
+    pub(crate) fn notify_fd(&self, queue: usize) -> Option<BorrowedFd<'_>> {
+        self.queues.get(queue)?.as_ref().map(|queue| queue.kick.as_fd())
+    }
+
+    pub(crate) fn stats(&self) -> LinkStats {
+        self.stats
+    }
+
+    /// True when the memory behind any running ring lost its backing.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.queues.iter().flatten().any(|queue| queue.ring.is_dead())
+    }
+}
+
+/// Pops from a queue; where nothing sensible comes, the cause may be memory that is gone.
+fn pop(
+    queue: &mut Queue,
+    number: usize,
+    slices: &mut Vec<Slice>,
+) -> Result<Option<Chain>, LinkError> {
+    match queue.pop(slices) {
+        Ok(Some(chain)) => Ok(Some(chain)),
+        Ok(None) if !queue.ring.is_dead() => Ok(None),
+        Err(error) if !queue.ring.is_dead() => Err(LinkError::Ring { queue: number, error }),
+        Ok(None) | Err(_) => Err(LinkError::MemoryDead),
+    }
+}

@@ -1,0 +1,312 @@
+//! The driver's end of a link: a userspace guest's memory, rings and buffers.
+//!
+//! A guest's whole memory here is one memfd, sealed so that nobody can shrink or grow it, that holds three rings
+//! and their buffers one behind the other. The vhost-user front end shows it to the device
+//! ([`region`](DriverLink::region), [`ring_config`](DriverLink::ring_config)) and brings the notification fds
+//! ([`connect`](DriverLink::connect)).
+//!
+//! Receive buffers are all offered from the start, and again as soon as their packet is finished. Transmit buffers
+//! are taken from a free list; the last freed is used first, because its memory is still in the cache.
+//!
+//! The device is not trusted; see [`ring`](crate::ring).
+
+mod plan;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::link::{
+    EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
+    Space, TX_QUEUE, Token, prepare_signal, signal, split_header, take_header,
+};
+use crate::memory::GuestMemory;
+use crate::ring::{DriverRing, RingConfig, RingError};
+use crate::slice::{self, Slice};
+pub use plan::DriverOptions;
+use plan::{Buffers, Plan};
+
+/// The memory of a userspace guest as a front end describes it to the device.
+#[derive(Debug)]
+pub struct SharedRegion<'a> {
+    /// First guest address.
+    pub guest: u64,
+    /// First user address; the ring addresses count in it.
+    pub user: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// Where the region starts in the file.
+    pub offset: u64,
+    /// The sealed memfd.
+    pub file: &'a File,
+}
+
+/// One of our rings, its buffers and notification fds.
+struct Queue {
+    ring: DriverRing,
+    buffers: Buffers,
+    /// The buffer of each chain in flight, by head.
+    by_head: Vec<u16>,
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+}
+
+impl Queue {
+    fn new(
+        memory: &Arc<GuestMemory>,
+        config: &RingConfig,
+        buffers: Buffers,
+    ) -> Result<Self, RingError> {
+        let ring = DriverRing::new(Arc::clone(memory), config)?;
+        let by_head = vec![0; usize::from(config.size)];
+        Ok(Self { ring, buffers, by_head, kick: None, call: None })
+    }
+
+    /// Offers the first `len` bytes of a buffer. The ring has descriptors for all buffers, so it always fits.
+    fn offer(&mut self, buffer: u16, len: u32, device_writes: bool) {
+        let (parts, count) = self.buffers.parts(buffer, len);
+        let parts = &parts[..count];
+        let added =
+            if device_writes { self.ring.add(&[], parts) } else { self.ring.add(parts, &[]) };
+        debug_assert!(added.is_ok(), "one chain per buffer");
+        if let Ok(head) = added {
+            self.by_head[usize::from(head)] = buffer;
+        }
+    }
+
+    /// The next buffer that the device is done with, and how many bytes it wrote.
+    fn take(&mut self) -> Result<Option<(u16, u32)>, RingError> {
+        let used = self.ring.pop_used()?;
+        Ok(used.map(|(head, len)| (self.by_head[usize::from(head)], len)))
+    }
+}
+
+/// The driver's end of a link.
+pub struct DriverLink {
+    memory: Arc<GuestMemory>,
+    file: File,
+    plan: Plan,
+    queues: [Queue; QUEUE_COUNT],
+    /// Transmit buffers that nobody uses.
+    free: Vec<u16>,
+    /// Transmit buffers handed out as spaces, oldest first.
+    reserved: VecDeque<u16>,
+    /// A space was wanted and there was none.
+    starved: bool,
+    stats: LinkStats,
+}
+
+impl DriverLink {
+    /// Makes memory, rings and buffers, and offers all receive and event buffers.
+    ///
+    /// # Errors
+    /// The options ask for more buffers than a queue can have, or the kernel refuses the memory.
+    pub fn new(options: &DriverOptions) -> io::Result<Self> {
+        let plan = Plan::new(options)?;
+        let (file, memory) = plan.allocate()?;
+        let memory = Arc::new(memory);
+        let queue = |number: usize| {
+            Queue::new(&memory, &plan.rings[number], plan.buffers[number].clone())
+                .map_err(io::Error::other)
+        };
+        let mut queues = [queue(RX_QUEUE)?, queue(TX_QUEUE)?, queue(EVENT_QUEUE)?];
+        for queue in [RX_QUEUE, EVENT_QUEUE] {
+            let queue = &mut queues[queue];
+            for buffer in 0..queue.buffers.count {
+                queue.offer(buffer, queue.buffers.len, true);
+            }
+            // Nobody is there to be kicked yet: `connect` does it.
+            queue.ring.publish();
+        }
+        let tx_count = queues[TX_QUEUE].buffers.count;
+        let free = (0..tx_count).rev().collect();
+        let reserved = VecDeque::with_capacity(tx_count.into());
+        let stats = LinkStats::default();
+        Ok(Self { memory, file, plan, queues, free, reserved, starved: false, stats })
+    }
+
+    /// The memory to show to the device.
+    #[must_use]
+    pub fn region(&self) -> SharedRegion<'_> {
+        let (guest, len) = (plan::BASE, self.plan.len);
+        SharedRegion { guest, user: guest, len, offset: 0, file: &self.file }
+    }
+
+    /// Where a ring is. Its addresses are guest addresses, which are the user addresses too.
+    #[must_use]
+    pub fn ring_config(&self, queue: usize) -> Option<RingConfig> {
+        self.plan.rings.get(queue).copied()
+    }
+
+    /// Tells what was negotiated; only before the device starts the rings.
+    pub fn set_event_idx(&mut self, event_idx: bool) {
+        for (queue, config) in self.queues.iter_mut().zip(&mut self.plan.rings) {
+            queue.ring.set_event_idx(event_idx);
+            config.event_idx = event_idx;
+        }
+    }
+
+    /// Brings the fds of a queue: `kick` signals the device, `call` is signalled by it. The device is kicked at
+    /// once, as there may be buffers already. A queue that does not exist is ignored.
+    ///
+    /// # Errors
+    /// The kick cannot be written.
+    pub fn connect(&mut self, queue: usize, kick: OwnedFd, call: OwnedFd) -> io::Result<()> {
+        if let Some(queue) = self.queues.get_mut(queue) {
+            prepare_signal(&kick)?;
+            self.stats.signals += 1;
+            signal(&kick)?;
+            queue.kick = Some(kick);
+            queue.call = Some(call);
+        }
+        Ok(())
+    }
+
+    /// The next event from the device, if any; its buffer is offered again.
+    ///
+    /// # Errors
+    /// The device broke the rules of the event queue.
+    pub fn next_event(&mut self) -> Result<Option<u32>, LinkError> {
+        let queue = &mut self.queues[EVENT_QUEUE];
+        let taken = queue.take().map_err(|error| LinkError::Ring { queue: EVENT_QUEUE, error })?;
+        let Some((buffer, len)) = taken else { return Ok(None) };
+        let mut id = [0; 4];
+        let mut pieces = Vec::new();
+        // Our own memory: the address is there.
+        if self.memory.slice(queue.buffers.address(buffer), 4, &mut pieces).is_ok() {
+            slice::copy_out(&pieces, &mut id);
+        }
+        queue.offer(buffer, queue.buffers.len, true);
+        if len < 4 {
+            self.stats.skipped += 1;
+            return Ok(None);
+        }
+        Ok(Some(u32::from_le_bytes(id)))
+    }
+
+    pub(crate) fn next_inbound(
+        &mut self,
+        slices: &mut Vec<Slice>,
+    ) -> Result<Option<Inbound>, LinkError> {
+        let queue = &mut self.queues[RX_QUEUE];
+        let ring_error = |error| LinkError::Ring { queue: RX_QUEUE, error };
+        while let Some((buffer, len)) = queue.take().map_err(ring_error)? {
+            if len < HEADER_BYTES {
+                queue.offer(buffer, queue.buffers.len, true);
+                self.stats.skipped += 1;
+                continue;
+            }
+            let start = slices.len();
+            self.memory
+                .slice(queue.buffers.address(buffer), len, slices)
+                .map_err(|outside| ring_error(outside.into()))?;
+            let end = slices.len();
+            let (header, payload) = take_header(slices, start..end);
+            let token = Token { index: buffer, epoch: 0 };
+            return Ok(Some(Inbound { header, payload, payload_len: len - HEADER_BYTES, token }));
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn finish_inbound(&mut self, token: Token) {
+        let queue = &mut self.queues[RX_QUEUE];
+        queue.offer(token.index, queue.buffers.len, true);
+    }
+
+    pub(crate) fn next_space(
+        &mut self,
+        slices: &mut Vec<Slice>,
+    ) -> Result<Option<Space>, LinkError> {
+        if self.free.is_empty() {
+            self.reclaim()?;
+        }
+        let Some(buffer) = self.free.pop() else {
+            self.starved = true;
+            return Ok(None);
+        };
+        self.starved = false;
+        self.reserved.push_back(buffer);
+        let start = slices.len();
+        let buffers = &self.queues[TX_QUEUE].buffers;
+        self.memory
+            .slice(buffers.address(buffer), buffers.len, slices)
+            .map_err(|outside| LinkError::Ring { queue: TX_QUEUE, error: outside.into() })?;
+        let capacity = buffers.len - HEADER_BYTES;
+        let (header, payload) = split_header(slices, start);
+        let token = Token { index: buffer, epoch: 0 };
+        Ok(Some(Space { header, payload, capacity, token }))
+    }
+
+    /// Takes back the transmit buffers that the device is done with.
+    fn reclaim(&mut self) -> Result<(), LinkError> {
+        let queue = &mut self.queues[TX_QUEUE];
+        let ring_error = |error| LinkError::Ring { queue: TX_QUEUE, error };
+        while let Some((buffer, _)) = queue.take().map_err(ring_error)? {
+            self.free.push(buffer);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn return_spaces(&mut self, n: u16) {
+        for _ in 0..n {
+            if let Some(buffer) = self.reserved.pop_back() {
+                self.free.push(buffer);
+            }
+        }
+    }
+
+    pub(crate) fn send(
+        &mut self,
+        space: &Space,
+        slices: &[Slice],
+        header: &[u8; HEADER_LEN],
+        len: u32,
+    ) {
+        debug_assert!(len <= space.capacity, "payload larger than its space");
+        let sent = self.reserved.pop_front();
+        debug_assert_eq!(sent, Some(space.token.index), "spaces are sent in the order reserved");
+        slice::copy_in(&slices[space.header.clone()], header);
+        let len = HEADER_BYTES + len.min(space.capacity);
+        self.queues[TX_QUEUE].offer(space.token.index, len, false);
+    }
+
+    pub(crate) fn publish(&mut self) -> io::Result<()> {
+        for queue in &mut self.queues {
+            if queue.ring.publish()
+                && let Some(kick) = &queue.kick
+            {
+                self.stats.signals += 1;
+                signal(kick)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn arm(&mut self) -> bool {
+        let mut more = self.queues[RX_QUEUE].ring.enable_calls();
+        self.queues[EVENT_QUEUE].ring.enable_calls();
+        let tx = &mut self.queues[TX_QUEUE].ring;
+        if self.starved {
+            more |= tx.enable_calls();
+        } else {
+            tx.disable_calls();
+        }
+        more
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        for queue in [RX_QUEUE, TX_QUEUE] {
+            self.queues[queue].ring.disable_calls();
+        }
+    }
+
+    pub(crate) fn notify_fd(&self, queue: usize) -> Option<BorrowedFd<'_>> {
+        self.queues.get(queue)?.call.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn stats(&self) -> LinkStats {
+        self.stats
+    }
+}

@@ -1,0 +1,249 @@
+//! The packet path between one node and the other side of its rings, device or driver.
+//!
+//! Both ends of a virtio-vsock link do the same four things, and only differ in who owns the buffers:
+//!
+//! | | as device | as driver |
+//! | --- | --- | --- |
+//! | inbound packet | a chain of the tx queue | a used buffer of the rx queue |
+//! | done with it | chain given back, length 0 | buffer offered again |
+//! | space for an outbound packet | a chain of the rx queue | a free buffer of our own |
+//! | send | chain given back, length 44 + payload | buffer offered in the tx queue |
+//!
+//! So [`Link`] has one set of methods, and nothing above it asks which kind it is. All methods only touch memory;
+//! nothing is visible to the other side and no signal is sent before [`publish`](Link::publish), once per batch.
+//!
+//! Pieces of packets are appended to a scratch list of the caller and named by ranges in it; the list is cleared
+//! by the caller between batches. The 44 header bytes are copied once, before anything is decided on them.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::OFlags;
+
+use crate::device::DeviceLink;
+use crate::driver::DriverLink;
+use crate::ring::RingError;
+use crate::slice::{self, Slice};
+
+/// Queue index of the receive queue: packets from device to driver.
+pub const RX_QUEUE: usize = 0;
+/// Queue index of the transmit queue: packets from driver to device.
+pub const TX_QUEUE: usize = 1;
+/// Queue index of the event queue: events from device to driver.
+pub const EVENT_QUEUE: usize = 2;
+/// Number of queues of a vsock device.
+pub const QUEUE_COUNT: usize = 3;
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: all connections are gone, and the CID may have changed.
+pub const TRANSPORT_RESET: u32 = 0;
+
+/// Bytes of a packet header.
+pub(crate) const HEADER_LEN: usize = 44;
+/// The same as a number of the ring.
+pub(crate) const HEADER_BYTES: u32 = 44;
+/// The most payload in one packet that Linux takes.
+pub(crate) const MAX_PAYLOAD: u32 = 65536;
+
+/// What a link knows its own packets by; stale ones are recognised and ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// Head of the chain (device) or number of the buffer (driver).
+    pub(crate) index: u16,
+    /// Counts the starts of the ring.
+    pub(crate) epoch: u32,
+}
+
+/// A packet from the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbound {
+    /// The header, copied.
+    pub header: [u8; HEADER_LEN],
+    /// The pieces behind the header, in the list given to [`Link::next_inbound`].
+    pub payload: Range<usize>,
+    /// Bytes in these pieces: what the header claims must not be more (it may be less).
+    pub payload_len: u32,
+    /// For [`Link::finish_inbound`].
+    pub token: Token,
+}
+
+/// Room for one packet to the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Space {
+    /// The pieces for exactly the header, in the list given to [`Link::next_space`].
+    pub header: Range<usize>,
+    /// The pieces for the payload.
+    pub payload: Range<usize>,
+    /// Bytes in the payload pieces, at most 65536; 0 when only a header fits.
+    pub capacity: u32,
+    /// What the link knows it by.
+    pub token: Token,
+}
+
+/// Why a link cannot go on: the attachment must be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The other side broke the rules of a ring.
+    #[error("queue {queue}: {error}")]
+    Ring {
+        /// Which queue.
+        queue: usize,
+        /// What was wrong.
+        error: RingError,
+    },
+    /// The memory behind the rings or buffers lost its backing.
+    #[error("guest memory is not backed by its file any more")]
+    MemoryDead,
+}
+
+/// What a link counted since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkStats {
+    /// Chains or buffers completed without a look, because no header fits or they have parts that the other side
+    /// must not offer there.
+    pub skipped: u64,
+    /// Signals (kicks or calls) sent.
+    pub signals: u64,
+}
+
+/// One side of a virtio-vsock link.
+#[allow(clippy::large_enum_variant)] // there is one per guest, and it never moves
+pub enum Link {
+    /// We are the device: a guest's front end gave us its rings.
+    Device(DeviceLink),
+    /// We are the driver: the rings are ours.
+    Driver(DriverLink),
+}
+
+/// Hands a call on to whichever kind it is.
+macro_rules! either {
+    ($link:expr, $inner:ident => $call:expr) => {
+        match $link {
+            Link::Device($inner) => $call,
+            Link::Driver($inner) => $call,
+        }
+    };
+}
+
+impl Link {
+    /// The next packet from the other side; its payload pieces are appended to `slices`. `None` when there is
+    /// none (or the ring is stopped). Chains that cannot hold a header are completed and counted on the way.
+    ///
+    /// # Errors
+    /// The other side broke the rules, or its memory is gone.
+    #[inline]
+    pub fn next_inbound(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Inbound>, LinkError> {
+        either!(self, link => link.next_inbound(slices))
+    }
+
+    /// We are done with an inbound packet. Call in the order the packets came.
+    #[inline]
+    pub fn finish_inbound(&mut self, token: Token) {
+        either!(self, link => link.finish_inbound(token));
+    }
+
+    /// Reserves room for the next outbound packet; its pieces are appended to `slices`. `None` when there is
+    /// none now; the next [`arm`](Self::arm) then also asks to be told of new room.
+    ///
+    /// # Errors
+    /// The other side broke the rules, or its memory is gone.
+    #[inline]
+    pub fn next_space(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Space>, LinkError> {
+        either!(self, link => link.next_space(slices))
+    }
+
+    /// Gives the last `n` reserved spaces back unused.
+    pub fn return_spaces(&mut self, n: u16) {
+        either!(self, link => link.return_spaces(n));
+    }
+
+    /// Sends the packet in a space, whose payload (`len` bytes, at most its capacity) is already written. Call in
+    /// the order the spaces were reserved. `slices` is the list that was given to [`next_space`](Self::next_space).
+    #[inline]
+    pub fn send(&mut self, space: &Space, slices: &[Slice], header: &[u8; HEADER_LEN], len: u32) {
+        either!(self, link => link.send(space, slices, header, len));
+    }
+
+    /// Makes everything finished and sent since the last time visible, and signals the other side where it asked
+    /// for it.
+    ///
+    /// # Errors
+    /// The signal could not be written (its reader is gone), or EFAULT: the memory is gone.
+    pub fn publish(&mut self) -> io::Result<()> {
+        either!(self, link => link.publish())
+    }
+
+    /// Asks for signals when there is something inbound, and (after a failed [`next_space`](Self::next_space))
+    /// when there is room again. True when there is already: do not sleep.
+    pub fn arm(&mut self) -> bool {
+        either!(self, link => link.arm())
+    }
+
+    /// Asks for no signals while we look at the rings anyway.
+    pub fn disarm(&mut self) {
+        either!(self, link => link.disarm());
+    }
+
+    /// The fd that the other side signals for this queue: to be watched edge-triggered, never read. It changes
+    /// with every start of the ring.
+    #[must_use]
+    pub fn notify_fd(&self, queue: usize) -> Option<BorrowedFd<'_>> {
+        either!(self, link => link.notify_fd(queue))
+    }
+
+    /// The fds of all queues that run.
+    #[must_use]
+    pub fn notify_fds(&self) -> Vec<BorrowedFd<'_>> {
+        (0..QUEUE_COUNT).filter_map(|queue| self.notify_fd(queue)).collect()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> LinkStats {
+        either!(self, link => link.stats())
+    }
+}
+
+/// Copies the header out of the pieces in `range`; returns it and the range behind it.
+pub(crate) fn take_header(
+    slices: &mut [Slice],
+    range: Range<usize>,
+) -> ([u8; HEADER_LEN], Range<usize>) {
+    let mut header = [0; HEADER_LEN];
+    slice::copy_out(&slices[range.clone()], &mut header);
+    (header, slice::advance(slices, range, HEADER_LEN))
+}
+
+/// Splits the pieces from `start` to the end of the list behind the header; at least a header must fit. The
+/// payload is cut to what one packet may have.
+pub(crate) fn split_header(slices: &mut Vec<Slice>, start: usize) -> (Range<usize>, Range<usize>) {
+    let mut left = HEADER_LEN;
+    let mut middle = start;
+    while left > 0 && middle < slices.len() {
+        let (part, rest) = slices[middle].split_at(left);
+        left -= part.len();
+        if !rest.is_empty() {
+            slices[middle] = part;
+            slices.insert(middle + 1, rest);
+        }
+        middle += 1;
+    }
+    let end = slices.len();
+    let payload = slice::truncate(slices, middle..end, MAX_PAYLOAD as usize);
+    slices.truncate(payload.end);
+    (start..middle, payload)
+}
+
+/// Makes an fd to signal on safe to write: a full pipe or counter must not stop us.
+pub(crate) fn prepare_signal(fd: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
+}
+
+/// Signals on an eventfd (or a pipe, as User-Mode Linux has). One that is full has a signal waiting already.
+pub(crate) fn signal(fd: &OwnedFd) -> io::Result<()> {
+    match rustix::io::write(fd.as_fd(), &1_u64.to_ne_bytes()) {
+        Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,315 @@
+//! Guest memory: a table of mapped regions, and the only translation from guest addresses to pointers.
+//!
+//! A front end shares its guest's memory as files (memfd, hugetlbfs, tmpfs) with an address range each. Every
+//! region is checked against its real file before it is mapped, mapped between guard pages, kept out of core
+//! dumps and put under the care of [`sigbus`](crate::sigbus). A table never changes: adding or removing a
+//! region makes a new table that shares the mappings of the old one, so that rings which still hold the old
+//! table stay valid until the worker has let go of it. A mapping is unmapped when its last table goes.
+//!
+//! Three kinds of address meet here: *guest* addresses (in descriptors), the front end's *user* addresses (in
+//! SET_VRING_ADDR), and our own pointers, which leave this module only inside a [`Slice`].
+
+mod mapping;
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::slice::Slice;
+use mapping::Mapping;
+
+/// The most regions of one guest (what QEMU and the kernel's vhost agree on for memory slots).
+pub const MAX_REGIONS: usize = 509;
+
+/// One region as the front end describes it.
+#[derive(Debug)]
+pub struct Region {
+    /// First guest address.
+    pub guest: u64,
+    /// First address in the front end's own address space.
+    pub user: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// Where the region starts in `file`.
+    pub offset: u64,
+    /// The memory itself.
+    pub file: File,
+}
+
+/// What to do with memory whose file its owner can still shrink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryPolicy {
+    /// Refuse files that are not sealed against shrinking.
+    RequireSeals,
+    /// Map it and remember (see [`GuestMemory::is_sealed`]); SIGBUS is survived anyway.
+    #[default]
+    RecordSeals,
+}
+
+/// Why a memory table was refused: always the front end's fault, but for `Map`.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// More regions than [`MAX_REGIONS`].
+    #[error("more than {MAX_REGIONS} memory regions")]
+    TooManyRegions,
+    /// A region without a byte.
+    #[error("memory region at guest address {guest:#x} is empty")]
+    Empty {
+        /// Its guest address.
+        guest: u64,
+    },
+    /// Addresses or offsets of the region pass the end of 64 bits.
+    #[error("memory region at guest address {guest:#x} wraps around")]
+    Overflow {
+        /// Its guest address.
+        guest: u64,
+    },
+    /// Two regions claim the same guest or user addresses.
+    #[error("memory region at guest address {guest:#x} overlaps another")]
+    Overlap {
+        /// The guest address of the later one.
+        guest: u64,
+    },
+    /// The file is no file with a size (a socket, a pipe, a device).
+    #[error("memory region at guest address {guest:#x} is not backed by a regular file")]
+    NotAFile {
+        /// Its guest address.
+        guest: u64,
+    },
+    /// The region ends past the end of its file.
+    #[error("memory region at guest address {guest:#x} needs {need} bytes of a file of {size}")]
+    FileTooSmall {
+        /// Its guest address.
+        guest: u64,
+        /// Offset plus length.
+        need: u64,
+        /// What the file has.
+        size: u64,
+    },
+    /// The policy wants seals and the file has none against shrinking.
+    #[error("memory region at guest address {guest:#x} is not sealed against shrinking")]
+    Unsealed {
+        /// Its guest address.
+        guest: u64,
+    },
+    /// Removal of a region that is not there.
+    #[error("no memory region at guest address {guest:#x} with that length and user address")]
+    Unknown {
+        /// The guest address that was named.
+        guest: u64,
+    },
+    /// The kernel refused to map it.
+    #[error("memory region cannot be mapped: {0}")]
+    Map(#[from] io::Error),
+}
+
+/// Addresses that are not (all) guest memory, or not usable as asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes at guest address {guest:#x} are outside guest memory")]
+pub struct OutsideMemory {
+    /// First guest address asked for.
+    pub guest: u64,
+    /// How many bytes.
+    pub len: u64,
+}
+
+/// A region in the table.
+#[derive(Debug, Clone)]
+struct Entry {
+    guest: u64,
+    user: u64,
+    len: u64,
+    mapping: Arc<Mapping>,
+}
+
+impl Entry {
+    /// How far into the region a guest address is.
+    fn offset(&self, guest: u64) -> Option<u64> {
+        guest.checked_sub(self.guest).filter(|offset| *offset < self.len)
+    }
+
+    /// The piece at `offset`, cut at the end of the region.
+    fn piece(&self, offset: u64, len: u64) -> Slice {
+        let len = len.min(self.len - offset);
+        self.mapping.slice(offset, len)
+    }
+}
+
+/// The memory of one guest at one time.
+#[derive(Debug)]
+pub struct GuestMemory {
+    /// Sorted by guest address, not overlapping.
+    entries: Vec<Entry>,
+    /// The entry that answered last: most descriptors lie in the same region as the one before.
+    last: AtomicUsize,
+}
+
+impl GuestMemory {
+    /// Checks and maps all regions.
+    ///
+    /// # Errors
+    /// The first region that is wrong; nothing stays mapped then.
+    pub fn map(regions: Vec<Region>, policy: MemoryPolicy) -> Result<Self, MemoryError> {
+        if regions.len() > MAX_REGIONS {
+            return Err(MemoryError::TooManyRegions);
+        }
+        let mut memory = Self { entries: Vec::new(), last: AtomicUsize::new(0) };
+        for region in regions {
+            memory.insert(region, policy)?;
+        }
+        Ok(memory)
+    }
+
+    /// A table with one more region, sharing the mappings of this one.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn with_region_added(
+        &self,
+        region: Region,
+        policy: MemoryPolicy,
+    ) -> Result<Self, MemoryError> {
+        let mut memory = self.share();
+        memory.insert(region, policy)?;
+        Ok(memory)
+    }
+
+    /// A table without the region that has exactly these addresses and this length.
+    ///
+    /// # Errors
+    /// There is no such region.
+    pub fn with_region_removed(
+        &self,
+        guest: u64,
+        user: u64,
+        len: u64,
+    ) -> Result<Self, MemoryError> {
+        let mut memory = self.share();
+        memory.entries.retain(|e| (e.guest, e.user, e.len) != (guest, user, len));
+        if memory.entries.len() == self.entries.len() {
+            return Err(MemoryError::Unknown { guest });
+        }
+        Ok(memory)
+    }
+
+    fn share(&self) -> Self {
+        Self { entries: self.entries.clone(), last: AtomicUsize::new(0) }
+    }
+
+    fn insert(&mut self, region: Region, policy: MemoryPolicy) -> Result<(), MemoryError> {
+        let Region { guest, user, len, offset, file } = region;
+        if self.entries.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooManyRegions);
+        }
+        if len == 0 {
+            return Err(MemoryError::Empty { guest });
+        }
+        let wraps = [guest, user, offset].iter().any(|start| start.checked_add(len).is_none());
+        if wraps {
+            return Err(MemoryError::Overflow { guest });
+        }
+        let meet = |a: u64, b: u64, b_len: u64| a < b + b_len && b < a + len;
+        if self.entries.iter().any(|e| meet(guest, e.guest, e.len) || meet(user, e.user, e.len)) {
+            return Err(MemoryError::Overlap { guest });
+        }
+        let mapping = Arc::new(Mapping::new(guest, &file, offset, len, policy)?);
+        let place = self.entries.partition_point(|e| e.guest < guest);
+        self.entries.insert(place, Entry { guest, user, len, mapping });
+        Ok(())
+    }
+
+    /// The entry that holds a guest address, by position.
+    fn find(&self, guest: u64) -> Option<(usize, u64)> {
+        let last = self.last.load(Ordering::Relaxed);
+        if let Some(offset) = self.entries.get(last).and_then(|e| e.offset(guest)) {
+            return Some((last, offset));
+        }
+        let position = self.entries.partition_point(|e| e.guest <= guest).checked_sub(1)?;
+        let offset = self.entries.get(position)?.offset(guest)?;
+        self.last.store(position, Ordering::Relaxed);
+        Some((position, offset))
+    }
+
+    /// Appends the pieces that hold `len` bytes at a guest address to `out`, split where regions meet. No
+    /// bytes are no pieces.
+    ///
+    /// # Errors
+    /// A byte of it is not guest memory; `out` is then as before.
+    pub fn slice(&self, guest: u64, len: u32, out: &mut Vec<Slice>) -> Result<(), OutsideMemory> {
+        let outside = OutsideMemory { guest, len: len.into() };
+        let mut left = u64::from(len);
+        if left == 0 {
+            return Ok(());
+        }
+        let (mut position, mut offset) = self.find(guest).ok_or(outside)?;
+        let before = out.len();
+        loop {
+            let Some(entry) = self.entries.get(position) else {
+                out.truncate(before);
+                return Err(outside);
+            };
+            let piece = entry.piece(offset, left);
+            out.push(piece);
+            left -= piece.len() as u64;
+            if left == 0 {
+                return Ok(());
+            }
+            // The next region must start exactly where this one ends.
+            let end = entry.guest + entry.len;
+            position += 1;
+            offset = 0;
+            if self.entries.get(position).is_none_or(|next| next.guest != end) {
+                out.truncate(before);
+                return Err(outside);
+            }
+        }
+    }
+
+    /// The one piece that holds `len` bytes at a guest address, all in one region and with our pointer aligned
+    /// to `align`: what a ring needs.
+    ///
+    /// # Errors
+    /// It is not guest memory, crosses a border of regions, or is not aligned.
+    pub fn pin(&self, guest: u64, len: u64, align: usize) -> Result<Slice, OutsideMemory> {
+        let outside = OutsideMemory { guest, len };
+        let (position, offset) = self.find(guest).ok_or(outside)?;
+        let piece = self.entries.get(position).ok_or(outside)?.piece(offset, len);
+        let aligned = piece.as_ptr().addr().is_multiple_of(align);
+        if piece.len() as u64 == len && aligned { Ok(piece) } else { Err(outside) }
+    }
+
+    /// The guest address that the front end knows by this address of its own.
+    #[must_use]
+    pub fn user_to_guest(&self, user: u64) -> Option<u64> {
+        self.entries.iter().find_map(|e| {
+            let offset = user.checked_sub(e.user).filter(|offset| *offset < e.len)?;
+            Some(e.guest + offset)
+        })
+    }
+
+    /// True once any region was found without its backing. The attachment must be ended: what was read may be
+    /// zeros, what was written is lost.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.entries.iter().any(|e| e.mapping.is_dead())
+    }
+
+    /// True when no region's file can be shrunk under us.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.entries.iter().all(|e| e.mapping.is_sealed())
+    }
+
+    /// How many regions there are.
+    #[must_use]
+    pub fn region_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Number of bytes in all regions.
+    #[must_use]
+    pub fn total_len(&self) -> u64 {
+        self.entries.iter().map(|e| e.len).fold(0, u64::saturating_add)
+    }
+}

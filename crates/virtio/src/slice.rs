@@ -1,0 +1,304 @@
+//! A piece of guest memory: a pointer that never travels without its length.
+//!
+//! Guest memory is written by the guest while we look at it, so a `&[u8]` to it would be a lie to the
+//! compiler. All access goes through [`Slice`], which can only be copied from, copied to, or handed to a
+//! vectored system call. Whoever copies out of a slice decides on the copy, never on the slice: a second look
+//! may see other bytes.
+//!
+//! **Lifetime rule.** Slices have no lifetime parameter because they live in scratch vectors that are used
+//! again for every batch. A slice is good as long as the [`GuestMemory`](crate::memory::GuestMemory) it was
+//! taken from; rings hold that table, so a slice from a ring must not be kept past the batch (and with it
+//! past the stopping of the ring or a change of the memory table, which happen between batches).
+//!
+//! **Faults.** When a front end shrinks the file behind its memory, a copy takes SIGBUS and continues on zero
+//! pages (see [`sigbus`](crate::sigbus)); a system call reports EFAULT, which the helpers here turn into
+//! [`TransferError::MemoryDead`].
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{Ordering, compiler_fence};
+
+/// The most pieces that one vectored system call takes (`IOV_MAX` of Linux).
+const MAX_VECTOR: usize = 1024;
+
+/// A piece of guest memory: pointer and length, laid out as the `iovec` of readv(2).
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Slice(libc::iovec);
+
+// SAFETY: a slice names memory shared with another process anyway; nothing about it is bound to a thread,
+// and all access through it is by copies that tolerate concurrent change.
+unsafe impl Send for Slice {}
+
+impl Slice {
+    /// Names `len` bytes at `start`.
+    ///
+    /// # Safety
+    /// The bytes must stay mapped readable and writable for as long as the slice is used, and no Rust
+    /// reference to them may exist.
+    pub(crate) const unsafe fn new(start: *mut u8, len: usize) -> Self {
+        Self(libc::iovec { iov_base: start.cast(), iov_len: len })
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// True when there are no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the bytes are, for the ring engine.
+    pub(crate) const fn as_ptr(&self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
+    /// Copies the first bytes out into `to`; returns how many (the shorter of both).
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        let len = self.len().min(to.len());
+        // SAFETY: `len` bytes are mapped at our pointer (type invariant) and `to` is ordinary memory of ours
+        // which cannot overlap a shared mapping that no reference points into.
+        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), to.as_mut_ptr(), len) };
+        // The copy is now what decisions are made on: the compiler must not load the original again.
+        compiler_fence(Ordering::SeqCst);
+        len
+    }
+
+    /// Copies `from` to the start of the slice; returns how many bytes (the shorter of both).
+    pub fn copy_from(&self, from: &[u8]) -> usize {
+        let len = self.len().min(from.len());
+        // SAFETY: as in `copy_to`, in the other direction.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.as_ptr(), len) };
+        len
+    }
+
+    /// Two slices: the first `at` bytes (at most all of them), and the rest.
+    #[must_use]
+    pub fn split_at(&self, at: usize) -> (Self, Self) {
+        let at = at.min(self.len());
+        // SAFETY: both parts lie inside this slice.
+        unsafe { (Self::new(self.as_ptr(), at), Self::new(self.as_ptr().add(at), self.len() - at)) }
+    }
+
+    /// Drops the first `n` bytes (at most all of them).
+    pub fn advance(&mut self, n: usize) {
+        *self = self.split_at(n).1;
+    }
+
+    /// Keeps only the first `n` bytes.
+    pub fn truncate(&mut self, n: usize) {
+        *self = self.split_at(n).0;
+    }
+}
+
+impl std::fmt::Debug for Slice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slice({:p}, {})", self.as_ptr(), self.len())
+    }
+}
+
+/// Number of bytes in all pieces.
+#[must_use]
+pub fn total(pieces: &[Slice]) -> usize {
+    pieces.iter().map(Slice::len).sum()
+}
+
+/// Copies guest memory into `to` until one side ends; returns how many bytes.
+pub fn copy_out(pieces: &[Slice], to: &mut [u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        if done == to.len() {
+            break;
+        }
+        done += piece.copy_to(&mut to[done..]);
+    }
+    done
+}
+
+/// Copies `from` into guest memory until one side ends; returns how many bytes.
+pub fn copy_in(pieces: &[Slice], from: &[u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        if done == from.len() {
+            break;
+        }
+        done += piece.copy_from(&from[done..]);
+    }
+    done
+}
+
+/// Copies guest memory to guest memory until one side ends, with one memory copy per overlap of pieces;
+/// returns how many bytes. Pieces may overlap each other: a guest that offers such buffers gets what it asks for.
+pub fn copy(to: &[Slice], from: &[Slice]) -> usize {
+    let mut done = 0;
+    let mut targets = to.iter().copied();
+    let mut target = targets.next();
+    for source in from {
+        let mut source = *source;
+        while !source.is_empty() {
+            let Some(room) = target.as_mut() else { return done };
+            let len = room.len().min(source.len());
+            // SAFETY: `len` bytes are mapped at both pointers (type invariant); `copy` allows overlap.
+            unsafe { std::ptr::copy(source.as_ptr(), room.as_ptr(), len) };
+            done += len;
+            source.advance(len);
+            room.advance(len);
+            if room.is_empty() {
+                target = targets.next();
+            }
+        }
+    }
+    done
+}
+
+/// Shortens the pieces in `range` to `len` bytes in all; returns the range of those that are left.
+pub fn truncate(pieces: &mut [Slice], range: Range<usize>, len: usize) -> Range<usize> {
+    let mut left = len;
+    for index in range.clone() {
+        if left == 0 {
+            return range.start..index;
+        }
+        pieces[index].truncate(left);
+        left -= pieces[index].len();
+    }
+    range
+}
+
+/// Drops the first `n` bytes of the pieces in `range`; returns the range of those that are left.
+pub fn advance(pieces: &mut [Slice], range: Range<usize>, n: usize) -> Range<usize> {
+    let mut left = n;
+    for index in range.clone() {
+        let len = pieces[index].len();
+        if left < len {
+            pieces[index].advance(left);
+            return index..range.end;
+        }
+        left -= len;
+    }
+    range.end..range.end
+}
+
+/// Why a transfer between an fd and guest memory moved nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The memory is no longer backed by its file (EFAULT): the front end broke its promise.
+    #[error("guest memory is not backed by its file any more")]
+    MemoryDead,
+    /// The fd said no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl TransferError {
+    /// True when the fd has nothing to give or no room now.
+    #[must_use]
+    pub fn is_would_block(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// The result of a system call as bytes moved; EINTR is left to `retry`.
+fn transferred(result: isize) -> Result<usize, TransferError> {
+    usize::try_from(result).map_err(|_| {
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::EFAULT) {
+            TransferError::MemoryDead
+        } else {
+            error.into()
+        }
+    })
+}
+
+/// Repeats a system call that a signal interrupted.
+fn retry(mut call: impl FnMut() -> isize) -> Result<usize, TransferError> {
+    loop {
+        match transferred(call()) {
+            Err(TransferError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// The pieces as a vector for the kernel, and how many it may be told of at once.
+fn vector(pieces: &[Slice]) -> (*const libc::iovec, libc::c_int) {
+    let count = pieces.len().min(MAX_VECTOR);
+    // `Slice` is a transparent `iovec`, so a run of them is the vector that the kernel wants.
+    (pieces.as_ptr().cast(), libc::c_int::try_from(count).unwrap_or(0))
+}
+
+/// readv(2) into guest memory (at most the first 1024 pieces). 0 is end of file.
+///
+/// # Errors
+/// What readv says; EFAULT as [`TransferError::MemoryDead`].
+pub fn readv(fd: BorrowedFd<'_>, pieces: &[Slice]) -> Result<usize, TransferError> {
+    let (pointer, count) = vector(pieces);
+    // SAFETY: the vector names mapped guest memory (type invariant of `Slice`); the kernel checks every access.
+    retry(|| unsafe { libc::readv(fd.as_raw_fd(), pointer, count) })
+}
+
+/// writev(2) from guest memory (at most the first 1024 pieces).
+///
+/// # Errors
+/// What writev says; EFAULT as [`TransferError::MemoryDead`].
+pub fn writev(fd: BorrowedFd<'_>, pieces: &[Slice]) -> Result<usize, TransferError> {
+    let (pointer, count) = vector(pieces);
+    // SAFETY: as in `readv`.
+    retry(|| unsafe { libc::writev(fd.as_raw_fd(), pointer, count) })
+}
+
+/// A message header over the pieces.
+fn message(pieces: &[Slice]) -> libc::msghdr {
+    // SAFETY: all-zero is a valid `msghdr`: no name, no vector, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = pieces.as_ptr().cast_mut().cast();
+    message.msg_iovlen = pieces.len();
+    message
+}
+
+/// sendmsg(2) of all the pieces as one message, without SIGPIPE and without waiting. `flags` are added. A
+/// message of more than 1024 pieces is EMSGSIZE, as a part of it would be another message.
+///
+/// # Errors
+/// What sendmsg says; EFAULT as [`TransferError::MemoryDead`].
+pub fn sendmsg(fd: BorrowedFd<'_>, pieces: &[Slice], flags: i32) -> Result<usize, TransferError> {
+    let message = message(pieces);
+    let flags = flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the header lives through the call and its vector names mapped guest memory.
+    retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
+}
+
+/// What [`recvmsg`] got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes written to the pieces.
+    pub len: usize,
+    /// The message was longer than the pieces and its rest is lost.
+    pub truncated: bool,
+    /// The socket marks the end of a record here.
+    pub end_of_record: bool,
+}
+
+/// recvmsg(2) of one message into all the pieces, without waiting. `flags` are added.
+///
+/// # Errors
+/// What recvmsg says; EFAULT as [`TransferError::MemoryDead`].
+pub fn recvmsg(
+    fd: BorrowedFd<'_>,
+    pieces: &[Slice],
+    flags: i32,
+) -> Result<Received, TransferError> {
+    let mut message = message(pieces);
+    let flags = flags | libc::MSG_DONTWAIT;
+    // SAFETY: the header lives through the call and its vector names mapped guest memory.
+    let len = retry(|| unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
+    Ok(Received {
+        len,
+        truncated: message.msg_flags & libc::MSG_TRUNC != 0,
+        end_of_record: message.msg_flags & libc::MSG_EOR != 0,
+    })
+}
