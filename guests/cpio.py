@@ -54,7 +54,9 @@ class CpioWriter:
         if slash:
             self.folder(head)
 
-    def _entry(self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
+    def _entry(
+        self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)
+    ) -> None:
         self._paths.add(path)
         self._inode += 1
         name = path.encode() + b"\0"

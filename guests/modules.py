@@ -13,7 +13,7 @@ from pathlib import Path
 _DEPENDS = re.compile(rb"\0?depends=([^\0]*)\0")
 
 
-class ModuleMissing(Exception):
+class ModuleMissing(Exception):  # noqa: N818 - says what happened
     """A wanted module is neither a file nor built in."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-class PackageMissing(Exception):
+class PackageMissing(Exception):  # noqa: N818 - says what happened
     """A package cannot be had here; the message says what to do, in one line."""
 
 

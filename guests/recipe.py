@@ -76,12 +76,17 @@ KERNELS = (
 
 # Parts of the standard library that a guest under test has no use for, or whose C libraries it lacks.
 _LEFT_OUT = frozenset(
-    "test distutils pydoc_data turtle.py turtledemo tkinter ensurepip lib2to3 idlelib sqlite3 curses "
-    "dbm wsgiref xmlrpc ssl.py venv __phello__ unittest pydoc.py doctest.py antigravity.py".split()
+    {
+        *("test", "unittest", "doctest.py", "pydoc.py", "pydoc_data", "distutils", "ensurepip"),
+        *("lib2to3", "idlelib", "venv", "tkinter", "turtle.py", "turtledemo", "curses", "sqlite3"),
+        *("dbm", "ssl.py", "wsgiref", "xmlrpc", "__phello__", "antigravity.py"),
+    }
 )
 _EXTENSIONS = frozenset(
-    "_asyncio _contextvars _ctypes _decimal _json _multiprocessing _posixshmem _queue _typing "
-    "_zoneinfo mmap resource termios".split()
+    {
+        *("_asyncio", "_contextvars", "_ctypes", "_decimal", "_json", "_multiprocessing", "mmap"),
+        *("_posixshmem", "_queue", "_typing", "_zoneinfo", "resource", "termios"),
+    }
 )
 _STDLIB = "usr/lib/python3.11"
 _LIBRARIES = (
@@ -160,7 +165,9 @@ def _add_programs(archive: CpioWriter, packages: Path) -> None:
     for package, folder, names in _LIBRARIES:
         for name in names:
             # resolve(): the name is a link to the versioned file.
-            archive.file(f"lib/x86_64-linux-gnu/{name}", (packages / package / folder / name).resolve())
+            archive.file(
+                f"lib/x86_64-linux-gnu/{name}", (packages / package / folder / name).resolve()
+            )
     archive.link("lib64", "lib/x86_64-linux-gnu")
     archive.data("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.data("etc/group", b"root:x:0:\n")

@@ -1,0 +1,39 @@
+"""Real Linux guests for tests: boot one against a switch and run commands in it.
+
+    with vsock.Switch({"alpha": 3}) as switch, testing.QemuGuest(switch, "alpha") as guest:
+        print(guest.run("uname -r").stdout)
+
+In pytest, the plugin `vsock.testing.plugin` has this as fixtures. The guests are Debian kernels with
+busybox, Python and a small agent; `make guests` fetches them. `vsock.testing.aio` is the same for
+asyncio. Guests are for tests and trying out; nothing here is needed to run a switch.
+"""
+
+from vsock.testing.agent import Result
+from vsock.testing.blocking import GuestProcess, LinuxGuest, QemuGuest, UmlGuest, boot
+from vsock.testing.errors import (
+    CommandFailed,
+    GuestError,
+    GuestGone,
+    GuestTimeout,
+    GuestUnavailable,
+)
+from vsock.testing.images import Image, find_image, find_images
+from vsock.testing.qmp import QmpError
+
+__all__ = [
+    "CommandFailed",
+    "GuestError",
+    "GuestGone",
+    "GuestProcess",
+    "GuestTimeout",
+    "GuestUnavailable",
+    "Image",
+    "LinuxGuest",
+    "QemuGuest",
+    "QmpError",
+    "Result",
+    "UmlGuest",
+    "boot",
+    "find_image",
+    "find_images",
+]

@@ -1,0 +1,67 @@
+"""Command lines that boot our images under QEMU and User-Mode Linux; pure functions.
+
+What concerns vsock in them comes from `vsock.vmm`, the same that `vsock qemu-args` prints.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vsock.testing.images import Image
+from vsock.vmm import qemu_args, uml_args
+
+QEMU = "qemu-system-x86_64"
+
+
+def qemu_command(
+    image: Image,
+    name: str,
+    *,
+    vsock_socket: Path | None,
+    memory_mib: int,
+    accelerator: str,
+    agent_fd: int,
+    qmp_fd: int,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """QEMU with the image, our device, the agent's serial port and QMP, and nothing else."""
+    device = ["-m", f"{memory_mib}M"]
+    if vsock_socket is not None:
+        device = qemu_args(vsock_socket, name, memory_mib=memory_mib)
+    return [
+        *(QEMU, "-name", name.replace(",", "-"), "-nodefaults", "-no-user-config"),
+        *("-display", "none", "-machine", f"q35,accel={accelerator}"),
+        *("-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
+        *("-append", "console=ttyS0 quiet panic=-1"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={agent_fd}"),
+        *("-device", "virtserialport,chardev=agent,name=vsock.agent"),
+        *device,
+        *extra,
+    ]
+
+
+def uml_command(
+    image: Image,
+    name: str,
+    *,
+    vsock_socket: Path | None,
+    memory_mib: int,
+    agent_fd: int,
+    work_dir: Path,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """User-Mode Linux with the image, our device and the agent's serial line."""
+    device = [f"mem={memory_mib}M"]
+    if vsock_socket is not None:
+        device = uml_args(vsock_socket, name, memory_mib=memory_mib)
+    return [
+        str(image.kernel),
+        f"initrd={image.initramfs}",
+        *("root=/dev/ram0", "rdinit=/init", "quiet", "panic=-1"),
+        *("con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{agent_fd}"),
+        f"uml_dir={work_dir}/",
+        *device,
+        *extra,
+    ]

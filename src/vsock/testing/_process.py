@@ -1,0 +1,121 @@
+"""Starts a VMM as a process of our own, reads its console, and makes sure that it ends with us.
+
+User-Mode Linux is several processes that outlive the first one's SIGKILL, so each VMM gets a process
+group of its own and the whole group is killed. If *we* are killed, nobody is left to do that; so a
+small shell, the watcher, waits on a pipe whose other end only we hold, and kills the group when the
+pipe ends.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+_WATCH = 'read -r _; kill -KILL "-$1"'
+_CONSOLE_LINES = 400
+
+
+class VmmProcess:
+    """A running VMM and the tail of its console."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, watcher: subprocess.Popen[bytes]
+    ) -> None:
+        self._process = process
+        self._watcher = watcher
+        self._tail: deque[str] = deque(maxlen=_CONSOLE_LINES)
+        self._reading: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        *,
+        fds: Sequence[int],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None],
+    ) -> "VmmProcess":
+        """Start `command`; lines of its console go to `on_line`."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            pass_fds=fds,
+            start_new_session=True,
+        )
+        try:
+            watcher = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and must not await
+                ["/bin/sh", "-c", _WATCH, "watcher", str(process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            _kill_group(process.pid)
+            raise
+        started = cls(process, watcher)
+        started._reading = asyncio.create_task(started._read_console(on_line))
+        return started
+
+    @property
+    def pid(self) -> int:
+        """The VMM's process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, None while it runs."""
+        return self._process.returncode
+
+    def tail(self, lines: int = 25) -> str:
+        """The last lines of the console."""
+        return "\n".join(list(self._tail)[-lines:])
+
+    def console(self) -> list[str]:
+        """All lines of the console that are still kept."""
+        return list(self._tail)
+
+    async def wait(self) -> int:
+        """Wait until the VMM has ended by itself; returns its exit status."""
+        return await self._process.wait()
+
+    async def kill(self) -> None:
+        """Kill the VMM and all that belongs to it, and wait until it is gone; twice is harmless."""
+        # First the watcher: once the group is gone, its number may become somebody else's.
+        if self._watcher.returncode is None:
+            self._watcher.kill()
+            self._watcher.wait()
+            if self._watcher.stdin is not None:
+                self._watcher.stdin.close()
+            # The group outlives its first process if helpers are left, and keeps its number then.
+            _kill_group(self.pid)
+        await self._process.wait()
+        if self._reading is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):  # what it said last is worth a moment
+                    await self._reading
+            self._reading.cancel()
+
+    async def _read_console(self, on_line: Callable[[str], None]) -> None:
+        assert self._process.stdout is not None
+        rest = b""
+        while data := await self._process.stdout.read(65536):
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-4096:]
+            for line in lines:
+                text = line.decode(errors="replace").rstrip()
+                self._tail.append(text)
+                on_line(text)
+        if rest:
+            self._tail.append(rest.decode(errors="replace"))
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)

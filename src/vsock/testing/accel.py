@@ -1,0 +1,72 @@
+"""Which accelerator QEMU gets: KVM where a guest really boots under it, else emulation (TCG).
+
+That /dev/kvm can be opened says little: in nested or sandboxed machines QEMU may fail an assertion
+or the guest may hang. So a guest is booted once, and the answer kept until the host reboots.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal
+
+from vsock.testing._command import QEMU
+from vsock.testing.errors import GuestUnavailable
+
+Accelerator = Literal["kvm", "tcg"]
+
+ENVIRONMENT_VARIABLE = "VSOCK_TEST_ACCEL"
+"""Set to "kvm" or "tcg" to decide without a trial."""
+
+PROBE_SECONDS = 4.0
+"""A guest under KVM answers within a second or two; one that hangs costs this, once."""
+
+
+async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> Accelerator:
+    """The accelerator for this machine; `boots_under_kvm` tries a guest if nothing else decides.
+
+    Raises:
+        GuestUnavailable: there is no QEMU.
+    """
+    if shutil.which(QEMU) is None:
+        raise GuestUnavailable(f"no {QEMU} here: apt-get install qemu-system-x86")
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if chosen in ("kvm", "tcg"):
+        return "kvm" if chosen == "kvm" else "tcg"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    cache, key = _cache_file(), _machine()
+    try:
+        known = json.loads(cache.read_text())
+        if known["machine"] == key:
+            return "kvm" if known["kvm"] else "tcg"
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no answer yet, or an unreadable one
+    works = await boots_under_kvm()
+    _keep(cache, {"machine": key, "kvm": works})
+    return "kvm" if works else "tcg"
+
+
+def _machine() -> str:
+    shown = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=False)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{platform.release()} {boot_id} {shown.stdout.partition(chr(10))[0]}"
+
+
+def _cache_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(base) / "vsock" / "accelerator.json"
+
+
+def _keep(cache: Path, answer: dict[str, object]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as partial:
+            json.dump(answer, partial)
+        Path(partial.name).replace(cache)
+    except OSError:
+        pass  # then the next run tries again

@@ -1,0 +1,73 @@
+"""Finds the guest images that `guests/fetch` has made. Making them is not done here."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vsock.testing.errors import GuestUnavailable
+
+Vmm = Literal["qemu", "uml"]
+
+ENVIRONMENT_VARIABLE = "VSOCK_GUEST_IMAGES"
+"""Names the folder with the images; otherwise build/guests above this file or the current folder."""
+
+_HOW = f"run `make guests` in the source tree, or set {ENVIRONMENT_VARIABLE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A kernel and its initramfs."""
+
+    name: str
+    vmm: Vmm
+    release: str
+    kernel: Path
+    initramfs: Path
+
+
+def find_image(vmm: Vmm, kernel: str | None = None) -> Image:
+    """The image for this VMM; `kernel` is "6.1" or "6.12" for QEMU, default the first.
+
+    Raises:
+        GuestUnavailable: there is none; the message says how to get it.
+    """
+    images = [image for image in find_images() if image.vmm == vmm]
+    if kernel is not None and vmm != "uml":  # User-Mode Linux comes in one version only
+        images = [image for image in images if image.name == kernel]
+    if not images:
+        wanted = vmm if kernel is None else f"{vmm} {kernel}"
+        raise GuestUnavailable(f"no image of a {wanted} guest: {_HOW}")
+    return images[0]
+
+
+def find_images() -> list[Image]:
+    """All images that are there; empty if none."""
+    for folder in _folders():
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return [
+            Image(
+                name=name,
+                vmm=entry["vmm"],
+                release=entry["release"],
+                kernel=folder / entry["kernel"],
+                initramfs=folder / entry["initramfs"],
+            )
+            for name, entry in manifest["images"].items()
+        ]
+    return []
+
+
+def _folders() -> Iterator[Path]:
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if chosen:
+        yield Path(chosen)
+        return
+    here = Path(__file__).resolve()
+    for root in (*here.parents, Path.cwd(), *Path.cwd().parents):
+        yield root / "build/guests"
