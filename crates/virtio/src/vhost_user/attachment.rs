@@ -66,6 +66,10 @@ impl PeerCredentials {
     /// Not through rustix: its process id cannot be zero, and zero is what a peer in another pid namespace has.
     pub fn of(socket: BorrowedFd<'_>) -> std::io::Result<Self> {
         let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "three words are no more than 12 bytes"
+        )]
         let mut length = size_of::<libc::ucred>() as libc::socklen_t;
         // SAFETY: both pointers are to live locals, and `length` is the size of the first; the kernel writes no more
         // than that, and any bytes are a valid `ucred`.

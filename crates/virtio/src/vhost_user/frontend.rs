@@ -297,9 +297,9 @@ fn connect_within(path: &Path, timeout: Duration) -> Result<UnixStream, Frontend
         set_socket_timeout(&socket, Timeout::Send, None)?;
         Ok(UnixStream::from(socket))
     };
-    open().map_err(|error: io::Error| match error.kind() {
-        io::ErrorKind::WouldBlock => FrontendError::TimedOut,
-        _ => FrontendError::Connect(error),
+    open().map_err(|error: io::Error| {
+        let is_late = error.kind() == io::ErrorKind::WouldBlock;
+        if is_late { FrontendError::TimedOut } else { FrontendError::Connect(error) }
     })
 }
 

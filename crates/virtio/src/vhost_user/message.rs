@@ -200,9 +200,9 @@ fn split_header(header: &[u8; HEADER]) -> (u32, u32, u32) {
 /// Sends the reply to `request`; a peer that leaves no room for it is not waited for.
 pub(super) fn send_reply(socket: impl AsFd, request: u32, body: &[u8]) -> Result<(), Detach> {
     let sent = send(socket, request, VERSION | VhostUserHeaderFlag::REPLY.bits(), body);
-    sent.map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => Detach::NotReading,
-        kind => Detach::Socket(kind),
+    sent.map_err(|error| {
+        let is_full = error.kind() == std::io::ErrorKind::WouldBlock;
+        if is_full { Detach::NotReading } else { error.into() }
     })
 }
 
