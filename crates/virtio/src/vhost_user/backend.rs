@@ -221,7 +221,6 @@ impl Guest {
         // The worker has let go either way once the call is over.
         let _ = catch_unwind(AssertUnwindSafe(|| handler.detach(reason)));
         self.attached = None;
-        self.shared.forget_detach();
     }
 
     /// Takes the first probe that speaks, sends away those that speak too late, forgets those that left.
@@ -231,6 +230,8 @@ impl Guest {
                 self.handler.refuse(peer);
                 continue;
             }
+            // What was ordered before this one came was not meant for it.
+            self.shared.forget_detach();
             self.handler.attach(peer);
             self.attached = Some(Attached { socket, inbox: Inbox::default() });
             self.serve();

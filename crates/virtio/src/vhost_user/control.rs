@@ -51,7 +51,7 @@ impl Shared {
         std::mem::take(&mut *lock(&self.order))
     }
 
-    /// Drops an order to detach that came for an attachment which has ended by itself.
+    /// Drops an order to detach: it came for an attachment that ended by itself, or for none.
     pub(super) fn forget_detach(&self) {
         lock(&self.order).detach = None;
     }
