@@ -1,4 +1,32 @@
-//! placeholder
+//! Flow control: the two windows of a connection (virtio spec 5.10.6.3).
+//!
+//! Each side announces in every header how large its receive buffer is (`buf_alloc`) and how many
+//! bytes its user has taken out of it since the connection opened (`fwd_cnt`, a counter that
+//! wraps). What the other side may have in flight follows from these two numbers:
+//!
+//! ```text
+//! free = min(their buf_alloc, our buf_alloc) - (sent - their fwd_cnt)      never below zero
+//! ```
+//!
+//! Counters wrap on purpose; space is computed wide and clamped, so a peer that shrinks its buffer
+//! gives zero and not four gigabytes. The minimum keeps a peer that announces the moon from
+//! deciding over our memory. A `fwd_cnt` ahead of what was sent cannot be and is ignored; one
+//! that goes back is merely late, as Linux does not order concurrent senders.
+//!
+//! **Packets are bounded too.** Linux charges 576 bytes of `buf_alloc` for every unread packet and
+//! resets the connection when that is more than the buffer, however few bytes are in it. So
+//! [`Flight`] counts packets that `fwd_cnt` does not cover yet, in a fixed number of marks: a mark
+//! stands for a run of packets and is freed as a whole. The count is thus never too low.
+//!
+//! **When news is told.** Every outbound packet carries it; an extra CREDIT_UPDATE is due
+//! ([`Inbound::is_update_due`]) when fewer than 64 KiB of the announced window are left, and on
+//! SEQPACKET after every message, as Linux does it. When a STREAM reader has drained the buffer,
+//! Linux tells even of a single byte; here the news must be a quarter of what the peer can have
+//! in flight, in bytes or in packets, or the peer must have asked. A peer that is blocked has all
+//! of it in flight, so it is never left waiting, and ping-pong traffic is spared half its packets.
+
+use crate::address::SocketType;
+
 /// What may be sent now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Window {
@@ -7,3 +35,315 @@ pub struct Window {
     /// Packets.
     pub packets: u32,
 }
+
+/// What Linux charges a receive buffer for one unread packet.
+const PACKET_COST: u32 = 576;
+/// The largest buffer we announce: half the range of the counters, so that order is decidable.
+const MAX_BUFFER: u32 = i32::MAX.unsigned_abs();
+/// Announce news when less than this is left of the announced window.
+const LOW_WINDOW: u32 = 65536;
+/// Unread SEQPACKET packets we admit for this many bytes of buffer. Linux senders know of no
+/// such bound, so it is generous; it only keeps empty or tiny messages from costing memory.
+const BYTES_PER_UNREAD_PACKET: u32 = 128;
+/// The least number of unread SEQPACKET packets we admit.
+const MIN_UNREAD_PACKETS: u32 = 16;
+
+/// `a` is after `b` on the circle of a wrapping counter.
+const fn is_after(a: u32, b: u32) -> bool {
+    a != b && a.wrapping_sub(b) < 1 << 31
+}
+
+/// How many marks stand for the packets in flight.
+const MARKS: u8 = 16;
+
+/// A run of packets and the position of the byte behind its last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    end: u32,
+    packets: u32,
+}
+
+/// What `fwd_cnt` said, compared with what was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Acknowledged {
+    /// More has been consumed.
+    Progress,
+    /// Nothing new.
+    Nothing,
+    /// More than was ever sent: the peer is wrong, the number is ignored.
+    Impossible,
+}
+
+/// Bytes and packets sent in one direction and not consumed yet.
+#[derive(Clone, Debug, Default)]
+pub struct Flight {
+    sent: u32,
+    acked: u32,
+    marks: [Mark; MARKS as usize],
+    first: u8,
+    used: u8,
+    packets: u32,
+    empty: Mark,
+}
+
+impl Flight {
+    /// Bytes in flight.
+    #[must_use]
+    pub const fn bytes(&self) -> u32 {
+        self.sent.wrapping_sub(self.acked)
+    }
+
+    /// Packets in flight; rather too many than too few.
+    #[must_use]
+    pub const fn packets(&self) -> u32 {
+        self.packets.saturating_add(self.empty.packets)
+    }
+
+    /// The counter of bytes sent.
+    #[must_use]
+    pub const fn sent(&self) -> u32 {
+        self.sent
+    }
+
+    /// The last `fwd_cnt` that could be true.
+    #[must_use]
+    pub const fn acked(&self) -> u32 {
+        self.acked
+    }
+
+    /// One more packet, when at most `budget` are meant to be in flight.
+    pub fn record(&mut self, len: u32, budget: u32) {
+        if len == 0 {
+            // No byte of it will ever be consumed: it is covered when a later one is.
+            self.empty = Mark { end: self.sent, packets: self.empty.packets.saturating_add(1) };
+            return;
+        }
+        self.sent = self.sent.wrapping_add(len);
+        self.packets = self.packets.saturating_add(1);
+        let run = budget.div_ceil(u32::from(MARKS)).max(1);
+        let last = usize::from((self.first + self.used + MARKS - 1) % MARKS);
+        if self.used > 0 && (self.used == MARKS || self.marks[last].packets < run) {
+            self.marks[last].end = self.sent;
+            self.marks[last].packets += 1;
+        } else {
+            let next = usize::from((self.first + self.used) % MARKS);
+            self.marks[next] = Mark { end: self.sent, packets: 1 };
+            self.used += 1;
+        }
+    }
+
+    /// Takes the receiver's `fwd_cnt`.
+    pub fn acknowledge(&mut self, fwd_cnt: u32) -> Acknowledged {
+        if is_after(fwd_cnt, self.sent) {
+            return Acknowledged::Impossible;
+        }
+        if !is_after(fwd_cnt, self.acked) {
+            return Acknowledged::Nothing;
+        }
+        self.acked = fwd_cnt;
+        while self.used > 0 {
+            let mark = self.marks[usize::from(self.first)];
+            if is_after(mark.end, self.acked) {
+                break;
+            }
+            self.packets = self.packets.saturating_sub(mark.packets);
+            self.first = (self.first + 1) % MARKS;
+            self.used -= 1;
+        }
+        if is_after(self.acked, self.empty.end) {
+            self.empty.packets = 0;
+        }
+        Acknowledged::Progress
+    }
+}
+
+/// The window in which we send.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    flight: Flight,
+    kind: SocketType,
+    theirs: u32,
+    ours: u32,
+}
+
+impl Outbound {
+    /// Nothing sent, nothing announced; `ours` is our own receive buffer.
+    #[must_use]
+    pub fn new(kind: SocketType, ours: u32) -> Self {
+        Self { flight: Flight::default(), kind, theirs: 0, ours: ours.min(MAX_BUFFER) }
+    }
+
+    /// Takes the credit fields of a header of the peer.
+    pub fn update(&mut self, buf_alloc: u32, fwd_cnt: u32) -> Acknowledged {
+        self.theirs = buf_alloc;
+        self.flight.acknowledge(fwd_cnt)
+    }
+
+    /// Our own receive buffer has changed.
+    pub fn set_ours(&mut self, ours: u32) {
+        self.ours = ours.min(MAX_BUFFER);
+    }
+
+    /// The most that can ever be in flight: the bound of one message.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.theirs.min(self.ours)
+    }
+
+    /// Their announced receive buffer.
+    #[must_use]
+    pub const fn peer_buf_alloc(&self) -> u32 {
+        self.theirs
+    }
+
+    /// What may be sent now.
+    #[must_use]
+    pub fn window(&self) -> Window {
+        let free = i64::from(self.capacity()) - i64::from(self.flight.bytes());
+        Window {
+            bytes: u32::try_from(free.max(0)).unwrap_or(0),
+            packets: self.packet_budget().saturating_sub(self.flight.packets()),
+        }
+    }
+
+    /// Accounts for one packet if the window allows it.
+    #[must_use]
+    pub fn send(&mut self, len: u32) -> bool {
+        let window = self.window();
+        let allowed = len > 0 && len <= window.bytes && window.packets > 0;
+        if allowed {
+            self.flight.record(len, self.packet_budget());
+        }
+        allowed
+    }
+
+    /// Packets that the peer's buffer bears. One always goes: a peer that cannot take a single
+    /// packet cannot be helped by waiting.
+    fn packet_budget(&self) -> u32 {
+        let bears = self.theirs / PACKET_COST;
+        match self.kind {
+            SocketType::Stream => (bears - bears / 8).max(1),
+            SocketType::SeqPacket | SocketType::Datagram => bears.saturating_sub(1).max(1),
+        }
+    }
+}
+
+/// The peer sent more than we announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverCredit;
+
+/// The window in which the peer sends.
+#[derive(Clone, Debug)]
+pub struct Inbound {
+    kind: SocketType,
+    asked: bool,
+    buf_alloc: u32,
+    received: u32,
+    consumed: u32,
+    /// `consumed` as last announced.
+    told: u32,
+    /// The highest position that any announcement allowed.
+    edge: u32,
+    /// SEQPACKET packets that our user has not taken.
+    unread_packets: u32,
+    /// Packets received since the peer last heard of an empty buffer.
+    packets_untold: u32,
+}
+
+impl Inbound {
+    /// An empty buffer of `buf_alloc` bytes, not announced yet.
+    #[must_use]
+    pub fn new(kind: SocketType, buf_alloc: u32) -> Self {
+        Self {
+            kind,
+            asked: false,
+            buf_alloc: buf_alloc.min(MAX_BUFFER),
+            received: 0,
+            consumed: 0,
+            told: 0,
+            edge: 0,
+            unread_packets: 0,
+            packets_untold: 0,
+        }
+    }
+
+    /// Our announced receive buffer.
+    #[must_use]
+    pub const fn buf_alloc(&self) -> u32 {
+        self.buf_alloc
+    }
+
+    /// Changes the buffer. Credit that was announced before stays good.
+    pub fn set_buf_alloc(&mut self, bytes: u32) {
+        self.buf_alloc = bytes.min(MAX_BUFFER);
+    }
+
+    /// Bytes received and not consumed.
+    #[must_use]
+    pub const fn unread(&self) -> u32 {
+        self.received.wrapping_sub(self.consumed)
+    }
+
+    /// Takes in one packet.
+    ///
+    /// # Errors
+    /// It is beyond what we announced, in bytes or in unread packets.
+    pub fn receive(&mut self, len: u32) -> Result<(), OverCredit> {
+        let room = self.edge.wrapping_sub(self.received);
+        let is_counted = self.kind != SocketType::Stream;
+        let most = (self.buf_alloc / BYTES_PER_UNREAD_PACKET).max(MIN_UNREAD_PACKETS);
+        if len > room || (is_counted && self.unread_packets >= most) {
+            return Err(OverCredit);
+        }
+        self.received = self.received.wrapping_add(len);
+        self.packets_untold = self.packets_untold.saturating_add(1);
+        if is_counted {
+            self.unread_packets += 1;
+        }
+        Ok(())
+    }
+
+    /// Our user took data; never more than there is.
+    pub fn consume(&mut self, bytes: u32, packets: u32) {
+        self.consumed = self.consumed.wrapping_add(bytes.min(self.unread()));
+        self.unread_packets = self.unread_packets.saturating_sub(packets);
+    }
+
+    /// The peer asked: the next news goes out at once.
+    pub fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    /// Whether a CREDIT_UPDATE should go out; `peer_buf_alloc` bounds what the peer has in flight.
+    #[must_use]
+    pub fn is_update_due(&self, peer_buf_alloc: u32) -> bool {
+        let news = self.consumed.wrapping_sub(self.told);
+        if news == 0 {
+            return false;
+        }
+        let is_low = self.buf_alloc.saturating_sub(news) < LOW_WINDOW;
+        let is_much = news >= self.buf_alloc.min(peer_buf_alloc) / 4
+            || self.packets_untold >= self.buf_alloc / PACKET_COST / 4;
+        is_low || self.asked || self.kind != SocketType::Stream || (self.unread() == 0 && is_much)
+    }
+
+    /// The credit fields of a packet that goes out now: `buf_alloc` and `fwd_cnt`.
+    pub fn tell(&mut self) -> (u32, u32) {
+        if self.told != self.consumed {
+            self.asked = false;
+        }
+        if self.unread() == 0 {
+            self.packets_untold = 0;
+        }
+        self.told = self.consumed;
+        let edge = self.consumed.wrapping_add(self.buf_alloc);
+        if is_after(edge, self.edge) {
+            self.edge = edge;
+        }
+        (self.buf_alloc, self.told)
+    }
+}
+
+#[cfg(test)]
+mod tests;

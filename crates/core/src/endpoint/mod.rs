@@ -1,10 +1,39 @@
-//! placeholder
+//! All connections between us and the other side of one link.
+//!
+//! The shell brings what comes over the link to [`Endpoint::receive`] and what its users want to
+//! the commands; it takes away packets ([`Endpoint::next_packet`], [`Endpoint::data_header`]),
+//! events ([`Endpoint::next_event`]) and the time of the next deadline. It has checked before that
+//! the source of a packet is the other side of the link and its destination is ours.
+//!
+//! Nothing here grows without a bound of ours: connections, unanswered ones, and replies have
+//! limits, and reaching one is counted and answered with RST. Receiving a packet and making a
+//! data header cost one hash lookup or none, and arithmetic; neither allocates.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `mod.rs` | the types, and what the shell calls |
+//! | `effects.rs` | carries out what a state change asks for |
+//! | `outbox.rs` | what waits for room on the link |
+//! | `stats.rs` | counters |
+
+mod effects;
+mod outbox;
+pub(crate) mod stats;
+
 use crate::address::{FlowKey, SocketType};
-use crate::connection::ConnectionInfo;
+use crate::connection::{Connection, ConnectionInfo, Due};
 use crate::credit::Window;
-use crate::packet::{Header, RawHeader, Shutdown};
-use crate::state::CloseReason;
+use crate::packet::{Header, Malformed, Op, RawHeader, Shutdown};
+use crate::slots::Slots;
+use crate::state::{CloseReason, Input};
+use crate::table::Table;
 use crate::time::{Duration, Instant};
+use crate::timers::Timers;
+use alloc::collections::VecDeque;
+use outbox::Outbox;
+pub use stats::EndpointStats;
+
+type SlotId = u64;
 
 /// What one endpoint may hold.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +111,7 @@ pub enum Event {
         /// The connection.
         id: ConnectionId,
     },
-    /// The peer shut directions down.
+    /// The peer shut directions down. Data received before is still to be read.
     TheirsShutDown {
         /// The connection.
         id: ConnectionId,
@@ -98,52 +127,100 @@ pub enum Event {
     },
 }
 
-/// Counters of an endpoint since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct EndpointStats {
-    /// Connections at the moment.
-    pub connections: u64,
-}
-
-impl EndpointStats {
-    /// Every counter with its name.
-    #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 1] {
-        [("connections", self.connections)]
-    }
-}
-
 /// All connections between us and the other side of one link.
 #[derive(Debug)]
 pub struct Endpoint {
     limits: Limits,
+    table: Table,
+    connections: Slots<Connection>,
+    outbox: Outbox,
+    timers: Timers,
+    events: VecDeque<Event>,
+    stats: EndpointStats,
+    /// Offers that our user has not answered.
+    offered: usize,
+    /// Connections of ours that the peer has not answered.
+    connecting: usize,
+    /// The latest instant we were given.
+    now: Instant,
 }
 
-#[allow(unused_variables, clippy::unused_self, missing_docs)]
 impl Endpoint {
     /// An endpoint without connections; `hash_seed` must be unknown to the peer.
     #[must_use]
     pub fn new(limits: Limits, hash_seed: u64) -> Self {
-        Self { limits }
+        Self {
+            limits,
+            table: Table::new(hash_seed),
+            connections: Slots::new(),
+            outbox: Outbox::default(),
+            timers: Timers::default(),
+            events: VecDeque::new(),
+            stats: EndpointStats::default(),
+            offered: 0,
+            connecting: 0,
+            now: Instant::default(),
+        }
     }
+
     /// Takes a packet that came over the link.
     pub fn receive(&mut self, now: Instant, header: &Header) -> Received {
-        Received::Handled
+        self.now = now;
+        let Some(id) = self.table.get(header.inbound_key()) else {
+            self.receive_stray(header);
+            return Received::Handled;
+        };
+        let Some(connection) = self.connections.get_mut(id) else { return Received::Handled };
+        if connection.kind != header.kind {
+            self.stats.type_mismatches += 1;
+            self.reply(&header.raw());
+            return Received::Handled;
+        }
+        if header.op != Op::Request && header.op != Op::Rst {
+            let news = connection.take_credit(header);
+            self.stats.impossible_credit += u64::from(news.is_impossible);
+            if news.is_writable {
+                self.events.push_back(Event::Writable { id: ConnectionId(id) });
+            }
+        }
+        let Some(input) = connection.input(header) else { return Received::Handled };
+        self.stats.resets_received += u64::from(input == Input::Rst);
+        let (payload, again) = self.apply(id, input);
+        if again {
+            self.stats.forgotten += 1;
+            self.receive_stray(header);
+        }
+        self.take_payload(id, header, payload)
     }
-    /// Answers a packet that failed [`RawHeader::check`]; ends the connection whose stream of
-    /// bytes it broke (`Malformed::Length`, or payload shorter than `len`).
-    pub fn reject(&mut self, raw: &RawHeader) {}
-    /// Whether there is room for the replies that the next inbound packet may cause; while not,
-    /// leave packets in the ring.
-    #[must_use]
-    pub fn accepts_packets(&self) -> bool {
-        true
+
+    /// Answers a packet that could not be used: [`RawHeader::check`] failed, its payload was
+    /// shorter than `len`, or its destination is nobody. Ends the connection, if it belongs to
+    /// one, whose bytes are lost with it.
+    pub fn reject(&mut self, raw: &RawHeader) {
+        self.stats.malformed += 1;
+        // Only a wrong length leaves addresses and type that can be trusted.
+        let named = match raw.check() {
+            Ok(header) => Some(header),
+            Err(Malformed::Length) => RawHeader { len: 0, ..*raw }.check().ok(),
+            Err(Malformed::SourceCid | Malformed::DestinationCid | Malformed::Type) => None,
+        };
+        let id = named.and_then(|header| {
+            let id = self.table.get(header.inbound_key())?;
+            let is_same_kind = self.connections.get(id)?.kind == header.kind;
+            (is_same_kind && header.op == Op::Rw).then_some(id)
+        });
+        match id {
+            Some(id) => {
+                self.apply(id, Input::Garbled);
+            }
+            None => self.reply(raw),
+        }
     }
+
     /// Asks for a connection.
     ///
     /// # Errors
-    /// See [`ConnectError`].
+    /// The addresses are taken, or a limit is reached.
     pub fn connect(
         &mut self,
         now: Instant,
@@ -151,72 +228,175 @@ impl Endpoint {
         kind: SocketType,
         timeout: Option<Duration>,
     ) -> Result<ConnectionId, ConnectError> {
-        Err(ConnectError::TooMany)
+        self.now = now;
+        if self.table.get(key).is_some() {
+            return Err(ConnectError::InUse);
+        }
+        let is_full = self.connections.len() >= self.limits.max_connections
+            || self.connecting >= self.limits.max_half_open;
+        let timeout = timeout.unwrap_or(self.limits.connect_timeout);
+        let id = if is_full { None } else { self.add(key, kind, timeout) };
+        let Some(id) = id else {
+            self.stats.connects_over_limit += 1;
+            return Err(ConnectError::TooMany);
+        };
+        self.apply(id, Input::Connect);
+        Ok(ConnectionId(id))
     }
+
     /// Accepts an offered connection.
-    pub fn accept(&mut self, id: ConnectionId) {}
+    pub fn accept(&mut self, id: ConnectionId) {
+        self.apply(id.0, Input::Accept);
+    }
+
     /// Refuses an offered connection; no event follows.
-    pub fn refuse(&mut self, id: ConnectionId) {}
-    /// Shuts directions down.
-    pub fn shut_down(&mut self, now: Instant, id: ConnectionId, how: Shutdown) {}
-    /// Our user is gone: closes in good order; `Closed` follows.
-    pub fn close(&mut self, now: Instant, id: ConnectionId) {}
+    pub fn refuse(&mut self, id: ConnectionId) {
+        self.apply(id.0, Input::Refuse);
+    }
+
+    /// Shuts directions down; may be called in each direction, and again.
+    pub fn shut_down(&mut self, now: Instant, id: ConnectionId, how: Shutdown) {
+        self.now = now;
+        self.apply(id.0, Input::ShutDown(how));
+    }
+
+    /// Our user is gone: closes in good order. `Closed` follows, at once if nothing is left to
+    /// wait for.
+    pub fn close(&mut self, now: Instant, id: ConnectionId) {
+        self.now = now;
+        self.apply(id.0, Input::Close);
+    }
+
     /// Ends a connection at once with RST; no event follows.
-    pub fn reset(&mut self, id: ConnectionId) {}
-    /// Our user took data.
-    pub fn consumed(&mut self, id: ConnectionId, bytes: u32, packets: u32) {}
-    /// Changes our receive buffer of one connection.
-    pub fn set_buf_alloc(&mut self, id: ConnectionId, bytes: u32) {}
-    /// What may be sent now.
+    pub fn reset(&mut self, id: ConnectionId) {
+        self.apply(id.0, Input::Reset);
+    }
+
+    /// Our user took data: bytes, and the packets they came in (which matter for SEQPACKET).
+    pub fn consumed(&mut self, id: ConnectionId, bytes: u32, packets: u32) {
+        let Some(connection) = self.connections.get_mut(id.0) else { return };
+        connection.inbound.consume(bytes, packets);
+        if connection.is_update_due() {
+            self.make_due(id.0, Due::CREDIT_UPDATE);
+        } else if connection.inbound.unread() == 0 && !connection.state.can_talk() {
+            self.apply(id.0, Input::Drained);
+        }
+    }
+
+    /// Changes our receive buffer of one connection; the peer is told if it is open.
+    pub fn set_buf_alloc(&mut self, id: ConnectionId, bytes: u32) {
+        let Some(connection) = self.connections.get_mut(id.0) else { return };
+        let is_new = connection.inbound.buf_alloc() != bytes;
+        connection.set_buf_alloc(bytes);
+        if is_new && connection.state.can_talk() {
+            self.make_due(id.0, Due::CREDIT_UPDATE);
+        }
+    }
+
+    /// What may be sent now; zero unless the connection is open in our direction.
     #[must_use]
     pub fn window(&self, id: ConnectionId) -> Window {
-        Window::default()
+        self.connections.get(id.0).map_or_else(Window::default, Connection::window)
     }
-    /// The longest message that can ever be sent (EMSGSIZE beyond).
+
+    /// The longest message that the buffers of both sides allow (EMSGSIZE beyond).
     #[must_use]
     pub fn max_message(&self, id: ConnectionId) -> u32 {
-        0
+        self.connections.get(id.0).map_or(0, Connection::max_message)
     }
-    /// Accounts for one RW packet and makes its header; within `window`, else `None`.
+
+    /// Accounts for one RW packet and makes its header. `None`, and nothing accounted: it is
+    /// empty or beyond [`Endpoint::window`].
     pub fn data_header(&mut self, id: ConnectionId, len: u32, flags: u32) -> Option<Header> {
-        None
+        let connection = self.connections.get_mut(id.0)?;
+        let had_news = !connection.due().is_none();
+        let header = connection.data_header(len, flags)?;
+        if had_news && connection.due().is_none() {
+            self.outbox.ready -= 1;
+        }
+        self.stats.packets_out += 1;
+        self.stats.bytes_out += u64::from(len);
+        Some(header)
     }
-    /// Our user has something to send that the window does not allow.
-    pub fn wants_to_send(&mut self, now: Instant, id: ConnectionId) {}
+
+    /// Our user has something to send that the window does not allow. `Writable` follows when
+    /// the window has grown; until then the peer is asked from time to time.
+    pub fn wants_to_send(&mut self, now: Instant, id: ConnectionId) {
+        self.now = now;
+        let Some(connection) = self.connections.get_mut(id.0) else { return };
+        if connection.begin_stall(now) {
+            self.stats.stalls += 1;
+            self.arm(id.0);
+        }
+    }
+
     /// Whether there is a control packet to send.
     #[must_use]
     pub fn has_packet(&self) -> bool {
-        false
+        !self.outbox.is_empty()
     }
+
     /// The next control packet; call when the link has room.
     pub fn next_packet(&mut self) -> Option<RawHeader> {
+        if let Some(reply) = self.outbox.next_reply() {
+            self.stats.resets_sent += 1;
+            return Some(reply);
+        }
+        while let Some(id) = self.outbox.next_speaker() {
+            if let Some(header) = self.speak(id) {
+                return Some(header.raw());
+            }
+        }
         None
     }
+
     /// The next event.
     pub fn next_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
-    /// When `expire` is due.
+
+    /// When [`Endpoint::expire`] is due; may be earlier than anything happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        self.timers.next()
     }
+
     /// Does what is due at `now`.
-    pub fn expire(&mut self, now: Instant) {}
+    pub fn expire(&mut self, now: Instant) {
+        self.now = now;
+        while let Some((at, id)) = self.timers.pop_due(now) {
+            self.wake(at, id);
+        }
+    }
+
     /// A snapshot of one connection.
     #[must_use]
     pub fn info(&self, id: ConnectionId) -> Option<ConnectionInfo> {
-        None
+        self.connections.get(id.0).map(|connection| connection.info(id))
     }
+
     /// Snapshots of all connections.
     pub fn connections(&self) -> impl Iterator<Item = ConnectionInfo> + '_ {
-        core::iter::empty()
+        self.connections.iter().map(|(id, connection)| connection.info(ConnectionId(id)))
     }
+
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> EndpointStats {
-        EndpointStats::default()
+        let connections = u64::try_from(self.connections.len()).unwrap_or(u64::MAX);
+        EndpointStats { connections, ..self.stats }
     }
+
     /// The link is gone: every connection ends with `Closed { LinkGone }`, nothing is sent.
-    pub fn reset_all(&mut self) {}
+    pub fn reset_all(&mut self) {
+        let ids: alloc::vec::Vec<SlotId> = self.connections.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            self.apply(id, Input::LinkGone);
+        }
+        self.outbox.clear();
+        self.timers.clear();
+    }
 }
+
+#[cfg(test)]
+mod tests;
