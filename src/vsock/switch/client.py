@@ -100,11 +100,15 @@ class Client:
 
 
 def _answer(status: int, content: bytes) -> Any:
+    if status == http.HTTPStatus.NO_CONTENT:
+        return None
     try:
-        answer = json.loads(content) if content else None
+        answer = json.loads(content)
     except ValueError:
         answer = None
     if status < 400:
+        if answer is None:
+            raise SwitchGone(errno.ENODEV, "the switch went away while it answered")
         return answer
     reason = answer.get("error") if isinstance(answer, dict) else None
     reason = reason or f"the switch answered with HTTP status {status}"

@@ -125,7 +125,8 @@ class _Reader:
             guest = self._guest(place, self._table(place, table, "guest"), files)
             if guest:
                 for fault in (*faults(guest), *conflicts(guest, guests)):
-                    self.found.append(((*place, fault.field), fault.reason))
+                    reason = f"{fault.field}: {fault.reason}"
+                    self.found.append(((*place, fault.field), reason))
                 guests.append(guest)
         return Config(directory, tuple(guests))
 
@@ -142,7 +143,7 @@ class _Reader:
         socket = self._typed((*place, "socket"), table, str)
         hybrid = table.get("hybrid", False)
         if not isinstance(hybrid, str | bool):
-            self.found.append(((*place, "hybrid"), "must be true, false or a path"))
+            self.found.append(((*place, "hybrid"), "hybrid must be true, false or a path"))
         if len(self.found) > before or name is None or cid is None:
             return None
         if hybrid is True:

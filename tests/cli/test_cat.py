@@ -1,0 +1,187 @@
+"""`vsock cat`: bytes both ways, and every end in its own time.
+
+The connections are plain Unix sockets (`unix:PATH`), which behave as the switch's streams do.
+"""
+
+import hashlib
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DEADLINE = 20
+
+
+@pytest.fixture
+def listener(runtime_dir: Path) -> Iterator[socket.socket]:
+    """A listening Unix socket at `peer` in the runtime directory."""
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(runtime_dir / "peer"))
+        made.listen()
+        made.settimeout(DEADLINE)
+        yield made
+
+
+def cat(*arguments: str) -> "subprocess.Popen[bytes]":
+    """A `vsock cat` process with pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vsock.cli", "cat", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def accepted(listener: socket.socket) -> socket.socket:
+    """The next connection, with a deadline on everything."""
+    connection, _ = listener.accept()
+    connection.settimeout(DEADLINE)
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the end."""
+    pieces = []
+    while piece := connection.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def test_end_of_input_ends_one_direction_only(listener: socket.socket) -> None:
+    """The answer to all that was asked comes after the asking has ended."""
+    with cat(f"unix:{listener.getsockname()}") as process, accepted(listener) as peer:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"question")
+        process.stdin.close()
+        assert read_all(peer) == b"question"
+        peer.sendall(b"answer")
+        peer.close()
+        assert process.stdout.read() == b"answer"
+        assert process.wait(DEADLINE) == 0
+
+
+def test_end_of_peers_sending_does_not_stop_ours(listener: socket.socket) -> None:
+    """A peer that has said all may still want to hear."""
+    with cat(f"unix:{listener.getsockname()}") as process, accepted(listener) as peer:
+        assert process.stdin
+        assert process.stdout
+        peer.sendall(b"all I say")
+        peer.shutdown(socket.SHUT_WR)
+        assert process.stdout.read(9) == b"all I say"
+        process.stdin.write(b"still here")
+        process.stdin.close()
+        assert read_all(peer) == b"still here"
+        assert process.wait(DEADLINE) == 0
+
+
+def test_peer_that_is_gone_ends_cat_with_input_open(listener: socket.socket) -> None:
+    """Nobody waits for a user to type what has nowhere to go."""
+    with cat(f"unix:{listener.getsockname()}") as process:
+        peer = accepted(listener)
+        peer.sendall(b"bye")
+        peer.close()
+        assert process.wait(DEADLINE) == 0
+        assert process.stdout
+        assert process.stdout.read() == b"bye"
+
+
+def test_reader_that_leaves_ends_cat(listener: socket.socket) -> None:
+    """As in `vsock cat ... | head -1`: quietly, and not with success."""
+    with cat(f"unix:{listener.getsockname()}") as process, accepted(listener) as peer:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        peer.sendall(b"unwanted")
+        assert process.wait(DEADLINE) == 1
+        assert process.stderr.read() == b""
+
+
+def test_many_bytes_both_ways_at_once_arrive_whole(
+    listener: socket.socket, runtime_dir: Path
+) -> None:
+    """Neither direction waits for the other, however large both are."""
+    data = random.Random(7).randbytes(8 << 20)
+    (runtime_dir / "in").write_bytes(data)
+    with (
+        (runtime_dir / "in").open("rb") as source,
+        (runtime_dir / "out").open("wb") as sink,
+        subprocess.Popen(
+            [sys.executable, "-m", "vsock.cli", "cat", f"unix:{listener.getsockname()}"],
+            stdin=source,
+            stdout=sink,
+        ) as process,
+        accepted(listener) as peer,
+    ):
+        while piece := peer.recv(65536):
+            peer.sendall(piece)
+        peer.shutdown(socket.SHUT_WR)
+        assert process.wait(DEADLINE) == 0
+    came = hashlib.sha256((runtime_dir / "out").read_bytes())
+    assert came.digest() == hashlib.sha256(data).digest()
+
+
+def listening(runtime_dir: Path, *options: str) -> "subprocess.Popen[bytes]":
+    """A listening `vsock cat` that has said that it listens."""
+    process = cat("-v", "-l", *options, f"unix:{runtime_dir / 'cat'}")
+    assert process.stderr
+    assert process.stderr.readline().startswith(b"listening on ")
+    return process
+
+
+def connected(runtime_dir: Path) -> socket.socket:
+    """A connection to the listening `vsock cat`."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(DEADLINE)
+    connection.connect(str(runtime_dir / "cat"))
+    return connection
+
+
+def test_listening_cat_serves_one_connection(runtime_dir: Path) -> None:
+    """Both directions, as when it connects."""
+    with listening(runtime_dir) as process, connected(runtime_dir) as peer:
+        peer.sendall(b"in")
+        peer.shutdown(socket.SHUT_WR)
+        output, _ = process.communicate(b"out", DEADLINE)
+        assert (output, read_all(peer), process.returncode) == (b"in", b"out", 0)
+
+
+def test_exec_has_the_connection_as_input_and_output(runtime_dir: Path) -> None:
+    """A filter becomes a service."""
+    with listening(runtime_dir, "--exec", "tr a-z A-Z") as process, connected(runtime_dir) as peer:
+        peer.sendall(b"shout")
+        peer.shutdown(socket.SHUT_WR)
+        assert read_all(peer) == b"SHOUT"
+        assert process.wait(DEADLINE) == 0
+
+
+def test_exec_that_fails_is_exit_code_1(runtime_dir: Path) -> None:
+    """A script can tell."""
+    with listening(runtime_dir, "--exec", "false") as process, connected(runtime_dir) as peer:
+        assert read_all(peer) == b""
+        assert process.wait(DEADLINE) == 1
+
+
+def test_exec_of_nothing_is_one_line(runtime_dir: Path) -> None:
+    """The command is named, not a traceback."""
+    with listening(runtime_dir, "--exec", "no-such-program") as process, connected(runtime_dir):
+        _, errors = process.communicate(b"", DEADLINE)
+        assert errors.splitlines()[-1].startswith(b"Error: cannot run 'no-such-program'")
+        assert process.returncode == 1
+
+
+def test_kept_cat_serves_connections_side_by_side(runtime_dir: Path) -> None:
+    """The second does not wait for the first to end."""
+    with listening(runtime_dir, "-k", "--exec", "cat") as process:
+        with connected(runtime_dir) as first, connected(runtime_dir) as second:
+            second.sendall(b"two")
+            second.shutdown(socket.SHUT_WR)
+            assert read_all(second) == b"two"
+            first.sendall(b"one")
+            first.shutdown(socket.SHUT_WR)
+            assert read_all(first) == b"one"
+        process.terminate()

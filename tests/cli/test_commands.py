@@ -1,0 +1,131 @@
+"""Commands against a running switch: what they print and what they change."""
+
+import json
+import os
+import shlex
+import socket
+import threading
+
+import pytest
+
+from vsock.cli.main import main
+from vsock.guest import Guest
+from vsock.switch import Switch
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command that succeeds prints."""
+    assert main(arguments) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_guests_are_added_listed_and_removed(
+    switch: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One guest's life, from the command line."""
+    said = output(capsys, "guest", "add", "delta", "6", "--group", "lab", "--hybrid")
+    assert str(switch.socket_path("delta")) in said
+    listed = json.loads(output(capsys, "guest", "ls", "--json"))
+    assert [(guest["name"], guest["cid"]) for guest in listed] == [
+        ("alpha", 3),
+        ("beta", 4),
+        ("gamma", 5),
+        ("delta", 6),
+    ]
+    assert listed[3]["hybrid"] == str(switch.hybrid_path("delta"))
+    output(capsys, "guest", "remove", "delta")
+    assert "delta" not in output(capsys, "guest", "ls")
+
+
+def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The switch's reason reaches the user."""
+    assert main(["guest", "add", "other", "3"]) == 1
+    assert capsys.readouterr().err == "vsock: CID 3 belongs to guest alpha\n"
+
+
+def test_ls_shows_guests_listeners_and_flows(
+    switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A connection is seen with its ends by name and its bytes."""
+    import vsock
+
+    with (
+        vsock.create_server((vsock.CID_ANY, 5000)) as server,
+        guest.create_connection((2, 5000)) as ours,
+        server.accept()[0] as theirs,
+    ):
+        ours.sendall(b"x" * 2048)
+        assert theirs.recv(2048, socket.MSG_WAITALL) == b"x" * 2048
+        shown = json.loads(output(capsys, "ls", "--json"))
+        assert [one["name"] for one in shown["guests"]] == ["alpha", "beta", "gamma"]
+        assert shown["listeners"][0]["pid"] == os.getpid()
+        assert shown["flows"][0]["bytes_out"] == 2048
+        table = output(capsys, "ls")
+        assert "host:5000" in table
+        assert "2.0 KiB" in table
+
+
+def test_qemu_args_name_the_socket_and_shared_memory(
+    switch: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed can be pasted into a shell."""
+    words = shlex.split(output(capsys, "qemu-args", "alpha", "--memory", "128"))
+    assert any(str(switch.socket_path("alpha")) in word for word in words)
+    assert any("share=on" in word for word in words)
+    assert json.loads(output(capsys, "qemu-args", "alpha", "--memory", "128", "--json")) == words
+
+
+def test_uml_args_name_the_socket(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
+    """User-Mode Linux takes the device from its kernel command line."""
+    assert f"virtio_uml.device={switch.socket_path('alpha')}:19" in output(
+        capsys, "uml-args", "alpha"
+    )
+
+
+def test_args_of_an_unknown_guest_are_one_line(
+    switch: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The guests there are, are named."""
+    assert main(["qemu-args", "nobody"]) == 1
+    assert "guests: alpha, beta, gamma" in capsys.readouterr().err
+
+
+def test_ping_takes_a_refusal_for_an_answer(
+    switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guest without a listener is alive all the same."""
+    said = json.loads(output(capsys, "ping", "alpha", "--count", "3", "--interval", "0", "--json"))
+    assert [reply["answer"] for reply in said["replies"]] == ["refused"] * 3
+    assert 0 < said["rtt_ms"]["min"] <= said["rtt_ms"]["median"] <= said["rtt_ms"]["max"]
+
+
+def test_ping_measures_connecting_and_echo(
+    switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A listening port is connected to; an echo service is sent data."""
+    with guest.create_server(7) as server:
+        text = output(capsys, "ping", "alpha:7", "-c", "1")
+        assert "alpha:7: 1: connected, " in text
+        assert "1 sent, 1 answered, rtt min/median/max" in text
+        server.accept()[0].close()
+
+        def echo() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while data := connection.recv(1024):
+                    connection.sendall(data)
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        text = output(capsys, "ping", "alpha:7", "--echo", "-c", "2", "-i", "0")
+        assert "2: echo, " in text
+        thread.join()
+
+
+def test_ping_of_a_guest_that_is_not_there_fails(
+    switch: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guest whose VMM does not run cannot answer."""
+    assert main(["ping", "alpha", "-c", "1", "--timeout", "0.1"]) == 1
+    assert main(["ping", "9", "-c", "1"]) == 1
+    assert capsys.readouterr().err.startswith("vsock: ")

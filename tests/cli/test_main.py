@@ -1,0 +1,138 @@
+"""The command as a whole: it starts light, and fails in one line with the right exit code."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vsock.cli.main import main
+
+HEAVY = {"asyncio", "fastapi", "http.client", "pydantic", "rich", "ssl", "uvicorn"}
+"""What only the command that needs it may import."""
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a new interpreter has imported after `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules, file=sys.stderr)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return set(done.stderr.split())
+
+
+def test_help_names_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """The list of commands costs no more than Click."""
+    loaded = modules_after("from vsock.cli.main import main\nmain(['--help'])")
+    assert not HEAVY & loaded
+    assert not [name for name in loaded if name.startswith("vsock.switch")]
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("switch", "guest", "ls", "cat", "ping", "qemu-args", "uml-args", "demo"):
+        assert f"\n  {name} " in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["switch", "guest", "guest add", "ls", "cat", "ping", "qemu-args", "uml-args", "demo"],
+)
+def test_every_command_has_help_and_imports_no_daemon(command: str) -> None:
+    """A command that talks to the switch does not carry the switch with it."""
+    arguments = [*command.split(), "--help"]
+    loaded = modules_after(f"from vsock.cli.main import main\nassert main({arguments}) == 0")
+    assert not {"asyncio", "fastapi", "pydantic", "rich", "uvicorn"} & loaded
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls"],
+        ["ls", "--json"],
+        ["guest", "ls"],
+        ["guest", "add", "alpha", "3"],
+        ["guest", "remove", "alpha"],
+        ["qemu-args", "alpha"],
+        ["uml-args", "alpha"],
+        ["cat", "3:80"],
+        ["cat", "alpha:80"],
+        ["cat", "-l", "80"],
+        ["ping", "3"],
+    ],
+)
+def test_without_a_switch_every_command_says_so_in_one_line(
+    arguments: list[str], runtime_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1, nothing on standard output, and the line says what to do."""
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("vsock: no switch")
+    assert "vsock switch" in captured.err
+    assert str(runtime_dir) in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nonsense"], "No such command"),
+        (["guest", "add", "alpha"], "CID"),
+        (["guest", "add", "alpha", "2"], "2 is not in the range"),
+        (["guest", "add", "host", "3"], "'host' is CID 2"),
+        (["switch", "--guest", "alpha"], "is not NAME=CID"),
+        (["switch", "--guest", "alpha=x"], "is not NAME=CID"),
+        (["switch", "--guest", "alpha=1"], "1 is no guest's CID"),
+        (["switch", "--guest", "a=3", "--guest", "b=3"], "CID 3 belongs to guest a"),
+        (["ping", "3", "--echo"], "--echo needs NAME:PORT"),
+        (["ping", "3", "--count", "0"], "range"),
+        (["cat", "-k", "3:80"], "-k is for -l with --exec"),
+        (["cat", "3:80", "--exec", " "], "--exec needs a command"),
+        (["cat", "3:80", "--runtime-dir", "/x", "--transport", "kernel"], "leave it or"),
+        (["qemu-args", "alpha", "--memory", "1"], "range"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    arguments: list[str], reason: str, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Click's usage error, with what is wrong, and nothing done."""
+    assert main(arguments) == 2
+    assert reason in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("address", ["3", "3:x", "a b:3", "tcp://a:1", "3:4294967296"])
+def test_bad_address_is_one_line(
+    address: str, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The address parser's reason reaches the user."""
+    assert main(["cat", address]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vsock: ")
+    assert captured.err.count("\n") == 1
+    assert address in captured.err
+
+
+def test_missing_config_file_is_named(
+    runtime_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system's reason and the path, in one line."""
+    assert main(["switch", "--config", str(runtime_dir / "none.toml")]) == 1
+    assert capsys.readouterr().err == f"vsock: {runtime_dir}/none.toml: No such file or directory\n"
+
+
+def test_reader_of_our_output_that_leaves_is_no_traceback(runtime_dir: Path) -> None:
+    """`vsock ... | head` ends quietly."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vsock.cli", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 1
+    assert errors == b""

@@ -1,0 +1,201 @@
+"""The control API: server and client against each other, and the errors between them."""
+
+import http.client
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
+from vsock.guest import Guest
+from vsock.runtime import RuntimeFiles
+from vsock.switch import Switch
+from vsock.switch.client import Client
+from vsock.switch.model import GuestSpec
+from vsock.switch.records import SwitchRecord, from_json
+
+
+@pytest.fixture
+def client(switch: Switch) -> Client:
+    """A client of `switch`."""
+    return Client(switch.runtime_dir, timeout=10)
+
+
+def ask(runtime_dir: Path, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+    """One request as another HTTP client would send it."""
+    connection = http.client.HTTPConnection("switch", timeout=10)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(RuntimeFiles(runtime_dir).control))
+    connection.request(method, path, body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, json.loads(content) if content else None
+
+
+def test_switch_record_tells_process_and_totals(switch: Switch, client: Client) -> None:
+    """What a person asks first."""
+    record = client.switch()
+    assert (record.pid, record.runtime_dir) == (os.getpid(), str(switch.runtime_dir))
+    assert (record.cid, record.guests, record.flows) == (2, 3, 0)
+
+
+def test_control_socket_is_its_owners_alone(switch: Switch) -> None:
+    """Who may change the switch is who may open the socket."""
+    assert RuntimeFiles(switch.runtime_dir).control.stat().st_mode & 0o777 == 0o600
+
+
+def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: Client) -> None:
+    """The API's guests are as good as those of the start."""
+    record = client.add_guest(GuestSpec(name="delta", cid=6, groups=("lab",)), hybrid=True)
+    assert record.hybrid == str(switch.hybrid_path("delta"))
+    with Guest(record.socket) as guest:
+        assert guest.cid == 6
+    client.remove_guest("delta")
+    with pytest.raises(NoSuchGuest, match="delta"):
+        client.guest("delta")
+
+
+def test_listeners_and_flows_are_listed_with_their_bytes(
+    switch: Switch, client: Client, guest: Guest
+) -> None:
+    """One flow, seen from the outside."""
+    import vsock
+
+    with vsock.create_server((vsock.CID_ANY, 5000)) as server:
+        assert [(one.port, one.type, one.pid) for one in client.listeners()] == [
+            (5000, "stream", os.getpid())
+        ]
+        with guest.create_connection((2, 5000)) as ours:
+            theirs, _ = server.accept()
+            with theirs:
+                ours.sendall(b"x" * 1000)
+                assert theirs.recv(1000, socket.MSG_WAITALL) == b"x" * 1000
+                (flow,) = client.flows()
+                assert (flow.destination, flow.bytes_out) == ("2:5000", 1000)
+                assert flow.source.startswith("3:")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "reason"),
+    [
+        ("GET", "/v1/guests/nobody", b"", 404, "no guest 'nobody'"),
+        ("DELETE", "/v1/guests/nobody", b"", 404, "no guest 'nobody'"),
+        ("POST", "/v1/guests", b"{", 422, "JSON"),
+        ("POST", "/v1/guests", b"{}", 422, "name: Field required; cid: Field required"),
+        ("POST", "/v1/guests", b'{"name": "d", "cid": "6"}', 422, "cid: "),
+        ("POST", "/v1/guests", b'{"name": "d", "cid": 2}', 422, "cid: "),
+        ("POST", "/v1/guests", b'{"name": "host", "cid": 6}', 422, "'host' is CID 2"),
+        ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "socket": "x"}', 422, "socket: "),
+        ("POST", "/v1/guests", b'{"name": "alpha", "cid": 6}', 409, "alpha exists already"),
+        ("GET", "/v1/policy?source=alpha", b"", 422, "destination: "),
+    ],
+)
+def test_bad_request_is_refused_with_one_line(
+    switch: Switch, method: str, path: str, body: bytes, status: int, reason: str
+) -> None:
+    """The status is for programs, the line for people, and the switch stays as it was."""
+    got, answer = ask(switch.runtime_dir, method, path, body)
+    assert got == status
+    assert reason in answer["error"]
+    assert "\n" not in answer["error"]
+    assert len(switch.guests()) == 3
+
+
+def test_policy_is_explained(switch: Switch) -> None:
+    """Why two guests may not talk."""
+    path = "/v1/policy?source=alpha&destination=gamma"
+    status, answer = ask(switch.runtime_dir, "GET", path)
+    assert (status, answer["is_allowed"], answer["rule"]) == (200, False, "default")
+
+
+def test_openapi_document_names_every_path(switch: Switch) -> None:
+    """Other programs can be written from the document."""
+    _, document = ask(switch.runtime_dir, "GET", "/openapi.json")
+    assert set(document["paths"]) == {
+        "/v1/switch",
+        "/v1/guests",
+        "/v1/guests/{guest}",
+        "/v1/listeners",
+        "/v1/flows",
+        "/v1/policy",
+    }
+
+
+def test_asker_is_logged(switch: Switch, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Who changed the switch can be found out later."""
+    with caplog.at_level("INFO", "vsock.switch.api"):
+        client.remove_guest("gamma")
+    assert any(f"process {os.getpid()} (" in line for line in caplog.messages)
+
+
+def test_client_without_a_switch_says_how_to_start_one(runtime_dir: Path) -> None:
+    """The commonest mistake gets the most helpful line."""
+    with pytest.raises(NoSwitch, match="start one with `vsock switch`"):
+        Client(runtime_dir).guests()
+
+
+def test_client_of_a_dead_switch_says_so(runtime_dir: Path) -> None:
+    """A stale socket is no switch."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(RuntimeFiles(runtime_dir).control))
+    with pytest.raises(NoSwitch):
+        Client(runtime_dir).guests()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n", b"nonsense\r\n\r\n"])
+def test_client_of_a_switch_that_dies_answering_says_so(runtime_dir: Path, answer: bytes) -> None:
+    """Half an answer is not taken for one."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(RuntimeFiles(runtime_dir).control))
+        listener.listen()
+
+        def answer_and_die() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=answer_and_die)
+        thread.start()
+        with pytest.raises(SwitchGone):
+            Client(runtime_dir).guests()
+        thread.join()
+
+
+def test_client_of_a_silent_switch_gives_up(runtime_dir: Path) -> None:
+    """Nothing waits for ever."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(RuntimeFiles(runtime_dir).control))
+        listener.listen()
+        with pytest.raises(SwitchGone, match=r"within 0\.05 s"):
+            Client(runtime_dir, timeout=0.05).guests()
+
+
+def test_error_without_a_reason_still_has_a_line(runtime_dir: Path) -> None:
+    """A proxy or another program may answer anything."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(RuntimeFiles(runtime_dir).control))
+        listener.listen()
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(TransportError, match="status 500"):
+            Client(runtime_dir).guests()
+        thread.join()
+
+
+def test_record_of_a_newer_switch_is_understood() -> None:
+    """What this version does not know is left out."""
+    known = dict.fromkeys(SwitchRecord.__slots__, 0)
+    assert from_json(SwitchRecord, known | {"colour": "blue"}) == from_json(SwitchRecord, known)

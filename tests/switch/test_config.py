@@ -1,0 +1,198 @@
+"""`vsock.toml`: what it means, and that all faults come at once, each with its line."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsock.switch.config import Config, ConfigError, load, parse
+from vsock.switch.model import GuestSpec
+
+FULL = """\
+[switch]
+runtime_dir = "/run/lab"
+
+[[guest]]
+name = "alpha"
+cid = 3
+groups = ["lab", "web"]
+hybrid = true
+
+[[guest]]
+name = "beta"
+cid = 4
+socket = "/run/vm/beta.sock"
+hybrid = "/run/vm/beta.vsock"
+"""
+
+
+def faults_of(text: str) -> list[str]:
+    """The faults of a config, as a person sees them."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text, file="c.toml")
+    return [str(fault) for fault in caught.value.faults]
+
+
+def test_full_config_gives_every_field() -> None:
+    """Everything that the documentation shows is understood."""
+    assert parse(FULL) == Config(
+        Path("/run/lab"),
+        (
+            GuestSpec(
+                name="alpha",
+                cid=3,
+                groups=("lab", "web"),
+                hybrid=Path("/run/lab/guests/alpha.vsock"),
+            ),
+            GuestSpec(
+                name="beta",
+                cid=4,
+                socket=Path("/run/vm/beta.sock"),
+                hybrid=Path("/run/vm/beta.vsock"),
+            ),
+        ),
+    )
+
+
+def test_empty_config_is_a_switch_without_guests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch may start empty and get its guests later."""
+    monkeypatch.setenv("VSOCK_RUNTIME_DIR", "/run/mine")
+    assert parse("") == Config(Path("/run/mine"), ())
+
+
+def test_runtime_dir_given_by_the_caller_wins() -> None:
+    """The command line is nearer to the user than the file."""
+    config = parse(FULL, runtime_dir=Path("/tmp/x"))
+    assert config.runtime_dir == Path("/tmp/x")
+    assert config.guests[0].hybrid == Path("/tmp/x/guests/alpha.vsock")
+
+
+def test_many_faults_are_all_reported_with_their_lines() -> None:
+    """Nobody wants to find the second fault by repairing the first."""
+    text = """\
+[switch]
+runtime_dirr = "/run/lab"
+
+[[guest]]
+name = "host"
+cid = 2
+
+[[guest]]
+cid = "four"
+groups = [
+  "ok",
+  5,
+]
+
+[[guest]]
+name = "gamma"
+cid = true
+hybrid = 7
+
+[guests]
+"""
+    assert faults_of(text) == [
+        "c.toml:2: unknown key runtime_dirr: did you mean runtime_dir?",
+        "c.toml:5: name: 'host' is CID 2: choose another name",
+        "c.toml:6: cid: 2 is no guest's CID: 3 to 4294967294",
+        "c.toml:8: guest has no name",
+        "c.toml:9: cid must be a whole number, not 'four'",
+        "c.toml:10: group 5 is not a string",
+        "c.toml:17: cid must be a whole number, not True",
+        "c.toml:18: hybrid must be true, false or a path",
+        "c.toml:20: unknown key guests: did you mean guest?",
+    ]
+
+
+def test_guests_with_the_same_things_name_each_other() -> None:
+    """A number alone does not tell which other line to look at."""
+    text = """\
+[[guest]]
+name = "alpha"
+cid = 3
+socket = "/run/a.sock"
+[[guest]]
+name = "alpha"
+cid = 3
+socket = "/run/a.sock"
+"""
+    assert faults_of(text) == [
+        "c.toml:6: name: guest alpha exists already, with CID 3",
+        "c.toml:7: cid: CID 3 belongs to guest alpha",
+        "c.toml:8: socket: /run/a.sock is used by guest alpha",
+    ]
+
+
+def test_relative_and_long_paths_are_refused() -> None:
+    """The daemon's directory is not the user's, and a long path cannot be bound."""
+    text = f"""\
+[[guest]]
+name = "alpha"
+cid = 3
+socket = "a.sock"
+hybrid = "/{"x" * 107}"
+"""
+    assert faults_of(text) == [
+        "c.toml:4: socket: a.sock is relative: the daemon's directory is not yours",
+        "c.toml:5: hybrid: has 108 bytes; a Unix socket's path ends at 107",
+    ]
+
+
+def test_single_brackets_are_explained() -> None:
+    """The commonest slip with lists of tables."""
+    assert faults_of('\n[guest]\nname = "a"\n') == [
+        "c.toml:2: write [[guest]], with two brackets, once per guest"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("a = \n", 1), ("\n\nx y", 3), ('[switch]\na = "open', 2)]
+)
+def test_bad_toml_says_where(text: str, line: int) -> None:
+    """The parser's own message, in our form."""
+    (fault,) = faults_of(text)
+    assert fault.startswith(f"c.toml:{line}: not TOML: ")
+
+
+def test_bytes_that_are_no_text_say_where(tmp_path: Path) -> None:
+    """A file in another encoding is a fault of the file, not of the program."""
+    file = tmp_path / "vsock.toml"
+    file.write_bytes(b"[switch]\n# \xe9t\xe9\n")
+    with pytest.raises(ConfigError, match="vsock.toml:2: not UTF-8"):
+        load(file)
+
+
+@given(st.text())
+def test_any_text_is_a_config_or_faults_with_lines(text: str) -> None:
+    """No text makes the reader fail in another way, or name a line that is not there."""
+    try:
+        config = parse(text, runtime_dir=Path("/run/x"))
+    except ConfigError as error:
+        assert error.faults
+        for fault in error.faults:
+            assert 1 <= fault.line <= len(text.splitlines()) + 1
+    else:
+        assert config.guests == ()
+
+
+VALUES = st.one_of(
+    st.booleans(), st.integers(), st.just("alpha"), st.lists(st.integers(), max_size=2)
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(GuestSpec.__slots__), VALUES), max_size=3))
+def test_any_table_is_a_guest_or_faults_in_its_lines(tables: list[dict[str, object]]) -> None:
+    """Wrong types in every place are noted, and the line is within the right table."""
+    lines: list[str] = []
+    for table in tables:
+        lines.append("[[guest]]")
+        for key, value in table.items():
+            shown = str(value).lower() if isinstance(value, bool) else repr(value)
+            lines.append(f"{key} = {shown}")
+    try:
+        config = parse("\n".join(lines), runtime_dir=Path("/run/x"))
+    except ConfigError as error:
+        assert all(1 <= fault.line <= len(lines) for fault in error.faults)
+    else:
+        assert len(config.guests) == len(tables)

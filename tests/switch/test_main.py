@@ -1,0 +1,147 @@
+"""The daemon as a process: ready, reloaded, stopped, and what it says when it cannot start."""
+
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from vsock.switch.client import Client
+from vsock.switch.model import GuestSpec
+
+DEADLINE = 20
+
+
+class Daemon:
+    """A `vsock switch` process whose log can be waited for."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vsock.cli", "switch", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.lines.put(line)
+        self.lines.put("")
+
+    def wait_for(self, pattern: str) -> str:
+        """The next line that has `pattern` in it."""
+        seen = []
+        while line := self.lines.get(timeout=DEADLINE):
+            seen.append(line)
+            if re.search(pattern, line):
+                return line
+        pytest.fail(f"ended without {pattern!r}: {''.join(seen)}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE)
+        self.reader.join(DEADLINE)
+        assert self.process.stderr
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def config(runtime_dir: Path) -> Iterator[Path]:
+    """A config file with one guest, for the runtime directory of the test."""
+    file = runtime_dir / "vsock.toml"
+    file.write_text('[[guest]]\nname = "alpha"\ncid = 3\n')
+    return file
+
+
+def guests(runtime_dir: Path) -> dict[str, int]:
+    """Names and CIDs of the daemon's guests."""
+    return {guest.name: guest.cid for guest in Client(runtime_dir).guests()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_daemon_ends_cleanly_on_a_signal(runtime_dir: Path, number: signal.Signals) -> None:
+    """Exit code 0, and no socket is left."""
+    with Daemon("--guest", "alpha=3,lab", "--guest", "beta=4,lab") as daemon:
+        daemon.wait_for("ready")
+        assert guests(runtime_dir) == {"alpha": 3, "beta": 4}
+        daemon.process.send_signal(number)
+        daemon.wait_for("stopped")
+        assert daemon.process.wait(DEADLINE) == 0
+    assert [path for path in runtime_dir.rglob("*") if path.is_socket()] == []
+
+
+def test_killed_daemon_can_be_started_again(runtime_dir: Path) -> None:
+    """Sockets of a dead switch are no obstacle."""
+    with Daemon("--guest", "alpha=3") as first:
+        first.wait_for("ready")
+        first.process.kill()
+        first.process.wait(DEADLINE)
+    assert (runtime_dir / "control.sock").is_socket()
+    with Daemon("--guest", "beta=4") as second:
+        second.wait_for("ready")
+        assert guests(runtime_dir) == {"beta": 4}
+
+
+def test_second_daemon_names_the_first_and_leaves(runtime_dir: Path) -> None:
+    """One line, exit code 1, and the first one lives on."""
+    with Daemon() as first:
+        first.wait_for("ready")
+        with Daemon() as second:
+            second.wait_for(f"another switch .* process {first.process.pid} ")
+            assert second.process.wait(DEADLINE) == 1
+        assert guests(runtime_dir) == {}
+
+
+def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> None:
+    """Guests of the file change, those of the API stay, faults change nothing."""
+    with Daemon("--config", str(config)) as daemon:
+        daemon.wait_for("ready")
+        Client(runtime_dir).add_guest(GuestSpec(name="extra", cid=9))
+        config.write_text('[[guest]]\nname = "beta"\ncid = 3\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("guest added: guest=beta")
+        assert guests(runtime_dir) == {"beta": 3, "extra": 9}
+        config.write_text('[[guest]]\nname = "beta"\ncid = 0\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for(r"config not taken: .*vsock\.toml:3: ")
+        assert guests(runtime_dir) == {"beta": 3, "extra": 9}
+
+
+def test_systemd_hears_ready_and_stopping(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """READY comes when guests can be served, STOPPING before they go, the watchdog in between."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(runtime_dir / "notify"))
+        systemd.settimeout(DEADLINE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(runtime_dir / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+        with Daemon() as daemon:
+            assert systemd.recv(100).startswith(b"READY=1")
+            assert guests(runtime_dir) == {}
+            assert systemd.recv(100) == b"WATCHDOG=1"
+            daemon.process.terminate()
+            assert systemd.recv(100) == b"STOPPING=1"
+
+
+def test_config_with_faults_lists_them_and_does_not_start(runtime_dir: Path, config: Path) -> None:
+    """Every fault is there, with its line."""
+    config.write_text('[[guest]]\nname = "host"\ncid = 0\n')
+    with Daemon("--config", str(config)) as daemon:
+        daemon.wait_for(r"vsock\.toml:2: ")
+        daemon.wait_for(r"vsock\.toml:3: ")
+        assert daemon.process.wait(DEADLINE) == 1
+    assert [path.name for path in runtime_dir.iterdir()] == ["vsock.toml"]

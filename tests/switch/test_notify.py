@@ -1,0 +1,44 @@
+"""sd_notify: what systemd would receive, and silence when nobody asked."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from vsock.switch.notify import notify, watchdog_interval
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_notify_sends_one_datagram(
+    is_abstract: bool, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both kinds of addresses that systemd gives work."""
+    path = str(runtime_dir / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind("\0" + path if is_abstract else path)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + path if is_abstract else path)
+        assert notify("READY=1", "STATUS=fine")
+        assert receiver.recv(100) == b"READY=1\nSTATUS=fine"
+
+
+def test_notify_without_a_listener_does_nothing() -> None:
+    """Outside of systemd the daemon runs all the same."""
+    assert not notify("READY=1")
+
+
+def test_watchdog_beats_twice_as_often_as_systemd_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One late beat must not end the daemon."""
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert watchdog_interval() == 1.5
+
+
+@pytest.mark.parametrize(("usec", "pid"), [("", ""), ("0", str(os.getpid())), ("3000000", "1")])
+def test_watchdog_of_nobody_or_another_process_is_none(
+    usec: str, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child of a watched service is not watched itself."""
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert watchdog_interval() is None

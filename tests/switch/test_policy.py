@@ -1,0 +1,38 @@
+"""Who may talk to whom, and that the reason names what decided."""
+
+import pytest
+
+from vsock.switch.policy import HOST, Party, decide
+
+ALPHA = Party("alpha", 3, frozenset({"lab"}))
+BETA = Party("beta", 4, frozenset({"lab", "web"}))
+GAMMA = Party("gamma", 5)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "is_allowed", "rule"),
+    [
+        (HOST, ALPHA, True, "host"),
+        (GAMMA, HOST, True, "host"),
+        (ALPHA, BETA, True, "group"),
+        (BETA, ALPHA, True, "group"),
+        (ALPHA, GAMMA, False, "default"),
+        (GAMMA, GAMMA, False, "default"),
+    ],
+)
+def test_verdict_and_its_rule(
+    source: Party, destination: Party, is_allowed: bool, rule: str
+) -> None:
+    """The host and a guest may talk, two guests only with a shared group."""
+    verdict = decide(source, destination)
+    assert (verdict.is_allowed, verdict.rule) == (is_allowed, rule)
+
+
+def test_reason_names_the_shared_group() -> None:
+    """A person who asks why learns which group to look at."""
+    assert decide(ALPHA, BETA).reason == "alpha and beta share the group lab"
+
+
+def test_refusal_says_what_to_do() -> None:
+    """A person who is refused learns how not to be."""
+    assert "give both the same one" in decide(ALPHA, GAMMA).reason

@@ -1,0 +1,140 @@
+"""The embedded switch: its life, its guests while it runs, and what it answers."""
+
+import errno
+import logging
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from vsock.errors import NoSuchGuest, TransportError, UsageError
+from vsock.guest import Guest
+from vsock.switch import Switch
+from vsock.switch.model import GuestSpec
+
+
+def names(switch: Switch) -> list[str]:
+    """The guests by CID."""
+    return [guest.name for guest in switch.guests()]
+
+
+def test_started_switch_has_its_guests_waiting(switch: Switch) -> None:
+    """Guests exist before their VMMs do."""
+    assert [(guest.name, guest.cid, guest.state) for guest in switch.guests()] == [
+        ("alpha", 3, "waiting"),
+        ("beta", 4, "waiting"),
+        ("gamma", 5, "waiting"),
+    ]
+    assert switch.socket_path("alpha") == switch.runtime_dir / "guests" / "alpha.sock"
+    assert switch.socket_path("alpha").is_socket()
+
+
+def test_stopped_switch_leaves_no_sockets(runtime_dir: Path) -> None:
+    """The next one finds nothing stale."""
+    outside = runtime_dir / "elsewhere.sock"
+    with Switch(runtime_dir=runtime_dir / "run", control=True) as switch:
+        switch.add_guest("alpha", 3, socket=outside, hybrid=True)
+        assert outside.is_socket()
+        assert switch.hybrid_path("alpha").is_socket()
+    assert not outside.exists()
+    assert [path for path in runtime_dir.rglob("*") if path.is_socket()] == []
+
+
+def test_second_switch_in_the_same_directory_is_refused(switch: Switch) -> None:
+    """The first one's sockets stay its own."""
+    with (
+        pytest.raises(TransportError, match=f"another switch .* process {os.getpid()}"),
+        Switch(runtime_dir=switch.runtime_dir),
+    ):
+        pass
+    assert switch.socket_path("alpha").is_socket()
+
+
+def test_switch_that_fails_to_start_leaves_the_directory_free(runtime_dir: Path) -> None:
+    """A second try must not meet the first one's remains."""
+    wrong = [GuestSpec(name="alpha", cid=3), GuestSpec(name="host", cid=4)]
+    with pytest.raises(UsageError, match="'host' is CID 2"), Switch(wrong, runtime_dir=runtime_dir):
+        pass
+    with Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
+        assert names(switch) == ["alpha"]
+
+
+def test_switch_is_started_once(runtime_dir: Path) -> None:
+    """A stopped switch does not come back: its flows are gone."""
+    switch = Switch(runtime_dir=runtime_dir)
+    with switch:
+        pass
+    with pytest.raises(UsageError, match="started before"):
+        switch.start()
+    with pytest.raises(UsageError, match="does not run"):
+        switch.guests()
+
+
+def test_guest_is_added_and_removed_while_others_run(switch: Switch, guest: Guest) -> None:
+    """A change of one guest leaves the attachment of another alone."""
+    record = switch.add_guest("delta", 6, groups=["lab"])
+    assert (record.name, record.cid, record.groups) == ("delta", 6, ["lab"])
+    switch.remove_guest("delta")
+    assert not Path(record.socket).exists()
+    assert switch.guest(guest.cid).state == "running"
+    assert names(switch) == ["alpha", "beta", "gamma"]
+
+
+@pytest.mark.parametrize(("name", "cid"), [("alpha", 9), ("other", 3)])
+def test_name_or_cid_in_use_is_refused(switch: Switch, name: str, cid: int) -> None:
+    """The refusal names the guest that has it, and nothing changes."""
+    with pytest.raises(TransportError, match="alpha") as caught:
+        switch.add_guest(name, cid)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert names(switch) == ["alpha", "beta", "gamma"]
+
+
+def test_socket_path_of_a_living_process_is_refused(switch: Switch) -> None:
+    """Another program's socket is not taken away, and the program is named."""
+    path = switch.runtime_dir / "busy.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        with pytest.raises(TransportError, match=f"in use by process {os.getpid()}"):
+            switch.add_guest("delta", 6, socket=path)
+    assert "delta" not in names(switch)
+
+
+def test_unknown_guest_is_named_with_those_there_are(switch: Switch) -> None:
+    """A typing error is seen at once."""
+    with pytest.raises(NoSuchGuest, match=r"'alhpa' \(guests: alpha, beta, gamma\)"):
+        switch.remove_guest("alhpa")
+
+
+def test_guest_is_found_by_name_cid_and_cid_in_digits(switch: Switch) -> None:
+    """A person types what is at hand."""
+    assert switch.guest("beta").cid == switch.guest(4).cid == switch.guest("4").cid == 4
+
+
+def test_explain_answers_for_host_and_guests(switch: Switch) -> None:
+    """The policy's words, for names and CIDs."""
+    assert switch.explain("host", "gamma").is_allowed
+    assert switch.explain(3, "beta").rule == "group"
+    assert not switch.explain("alpha", "gamma").is_allowed
+
+
+async def test_async_switch_serves_host_and_guest(runtime_dir: Path) -> None:
+    """The same switch in an asyncio program."""
+    async with Switch({"alpha": 3}, runtime_dir=runtime_dir, control=True) as switch:
+        assert switch.info().guests == 1
+        async with Guest(switch.socket_path("alpha")) as guest:
+            assert guest.cid == 3
+
+
+def test_attachment_is_logged_with_the_guests_name(
+    runtime_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the data plane notes reaches the log of the program."""
+    with (
+        caplog.at_level(logging.INFO, "vsock.switch"),
+        Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch,
+        Guest(switch.socket_path("alpha")),
+    ):
+        pass
+    assert any("guest=alpha cid=3" in line and "attached" in line for line in caplog.messages)
