@@ -1,5 +1,7 @@
 //! What real front ends say, in their order (QEMU 7.2 and User-Mode Linux as seen in logs), and who gets to speak.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "these are tests")]
+
 mod vhost_user_support;
 
 use std::io::Read;
@@ -112,8 +114,8 @@ fn qemu_started(bases: [u16; 2]) -> Vec<Call> {
         Call::Memory(LEN),
         start(0, 128, bases[0]),
         start(1, 128, bases[1]),
-        Call::SetCall { index: 0, has_call: true },
-        Call::SetCall { index: 1, has_call: true },
+        Call::NewSignal { index: 0, has_call: true },
+        Call::NewSignal { index: 1, has_call: true },
     ]
 }
 
@@ -229,7 +231,7 @@ fn front_end_without_protocol_features_has_its_rings_running_at_once() {
     settle(&mut front);
     let started = Call::Start { index: 1, config: config(1, 64, 0, true), has_call: false };
     let calls: Vec<_> = device.calls().into_iter().skip(3).collect();
-    assert_eq!(calls, [started, Call::SetCall { index: 1, has_call: false }]);
+    assert_eq!(calls, [started, Call::NewSignal { index: 1, has_call: false }]);
 }
 
 #[test]

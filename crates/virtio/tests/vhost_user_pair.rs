@@ -1,5 +1,7 @@
 //! Our front end against our back end over a real socket.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "these are tests")]
+
 mod vhost_user_support;
 
 use std::os::fd::AsFd;

@@ -2,6 +2,7 @@
 //! exactly what a test makes it say.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,7 +37,7 @@ pub(crate) enum Call {
     Memory(u64),
     Features(u64),
     Start { index: usize, config: RingConfig, has_call: bool },
-    SetCall { index: usize, has_call: bool },
+    NewSignal { index: usize, has_call: bool },
     Stop(usize),
     Detached(Detach),
 }
@@ -86,7 +87,7 @@ impl Attachment for Recorder {
     }
 
     fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {
-        self.note(Call::SetCall { index, has_call: call.is_some() });
+        self.note(Call::NewSignal { index, has_call: call.is_some() });
     }
 
     fn stop_ring(&mut self, index: usize) -> u16 {
