@@ -59,7 +59,7 @@ def uml_command(
     return [
         str(image.kernel),
         f"initrd={image.initramfs}",
-        *("root=/dev/ram0", "rdinit=/init", "quiet", "panic=-1"),
+        *("root=/dev/ram0", "rdinit=/init", "quiet", "panic=-1", "lsm=yama"),
         *("con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{agent_fd}"),
         f"uml_dir={work_dir}/",
         *device,

@@ -3,7 +3,7 @@
 User-Mode Linux is several processes that outlive the first one's SIGKILL, so each VMM gets a process
 group of its own and the whole group is killed. If *we* are killed, nobody is left to do that; so a
 small shell, the watcher, waits on a pipe whose other end only we hold, and kills the group when the
-pipe ends.
+pipe ends, and removes the folder of its files.
 """
 
 import asyncio
@@ -13,8 +13,9 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-_WATCH = 'read -r _; kill -KILL "-$1"'
+_WATCH = 'read -r _; kill -KILL "-$1"; [ -z "$2" ] || rm -rf "$2"'
 _CONSOLE_LINES = 400
 
 
@@ -36,9 +37,13 @@ class VmmProcess:
         *,
         fds: Sequence[int],
         environment: Mapping[str, str],
+        work_dir: Path | None,
         on_line: Callable[[str], None],
     ) -> "VmmProcess":
-        """Start `command`; lines of its console go to `on_line`."""
+        """Start `command`; lines of its console go to `on_line`.
+
+        `work_dir` is a folder to be removed if we are killed; otherwise it is the caller's to remove.
+        """
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=subprocess.DEVNULL,
@@ -50,7 +55,7 @@ class VmmProcess:
         )
         try:
             watcher = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and must not await
-                ["/bin/sh", "-c", _WATCH, "watcher", str(process.pid)],
+                ["/bin/sh", "-c", _WATCH, "watcher", str(process.pid), str(work_dir or "")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ from typing import Any
 
 from vsock.testing._lines import JsonLines, Message
 from vsock.testing.errors import CommandFailed, GuestError, GuestGone, GuestTimeout
+from vsock.testing.remote import result_of
 
 _WINDOW = 2048
 _INPUT_PIECE = 16384
@@ -105,6 +106,15 @@ class GuestProcess:
             self._output.decode(errors="replace"),
             self._errors.decode(errors="replace"),
         )
+
+    async def result(self, timeout: float = 30) -> Any:
+        """Wait for the end of a `spawn_call` and return what the function returned.
+
+        Raises:
+            CommandFailed: the function raised an exception; its traceback is in the message.
+            GuestTimeout, GuestGone: as `wait`.
+        """
+        return result_of((await self.wait(timeout)).check().stdout)
 
     async def _until(self, is_so: Callable[[], bool], timeout: float, what: str) -> None:
         try:

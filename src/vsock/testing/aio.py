@@ -32,6 +32,7 @@ from vsock.testing.agent import Agent, GuestProcess, Result
 from vsock.testing.errors import GuestError, GuestGone, GuestTimeout
 from vsock.testing.images import Image, Vmm, find_image
 from vsock.testing.qmp import Qmp
+from vsock.testing.remote import program, result_of
 
 __all__ = ["LinuxGuest", "QemuGuest", "UmlGuest", "boot"]
 
@@ -195,6 +196,19 @@ class LinuxGuest(ABC):
         """Start Python code in the guest and do not wait for it."""
         return await self._agent.start_python(source, *arguments)
 
+    async def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = 30) -> Any:
+        """Run a Python function in the guest and return what it returns.
+
+        The function must stand on its own, with its imports inside; arguments and result must be
+        JSON. Raises as `run`.
+        """
+        result = await self.python(program(function, *arguments), timeout=timeout)
+        return result_of(result.stdout)
+
+    async def spawn_call(self, function: Callable[..., Any], *arguments: Any) -> GuestProcess:
+        """Start a Python function in the guest; `GuestProcess.result` waits for what it returns."""
+        return await self.spawn_python(program(function, *arguments))
+
     async def _finished(
         self, process: GuestProcess, data: bytes | None, timeout: float, check: bool
     ) -> Result:
@@ -255,6 +269,7 @@ class LinuxGuest(ABC):
             fds=fds,
             environment={"TMPDIR": "/dev/shm"},  # where UML keeps its memory
             on_line=self._on_console_line,
+            work_dir=self._work_dir,
         )
 
 

@@ -3,7 +3,7 @@
 Only the waiting is here; what a guest is and how it is booted stands in `aio`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -47,6 +47,10 @@ class GuestProcess:
     def wait(self, timeout: float = 30) -> Result:
         """Wait for its end."""
         return loop_thread().call(self._process.wait(timeout))
+
+    def result(self, timeout: float = 30) -> Any:
+        """Wait for the end of a `spawn_call` and return what the function returned."""
+        return loop_thread().call(self._process.result(timeout))
 
 
 class LinuxGuest(Generic[_Twin]):
@@ -95,6 +99,14 @@ class LinuxGuest(Generic[_Twin]):
     def spawn_python(self, source: str, *arguments: str) -> GuestProcess:
         """Start Python code in the guest and do not wait for it."""
         return GuestProcess(loop_thread().call(self._twin.spawn_python(source, *arguments)))
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = 30) -> Any:
+        """Run a Python function that stands on its own in the guest; return what it returns."""
+        return loop_thread().call(self._twin.call(function, *arguments, timeout=timeout))
+
+    def spawn_call(self, function: Callable[..., Any], *arguments: Any) -> GuestProcess:
+        """Start a Python function in the guest; `GuestProcess.result` waits for its result."""
+        return GuestProcess(loop_thread().call(self._twin.spawn_call(function, *arguments)))
 
     @property
     def name(self) -> str:
