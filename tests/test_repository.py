@@ -1,0 +1,38 @@
+"""What a newcomer meets first: the README's example, and a `make help` that lists everything."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_example_of_the_readme_runs(runtime_dir: Path) -> None:
+    """The first code that anybody tries prints what it says."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("2 b'hello'\n", "")
+
+
+def test_help_lists_every_target() -> None:
+    """A target that nobody finds is not there."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^\.PHONY: (\S+)$", makefile, re.MULTILINE)
+    shown = subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory", "help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    ).stdout
+    assert len(targets) > 10
+    for target in targets:
+        assert re.search(rf"^  {target} +\S", shown, re.MULTILINE), target
