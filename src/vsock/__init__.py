@@ -5,7 +5,7 @@
 ...     sock.sendall(b"hello")
 
 `socket`, `create_connection` and `create_server` block; `open_connection` and `start_server` are their
-asyncio twins; `Guest` makes this process a guest of a switch. This module only gathers the public names.
+asyncio twins; `Guest` makes this process a guest of a switch, and `Switch` is one. This module only gathers the public names.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ from vsock.sockets import (
 if TYPE_CHECKING:
     from vsock.aio import open_connection, start_server
     from vsock.guest import Guest
+    from vsock.switch import Switch
 
 __all__ = [
     "CID_ANY",
@@ -79,6 +80,7 @@ __all__ = [
     "NoSuchGuest",
     "NoSwitch",
     "ProtocolError",
+    "Switch",
     "SwitchGone",
     "TransportError",
     "UnixAddress",
@@ -96,6 +98,7 @@ __all__ = [
 # Imported when first used: asyncio and the native module cost more than all the rest together.
 _LATE = {
     "Guest": "vsock.guest",
+    "Switch": "vsock.switch",
     "open_connection": "vsock.aio",
     "start_server": "vsock.aio",
 }

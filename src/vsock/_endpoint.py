@@ -24,8 +24,10 @@ from vsock.errors import ProtocolError, SwitchGone
 
 VERSION = 1
 MESSAGE_SIZE = 32
+HELD = 1
+"""Flag of a CONNECT that the node leaves unread, with its padding, until it has answered."""
 PADDING = 2016
-"""Bytes sent after a request that must keep the socket from being writable until its verdict."""
+"""Bytes sent after a held request, to keep the socket from being writable until the verdict."""
 ANSWER_TIMEOUT = 5.0
 """Seconds until a switch that owes an immediate answer is taken for gone."""
 
@@ -59,20 +61,21 @@ class Request(NamedTuple):
     value: int = 0
     buffer: int = 0
     extra: int = 0
+    flags: int = 0
 
     def encode(self) -> bytes:
         """Return the 32 bytes on the wire (what `extra` counts comes after them)."""
-        fields = (VERSION, self.op, 0, self.cid, self.port, self.value, self.buffer, self.extra, 0)
-        return _REQUEST.pack(*fields)
+        op, cid, port, value, buffer, extra, flags = self
+        return _REQUEST.pack(VERSION, op, flags, cid, port, value, buffer, extra, 0)
 
     @classmethod
     def decode(cls, message: bytes) -> "Request":
         """Read a request; raise `ProtocolError` if it is none of this version."""
         _check(message)
         _, op, flags, cid, port, value, buffer, extra, zero = _REQUEST.unpack(message)
-        if flags or zero:
+        if flags & ~HELD or zero:
             raise _broken("a reserved field of a request is not zero")
-        return cls(op, cid, port, value, buffer, extra)
+        return cls(op, cid, port, value, buffer, extra, flags)
 
 
 class Reply(NamedTuple):

@@ -72,6 +72,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             not `settimeout`, which bounds how long Python waits.
     """
 
+    __module__ = "vsock"  # where users find it, and what tracebacks and reprs should say
     __slots__ = (
         "_error",
         "_is_attached",
@@ -156,6 +157,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         """
         if not 0 <= backlog <= _LONGEST_BACKLOG:
             backlog = _LONGEST_BACKLOG
+        self._require_open_file()
         request = Request(Op.LISTEN, value=backlog)
         if self._state is _State.LISTENING:
             # No reply is due here: it could not be told from the ACCEPTs that wait before it.
@@ -173,6 +175,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             OSError: EINVAL if the socket does not listen; `BlockingIOError` or `TimeoutError` if none came.
             SwitchGone: the switch went away, and with it everything that could ever come.
         """
+        self._require_open_file()
         if self._state is not _State.LISTENING:
             raise state_error(errno.EINVAL)
         reply, fd = _endpoint.receive_accepted(self)
@@ -189,6 +192,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             NoSuchGuest: ENODEV: nothing has this CID or name.
             OSError: EISCONN, EALREADY, EINVAL (it listens, or was shut down).
         """
+        self._require_open_file()
         self._settle()
         if self._state is _State.CONNECTED:
             raise state_error(errno.EISCONN)
@@ -293,19 +297,20 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         return reply
 
     def _attach(self) -> None:
+        self._require_open_file()
         if not self._is_attached and self._transport is not None:
             self._transport.attach(self, self.type)
             self._is_attached = True
 
     def _request_connect(self, theirs: Address) -> None:
         self._attach()
-        padding = b""
+        padding, flags = b"", 0
         if self.gettimeout() == 0:
             self._send_buffer = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
             self.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1)
-            padding = bytes(_endpoint.PADDING)
+            padding, flags = bytes(_endpoint.PADDING), _endpoint.HELD
         milliseconds = max(1, min(round(self.connect_timeout * 1000), 0xFFFFFFFF))
-        request = Request(Op.CONNECT, theirs.cid, theirs.port, value=milliseconds)
+        request = Request(Op.CONNECT, theirs.cid, theirs.port, value=milliseconds, flags=flags)
         self._theirs = theirs
         self._state = _State.CONNECTING
         try:
@@ -329,7 +334,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
 
     def _settle(self, seconds: float = 0) -> None:
         """If a connect is under way, take its verdict if that comes within `seconds`."""
-        if self._state is not _State.CONNECTING:
+        if self._state is not _State.CONNECTING or self.fileno() < 0:
             return
         try:
             reply = _endpoint.receive(self, Op.CONNECT, time.monotonic() + seconds)

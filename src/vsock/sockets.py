@@ -69,12 +69,17 @@ def create_connection(
         return _connect_hybrid(target, timeout)
     sock = make_socket(target, type, transport)
     try:
-        sock.settimeout(timeout)
-        if isinstance(sock, socket) and timeout is not None:
-            sock.connect_timeout = timeout
         if source_address is not None:
             sock.bind(source_address)
-        sock.connect(target if isinstance(sock, socket) else kernel_pair(target))
+        if isinstance(sock, socket):
+            # The switch keeps this time, and says ETIMEDOUT at its end.
+            sock.connect_timeout = CONNECT_TIMEOUT if timeout is None else timeout
+            sock.setblocking(True)
+            sock.connect(target)
+            sock.settimeout(timeout)
+        else:
+            sock.settimeout(timeout)
+            sock.connect(kernel_pair(target))
     except BaseException:
         sock.close()
         raise

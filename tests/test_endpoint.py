@@ -1,0 +1,136 @@
+"""Messages of the endpoint protocol (the exchange itself is tested in test_sockets.py, against a real node)."""
+
+import errno
+import socket
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsock import ProtocolError, SwitchGone
+from vsock._endpoint import (
+    MESSAGE_SIZE,
+    Op,
+    Reply,
+    Request,
+    ask,
+    receive,
+    receive_accepted,
+)
+
+U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
+
+
+@given(st.builds(Request, U8, U32, U32, U32, U64, U32, st.sampled_from([0, 1])))
+def test_request_encoded_and_decoded_is_itself(request):
+    """A request survives the wire, in 32 bytes."""
+    assert len(request.encode()) == MESSAGE_SIZE
+    assert Request.decode(request.encode()) == request
+
+
+@given(st.builds(Reply, U8, U16, U32, U32, U32, U32, U32, U64))
+def test_reply_encoded_and_decoded_is_itself(reply):
+    """A reply survives the wire, in 32 bytes."""
+    assert len(reply.encode()) == MESSAGE_SIZE
+    assert Reply.decode(reply.encode()) == reply
+
+
+def test_request_encoded_has_the_documented_bytes():
+    """The layout is the one in docs/reference/endpoint-protocol.md, byte for byte."""
+    request = Request(Op.CONNECT, 3, 0x01020304, 2000, 262144, 2016, 1)
+    assert request.encode().hex(" ", 4) == (
+        "01020100 03000000 04030201 d0070000 00000400 00000000 e0070000 00000000"
+    )
+
+
+def test_reply_decoded_has_the_documented_fields():
+    """The layout is the one in docs/reference/endpoint-protocol.md, byte for byte."""
+    wire = "01026800 02000000 e8030000 03000000 50000000 00000400 2a000000 00000000"
+    expected = Reply(Op.CONNECT, errno.ECONNRESET, 2, 1000, 3, 80, 262144, 42)
+    assert Reply.decode(bytes.fromhex(wire)) == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (b"", "0 bytes"),
+        (bytes(31), "31 bytes"),
+        (b"\2" + bytes(31), "version 2"),
+    ],
+)
+def test_wrong_message_decoded_raises(message, reason):
+    """A cut message or one of another version is refused."""
+    for kind in (Request, Reply):
+        with pytest.raises(ProtocolError, match=reason):
+            kind.decode(message)
+
+
+@pytest.mark.parametrize("offset", [2, 3, 28, 31])
+def test_request_with_a_reserved_bit_decoded_raises(offset):
+    """Bits that have no meaning yet are refused, so that they can get one."""
+    message = bytearray(Request(Op.BIND).encode())
+    message[offset] |= 0x80
+    with pytest.raises(ProtocolError, match="reserved"):
+        Request.decode(bytes(message))
+
+
+@pytest.fixture
+def ends():
+    """A client's end and the bare end that stands for whatever serves the directory."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_reply_received_leaves_what_is_behind_it(ends):
+    """After the 32 bytes of a reply comes the stream, which is not ours to read."""
+    ours, theirs = ends
+    theirs.sendall(Reply(Op.CONNECT, 0, 2, 5).encode() + b"data")
+    assert receive(ours, Op.CONNECT, time.monotonic() + 5) == Reply(Op.CONNECT, 0, 2, 5)
+    assert ours.recv(10) == b"data"
+
+
+def test_part_of_a_reply_by_the_deadline_raises(ends):
+    """A node that stops in the middle of a message broke the protocol."""
+    ends[1].sendall(Reply(Op.CONNECT).encode()[:10])
+    with pytest.raises(ProtocolError, match="cut"):
+        receive(ends[0], Op.CONNECT, time.monotonic())
+
+
+def test_nothing_received_by_the_deadline_is_none(ends):
+    """To have no answer yet is no error."""
+    assert receive(ends[0], Op.CONNECT, time.monotonic()) is None
+
+
+def test_reply_to_another_request_raises(ends):
+    """An answer to something that was not asked is a broken protocol."""
+    ends[1].sendall(Reply(Op.LISTEN).encode())
+    with pytest.raises(ProtocolError, match="answers 3"):
+        receive(ends[0], Op.BIND, time.monotonic() + 5)
+
+
+def test_end_of_file_instead_of_a_reply_raises_switch_gone(ends):
+    """A node that goes away is told apart from one that answers nonsense."""
+    ends[1].close()
+    with pytest.raises(SwitchGone):
+        ask(ends[0], Request(Op.LOCAL_CID))
+
+
+def test_accept_without_a_descriptor_raises(ends):
+    """An ACCEPT must bring its connection along."""
+    ends[1].sendall(Reply(Op.ACCEPT).encode())
+    with pytest.raises(ProtocolError, match="0 file descriptors"):
+        receive_accepted(ends[0])
+
+
+def test_descriptor_with_a_wrong_message_is_closed(ends):
+    """A descriptor that came with nonsense does not stay open in this process."""
+    ours, theirs = ends
+    left, right = socket.socketpair()
+    with left:
+        socket.send_fds(theirs, [Reply(Op.BIND).encode()], [right.fileno()])
+        right.close()
+        with pytest.raises(ProtocolError, match="op 1"):
+            receive_accepted(ours)
+        assert left.recv(1) == b""

@@ -1,0 +1,101 @@
+"""`vsock.Guest`: joining, leaving, and the private directory."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+import vsock
+from vsock import UsageError
+
+PORT = 5000
+
+
+def test_guest_joined_has_the_cid_of_the_device(guest):
+    """The device behind the socket says which CID its guest has."""
+    assert guest.cid == 3
+
+
+def test_guest_connects_to_the_host_and_is_seen_by_its_cid(guest):
+    """A guest's sockets live on its side: the host sees the guest's address."""
+    with vsock.create_server(PORT) as listener:
+        with guest.create_connection("host:5000") as ours:
+            theirs, peer = listener.accept()
+            with theirs:
+                assert peer == (3, ours.getsockname().port)
+                ours.sendall(b"hello")
+                assert theirs.recv(10) == b"hello"
+
+
+def test_ports_of_guest_and_host_do_not_meet(guest):
+    """Each machine has its own ports."""
+    with vsock.create_server(PORT) as ours, guest.create_server(PORT) as theirs:
+        assert ours.getsockname() == theirs.getsockname()
+
+
+def test_guests_directory_is_private_and_goes_when_it_leaves(switch):
+    """Only this user can use the guest's sockets, and nothing stays behind."""
+    with vsock.Guest(switch.socket_path("alpha")) as guest:
+        directory = Path(guest.transport.directory)
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert not directory.exists()
+
+
+def test_guest_that_left_can_come_again(switch):
+    """The device serves one front end after the other."""
+    for _ in range(3):
+        with vsock.Guest(switch.socket_path("alpha")) as guest:
+            with guest.create_server(PORT) as listener, vsock.create_connection((3, PORT)):
+                listener.accept()[0].close()
+
+
+def test_guest_that_left_ends_its_connections(switch):
+    """What is connected when a guest leaves reads the end of file."""
+    with vsock.Guest(switch.socket_path("alpha")) as guest:
+        listener = guest.create_server(PORT)
+        ours = vsock.create_connection((3, PORT))
+    with ours, listener:
+        assert ours.recv(1) == b""
+
+
+async def test_guest_in_async_with_joins_and_leaves(switch):
+    """The same, without blocking the loop."""
+    async with vsock.Guest(switch.socket_path("alpha")) as guest:
+        assert guest.cid == 3
+    with pytest.raises(UsageError, match="not joined"):
+        _ = guest.cid
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda guest: guest.cid,
+        lambda guest: guest.transport,
+        lambda guest: guest.socket(),
+        lambda guest: guest.create_server(PORT),
+    ],
+)
+def test_guest_used_before_it_joined_raises(use):
+    """A guest that is not there has no sockets."""
+    with pytest.raises(UsageError, match="not joined"):
+        use(vsock.Guest("/nowhere"))
+
+
+def test_guest_joining_nothing_raises_and_leaves_nothing(tmp_path, monkeypatch):
+    """Without a device the error says so, and the private directory is gone."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(OSError, match="nowhere"):
+        vsock.Guest("/nowhere.sock", timeout=0.1).start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_guests_of_one_group_talk(switch, guest):
+    """Guests reach each other through the switch, by CID."""
+    with vsock.Guest(switch.socket_path("beta")) as beta, beta.create_server(PORT) as listener:
+        with guest.create_connection((4, PORT)) as ours:
+            theirs, peer = listener.accept()
+            with theirs:
+                assert peer.cid == 3
+                theirs.sendall(b"hello")
+                assert ours.recv(10) == b"hello"
