@@ -164,26 +164,29 @@ impl DriverLink {
         Ok(())
     }
 
-    /// The next event from the device, if any; its buffer is offered again.
+    /// The next event from the device, if any; its buffer is offered again. Events count as something inbound:
+    /// whoever waits for packets must take the events too, before [`Link::arm`](crate::link::Link::arm) lets it
+    /// sleep.
     ///
     /// # Errors
     /// The device broke the rules of the event queue.
     pub fn next_event(&mut self) -> Result<Option<u32>, LinkError> {
         let queue = &mut self.queues[EVENT_QUEUE];
-        let taken = queue.take().map_err(|error| LinkError::Ring { queue: EVENT_QUEUE, error })?;
-        let Some((buffer, len)) = taken else { return Ok(None) };
-        let mut id = [0; 4];
-        let mut pieces = Vec::new();
-        // Our own memory: the address is there.
-        if self.memory.slice(queue.buffers.address(buffer), 4, &mut pieces).is_ok() {
+        let ring_error = |error| LinkError::Ring { queue: EVENT_QUEUE, error };
+        while let Some((buffer, len)) = queue.take().map_err(ring_error)? {
+            let mut id = [0; 4];
+            let mut pieces = Vec::new();
+            self.memory
+                .slice(queue.buffers.address(buffer), queue.buffers.len, &mut pieces)
+                .map_err(|outside| ring_error(outside.into()))?;
             slice::copy_out(&pieces, &mut id);
-        }
-        queue.offer(buffer, queue.buffers.len, true);
-        if len < 4 {
+            queue.offer(buffer, queue.buffers.len, true);
+            if len >= 4 {
+                return Ok(Some(u32::from_le_bytes(id)));
+            }
             self.stats.skipped += 1;
-            return Ok(None);
         }
-        Ok(Some(u32::from_le_bytes(id)))
+        Ok(None)
     }
 
     pub(crate) fn next_inbound(
@@ -286,7 +289,7 @@ impl DriverLink {
 
     pub(crate) fn arm(&mut self) -> bool {
         let mut more = self.queues[RX_QUEUE].ring.enable_calls();
-        self.queues[EVENT_QUEUE].ring.enable_calls();
+        more |= self.queues[EVENT_QUEUE].ring.enable_calls();
         let tx = &mut self.queues[TX_QUEUE].ring;
         if self.starved {
             more |= tx.enable_calls();

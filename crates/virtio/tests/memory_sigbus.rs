@@ -1,0 +1,167 @@
+//! A front end that shrinks its file under our mapping: the access goes on, the memory is known to be dead, and a
+//! fault elsewhere still reaches whoever handled it before.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
+
+mod ring_support;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::Arc;
+
+use ring_support::{Guest, HIGH, LOW, NEXT, desc, read, write};
+use rustix::fs::ftruncate;
+use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::ring::DeviceRing;
+use vsock_virtio::slice::{self, TransferError};
+
+const LEN: u64 = 4 << 12;
+
+/// Memory and the file that its front end can still change.
+fn shrinkable() -> (GuestMemory, File) {
+    let region = ring_support::region(LOW, LEN);
+    let file = region.file.try_clone().unwrap();
+    (GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap(), file)
+}
+
+#[test]
+fn memory_that_lost_its_file_reads_as_zeros_and_is_dead() {
+    let (memory, file) = shrinkable();
+    let (neighbour, _file) = shrinkable();
+    write(&memory, LOW, b"text");
+    write(&neighbour, LOW, b"text");
+    ftruncate(&file, 0).unwrap();
+    assert!(!memory.is_dead());
+    assert_eq!(read(&memory, LOW, 4), [0; 4]);
+    assert!(memory.is_dead());
+    write(&memory, LOW + LEN - 4, b"late");
+    assert_eq!(read(&memory, LOW + LEN - 4, 4), b"late");
+    assert!(!neighbour.is_dead());
+    assert_eq!(read(&neighbour, LOW, 4), b"text");
+}
+
+#[test]
+fn table_made_from_a_dead_one_is_dead_while_it_has_the_region() {
+    let (memory, file) = shrinkable();
+    ftruncate(&file, 0).unwrap();
+    read(&memory, LOW, 1);
+    let more = ring_support::region(HIGH, LEN);
+    let larger = memory.with_region_added(more, MemoryPolicy::RecordSeals).unwrap();
+    assert!(larger.is_dead());
+    let smaller = larger.with_region_removed(LOW, LOW + (1 << 40), LEN).unwrap();
+    assert!(!smaller.is_dead());
+}
+
+#[test]
+fn slot_of_a_dropped_table_starts_alive_again() {
+    for _ in 0..200 {
+        let (memory, file) = shrinkable();
+        assert!(!memory.is_dead());
+        ftruncate(&file, 0).unwrap();
+        read(&memory, LOW, 1);
+        assert!(memory.is_dead());
+    }
+}
+
+#[test]
+fn more_regions_than_one_chunk_of_the_registry_are_all_guarded() {
+    let all: Vec<_> = (0..200).map(|_| shrinkable()).collect();
+    let (memory, file) = all.last().unwrap();
+    ftruncate(file, 0).unwrap();
+    read(memory, LOW, 1);
+    assert_eq!(all.iter().filter(|(memory, _)| memory.is_dead()).count(), 1);
+}
+
+#[test]
+fn system_call_on_memory_that_lost_its_file_says_so() {
+    let (memory, file) = shrinkable();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    File::from(writer.try_clone().unwrap()).write_all(b"some bytes").unwrap();
+    ftruncate(&file, 0).unwrap();
+    let mut pieces = Vec::new();
+    memory.slice(LOW, 100, &mut pieces).unwrap();
+    let got = slice::readv(reader.as_fd(), &pieces);
+    assert!(matches!(got, Err(TransferError::MemoryDead)), "{got:?}");
+    let put = slice::writev(writer.as_fd(), &pieces);
+    assert!(matches!(put, Err(TransferError::MemoryDead)), "{put:?}");
+}
+
+#[test]
+fn ring_whose_memory_lost_its_file_does_not_crash() {
+    let guest = Guest::new(8, true);
+    let file = ring_support::memfd(0x1_0000);
+    let region = Region {
+        guest: ring_support::RING_AT,
+        user: 0,
+        len: 0x1_0000,
+        offset: 0,
+        file: file.try_clone().unwrap(),
+    };
+    let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap());
+    let guest = Guest { memory: Arc::clone(&memory), ..guest };
+    guest.descriptors(&[desc(ring_support::RING_AT, 44, NEXT, 1), desc(0, 0, 0, 0)]);
+    guest.avail_idx(2);
+    let mut ring = DeviceRing::new(memory, &guest.config).unwrap();
+    assert!(ring.pop(&mut Vec::new()).unwrap().is_some());
+    ftruncate(&file, 0).unwrap();
+    // The cached index says there is one more; its descriptor reads as zeros and is an empty chain.
+    let chain = ring.pop(&mut Vec::new()).unwrap().unwrap();
+    assert_eq!((chain.readable_len, chain.writable_len), (0, 0));
+    assert!(ring.is_dead());
+    ring.push_used(chain.head, 0);
+    ring.publish();
+    ring.enable_kicks();
+}
+
+/// What the process ends with in the handler that was there before ours.
+const HANDED_ON: i32 = 42;
+
+extern "C" fn earlier_handler(_signal: libc::c_int) {
+    // SAFETY: _exit is safe in a signal handler.
+    unsafe { libc::_exit(HANDED_ON) }
+}
+
+/// Not a test of its own: the process that the next test starts, which faults outside guest memory.
+#[test]
+#[ignore = "faults on purpose; started by fault_outside_guest_memory_is_handed_on"]
+fn process_that_faults() {
+    let earlier = std::env::var("EARLIER_HANDLER").is_ok();
+    if earlier {
+        let handler = earlier_handler as extern "C" fn(libc::c_int);
+        // SAFETY: the handler only exits.
+        unsafe { libc::signal(libc::SIGBUS, handler as libc::sighandler_t) };
+    }
+    let (memory, file) = shrinkable();
+    ftruncate(&file, 0).unwrap();
+    read(&memory, LOW, 1);
+    assert!(memory.is_dead());
+    let own = ring_support::memfd(4096);
+    // SAFETY: a new mapping of a file of ours; reading it faults on purpose once the file is gone.
+    unsafe {
+        let prot = rustix::mm::ProtFlags::READ;
+        let flags = rustix::mm::MapFlags::SHARED;
+        let at = rustix::mm::mmap(std::ptr::null_mut(), 4096, prot, flags, &own, 0).unwrap();
+        ftruncate(&own, 0).unwrap();
+        std::ptr::read_volatile(at.cast::<u8>());
+    }
+    unreachable!("the fault was swallowed");
+}
+
+fn run_faulting_process(earlier_handler: bool) -> std::process::ExitStatus {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "process_that_faults", "--ignored", "--test-threads=1"]);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    if earlier_handler {
+        command.env("EARLIER_HANDLER", "1");
+    }
+    command.status().unwrap()
+}
+
+#[test]
+fn fault_outside_guest_memory_is_handed_on() {
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(run_faulting_process(true).code(), Some(HANDED_ON));
+    assert_eq!(run_faulting_process(false).signal(), Some(libc::SIGBUS));
+}

@@ -1,0 +1,187 @@
+//! The memory table: what it refuses, how it translates, how tables share mappings.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
+
+mod ring_support;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use ring_support::{HIGH, LOW, REGION_LEN, memfd, memory, read, region, write};
+use rustix::fs::{SealFlags, fcntl_add_seals};
+use vsock_virtio::memory::{GuestMemory, MAX_REGIONS, MemoryError, MemoryPolicy, Region};
+use vsock_virtio::slice::{self, Slice};
+
+const PAGE: u64 = 4096;
+
+fn map(regions: Vec<Region>) -> Result<GuestMemory, MemoryError> {
+    GuestMemory::map(regions, MemoryPolicy::RecordSeals)
+}
+
+fn lens(pieces: &[Slice]) -> Vec<usize> {
+    pieces.iter().map(Slice::len).collect()
+}
+
+#[test]
+fn region_larger_than_its_file_is_refused() {
+    let short = Region { file: memfd(PAGE), ..region(0, 2 * PAGE) };
+    let error = map(vec![short]).unwrap_err();
+    assert!(matches!(error, MemoryError::FileTooSmall { need: 8192, size: 4096, .. }), "{error}");
+    let shifted = Region { offset: 1, ..region(0, PAGE) };
+    assert!(matches!(map(vec![shifted]), Err(MemoryError::FileTooSmall { .. })));
+}
+
+#[test]
+fn region_that_wraps_is_refused() {
+    let at_end = Region { guest: u64::MAX - PAGE + 1, ..region(0, 2 * PAGE) };
+    assert!(matches!(map(vec![at_end]), Err(MemoryError::Overflow { .. })));
+    let user = Region { user: u64::MAX, ..region(0, PAGE) };
+    assert!(matches!(map(vec![user]), Err(MemoryError::Overflow { .. })));
+    let offset = Region { offset: u64::MAX, ..region(0, PAGE) };
+    assert!(matches!(map(vec![offset]), Err(MemoryError::Overflow { .. })));
+    let empty = Region { len: 0, ..region(0, PAGE) };
+    assert!(matches!(map(vec![empty]), Err(MemoryError::Empty { .. })));
+}
+
+#[test]
+fn regions_that_overlap_are_refused() {
+    let guest = Region { user: 0, ..region(PAGE, 2 * PAGE) };
+    assert!(matches!(map(vec![region(0, 2 * PAGE), guest]), Err(MemoryError::Overlap { .. })));
+    let user = Region { user: (1 << 40) + PAGE, ..region(1 << 30, PAGE) };
+    assert!(matches!(map(vec![region(0, 2 * PAGE), user]), Err(MemoryError::Overlap { .. })));
+    assert!(map(vec![region(PAGE, PAGE), region(0, PAGE)]).is_ok());
+}
+
+#[test]
+fn regions_above_the_limit_are_refused() {
+    let many = |n: usize| (0..n as u64).map(|i| region(i * PAGE, PAGE)).collect::<Vec<_>>();
+    assert_eq!(map(many(MAX_REGIONS)).unwrap().region_count(), MAX_REGIONS);
+    assert!(matches!(map(many(MAX_REGIONS + 1)), Err(MemoryError::TooManyRegions)));
+    let full = map(many(MAX_REGIONS)).unwrap();
+    let one_more = region(1 << 30, PAGE);
+    let added = full.with_region_added(one_more, MemoryPolicy::RecordSeals);
+    assert!(matches!(added, Err(MemoryError::TooManyRegions)));
+}
+
+#[test]
+fn file_that_is_no_memory_is_refused() {
+    let device = Region { file: File::open("/dev/zero").unwrap(), ..region(0, PAGE) };
+    assert!(matches!(map(vec![device]), Err(MemoryError::NotAFile { .. })));
+}
+
+#[test]
+fn policy_tells_sealed_from_unsealed_files() {
+    let open = region(0, PAGE);
+    let strict = GuestMemory::map(vec![open], MemoryPolicy::RequireSeals);
+    assert!(matches!(strict, Err(MemoryError::Unsealed { .. })));
+    let sealed = region(0, PAGE);
+    fcntl_add_seals(&sealed.file, SealFlags::SHRINK).unwrap();
+    let strict = GuestMemory::map(vec![sealed], MemoryPolicy::RequireSeals).unwrap();
+    assert!(strict.is_sealed());
+    assert!(!map(vec![region(0, PAGE)]).unwrap().is_sealed());
+}
+
+#[test]
+fn bytes_at_an_unaligned_offset_are_those_of_the_file() {
+    let file = memfd(4 * PAGE);
+    rustix::io::pwrite(&file, b"here", PAGE + 100).unwrap();
+    let memory = map(vec![Region { offset: PAGE + 100, file, ..region(LOW, PAGE) }]).unwrap();
+    assert_eq!(read(&memory, LOW, 4), b"here");
+}
+
+#[test]
+fn buffer_across_a_border_is_split() {
+    let memory = memory();
+    let border = LOW + REGION_LEN;
+    let mut pieces = Vec::new();
+    memory.slice(border - 3, 10, &mut pieces).unwrap();
+    assert_eq!(lens(&pieces), [3, 7]);
+    write(&memory, border - 3, b"0123456789");
+    assert_eq!(read(&memory, border, 7), b"3456789");
+    assert_eq!(read(&memory, border - 3, 3), b"012");
+}
+
+#[test]
+fn buffer_outside_is_refused_and_leaves_no_pieces() {
+    let memory = memory();
+    let end = LOW + 2 * REGION_LEN;
+    let mut pieces = Vec::new();
+    for (at, len) in [(end, 1), (end - 1, 2), (LOW - 1, 2), (0, 1), (u64::MAX, 2), (HIGH, u32::MAX)]
+    {
+        assert!(memory.slice(at, len, &mut pieces).is_err(), "{at:#x} {len}");
+        assert!(pieces.is_empty());
+    }
+    memory.slice(end - 1, 1, &mut pieces).unwrap();
+    memory.slice(12345, 0, &mut pieces).unwrap();
+    assert_eq!(lens(&pieces), [1]);
+}
+
+#[test]
+fn pinned_piece_is_whole_and_aligned_or_refused() {
+    let memory = memory();
+    assert_eq!(memory.pin(LOW + 16, 64, 16).unwrap().len(), 64);
+    assert!(memory.pin(LOW + 8, 64, 16).is_err());
+    assert!(memory.pin(LOW + REGION_LEN - 16, 32, 16).is_err());
+    assert!(memory.pin(LOW, u64::MAX, 1).is_err());
+    assert!(memory.pin(u64::MAX, 1, 1).is_err());
+}
+
+#[test]
+fn user_address_becomes_guest_address() {
+    let memory = memory();
+    assert_eq!(memory.user_to_guest(LOW + (1 << 40) + 5), Some(LOW + 5));
+    assert_eq!(memory.user_to_guest(HIGH + (1 << 40) + REGION_LEN), None);
+    assert_eq!(memory.user_to_guest(0), None);
+}
+
+#[test]
+fn table_with_a_region_removed_shares_the_rest() {
+    let old = memory();
+    write(&old, LOW, b"kept");
+    let user = HIGH + (1 << 40);
+    let unknown = old.with_region_removed(HIGH, user, REGION_LEN + 1);
+    assert!(matches!(unknown, Err(MemoryError::Unknown { .. })));
+    let new = old.with_region_removed(HIGH, user, REGION_LEN).unwrap();
+    let added = new.with_region_added(region(HIGH, PAGE), MemoryPolicy::RecordSeals).unwrap();
+    drop(Arc::into_inner(old).unwrap());
+    assert_eq!(read(&new, LOW, 4), b"kept");
+    assert!(new.slice(HIGH, 1, &mut Vec::new()).is_err());
+    assert_eq!(read(&added, HIGH, 4), [0; 4]);
+}
+
+#[test]
+fn copy_between_pieces_of_any_size_keeps_the_bytes() {
+    let memory = memory();
+    let text: Vec<u8> = (0..100).collect();
+    write(&memory, LOW, &text);
+    let cut = |base: u64, cuts: &[u32]| {
+        let mut pieces = Vec::new();
+        let mut at = base;
+        for len in cuts {
+            memory.slice(at, *len, &mut pieces).unwrap();
+            at += u64::from(*len);
+        }
+        pieces
+    };
+    let from = cut(LOW, &[1, 30, 7, 62]);
+    let to = cut(HIGH, &[44, 2, 50]);
+    assert_eq!(slice::copy(&to, &from), 96);
+    assert_eq!(read(&memory, HIGH, 97), [&text[..96], &[0]].concat());
+}
+
+#[test]
+fn ranges_of_pieces_are_cut_at_both_ends() {
+    let memory = memory();
+    let mut pieces = Vec::new();
+    for len in [10, 20, 30] {
+        memory.slice(LOW, len, &mut pieces).unwrap();
+    }
+    assert_eq!(slice::truncate(&mut pieces.clone(), 0..3, 0), 0..0);
+    assert_eq!(slice::truncate(&mut pieces.clone(), 0..3, 10), 0..1);
+    assert_eq!(slice::truncate(&mut pieces.clone(), 0..3, 99), 0..3);
+    assert_eq!(slice::advance(&mut pieces.clone(), 0..3, 10), 1..3);
+    assert_eq!(slice::advance(&mut pieces.clone(), 0..3, 60), 3..3);
+    let range = slice::advance(&mut pieces, 0..3, 15);
+    let range = slice::truncate(&mut pieces, range, 20);
+    assert_eq!((range.clone(), lens(&pieces[range])), (1..3, vec![15, 5]));
+}
