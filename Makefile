@@ -87,7 +87,7 @@ test-python: build ## Python tests that need no VM
 
 .PHONY: test-guests
 test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
-	$(BIN)/pytest -m vm
+	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
 
 .PHONY: fuzz
 fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from vsock.guest import Guest
     from vsock.switch import Switch
 
+pytest_plugins = ["vsock.testing.plugin"]
+
+KEPT = {"VSOCK_REQUIRE_GUESTS"}
+"""Settings for the tests themselves."""
+
 
 @pytest.fixture(autouse=True)
 def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees, or talks to, a switch of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith("VSOCK_")]:
-        monkeypatch.delenv(name)
+        if name not in KEPT:
+            monkeypatch.delenv(name)
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
 

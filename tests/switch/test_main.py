@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -59,7 +58,7 @@ class Daemon:
 
 
 @pytest.fixture
-def config(runtime_dir: Path) -> Iterator[Path]:
+def config(runtime_dir: Path) -> Path:
     """A config file with one guest, for the runtime directory of the test."""
     file = runtime_dir / "vsock.toml"
     file.write_text('[[guest]]\nname = "alpha"\ncid = 3\n')

@@ -300,7 +300,7 @@ class Switch:
         known = ", ".join(sorted(self._guests)) or "none yet"
         raise NoSuchGuest(errno.ENODEV, f"no guest {guest!r} (guests: {known})")
 
-    def _running(self) -> _native.Node:
+    def _running(self) -> "_native.Node":
         if self._node is None:
             raise UsageError("the switch does not run")
         return self._node
