@@ -181,7 +181,9 @@ fn uml_boots_and_powers_off() {
     let device = Device::new();
     let mut front = Speaker::connect(&device.path);
     front.negotiate(UML);
-    front.give_memory();
+    // One region in a message with room for two.
+    let body = [table(&[[GUEST, LEN, USER, 0]]), vec![0; 32]].concat();
+    front.tell(FrontendReq::SET_MEM_TABLE, &body, &[memory(LEN).as_fd()]);
     (0..3).for_each(|ring| front.set_up(ring, 256, 0));
     (0..3).for_each(|ring| front.enable(ring, true));
     assert_eq!(read_config(&mut front, 0, 8), cid_bytes(CID));
