@@ -1,0 +1,107 @@
+"""`vsock demo`: two real guests and a switch, put through everything that a switch is for.
+
+`lab` sets the scene, `checks` are what is shown, `programs` run at the two ends of each check,
+`screen` and `report` say how it went. This module puts them together. It is not a test suite:
+it shows, on this machine and in under a minute, that the main things work and how fast.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+from vsock.demo.checks import CHECKS, Check
+from vsock.demo.lab import Lab, open_lab
+from vsock.demo.places import LinuxPlace
+from vsock.demo.programs import shell_server
+from vsock.demo.report import CheckReport, Report
+from vsock.demo.screen import SHELL_PORT, Screen
+from vsock.errors import VsockError
+
+__all__ = ["main"]
+
+
+def main(*, keep: bool = False, as_json: bool = False) -> int:
+    """Run the demo; returns the exit status, 0 only if every check passed.
+
+    Args:
+        keep: leave switch and guests running until Ctrl-C.
+        as_json: print one JSON object to standard output, and progress to standard error.
+    """
+    screen = Screen(Console(stderr=as_json))
+    report = Report()
+    with _terminate_as_interrupt():
+        try:
+            with screen.working("starting a switch and two guests"), open_lab(screen.step) as lab:
+                _run_checks(lab, report, screen)
+                _tell(report, screen, as_json)
+                if keep:
+                    _keep(lab, screen)
+        except VsockError as error:
+            report.notes.append(str(error))
+            screen.fault(str(error))
+            _tell(report, screen, as_json)
+        except KeyboardInterrupt:
+            screen.fault("interrupted")
+            return 130
+    if not keep:
+        screen.next_steps()
+    return 0 if report.is_well else 1
+
+
+def _run_checks(lab: Lab, report: Report, screen: Screen) -> None:
+    report.guests = lab.guests
+    report.notes = lab.notes
+    screen.guests(lab.guests, lab.notes)
+    for check in CHECKS:
+        screen.now(check.name)
+        done = _run(check, lab)
+        report.checks.append(done)
+        screen.check(done)
+    report.rates = lab.rates
+
+
+def _run(check: Check, lab: Lab) -> CheckReport:
+    begun = time.monotonic()
+    try:
+        detail, is_ok = check.run(lab), True
+    except Exception as error:  # whatever a check raises is its result
+        detail, is_ok = str(error).strip() or type(error).__name__, False
+    return CheckReport(check.name, is_ok, round(time.monotonic() - begun, 3), detail)
+
+
+def _tell(report: Report, screen: Screen, as_json: bool) -> None:
+    screen.end(report)
+    if as_json:
+        print(json.dumps(report.as_json()), flush=True)
+
+
+def _keep(lab: Lab, screen: Screen) -> None:
+    for place in (lab.alpha, lab.beta):
+        if isinstance(place, LinuxPlace):
+            place.start(shell_server, SHELL_PORT).read_line()
+    screen.kept(lab.runtime_dir, lab.guests)
+    screen.rest()
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM must take everything down too, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

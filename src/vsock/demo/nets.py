@@ -1,0 +1,62 @@
+"""Sockets as a program of the demo sees them, in a Linux guest or over the switch.
+
+A program of the demo is a function that gets one of these as its first argument. Both travel as source
+text (`vsock.testing.remote`), so each stands on its own and imports inside.
+"""
+
+import socket
+from typing import Protocol
+
+STREAM = 1
+SEQPACKET = 5
+
+
+class Net(Protocol):
+    """Where a program's connections come from and go to."""
+
+    def connect(self, cid: int, port: int, kind: int = 1) -> socket.socket:
+        """A connection to CID and port; its operations time out."""
+
+    def listen(self, port: int, kind: int = 1) -> socket.socket:
+        """A listener on every CID that is ours."""
+
+
+class KernelNet:
+    """In a Linux guest: its kernel's AF_VSOCK."""
+
+    def connect(self, cid: int, port: int, kind: int = 1) -> socket.socket:
+        """A connection to CID and port; its operations time out."""
+        import socket
+
+        made = socket.socket(socket.AF_VSOCK, kind)
+        made.settimeout(20)
+        made.connect((cid, port))
+        return made
+
+    def listen(self, port: int, kind: int = 1) -> socket.socket:
+        """A listener on every CID that is ours."""
+        import socket
+
+        made = socket.socket(socket.AF_VSOCK, kind)
+        made.settimeout(20)
+        made.bind((socket.VMADDR_CID_ANY, port))
+        made.listen(128)
+        return made
+
+
+class SwitchNet:
+    """In a host program or a userspace guest: the switch that VSOCK_RUNTIME_DIR names."""
+
+    def connect(self, cid: int, port: int, kind: int = 1) -> socket.socket:
+        """A connection to CID and port; its operations time out."""
+        import vsock
+
+        return vsock.create_connection((cid, port), 20, type=kind)
+
+    def listen(self, port: int, kind: int = 1) -> socket.socket:
+        """A listener on every CID that is ours."""
+        import vsock
+
+        made = vsock.create_server(port, type=kind, backlog=128)
+        made.settimeout(20)
+        return made

@@ -1,0 +1,203 @@
+"""What runs at the two ends of a check: short programs, each a function that stands on its own.
+
+They are sent as source text to a guest, or run as a process on the host; so a function imports what it
+needs inside and uses nothing else of this module. A program that listens prints "listening" once it
+does. Port numbers and sizes are arguments, results are JSON.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
+
+    from vsock.demo.nets import Net
+
+
+def echo_server(net: Net, port: int, kind: int, connections: int) -> int:
+    """Send everything back; end when so many connections have come and gone. Returns how many."""
+    import selectors
+
+    listener = net.listen(port, kind)
+    print("listening", flush=True)
+    waiting = selectors.DefaultSelector()
+    waiting.register(listener, selectors.EVENT_READ)
+    gone = 0
+    while gone < connections:
+        ready = waiting.select(20)
+        if not ready:
+            raise TimeoutError(f"{gone} of {connections} connections came and went in 20 s")
+        for key, _ in ready:
+            if key.fileobj is listener:
+                connection: socket.socket = listener.accept()[0]
+                connection.settimeout(20)
+                waiting.register(connection, selectors.EVENT_READ, connection)
+                continue
+            data = key.data.recv(1 << 17)
+            if data:
+                key.data.sendall(data)
+            else:
+                waiting.unregister(key.data)
+                key.data.close()
+                gone += 1
+    return gone
+
+
+def ping(net: Net, cid: int, port: int, rounds: int) -> float:
+    """Send one byte and wait for it to come back, many times; returns the median in seconds."""
+    import statistics
+    import time
+
+    with net.connect(cid, port) as connection:
+        times = []
+        for number in range(rounds):
+            sent = bytes([number % 256])
+            begun = time.perf_counter()
+            connection.sendall(sent)
+            if connection.recv(1) != sent:
+                raise AssertionError("another byte came back")
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def refused(net: Net, cid: int, port: int, attempts: int) -> float:
+    """Connect where nobody listens; returns the median time to the refusal in seconds."""
+    import statistics
+    import time
+
+    times = []
+    for _ in range(attempts):
+        begun = time.perf_counter()
+        try:
+            net.connect(cid, port).close()
+        except ConnectionResetError:
+            times.append(time.perf_counter() - begun)
+        else:
+            raise AssertionError(f"a connection to {cid}:{port} came about, but nobody listens")
+    return statistics.median(times)
+
+
+def send_bytes(net: Net, cid: int, port: int, size: int) -> dict[str, Any]:
+    """Send `size` bytes and wait for the receipt; returns their checksum and the time it took.
+
+    Each MiB carries its number, so that one in a wrong place shows in the checksum.
+    """
+    import os
+    import time
+    import zlib
+
+    block = os.urandom(1 << 20)
+    pieces = [n.to_bytes(8, "big") + block[8:] for n in range((size >> 20) + 1)]
+    data = memoryview(b"".join(pieces))[:size]
+    del pieces
+    checksum = zlib.crc32(data)
+    with net.connect(cid, port) as connection:
+        begun = time.perf_counter()
+        connection.sendall(data)
+        if connection.recv(1) != b"!":
+            raise AssertionError("no receipt came")
+        return {"checksum": checksum, "seconds": time.perf_counter() - begun}
+
+
+def receive_bytes(net: Net, port: int, size: int) -> dict[str, Any]:
+    """Take `size` bytes from one connection and send a receipt; returns their checksum."""
+    import zlib
+
+    with net.listen(port) as listener:
+        print("listening", flush=True)
+        connection: socket.socket = listener.accept()[0]
+    with connection:
+        connection.settimeout(20)
+        data = memoryview(bytearray(size))
+        filled = 0
+        while filled < size:
+            count = connection.recv_into(data[filled:])
+            if count == 0:
+                raise AssertionError(f"the connection ended after {filled} of {size} bytes")
+            filled += count
+        connection.sendall(b"!")
+        if connection.recv(1):
+            raise AssertionError("more came than was sent")
+    return {"checksum": zlib.crc32(data)}
+
+
+def many_clients(net: Net, cid: int, port: int, count: int) -> int:
+    """Hold `count` connections open at once and have each one's message echoed."""
+    connections = [net.connect(cid, port) for _ in range(count)]
+    messages = [f"connection {number}".encode() for number in range(count)]
+    for connection, message in zip(connections, messages, strict=True):
+        connection.sendall(message)
+    for connection, message in zip(connections, messages, strict=True):
+        got = b""
+        while len(got) < len(message):
+            piece = connection.recv(len(message) - len(got))
+            if not piece:
+                raise AssertionError(f"the connection ended before its echo: {message!r}")
+            got += piece
+        if got != message:
+            raise AssertionError(f"{message!r} came back as {got!r}")
+    for connection in connections:
+        connection.close()
+    return count
+
+
+def answer_after_end(net: Net, port: int) -> int:
+    """Read to the end of the other side's half, and only then answer with what was read."""
+    with net.listen(port) as listener:
+        print("listening", flush=True)
+        connection: socket.socket = listener.accept()[0]
+    with connection:
+        connection.settimeout(20)
+        data = b""
+        while piece := connection.recv(65536):
+            data += piece
+        connection.sendall(data[::-1])
+    return len(data)
+
+
+def ask_and_end(net: Net, cid: int, port: int, size: int) -> int:
+    """Send, shut our half down, and read the answer that comes after."""
+    import os
+    import socket
+
+    question = os.urandom(size)
+    with net.connect(cid, port) as connection:
+        connection.sendall(question)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    if answer != question[::-1]:
+        raise AssertionError(f"{len(answer)} bytes came as answer to {size}, or wrong ones")
+    return size
+
+
+def send_messages(net: Net, cid: int, port: int, sizes: list[int]) -> int:
+    """Send messages to an echo over SOCK_SEQPACKET; each must come back as one, whole."""
+    import os
+
+    messages = [os.urandom(size) for size in sizes]
+    with net.connect(cid, port, 5) as connection:
+        for message in messages:
+            connection.send(message)
+        for message in messages:
+            got = connection.recv(1 << 17)
+            if got != message:
+                raise AssertionError(f"a message of {len(message)} bytes came as {len(got)}")
+    return len(messages)
+
+
+def shell_server(net: Net, port: int) -> None:
+    """For `--keep`: a shell for everyone who connects, until the guest ends."""
+    import subprocess
+
+    listener = net.listen(port)
+    listener.settimeout(None)
+    print("listening", flush=True)
+    while True:
+        connection = listener.accept()[0]
+        connection.settimeout(None)
+        with connection:
+            fd = connection.fileno()
+            subprocess.Popen(["sh", "-i"], stdin=fd, stdout=fd, stderr=fd)
