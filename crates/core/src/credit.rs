@@ -49,7 +49,7 @@ const BYTES_PER_UNREAD_PACKET: u32 = 128;
 const MIN_UNREAD_PACKETS: u32 = 16;
 
 /// `a` is after `b` on the circle of a wrapping counter.
-const fn is_after(a: u32, b: u32) -> bool {
+pub(crate) const fn is_after(a: u32, b: u32) -> bool {
     a != b && a.wrapping_sub(b) < 1 << 31
 }
 

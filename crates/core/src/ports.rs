@@ -1,5 +1,18 @@
-//! placeholder
+//! Who is bound to which port of a node, with the rules of the Linux kernel
+//! (kernel-semantics, sections 3 and 4).
+//!
+//! One port space serves STREAM and SEQPACKET. Two bindings conflict when their ports are equal
+//! and their CIDs are equal or one of them is the wildcard. A binding stays until it is released,
+//! whatever becomes of connections made from it; connections accepted from a listener hold none.
+//! Only programs of this machine choose keys here, so an ordered map does.
+
 use crate::address::{Address, Cid, Port, SocketType};
+use crate::slots::Slots;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// How many ephemeral ports are tried.
+const EPHEMERAL_TRIES: u32 = 24;
 
 /// Names one binding for ever; a stale one is harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,29 +55,102 @@ pub struct Listener {
     pub waiting: u32,
 }
 
+#[derive(Debug)]
+struct Bound {
+    address: Address,
+    listening: Option<Listening>,
+}
+
+#[derive(Debug)]
+struct Listening {
+    kind: SocketType,
+    backlog: u32,
+    waiting: u32,
+}
+
 /// Who is bound to which port of a node.
 #[derive(Debug)]
 pub struct Ports {
     local: Cid,
+    bound: Slots<Bound>,
+    by_port: BTreeMap<Port, Vec<u64>>,
+    next_ephemeral: u32,
 }
 
-#[allow(unused_variables, clippy::unused_self, missing_docs)]
 impl Ports {
     /// No bindings yet. `seed` chooses where ephemeral ports start.
     #[must_use]
     pub fn new(local: Cid, seed: u64) -> Self {
-        Self { local }
+        let first = Port::FIRST_UNPRIVILEGED.0;
+        let choices = u64::from(u32::MAX - first);
+        let start = u32::try_from(seed % choices).unwrap_or(0);
+        Self { local, bound: Slots::new(), by_port: BTreeMap::new(), next_ephemeral: first + start }
     }
+
     /// The CID may change when a link comes up; bindings stay.
-    pub fn set_local(&mut self, local: Cid) {}
-    /// Binds an address; `Port::ANY` takes an ephemeral port.
+    pub fn set_local(&mut self, local: Cid) {
+        self.local = local;
+    }
+
+    /// Binds an address; `Cid::ANY` is bound for all our CIDs, `Port::ANY` takes an ephemeral
+    /// port. `may_use_privileged`: the caller may bind ports below 1024.
     ///
     /// # Errors
     /// See [`BindError`].
-    pub fn bind(&mut self, address: Address, privileged: bool) -> Result<Binding, BindError> {
-        Err(BindError::InUse)
+    pub fn bind(
+        &mut self,
+        address: Address,
+        may_use_privileged: bool,
+    ) -> Result<Binding, BindError> {
+        if address.cid != Cid::ANY && address.cid != self.local {
+            return Err(BindError::NotLocal);
+        }
+        let address = if address.port == Port::ANY {
+            let port = self.free_ephemeral(address.cid).ok_or(BindError::Exhausted)?;
+            Address { port, ..address }
+        } else {
+            address
+        };
+        if address.port.is_privileged() && !may_use_privileged {
+            return Err(BindError::NotPermitted);
+        }
+        if self.is_taken(address) {
+            return Err(BindError::InUse);
+        }
+        let id =
+            self.bound.insert(Bound { address, listening: None }).ok_or(BindError::Exhausted)?;
+        self.by_port.entry(address.port).or_default().push(id);
+        Ok(Binding(id))
     }
-    /// Makes a binding listen, or changes its backlog.
+
+    /// Consecutive numbers from a start nobody can guess, as many as Linux tries.
+    fn free_ephemeral(&mut self, cid: Cid) -> Option<Port> {
+        for _ in 0..EPHEMERAL_TRIES {
+            if Port(self.next_ephemeral) == Port::ANY || Port(self.next_ephemeral).is_privileged() {
+                self.next_ephemeral = Port::FIRST_UNPRIVILEGED.0;
+            }
+            let port = Port(self.next_ephemeral);
+            self.next_ephemeral += 1;
+            if !self.is_taken(Address { cid, port }) {
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    fn at_port(&self, port: Port) -> impl Iterator<Item = (u64, &Bound)> {
+        let ids = self.by_port.get(&port).map(Vec::as_slice).unwrap_or_default();
+        ids.iter().filter_map(|id| self.bound.get(*id).map(|bound| (*id, bound)))
+    }
+
+    fn is_taken(&self, address: Address) -> bool {
+        self.at_port(address.port).any(|(_, bound)| {
+            let other = bound.address.cid;
+            other == address.cid || other == Cid::ANY || address.cid == Cid::ANY
+        })
+    }
+
+    /// Makes a binding listen, or changes its backlog; who waits keeps waiting.
     ///
     /// # Errors
     /// See [`ListenError`].
@@ -74,28 +160,83 @@ impl Ports {
         kind: SocketType,
         backlog: u32,
     ) -> Result<(), ListenError> {
-        Err(ListenError::NotBound)
+        if kind == SocketType::Datagram {
+            return Err(ListenError::NotConnectible);
+        }
+        let bound = self.bound.get_mut(binding.0).ok_or(ListenError::NotBound)?;
+        let waiting = bound.listening.as_ref().map_or(0, |listening| listening.waiting);
+        bound.listening = Some(Listening { kind, backlog, waiting });
+        Ok(())
     }
+
     /// The address of a binding; its CID may be ANY.
     #[must_use]
     pub fn address(&self, binding: Binding) -> Option<Address> {
-        None
+        self.bound.get(binding.0).map(|bound| bound.address)
     }
-    /// The listener for a destination.
+
+    /// The listener for a destination. Its socket type is the caller's to compare.
     #[must_use]
     pub fn lookup(&self, dst: Address) -> Option<Listener> {
-        None
+        self.at_port(dst.port)
+            .filter(|(_, bound)| bound.address.cid == dst.cid || bound.address.cid == Cid::ANY)
+            .find_map(|(id, bound)| listener(id, bound))
     }
-    /// Counts one more connection that waits to be accepted; `false`: the queue is full.
+
+    /// Counts one more connection that waits to be accepted. `false`: the queue is full, which
+    /// it is with one more than the backlog, or nobody listens.
+    #[must_use]
     pub fn admit(&mut self, binding: Binding) -> bool {
-        false
+        let bound = self.bound.get_mut(binding.0);
+        let Some(listening) = bound.and_then(|bound| bound.listening.as_mut()) else {
+            return false;
+        };
+        let has_room = listening.waiting <= listening.backlog;
+        if has_room {
+            listening.waiting = listening.waiting.saturating_add(1);
+        }
+        has_room
     }
+
     /// A waiting connection was accepted, or went away.
-    pub fn accepted(&mut self, binding: Binding) {}
+    pub fn accepted(&mut self, binding: Binding) {
+        let bound = self.bound.get_mut(binding.0);
+        if let Some(listening) = bound.and_then(|bound| bound.listening.as_mut()) {
+            listening.waiting = listening.waiting.saturating_sub(1);
+        }
+    }
+
     /// Frees a binding.
-    pub fn release(&mut self, binding: Binding) {}
-    /// All listeners.
+    pub fn release(&mut self, binding: Binding) {
+        let Some(bound) = self.bound.remove(binding.0) else { return };
+        let port = bound.address.port;
+        if let Some(ids) = self.by_port.get_mut(&port) {
+            ids.retain(|id| *id != binding.0);
+            if ids.is_empty() {
+                self.by_port.remove(&port);
+            }
+        }
+    }
+
+    /// All listeners, by port.
     pub fn listeners(&self) -> impl Iterator<Item = Listener> + '_ {
-        core::iter::empty()
+        self.by_port
+            .keys()
+            .flat_map(|port| self.at_port(*port))
+            .filter_map(|(id, bound)| listener(id, bound))
     }
 }
+
+fn listener(id: u64, bound: &Bound) -> Option<Listener> {
+    let listening = bound.listening.as_ref()?;
+    Some(Listener {
+        binding: Binding(id),
+        address: bound.address,
+        kind: listening.kind,
+        backlog: listening.backlog,
+        waiting: listening.waiting,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -217,6 +217,13 @@ impl Endpoint {
         }
     }
 
+    /// Whether there is room for the answer to one more packet of no connection. While there is
+    /// none, packets may be left in the ring; taken in, their answers are dropped and counted.
+    #[must_use]
+    pub fn accepts_packets(&self) -> bool {
+        self.outbox.has_room(&self.limits)
+    }
+
     /// Asks for a connection.
     ///
     /// # Errors

@@ -13,6 +13,9 @@ const FEW: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
+    /// RSTs that end connections of ours.
+    last_words: VecDeque<RawHeader>,
+    /// RSTs that answer packets of no connection.
     replies: VecDeque<RawHeader>,
     speakers: VecDeque<SlotId>,
     /// Connections that have something to say; `speakers` may hold others as well.
@@ -21,30 +24,35 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn is_empty(&self) -> bool {
-        self.replies.is_empty() && self.ready == 0
+        self.last_words.is_empty() && self.replies.is_empty() && self.ready == 0
+    }
+
+    /// Whether one more answer to a packet of no connection has room.
+    pub(super) fn has_room(&self, limits: &Limits) -> bool {
+        self.replies.len() < limits.max_replies
     }
 
     /// Queues the answer to a packet that no connection answers. `false`: no room.
     pub(super) fn reply(&mut self, reply: RawHeader, limits: &Limits) -> bool {
-        self.push(reply, limits.max_replies)
-    }
-
-    /// Queues the RST that ends a connection. There is more room for these, as each takes a
-    /// connection to make.
-    pub(super) fn last_word(&mut self, reset: RawHeader, limits: &Limits) -> bool {
-        self.push(reset, limits.max_replies.saturating_add(limits.max_connections))
-    }
-
-    fn push(&mut self, packet: RawHeader, most: usize) -> bool {
-        let has_room = self.replies.len() < most;
+        let has_room = self.has_room(limits);
         if has_room {
-            self.replies.push_back(packet);
+            self.replies.push_back(reply);
+        }
+        has_room
+    }
+
+    /// Queues the RST that ends a connection. These have room of their own, as much as there may
+    /// be connections: a peer that provokes replies cannot keep them from leaving.
+    pub(super) fn last_word(&mut self, reset: RawHeader, limits: &Limits) -> bool {
+        let has_room = self.last_words.len() < limits.max_connections;
+        if has_room {
+            self.last_words.push_back(reset);
         }
         has_room
     }
 
     pub(super) fn next_reply(&mut self) -> Option<RawHeader> {
-        self.replies.pop_front()
+        self.last_words.pop_front().or_else(|| self.replies.pop_front())
     }
 
     pub(super) fn enqueue(&mut self, id: SlotId) {

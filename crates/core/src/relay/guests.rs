@@ -1,0 +1,114 @@
+//! What the relay keeps per guest: control packets that wait for room on its link, and how many
+//! flows it has opened.
+
+use super::RelayLimits;
+use crate::address::Cid;
+use crate::packet::RawHeader;
+use alloc::collections::{BTreeMap, VecDeque};
+
+#[derive(Debug, Default)]
+struct Guest {
+    /// Answers to its own packets that belong to no flow.
+    replies: VecDeque<RawHeader>,
+    /// Packets about flows; others may have caused these.
+    notices: VecDeque<RawHeader>,
+    flows: usize,
+    half_open: usize,
+    is_listed: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Guests {
+    guests: BTreeMap<Cid, Guest>,
+    /// Guests with packets that `next_ready` has not named yet.
+    ready: VecDeque<Cid>,
+}
+
+impl Guests {
+    /// Queues the answer to a packet of this guest. `false`: no room.
+    pub(super) fn reply(&mut self, to: Cid, packet: RawHeader, limits: &RelayLimits) -> bool {
+        let guest = self.guests.entry(to).or_default();
+        let has_room = guest.replies.len() < limits.max_replies;
+        if has_room {
+            guest.replies.push_back(packet);
+            self.list(to);
+        }
+        has_room
+    }
+
+    /// Queues a packet about a flow. `false`: no room. There is as much as a guest has flows,
+    /// so only a guest that takes nothing misses any.
+    pub(super) fn notify(&mut self, to: Cid, packet: RawHeader, limits: &RelayLimits) -> bool {
+        let guest = self.guests.entry(to).or_default();
+        let has_room = guest.notices.len() < limits.max_replies.max(limits.max_flows_per_guest);
+        if has_room {
+            guest.notices.push_back(packet);
+            self.list(to);
+        }
+        has_room
+    }
+
+    fn list(&mut self, cid: Cid) {
+        if let Some(guest) = self.guests.get_mut(&cid)
+            && !core::mem::replace(&mut guest.is_listed, true)
+        {
+            self.ready.push_back(cid);
+        }
+    }
+
+    pub(super) fn accepts_packets(&self, from: Cid, limits: &RelayLimits) -> bool {
+        self.guests.get(&from).is_none_or(|guest| guest.replies.len() < limits.max_replies)
+    }
+
+    pub(super) fn has_packet(&self, to: Cid) -> bool {
+        self.guests
+            .get(&to)
+            .is_some_and(|guest| !guest.notices.is_empty() || !guest.replies.is_empty())
+    }
+
+    pub(super) fn next_packet(&mut self, to: Cid) -> Option<RawHeader> {
+        let guest = self.guests.get_mut(&to)?;
+        guest.notices.pop_front().or_else(|| guest.replies.pop_front())
+    }
+
+    pub(super) fn next_ready(&mut self) -> Option<Cid> {
+        let cid = self.ready.pop_front()?;
+        if let Some(guest) = self.guests.get_mut(&cid) {
+            guest.is_listed = false;
+        }
+        Some(cid)
+    }
+
+    pub(super) fn flows(&self, of: Cid) -> usize {
+        self.guests.get(&of).map_or(0, |guest| guest.flows)
+    }
+
+    pub(super) fn half_open(&self, of: Cid) -> usize {
+        self.guests.get(&of).map_or(0, |guest| guest.half_open)
+    }
+
+    pub(super) fn flow_opened(&mut self, source: Cid) {
+        let guest = self.guests.entry(source).or_default();
+        guest.flows += 1;
+        guest.half_open += 1;
+    }
+
+    pub(super) fn flow_answered(&mut self, source: Cid) {
+        if let Some(guest) = self.guests.get_mut(&source) {
+            guest.half_open = guest.half_open.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn flow_ended(&mut self, source: Cid, was_half_open: bool) {
+        if let Some(guest) = self.guests.get_mut(&source) {
+            guest.flows = guest.flows.saturating_sub(1);
+            guest.half_open = guest.half_open.saturating_sub(usize::from(was_half_open));
+        }
+    }
+
+    /// Forgets a guest whose flows have ended.
+    pub(super) fn remove(&mut self, cid: Cid) {
+        self.guests.remove(&cid);
+        self.ready.retain(|other| *other != cid);
+    }
+}
