@@ -1,0 +1,88 @@
+//! `Node`: a running switch or userspace guest, as Python holds it.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use vsock_virtio::node::{self, GuestOptions};
+
+use crate::errors::to_python;
+use crate::records::{Event, Snapshot};
+
+/// A running node; see the stub.
+#[pyclass(frozen, module = "vsock._native")]
+pub(crate) struct Node {
+    node: node::Node,
+    cid: AtomicU32,
+}
+
+#[pymethods]
+impl Node {
+    #[new]
+    #[pyo3(signature = (*, cid, socket_dir))]
+    fn new(py: Python<'_>, cid: u32, socket_dir: PathBuf) -> PyResult<Self> {
+        let started = py.detach(|| node::Node::start(cid, &socket_dir));
+        let node = started.map_err(|error| to_python(&error))?;
+        Ok(Self { node, cid: AtomicU32::new(cid) })
+    }
+
+    #[getter]
+    fn cid(&self) -> u32 {
+        self.cid.load(Ordering::Relaxed)
+    }
+
+    #[pyo3(signature = (*, name, cid, socket, hybrid=None, groups=Vec::new()))]
+    fn add_guest(
+        &self,
+        py: Python<'_>,
+        name: String,
+        cid: u32,
+        socket: PathBuf,
+        hybrid: Option<PathBuf>,
+        groups: Vec<String>,
+    ) -> PyResult<()> {
+        let options = GuestOptions { name, cid, socket, hybrid, groups };
+        py.detach(|| self.node.add_guest(options)).map_err(|error| to_python(&error))
+    }
+
+    fn remove_guest(&self, py: Python<'_>, cid: u32) -> PyResult<()> {
+        py.detach(|| self.node.remove_guest(cid)).map_err(|error| to_python(&error))
+    }
+
+    #[pyo3(signature = (socket, *, cid=None, timeout=10.0))]
+    fn join(
+        &self,
+        py: Python<'_>,
+        socket: PathBuf,
+        cid: Option<u32>,
+        timeout: f64,
+    ) -> PyResult<u32> {
+        let timeout = Duration::try_from_secs_f64(timeout)
+            .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
+        let joined = py
+            .detach(|| self.node.join(&socket, cid, timeout))
+            .map_err(|error| to_python(&error))?;
+        self.cid.store(joined, Ordering::Relaxed);
+        Ok(joined)
+    }
+
+    fn snapshot(&self, py: Python<'_>) -> PyResult<Snapshot> {
+        let taken = py.detach(|| self.node.snapshot()).map_err(|error| to_python(&error))?;
+        Snapshot::new(py, taken)
+    }
+
+    fn event_fd(&self) -> i32 {
+        self.node.journal().as_fd().as_raw_fd()
+    }
+
+    fn events(&self) -> Vec<Event> {
+        self.node.events().into_iter().map(Event::from).collect()
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.node.stop());
+    }
+}

@@ -1,0 +1,164 @@
+//! Snapshots and events as frozen Python objects.
+
+use std::collections::HashMap;
+use std::time::UNIX_EPOCH;
+
+use pyo3::prelude::*;
+use vsock_virtio::journal::Record;
+use vsock_virtio::snapshot;
+
+/// The word for a socket type.
+fn type_name(kind: vsock_core::SocketType) -> &'static str {
+    match kind {
+        vsock_core::SocketType::Stream => "stream",
+        vsock_core::SocketType::SeqPacket => "seqpacket",
+        vsock_core::SocketType::Datagram => "dgram",
+    }
+}
+
+/// One thing that happened.
+#[pyclass(frozen, get_all, module = "vsock._native")]
+pub(crate) struct Event {
+    kind: &'static str,
+    cid: u32,
+    detail: String,
+    time: f64,
+}
+
+impl From<Record> for Event {
+    fn from(record: Record) -> Self {
+        let time = record.at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        Self { kind: record.kind, cid: record.cid, detail: record.detail, time }
+    }
+}
+
+/// One guest.
+#[pyclass(frozen, get_all, module = "vsock._native")]
+pub(crate) struct GuestInfo {
+    name: String,
+    cid: u32,
+    socket: String,
+    hybrid: Option<String>,
+    groups: Vec<String>,
+    state: &'static str,
+    front_end_pid: u32,
+    features: u64,
+    connections: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    packets_in: u64,
+    packets_out: u64,
+    errors: u64,
+    counters: HashMap<&'static str, u64>,
+}
+
+impl From<snapshot::GuestInfo> for GuestInfo {
+    fn from(guest: snapshot::GuestInfo) -> Self {
+        let counters: HashMap<_, _> = guest.counters.into_iter().collect();
+        let count = |name| counters.get(name).copied().unwrap_or(0);
+        Self {
+            name: guest.name,
+            cid: guest.cid,
+            socket: guest.socket.display().to_string(),
+            hybrid: guest.hybrid.map(|path| path.display().to_string()),
+            groups: guest.groups,
+            state: match guest.state {
+                snapshot::GuestState::Waiting => "waiting",
+                snapshot::GuestState::Attached => "attached",
+                snapshot::GuestState::Running => "running",
+            },
+            front_end_pid: guest.front_end_pid,
+            features: guest.features,
+            connections: guest.connections,
+            bytes_in: count("bytes_in"),
+            bytes_out: count("bytes_out"),
+            packets_in: count("packets_in"),
+            packets_out: count("packets_out"),
+            errors: count("malformed") + count("overflows") + count("faults"),
+            counters,
+        }
+    }
+}
+
+/// One listening program.
+#[pyclass(frozen, get_all, module = "vsock._native")]
+pub(crate) struct ListenerInfo {
+    cid: u32,
+    port: u32,
+    r#type: &'static str,
+    backlog: u32,
+    waiting: u32,
+    pid: u32,
+    uid: u32,
+}
+
+impl From<snapshot::ListenerInfo> for ListenerInfo {
+    fn from(listener: snapshot::ListenerInfo) -> Self {
+        Self {
+            cid: listener.address.cid.0,
+            port: listener.address.port.0,
+            r#type: type_name(listener.kind),
+            backlog: listener.backlog,
+            waiting: listener.waiting,
+            pid: listener.pid,
+            uid: listener.uid,
+        }
+    }
+}
+
+/// One connection.
+#[pyclass(frozen, get_all, module = "vsock._native")]
+pub(crate) struct FlowInfo {
+    id: u64,
+    r#type: &'static str,
+    source: (u32, u32),
+    destination: (u32, u32),
+    state: &'static str,
+    bytes_out: u64,
+    bytes_in: u64,
+    age: f64,
+    pid: u32,
+}
+
+impl From<snapshot::FlowInfo> for FlowInfo {
+    fn from(flow: snapshot::FlowInfo) -> Self {
+        Self {
+            id: flow.id,
+            r#type: type_name(flow.kind),
+            source: (flow.source.cid.0, flow.source.port.0),
+            destination: (flow.destination.cid.0, flow.destination.port.0),
+            state: flow.state,
+            bytes_out: flow.bytes_out,
+            bytes_in: flow.bytes_in,
+            age: flow.age.as_secs_f64(),
+            pid: flow.pid,
+        }
+    }
+}
+
+/// A node and everything in it, at one moment.
+#[pyclass(frozen, get_all, module = "vsock._native")]
+pub(crate) struct Snapshot {
+    guests: Vec<Py<GuestInfo>>,
+    listeners: Vec<Py<ListenerInfo>>,
+    flows: Vec<Py<FlowInfo>>,
+    counters: HashMap<&'static str, u64>,
+}
+
+impl Snapshot {
+    /// The Python form of a snapshot.
+    pub(crate) fn new(py: Python<'_>, taken: snapshot::Snapshot) -> PyResult<Self> {
+        fn all<T, P>(py: Python<'_>, items: Vec<T>) -> PyResult<Vec<Py<P>>>
+        where
+            P: PyClass + From<T> + Into<PyClassInitializer<P>>,
+        {
+            items.into_iter().map(|item| Py::new(py, P::from(item))).collect()
+        }
+        Ok(Self {
+            guests: all(py, taken.guests)?,
+            listeners: all(py, taken.listeners)?,
+            flows: all(py, taken.flows)?,
+            counters: taken.counters.into_iter().collect(),
+        })
+    }
+}

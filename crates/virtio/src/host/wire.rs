@@ -1,0 +1,251 @@
+//! The endpoint protocol, version 1: what host programs and a node say to each other (pure).
+//!
+//! `docs/reference/endpoint-protocol.md` is the specification. Requests and replies are 32 bytes, little endian, so
+//! that neither side ever has to guess where one ends. Fields that a request does not use must be zero: what is
+//! ignored today cannot be given a meaning tomorrow.
+
+use vsock_core::{Address, Cid, Port};
+
+/// Length of every request and reply in bytes.
+pub(crate) const MESSAGE_LEN: usize = 32;
+
+/// The version this node speaks.
+pub(crate) const VERSION: u8 = 1;
+
+/// Flag of a CONNECT request: padding follows, and both stay unread until the verdict (non-blocking connect).
+pub(crate) const FLAG_HELD: u16 = 1;
+
+/// Most bytes behind a request.
+pub(crate) const MAX_EXTRA: usize = 4096;
+
+/// Longest name of a guest in bytes.
+pub(crate) const MAX_NAME: usize = 255;
+
+/// What a host program may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Reserve an address for this connection.
+    Bind(Address),
+    /// Connect; the same descriptor becomes the stream.
+    Connect {
+        /// Where to.
+        to: Address,
+        /// How long to wait for an answer, milliseconds; 0: default.
+        timeout_ms: u32,
+        /// Receive buffer to announce, bytes; 0: default.
+        buffer: u64,
+        /// The request, and so many bytes behind it, stay unread until the verdict.
+        held: Option<usize>,
+    },
+    /// Take connections to the bound address.
+    Listen {
+        /// How many may wait unaccepted (one more is let in, as the kernel does).
+        backlog: u32,
+    },
+    /// One connection handed over has been taken by the program.
+    Accepted,
+    /// Which CID is ours?
+    LocalCid,
+    /// Which CID has the guest whose name is in the bytes behind the request?
+    Resolve {
+        /// Length of the name.
+        len: usize,
+    },
+}
+
+/// Why 32 bytes are not a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadRequest {
+    /// First byte.
+    #[error("version {0} is not spoken here")]
+    Version(u8),
+    /// Second byte.
+    #[error("operation {0} is unknown")]
+    Operation(u8),
+    /// A field that must be zero, a flag nobody defined, or a length out of range.
+    #[error("a field has a value that it must not have")]
+    NotZero,
+    /// On a message socket: not 32 bytes and what they announce.
+    #[error("a request of the wrong length")]
+    Length,
+    /// A request that makes no sense here.
+    #[error("a request out of order")]
+    Order,
+}
+
+/// Numbers of the operations, in requests and replies.
+pub(crate) mod op {
+    pub(crate) const BIND: u8 = 1;
+    pub(crate) const CONNECT: u8 = 2;
+    pub(crate) const LISTEN: u8 = 3;
+    pub(crate) const ACCEPT: u8 = 4;
+    pub(crate) const ACCEPTED: u8 = 5;
+    pub(crate) const LOCAL_CID: u8 = 6;
+    pub(crate) const RESOLVE: u8 = 7;
+}
+
+fn u32_at(bytes: &[u8; MESSAGE_LEN], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8; MESSAGE_LEN], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | (u64::from(u32_at(bytes, at + 4)) << 32)
+}
+
+impl Request {
+    /// Reads a request.
+    pub(crate) fn parse(bytes: &[u8; MESSAGE_LEN]) -> Result<Self, BadRequest> {
+        if bytes[0] != VERSION {
+            return Err(BadRequest::Version(bytes[0]));
+        }
+        let flags = u16::from_le_bytes([bytes[2], bytes[3]]);
+        let address = Address { cid: Cid(u32_at(bytes, 4)), port: Port(u32_at(bytes, 8)) };
+        let (value, buffer) = (u32_at(bytes, 12), u64_at(bytes, 16));
+        let (extra, last) = (u32_at(bytes, 24) as usize, u32_at(bytes, 28));
+        let no_address = u64_at(bytes, 4) == 0;
+        let is_clean = flags == 0 && extra == 0 && last == 0;
+        let (request, is_valid) = match bytes[1] {
+            op::BIND => (Self::Bind(address), is_clean && value == 0 && buffer == 0),
+            op::CONNECT => {
+                let held = (flags == FLAG_HELD && extra <= MAX_EXTRA).then_some(extra);
+                let request = Self::Connect { to: address, timeout_ms: value, buffer, held };
+                (request, last == 0 && (held.is_some() || is_clean))
+            }
+            op::LISTEN => {
+                (Self::Listen { backlog: value }, is_clean && no_address && buffer == 0)
+            }
+            op::ACCEPTED => (Self::Accepted, is_clean && no_address),
+            op::LOCAL_CID => (Self::LocalCid, is_clean && no_address),
+            op::RESOLVE => {
+                let valid = (1..=MAX_NAME).contains(&extra) && flags == 0 && no_address;
+                (Self::Resolve { len: extra }, valid && last == 0)
+            }
+            other => return Err(BadRequest::Operation(other)),
+        };
+        if is_valid { Ok(request) } else { Err(BadRequest::NotZero) }
+    }
+
+    /// Bytes that belong to the request behind its 32.
+    pub(crate) fn extra(&self) -> usize {
+        match self {
+            Self::Connect { held, .. } => held.unwrap_or(0),
+            Self::Resolve { len } => *len,
+            Self::Bind(_) | Self::Listen { .. } | Self::Accepted | Self::LocalCid => 0,
+        }
+    }
+}
+
+/// What a node answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reply {
+    /// Which operation this answers.
+    pub(crate) op: u8,
+    /// 0, or what AF_VSOCK would give.
+    pub(crate) errno: i32,
+    /// Our end.
+    pub(crate) ours: Address,
+    /// Their end.
+    pub(crate) theirs: Address,
+    /// The peer's receive buffer in bytes: the longest message it can take.
+    pub(crate) peer_buffer: u32,
+    /// The flow's number in listings.
+    pub(crate) flow: u64,
+}
+
+/// "No address": what a reply holds where none applies.
+pub(crate) const NOWHERE: Address = Address { cid: Cid::ANY, port: Port::ANY };
+
+impl Reply {
+    /// A refusal of operation `op`.
+    pub(crate) fn error(op: u8, errno: rustix::io::Errno) -> Self {
+        Self { errno: errno.raw_os_error(), ..Self::ok(op, NOWHERE) }
+    }
+
+    /// The answer to a request that is none.
+    pub(crate) fn bad_request(op: u8) -> Self {
+        Self::error(op, rustix::io::Errno::PROTO)
+    }
+
+    /// Success of operation `op` at our address.
+    pub(crate) fn ok(op: u8, ours: Address) -> Self {
+        Self { op, errno: 0, ours, theirs: NOWHERE, peer_buffer: 0, flow: 0 }
+    }
+
+    /// The bytes on the socket.
+    pub(crate) fn encode(&self) -> [u8; MESSAGE_LEN] {
+        let mut bytes = [0; MESSAGE_LEN];
+        bytes[0] = VERSION;
+        bytes[1] = self.op;
+        let errno = u16::try_from(self.errno).unwrap_or(u16::MAX);
+        bytes[2..4].copy_from_slice(&errno.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.ours.cid.0.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.ours.port.0.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.theirs.cid.0.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.theirs.port.0.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.peer_buffer.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.flow.to_le_bytes());
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect_bytes() -> [u8; MESSAGE_LEN] {
+        let mut bytes = [0; MESSAGE_LEN];
+        bytes[0] = 1;
+        bytes[1] = op::CONNECT;
+        bytes[4] = 3;
+        bytes[8..12].copy_from_slice(&5000u32.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn connect_request_is_read_field_by_field() {
+        let mut bytes = connect_bytes();
+        bytes[12..16].copy_from_slice(&1500u32.to_le_bytes());
+        bytes[16..24].copy_from_slice(&65536u64.to_le_bytes());
+        let expected = Request::Connect {
+            to: Address { cid: Cid(3), port: Port(5000) },
+            timeout_ms: 1500,
+            buffer: 65536,
+            held: None,
+        };
+        assert_eq!(Request::parse(&bytes), Ok(expected));
+    }
+
+    #[test]
+    fn wrong_version_operation_and_flags_are_told_apart() {
+        let mut bytes = connect_bytes();
+        bytes[0] = 9;
+        assert_eq!(Request::parse(&bytes), Err(BadRequest::Version(9)));
+        bytes = connect_bytes();
+        bytes[1] = 77;
+        assert_eq!(Request::parse(&bytes), Err(BadRequest::Operation(77)));
+        bytes = connect_bytes();
+        bytes[2] = 4;
+        assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero));
+        bytes = connect_bytes();
+        bytes[24] = 1;
+        assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero));
+    }
+
+    #[test]
+    fn reply_has_each_field_where_the_specification_says() {
+        let reply = Reply {
+            op: op::ACCEPT,
+            errno: 0,
+            ours: Address { cid: Cid(2), port: Port(80) },
+            theirs: Address { cid: Cid(3), port: Port(1024) },
+            peer_buffer: 0x0004_0000,
+            flow: 7,
+        };
+        let bytes = reply.encode();
+        assert_eq!(&bytes[..4], &[1, 4, 0, 0]);
+        assert_eq!(u32_at(&bytes, 4), 2);
+        assert_eq!(u32_at(&bytes, 16), 1024);
+        assert_eq!(u32_at(&bytes, 20), 262_144);
+        assert_eq!(u64_at(&bytes, 24), 7);
+    }
+}

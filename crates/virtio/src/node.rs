@@ -1,0 +1,315 @@
+//! A node as other threads hold it: start, add and remove guests, join a device, look, stop.
+//!
+//! The switch is a node with CID 2 and guests; a userspace guest is a node that has joined a device. Everything here
+//! is rare and may block; the packets are the worker's (`worker/`).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use vsock_core::{Cid, SocketType};
+
+use crate::driver::{DriverLink, DriverOptions};
+use crate::journal::{Journal, Record};
+use crate::link::QUEUE_COUNT;
+use crate::mailbox::{Mailbox, Stopped};
+use crate::reactor::Reactor;
+use crate::snapshot::Snapshot;
+use crate::vhost_user::{
+    Attached, BackendHandle, BackendOptions, F_EVENT_IDX, FrontendError, FrontendOptions,
+    SharedRegion, attach, spawn,
+};
+pub use crate::worker::AddError;
+use crate::worker::{GuestPort, LinkId, NewGuest, Worker};
+
+/// Connections that may wait at a socket of ours.
+const BACKLOG: i32 = 1024;
+
+/// Why a node did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// It has been stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The guest cannot be added.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// There is no guest with this CID.
+    #[error("there is no guest with CID {0}")]
+    NoGuest(u32),
+    /// The device could not be joined.
+    #[error(transparent)]
+    Join(#[from] FrontendError),
+    /// The device gives another CID than was asked for.
+    #[error("the device gives CID {given}, not {wanted}")]
+    OtherCid {
+        /// What the device says.
+        given: u32,
+        /// What the caller expects.
+        wanted: u32,
+    },
+    /// The kernel said no, about this path if there is one.
+    #[error("{}{error}", path.as_ref().map(|path| format!("{}: ", path.display())).unwrap_or_default())]
+    Io {
+        /// What it said.
+        #[source]
+        error: io::Error,
+        /// What it said it about.
+        path: Option<PathBuf>,
+    },
+}
+
+impl From<io::Error> for NodeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io { error, path: None }
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> NodeError + '_ {
+    |error| NodeError::Io { error, path: Some(path.to_owned()) }
+}
+
+/// A guest to add.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// Its name, unique in the node.
+    pub name: String,
+    /// Its CID, unique in the node.
+    pub cid: u32,
+    /// Where its front end will connect: a path for a new Unix socket.
+    pub socket: PathBuf,
+    /// A path for a hybrid socket, if programs are to have one.
+    pub hybrid: Option<PathBuf>,
+    /// Guests that share a group may connect to each other.
+    pub groups: Vec<String>,
+}
+
+struct Guest {
+    link: LinkId,
+    control: BackendHandle,
+    paths: Vec<PathBuf>,
+}
+
+#[derive(Default)]
+struct Held {
+    guests: HashMap<u32, Guest>,
+    device: Option<Attached>,
+    worker: Option<JoinHandle<()>>,
+    paths: Vec<PathBuf>,
+}
+
+/// A running node.
+pub struct Node {
+    mailbox: Mailbox<Worker>,
+    journal: Journal,
+    held: Mutex<Held>,
+}
+
+impl Node {
+    /// Starts a node with the local CID `cid` that serves programs in `directory` (which exists and is private).
+    ///
+    /// # Errors
+    /// The kernel refuses a socket, an eventfd or a thread.
+    pub fn start(cid: u32, directory: &Path) -> Result<Self, NodeError> {
+        raise_descriptor_limit();
+        let reactor = Reactor::new()?;
+        let mailbox = Mailbox::new(reactor.bell());
+        let journal = Journal::new()?;
+        let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
+        let thread = std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
+            Worker::new(Cid(cid), its_journal, reactor, its_mailbox, random_seed()).run();
+        })?;
+        let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
+        // From here on, dropping the node on an error ends the thread and removes the sockets.
+        let node = Self { mailbox, journal, held };
+        for (name, kind) in [("stream", SocketType::Stream), ("seqpacket", SocketType::SeqPacket)] {
+            let path = directory.join(name);
+            let door = listen(&path, kind).map_err(at(&path))?;
+            node.held().paths.push(path);
+            node.mailbox.call(move |worker| worker.open_door(door, kind))??;
+        }
+        Ok(node)
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a guest and listens for its front end.
+    ///
+    /// # Errors
+    /// Name or CID are taken, or a socket could not be made.
+    pub fn add_guest(&self, options: GuestOptions) -> Result<(), NodeError> {
+        let GuestOptions { name, cid, socket, hybrid, groups } = options;
+        let mut held = self.held();
+        let front_door = listen(&socket, SocketType::Stream).map_err(at(&socket))?;
+        let mut paths = vec![socket.clone()];
+        let hybrid = match hybrid {
+            Some(path) => match listen(&path, SocketType::Stream) {
+                Ok(door) => {
+                    paths.push(path.clone());
+                    Some((path, door))
+                }
+                Err(error) => {
+                    unlink(&paths);
+                    return Err(at(&path)(error));
+                }
+            },
+            None => None,
+        };
+        let guest = NewGuest { name, cid: Cid(cid), groups, socket, hybrid, seed: random_seed() };
+        let added = self.mailbox.call(move |worker| worker.add_guest(guest));
+        let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
+            unlink(&paths);
+        })?;
+        let port = GuestPort::new(self.mailbox.clone(), link);
+        let spawned = spawn(front_door, BackendOptions::new(cid), Box::new(port));
+        let control = match spawned {
+            Ok(control) => control,
+            Err(error) => {
+                unlink(&paths);
+                self.mailbox.call(move |worker| worker.remove_link(link))?;
+                return Err(error.into());
+            }
+        };
+        let orders = control.control();
+        self.mailbox.call(move |worker| {
+            if let Some(slot) = worker.links.get_mut(link) {
+                slot.set_control(orders);
+            }
+        })?;
+        held.guests.insert(cid, Guest { link, control, paths });
+        Ok(())
+    }
+
+    /// Removes a guest: its front end is disconnected and its connections end.
+    ///
+    /// # Errors
+    /// There is no such guest.
+    pub fn remove_guest(&self, cid: u32) -> Result<(), NodeError> {
+        let guest = self.held().guests.remove(&cid).ok_or(NodeError::NoGuest(cid))?;
+        unlink(&guest.paths);
+        guest.control.stop();
+        let link = guest.link;
+        Ok(self.mailbox.call(move |worker| worker.remove_link(link))?)
+    }
+
+    /// Becomes a guest of the vhost-user-vsock device at `socket`; returns our CID.
+    ///
+    /// # Errors
+    /// The device is not there, does not answer in `timeout`, or gives another CID than `wanted`.
+    pub fn join(
+        &self,
+        socket: &Path,
+        wanted: Option<u32>,
+        timeout: Duration,
+    ) -> Result<u32, NodeError> {
+        let mut held = self.held();
+        let mut link = DriverLink::new(&DriverOptions::default())?;
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let region = link.region();
+        let shared =
+            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
+        let options = FrontendOptions { timeout, ..FrontendOptions::default() };
+        let mut device = attach(socket, shared, &rings, options)?;
+        if let Some(wanted) = wanted
+            && wanted != device.cid
+        {
+            return Err(NodeError::OtherCid { given: device.cid, wanted });
+        }
+        let (cid, features) = (device.cid, device.features);
+        link.set_event_idx(features & F_EVENT_IDX != 0);
+        for (queue, signals) in device.rings.drain(..).enumerate() {
+            link.connect(queue, signals.kick, signals.call)?;
+        }
+        let fd = device.as_fd().try_clone_to_owned()?;
+        let socket = socket.to_owned();
+        let seed = random_seed();
+        self.mailbox.call(move |worker| {
+            worker.add_uplink(link, Cid(cid), features, fd, socket, seed)
+        })??;
+        held.device = Some(device);
+        Ok(cid)
+    }
+
+    /// Everything as it is now.
+    ///
+    /// # Errors
+    /// The node has been stopped.
+    pub fn snapshot(&self) -> Result<Snapshot, NodeError> {
+        Ok(self.mailbox.call(|worker| worker.snapshot())?)
+    }
+
+    /// What has happened since the last call.
+    pub fn events(&self) -> Vec<Record> {
+        self.journal.take()
+    }
+
+    /// Readable while there are events.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Ends everything: guests are disconnected, programs see the end of their streams. Harmless the second time.
+    pub fn stop(&self) {
+        let mut held = self.held();
+        let Held { guests, device, worker, paths } = std::mem::take(&mut *held);
+        unlink(&paths);
+        for (_, guest) in guests {
+            unlink(&guest.paths);
+            guest.control.stop();
+        }
+        // A worker that ended on its own has said why in the journal.
+        let _ = self.mailbox.post(Worker::stop);
+        if let Some(thread) = worker {
+            let _ = thread.join();
+        }
+        // Last, as it gives the memory back that the worker used.
+        drop(device);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A listening Unix socket of the type that carries `kind`.
+fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
+    let unix = match kind {
+        SocketType::Stream => UnixType::STREAM,
+        SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
+    };
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
+    rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&fd, BACKLOG)?;
+    Ok(fd.into())
+}
+
+fn unlink(paths: &[PathBuf]) {
+    for path in paths {
+        // Somebody may have cleaned up before us.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// A number that guests cannot guess, for hash tables and first ports.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(0u8)
+}
+
+/// A descriptor per connection: take as many as we may have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Not being allowed to is no fault: connections are refused when descriptors run out.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}

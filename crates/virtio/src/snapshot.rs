@@ -1,0 +1,95 @@
+//! What a node looks like at one moment, as plain data: for listings, metrics and tests.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vsock_core::{Address, SocketType};
+
+/// A node and everything in it.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Guests of a switch, by CID.
+    pub guests: Vec<GuestInfo>,
+    /// Ports on which programs listen.
+    pub listeners: Vec<ListenerInfo>,
+    /// Connections, those between guests included.
+    pub flows: Vec<FlowInfo>,
+    /// Counters of the node as a whole, by name.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// How far a guest has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestState {
+    /// No front end is attached.
+    Waiting,
+    /// A front end is attached; the guest's driver does not run.
+    Attached,
+    /// The guest's driver runs.
+    Running,
+}
+
+/// One guest of a switch.
+#[derive(Clone, Debug)]
+pub struct GuestInfo {
+    /// Its name.
+    pub name: String,
+    /// Its CID.
+    pub cid: u32,
+    /// Where its front end attaches.
+    pub socket: PathBuf,
+    /// Its hybrid socket.
+    pub hybrid: Option<PathBuf>,
+    /// Groups within which guests may talk to each other.
+    pub groups: Vec<String>,
+    /// How far it has come.
+    pub state: GuestState,
+    /// Process id of its front end (0: none, or not visible).
+    pub front_end_pid: u32,
+    /// Virtio features its driver took.
+    pub features: u64,
+    /// Connections with programs on this node, in any state.
+    pub connections: u64,
+    /// Counters, by name.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// One listening program.
+#[derive(Clone, Debug)]
+pub struct ListenerInfo {
+    /// Where it listens.
+    pub address: Address,
+    /// Socket type.
+    pub kind: SocketType,
+    /// Its backlog.
+    pub backlog: u32,
+    /// Connections it has not taken yet.
+    pub waiting: u32,
+    /// The program.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+}
+
+/// One connection.
+#[derive(Clone, Debug)]
+pub struct FlowInfo {
+    /// Its number.
+    pub id: u64,
+    /// Socket type.
+    pub kind: SocketType,
+    /// Who asked for it.
+    pub source: Address,
+    /// Who was asked.
+    pub destination: Address,
+    /// Name of its state.
+    pub state: &'static str,
+    /// Payload bytes from source to destination.
+    pub bytes_out: u64,
+    /// Payload bytes from destination to source.
+    pub bytes_in: u64,
+    /// How long ago it was asked for.
+    pub age: Duration,
+    /// The program on this node (0: none, or not visible).
+    pub pid: u32,
+}

@@ -1,0 +1,344 @@
+//! Links come and go: front ends of guests attach over vhost-user, a userspace guest joins a device, both leave.
+//!
+//! A guest's control thread speaks through [`GuestPort`]; every call runs on the worker's thread, between two rounds,
+//! and has been carried out when it returns.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+
+use vsock_core::Cid;
+
+use super::Worker;
+use super::link_slot::{LinkFault, LinkSlot, Role};
+use super::source::{LinkId, Source};
+use crate::link::{Link, QUEUE_COUNT, TX_QUEUE};
+use crate::mailbox::Mailbox;
+use crate::memory::GuestMemory;
+use crate::reactor::Token;
+use crate::ring::{RingConfig, RingError};
+use crate::vhost_user::{Attachment, BackendControl, Detach, PeerCredentials};
+
+/// What a new guest is made of.
+pub(crate) struct NewGuest {
+    pub(crate) name: String,
+    pub(crate) cid: Cid,
+    pub(crate) groups: Vec<String>,
+    pub(crate) socket: PathBuf,
+    pub(crate) hybrid: Option<(PathBuf, UnixListener)>,
+    pub(crate) seed: u64,
+}
+
+/// Why there is no such guest.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// The CID is taken.
+    #[error("CID {0} belongs to guest {1:?} already")]
+    CidInUse(u32, String),
+    /// The name is taken.
+    #[error("there is a guest {0:?} already")]
+    NameInUse(String),
+    /// Not a CID a guest can have.
+    #[error("{0} is not a CID for a guest (3 to 4294967294)")]
+    BadCid(u32),
+    /// The kernel said no.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Worker {
+    /// A guest whose front end may attach from now on.
+    pub(crate) fn add_guest(&mut self, guest: NewGuest) -> Result<LinkId, AddError> {
+        let NewGuest { name, cid, groups, socket, hybrid, seed } = guest;
+        if !cid.is_guest() || cid == self.local {
+            return Err(AddError::BadCid(cid.0));
+        }
+        for (_, slot) in &self.links {
+            if slot.guest() == Some(cid) {
+                return Err(AddError::CidInUse(cid.0, slot.name.clone()));
+            }
+            if slot.name == name {
+                return Err(AddError::NameInUse(name));
+            }
+        }
+        let link = Link::Device(crate::device::DeviceLink::new());
+        let mut slot = LinkSlot::new(name, Role::Guest(cid), link, socket, seed);
+        slot.groups = groups;
+        let id = self.links.insert(slot);
+        if let Some((path, door)) = hybrid {
+            match self.open_hybrid(door, id) {
+                Ok(token) => {
+                    self.links[id].hybrid = Some(path);
+                    self.links[id].hybrid_door = Some(token);
+                }
+                Err(error) => {
+                    self.links.remove(id);
+                    return Err(error.into());
+                }
+            }
+        }
+        self.routes.insert(cid, id);
+        Ok(id)
+    }
+
+    /// Forgets a guest; its control thread has ended, so its rings are stopped.
+    pub(crate) fn remove_link(&mut self, id: LinkId) {
+        self.clear_link(id);
+        let Some(slot) = self.links.try_remove(id) else { return };
+        if let Some(cid) = slot.guest() {
+            self.routes.remove(&cid);
+        }
+        if let Some(deadline) = slot.deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        if let Some(door) = slot.hybrid_door {
+            self.end_source(door);
+        }
+        let waiting: Vec<Token> = self
+            .sources
+            .iter()
+            .filter(|(_, source)| matches!(source, Source::HybridClient(one) if one.link == id))
+            .map(|(token, _)| token)
+            .collect();
+        for token in waiting {
+            self.end_source(token);
+        }
+        self.active.retain(|&active| active != id);
+        self.unarmed.retain(|&served| served != id);
+    }
+
+    /// The link of a userspace guest: everything that is not here is behind it.
+    pub(crate) fn add_uplink(
+        &mut self,
+        link: crate::driver::DriverLink,
+        cid: Cid,
+        features: u64,
+        device: OwnedFd,
+        socket: PathBuf,
+        seed: u64,
+    ) -> std::io::Result<()> {
+        self.local = cid;
+        self.ports.set_local(cid);
+        let mut slot =
+            LinkSlot::new("uplink".into(), Role::Uplink, Link::Driver(link), socket, seed);
+        slot.features = features;
+        let id = self.links.insert(slot);
+        self.default_route = Some(id);
+        self.watch(Source::Device(id, device))?;
+        for queue in 0..QUEUE_COUNT {
+            self.watch_ring(id, queue)?;
+        }
+        self.activate(id);
+        Ok(())
+    }
+
+    /// The device of a userspace guest has gone: its connections end.
+    pub(crate) fn device_left(&mut self, id: LinkId) {
+        if self.default_route == Some(id) {
+            self.default_route = None;
+            self.journal.write("detached", self.local.0, "the device hung up");
+        }
+        self.clear_link(id);
+    }
+
+    /// Listens for the other side's signals on a ring.
+    fn watch_ring(&mut self, id: LinkId, queue: usize) -> std::io::Result<()> {
+        let token = self.sources.insert(Source::Ring(id));
+        let slot = &mut self.links[id];
+        let watched = match slot.link.notify_fd(queue) {
+            Some(fd) => self.reactor.watch_input(fd, token),
+            None => Ok(()),
+        };
+        slot.ring_sources[queue] = Some(token);
+        watched
+    }
+
+    /// Takes a ring's eventfd out of the reactor; others hold it too, so closing it would not.
+    fn unwatch_ring(&mut self, id: LinkId, queue: usize) {
+        let Some(slot) = self.links.get_mut(id) else { return };
+        let Some(token) = slot.ring_sources.get_mut(queue).and_then(Option::take) else { return };
+        if let Some(fd) = slot.link.notify_fd(queue) {
+            self.reactor.forget(fd);
+        }
+        self.end_source(token);
+    }
+
+    fn start_ring(
+        &mut self,
+        id: LinkId,
+        queue: usize,
+        memory: &Arc<GuestMemory>,
+        config: &RingConfig,
+        signals: (OwnedFd, Option<OwnedFd>),
+    ) -> Result<(), RingError> {
+        self.unwatch_ring(id, queue);
+        let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
+        let Link::Device(device) = &mut slot.link else { return Ok(()) };
+        let stopped_at = device.stop_ring(queue);
+        device.start_ring(queue, memory, config, signals.0, signals.1)?;
+        if queue == TX_QUEUE && stopped_at != config.base {
+            // The driver began anew (reboot, rebind): it knows none of its old connections.
+            self.forget_connections(id);
+        }
+        if let Err(error) = self.watch_ring(id, queue) {
+            self.break_link(id, &LinkFault::Signal(error));
+        }
+        self.activate(id);
+        Ok(())
+    }
+
+    fn stop_ring(&mut self, id: LinkId, queue: usize) -> u16 {
+        self.unwatch_ring(id, queue);
+        match self.links.get_mut(id).map(|slot| &mut slot.link) {
+            Some(Link::Device(device)) => device.stop_ring(queue),
+            Some(Link::Driver(_)) | None => 0,
+        }
+    }
+
+    /// Ends all connections over a link; nothing is sent over it.
+    pub(super) fn forget_connections(&mut self, id: LinkId) {
+        let Some(slot) = self.links.get_mut(id) else { return };
+        slot.endpoint.reset_all();
+        slot.store.clear();
+        let guest = slot.guest();
+        self.settle(id);
+        if let Some(slot) = self.links.get_mut(id) {
+            slot.ready.clear();
+        }
+        if let Some(cid) = guest {
+            self.forget_relayed(cid);
+        }
+        self.note_deadline(id);
+    }
+
+    fn clear_link(&mut self, id: LinkId) {
+        for queue in 0..QUEUE_COUNT {
+            self.stop_ring(id, queue);
+        }
+        self.forget_connections(id);
+    }
+
+    fn detached(&mut self, id: LinkId, reason: &Detach) {
+        self.clear_link(id);
+        let Some(slot) = self.links.get_mut(id) else { return };
+        slot.front_end = None;
+        slot.features = 0;
+        let cid = slot.label();
+        if reason.is_fault() {
+            slot.traffic.faults += 1;
+        }
+        *self.detach_reasons.entry(reason.counter()).or_default() += 1;
+        self.journal.write("detached", cid, reason.to_string());
+    }
+
+    /// The other side of a link broke the rules, or its memory is gone: nothing of it is used any more.
+    pub(crate) fn break_link(&mut self, id: LinkId, fault: &LinkFault) {
+        self.clear_link(id);
+        let Some(slot) = self.links.get_mut(id) else { return };
+        let cid = slot.label();
+        self.journal.write("fault", cid, fault.to_string());
+        match &slot.control {
+            // The control thread closes the front end's socket and says `detached` with this reason.
+            Some(control) => control.detach(fault.as_detach()),
+            None => self.device_left(id),
+        }
+    }
+}
+
+/// A guest's control thread as seen by the worker, and the other way round.
+pub(crate) struct GuestPort {
+    mailbox: Mailbox<Worker>,
+    link: LinkId,
+    memory: Option<Arc<GuestMemory>>,
+}
+
+impl GuestPort {
+    pub(crate) fn new(mailbox: Mailbox<Worker>, link: LinkId) -> Self {
+        Self { mailbox, link, memory: None }
+    }
+
+    /// Runs on the worker's thread. A worker that has stopped uses nothing of the guest any more, so there is nothing
+    /// left to do then, and the answer is the harmless one.
+    fn call<R: Default + Send + 'static>(
+        &self,
+        request: impl FnOnce(&mut Worker, LinkId) -> R + Send + 'static,
+    ) -> R {
+        let link = self.link;
+        self.mailbox.call(move |worker| request(worker, link)).unwrap_or_default()
+    }
+}
+
+impl Attachment for GuestPort {
+    fn attached(&mut self, peer: PeerCredentials) {
+        self.call(move |worker, id| {
+            if let Some(slot) = worker.links.get_mut(id) {
+                slot.front_end = Some(peer);
+                let cid = slot.label();
+                worker.journal.write("attached", cid, format!("by pid {}", peer.pid));
+            }
+        });
+    }
+
+    fn refused(&mut self, peer: PeerCredentials) {
+        self.call(move |worker, id| {
+            let cid = worker.links.get(id).map_or(u32::MAX, LinkSlot::label);
+            let text = format!("pid {} also wants to be the front end", peer.pid);
+            worker.journal.write("refused", cid, text);
+        });
+    }
+
+    fn set_memory(&mut self, memory: Arc<GuestMemory>) {
+        self.memory = Some(memory);
+    }
+
+    fn set_features(&mut self, features: u64) {
+        self.call(move |worker, id| {
+            if let Some(slot) = worker.links.get_mut(id) {
+                slot.features = features;
+            }
+        });
+    }
+
+    fn start_ring(
+        &mut self,
+        index: usize,
+        config: RingConfig,
+        kick: OwnedFd,
+        call: Option<OwnedFd>,
+    ) {
+        let Some(memory) = self.memory.clone() else { return };
+        self.call(move |worker, id| {
+            let started = worker.start_ring(id, index, &memory, &config, (kick, call));
+            if let Err(error) = started {
+                let fault = crate::link::LinkError::Ring { queue: index, error };
+                worker.break_link(id, &LinkFault::Ring(fault));
+            }
+        });
+    }
+
+    fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {
+        self.call(move |worker, id| {
+            if let Some(Link::Device(device)) = worker.links.get_mut(id).map(|slot| &mut slot.link) {
+                device.set_call(index, call);
+            }
+        });
+    }
+
+    fn stop_ring(&mut self, index: usize) -> u16 {
+        self.call(move |worker, id| worker.stop_ring(id, index))
+    }
+
+    fn detached(&mut self, reason: Detach) {
+        self.call(move |worker, id| worker.detached(id, &reason));
+        self.memory = None;
+    }
+}
+
+impl LinkSlot {
+    /// For the control thread's handle, once it runs.
+    pub(crate) fn set_control(&mut self, control: BackendControl) {
+        self.control = Some(control);
+    }
+}

@@ -1,0 +1,109 @@
+//! From one guest to another: the relay's verdict, then one copy from guest memory to guest memory.
+//!
+//! Credit runs end to end between the two guests; the relay clamps what each announces, so that what finds no room in
+//! the receiver's ring, and has to wait in this process, is bounded. A receiver that posts no buffers costs its own
+//! flows their progress and nobody else's anything.
+
+use vsock_core::{Cid, Header, Verdict};
+
+use super::Worker;
+use super::link_slot::{LinkFault, LinkSlot, Stored, gather};
+use super::outbound::Batch;
+use super::source::LinkId;
+use crate::slice::{self, Slice};
+
+impl Stored {
+    /// The header of the part that fits `room`.
+    pub(crate) fn next_piece(&self, room: u32) -> Header {
+        // `sent` is at most the payload's length, which came from a u32.
+        self.header.piece(u32::try_from(self.sent).unwrap_or(u32::MAX), room)
+    }
+
+    /// The next `len` bytes, which are sent then.
+    pub(crate) fn take(&mut self, len: usize) -> &[u8] {
+        let start = self.sent;
+        self.sent += len;
+        &self.payload[start..self.sent]
+    }
+
+    /// Nothing of it is left. A header without payload goes out once.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.sent >= self.payload.len()
+    }
+}
+
+impl Worker {
+    /// A packet of the guest on `from` for the guest on `to`.
+    pub(crate) fn forward(
+        &mut self,
+        from: LinkId,
+        to: LinkId,
+        header: &Header,
+        payload: &[Slice],
+    ) {
+        let Some((source, target)) = self.links.get2_mut(from, to) else { return };
+        let allowed = || source.groups.iter().any(|group| target.groups.contains(group));
+        let verdict = self.relay.receive(self.now, header, allowed);
+        if let Verdict::Forward(header) = verdict {
+            // A reset that waits was caused before this packet, and must arrive before it.
+            let is_free = target.store.is_empty() && !self.relay.has_packet(header.dst.cid);
+            match pass_on(target, is_free, &header, payload, &mut self.batch) {
+                Ok(true) => {}
+                Ok(false) => {
+                    target.traffic.overflows += 1;
+                    self.relay.reset_flow(&header);
+                }
+                // The receiver's fault must not end the sender's turn.
+                Err(fault) => self.break_link(to, &fault),
+            }
+            self.activate(to);
+        }
+        self.activate_relayed();
+    }
+
+    /// Serves the guests for which the relay has queued control packets.
+    pub(crate) fn activate_relayed(&mut self) {
+        while let Some(cid) = self.relay.next_ready() {
+            if let Some(&id) = self.routes.get(&cid) {
+                self.activate(id);
+            }
+        }
+    }
+
+    /// A guest's connections to other guests end: it was removed, or its device reset.
+    pub(crate) fn forget_relayed(&mut self, guest: Cid) {
+        self.relay.remove_guest(guest);
+        self.activate_relayed();
+    }
+}
+
+/// Copies a packet into the receiver's buffers and keeps what finds no room; false when that is too much.
+fn pass_on(
+    target: &mut LinkSlot,
+    is_free: bool,
+    header: &Header,
+    payload: &[Slice],
+    batch: &mut Batch,
+) -> Result<bool, LinkFault> {
+    batch.pieces.clear();
+    gather(&mut batch.pieces, payload, header.len as usize);
+    let mut rest = 0..batch.pieces.len();
+    let mut sent = 0;
+    while is_free {
+        batch.slices.clear();
+        let Some(space) = target.link.next_space(&mut batch.slices)? else { break };
+        let piece = header.piece(sent, space.capacity);
+        slice::copy(&batch.slices[space.payload.clone()], &batch.pieces[rest.clone()]);
+        rest = slice::advance(&mut batch.pieces, rest, piece.len as usize);
+        target.link.send(&space, &batch.slices, &piece.encode(), piece.len);
+        target.traffic.packets_out += 1;
+        target.traffic.bytes_out += u64::from(piece.len);
+        sent += piece.len;
+        if sent >= header.len {
+            return Ok(true);
+        }
+    }
+    let mut bytes = vec![0; (header.len - sent) as usize];
+    slice::copy_out(&batch.pieces[rest], &mut bytes);
+    Ok(target.store.push(Stored { header: header.piece(sent, header.len), payload: bytes, sent: 0 }))
+}

@@ -1,0 +1,204 @@
+//! From a link's ring to where its packets belong: a program's socket, another guest, or the protocol core.
+//!
+//! Packets are taken in ring order. Payload for one flow is collected over as many packets as come in a row and handed
+//! to its program with one system call; only then are the buffers returned, so the used index never runs ahead of what
+//! has been taken. Nothing here decides about the protocol: the core does, from a header that was copied once.
+
+use vsock_core::{Header, Malformed, RawHeader, Received, Shutdown, SocketType};
+
+use super::link_slot::{LinkFault, Role, gather, sort_transfer};
+use super::source::{LinkId, Source};
+use super::Worker;
+use crate::host::stream::Taken;
+use crate::link::{Inbound, Token as BufferToken};
+use crate::reactor::Token;
+use crate::slice::Slice;
+
+/// Packets taken from one link in one turn.
+const PACKETS_PER_TURN: usize = 256;
+
+/// Bytes handed to a program at once.
+const BYTES_PER_CALL: usize = 256 * 1024;
+
+/// Pieces handed to the kernel at once; it takes 1024.
+const PIECES_PER_CALL: usize = 960;
+
+/// Payload in a row for one flow, not handed over yet, and the buffers it lies in.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    flow: Option<Token>,
+    pieces: Vec<Slice>,
+    bytes: usize,
+    packets: u32,
+    ends: bool,
+    buffers: Vec<BufferToken>,
+}
+
+/// How a turn of taking packets ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// Nothing is left in the ring.
+    Empty,
+    /// There is more; others first.
+    Budget,
+    /// There may be more, but no room for the answers it may cause.
+    Paused,
+}
+
+impl Worker {
+    /// Takes what the other side has sent, up to a budget.
+    pub(crate) fn drain_inbound(&mut self, id: LinkId) -> Result<Drained, LinkFault> {
+        let mut run = std::mem::take(&mut self.run);
+        let mut slices = std::mem::take(&mut self.slices);
+        let taken = self.take_packets(id, &mut run, &mut slices);
+        let handed = self.hand_over(id, &mut run);
+        slices.clear();
+        self.run = run;
+        self.slices = slices;
+        handed.and(taken)
+    }
+
+    fn take_packets(
+        &mut self,
+        id: LinkId,
+        run: &mut Run,
+        slices: &mut Vec<Slice>,
+    ) -> Result<Drained, LinkFault> {
+        for _ in 0..PACKETS_PER_TURN {
+            let Some(slot) = self.links.get_mut(id) else { return Ok(Drained::Empty) };
+            let relay_has_room = slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
+            if !slot.endpoint.accepts_packets() || !relay_has_room {
+                return Ok(Drained::Paused);
+            }
+            slices.clear();
+            let Some(inbound) = slot.link.next_inbound(slices)? else { return Ok(Drained::Empty) };
+            slot.traffic.packets_in += 1;
+            slot.traffic.bytes_in += u64::from(inbound.payload_len);
+            self.route(id, &inbound, slices, run)?;
+            run.buffers.push(inbound.token);
+            let is_full = run.bytes >= BYTES_PER_CALL || run.pieces.len() >= PIECES_PER_CALL;
+            if is_full || run.ends {
+                self.hand_over(id, run)?;
+            }
+        }
+        Ok(Drained::Budget)
+    }
+
+    /// Decides where one packet goes.
+    fn route(
+        &mut self,
+        id: LinkId,
+        inbound: &Inbound,
+        slices: &[Slice],
+        run: &mut Run,
+    ) -> Result<(), LinkFault> {
+        let raw = RawHeader::parse(&inbound.header);
+        let checked = raw.check().and_then(|header| {
+            if header.len <= inbound.payload_len { Ok(header) } else { Err(Malformed::Length) }
+        });
+        let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
+        if let Role::Guest(cid) = slot.role
+            && raw.src_cid != u64::from(cid.0)
+        {
+            // An answer would go to an address that is not the sender's: count it and say so.
+            slot.traffic.malformed += 1;
+            let text = format!("packet with source CID {}, which is not its own", raw.src_cid);
+            self.journal.write("spoofed", cid.0, text);
+            return Ok(());
+        }
+        let Ok(header) = checked else {
+            slot.traffic.malformed += 1;
+            slot.endpoint.reject(&raw);
+            return Ok(());
+        };
+        if header.dst.cid == self.local {
+            return self.take_local(id, &header, &slices[inbound.payload.clone()], run);
+        }
+        match self.routes.get(&header.dst.cid) {
+            Some(&to) if to != id => {
+                self.forward(id, to, &header, &slices[inbound.payload.clone()]);
+            }
+            Some(_) | None => {
+                slot.traffic.unroutable += 1;
+                slot.endpoint.reject(&raw);
+            }
+        }
+        Ok(())
+    }
+
+    /// A packet for this node: the core first, then its payload.
+    fn take_local(
+        &mut self,
+        id: LinkId,
+        header: &Header,
+        payload: &[Slice],
+        run: &mut Run,
+    ) -> Result<(), LinkFault> {
+        let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
+        let Received::Data(connection) = slot.endpoint.receive(self.now, header) else {
+            return Ok(());
+        };
+        let Some(token) = slot.flow_of(connection) else {
+            // Its program is gone; the bytes count as read, so that the close can finish.
+            slot.endpoint.consumed(connection, header.len, 1);
+            return Ok(());
+        };
+        if run.flow != Some(token) {
+            self.hand_over_payload(id, run)?;
+            run.flow = Some(token);
+        }
+        gather(&mut run.pieces, payload, header.len as usize);
+        run.bytes += header.len as usize;
+        run.packets += 1;
+        run.ends = header.kind == SocketType::SeqPacket && header.flags & vsock_core::EOM != 0;
+        Ok(())
+    }
+
+    /// Hands the run to its program and returns the buffers it lies in.
+    fn hand_over(&mut self, id: LinkId, run: &mut Run) -> Result<(), LinkFault> {
+        let handed = self.hand_over_payload(id, run);
+        if let Some(slot) = self.links.get_mut(id) {
+            for buffer in run.buffers.drain(..) {
+                slot.link.finish_inbound(buffer);
+            }
+        }
+        run.buffers.clear();
+        handed
+    }
+
+    fn hand_over_payload(&mut self, id: LinkId, run: &mut Run) -> Result<(), LinkFault> {
+        let Some(token) = run.flow.take() else { return Ok(()) };
+        let (packets, ends) = (std::mem::take(&mut run.packets), std::mem::take(&mut run.ends));
+        run.bytes = 0;
+        let delivered = match self.sources.get_mut(token) {
+            Some(Source::Flow(flow)) => flow.stream.deliver(&run.pieces, packets, ends),
+            _ => Ok(Taken::default()),
+        };
+        run.pieces.clear();
+        match delivered {
+            Ok(taken) => self.took(id, token, taken),
+            Err(error) => {
+                let error = sort_transfer(error)?;
+                self.fail_flow(token, &error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the core what a program took; its side that reads no more is passed on.
+    pub(crate) fn took(&mut self, id: LinkId, token: Token, taken: Taken) {
+        let now = self.now;
+        let (Some(slot), Some(Source::Flow(flow))) =
+            (self.links.get_mut(id), self.sources.get_mut(token))
+        else {
+            return;
+        };
+        if taken.bytes > 0 || taken.packets > 0 {
+            slot.endpoint.consumed(flow.id, taken.bytes, taken.packets);
+        }
+        if taken.refused && !flow.refusal_sent {
+            flow.refusal_sent = true;
+            slot.endpoint.shut_down(now, flow.id, Shutdown::RCV);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! One link of the node: its rings, the connections over it, and what waits to go out.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+
+use vsock_core::{Cid, ConnectionId, Endpoint, Header, Instant, Limits};
+
+use crate::link::{Link, LinkError, QUEUE_COUNT};
+use crate::reactor::Token;
+use crate::slice::{Slice, TransferError};
+use crate::vhost_user::{BackendControl, Detach, PeerCredentials};
+
+/// Packets of other guests that may wait for room here, in bytes, headers counted: with flows that keep to their credit
+/// this is never reached by one pair of guests.
+const STORE_LIMIT: usize = 64 << 20;
+
+/// What a stored packet costs besides its payload.
+const STORED_COST: usize = 128;
+
+/// Why a link cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkFault {
+    /// What the other side wrote into a ring makes no sense.
+    #[error(transparent)]
+    Ring(#[from] LinkError),
+    /// The file behind guest memory was made shorter.
+    #[error("guest memory is gone: the file behind it was truncated")]
+    MemoryDead,
+    /// The other side could not be signalled.
+    #[error("the other side's eventfd failed: {0}")]
+    Signal(io::Error),
+    /// A fault of ours; only this link is ended.
+    #[error("internal error while serving the link")]
+    Panic,
+}
+
+impl LinkFault {
+    /// The same for the control thread, which counts it and closes the front end's socket.
+    pub(crate) fn as_detach(&self) -> Detach {
+        match self {
+            Self::Ring(LinkError::Ring { queue, error }) => {
+                Detach::RingBroken { index: *queue, fault: error.to_string() }
+            }
+            Self::Ring(LinkError::MemoryDead) => Detach::MemoryDead,
+            Self::MemoryDead => Detach::MemoryDead,
+            Self::Signal(error) => Detach::Socket(error.kind()),
+            Self::Panic => Detach::Internal,
+        }
+    }
+}
+
+/// A packet of another guest that found no room in the ring.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) header: Header,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) sent: usize,
+}
+
+/// Packets that wait for room, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    packets: VecDeque<Stored>,
+    bytes: usize,
+}
+
+impl Store {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn front(&mut self) -> Option<&mut Stored> {
+        self.packets.front_mut()
+    }
+
+    pub(crate) fn pop(&mut self) {
+        if let Some(stored) = self.packets.pop_front() {
+            self.bytes -= stored.payload.len() + STORED_COST;
+        }
+    }
+
+    /// Keeps a packet; `false`: there is no room for it.
+    pub(crate) fn push(&mut self, stored: Stored) -> bool {
+        let cost = stored.payload.len() + STORED_COST;
+        if self.bytes + cost > STORE_LIMIT {
+            return false;
+        }
+        self.bytes += cost;
+        self.packets.push_back(stored);
+        true
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What a link is for.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// We are the device of the guest with this CID.
+    Guest(Cid),
+    /// We are the driver; all others are behind this link.
+    Uplink,
+}
+
+/// What went over a link since it was made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) packets_in: u64,
+    pub(crate) packets_out: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    /// Packets that could not be understood or named a wrong source.
+    pub(crate) malformed: u64,
+    /// Packets to a destination that does not exist or may not be reached.
+    pub(crate) unroutable: u64,
+    /// Forwarded packets that found no room to wait.
+    pub(crate) overflows: u64,
+    /// Attachments ended because of a fault.
+    pub(crate) faults: u64,
+}
+
+/// One link with everything that belongs to it.
+pub(crate) struct LinkSlot {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) groups: Vec<String>,
+    pub(crate) socket: PathBuf,
+    pub(crate) link: Link,
+    pub(crate) endpoint: Endpoint,
+    /// The flow of each connection, by the connection's slot.
+    flows: Vec<Option<(ConnectionId, Token)>>,
+    /// Flows with something to send, each once.
+    pub(crate) ready: VecDeque<Token>,
+    pub(crate) store: Store,
+    pub(crate) is_active: bool,
+    /// No room in the ring to the other side; its next kick will tell.
+    pub(crate) is_blocked: bool,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) front_end: Option<PeerCredentials>,
+    pub(crate) features: u64,
+    /// Entries of the rings' eventfds, by ring.
+    pub(crate) ring_sources: [Option<Token>; QUEUE_COUNT],
+    pub(crate) hybrid: Option<PathBuf>,
+    pub(crate) hybrid_door: Option<Token>,
+    pub(crate) control: Option<BackendControl>,
+    pub(crate) traffic: Traffic,
+}
+
+impl LinkSlot {
+    pub(crate) fn new(name: String, role: Role, link: Link, socket: PathBuf, seed: u64) -> Self {
+        Self {
+            name,
+            role,
+            groups: Vec::new(),
+            socket,
+            link,
+            endpoint: Endpoint::new(Limits::default(), seed),
+            flows: Vec::new(),
+            ready: VecDeque::new(),
+            store: Store::default(),
+            is_active: false,
+            is_blocked: false,
+            deadline: None,
+            front_end: None,
+            features: 0,
+            ring_sources: [None; QUEUE_COUNT],
+            hybrid: None,
+            hybrid_door: None,
+            control: None,
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// The guest's CID; `None` on the way out of a userspace guest.
+    pub(crate) fn guest(&self) -> Option<Cid> {
+        match self.role {
+            Role::Guest(cid) => Some(cid),
+            Role::Uplink => None,
+        }
+    }
+
+    /// The CID for records and listings.
+    pub(crate) fn label(&self) -> u32 {
+        self.guest().unwrap_or(Cid::HOST).0
+    }
+
+    /// Notifications on; true when there is work already.
+    pub(crate) fn arm(&mut self) -> bool {
+        self.link.arm()
+    }
+
+    /// Notifications off while we are busy with it anyhow.
+    pub(crate) fn disarm(&mut self) {
+        self.is_blocked = false;
+        self.link.disarm();
+    }
+
+    /// Something of ours waits for the ring.
+    pub(crate) fn has_outbound(&self) -> bool {
+        self.endpoint.has_packet() || !self.store.is_empty() || !self.ready.is_empty()
+    }
+
+    /// Which flow a connection's packets are for.
+    pub(crate) fn flow_of(&self, id: ConnectionId) -> Option<Token> {
+        let (owner, token) = self.flows.get(slot_of(id)).copied().flatten()?;
+        (owner == id).then_some(token)
+    }
+
+    /// Ties a connection to its flow.
+    pub(crate) fn tie(&mut self, id: ConnectionId, token: Token) {
+        if slot_of(id) >= self.flows.len() {
+            self.flows.resize(slot_of(id) + 1, None);
+        }
+        self.flows[slot_of(id)] = Some((id, token));
+    }
+
+    /// Unties it.
+    pub(crate) fn untie(&mut self, id: ConnectionId) {
+        if self.flow_of(id).is_some() {
+            self.flows[slot_of(id)] = None;
+        }
+    }
+}
+
+/// The connection's slot: a small number that is unique among those open.
+fn slot_of(id: ConnectionId) -> usize {
+    // The lower half, which counts from 0; the upper is the generation.
+    (id.0 & u64::from(u32::MAX)) as usize
+}
+
+/// A transfer between a program's socket and guest memory failed: the link's fault, or only this flow's.
+pub(crate) fn sort_transfer(error: TransferError) -> Result<io::Error, LinkFault> {
+    match error {
+        TransferError::MemoryDead => Err(LinkFault::MemoryDead),
+        TransferError::Io(error) => Ok(error),
+    }
+}
+
+/// The pieces of `range`, shortened to `len` bytes in all, appended to `out`.
+pub(crate) fn gather(out: &mut Vec<Slice>, pieces: &[Slice], len: usize) {
+    let mut left = len;
+    for piece in pieces {
+        if left == 0 {
+            break;
+        }
+        let mut piece = *piece;
+        piece.truncate(left);
+        left -= piece.len();
+        out.push(piece);
+    }
+}

@@ -1,0 +1,367 @@
+//! The worker: one thread that owns all state of a node and moves all its packets.
+//!
+//! ```text
+//!   programs ──► Source ──► Flow ─┐                        ┌─ Endpoint (state, credit) ─ Link ──► guest's rings
+//!   (Unix sockets)                ├── ready queue ──► LinkSlot
+//!                                 └── deliver ◄─────────────┴─ packets to other guests ─► Relay ─► their LinkSlot
+//! ```
+//!
+//! A round is: hear what happened (`reactor`), run what other threads asked (`mailbox`), let timers expire, then serve
+//! each link that has work, with a budget, and signal each link once. Before it sleeps, it asks for notifications on
+//! every link served since, and looks again, so that nothing is missed.
+//!
+//! No state is shared: other threads come in through the mailbox only. What a guest does wrong ends that guest's
+//! attachment, never the round.
+
+mod attach;
+mod forward;
+mod hybrid;
+mod inbound;
+mod link_slot;
+mod outbound;
+mod programs;
+mod report;
+mod source;
+mod verdicts;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use slab::Slab;
+use vsock_core::{Binding, Cid, Instant, Ports, Relay, RelayLimits};
+
+pub use self::attach::AddError;
+pub(crate) use self::attach::{GuestPort, NewGuest};
+use self::inbound::Drained;
+use self::link_slot::LinkFault;
+pub(crate) use self::link_slot::LinkSlot;
+pub(crate) use self::source::{Bound, LinkId};
+use self::source::{Flow, Source};
+use crate::journal::Journal;
+use crate::link::{Link, TRANSPORT_RESET};
+use crate::mailbox::Mailbox;
+use crate::reactor::{BELL, Events, Reactor, Readiness, Token};
+use crate::slice::Slice;
+
+/// A program that closed with data unsent gets this long without progress before its flow is reset.
+const LINGER: Duration = Duration::from_secs(8);
+
+/// All state of a node; see the module's description.
+pub(crate) struct Worker {
+    /// The CID whose sockets are here.
+    local: Cid,
+    journal: Journal,
+    reactor: Reactor,
+    mailbox: Mailbox<Worker>,
+    started: std::time::Instant,
+    /// The time of this round.
+    now: Instant,
+    sources: Slab<Source>,
+    /// Which entry listens on a binding.
+    listeners: HashMap<Binding, Token>,
+    /// Entries to give back at the end of the round: an event of this round may still name them.
+    ended: Vec<Token>,
+    pub(crate) links: Slab<LinkSlot>,
+    /// Which link leads to a CID.
+    routes: HashMap<Cid, LinkId>,
+    /// Where all other CIDs are (a userspace guest's only link).
+    default_route: Option<LinkId>,
+    ports: Ports,
+    relay: Relay,
+    active: VecDeque<LinkId>,
+    /// Served since the last sleep, notifications off.
+    unarmed: Vec<LinkId>,
+    deadlines: BTreeSet<(Instant, LinkId)>,
+    lingering: VecDeque<(Instant, Token, u64)>,
+    /// Doors at which nobody could be let in, to be tried again.
+    shut_doors: Vec<Token>,
+    doors_open_at: Option<Instant>,
+    next_number: u64,
+    bad_requests: u64,
+    detach_reasons: HashMap<&'static str, u64>,
+    /// Scratch, empty between uses, so that no packet allocates.
+    slices: Vec<Slice>,
+    run: inbound::Run,
+    batch: outbound::Batch,
+    scratch: Vec<u8>,
+    stopping: bool,
+}
+
+impl Worker {
+    /// A node with no links and no programs yet.
+    pub(crate) fn new(
+        local: Cid,
+        journal: Journal,
+        reactor: Reactor,
+        mailbox: Mailbox<Worker>,
+        seed: u64,
+    ) -> Self {
+        Self {
+            local,
+            journal,
+            reactor,
+            mailbox,
+            started: std::time::Instant::now(),
+            now: Instant::default(),
+            sources: Slab::new(),
+            listeners: HashMap::new(),
+            ended: Vec::new(),
+            links: Slab::new(),
+            routes: HashMap::new(),
+            default_route: None,
+            ports: Ports::new(local, seed),
+            relay: Relay::new(RelayLimits::default(), seed),
+            active: VecDeque::new(),
+            unarmed: Vec::new(),
+            deadlines: BTreeSet::new(),
+            lingering: VecDeque::new(),
+            shut_doors: Vec::new(),
+            doors_open_at: None,
+            next_number: 1,
+            bad_requests: 0,
+            detach_reasons: HashMap::new(),
+            slices: Vec::with_capacity(1024),
+            run: inbound::Run::default(),
+            batch: outbound::Batch::default(),
+            scratch: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// Runs until [`Worker::stop`] was asked for.
+    pub(crate) fn run(mut self) {
+        let (mut events, mut happened) = (Events::new(), Vec::new());
+        while !self.stopping {
+            let timeout = self.timeout();
+            happened.clear();
+            if let Err(error) = self.reactor.wait(timeout, &mut events, &mut happened) {
+                self.journal.write("failed", u32::MAX, format!("waiting for events: {error}"));
+                break;
+            }
+            self.now = self.clock();
+            for ready in &happened {
+                self.hear(*ready);
+            }
+            self.run_requests();
+            self.expire();
+            self.serve_active();
+            for token in self.ended.drain(..) {
+                self.sources.remove(token);
+            }
+        }
+        self.mailbox.close();
+    }
+
+    /// Ends the loop after this round.
+    pub(crate) fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    fn clock(&self) -> Instant {
+        Instant(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// How long the next wait may be: not at all while there is work.
+    fn timeout(&mut self) -> Option<Duration> {
+        if self.active.is_empty() {
+            for id in std::mem::take(&mut self.unarmed) {
+                let more = self.links.get_mut(id).is_some_and(LinkSlot::arm);
+                if more {
+                    self.activate(id);
+                }
+            }
+        }
+        if !self.active.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let next = self.deadlines.first().map(|&(at, _)| at);
+        let linger = self.lingering.front().map(|&(at, ..)| at);
+        let relay = self.relay.deadline();
+        let soonest = [next, linger, relay, self.doors_open_at].into_iter().flatten().min()?;
+        Some(soonest.since(self.clock()))
+    }
+
+    fn hear(&mut self, ready: Readiness) {
+        if ready.token == BELL {
+            return;
+        }
+        let Some(source) = self.sources.get_mut(ready.token) else { return };
+        match source {
+            Source::Ended => {}
+            Source::Ring(link) => {
+                let link = *link;
+                self.activate(link);
+            }
+            Source::Device(link, _) => {
+                let link = *link;
+                if ready.read_closed {
+                    self.device_left(link);
+                }
+            }
+            Source::Programs(..) => self.accept_programs(ready.token),
+            Source::HybridDoor(..) => self.accept_hybrid(ready.token),
+            Source::Client(_) => self.hear_client(ready.token),
+            Source::HybridClient(_) => self.hear_hybrid(ready),
+            Source::Listener(_) => self.hear_listener(ready.token),
+            Source::Flow(flow) => {
+                flow.stream.note(ready);
+                self.wake_flow(ready.token);
+            }
+        }
+    }
+
+    fn run_requests(&mut self) {
+        let mailbox = self.mailbox.clone();
+        while let Some(request) = mailbox.take() {
+            request(self);
+        }
+    }
+
+    fn expire(&mut self) {
+        while let Some(&(at, id)) = self.deadlines.first() {
+            if at > self.now {
+                break;
+            }
+            self.deadlines.pop_first();
+            if let Some(slot) = self.links.get_mut(id) {
+                slot.deadline = None;
+                slot.endpoint.expire(self.now);
+                self.activate(id);
+            }
+        }
+        while self.lingering.front().is_some_and(|&(at, ..)| at <= self.now) {
+            if let Some((_, token, number)) = self.lingering.pop_front() {
+                self.linger_is_over(token, number);
+            }
+        }
+        if self.relay.deadline().is_some_and(|at| at <= self.now) {
+            self.relay.expire(self.now);
+            self.activate_relayed();
+        }
+        if self.doors_open_at.is_some_and(|at| at <= self.now) {
+            self.doors_open_at = None;
+            for token in std::mem::take(&mut self.shut_doors) {
+                self.accept_programs(token);
+                self.accept_hybrid(token);
+            }
+        }
+    }
+
+    fn serve_active(&mut self) {
+        for _ in 0..self.active.len() {
+            let Some(id) = self.active.pop_front() else { break };
+            let Some(slot) = self.links.get_mut(id) else { continue };
+            slot.is_active = false;
+            slot.disarm();
+            self.unarmed.push(id);
+            // A fault in our own code must not take the other guests with it.
+            let served = catch_unwind(AssertUnwindSafe(|| self.serve(id)));
+            match served {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => self.break_link(id, &fault),
+                Err(_) => self.break_link(id, &LinkFault::Panic),
+            }
+        }
+    }
+
+    /// One turn of one link: what came, what that caused, what can go out, one signal.
+    fn serve(&mut self, id: LinkId) -> Result<(), LinkFault> {
+        self.take_events(id)?;
+        let drained = self.drain_inbound(id)?;
+        self.settle(id);
+        let is_full = self.fill_outbound(id)?;
+        self.settle(id);
+        let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
+        slot.link.publish().map_err(LinkFault::Signal)?;
+        let can_answer = slot.endpoint.accepts_packets()
+            && slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
+        let more_inbound = match drained {
+            Drained::Empty => false,
+            Drained::Budget => true,
+            Drained::Paused => can_answer,
+        };
+        let more_outbound = is_full || (slot.has_outbound() && !slot.is_blocked);
+        if more_inbound || more_outbound {
+            self.activate(id);
+        }
+        self.note_deadline(id);
+        Ok(())
+    }
+
+    /// What the device tells a userspace guest: its connections are gone.
+    fn take_events(&mut self, id: LinkId) -> Result<(), LinkFault> {
+        let Some(LinkSlot { link: Link::Driver(driver), .. }) = self.links.get_mut(id) else {
+            return Ok(());
+        };
+        let mut is_reset = false;
+        while let Some(event) = driver.next_event()? {
+            is_reset |= event == TRANSPORT_RESET;
+        }
+        if is_reset {
+            self.forget_connections(id);
+        }
+        Ok(())
+    }
+
+    /// Puts a link among those to serve in this or the next round.
+    pub(crate) fn activate(&mut self, id: LinkId) {
+        if let Some(slot) = self.links.get_mut(id)
+            && !slot.is_active
+        {
+            slot.is_active = true;
+            self.active.push_back(id);
+        }
+    }
+
+    /// Keeps the order of deadlines in step with what the link's endpoint waits for.
+    fn note_deadline(&mut self, id: LinkId) {
+        let Some(slot) = self.links.get_mut(id) else { return };
+        let next = slot.endpoint.deadline();
+        if next == slot.deadline {
+            return;
+        }
+        if let Some(old) = slot.deadline {
+            self.deadlines.remove(&(old, id));
+        }
+        slot.deadline = next;
+        if let Some(new) = next {
+            self.deadlines.insert((new, id));
+        }
+    }
+
+    /// The entry is done with; its descriptor closes now, its index is free after this round.
+    fn end_source(&mut self, token: Token) {
+        if let Some(source) = self.sources.get_mut(token)
+            && !matches!(source, Source::Ended)
+        {
+            *source = Source::Ended;
+            self.ended.push(token);
+        }
+    }
+
+    fn watch(&mut self, source: Source) -> std::io::Result<Token> {
+        let entry = self.sources.vacant_entry();
+        let token = entry.key();
+        match &source {
+            Source::Ring(_) | Source::Ended => {}
+            Source::Device(_, fd) => self.reactor.watch(fd, token)?,
+            Source::Programs(listener, _) | Source::HybridDoor(listener, _) => {
+                self.reactor.watch_input(listener, token)?;
+            }
+            Source::Client(client) => self.reactor.watch(&client.fd, token)?,
+            Source::HybridClient(client) => self.reactor.watch(&client.fd, token)?,
+            Source::Listener(listener) => self.reactor.watch(&listener.client.fd, token)?,
+            Source::Flow(flow) => self.reactor.watch(flow.stream.fd(), token)?,
+        }
+        entry.insert(source);
+        Ok(token)
+    }
+
+    fn flow(&mut self, token: Token) -> Option<&mut Flow> {
+        match self.sources.get_mut(token) {
+            Some(Source::Flow(flow)) => Some(flow),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! From programs, other guests and the protocol core into a link's ring.
+//!
+//! The order is fixed: control packets first (an answer must precede the data it permits), then packets of other guests
+//! that found no room before, then flows by turns, a quantum each. A turn of a stream is one vectored read from its
+//! program's socket, straight into as many of the other side's buffers as credit and quantum allow.
+
+use vsock_core::{EOM, SocketType};
+
+use super::link_slot::{LinkFault, gather, sort_transfer};
+use super::source::{LinkId, Outgoing, Phase, Source};
+use super::{LINGER, Worker};
+use crate::host::stream::Read;
+use crate::link::{Link, Space};
+use crate::reactor::Token;
+use crate::slice::{self, Slice};
+
+/// Bytes of one flow before the next has its turn.
+const QUANTUM: usize = 64 * 1024;
+
+/// Bytes into one link before other links have their turn.
+const BYTES_PER_TURN: usize = 512 * 1024;
+
+/// Buffers filled by one read; the kernel takes 1024 pieces, a buffer is one or two.
+const SPACES_PER_READ: usize = 256;
+
+/// Scratch for filling buffers of a ring, so that no packet allocates.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) slices: Vec<Slice>,
+    pub(crate) spaces: Vec<Space>,
+    pub(crate) pieces: Vec<Slice>,
+}
+
+/// How a flow's turn ended.
+enum Turn {
+    /// It may have more.
+    Again(usize),
+    /// Nothing to send, or no credit; an event will tell.
+    Done,
+    /// The ring is full.
+    NoRoom,
+}
+
+impl Worker {
+    /// Fills the ring with what waits; true when more could go out in another turn.
+    pub(crate) fn fill_outbound(&mut self, id: LinkId) -> Result<bool, LinkFault> {
+        let mut batch = std::mem::take(&mut self.batch);
+        let filled = self.fill(id, &mut batch);
+        batch.slices.clear();
+        batch.spaces.clear();
+        batch.pieces.clear();
+        self.batch = batch;
+        filled
+    }
+
+    fn fill(&mut self, id: LinkId, batch: &mut Batch) -> Result<bool, LinkFault> {
+        let mut sent = 0;
+        while sent < BYTES_PER_TURN {
+            if !self.send_control(id, batch)? {
+                return Ok(false);
+            }
+            match self.send_stored(id, batch)? {
+                Turn::Again(bytes) => sent += bytes,
+                Turn::NoRoom => return Ok(false),
+                Turn::Done => {}
+            }
+            let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
+            let Some(token) = slot.ready.pop_front() else {
+                if slot.store.is_empty() {
+                    return Ok(false);
+                }
+                continue;
+            };
+            match self.send_flow(id, token, batch)? {
+                Turn::Again(bytes) => {
+                    sent += bytes;
+                    self.queue_again(id, token, false);
+                }
+                Turn::Done => {
+                    if let Some(flow) = self.flow(token) {
+                        flow.is_queued = false;
+                    }
+                }
+                Turn::NoRoom => {
+                    self.queue_again(id, token, true);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn queue_again(&mut self, id: LinkId, token: Token, first: bool) {
+        let is_flow = matches!(self.sources.get(token), Some(Source::Flow(_)));
+        let Some(slot) = self.links.get_mut(id) else { return };
+        if is_flow && first {
+            slot.ready.push_front(token);
+        } else if is_flow {
+            slot.ready.push_back(token);
+        }
+    }
+
+    /// All control packets; false when the ring is full.
+    fn send_control(&mut self, id: LinkId, batch: &mut Batch) -> Result<bool, LinkFault> {
+        let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
+        loop {
+            let relayed = slot.guest().filter(|&cid| self.relay.has_packet(cid));
+            if relayed.is_none() && !slot.endpoint.has_packet() {
+                return Ok(true);
+            }
+            batch.slices.clear();
+            let Some(space) = slot.link.next_space(&mut batch.slices)? else {
+                slot.is_blocked = true;
+                return Ok(false);
+            };
+            // What the relay says was queued before what it forwards later; both queues are short.
+            let packet = match relayed {
+                Some(cid) => self.relay.next_packet(cid),
+                None => slot.endpoint.next_packet(),
+            };
+            match packet {
+                Some(packet) => {
+                    slot.link.send(&space, &batch.slices, &packet.encode(), 0);
+                    slot.traffic.packets_out += 1;
+                }
+                None => slot.link.return_spaces(1),
+            }
+        }
+    }
+
+    /// Packets of other guests that found no room before, a quantum of them.
+    fn send_stored(&mut self, id: LinkId, batch: &mut Batch) -> Result<Turn, LinkFault> {
+        let Some(slot) = self.links.get_mut(id) else { return Ok(Turn::Done) };
+        let mut bytes = 0;
+        while let Some(stored) = slot.store.front() {
+            batch.slices.clear();
+            let Some(space) = slot.link.next_space(&mut batch.slices)? else {
+                slot.is_blocked = true;
+                return Ok(Turn::NoRoom);
+            };
+            let piece = stored.next_piece(space.capacity);
+            let from = stored.take(piece.len as usize);
+            slice::copy_in(&batch.slices[space.payload.clone()], from);
+            slot.link.send(&space, &batch.slices, &piece.encode(), piece.len);
+            slot.traffic.packets_out += 1;
+            slot.traffic.bytes_out += u64::from(piece.len);
+            bytes += piece.len as usize;
+            if stored.is_sent() {
+                slot.store.pop();
+            }
+            if bytes >= QUANTUM {
+                return Ok(Turn::Again(bytes));
+            }
+        }
+        Ok(if bytes > 0 { Turn::Again(bytes) } else { Turn::Done })
+    }
+
+    fn send_flow(
+        &mut self,
+        id: LinkId,
+        token: Token,
+        batch: &mut Batch,
+    ) -> Result<Turn, LinkFault> {
+        let kind = match self.flow(token) {
+            Some(flow) if flow.phase == Phase::Open && !flow.our_end_sent => flow.kind,
+            Some(_) | None => return Ok(Turn::Done),
+        };
+        match kind {
+            SocketType::Stream => self.send_bytes(id, token, batch),
+            SocketType::SeqPacket | SocketType::Datagram => self.send_message(id, token, batch),
+        }
+    }
+
+    /// One vectored read of a stream into the other side's buffers.
+    fn send_bytes(
+        &mut self,
+        id: LinkId,
+        token: Token,
+        batch: &mut Batch,
+    ) -> Result<Turn, LinkFault> {
+        let (Some(slot), Some(Source::Flow(flow))) =
+            (self.links.get_mut(id), self.sources.get_mut(token))
+        else {
+            return Ok(Turn::Done);
+        };
+        let window = slot.endpoint.window(flow.id);
+        let room = QUANTUM.min(window.bytes as usize);
+        let packets = SPACES_PER_READ.min(window.packets as usize);
+        if room == 0 || packets == 0 {
+            slot.endpoint.wants_to_send(self.now, flow.id);
+            self.stalled(token);
+            return Ok(Turn::Done);
+        }
+        if !reserve(&mut slot.link, batch, room, packets)? {
+            slot.is_blocked = true;
+            self.stalled(token);
+            return Ok(Turn::NoRoom);
+        }
+        let read = flow.stream.read(&batch.pieces);
+        let mut left = if let Ok(Read::Bytes(n)) = read { n } else { 0 };
+        let mut used = 0u16;
+        for space in &batch.spaces {
+            let len = left.min(space.capacity as usize);
+            // `len` is at most the capacity, which is a u32.
+            #[allow(clippy::cast_possible_truncation)]
+            let Some(header) = (len > 0)
+                .then(|| slot.endpoint.data_header(flow.id, len as u32, 0))
+                .flatten()
+            else {
+                break;
+            };
+            slot.link.send(space, &batch.slices, &header.encode(), header.len);
+            left -= len;
+            used += 1;
+            slot.traffic.packets_out += 1;
+            slot.traffic.bytes_out += len as u64;
+        }
+        // At most `SPACES_PER_READ` spaces.
+        slot.link.return_spaces(u16::try_from(batch.spaces.len()).unwrap_or(u16::MAX) - used);
+        match read {
+            Ok(Read::Bytes(n)) if flow.stream.readable => Ok(Turn::Again(n)),
+            Ok(Read::Bytes(_) | Read::Empty) => Ok(Turn::Done),
+            Ok(Read::End) => {
+                self.program_ended(token);
+                Ok(Turn::Done)
+            }
+            Err(error) => {
+                let error = sort_transfer(error)?;
+                self.fail_flow(token, &error);
+                Ok(Turn::Done)
+            }
+        }
+    }
+
+    /// One message, or the next part of one, when all of it can be sent or it is longer than credit will ever be.
+    fn send_message(
+        &mut self,
+        id: LinkId,
+        token: Token,
+        batch: &mut Batch,
+    ) -> Result<Turn, LinkFault> {
+        match self.fetch_message(id, token) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Turn::Done),
+            Err(error) => {
+                self.fail_flow(token, &error);
+                return Ok(Turn::Done);
+            }
+        }
+        let (Some(slot), Some(Source::Flow(flow))) =
+            (self.links.get_mut(id), self.sources.get_mut(token))
+        else {
+            return Ok(Turn::Done);
+        };
+        let Some(message) = flow.outgoing.as_mut() else { return Ok(Turn::Done) };
+        let mut bytes = 0;
+        while message.sent < message.bytes.len() {
+            let window = slot.endpoint.window(flow.id);
+            let left = message.bytes.len() - message.sent;
+            let len = left.min(window.bytes as usize);
+            if len == 0 || window.packets == 0 {
+                slot.endpoint.wants_to_send(self.now, flow.id);
+                self.stalled(token);
+                return Ok(Turn::Done);
+            }
+            batch.slices.clear();
+            let Some(space) = slot.link.next_space(&mut batch.slices)? else {
+                slot.is_blocked = true;
+                self.stalled(token);
+                return Ok(Turn::NoRoom);
+            };
+            let len = len.min(space.capacity as usize);
+            let flags = if len == left { EOM } else { 0 };
+            // `len` is at most the capacity, which is a u32.
+            #[allow(clippy::cast_possible_truncation)]
+            let Some(header) = slot.endpoint.data_header(flow.id, len as u32, flags) else {
+                slot.link.return_spaces(1);
+                return Ok(Turn::Done);
+            };
+            let part = &message.bytes[message.sent..message.sent + len];
+            slice::copy_in(&batch.slices[space.payload.clone()], part);
+            slot.link.send(&space, &batch.slices, &header.encode(), header.len);
+            message.sent += len;
+            bytes += len;
+            slot.traffic.packets_out += 1;
+            slot.traffic.bytes_out += len as u64;
+        }
+        flow.outgoing = None;
+        Ok(Turn::Again(bytes))
+    }
+
+    /// Makes sure that there is a message to send; false when there is none.
+    fn fetch_message(&mut self, id: LinkId, token: Token) -> std::io::Result<bool> {
+        let (Some(slot), Some(Source::Flow(flow))) =
+            (self.links.get_mut(id), self.sources.get_mut(token))
+        else {
+            return Ok(false);
+        };
+        if flow.outgoing.is_some() {
+            return Ok(true);
+        }
+        let longest = slot.endpoint.max_message(flow.id) as usize;
+        self.scratch.resize(longest.max(1), 0);
+        match flow.stream.read_message(&mut self.scratch)? {
+            Read::Bytes(n) if n <= longest => {
+                flow.outgoing = Some(Outgoing { bytes: self.scratch[..n].to_vec(), sent: 0 });
+                Ok(true)
+            }
+            Read::Bytes(n) => Err(std::io::Error::other(format!(
+                "a message of {n} bytes is longer than the peer's buffer of {longest}"
+            ))),
+            Read::Empty => Ok(false),
+            Read::End => {
+                self.program_ended(token);
+                Ok(false)
+            }
+        }
+    }
+
+    /// A flow that cannot send although it may have to: if its program is gone, it has a last deadline.
+    fn stalled(&mut self, token: Token) {
+        let at = self.now + LINGER;
+        let Some(flow) = self.flow(token) else { return };
+        if flow.stream.is_at_end() {
+            self.program_ended(token);
+        } else if flow.stream.hung_up && !flow.lingers {
+            flow.lingers = true;
+            let number = flow.number;
+            self.lingering.push_back((at, token, number));
+        }
+    }
+}
+
+/// Reserves buffers for `room` bytes, at most `packets`; false when there are none.
+fn reserve(
+    link: &mut Link,
+    batch: &mut Batch,
+    room: usize,
+    packets: usize,
+) -> Result<bool, LinkFault> {
+    batch.slices.clear();
+    batch.spaces.clear();
+    batch.pieces.clear();
+    let mut left = room;
+    while left > 0 && batch.spaces.len() < packets {
+        let Some(space) = link.next_space(&mut batch.slices)? else { break };
+        let len = left.min(space.capacity as usize);
+        gather(&mut batch.pieces, &batch.slices[space.payload.clone()], len);
+        left -= len;
+        batch.spaces.push(space);
+    }
+    Ok(!batch.spaces.is_empty())
+}

@@ -1,0 +1,343 @@
+//! Serves host programs on the endpoint sockets: each request in turn, until one makes the connection a stream or a
+//! listener. `host/wire.rs` and `docs/reference/endpoint-protocol.md` say what the requests mean.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+use vsock_core::{
+    Address, BindError, Cid, ConnectError, ConnectionId, FlowKey, ListenError, Port, SocketType,
+};
+
+use super::Worker;
+use super::source::{Bound, Flow, Greeting, LinkId, Listener, Phase, Source};
+use crate::host::client::{Client, Heard};
+use crate::host::wire::{BadRequest, MESSAGE_LEN, NOWHERE, Reply, Request, op};
+use crate::reactor::Token;
+use crate::vhost_user::{F_SEQPACKET, PeerCredentials};
+
+/// How long the doors stay shut after the process ran out of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Whose request it is, and which link it is about.
+pub(crate) struct Caller {
+    pub(crate) fd: OwnedFd,
+    pub(crate) kind: SocketType,
+    pub(crate) peer: PeerCredentials,
+    pub(crate) bound: Bound,
+}
+
+impl Worker {
+    /// Opens an endpoint socket.
+    pub(crate) fn open_door(&mut self, door: UnixListener, kind: SocketType) -> io::Result<()> {
+        door.set_nonblocking(true)?;
+        self.watch(Source::Programs(door, kind)).map(|_| ())
+    }
+
+    /// Takes all programs that wait at a door.
+    pub(crate) fn accept_programs(&mut self, token: Token) {
+        while let Some(Source::Programs(door, kind)) = self.sources.get(token) {
+            let kind = *kind;
+            let Some(fd) = accept(door).unwrap_or_else(|error| self.shut_door(token, error)) else {
+                return;
+            };
+            let Ok(peer) = PeerCredentials::of(std::os::fd::AsFd::as_fd(&fd)) else { continue };
+            match self.watch(Source::Client(Client::new(fd, kind, peer, None))) {
+                Ok(client) => self.hear_client(client),
+                Err(error) => self.journal.write("failed", u32::MAX, format!("epoll: {error}")),
+            }
+        }
+    }
+
+    /// Nobody can be let in (no descriptors left): tries again a little later, as the edge will not come again.
+    pub(crate) fn shut_door<T>(&mut self, token: Token, error: io::Error) -> Option<T> {
+        self.journal.write("failed", u32::MAX, format!("accepting a program: {error}"));
+        self.shut_doors.push(token);
+        self.doors_open_at.get_or_insert(self.now + PAUSE);
+        None
+    }
+
+    /// Carries out what a program asks, as long as it is a client.
+    pub(crate) fn hear_client(&mut self, token: Token) {
+        while let Some(Source::Client(client)) = self.sources.get(token) {
+            match client.hear() {
+                Ok(Heard::Nothing) => return,
+                Ok(Heard::Gone) => return self.drop_client(token),
+                Ok(Heard::Bad(op, bad)) => return self.refuse_client(token, op, bad),
+                Ok(Heard::Request(request, extra)) => {
+                    if !self.grant(token, request, &extra) {
+                        return self.drop_client(token);
+                    }
+                }
+                Err(error) => {
+                    self.journal.write("failed", u32::MAX, format!("reading a request: {error}"));
+                    return self.drop_client(token);
+                }
+            }
+        }
+    }
+
+    fn refuse_client(&mut self, token: Token, op: u8, bad: BadRequest) {
+        if let Some(Source::Client(client) | Source::Listener(Listener { client, .. })) =
+            self.sources.get(token)
+        {
+            let text = format!("request of pid {}: {bad}", client.peer.pid);
+            self.journal.write("bad-request", u32::MAX, text);
+            self.bad_requests += 1;
+            // It may not even read; the connection ends all the same.
+            let _ = client.reply(&Reply::bad_request(op));
+        }
+        self.drop_client(token);
+    }
+
+    fn drop_client(&mut self, token: Token) {
+        let Some(entry) = self.sources.get_mut(token) else { return };
+        let bound = match std::mem::replace(entry, Source::Ended) {
+            Source::Client(client) => client.bound,
+            Source::Listener(listener) => {
+                self.listeners.remove(&listener.bound.id);
+                Some(listener.bound)
+            }
+            other => {
+                *entry = other;
+                return;
+            }
+        };
+        self.ended.push(token);
+        self.release(bound);
+    }
+
+    /// Carries out one request; false when the connection cannot go on.
+    fn grant(&mut self, token: Token, request: Request, extra: &[u8]) -> bool {
+        let reply = match request {
+            Request::Bind(address) => self.grant_bind(token, address),
+            Request::Listen { backlog } => return self.grant_listen(token, backlog),
+            Request::LocalCid => {
+                Ok(Reply::ok(op::LOCAL_CID, Address { cid: self.local, port: Port::ANY }))
+            }
+            Request::Resolve { .. } => self.grant_resolve(extra),
+            Request::Connect { to, timeout_ms, buffer, held } => {
+                let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
+                let held = held.map_or(0, |extra| MESSAGE_LEN + extra);
+                match self.grant_connect(token, to, timeout, buffer, held) {
+                    Ok(()) => return true,
+                    Err(errno) => return self.deny_connect(token, held, errno),
+                }
+            }
+            Request::Accepted => {
+                self.refuse_client(token, op::ACCEPTED, BadRequest::Order);
+                return true;
+            }
+        };
+        let Some(Source::Client(client)) = self.sources.get(token) else { return false };
+        let reply = reply.unwrap_or_else(|(op, errno)| Reply::error(op, errno));
+        client.reply(&reply).is_ok()
+    }
+
+    fn grant_bind(&mut self, token: Token, address: Address) -> Result<Reply, (u8, Errno)> {
+        let Some(Source::Client(client)) = self.sources.get_mut(token) else {
+            return Err((op::BIND, Errno::INVAL));
+        };
+        if client.bound.is_some() {
+            return Err((op::BIND, Errno::INVAL));
+        }
+        let id = self
+            .ports
+            .bind(address, client.peer.uid == 0)
+            .map_err(|error| (op::BIND, bind_errno(error)))?;
+        let address = self.ports.address(id).unwrap_or(address);
+        client.bound = Some(Bound { id, address });
+        Ok(Reply::ok(op::BIND, address))
+    }
+
+    fn grant_resolve(&self, name: &[u8]) -> Result<Reply, (u8, Errno)> {
+        let name = std::str::from_utf8(name).map_err(|_| (op::RESOLVE, Errno::INVAL))?;
+        let found = self.links.iter().find(|(_, slot)| slot.guest().is_some() && slot.name == name);
+        let cid = found.and_then(|(_, slot)| slot.guest()).ok_or((op::RESOLVE, Errno::NODEV))?;
+        let theirs = Address { cid, port: Port::ANY };
+        Ok(Reply { theirs, ..Reply::ok(op::RESOLVE, NOWHERE) })
+    }
+
+    fn grant_listen(&mut self, token: Token, backlog: u32) -> bool {
+        let Some(entry) = self.sources.get_mut(token) else { return false };
+        let Source::Client(client) = entry else { return false };
+        let Some(bound) = client.bound else {
+            return client.reply(&Reply::error(op::LISTEN, Errno::INVAL)).is_ok();
+        };
+        if let Err(error) = self.ports.listen(bound.id, client.kind, backlog) {
+            return client.reply(&Reply::error(op::LISTEN, listen_errno(error))).is_ok();
+        }
+        if client.reply(&Reply::ok(op::LISTEN, bound.address)).is_err() {
+            return false;
+        }
+        if let Source::Client(client) = std::mem::replace(entry, Source::Ended) {
+            *entry = Source::Listener(Listener { client, bound });
+            self.listeners.insert(bound.id, token);
+            self.hear_listener(token);
+        }
+        true
+    }
+
+    /// What a listening program says: that it has taken a connection, or a new backlog.
+    pub(crate) fn hear_listener(&mut self, token: Token) {
+        while let Some(Source::Listener(listener)) = self.sources.get(token) {
+            let (id, kind) = (listener.bound.id, listener.client.kind);
+            match listener.client.hear() {
+                Ok(Heard::Nothing) => return,
+                Ok(Heard::Request(Request::Accepted, _)) => self.ports.accepted(id),
+                Ok(Heard::Request(Request::Listen { backlog }, _)) => {
+                    // It listens, so this can only change the backlog.
+                    let _ = self.ports.listen(id, kind, backlog);
+                }
+                Ok(Heard::Request(..)) => {
+                    return self.refuse_client(token, op::LISTEN, BadRequest::Order);
+                }
+                Ok(Heard::Bad(op, bad)) => return self.refuse_client(token, op, bad),
+                Ok(Heard::Gone) | Err(_) => return self.drop_client(token),
+            }
+        }
+    }
+
+    /// Starts a connection for a program; its entry becomes the flow.
+    fn grant_connect(
+        &mut self,
+        token: Token,
+        to: Address,
+        timeout: Option<Duration>,
+        buffer: u64,
+        held: usize,
+    ) -> Result<(), Errno> {
+        let Some(Source::Client(client)) = self.sources.get(token) else {
+            return Err(Errno::INVAL);
+        };
+        let (kind, bound) = (client.kind, client.bound);
+        let link = self.route_to(to.cid, kind)?;
+        let bound = match bound {
+            Some(bound) => bound,
+            None => self.bind_ephemeral()?,
+        };
+        let (connection, key) =
+            self.start_connection(link, bound, to, kind, timeout).inspect_err(|_| {
+                self.release_unless_kept(token, bound);
+            })?;
+        if let (Some(slot), Ok(buffer)) = (self.links.get_mut(link), u32::try_from(buffer))
+            && buffer > 0
+        {
+            slot.endpoint.set_buf_alloc(connection, buffer.min(MAX_BUFFER));
+        }
+        let Some(entry) = self.sources.get_mut(token) else { return Err(Errno::INVAL) };
+        let Source::Client(client) = std::mem::replace(entry, Source::Ended) else {
+            return Err(Errno::INVAL);
+        };
+        let flow = self.new_flow(link, connection, key, kind, client.fd, client.peer);
+        let phase = Phase::Connecting(Greeting::Reply { held });
+        self.begin_flow(token, Flow { phase, binding: Some(bound), ..flow });
+        Ok(())
+    }
+
+    /// An attempt that did not even start.
+    fn deny_connect(&mut self, token: Token, held: usize, errno: Errno) -> bool {
+        let Some(entry) = self.sources.get_mut(token) else { return false };
+        let Source::Client(client) = std::mem::replace(entry, Source::Ended) else { return false };
+        let Client { fd, kind, peer, bound } = client;
+        let mut stream = crate::host::stream::Stream::new(fd, kind);
+        let told = stream.greet(held, &Reply::error(op::CONNECT, errno).encode());
+        *entry = Source::Client(Client::new(stream.into_fd(), kind, peer, bound));
+        told.is_ok()
+    }
+
+    /// Puts a flow where its client was.
+    pub(crate) fn begin_flow(&mut self, token: Token, flow: Flow) {
+        let (link, id) = (flow.link, flow.id);
+        if let Some(slot) = self.links.get_mut(link) {
+            slot.tie(id, token);
+        }
+        self.sources[token] = Source::Flow(Box::new(flow));
+        self.activate(link);
+    }
+
+    /// Which link leads to a CID, for a socket of this kind.
+    fn route_to(&self, cid: Cid, kind: SocketType) -> Result<LinkId, Errno> {
+        if cid == self.local {
+            return Err(Errno::NODEV);
+        }
+        let id = self.routes.get(&cid).copied().or(self.default_route).ok_or(Errno::NODEV)?;
+        let slot = self.links.get(id).ok_or(Errno::NODEV)?;
+        let negotiated = slot.features != 0;
+        if kind == SocketType::SeqPacket && negotiated && slot.features & F_SEQPACKET == 0 {
+            return Err(Errno::SOCKTNOSUPPORT);
+        }
+        Ok(id)
+    }
+
+    pub(crate) fn bind_ephemeral(&mut self) -> Result<Bound, Errno> {
+        let any = Address { cid: Cid::ANY, port: Port::ANY };
+        let id = self.ports.bind(any, false).map_err(bind_errno)?;
+        let address = self.ports.address(id).unwrap_or(any);
+        Ok(Bound { id, address })
+    }
+
+    /// Sends REQUEST over a link.
+    pub(crate) fn start_connection(
+        &mut self,
+        link: LinkId,
+        bound: Bound,
+        to: Address,
+        kind: SocketType,
+        timeout: Option<Duration>,
+    ) -> Result<(ConnectionId, FlowKey), Errno> {
+        let ours = Address { cid: self.local, port: bound.address.port };
+        let key = FlowKey { ours, theirs: to };
+        let now = self.now;
+        let slot = self.links.get_mut(link).ok_or(Errno::NODEV)?;
+        let connection = slot.endpoint.connect(now, key, kind, timeout).map_err(|error| match error {
+            ConnectError::InUse => Errno::ADDRINUSE,
+            ConnectError::TooMany => Errno::NOBUFS,
+        })?;
+        Ok((connection, key))
+    }
+
+    /// A port taken for an attempt that did not start goes back; one the program bound itself stays.
+    fn release_unless_kept(&mut self, token: Token, bound: Bound) {
+        let is_kept = matches!(
+            self.sources.get(token),
+            Some(Source::Client(Client { bound: Some(_), .. }))
+        );
+        if !is_kept {
+            self.ports.release(bound.id);
+        }
+    }
+}
+
+/// The largest receive buffer a program may ask for: what one flow may hold of our memory.
+const MAX_BUFFER: u32 = 16 << 20;
+
+fn bind_errno(error: BindError) -> Errno {
+    match error {
+        BindError::InUse => Errno::ADDRINUSE,
+        BindError::NotLocal | BindError::Exhausted => Errno::ADDRNOTAVAIL,
+        BindError::NotPermitted => Errno::ACCESS,
+    }
+}
+
+fn listen_errno(error: ListenError) -> Errno {
+    match error {
+        ListenError::NotBound => Errno::INVAL,
+        ListenError::NotConnectible => Errno::OPNOTSUPP,
+    }
+}
+
+/// The next connection at a door; `None` when nobody waits.
+pub(crate) fn accept(door: &UnixListener) -> io::Result<Option<OwnedFd>> {
+    loop {
+        match accept_with(door, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
