@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from vsock import CID_HOST, Guest, Switch
+from vsock.address import CID_HOST
 from vsock.demo.places import LinuxPlace, Place, ProcessPlace
 from vsock.demo.report import GuestReport, Rate
+from vsock.guest import Guest
+from vsock.switch import Switch
 from vsock.testing import GuestUnavailable, boot
 from vsock.testing.images import Vmm
 

@@ -49,14 +49,14 @@ class SwitchNet:
 
     def connect(self, cid: int, port: int, kind: int = 1) -> socket.socket:
         """A connection to CID and port; its operations time out."""
-        import vsock
+        from vsock import sockets
 
-        return vsock.create_connection((cid, port), 20, type=kind)
+        return sockets.create_connection((cid, port), 20, type=kind)
 
     def listen(self, port: int, kind: int = 1) -> socket.socket:
         """A listener on every CID that is ours."""
-        import vsock
+        from vsock import sockets
 
-        made = vsock.create_server(port, type=kind, backlog=128)
+        made = sockets.create_server(port, type=kind, backlog=128)
         made.settimeout(20)
         return made

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vsock import Guest
 from vsock.demo.nets import KernelNet, SwitchNet
+from vsock.guest import Guest
 from vsock.testing import LinuxGuest
 from vsock.testing.remote import program, result_of
 
