@@ -122,12 +122,12 @@ async def test_connection_given_to_asyncio_becomes_streams(guest):
         assert await ask(reader, writer, b"hello") == b"HELLO"
 
 
-async def test_server_whose_switch_stops_closes_and_says_why(switch):
+async def test_server_whose_switch_stops_closes_and_says_why(runtime_dir):
     """A server does not spin on a dead listener: it closes, and the loop is told the reason."""
     told = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.set_result(context))
-    server = await vsock.start_server(shout, PORT)
-    await asyncio.to_thread(switch.stop)
+    async with vsock.Switch(runtime_dir=runtime_dir):
+        server = await vsock.start_server(shout, PORT)
     context = await asyncio.wait_for(told, 10)
     assert isinstance(context["exception"], vsock.SwitchGone)
     await asyncio.sleep(0)

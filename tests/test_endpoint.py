@@ -1,6 +1,8 @@
-"""Messages of the endpoint protocol (the exchange itself is tested in test_sockets.py, against a real node)."""
+"""Messages of the endpoint protocol; test_sockets.py has the exchange, with a real node."""
 
 import errno
+import os
+import resource
 import socket
 import time
 
@@ -122,6 +124,24 @@ def test_accept_without_a_descriptor_raises(ends):
     ends[1].sendall(Reply(Op.ACCEPT).encode())
     with pytest.raises(ProtocolError, match="0 file descriptors"):
         receive_accepted(ends[0])
+
+
+def test_accept_without_a_free_descriptor_raises_emfile_and_is_acknowledged(ends):
+    """A process with too many open files learns so, and the backlog does not stay occupied."""
+    ours, theirs = ends
+    with socket.socket() as other:
+        socket.send_fds(theirs, [Reply(Op.ACCEPT).encode()], [other.fileno()])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(OSError, match="Too many") as caught:
+            receive_accepted(ours)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+    assert Request.decode(theirs.recv(100)) == Request(Op.ACCEPTED)
 
 
 def test_descriptor_with_a_wrong_message_is_closed(ends):

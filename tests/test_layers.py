@@ -1,7 +1,7 @@
 """A layer imports only from layers below it: the picture in ARCHITECTURE.md, checked.
 
-The map names, for each module or package of `vsock`, what it may import. An import inside a function or under
-TYPE_CHECKING counts like any other: it is the same arrow.
+The map names, for each module or package of `vsock`, what it may import. An import inside a
+function or under TYPE_CHECKING counts like any other: it is the same arrow.
 """
 
 import ast
@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     # supported test helpers: may import anything
     "testing": BELOW_TOOLS,
 }
-"""Who may import whom; ``""`` is the package itself. Everything may import within its own package."""
+"""Who may import whom; ``""`` is the package itself. Within a package all may import each other."""
 
 
 def module_files() -> Iterator[tuple[str, Path]]:

@@ -1,7 +1,7 @@
-"""`vsock.socket` through its life: the states, errors and addresses that vsock(7) and the kernel give.
+"""`vsock.socket` through its life: states, errors and addresses as vsock(7) has them.
 
-Everything runs against a real switch with a real userspace guest, ``alpha`` (CID 3); ``beta`` (CID 4) is known to
-the switch and attached to nothing.
+Everything runs against a real switch with a real userspace guest, ``alpha`` (CID 3); ``beta``
+(CID 4) is known to the switch and attached to nothing.
 """
 
 import contextlib
@@ -233,7 +233,7 @@ def test_non_blocking_connect_under_way_is_not_writable_until_the_verdict(switch
 
 @pytest.mark.parametrize("kind", [vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET])
 def test_non_blocking_connect_that_succeeds_becomes_a_clean_stream(guest, kind):
-    """After the verdict there is only data, from the first byte on, and the send buffer is as before."""
+    """After the verdict there is only data, and the send buffer is as before."""
     with guest.create_server(PORT, type=kind) as listener, vsock.socket(kind) as sock:
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         sock.setblocking(False)
@@ -334,7 +334,7 @@ def connected_soon() -> socket.socket:
 
 
 def test_listener_told_to_listen_again_has_nothing_to_accept(listener):
-    """The second listen, which asyncio makes, leaves nothing behind that looks like a connection."""
+    """The second listen, which asyncio makes, leaves nothing that looks like a connection."""
     listener.listen(5)
     listener.settimeout(0.05)
     with pytest.raises(TimeoutError):
@@ -399,9 +399,21 @@ def test_local_cid_asked_is_that_of_the_node(guest):
     assert vsock.get_local_cid(transport=guest.transport) == guest.cid == 3
 
 
-def test_switch_stopped_while_accepting_raises_switch_gone(switch):
+def test_switch_gone_while_accepting_raises_switch_gone(runtime_dir):
     """A listener whose switch goes away does not wait for ever."""
-    with vsock.create_server(PORT) as listener:
-        switch.stop()
+    with vsock.Switch(runtime_dir=runtime_dir):
+        listener = vsock.create_server(PORT)
+    with listener, pytest.raises(vsock.SwitchGone):
+        listener.accept()
+
+
+def test_switch_gone_while_connecting_raises_switch_gone(runtime_dir):
+    """The verdict of a connect that no switch is there to give is an error, and soon."""
+    with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir):
+        sock = vsock.socket()
+        sock.setblocking(False)
+        sock.connect_ex((3, PORT))
+    with sock:
+        assert poll(sock, select.POLLOUT, 5)
         with pytest.raises(vsock.SwitchGone):
-            listener.accept()
+            sock.finish_connect()

@@ -1,4 +1,4 @@
-"""`vsock.socket` handed to what takes sockets: it is a real descriptor, so each must work as it is."""
+"""`vsock.socket` handed to what takes sockets: as a real descriptor it must just work."""
 
 import copy
 import os

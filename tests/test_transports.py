@@ -125,6 +125,14 @@ def test_hybrid_socket_closed_without_an_answer_is_a_refusal(hypervisor):
     assert caught.value.errno == errno.ECONNRESET
 
 
+def test_hybrid_socket_that_is_not_there_is_named(tmp_path):
+    """The error names the path that was tried."""
+    path = str(tmp_path / "none.sock")
+    for address in (HybridAddress(path, 52), vsock.UnixAddress(path)):
+        with pytest.raises(FileNotFoundError, match=r"none\.sock"):
+            vsock.create_connection(address)
+
+
 def test_hybrid_socket_that_says_nothing_times_out(hypervisor):
     """A guest that does not answer is given up."""
     address, _ = hypervisor(None)

@@ -4,8 +4,9 @@
 >>> with vsock.create_connection("web:80") as sock:  # guest "web" of the switch
 ...     sock.sendall(b"hello")
 
-`socket`, `create_connection` and `create_server` block; `open_connection` and `start_server` are their
-asyncio twins; `Guest` makes this process a guest of a switch, and `Switch` is one. This module only gathers the public names.
+`socket`, `create_connection` and `create_server` block; `open_connection` and `start_server` are
+their asyncio twins; `Guest` makes this process a guest of a switch, and `Switch` is one. This
+module only gathers the public names.
 """
 
 from typing import TYPE_CHECKING, Any

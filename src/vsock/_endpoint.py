@@ -1,14 +1,14 @@
 """The endpoint protocol: how a host program asks the switch for sockets.
 
 A client connects to one of the two Unix sockets in a runtime directory and says what it wants in
-messages of 32 bytes; after a CONNECT that succeeded the same file descriptor *is* the stream. The whole
-protocol is in docs/reference/endpoint-protocol.md.
+messages of 32 bytes; after a CONNECT that succeeded the same file descriptor *is* the stream. The
+whole protocol is in docs/reference/endpoint-protocol.md.
 
 The first half of this file is pure: messages to bytes and back. The second half moves them over a
-socket that the caller owns. It calls the methods of the base class by name, since `vsock.socket`, which
-is what callers pass, forbids its own data methods until it is connected. It is not for deciding
-anything: which errno becomes which exception is decided in `vsock.errors`, which socket may ask what in
-`vsock.sockets`.
+socket that the caller owns. It calls the methods of the base class by name, since `vsock.socket`,
+which is what callers pass, forbids its own data methods until it is connected. It is not for
+deciding anything: which errno becomes which exception is decided in `vsock.errors`, which socket
+may ask what in `vsock.sockets`.
 """
 
 import errno
@@ -20,7 +20,7 @@ import time
 from enum import IntEnum
 from typing import NamedTuple
 
-from vsock.errors import ProtocolError, SwitchGone
+from vsock.errors import ProtocolError, SwitchGone, state_error
 
 VERSION = 1
 MESSAGE_SIZE = 32
@@ -51,8 +51,9 @@ class Op(IntEnum):
 class Request(NamedTuple):
     """A message from the client to the node.
 
-    `value` is the connect timeout in milliseconds (CONNECT) or the backlog (LISTEN), `buffer` the size of
-    the receive buffer in bytes (CONNECT), `extra` the number of bytes that follow the message.
+    `value` is the connect timeout in milliseconds (CONNECT) or the backlog (LISTEN), `buffer` the
+    size of the receive buffer in bytes (CONNECT), `extra` the number of bytes that follow the
+    message.
     """
 
     op: int
@@ -120,8 +121,8 @@ def _gone(doing: str) -> SwitchGone:
 def send(sock: _Base, request: Request, extra: bytes = b"") -> None:
     """Send `request` and the bytes that belong to it.
 
-    It waits at most `ANSWER_TIMEOUT`, whatever the socket's own timeout says: the node reads requests at
-    once, so there is room in practice always.
+    It waits at most `ANSWER_TIMEOUT`, whatever the socket's own timeout says: the node reads
+    requests at once, so there is room in practice always.
     """
     message = request._replace(extra=len(extra)).encode() + extra
     deadline = time.monotonic() + ANSWER_TIMEOUT
@@ -178,9 +179,11 @@ def receive_accepted(sock: _Base) -> tuple[Reply, int]:
     """
     room = _socket.CMSG_SPACE(4)
     try:
-        message, ancillary, _, _ = _Base.recvmsg(sock, MESSAGE_SIZE, room, _socket.MSG_CMSG_CLOEXEC)
+        message, ancillary, flags, _ = _Base.recvmsg(
+            sock, MESSAGE_SIZE, room, _socket.MSG_CMSG_CLOEXEC
+        )
     except ConnectionResetError:
-        message, ancillary = b"", []
+        message, ancillary, flags = b"", [], 0
     fds = [
         fd
         for level, kind, data in ancillary
@@ -191,6 +194,11 @@ def receive_accepted(sock: _Base) -> tuple[Reply, int]:
         if not message:
             raise _gone("accept")
         reply = Reply.decode(message)
+        if flags & _socket.MSG_CTRUNC and not fds:
+            # The kernel has closed the descriptor, but its place in the backlog is still to be
+            # given back.
+            send(sock, Request(Op.ACCEPTED))
+            raise state_error(errno.EMFILE)
         if reply.op != Op.ACCEPT or len(fds) != 1:
             raise _broken(f"a listener got op {reply.op} with {len(fds)} file descriptors")
         send(sock, Request(Op.ACCEPTED))

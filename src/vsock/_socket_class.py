@@ -1,20 +1,21 @@
 """The class `socket`: the life of an AF_VSOCK socket around a real file descriptor.
 
-The descriptor is a Unix socket to the switch (or to a userspace guest's node) that becomes the connection
-itself once CONNECT has succeeded. So it works with select, asyncio, ssl, subprocess, sendfile and everything
-else that takes a socket, and Python is never on the byte path. What this module adds is the order in which
-vsock(7) and the kernel let things happen::
+The descriptor is a Unix socket to the switch (or to a userspace guest's node) that becomes the
+connection itself once CONNECT has succeeded. So it works with select, asyncio, ssl, subprocess,
+sendfile and everything else that takes a socket, and Python is never on the byte path. What this
+module adds is the order in which vsock(7) and the kernel let things happen::
 
     FRESH ──bind──▶ BOUND ──listen──▶ LISTENING
       └───connect─────┴──▶ CONNECTING ──verdict──▶ CONNECTED ──shutdown──▶ SHUT_DOWN
 
-A refused or timed out connect leads back to FRESH or BOUND. Non-blocking connects need the descriptor to
-become writable only with the verdict: the request is sent with padding that fills a send buffer made small
-for the moment, and the node takes the padding off only after it has answered.
+A refused or timed out connect leads back to FRESH or BOUND. Non-blocking connects need the
+descriptor to become writable only with the verdict: the request is sent with padding that fills a
+send buffer made small for the moment, and the node takes the padding off only after it has
+answered.
 
-``family`` is AF_UNIX and not AF_VSOCK: ssl, uvloop and others choose by it which system calls to make on the
-descriptor, and those must fit what it is. This module is not for choosing a transport (`vsock.transports`)
-nor for messages (`vsock._endpoint`).
+``family`` is AF_UNIX and not AF_VSOCK: ssl, uvloop and others choose by it which system calls to
+make on the descriptor, and those must fit what it is. This module is not for choosing a transport
+(`vsock.transports`) nor for messages (`vsock._endpoint`).
 """
 
 import errno
@@ -58,8 +59,8 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
     """A VSOCK socket over the switch; use it as a `socket.socket` of family AF_VSOCK.
 
     Addresses are pairs ``(cid, port)``, `Address` values or text such as ``"web:80"``. Errors are
-    ``OSError``s with the errno that AF_VSOCK would give. No connection is made before the first `bind` or
-    `connect`.
+    ``OSError``s with the errno that AF_VSOCK would give. No connection is made before the first
+    `bind` or `connect`.
 
     Args:
         type: `SOCK_STREAM` or `SOCK_SEQPACKET`; SOCK_NONBLOCK and SOCK_CLOEXEC may be or'ed in.
@@ -68,8 +69,8 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             ``VSOCK_TRANSPORT`` says, else the switch.
 
     Attributes:
-        connect_timeout: seconds that `connect` gives the other side to answer (then ``ETIMEDOUT``). This is
-            not `settimeout`, which bounds how long Python waits.
+        connect_timeout: seconds that `connect` gives the other side to answer, before it says
+            ``ETIMEDOUT``. This is not `settimeout`, which bounds how long Python waits.
     """
 
     __module__ = "vsock"  # where users find it, and what tracebacks and reprs should say
@@ -115,7 +116,8 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         made = cls.__new__(cls)
         _Base.__init__(made, _socket.AF_UNIX, kind, fileno=fd)
         made._begin(None, _State.CONNECTED, ours, theirs)
-        # The sender's O_NONBLOCK came along with the descriptor; ours is what Python's default says.
+        # The sender's O_NONBLOCK came along with the descriptor; ours is what Python's default
+        # says.
         made.settimeout(_socket.getdefaulttimeout())
         return made
 
@@ -133,14 +135,14 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         self._theirs = theirs
         self._is_attached = False
         self._send_buffer = 0  # of the descriptor; not 0 while it is made small for a connect
-        self._error = 0  # of a connect that failed and that nobody has asked about yet
+        self._error: OSError | None = None  # of a connect, until somebody asks about it
 
     def bind(self, address: Any) -> None:
         """Take the port of `address`, or any free one for `PORT_ANY`; only once in a socket's life.
 
         Raises:
-            OSError: EADDRINUSE, EADDRNOTAVAIL (the CID is not ours), EACCES (a port below 1024), EINVAL
-                (bound already).
+            OSError: EADDRINUSE, EADDRNOTAVAIL (the CID is not ours), EACCES (a port below 1024),
+                EINVAL (bound already).
             NoSwitch: there is no switch to bind at.
         """
         wanted = _as_address(address, self._lookup)
@@ -172,7 +174,8 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         """Wait for a connection: a new socket, blocking by default, and the other side's address.
 
         Raises:
-            OSError: EINVAL if the socket does not listen; `BlockingIOError` or `TimeoutError` if none came.
+            OSError: EINVAL if the socket does not listen; `BlockingIOError` or `TimeoutError` if
+                none came; EMFILE.
             SwitchGone: the switch went away, and with it everything that could ever come.
         """
         self._require_open_file()
@@ -198,8 +201,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             raise state_error(errno.EISCONN)
         if self._state in (_State.LISTENING, _State.SHUT_DOWN):
             raise state_error(errno.EINVAL)
-        if self._error:
-            self._raise_pending_error()
+        self._raise_pending_error()
         if self._state is not _State.CONNECTING:
             self._request_connect(_as_address(address, self._lookup))
         elif self.gettimeout() == 0:
@@ -211,12 +213,12 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
     def finish_connect(self) -> None:
         """Take the verdict of a non-blocking connect, after the socket became writable.
 
-        This is ``getsockopt(SOL_SOCKET, SO_ERROR)`` with the exception that `connect` would have raised.
+        This is ``getsockopt(SOL_SOCKET, SO_ERROR)`` with the exception that `connect` would have
+        raised.
         Raises ``EALREADY`` if there is no verdict yet.
         """
         self._settle()
-        if self._error:
-            self._raise_pending_error()
+        self._raise_pending_error()
         if self._state is not _State.CONNECTED:
             raise state_error(errno.EALREADY)
 
@@ -229,7 +231,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         return 0
 
     def getsockname(self) -> Address:
-        """Return our address: ``(any, any)`` before `bind`; the CID stays ``any`` unless bound to one."""
+        """Return our address: ``(any, any)`` at first; the CID stays ``any`` unless bound to one."""
         self._require_open_file()
         self._settle()
         return self._ours
@@ -261,7 +263,8 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         if level == _socket.SOL_SOCKET and optname == _socket.SO_ERROR:
             self._settle()
             if self._state not in _HAS_STREAM:
-                value, self._error = self._error, 0
+                value = (self._error.errno or 0) if self._error else 0
+                self._error = None
         elif level == _socket.SOL_SOCKET and optname == _socket.SO_ACCEPTCONN:
             value = int(self._state is _State.LISTENING)
         if value is None:
@@ -269,7 +272,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         return value.to_bytes(4, "little")[:buflen] if buflen else value
 
     def dup(self) -> "socket":
-        """Return another socket for the same connection or listener; not while one is connecting."""
+        """Return another socket for the same connection or listener; not while connecting."""
         self._settle()
         if self._state is _State.CONNECTING:
             raise state_error(errno.EALREADY)
@@ -316,7 +319,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         try:
             _endpoint.send(self, request, padding)
         except OSError:
-            self._end_attempt(_State.FRESH)
+            self._end_attempt(_State.FRESH if self._ours.port == PORT_ANY else _State.BOUND)
             raise
 
     def _await_verdict(self) -> None:
@@ -326,8 +329,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         self._settle(allowed if timeout is None else min(allowed, timeout))
         if self._state is _State.CONNECTED:
             return
-        if self._error:
-            self._raise_pending_error()
+        self._raise_pending_error()
         if timeout is not None and timeout < allowed:
             raise TimeoutError("timed out")
         raise transport_error(errno.ETIMEDOUT, f"connect to {self._theirs}")
@@ -338,14 +340,13 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             return
         try:
             reply = _endpoint.receive(self, Op.CONNECT, time.monotonic() + seconds)
+            if reply is None:
+                return
+            if reply.errno:
+                raise transport_error(reply.errno, f"connect to {self._theirs}")
         except OSError as error:
-            reply = Reply(Op.CONNECT, error.errno or errno.EPROTO)
-        if reply is None:
-            return
-        if reply.errno:
-            was_bound = self._ours.port != PORT_ANY
-            self._end_attempt(_State.BOUND if was_bound else _State.FRESH)
-            self._error = reply.errno
+            self._end_attempt(_State.FRESH if self._ours.port == PORT_ANY else _State.BOUND)
+            self._error = error
             return
         # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
         cid = CID_ANY if self._ours.cid == CID_ANY else reply.our_cid
@@ -360,8 +361,9 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             self._send_buffer = 0
 
     def _raise_pending_error(self) -> None:
-        number, self._error = self._error, 0
-        raise transport_error(number, f"connect to {self._theirs}")
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _require_open_file(self) -> None:
         if self.fileno() < 0:
@@ -387,8 +389,8 @@ def _as_address(address: Any, lookup: Callable[[str], int]) -> Address:
 def _with_stream(name: str) -> Callable[..., Any]:
     """Return the base class's method `name`, but ENOTCONN while there is no stream.
 
-    Before that the descriptor leads to the switch itself, which must never take data for a request, nor
-    the user a reply for data.
+    Before that the descriptor leads to the switch itself, which must never take data for a
+    request, nor the user a reply for data.
     """
     method = getattr(_Base, name)
 
@@ -405,5 +407,6 @@ for _name in (
     *("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"),
     *("send", "sendall", "sendfile", "sendmsg", "sendto"),
 ):
-    # Not written out one by one: so they keep the signatures that type checkers know from the base class.
+    # Not written out one by one: so they keep the signatures that type checkers know from the base
+    # class.
     setattr(socket, _name, _with_stream(_name))

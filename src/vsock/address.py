@@ -1,7 +1,7 @@
 """VSOCK addresses: constants, the value, and the ways to write one down.
 
-An address is a context id (CID), which names a machine, and a port. On a command line or in a config
-file there is more to say, so `parse` knows five kinds of *target*:
+An address is a context id (CID), which names a machine, and a port. On a command line or in a
+config file there is more to say, so `parse` knows these kinds of *target*:
 
 =========================  ==================================================================
 ``CID:PORT``               an `Address`; ``host``, ``local`` and ``any`` are CIDs 2, 1 and -1
@@ -12,8 +12,8 @@ file there is more to say, so `parse` knows five kinds of *target*:
 ``kernel:CID:PORT``        a `KernelAddress`: the kernel's own AF_VSOCK, only when asked by name
 =========================  ==================================================================
 
-Every target prints as text that `parse` reads back. A port is decimal, or ``any``. This is a leaf: it
-resolves no names and opens no sockets.
+Every target prints as text that `parse` reads back. A port is decimal, or ``any``. This is a leaf:
+it resolves no names and opens no sockets.
 """
 
 import re
@@ -158,8 +158,8 @@ def as_target(address: Target | tuple[int, int] | str) -> Target:
 def is_name(text: str) -> bool:
     """Tell whether a guest may have the name `text`.
 
-    A name starts with a letter, goes on with letters, digits, ``_``, ``.`` and ``-``, has at most 63
-    characters and is not one of `WELL_KNOWN_CIDS`.
+    A name starts with a letter, goes on with letters, digits, ``_``, ``.`` and ``-``, has at most
+    63 characters and is not one of `WELL_KNOWN_CIDS`.
     """
     return _NAME.fullmatch(text) is not None and text not in WELL_KNOWN_CIDS
 

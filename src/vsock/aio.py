@@ -1,4 +1,4 @@
-"""The asyncio twins of `vsock.sockets`: the same verbs, with asyncio's streams over the same descriptors.
+"""The asyncio twins of `vsock.sockets`: the same verbs, giving asyncio's streams.
 
 Only the waiting is written anew here. `socket` itself works with asyncio's own functions as well
 (``loop.sock_connect``, ``asyncio.open_connection(sock=…)``).
@@ -45,7 +45,8 @@ async def open_connection(
         address: as for `vsock.create_connection`.
         timeout: seconds that the other side has to answer (default: 2).
         transport: where to connect from, as for `vsock.socket`.
-        options: passed on to `asyncio.open_connection` (``limit``, ``ssl``, ``server_hostname``, …).
+        options: passed on to `asyncio.open_connection` (``limit``, ``ssl``, ``server_hostname``,
+            …).
 
     Raises:
         OSError: as `vsock.socket.connect` says.
@@ -126,7 +127,8 @@ async def _connect(
     try:
         sock.setblocking(False)
         if not isinstance(sock, socket):
-            await asyncio.get_running_loop().sock_connect(sock, kernel_pair(target))
+            async with asyncio.timeout(allowed):
+                await asyncio.get_running_loop().sock_connect(sock, kernel_pair(target))
             return sock
         if allowed is not None:
             sock.connect_timeout = allowed

@@ -6,7 +6,7 @@
     ├── UsageError (ValueError)             you: an argument that can never work
     │   └── AddressError                      an address that cannot be read
     ├── ProtocolError (OSError)             the peer: it broke the endpoint or hybrid protocol
-    └── TransportError (OSError)            the world: the errno is the one AF_VSOCK would give
+    └── TransportError (OSError)            the world: the errno is what AF_VSOCK would give
         ├── NoSwitch                          ENODEV: there is no switch to talk to
         ├── SwitchGone                        ENODEV: there was one, and it went away
         ├── NoSuchGuest                       ENODEV: nothing has this CID or name
@@ -14,9 +14,10 @@
         ├── ConnectTimeout (TimeoutError)     ETIMEDOUT: no answer in time
         └── AccessDenied (PermissionError)    EACCES, EPERM: policy or privilege forbids it
 
-Misuse of a socket's state (a second `bind`, `listen` before `bind`, …) is a plain ``OSError`` with the
-kernel's errno, as `AF_VSOCK` gives it, and waiting is a plain ``BlockingIOError`` or ``TimeoutError``.
-This module is not for turning native errors into Python ones: the native module does that itself.
+Misuse of a socket's state (a second `bind`, `listen` before it, …) is a plain ``OSError`` with
+the kernel's errno, as `AF_VSOCK` gives it, and waiting is a plain ``BlockingIOError`` or
+``TimeoutError``. This module is not for turning native errors into Python ones: the native module
+does that itself.
 """
 
 # ruff: noqa: N818 - names say what happened, as ConnectRefused does; an Error suffix adds nothing

@@ -1,8 +1,9 @@
 """`Guest`: this process as a guest of a switch, with a CID of its own and no virtual machine.
 
-A guest is a node of its own, in a thread without the interpreter, that joins a device's vhost-user socket as
-a VMM would and serves endpoint sockets in a private directory. Its sockets are therefore the same as those of
-a host program; only the directory differs. This module is not for guests that are virtual machines.
+A guest is a node of its own, in a thread without the interpreter, that joins a device's vhost-user
+socket as a VMM would and serves endpoint sockets in a private directory. Its sockets are therefore
+the same as those of a host program; only the directory differs. This module is not for guests that
+are virtual machines.
 """
 
 import shutil
@@ -25,8 +26,8 @@ class Guest:
     """A userspace guest; use it in ``with`` or ``async with``.
 
     Args:
-        socket: path of the vhost-user socket that a switch, or any other vhost-user-vsock device, serves
-            for this guest.
+        socket: path of the vhost-user socket that a switch, or any other vhost-user-vsock device,
+            serves for this guest.
         cid: the CID this guest must get; by default whatever the device says.
         timeout: seconds that the device has to answer.
 
@@ -79,7 +80,11 @@ class Guest:
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def socket(self, type: int = sockets.SOCK_STREAM, proto: int = 0) -> sockets.socket:  # noqa: A002
+    def socket(
+        self,
+        type: int = sockets.SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
+        proto: int = 0,
+    ) -> sockets.socket:
         """Return a `vsock.socket` of this guest."""
         return sockets.socket(type, proto, transport=self.transport)
 

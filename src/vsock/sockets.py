@@ -1,8 +1,9 @@
 """The blocking socket API: `socket`, and the two short ways to one.
 
-`create_connection` and `create_server` take every address form and choose the transport; what they return
-is a `socket`, or for the forms that are not the switch's a socket that is used in the same way. The asyncio
-twins are in `vsock.aio`; the class itself, and why a socket here is a plain descriptor, in `vsock._socket_class`.
+`create_connection` and `create_server` take every address form and choose the transport; what they
+return is a `socket`, or for the forms that are not the switch's a socket that is used in the same
+way. The asyncio twins are in `vsock.aio`; the class itself, and why a socket here is a plain
+descriptor, in `vsock._socket_class`.
 """
 
 import socket as _socket
@@ -54,9 +55,10 @@ def create_connection(
     """Connect to `address`, which may be of any form that `parse` reads, and return the socket.
 
     Args:
-        address: a pair, one of the address types, or text (``"web:80"``, ``"hvsock:///run/fc.sock:80"``).
-        timeout: seconds that the other side has to answer (default: 2), and then the timeout of the
-            socket's operations (default: none).
+        address: a pair, one of the address types, or text (``"web:80"``,
+            ``"hvsock:///run/fc.sock:80"``).
+        timeout: seconds that the other side has to answer (default: 2), and then the timeout of
+            the socket's operations (default: none).
         type: `SOCK_STREAM` or `SOCK_SEQPACKET`.
         source_address: bind to this first.
         transport: where to connect from, as for `socket`.
@@ -95,8 +97,8 @@ def create_server(
 ) -> _Base:
     """Return a listening socket for `address`, or for a port on every CID that is ours.
 
-    A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its guest
-    connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path.
+    A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its
+    guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path.
 
     Raises:
         OSError: as `socket.bind` says.
@@ -161,7 +163,7 @@ def kernel_pair(target: Target) -> tuple[int, int]:
 
 
 def wrap_hybrid(sock: _Base, target: HybridAddress | UnixAddress, our_port: int) -> socket:
-    """Turn the Unix stream `sock`, connected to `target`, into a `socket` that knows its addresses."""
+    """Turn a Unix stream that leads to `target` into a `socket` that knows its addresses."""
     if isinstance(target, HybridAddress):
         ours, theirs = Address(CID_HOST, our_port), Address(CID_ANY, target.port)
     else:

@@ -1,15 +1,15 @@
 """Where sockets live: which transport a program means, and how a connection is begun there.
 
-``switch``   (the default) a vsock switch on this machine, found by its runtime directory; a userspace
-             guest (`vsock.Guest`) is the same thing with a directory of its own.
+``switch``   (the default) a vsock switch on this machine, found by its runtime directory; a
+             userspace guest (`vsock.Guest`) is the same thing with a directory of its own.
 ``kernel``   the kernel's own AF_VSOCK, for programs inside a guest. Only when asked for by name, in
-             an argument, in an address (``kernel:CID:PORT``) or in ``VSOCK_TRANSPORT``: nothing here ever
-             falls back to it.
+             an argument, in an address (``kernel:CID:PORT``) or in ``VSOCK_TRANSPORT``: nothing
+             here ever falls back to it.
 hybrid       Unix sockets of Firecracker, Cloud Hypervisor and our own switch, chosen by an address
              (``hvsock:///path:PORT``, ``unix:/path``), never by name.
 
-This module is not for the sockets themselves: `vsock.sockets` and `vsock.aio` are, and both use the pure
-halves of the hybrid handshake below.
+This module is not for the sockets themselves: `vsock.sockets` and `vsock.aio` are, and both use
+the pure halves of the hybrid handshake below.
 """
 
 import errno
@@ -101,7 +101,7 @@ Transport = SwitchTransport | KernelTransport
 
 
 def choose(transport: Transport | str | None = None) -> Transport:
-    """Return the transport that an argument, or else ``VSOCK_TRANSPORT``, or else the default names.
+    """Return the transport that `transport`, else ``VSOCK_TRANSPORT``, else the default names.
 
     Raises:
         UsageError: the name is not ``switch`` or ``kernel``.
@@ -112,7 +112,8 @@ def choose(transport: Transport | str | None = None) -> Transport:
     if name == "kernel":
         return KernelTransport()
     if name == "switch":
-        # Late, because most of what it costs to import is paid by programs that only parse addresses.
+        # Late, because most of what it costs to import is paid by programs that only parse
+        # addresses.
         from vsock.runtime import default_runtime_dir
 
         return SwitchTransport(str(default_runtime_dir()))
@@ -128,8 +129,8 @@ def hybrid_answer(line: bytes, address: HybridAddress) -> int:
     """Return the port that a hybrid socket's answer `line` gives us.
 
     Raises:
-        ConnectRefused: the line is empty: the hypervisor closed the socket, which is how it refuses.
-        ProtocolError: the line is not ``OK <port>``.
+        ConnectRefused: the line is empty: the hypervisor closed the socket, which is how it
+        refuses. ProtocolError: the line is not ``OK <port>``.
     """
     if not line:
         raise transport_error(errno.ECONNRESET, f"connect to {address}")
@@ -151,7 +152,7 @@ def hybrid_connect(address: HybridAddress, timeout: float) -> tuple[_Base, int]:
     deadline = time.monotonic() + timeout
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        _connect_unix(sock, address.path)
+        _connect_foreign(sock, address.path)
         sock.sendall(hybrid_request(address.port))
         line = b""
         # Byte by byte: what follows the line is the guest's data already.
@@ -172,7 +173,7 @@ def unix_connect(address: UnixAddress) -> _Base:
     """Connect to a plain Unix stream socket."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        _connect_unix(sock, address.path)
+        _connect_foreign(sock, address.path)
     except BaseException:
         sock.close()
         raise
@@ -184,11 +185,21 @@ def hybrid_listening_path(address: HybridAddress) -> str:
     return f"{address.path}_{address.port}"
 
 
+def _connect_foreign(sock: _Base, path: str) -> None:
+    """Connect to a Unix socket that is not the switch's; errors name its path."""
+    try:
+        _connect_unix(sock, path)
+    except OSError as error:
+        if error.errno is None:  # Python itself says that the path is too long
+            raise UsageError(f"{path}: {error}") from None
+        raise OSError(error.errno, os.strerror(error.errno), path) from None
+
+
 def _connect_unix(sock: _Base, path: str) -> None:
     """Connect to a Unix socket; wait a little if its queue of connections is full.
 
-    A full queue is only told by EAGAIN and cannot be polled for, so then the descriptor blocks, bounded by
-    SO_SNDTIMEO, even if it is non-blocking for its user.
+    A full queue is only told by EAGAIN and cannot be polled for, so then the descriptor blocks,
+    bounded by SO_SNDTIMEO, even if it is non-blocking for its user.
     """
     seconds = int(_endpoint.ANSWER_TIMEOUT)
     try:
