@@ -2,9 +2,9 @@
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::{PyErr, Python};
+use vsock_virtio::node::AddError;
 use vsock_virtio::node::NodeError;
 use vsock_virtio::vhost_user::FrontendError;
-use vsock_virtio::node::AddError;
 
 /// Linux errno values for errors that did not come from the kernel.
 mod errno {

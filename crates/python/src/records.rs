@@ -148,16 +148,14 @@ pub(crate) struct Snapshot {
 impl Snapshot {
     /// The Python form of a snapshot.
     pub(crate) fn new(py: Python<'_>, taken: snapshot::Snapshot) -> PyResult<Self> {
-        fn all<T, P>(py: Python<'_>, items: Vec<T>) -> PyResult<Vec<Py<P>>>
-        where
-            P: PyClass + From<T> + Into<PyClassInitializer<P>>,
-        {
-            items.into_iter().map(|item| Py::new(py, P::from(item))).collect()
-        }
+        let guests = taken.guests.into_iter().map(|item| Py::new(py, GuestInfo::from(item)));
+        let listeners =
+            taken.listeners.into_iter().map(|item| Py::new(py, ListenerInfo::from(item)));
+        let flows = taken.flows.into_iter().map(|item| Py::new(py, FlowInfo::from(item)));
         Ok(Self {
-            guests: all(py, taken.guests)?,
-            listeners: all(py, taken.listeners)?,
-            flows: all(py, taken.flows)?,
+            guests: guests.collect::<PyResult<_>>()?,
+            listeners: listeners.collect::<PyResult<_>>()?,
+            flows: flows.collect::<PyResult<_>>()?,
             counters: taken.counters.into_iter().collect(),
         })
     }

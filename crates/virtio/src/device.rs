@@ -4,7 +4,7 @@
 //! [`stop_ring`](DeviceLink::stop_ring), and while it does not, there is simply nothing inbound, or no space.
 //!
 //! **Order.** Chains are given back in the order they were popped (see [`ring`](crate::ring)). A chain that is of
-//! no use (no header fits) cannot be given back at once when older ones are still in use; it waits in `skipped`.
+//! no use (no packet fits) cannot be given back at once when older ones are still in use; it waits in `skipped`.
 //!
 //! The event queue only carries TRANSPORT_RESET. Most front ends (QEMU) keep it to themselves; User-Mode Linux
 //! hands it over.
@@ -220,7 +220,8 @@ impl DeviceLink {
     ) -> Result<Option<Space>, LinkError> {
         let Some(queue) = &mut self.queues[RX_QUEUE] else { return Ok(None) };
         while let Some(chain) = pop(queue, RX_QUEUE, slices)? {
-            if chain.writable_len < HEADER_BYTES || chain.readable_len > 0 {
+            // Room for a header alone would never let data on.
+            if chain.writable_len <= HEADER_BYTES || chain.readable_len > 0 {
                 slices.truncate(chain.readable.start);
                 self.stats.skipped += queue.skip(chain.head);
                 continue;

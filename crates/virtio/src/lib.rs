@@ -1,10 +1,31 @@
-//! The I/O shell of vsock.
+//! The I/O shell of vsock: guest memory, rings, vhost-user, and the loop that joins them to programs' sockets.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`node`] | a running switch or userspace guest, as other threads hold it |
+//! | `worker` | the thread behind it: all state, all packets |
+//! | `host` | programs: their requests, their end of each connection |
+//! | [`link`] | the packet path to the other side: [`device`] or [`driver`] |
+//! | [`ring`] | the split virtqueue, both sides |
+//! | [`vhost_user`] | how rings and memory get here |
+//! | [`memory`], [`slice`](mod@slice), `sigbus` | memory shared with somebody who may be hostile |
+//! | `reactor`, `mailbox` | one epoll set; how other threads talk to the worker |
+//! | [`journal`], [`snapshot`] | what is told upwards |
+//!
+//! The only crate with unsafe code: every block says why it is sound.
 
 pub mod device;
 pub mod driver;
+mod host;
+pub mod journal;
 pub mod link;
+mod mailbox;
 pub mod memory;
+pub mod node;
+mod reactor;
 pub mod ring;
 mod sigbus;
 pub mod slice;
+pub mod snapshot;
 pub mod vhost_user;
+mod worker;

@@ -74,7 +74,7 @@ pub struct Space {
     pub header: Range<usize>,
     /// The pieces for the payload.
     pub payload: Range<usize>,
-    /// Bytes in the payload pieces, at most 65536; 0 when only a header fits.
+    /// Bytes in the payload pieces: 1 to 65536, so that data always gets on.
     pub capacity: u32,
     /// What the link knows it by.
     pub token: Token,

@@ -58,7 +58,10 @@ impl<W> Mailbox<W> {
     }
 
     /// Runs `request` on the worker's thread some time soon.
-    pub(crate) fn post(&self, request: impl FnOnce(&mut W) + Send + 'static) -> Result<(), Stopped> {
+    pub(crate) fn post(
+        &self,
+        request: impl FnOnce(&mut W) + Send + 'static,
+    ) -> Result<(), Stopped> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if !queue.open {
             return Err(Stopped);

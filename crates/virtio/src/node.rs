@@ -231,9 +231,8 @@ impl Node {
         let fd = device.as_fd().try_clone_to_owned()?;
         let socket = socket.to_owned();
         let seed = random_seed();
-        self.mailbox.call(move |worker| {
-            worker.add_uplink(link, Cid(cid), features, fd, socket, seed)
-        })??;
+        self.mailbox
+            .call(move |worker| worker.add_uplink(link, Cid(cid), features, fd, socket, seed))??;
         held.device = Some(device);
         Ok(cid)
     }

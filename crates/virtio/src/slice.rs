@@ -21,6 +21,8 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 /// The most pieces that one vectored system call takes (`IOV_MAX` of Linux).
 const MAX_VECTOR: usize = 1024;
+/// The most bytes that are moved through memory of our own when there are more pieces than that.
+const MAX_BOUNCE: usize = 1 << 20;
 
 /// A piece of guest memory: pointer and length, laid out as the `iovec` of readv(2).
 #[repr(transparent)]
@@ -260,16 +262,31 @@ fn message(pieces: &[Slice]) -> libc::msghdr {
     message
 }
 
-/// sendmsg(2) of all the pieces as one message, without SIGPIPE and without waiting. `flags` are added. A
-/// message of more than 1024 pieces is EMSGSIZE, as a part of it would be another message.
+/// Sends all the pieces as one message (sendmsg(2)), without SIGPIPE and without waiting. `flags` are added.
+///
+/// A guest may cut its packets into more pieces than one call takes; those are copied together first, as a part
+/// of a message would be another message.
 ///
 /// # Errors
 /// What sendmsg says; EFAULT as [`TransferError::MemoryDead`].
 pub fn sendmsg(fd: BorrowedFd<'_>, pieces: &[Slice], flags: i32) -> Result<usize, TransferError> {
+    if let Some(mut bytes) = bounce(pieces) {
+        copy_out(pieces, &mut bytes);
+        let pointer = bytes.as_mut_ptr();
+        // SAFETY: the slice names the vector, which outlives the call; nothing else refers to it meanwhile.
+        let whole = unsafe { Slice::new(pointer, bytes.len()) };
+        return sendmsg(fd, &[whole], flags);
+    }
     let message = message(pieces);
     let flags = flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: the header lives through the call and its vector names mapped guest memory.
     retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
+}
+
+/// Memory for all the bytes of pieces that are too many for one call; `None` when they are not (or when they
+/// are so large that the kernel shall say EMSGSIZE).
+fn bounce(pieces: &[Slice]) -> Option<Vec<u8>> {
+    (pieces.len() > MAX_VECTOR && total(pieces) <= MAX_BOUNCE).then(|| vec![0; total(pieces)])
 }
 
 /// What [`recvmsg`] got.
@@ -283,7 +300,8 @@ pub struct Received {
     pub end_of_record: bool,
 }
 
-/// recvmsg(2) of one message into all the pieces, without waiting. `flags` are added.
+/// Receives one message into all the pieces (recvmsg(2)), without waiting. `flags` are added. More pieces than one
+/// call takes are filled by way of memory of our own.
 ///
 /// # Errors
 /// What recvmsg says; EFAULT as [`TransferError::MemoryDead`].
@@ -292,6 +310,14 @@ pub fn recvmsg(
     pieces: &[Slice],
     flags: i32,
 ) -> Result<Received, TransferError> {
+    if let Some(mut bytes) = bounce(pieces) {
+        let pointer = bytes.as_mut_ptr();
+        // SAFETY: the slice names the vector, which outlives the call; nothing else refers to it meanwhile.
+        let whole = unsafe { Slice::new(pointer, bytes.len()) };
+        let received = recvmsg(fd, &[whole], flags)?;
+        copy_in(pieces, &bytes[..received.len.min(bytes.len())]);
+        return Ok(received);
+    }
     let mut message = message(pieces);
     let flags = flags | libc::MSG_DONTWAIT;
     // SAFETY: the header lives through the call and its vector names mapped guest memory.

@@ -5,6 +5,8 @@
 mod ring_support;
 
 use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use ring_support::{HIGH, LOW, REGION_LEN, memfd, memory, read, region, write};
@@ -184,4 +186,55 @@ fn ranges_of_pieces_are_cut_at_both_ends() {
     let range = slice::advance(&mut pieces, 0..3, 15);
     let range = slice::truncate(&mut pieces, range, 20);
     assert_eq!((range.clone(), lens(&pieces[range])), (1..3, vec![15, 5]));
+}
+
+/// More pieces than one system call takes, over three bytes each of every four.
+fn many_pieces(memory: &GuestMemory) -> Vec<Slice> {
+    let mut pieces = Vec::new();
+    for n in 0..2000 {
+        memory.slice(LOW + n * 4, 3, &mut pieces).unwrap();
+    }
+    pieces
+}
+
+#[test]
+fn message_in_more_pieces_than_a_call_takes_is_still_one() {
+    let memory = memory();
+    let text: Vec<u8> = (0..8000_u32).map(|n| n as u8).collect();
+    write(&memory, LOW, &text);
+    let expected: Vec<u8> = text.chunks(4).flat_map(|four| &four[..3]).copied().collect();
+    let (one, other) = UnixDatagram::pair().unwrap();
+    assert_eq!(slice::sendmsg(one.as_fd(), &many_pieces(&memory), 0).unwrap(), 6000);
+    let mut got = vec![0; 9000];
+    assert_eq!(other.recv(&mut got).unwrap(), 6000);
+    assert_eq!(got[..6000], expected);
+
+    write(&memory, LOW, &[0; 8000]);
+    other.send(&expected).unwrap();
+    let received = slice::recvmsg(one.as_fd(), &many_pieces(&memory), 0).unwrap();
+    assert_eq!((received.len, received.truncated), (6000, false));
+    let kept = read(&memory, LOW, 8000);
+    assert!(kept.chunks(4).zip(text.chunks(4)).all(|(k, t)| k[..3] == t[..3] && k[3] == 0));
+}
+
+#[test]
+fn fd_with_nothing_to_give_or_no_room_would_block() {
+    let memory = memory();
+    let (one, _other) = UnixDatagram::pair().unwrap();
+    let pieces = many_pieces(&memory);
+    assert!(slice::recvmsg(one.as_fd(), &pieces[..10], 0).unwrap_err().is_would_block());
+    assert!(slice::recvmsg(one.as_fd(), &pieces, 0).unwrap_err().is_would_block());
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+    assert!(slice::readv(reader.as_fd(), &pieces).unwrap_err().is_would_block());
+    assert_eq!(slice::writev(writer.as_fd(), &pieces).unwrap(), 1024 * 3, "the first 1024 pieces");
+    assert_eq!(slice::readv(reader.as_fd(), &pieces).unwrap(), 1024 * 3);
+}
+
+#[test]
+fn message_longer_than_the_pieces_is_marked_truncated() {
+    let memory = memory();
+    let (one, other) = UnixDatagram::pair().unwrap();
+    other.send(&[1; 100]).unwrap();
+    let received = slice::recvmsg(one.as_fd(), &many_pieces(&memory)[..2], 0).unwrap();
+    assert_eq!((received.len, received.truncated), (6, true));
 }

@@ -46,10 +46,32 @@ fn length() -> impl Strategy<Value = u32> {
 fn descriptor() -> impl Strategy<Value = Desc> {
     let flags = prop_oneof![
         4 => Just(0), 4 => Just(NEXT), 2 => Just(WRITE), 3 => Just(NEXT | WRITE),
-        2 => Just(INDIRECT), 1 => any::<u16>(),
+        1 => Just(INDIRECT), 1 => any::<u16>(),
     ];
     let next = prop_oneof![8 => 0..SIZE, 1 => any::<u16>()];
     (address(), length(), flags, next).prop_map(|(addr, len, flags, next)| Desc {
+        addr,
+        len,
+        flags,
+        next,
+    })
+}
+
+/// A descriptor of one of the tables that are really there.
+fn indirect() -> impl Strategy<Value = Desc> {
+    let count = prop_oneof![8 => 1..=u32::from(TABLE_LEN), 1 => Just(2000)];
+    (prop::sample::select(TABLES.to_vec()), count).prop_map(|(addr, count)| Desc {
+        addr,
+        len: count * 16,
+        flags: INDIRECT,
+        next: 0,
+    })
+}
+
+/// A short buffer that is there.
+fn plain(limit: u16) -> impl Strategy<Value = Desc> {
+    let flags = prop::sample::select(vec![0, NEXT, NEXT, WRITE, NEXT | WRITE]);
+    (LOW..LOW + REGION_LEN, 0..100_u32, flags, 0..limit).prop_map(|(addr, len, flags, next)| Desc {
         addr,
         len,
         flags,
@@ -68,9 +90,10 @@ struct Hostile {
 }
 
 fn hostile() -> impl Strategy<Value = Hostile> {
-    let ring = prop::collection::vec(descriptor(), usize::from(SIZE));
-    let tables =
-        prop::collection::vec(prop::collection::vec(descriptor(), usize::from(TABLE_LEN)), 2);
+    let entry = prop_oneof![2 => descriptor(), 1 => indirect(), 2 => plain(SIZE)];
+    let ring = prop::collection::vec(entry, usize::from(SIZE));
+    let entry = prop_oneof![1 => descriptor(), 4 => plain(TABLE_LEN)];
+    let tables = prop::collection::vec(prop::collection::vec(entry, usize::from(TABLE_LEN)), 2);
     let heads =
         prop::collection::vec(prop_oneof![9 => 0..SIZE, 1 => any::<u16>()], usize::from(SIZE));
     let ahead = prop_oneof![8 => 0..=SIZE, 1 => any::<u16>()];

@@ -61,24 +61,25 @@ fn short_inbound_chain_is_completed_in_its_turn() {
 }
 
 #[test]
-fn outbound_chain_that_holds_no_header_is_completed_in_its_turn() {
+fn outbound_chain_that_holds_no_packet_is_completed_in_its_turn() {
     let guest = offering(&[
         desc(LOW, 10, WRITE, 0),
-        desc(LOW, 44, WRITE, 0),
+        desc(LOW, 45, WRITE, 0),
         desc(LOW, 100, 0, 0),
+        desc(LOW, 44, WRITE, 0),
         desc(LOW, 54, WRITE, 0),
     ]);
     let mut link = link(&guest, RX_QUEUE);
     let mut slices = Vec::new();
     let first = link.next_space(&mut slices).unwrap().unwrap();
     let second = link.next_space(&mut slices).unwrap().unwrap();
-    assert_eq!((first.capacity, second.capacity), (0, 10));
+    assert_eq!((first.capacity, second.capacity), (1, 10));
     link.send(&first, &slices, &[1; 44], 0);
     link.send(&second, &slices, &[2; 44], 10);
     link.publish().unwrap();
-    let used: Vec<_> = (0..4).map(|n| guest.used(n)).collect();
-    assert_eq!(used, [(0, 0), (1, 44), (2, 0), (3, 54)]);
-    assert_eq!((guest.used_idx(), link.stats().skipped), (4, 2));
+    let used: Vec<_> = (0..5).map(|n| guest.used(n)).collect();
+    assert_eq!(used, [(0, 0), (1, 44), (2, 0), (3, 0), (4, 54)]);
+    assert_eq!((guest.used_idx(), link.stats().skipped), (5, 3));
 }
 
 #[test]

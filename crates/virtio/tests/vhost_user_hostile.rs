@@ -188,6 +188,20 @@ fn message_with_too_many_fds_is_refused() {
 }
 
 #[test]
+fn full_memory_table_is_taken_and_one_fd_more_is_refused() {
+    let file = memory(32 * 4096);
+    let regions: Vec<_> = (0..32).map(|at| at * 4096).collect();
+    let regions: Vec<_> = regions.iter().map(|at| [GUEST + at, 4096, USER + at, *at]).collect();
+    let body = table(&regions);
+    let reason = fate(|front| {
+        front.negotiate(FEATURES);
+        front.tell(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd(); 32]);
+        front.say(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd(); 33]);
+    });
+    assert!(wrong_fds(&reason, FrontendReq::SET_MEM_TABLE), "{reason}");
+}
+
+#[test]
 fn channel_that_is_no_unix_stream_is_refused() {
     let reason = fate(|front| front.say(FrontendReq::SET_BACKEND_REQ_FD, &[], &[event().as_fd()]));
     assert!(wrong_fds(&reason, FrontendReq::SET_BACKEND_REQ_FD), "{reason}");

@@ -12,8 +12,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vhost_user_support::{CID, Call, Device, GUEST, LEN, config, memory, myself};
 use vsock_virtio::ring::RingConfig;
 use vsock_virtio::vhost_user::{
-    Attached, BackendOptions, Detach, F_EVENT_IDX, F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1,
-    FrontendError, FrontendOptions, SharedRegion, attach,
+    Attached, BackendControl, BackendHandle, BackendOptions, Detach, F_EVENT_IDX, F_INDIRECT_DESC,
+    F_SEQPACKET, F_VERSION_1, FrontendError, FrontendOptions, SharedRegion, attach,
 };
 
 fn rings(count: u64) -> Vec<RingConfig> {
@@ -24,6 +24,14 @@ fn attach_to(device: &Device, rings: &[RingConfig]) -> Result<Attached, Frontend
     let file = memory(LEN);
     let region = SharedRegion { file: file.as_fd(), guest: GUEST, len: LEN };
     attach(&device.path, region, rings, FrontendOptions::default())
+}
+
+#[test]
+fn both_ends_can_move_to_other_threads() {
+    fn can_move<T: Send>() {}
+    can_move::<Attached>();
+    can_move::<BackendHandle>();
+    can_move::<BackendControl>();
 }
 
 #[test]

@@ -138,8 +138,8 @@ fn packet_buffers(
     payload: u32,
     split_header: bool,
 ) -> io::Result<Buffers> {
-    if payload > MAX_PAYLOAD {
-        return Err(misuse("a packet has at most 65536 bytes of payload"));
+    if payload == 0 || payload > MAX_PAYLOAD {
+        return Err(misuse("a buffer has room for 1 to 65536 bytes of payload"));
     }
     let len = HEADER_BYTES + payload;
     let lead = LINE - u64::from(HEADER_BYTES);

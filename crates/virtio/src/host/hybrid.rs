@@ -92,10 +92,10 @@ mod tests {
             assert_eq!(parse(&line[..end]), Line::Incomplete);
         }
         assert_eq!(parse(line), Line::Connect { port: Port(1024), len: 13 });
-        assert_eq!(parse(b"connect 4294967294\r\n"), Line::Connect {
-            port: Port(4_294_967_294),
-            len: 20
-        });
+        assert_eq!(
+            parse(b"connect 4294967294\r\n"),
+            Line::Connect { port: Port(4_294_967_294), len: 20 }
+        );
     }
 
     #[test]

@@ -206,7 +206,9 @@ impl Stream {
         let direct = self.writable
             && match &self.backlog {
                 Backlog::Bytes(bytes) => bytes.is_empty(),
-                Backlog::Messages(messages) => messages.is_empty() && !messages.has_partial() && ends,
+                Backlog::Messages(messages) => {
+                    messages.is_empty() && !messages.has_partial() && ends
+                }
             };
         let written = if direct { self.send_now(payload)? } else { Some(0) };
         let Some(written) = written else {
@@ -322,13 +324,15 @@ impl Stream {
     /// Closing a Unix socket with unread data would read as ECONNRESET on the program's side, where vsock gives an end
     /// of data; so what nobody will read any more is taken out first. The shutdown lets nothing new in, so that ends.
     pub(crate) fn finish(self) {
-        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
-        let mut scratch = [0u8; 16384];
-        while matches!(
-            recv(&self.fd, &mut scratch, RecvFlags::DONTWAIT),
-            Ok((_, n)) if n > 0
-        ) {}
+        finish(&self.fd);
     }
+}
+
+/// Ends a Unix socket so that what we wrote last can be read, and the end after it.
+pub(crate) fn finish(fd: &OwnedFd) {
+    let _ = rustix::net::shutdown(fd, Shutdown::Both);
+    let mut scratch = [0u8; 16384];
+    while matches!(recv(fd, &mut scratch, RecvFlags::DONTWAIT), Ok((_, n)) if n > 0) {}
 }
 
 #[cfg(test)]

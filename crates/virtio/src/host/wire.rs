@@ -111,9 +111,7 @@ impl Request {
                 let request = Self::Connect { to: address, timeout_ms: value, buffer, held };
                 (request, last == 0 && (held.is_some() || is_clean))
             }
-            op::LISTEN => {
-                (Self::Listen { backlog: value }, is_clean && no_address && buffer == 0)
-            }
+            op::LISTEN => (Self::Listen { backlog: value }, is_clean && no_address && buffer == 0),
             op::ACCEPTED => (Self::Accepted, is_clean && no_address),
             op::LOCAL_CID => (Self::LocalCid, is_clean && no_address),
             op::RESOLVE => {

@@ -320,7 +320,8 @@ impl Attachment for GuestPort {
 
     fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {
         self.call(move |worker, id| {
-            if let Some(Link::Device(device)) = worker.links.get_mut(id).map(|slot| &mut slot.link) {
+            if let Some(Link::Device(device)) = worker.links.get_mut(id).map(|slot| &mut slot.link)
+            {
                 device.set_call(index, call);
             }
         });

@@ -34,13 +34,7 @@ impl Stored {
 
 impl Worker {
     /// A packet of the guest on `from` for the guest on `to`.
-    pub(crate) fn forward(
-        &mut self,
-        from: LinkId,
-        to: LinkId,
-        header: &Header,
-        payload: &[Slice],
-    ) {
+    pub(crate) fn forward(&mut self, from: LinkId, to: LinkId, header: &Header, payload: &[Slice]) {
         let Some((source, target)) = self.links.get2_mut(from, to) else { return };
         let allowed = || source.groups.iter().any(|group| target.groups.contains(group));
         let verdict = self.relay.receive(self.now, header, allowed);
@@ -89,9 +83,10 @@ fn pass_on(
     gather(&mut batch.pieces, payload, header.len as usize);
     let mut rest = 0..batch.pieces.len();
     let mut sent = 0;
-    while is_free {
+    loop {
         batch.slices.clear();
-        let Some(space) = target.link.next_space(&mut batch.slices)? else { break };
+        let space = if is_free { target.link.next_space(&mut batch.slices)? } else { None };
+        let Some(space) = space else { break };
         let piece = header.piece(sent, space.capacity);
         slice::copy(&batch.slices[space.payload.clone()], &batch.pieces[rest.clone()]);
         rest = slice::advance(&mut batch.pieces, rest, piece.len as usize);
@@ -105,5 +100,9 @@ fn pass_on(
     }
     let mut bytes = vec![0; (header.len - sent) as usize];
     slice::copy_out(&batch.pieces[rest], &mut bytes);
-    Ok(target.store.push(Stored { header: header.piece(sent, header.len), payload: bytes, sent: 0 }))
+    Ok(target.store.push(Stored {
+        header: header.piece(sent, header.len),
+        payload: bytes,
+        sent: 0,
+    }))
 }

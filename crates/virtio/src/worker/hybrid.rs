@@ -69,8 +69,7 @@ impl Worker {
         let Source::HybridClient(client) = std::mem::replace(entry, Source::Ended) else {
             return Err(Errno::INVAL);
         };
-        let flow =
-            self.new_flow(link, connection, key, SocketType::Stream, client.fd, client.peer);
+        let flow = self.new_flow(link, connection, key, SocketType::Stream, client.fd, client.peer);
         let phase = Phase::Connecting(Greeting::Hybrid);
         self.begin_flow(token, Flow { phase, binding: Some(bound), ..flow });
         Ok(())
@@ -92,7 +91,8 @@ impl Worker {
         path.push(format!("_{}", key.ours.port.0));
         let address = SocketAddrUnix::new(path.as_bytes()).ok()?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None).ok()?;
+        let fd =
+            rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None).ok()?;
         rustix::net::connect(&fd, &address).ok()?;
         Some(fd)
     }

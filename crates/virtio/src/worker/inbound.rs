@@ -6,9 +6,9 @@
 
 use vsock_core::{Header, Malformed, RawHeader, Received, Shutdown, SocketType};
 
+use super::Worker;
 use super::link_slot::{LinkFault, Role, gather, sort_transfer};
 use super::source::{LinkId, Source};
-use super::Worker;
 use crate::host::stream::Taken;
 use crate::link::{Inbound, Token as BufferToken};
 use crate::reactor::Token;

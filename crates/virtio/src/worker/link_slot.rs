@@ -232,7 +232,9 @@ impl LinkSlot {
 /// The connection's slot: a small number that is unique among those open.
 fn slot_of(id: ConnectionId) -> usize {
     // The lower half, which counts from 0; the upper is the generation.
-    (id.0 & u64::from(u32::MAX)) as usize
+    #[allow(clippy::cast_possible_truncation)] // 32 bits
+    let slot = (id.0 & u64::from(u32::MAX)) as usize;
+    slot
 }
 
 /// A transfer between a program's socket and guest memory failed: the link's fault, or only this flow's.

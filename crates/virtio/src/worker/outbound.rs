@@ -203,9 +203,8 @@ impl Worker {
             let len = left.min(space.capacity as usize);
             // `len` is at most the capacity, which is a u32.
             #[allow(clippy::cast_possible_truncation)]
-            let Some(header) = (len > 0)
-                .then(|| slot.endpoint.data_header(flow.id, len as u32, 0))
-                .flatten()
+            let Some(header) =
+                (len > 0).then(|| slot.endpoint.data_header(flow.id, len as u32, 0)).flatten()
             else {
                 break;
             };

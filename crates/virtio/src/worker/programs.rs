@@ -15,20 +15,13 @@ use vsock_core::{
 use super::Worker;
 use super::source::{Bound, Flow, Greeting, LinkId, Listener, Phase, Source};
 use crate::host::client::{Client, Heard};
+use crate::host::stream::finish;
 use crate::host::wire::{BadRequest, MESSAGE_LEN, NOWHERE, Reply, Request, op};
 use crate::reactor::Token;
 use crate::vhost_user::{F_SEQPACKET, PeerCredentials};
 
 /// How long the doors stay shut after the process ran out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Whose request it is, and which link it is about.
-pub(crate) struct Caller {
-    pub(crate) fd: OwnedFd,
-    pub(crate) kind: SocketType,
-    pub(crate) peer: PeerCredentials,
-    pub(crate) bound: Bound,
-}
 
 impl Worker {
     /// Opens an endpoint socket.
@@ -89,24 +82,21 @@ impl Worker {
             self.bad_requests += 1;
             // It may not even read; the connection ends all the same.
             let _ = client.reply(&Reply::bad_request(op));
+            finish(&client.fd);
         }
         self.drop_client(token);
     }
 
     fn drop_client(&mut self, token: Token) {
-        let Some(entry) = self.sources.get_mut(token) else { return };
-        let bound = match std::mem::replace(entry, Source::Ended) {
-            Source::Client(client) => client.bound,
-            Source::Listener(listener) => {
-                self.listeners.remove(&listener.bound.id);
-                Some(listener.bound)
-            }
-            other => {
-                *entry = other;
-                return;
-            }
+        let bound = match self.sources.get(token) {
+            Some(Source::Client(client)) => client.bound,
+            Some(Source::Listener(listener)) => Some(listener.bound),
+            Some(_) | None => return,
         };
-        self.ended.push(token);
+        if let Some(bound) = bound {
+            self.listeners.remove(&bound.id);
+        }
+        self.end_source(token);
         self.release(bound);
     }
 
@@ -293,19 +283,18 @@ impl Worker {
         let key = FlowKey { ours, theirs: to };
         let now = self.now;
         let slot = self.links.get_mut(link).ok_or(Errno::NODEV)?;
-        let connection = slot.endpoint.connect(now, key, kind, timeout).map_err(|error| match error {
-            ConnectError::InUse => Errno::ADDRINUSE,
-            ConnectError::TooMany => Errno::NOBUFS,
-        })?;
+        let connection =
+            slot.endpoint.connect(now, key, kind, timeout).map_err(|error| match error {
+                ConnectError::InUse => Errno::ADDRINUSE,
+                ConnectError::TooMany => Errno::NOBUFS,
+            })?;
         Ok((connection, key))
     }
 
     /// A port taken for an attempt that did not start goes back; one the program bound itself stays.
     fn release_unless_kept(&mut self, token: Token, bound: Bound) {
-        let is_kept = matches!(
-            self.sources.get(token),
-            Some(Source::Client(Client { bound: Some(_), .. }))
-        );
+        let is_kept =
+            matches!(self.sources.get(token), Some(Source::Client(Client { bound: Some(_), .. })));
         if !is_kept {
             self.ports.release(bound.id);
         }

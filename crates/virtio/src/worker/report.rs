@@ -11,7 +11,8 @@ use crate::snapshot::{FlowInfo, GuestInfo, GuestState, ListenerInfo, Snapshot};
 impl Worker {
     /// Everything as it is now.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut guests: Vec<_> = self.links.iter().filter_map(|(_, slot)| guest_info(slot)).collect();
+        let mut guests: Vec<_> =
+            self.links.iter().filter_map(|(_, slot)| guest_info(slot)).collect();
         guests.sort_by_key(|guest| guest.cid);
         let mut flows: Vec<_> = self.local_flows().chain(self.relayed_flows()).collect();
         flows.sort_by_key(|flow| flow.id);
@@ -38,9 +39,8 @@ impl Worker {
     }
 
     fn local_flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
-        self.sources.iter().filter_map(|(_, source)| match source {
-            Source::Flow(flow) => Some(self.flow_info(flow)),
-            _ => None,
+        self.sources.iter().filter_map(|(_, source)| {
+            if let Source::Flow(flow) = source { Some(self.flow_info(flow)) } else { None }
         })
     }
 

@@ -273,9 +273,9 @@ impl Worker {
             }
             Phase::Draining => {
                 self.flush_flow(token);
-                let done = self.flow(token).is_some_and(|flow| {
-                    flow.stream.is_flushed() || flow.stream.hung_up
-                });
+                let done = self
+                    .flow(token)
+                    .is_some_and(|flow| flow.stream.is_flushed() || flow.stream.hung_up);
                 if done {
                     self.end_flow(token);
                 }

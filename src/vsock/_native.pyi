@@ -1,0 +1,190 @@
+"""The seam: everything that the native data plane offers to Python.
+
+Crossed per connection or per batch of events, never per packet. All objects but `Node` are frozen
+snapshots. Checked against the built module by `make check` (stubtest).
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import final
+
+@final
+class Node:
+    """A running node: the switch (CID 2), or a userspace guest once it has joined a device.
+
+    Its packets are moved by a native thread of its own, which never takes the GIL. It serves host
+    programs on the Unix sockets `stream` and `seqpacket` in `socket_dir`
+    (docs/reference/endpoint-protocol.md), which must exist and be private to the user.
+
+    Raises:
+        OSError: a socket cannot be made there; `filename` says which.
+    """
+
+    def __new__(cls, *, cid: int, socket_dir: str | PathLike[str]) -> Node: ...
+    @property
+    def cid(self) -> int:
+        """The local CID."""
+
+    def add_guest(
+        self,
+        *,
+        name: str,
+        cid: int,
+        socket: str | PathLike[str],
+        hybrid: str | PathLike[str] | None = None,
+        groups: Sequence[str] = ...,
+    ) -> None:
+        """Adds a guest; its vhost-user front end may connect to `socket` from now on.
+
+        Args:
+            hybrid: path of a hybrid socket for it (`CONNECT <port>`), if wanted.
+            groups: guests that share a group may connect to each other.
+
+        Raises:
+            ValueError: `cid` is not one a guest can have.
+            OSError: EADDRINUSE if name, CID or a path are taken; else what the kernel says.
+        """
+
+    def remove_guest(self, cid: int) -> None:
+        """Disconnects a guest's front end and ends its connections. ENODEV if there is none."""
+
+    def join(
+        self, socket: str | PathLike[str], *, cid: int | None = None, timeout: float = 10.0
+    ) -> int:
+        """Becomes a guest of the vhost-user-vsock device at `socket`; returns our CID.
+
+        Raises:
+            OSError: ETIMEDOUT after `timeout` seconds, EADDRNOTAVAIL if the device gives another CID
+                than `cid`, EPROTO if it is no such device; else what the kernel says.
+        """
+
+    def snapshot(self) -> Snapshot:
+        """Everything as it is now. RuntimeError once the node has been stopped."""
+
+    def event_fd(self) -> int:
+        """A descriptor that is readable while there are events; it belongs to the node."""
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call, oldest first."""
+
+    def stop(self) -> None:
+        """Ends all connections and the thread, and removes the sockets. Harmless the second time."""
+
+@final
+class Event:
+    """One thing that happened: `attached`, `detached`, `refused`, `fault`, `lost`, ..."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def cid(self) -> int:
+        """Which guest's; 0xffffffff when none."""
+
+    @property
+    def detail(self) -> str:
+        """Why, who or how many; for people."""
+
+    @property
+    def time(self) -> float:
+        """Seconds since the epoch."""
+
+@final
+class Snapshot:
+    """A node and everything in it, at one moment."""
+
+    @property
+    def guests(self) -> list[GuestInfo]: ...
+    @property
+    def listeners(self) -> list[ListenerInfo]: ...
+    @property
+    def flows(self) -> list[FlowInfo]: ...
+    @property
+    def counters(self) -> dict[str, int]: ...
+
+@final
+class GuestInfo:
+    """One guest of a switch. Bytes and packets `in` came from the guest."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def cid(self) -> int: ...
+    @property
+    def socket(self) -> str: ...
+    @property
+    def hybrid(self) -> str | None: ...
+    @property
+    def groups(self) -> list[str]: ...
+    @property
+    def state(self) -> str:
+        """`waiting` (no front end), `attached` (no driver yet) or `running`."""
+
+    @property
+    def front_end_pid(self) -> int: ...
+    @property
+    def features(self) -> int:
+        """Virtio feature bits that the guest's driver took."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def bytes_in(self) -> int: ...
+    @property
+    def bytes_out(self) -> int: ...
+    @property
+    def packets_in(self) -> int: ...
+    @property
+    def packets_out(self) -> int: ...
+    @property
+    def errors(self) -> int:
+        """Malformed packets, packets that found no room, attachments ended by a fault."""
+
+    @property
+    def counters(self) -> dict[str, int]: ...
+
+@final
+class ListenerInfo:
+    """One program that takes connections; `type` is stream or seqpacket."""
+
+    @property
+    def cid(self) -> int: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def backlog(self) -> int: ...
+    @property
+    def waiting(self) -> int:
+        """Connections that it has not taken yet."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+
+@final
+class FlowInfo:
+    """One connection; `bytes_out` went from source to destination."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def source(self) -> tuple[int, int]: ...
+    @property
+    def destination(self) -> tuple[int, int]: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def bytes_out(self) -> int: ...
+    @property
+    def bytes_in(self) -> int: ...
+    @property
+    def age(self) -> float:
+        """Seconds since it was asked for."""
+
+    @property
+    def pid(self) -> int:
+        """The program on this node; 0 between two guests, or when it is not visible."""
