@@ -203,6 +203,15 @@ fn malformed_chain_leaves_earlier_pieces_alone() {
 }
 
 #[test]
+fn ring_that_was_malformed_once_stays_unusable() {
+    let guest = offering(&[desc(LOW, 1, NEXT, 9)]);
+    let mut ring = ring(&guest);
+    assert_eq!(ring.pop(&mut Vec::new()), Err(RingError::BadIndex(9)));
+    guest.descriptors(&[desc(LOW, 1, 0, 0)]);
+    assert_eq!(ring.pop(&mut Vec::new()), Err(RingError::BadIndex(9)));
+}
+
+#[test]
 fn used_entries_become_visible_with_publish() {
     let guest = offering(&[desc(LOW, 5, 0, 0), desc(LOW, 5, 0, 0)]);
     guest.head(1, 1);

@@ -232,7 +232,7 @@ fn drive_link(link: &mut Link, guest: &Guest) {
 }
 
 proptest! {
-    #![proptest_config(proptest_config(1000))]
+    #![proptest_config(proptest_config(400))]
 
     /// Each chain is exactly what the simple walk says, and the first malformed one stops the ring.
     #[test]
