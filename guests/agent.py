@@ -85,8 +85,10 @@ class Agent:
         self.say({"hello": hello()})
         while True:
             for key, _ in self.selector.select():
-                handler: Handler = key.data
-                handler()
+                # An earlier handler of this round may have ended the task that this is about.
+                if self.selector.get_map().get(key.fd) is key:
+                    handler: Handler = key.data
+                    handler()
 
     def say(self, message: dict[str, Any]) -> None:
         """Send one message; blocks while the host does not read."""
