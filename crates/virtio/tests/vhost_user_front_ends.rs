@@ -262,6 +262,22 @@ fn running_rings_are_stopped_and_started_again_around_a_memory_change() {
 }
 
 #[test]
+fn running_rings_are_stopped_and_started_again_around_a_change_of_features() {
+    let device = Device::new();
+    let mut front = Speaker::connect(&device.path);
+    front.negotiate(UML);
+    front.give_memory();
+    front.set_up(0, 256, 0);
+    front.enable(0, true);
+    device.calls();
+    let fewer = UML & !F_EVENT_IDX;
+    front.tell(FrontendReq::SET_FEATURES, &words(&[fewer]), &[]);
+    let config = config(0, 256, STOPPED_AT, false);
+    let again = Call::Start { index: 0, config, has_call: true };
+    expect(&device, &[Call::Stop(0), Call::Features(fewer & !BIT_30), again]);
+}
+
+#[test]
 fn memory_slots_are_added_and_removed_one_by_one() {
     let options = BackendOptions { memory_slots: true, ..BackendOptions::new(CID) };
     let device = Device::with(options);
