@@ -54,8 +54,11 @@ static FIRST: Chunk = Chunk::new();
 static WRITER: Mutex<()> = Mutex::new(());
 /// What SIGBUS did before us; leaked, so that the handler may read it at any time.
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
-/// A fault is being handed on: a handler that hands it back to us must not make a circle.
+/// A fault is being handed on: a handler that calls us in turn must not make a circle.
 static HANDING_ON: AtomicBool = AtomicBool::new(false);
+/// A fault was handed on at some time. A handler that came after us takes us for its predecessor: it puts us back
+/// and sends the signal again (Python's faulthandler does), which must end the process then and not go round.
+static HANDED_ON: AtomicBool = AtomicBool::new(false);
 
 fn writer() -> MutexGuard<'static, ()> {
     // Nothing behind this lock can be left half done by a panic: slots carry their own version.
@@ -225,7 +228,16 @@ fn repair(address: usize) -> bool {
 /// # Safety
 /// Only from the signal handler, with what the kernel gave it.
 unsafe fn hand_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let circle = HANDING_ON.swap(true, Ordering::Relaxed);
+    // SAFETY: the kernel gives a valid `info`.
+    let sent = unsafe { (*info).si_code <= 0 };
+    let nested = HANDING_ON.swap(true, Ordering::Relaxed);
+    let handed_on = if sent {
+        HANDED_ON.load(Ordering::Relaxed)
+    } else {
+        HANDED_ON.store(true, Ordering::Relaxed);
+        false
+    };
+    let circle = nested || handed_on;
     // SAFETY: PREVIOUS is null or a leaked action. Its handler is called with the signature that its flags
     // promise. The default action is restored and the signal sent again, so that the process ends of it.
     unsafe {
@@ -241,12 +253,12 @@ unsafe fn hand_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut
                     call(signal);
                 }
             }
-            Some(action) if action.sa_sigaction == libc::SIG_IGN && (*info).si_code <= 0 => {}
+            Some(action) if action.sa_sigaction == libc::SIG_IGN && sent => {}
             Some(_) | None => {
                 libc::signal(signal, libc::SIG_DFL);
                 libc::raise(signal);
             }
         }
     }
-    HANDING_ON.store(circle, Ordering::Relaxed);
+    HANDING_ON.store(nested, Ordering::Relaxed);
 }

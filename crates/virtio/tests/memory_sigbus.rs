@@ -8,6 +8,7 @@ mod ring_support;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -123,15 +124,53 @@ extern "C" fn earlier_handler(_signal: libc::c_int) {
     unsafe { libc::_exit(HANDED_ON) }
 }
 
+/// A handler as Python's faulthandler is: it puts back what was there before it and sends the signal again. Ends
+/// the process in a way of its own if it is called twice.
+mod later {
+    use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+    static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
+    static CALLED: AtomicBool = AtomicBool::new(false);
+
+    extern "C" fn handler(signal: libc::c_int) {
+        // SAFETY: only calls that a signal handler may make; BEFORE is set and never freed.
+        unsafe {
+            if CALLED.swap(true, Ordering::Relaxed) {
+                libc::_exit(43);
+            }
+            libc::sigaction(signal, BEFORE.load(Ordering::Relaxed), std::ptr::null_mut());
+            libc::raise(signal);
+        }
+    }
+
+    pub(crate) fn install() {
+        let ours = handler as extern "C" fn(libc::c_int);
+        // SAFETY: valid pointers; the old action is leaked so that the handler can use it at any time.
+        unsafe {
+            let before = Box::into_raw(Box::new(std::mem::zeroed::<libc::sigaction>()));
+            libc::sigaction(libc::SIGBUS, std::ptr::null(), before);
+            BEFORE.store(before, Ordering::Relaxed);
+            let mut action = std::mem::zeroed::<libc::sigaction>();
+            action.sa_sigaction = ours as libc::sighandler_t;
+            action.sa_flags = libc::SA_NODEFER;
+            libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
 /// Not a test of its own: the process that the next test starts, which faults outside guest memory.
 #[test]
 #[ignore = "faults on purpose; started by fault_outside_guest_memory_is_handed_on"]
 fn process_that_faults() {
-    let earlier = std::env::var("EARLIER_HANDLER").is_ok();
-    if earlier {
+    let other = std::env::var("OTHER_HANDLER").unwrap();
+    if other == "earlier" {
         let handler = earlier_handler as extern "C" fn(libc::c_int);
         // SAFETY: the handler only exits.
         unsafe { libc::signal(libc::SIGBUS, handler as libc::sighandler_t) };
+    }
+    let _early = shrinkable();
+    if other == "later" {
+        later::install();
     }
     let (memory, file) = shrinkable();
     ftruncate(&file, 0).unwrap();
@@ -149,19 +188,20 @@ fn process_that_faults() {
     unreachable!("the fault was swallowed");
 }
 
-fn run_faulting_process(earlier_handler: bool) -> std::process::ExitStatus {
+fn run_faulting_process(other_handler: &str) -> std::process::ExitStatus {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "process_that_faults", "--ignored", "--test-threads=1"]);
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    if earlier_handler {
-        command.env("EARLIER_HANDLER", "1");
-    }
-    command.status().unwrap()
+    command.env("OTHER_HANDLER", other_handler).status().unwrap()
 }
 
 #[test]
 fn fault_outside_guest_memory_is_handed_on() {
-    use std::os::unix::process::ExitStatusExt;
-    assert_eq!(run_faulting_process(true).code(), Some(HANDED_ON));
-    assert_eq!(run_faulting_process(false).signal(), Some(libc::SIGBUS));
+    assert_eq!(run_faulting_process("earlier").code(), Some(HANDED_ON));
+    assert_eq!(run_faulting_process("none").signal(), Some(libc::SIGBUS));
+}
+
+#[test]
+fn fault_that_a_later_handler_hands_back_ends_the_process() {
+    assert_eq!(run_faulting_process("later").signal(), Some(libc::SIGBUS));
 }

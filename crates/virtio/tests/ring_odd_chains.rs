@@ -61,6 +61,19 @@ fn short_inbound_chain_is_completed_in_its_turn() {
 }
 
 #[test]
+fn chain_with_parts_of_the_other_direction_is_no_packet() {
+    let guest = offering(&[desc(LOW, 100, NEXT, 1), desc(LOW, 100, WRITE, 0)]);
+    guest.avail_idx(1);
+    for queue in [TX_QUEUE, RX_QUEUE] {
+        let mut link = link(&guest, queue);
+        let mut slices = Vec::new();
+        assert_eq!(link.next_inbound(&mut slices), Ok(None));
+        assert_eq!(link.next_space(&mut slices), Ok(None));
+        assert_eq!((slices.len(), link.stats().skipped), (0, 1));
+    }
+}
+
+#[test]
 fn outbound_chain_that_holds_no_packet_is_completed_in_its_turn() {
     let guest = offering(&[
         desc(LOW, 10, WRITE, 0),
