@@ -129,7 +129,7 @@ impl Listener {
             .drain()
             .find_map(|message| match message {
                 RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-                _ => None,
+                RecvAncillaryMessage::ScmCredentials(_) | _ => None,
             })
             .unwrap();
         assert_eq!(bytes[1], 4);
