@@ -251,6 +251,21 @@ def test_non_blocking_connect_that_succeeds_becomes_a_clean_stream(guest, kind):
         theirs.close()
 
 
+def test_data_sent_at_once_arrives_behind_the_verdict(listener):
+    """However quickly the other side speaks, what it says comes after the switch's answer."""
+    for _ in range(100):
+        with vsock.socket() as sock:
+            sock.setblocking(False)
+            sock.connect_ex((3, PORT))
+            theirs, _ = listener.accept()
+            with theirs:
+                theirs.send(b"welcome")
+                assert poll(sock, select.POLLOUT, 5)
+                sock.finish_connect()
+                sock.setblocking(True)
+                assert sock.recv(100) == b"welcome"
+
+
 def test_non_blocking_connect_written_to_without_a_look_at_so_error_works(listener):
     """A program that only waits for writability may go on with data at once."""
     with vsock.socket() as sock:

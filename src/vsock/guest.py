@@ -67,6 +67,9 @@ class Guest:
             known = CID_ANY if self._wanted_cid is None else self._wanted_cid
             self._node = Node(cid=known, socket_dir=self._directory)
             self._cid = self._node.join(self._path, cid=self._wanted_cid, timeout=self._timeout)
+        except OSError as error:
+            self.stop()
+            raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
         except BaseException:
             self.stop()
             raise
