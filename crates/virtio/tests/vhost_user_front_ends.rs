@@ -1,4 +1,4 @@
-//! What real front ends say, in their order (QEMU 7.2 and User-Mode Linux as seen in logs), and who gets to speak.
+//! What real front ends say, in their order (QEMU 7.2 and User-Mode Linux as seen in logs).
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "these are tests")]
 
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_user_support::{
     ACK, BACKEND_REQ, CID, CONFIG, Call, Device, GUEST, LEN, PLAIN, REPLY_ACK, STOPPED_AT, Speaker,
-    USER, addresses, config, event, memory, myself, pair, table, words,
+    USER, addresses, config, event, expect, memory, myself, pair, settle, table, words,
 };
 use vsock_virtio::vhost_user::{
     BackendOptions, Detach, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1,
@@ -46,13 +46,6 @@ fn cid_bytes(cid: u32) -> Vec<u8> {
 fn start(index: u64, size: u16, base: u16) -> Call {
     let config = config(index, size, base, true);
     Call::Start { index: usize::try_from(index).unwrap(), config, has_call: true }
-}
-
-fn expect(device: &Device, calls: &[Call]) {
-    for call in calls {
-        assert_eq!(device.call(), *call);
-    }
-    assert_eq!(device.calls(), []);
 }
 
 /// QEMU when the device is realized; returns the protocol features it took.
@@ -117,11 +110,6 @@ fn qemu_started(bases: [u16; 2]) -> Vec<Call> {
         Call::NewSignal { index: 0, has_call: true },
         Call::NewSignal { index: 1, has_call: true },
     ]
-}
-
-/// Waits until the device has done all that was said.
-fn settle(front: &mut Speaker) {
-    front.ask_number(FrontendReq::GET_FEATURES);
 }
 
 #[test]
@@ -381,77 +369,6 @@ fn cid_change_is_announced_where_the_front_end_listens() {
     assert!(!device.handle().set_cid(52).unwrap());
     let mut next = Speaker::connect(&device.path);
     assert_eq!(read_config(&mut next, 0, 8), cid_bytes(52));
-}
-
-#[test]
-fn silent_connections_do_not_use_up_the_socket() {
-    let device = Device::new();
-    let silent: Vec<_> = (0..8).map(|_| UnixStream::connect(&device.path).unwrap()).collect();
-    for _ in 0..100 {
-        drop(UnixStream::connect(&device.path).unwrap());
-    }
-    let mut front = Speaker::connect(&device.path);
-    settle(&mut front);
-    expect(&device, &[Call::Attached(myself())]);
-    drop(front);
-    assert_eq!(device.detach(), Detach::Disconnected);
-    // One that was silent may still speak.
-    let mut late = Speaker { socket: silent.into_iter().next().unwrap() };
-    settle(&mut late);
-    expect(&device, &[Call::Attached(myself())]);
-}
-
-#[test]
-fn oldest_silent_connection_goes_when_there_are_too_many() {
-    let device = Device::new();
-    let mut silent: Vec<_> = (0..40).map(|_| UnixStream::connect(&device.path).unwrap()).collect();
-    silent[0].set_read_timeout(Some(vhost_user_support::PATIENCE)).unwrap();
-    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
-    let mut newest = Speaker { socket: silent.pop().unwrap() };
-    settle(&mut newest);
-    expect(&device, &[Call::Attached(myself())]);
-}
-
-#[test]
-fn second_front_end_that_speaks_is_refused_while_one_is_attached() {
-    let device = Device::new();
-    let mut first = Speaker::connect(&device.path);
-    let silent = UnixStream::connect(&device.path).unwrap();
-    settle(&mut first);
-    let mut second = Speaker::connect(&device.path);
-    second.say(FrontendReq::GET_FEATURES, &[], &[]);
-    second.expect_hang_up();
-    expect(&device, &[Call::Attached(myself()), Call::Refused(myself())]);
-    settle(&mut first);
-    drop(first);
-    assert_eq!(device.detach(), Detach::Disconnected);
-    let mut third = Speaker { socket: silent };
-    settle(&mut third);
-    expect(&device, &[Call::Attached(myself())]);
-}
-
-#[test]
-fn attachment_ended_by_the_data_plane_makes_room_for_the_next() {
-    let device = Device::new();
-    let control = device.handle().control();
-    for _ in 0..3 {
-        // An order without an attachment is void, and does not hit the next one.
-        control.detach(Detach::MemoryDead);
-        let mut front = Speaker::connect(&device.path);
-        front.negotiate(UML);
-        front.give_memory();
-        front.set_up(0, 256, 0);
-        front.enable(0, true);
-        device.calls();
-        let broken = Detach::RingBroken { index: 0, fault: "it loops".into() };
-        control.detach(broken.clone());
-        expect_in_order(&device, &[Call::Stop(0), Call::Detached(broken)]);
-        front.expect_hang_up();
-    }
-}
-
-fn expect_in_order(device: &Device, calls: &[Call]) {
-    calls.iter().for_each(|call| assert_eq!(device.call(), *call));
 }
 
 #[test]

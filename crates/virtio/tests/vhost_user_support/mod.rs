@@ -355,3 +355,16 @@ pub(crate) fn addresses(index: u32, user: u64) -> Vec<u8> {
     body.extend(words(&[user + desc, user + used, user + avail, 0]));
     body
 }
+
+/// Asserts that the attachment is told exactly `calls` next.
+pub(crate) fn expect(device: &Device, calls: &[Call]) {
+    for call in calls {
+        assert_eq!(device.call(), *call);
+    }
+    assert_eq!(device.calls(), []);
+}
+
+/// Waits until the device has done all that was said.
+pub(crate) fn settle(front: &mut Speaker) {
+    front.ask_number(FrontendReq::GET_FEATURES);
+}
