@@ -4,7 +4,7 @@
 //! to its program with one system call; only then are the buffers returned, so the used index never runs ahead of what
 //! has been taken. Nothing here decides about the protocol: the core does, from a header that was copied once.
 
-use vsock_core::{Header, Malformed, RawHeader, Received, Shutdown, SocketType};
+use vsock_core::{Header, Malformed, Op, RawHeader, Received, Shutdown, SocketType};
 
 use super::Worker;
 use super::link_slot::{LinkFault, Role, gather, sort_transfer};
@@ -136,6 +136,11 @@ impl Worker {
     ) -> Result<(), LinkFault> {
         let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
         let Received::Data(connection) = slot.endpoint.receive(self.now, header) else {
+            if header.op == Op::Response {
+                // Its program must hear that it is connected before it gets data, which may be the next packet.
+                self.hand_over_payload(id, run)?;
+                self.settle(id);
+            }
             return Ok(());
         };
         let Some(token) = slot.flow_of(connection) else {
