@@ -98,6 +98,8 @@ pub(crate) struct Connection {
     shutdown: Shutdown,
     /// Whether it stands in the endpoint's queue of speakers.
     pub(crate) is_queued: bool,
+    /// Whether anything but REQUEST has come from the peer.
+    is_heard: bool,
     /// Our user waits for credit.
     is_stalled: bool,
     patience: Duration,
@@ -131,6 +133,7 @@ impl Connection {
             due: Due::default(),
             shutdown: Shutdown::NONE,
             is_queued: false,
+            is_heard: false,
             is_stalled: false,
             patience: PATIENCE,
             deadline: None,
@@ -159,8 +162,11 @@ impl Connection {
 
     /// What an inbound packet means. `None`: nothing, an empty piece of a stream.
     pub(crate) fn input(&mut self, header: &Header) -> Option<Input> {
+        let was_heard = self.is_heard;
+        self.is_heard |= header.op != Op::Request;
         Some(match header.op {
-            Op::Request => Input::Request,
+            Op::Request if was_heard => Input::Request,
+            Op::Request => Input::RequestRepeated,
             Op::Response => Input::Response,
             Op::Rst => Input::Rst,
             Op::Shutdown => Input::Shutdown {
@@ -212,6 +218,11 @@ impl Connection {
 
     pub(crate) const fn due(&self) -> Due {
         self.due
+    }
+
+    /// Whether the peer cannot know of it yet.
+    pub(crate) const fn is_unspoken(&self) -> bool {
+        self.due.has(Due::REQUEST)
     }
 
     pub(crate) fn is_update_due(&self) -> bool {

@@ -22,10 +22,13 @@
 //! - While an offer waits for our user nothing may be sent, credit updates included; RESPONSE
 //!   must be first.
 //!
-//! Where it differs: REQUEST between addresses that have a live connection is ignored by Linux,
-//! so the new attempt times out. A peer asks again only when it has forgotten the old connection
-//! (restart, restored snapshot), so here the old one ends and the new request is looked at.
-//! Payload after SHUTDOWN(SEND) ends the connection; Linux would queue it.
+//! - An attempt that our user gives up ends in silence, so the peer may see REQUEST twice. As long
+//!   as nothing else has come from it, the second one is ignored: the RESPONSE under way serves it.
+//!
+//! Where it differs: Linux ignores every REQUEST between addresses that have a live connection, so
+//! the new attempt times out. A peer that has used a connection asks again only when it has
+//! forgotten it (restart, restored snapshot), so here the old one ends and the new request is
+//! looked at. Payload after SHUTDOWN(SEND) ends the connection; Linux would queue it.
 
 use crate::packet::Shutdown;
 
@@ -82,6 +85,8 @@ pub enum State {
 pub enum Input {
     /// REQUEST came.
     Request,
+    /// REQUEST came again, and nothing else since the first.
+    RequestRepeated,
     /// RESPONSE came.
     Response,
     /// RST came.
@@ -246,7 +251,7 @@ const fn forgotten(reason: CloseReason) -> Step {
 
 fn closed(input: Input) -> Step {
     match input {
-        Input::Request => (
+        Input::Request | Input::RequestRepeated => (
             State::Offered { theirs: Shutdown::NONE },
             Effects { tell: Tell::Offered, timer: Timer::Connect, ..QUIET },
         ),
@@ -296,7 +301,8 @@ fn offered(theirs: Shutdown, input: Input) -> Step {
         Input::Close => end(Say::Reset, Tell::Closed(CloseReason::Done)),
         Input::Expired => end(Say::Reset, Tell::Closed(CloseReason::TimedOut)),
         Input::LinkGone => end(Say::Nothing, Tell::Closed(CloseReason::LinkGone)),
-        Input::Response
+        Input::RequestRepeated
+        | Input::Response
         | Input::CreditUpdate
         | Input::CreditRequest
         | Input::Invalid
@@ -319,6 +325,7 @@ fn connecting(ours: Shutdown, input: Input) -> Step {
         }
         Input::Rst => end(Say::Nothing, Tell::Closed(CloseReason::Refused)),
         Input::Request
+        | Input::RequestRepeated
         | Input::Shutdown { .. }
         | Input::Rw
         | Input::RwOverCredit
@@ -327,10 +334,11 @@ fn connecting(ours: Shutdown, input: Input) -> Step {
         | Input::Unknown
         | Input::Garbled => broken(),
         Input::ShutDown(how) => stay(State::Connecting { ours: ours.with(how) }),
-        // The peer may never have seen REQUEST; a late RESPONSE will get its RST.
+        // In silence: a RST could hit the next attempt between the same addresses, which a late
+        // RESPONSE may serve; without one it will get its RST.
         Input::Close => end(Say::Nothing, Tell::Closed(CloseReason::Done)),
         Input::Expired => end(Say::Nothing, Tell::Closed(CloseReason::TimedOut)),
-        Input::Reset => end(Say::Reset, Tell::Nothing),
+        Input::Reset => end(Say::Nothing, Tell::Nothing),
         Input::LinkGone => end(Say::Nothing, Tell::Closed(CloseReason::LinkGone)),
         Input::Invalid | Input::Connect | Input::Accept | Input::Refuse | Input::Drained => {
             stay(state)
@@ -372,7 +380,8 @@ fn open(ours: Shutdown, theirs: Shutdown, input: Input) -> Step {
         }
         Input::Reset => end(Say::Reset, Tell::Nothing),
         Input::LinkGone => end(Say::Nothing, Tell::Closed(CloseReason::LinkGone)),
-        Input::Response
+        Input::RequestRepeated
+        | Input::Response
         | Input::CreditUpdate
         | Input::CreditRequest
         | Input::Invalid
@@ -411,7 +420,8 @@ fn closing(theirs: Shutdown, input: Input) -> Step {
         Input::Expired => end(Say::Reset, Tell::Closed(CloseReason::TimedOut)),
         Input::Reset => end(Say::Reset, Tell::Nothing),
         Input::LinkGone => end(Say::Nothing, Tell::Closed(CloseReason::LinkGone)),
-        Input::Response
+        Input::RequestRepeated
+        | Input::Response
         | Input::CreditUpdate
         | Input::Invalid
         | Input::Unknown

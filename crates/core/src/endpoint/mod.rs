@@ -176,7 +176,13 @@ impl Endpoint {
             self.reply(&header.raw());
             return Received::Handled;
         }
-        if header.op != Op::Request && header.op != Op::Rst {
+        if connection.is_unspoken() {
+            // Our REQUEST has not left: this is about an earlier attempt that was given up.
+            self.stats.unknown_flows += u64::from(header.op != Op::Rst);
+            self.reply(&header.raw());
+            return Received::Handled;
+        }
+        if header.op != Op::Rst {
             let news = connection.take_credit(header);
             self.stats.impossible_credit += u64::from(news.is_impossible);
             if news.is_writable {

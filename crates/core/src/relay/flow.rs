@@ -70,6 +70,8 @@ pub(super) struct Flow {
     pub(super) destination: Address,
     pub(super) kind: SocketType,
     pub(super) is_answered: bool,
+    /// Whether anything but REQUEST has come from the source.
+    pub(super) is_source_heard: bool,
     /// The most credit that is passed on, either way.
     pub(super) grant: u32,
     ways: [Way; 2],
@@ -84,6 +86,7 @@ impl Flow {
             destination: request.dst,
             kind: request.kind,
             is_answered: false,
+            is_source_heard: false,
             grant,
             ways: [Way::default(), Way::default()],
             deadline: None,

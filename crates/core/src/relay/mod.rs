@@ -216,7 +216,11 @@ impl Relay {
             return self.answer(header);
         }
         let side = flow.side_of(header.src);
+        // The source may have given its attempt up in silence and repeat it (see `state.rs`).
+        let is_repeated = side == Side::Source && !flow.is_source_heard;
+        flow.is_source_heard |= side == Side::Source && header.op != Op::Request;
         match header.op {
+            Op::Request if is_repeated => self.pass(id, side, header),
             Op::Request => {
                 self.forget(id, side);
                 self.open(now, header, allow)

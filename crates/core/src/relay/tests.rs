@@ -254,6 +254,22 @@ fn trap_19_request_on_a_live_flow_ends_the_old_one() {
 }
 
 #[test]
+fn trap_19_repeated_request_of_an_unused_flow_is_passed_on() {
+    let mut bench = Bench::new();
+    for header in [from_a(Op::Request), from_a(Op::Request), from_b(Op::Response)] {
+        bench.pass(header);
+    }
+    bench.pass(from_a(Op::Request));
+    assert_eq!(
+        (bench.packets(A), bench.packets(B), bench.state()),
+        (Vec::new(), Vec::new(), "open")
+    );
+    bench.pass(from_a(Op::CreditUpdate));
+    bench.pass(from_a(Op::Request));
+    assert_eq!((bench.packets(B).len(), bench.state()), (1, "connecting"));
+}
+
+#[test]
 fn announced_buffer_is_clamped_both_ways() {
     let mut bench = Bench::new();
     let wide = |header| Header { buf_alloc: u32::MAX, ..header };

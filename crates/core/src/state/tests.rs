@@ -25,6 +25,7 @@ fn all_states() -> Vec<State> {
 fn all_inputs() -> Vec<Input> {
     let mut inputs = alloc::vec![
         Input::Request,
+        Input::RequestRepeated,
         Input::Response,
         Input::Rst,
         Input::Rw,
@@ -55,6 +56,7 @@ fn all_inputs() -> Vec<Input> {
 fn is_packet(input: Input) -> bool {
     match input {
         Input::Request
+        | Input::RequestRepeated
         | Input::Response
         | Input::Rst
         | Input::Shutdown { .. }
@@ -107,7 +109,7 @@ fn trap_14_all_pairs_never_answer_a_reset() {
 fn trap_14_all_stray_packets_are_answered_with_a_reset() {
     for_all_pairs(|state, input, next, effects| {
         if state == State::Closed && is_packet(input) {
-            if input == Input::Request {
+            if matches!(input, Input::Request | Input::RequestRepeated) {
                 assert_eq!(effects.tell, Tell::Offered);
             } else if input == Input::Rst {
                 assert_eq!(effects, QUIET);
@@ -303,6 +305,7 @@ fn document() -> String {
     .map(|state| (String::from(state.name()), state));
     let rows = [
         ("REQUEST", Input::Request),
+        ("REQUEST again", Input::RequestRepeated),
         ("RESPONSE", Input::Response),
         ("RST", Input::Rst),
         ("SHUTDOWN(RCV)", shutdown(Shutdown::RCV, false)),
@@ -332,8 +335,8 @@ fn document() -> String {
         .map(|state| (show(state), state))
         .collect();
     let half_rows = [
-        rows[2], rows[3], rows[4], rows[5], rows[6], rows[7], rows[11], rows[17], rows[18],
-        rows[19],
+        rows[3], rows[4], rows[5], rows[6], rows[7], rows[8], rows[12], rows[18], rows[19],
+        rows[20],
     ];
     let intro = "# States of a connection\n\n\
         Printed from `crates/core/src/state.rs` by its tests; \
