@@ -34,7 +34,7 @@ def main(*, keep: bool = False, as_json: bool = False) -> int:
         as_json: print one JSON object to standard output, and progress to standard error.
     """
     screen = Screen(Console(stderr=as_json))
-    report = Report()
+    report = Report(begun=time.monotonic())
     with _terminate_as_interrupt():
         try:
             with screen.working("starting a switch and two guests"), open_lab(screen.step) as lab:

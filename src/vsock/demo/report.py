@@ -1,5 +1,6 @@
 """What the demo found out, as plain values; `--json` prints exactly this."""
 
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,7 +44,13 @@ class Report:
     checks: list[CheckReport] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    begun: float = 0.0
+    """When the demo began, by the monotonic clock."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.monotonic() - self.begun
 
     @property
     def is_well(self) -> bool:
@@ -52,4 +59,6 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
-        return {"ok": self.is_well, **asdict(self)}
+        values = asdict(self)
+        del values["begun"]
+        return {"ok": self.is_well, **values, "seconds": round(self.seconds, 1)}

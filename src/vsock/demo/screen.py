@@ -70,7 +70,7 @@ class Screen:
             table.add_row(guest.name, str(guest.cid), guest.vmm, guest.kernel or "none")
         self._console.print(table)
         for note in notes:
-            self._console.print(f"[yellow]{escape(note)}[/yellow]")
+            self._console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
         self._console.print()
 
     def check(self, check: CheckReport) -> None:
@@ -103,6 +103,7 @@ class Screen:
             "  vsock ping web                 once it is up: how fast does it answer?\n"
             "  vsock cat -l 5000              wait for a connection from it",
             highlight=False,
+            soft_wrap=True,
         )
 
     def kept(self, runtime_dir: Path, guests: list[GuestReport]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Coroutine
-from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,7 +26,13 @@ class LoopThread:
             raise
 
 
-@cache
+_only: list[LoopThread] = []
+_making = threading.Lock()
+
+
 def loop_thread() -> LoopThread:
-    """The one of this program."""
-    return LoopThread()
+    """The one of this program, whichever thread asks first."""
+    with _making:
+        if not _only:
+            _only.append(LoopThread())
+        return _only[0]

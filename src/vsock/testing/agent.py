@@ -21,6 +21,7 @@ from vsock.testing.remote import result_of
 
 _WINDOW = 2048
 _INPUT_PIECE = 16384
+_SEND_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,13 @@ class Agent:
         """Send one request about process `number`."""
         if self._lines is None or self._is_gone:
             raise GuestGone(f"the guest has ended\n{self.tail()}")
-        await self._lines.send({"id": number, **fields})
+        try:
+            async with asyncio.timeout(_SEND_SECONDS):
+                await self._lines.send({"id": number, **fields})
+        except TimeoutError:
+            raise GuestTimeout(
+                f"the agent took no request for {_SEND_SECONDS:g} s\n{self.tail()}"
+            ) from None
 
     async def close(self) -> None:
         """End the connection; whatever still waits fails."""
