@@ -98,7 +98,7 @@ pub(crate) struct Connection {
     shutdown: Shutdown,
     /// Whether it stands in the endpoint's queue of speakers.
     pub(crate) is_queued: bool,
-    /// Whether anything but REQUEST has come from the peer.
+    /// Whether the peer has proved that it takes the connection as open.
     is_heard: bool,
     /// Our user waits for credit.
     is_stalled: bool,
@@ -163,7 +163,7 @@ impl Connection {
     /// What an inbound packet means. `None`: nothing, an empty piece of a stream.
     pub(crate) fn input(&mut self, header: &Header) -> Option<Input> {
         let was_heard = self.is_heard;
-        self.is_heard |= header.op != Op::Request;
+        self.is_heard |= header.op == Op::Rw || header.fwd_cnt != 0;
         Some(match header.op {
             Op::Request if was_heard => Input::Request,
             Op::Request => Input::RequestRepeated,

@@ -23,12 +23,15 @@
 //!   must be first.
 //!
 //! - An attempt that our user gives up ends in silence, so the peer may see REQUEST twice. As long
-//!   as nothing else has come from it, the second one is ignored: the RESPONSE under way serves it.
+//!   as nothing has come that proves RESPONSE arrived, the second one is ignored: the RESPONSE
+//!   under way serves it.
 //!
 //! Where it differs: Linux ignores every REQUEST between addresses that have a live connection, so
 //! the new attempt times out. A peer that has used a connection asks again only when it has
 //! forgotten it (restart, restored snapshot), so here the old one ends and the new request is
-//! looked at. Payload after SHUTDOWN(SEND) ends the connection; Linux would queue it.
+//! looked at. Payload after SHUTDOWN(SEND) ends the connection; Linux would queue it. A RESPONSE
+//! to an open connection ends it as well, where Linux looks away: the peer has made a second one
+//! between the same addresses, and the bytes of the two must not mix.
 
 use crate::packet::Shutdown;
 
@@ -85,7 +88,7 @@ pub enum State {
 pub enum Input {
     /// REQUEST came.
     Request,
-    /// REQUEST came again, and nothing else since the first.
+    /// REQUEST came again, and nothing since the first that proves RESPONSE arrived.
     RequestRepeated,
     /// RESPONSE came.
     Response,
@@ -357,7 +360,7 @@ fn open(ours: Shutdown, theirs: Shutdown, input: Input) -> Step {
         Input::Rst => end(Say::Nothing, Tell::Closed(CloseReason::Reset)),
         Input::Shutdown { flags, unread } => their_shutdown(ours, theirs, flags, unread),
         Input::Rw if theirs.contains(Shutdown::SEND) => broken(),
-        Input::Garbled => broken(),
+        Input::Garbled | Input::Response => broken(),
         Input::Rw => {
             let is_read = !ours.contains(Shutdown::RCV);
             let payload = if is_read { Payload::Deliver } else { Payload::Discard };
@@ -381,7 +384,6 @@ fn open(ours: Shutdown, theirs: Shutdown, input: Input) -> Step {
         Input::Reset => end(Say::Reset, Tell::Nothing),
         Input::LinkGone => end(Say::Nothing, Tell::Closed(CloseReason::LinkGone)),
         Input::RequestRepeated
-        | Input::Response
         | Input::CreditUpdate
         | Input::CreditRequest
         | Input::Invalid

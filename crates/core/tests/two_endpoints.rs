@@ -92,7 +92,7 @@ fn buffers() -> impl Strategy<Value = [u32; 2]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
     fn two_endpoints_any_schedule(seed: u64, buffers in buffers(), schedule in schedules()) {

@@ -70,7 +70,7 @@ pub(super) struct Flow {
     pub(super) destination: Address,
     pub(super) kind: SocketType,
     pub(super) is_answered: bool,
-    /// Whether anything but REQUEST has come from the source.
+    /// Whether the source has proved that it takes the flow as open.
     pub(super) is_source_heard: bool,
     /// The most credit that is passed on, either way.
     pub(super) grant: u32,

@@ -217,8 +217,10 @@ impl Relay {
         }
         let side = flow.side_of(header.src);
         // The source may have given its attempt up in silence and repeat it (see `state.rs`).
-        let is_repeated = side == Side::Source && !flow.is_source_heard;
-        flow.is_source_heard |= side == Side::Source && header.op != Op::Request;
+        let is_repeated =
+            side == Side::Source && !flow.is_source_heard && !flow.shut(side).is_both();
+        let is_proof = header.op == Op::Rw || header.fwd_cnt != 0;
+        flow.is_source_heard |= side == Side::Source && is_proof;
         match header.op {
             Op::Request if is_repeated => self.pass(id, side, header),
             Op::Request => {
@@ -359,7 +361,8 @@ impl Relay {
     fn pass_response(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
         let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
         if flow.is_answered || side == Side::Source {
-            return Verdict::Drop;
+            // The destination has made a second connection; the two must not mix.
+            return self.broken(id);
         }
         flow.is_answered = true;
         if !flow.shut(Side::Source).is_both() {

@@ -246,7 +246,7 @@ fn trap_18_request_after_full_shutdown_is_a_new_flow() {
 fn trap_19_request_on_a_live_flow_ends_the_old_one() {
     let mut bench = Bench::open();
     bench.pass(from_b(Op::Request));
-    assert_eq!(bench.packets(A).len(), 1);
+    assert_eq!(bench.packets(A).len(), 1, "the other side cannot repeat what it never asked");
     assert_eq!(bench.packets(B), []);
     assert_eq!(bench.state(), "connecting");
     assert_eq!(bench.relay.flows().next().unwrap().source, B);
@@ -264,9 +264,16 @@ fn trap_19_repeated_request_of_an_unused_flow_is_passed_on() {
         (bench.packets(A), bench.packets(B), bench.state()),
         (Vec::new(), Vec::new(), "open")
     );
-    bench.pass(from_a(Op::CreditUpdate));
+    bench.pass(rw(from_a(Op::Rw), 1));
     bench.pass(from_a(Op::Request));
     assert_eq!((bench.packets(B).len(), bench.state()), (1, "connecting"));
+}
+
+#[test]
+fn open_second_response_resets_both() {
+    let mut bench = Bench::open();
+    bench.drop(from_b(Op::Response));
+    bench.assert_reset_both();
 }
 
 #[test]

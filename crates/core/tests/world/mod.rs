@@ -270,6 +270,7 @@ impl World {
         }
     }
 
+    /// The link of one side is gone. The other side hears of it before the link comes back.
     fn lose_link(&mut self, at: usize) {
         let cid = vsock_core::Cid(self.sides[at].address);
         for side in &mut self.sides {
@@ -278,10 +279,16 @@ impl World {
             side.outbound.retain(|packet| packet.raw.src_cid != u64::from(cid.0));
         }
         self.sides[at].endpoint.reset_all();
-        match &mut self.relay {
-            Some(relay) => relay.remove_guest(cid),
-            None => self.sides[1 - at].endpoint.reset_all(),
+        let Some(relay) = &mut self.relay else {
+            return self.sides[1 - at].endpoint.reset_all();
+        };
+        relay.remove_guest(cid);
+        while !self.sides[1 - at].outbound.is_empty() {
+            self.relay_one(1 - at);
         }
+        self.relay_one(at);
+        self.deliver(1 - at, self.sides[1 - at].inbound.len());
+        self.sides[at].inbound.clear();
     }
 
     fn pass_time(&mut self, wait: Duration) {

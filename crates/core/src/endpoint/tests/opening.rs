@@ -120,6 +120,16 @@ fn connecting_answer_to_an_earlier_attempt_is_a_stray() {
 }
 
 #[test]
+fn open_second_response_ends_it() {
+    let mut bench = Bench::new();
+    let id = bench.connect();
+    bench.hear(packet(Op::Response));
+    bench.events();
+    bench.hear(packet(Op::Response));
+    bench.assert_over(id, CloseReason::ProtocolError, &[Op::Rst]);
+}
+
+#[test]
 fn connecting_shutdown_is_sent_after_response() {
     let mut bench = Bench::new();
     let id = bench.connect();
