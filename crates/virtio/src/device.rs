@@ -281,18 +281,21 @@ impl DeviceLink {
     }
 
     pub(crate) fn arm(&mut self) -> bool {
-        let mut more = false;
+        let space = self.arm_for_space();
+        let inbound = self.queues[TX_QUEUE].as_mut().is_some_and(|q| q.ring.enable_kicks());
+        space || inbound
+    }
+
+    pub(crate) fn arm_for_space(&mut self) -> bool {
         if let Some(queue) = &mut self.queues[TX_QUEUE] {
-            more |= queue.ring.enable_kicks();
+            queue.ring.disable_kicks();
         }
-        if let Some(queue) = &mut self.queues[RX_QUEUE] {
-            if self.starved {
-                more |= queue.ring.enable_kicks();
-            } else {
-                queue.ring.disable_kicks();
-            }
+        let Some(queue) = &mut self.queues[RX_QUEUE] else { return false };
+        if self.starved {
+            return queue.ring.enable_kicks();
         }
-        more
+        queue.ring.disable_kicks();
+        false
     }
 
     pub(crate) fn disarm(&mut self) {

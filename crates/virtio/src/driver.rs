@@ -288,15 +288,20 @@ impl DriverLink {
     }
 
     pub(crate) fn arm(&mut self) -> bool {
-        let mut more = self.queues[RX_QUEUE].ring.enable_calls();
-        more |= self.queues[EVENT_QUEUE].ring.enable_calls();
+        let space = self.arm_for_space();
+        space | self.queues[RX_QUEUE].ring.enable_calls()
+    }
+
+    pub(crate) fn arm_for_space(&mut self) -> bool {
+        self.queues[RX_QUEUE].ring.disable_calls();
+        // Events are few and cost no answer: they are taken in any case.
+        let events = self.queues[EVENT_QUEUE].ring.enable_calls();
         let tx = &mut self.queues[TX_QUEUE].ring;
         if self.starved {
-            more |= tx.enable_calls();
-        } else {
-            tx.disable_calls();
+            return tx.enable_calls() | events;
         }
-        more
+        tx.disable_calls();
+        events
     }
 
     pub(crate) fn disarm(&mut self) {

@@ -179,6 +179,12 @@ impl Link {
         either!(self, link => link.arm())
     }
 
+    /// As [`arm`](Self::arm), but for somebody who takes nothing inbound for now (because the answers would have
+    /// no room): only new room is signalled, and what is inbound is no reason to stay awake.
+    pub fn arm_for_space(&mut self) -> bool {
+        either!(self, link => link.arm_for_space())
+    }
+
     /// Asks for no signals while we look at the rings anyway.
     pub fn disarm(&mut self) {
         either!(self, link => link.disarm());

@@ -145,6 +145,37 @@ fn sleeper_without_space_is_signalled_when_there_is_some() {
 }
 
 #[test]
+fn sleeper_that_takes_nothing_inbound_is_signalled_for_space_only() {
+    for event_idx in [true, false] {
+        let mut pair = Pair::small(event_idx);
+        while send(&mut pair.device, 0, b"packet") {}
+        while send(&mut pair.driver, 0, b"packet") {}
+        pair.device.publish().unwrap();
+        pair.driver.publish().unwrap();
+        for link in [&mut pair.device, &mut pair.driver] {
+            assert!(!link.arm_for_space(), "what is inbound is left");
+        }
+        for fd in pair.calls.iter().chain(&pair.kicks) {
+            signals(fd);
+        }
+        let packet = Some((0, b"packet".to_vec()));
+        assert_eq!(receive(&mut pair.device), packet);
+        assert_eq!(receive(&mut pair.driver), packet);
+        pair.device.publish().unwrap();
+        pair.driver.publish().unwrap();
+        assert_eq!(signals(&pair.calls[TX_QUEUE]), 1, "space for the driver");
+        assert_eq!(signals(&pair.kicks[RX_QUEUE]), 1, "space for the device");
+        assert!(send(&mut pair.device, 0, b"packet") && send(&mut pair.driver, 0, b"packet"));
+        for link in [&mut pair.device, &mut pair.driver] {
+            assert!(!link.arm_for_space());
+            link.publish().unwrap();
+        }
+        assert_eq!(signals(&pair.calls[RX_QUEUE]), 0, "inbound is not asked for");
+        assert_eq!(signals(&pair.kicks[TX_QUEUE]), 0, "inbound is not asked for");
+    }
+}
+
+#[test]
 fn space_that_is_returned_is_handed_out_again() {
     let mut pair = Pair::small(true);
     for link in [&mut pair.device, &mut pair.driver] {
