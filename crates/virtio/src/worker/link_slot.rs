@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use vsock_core::{Cid, ConnectionId, Endpoint, Header, Instant, Limits};
 
 use crate::link::{Link, LinkError, QUEUE_COUNT};
@@ -142,6 +143,8 @@ pub(crate) struct LinkSlot {
     pub(crate) is_active: bool,
     /// No room in the ring to the other side; its next kick will tell.
     pub(crate) is_blocked: bool,
+    /// Its packets stay in the ring until there is room for the answers they may cause.
+    pub(crate) is_paused: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) front_end: Option<PeerCredentials>,
     pub(crate) features: u64,
@@ -167,6 +170,7 @@ impl LinkSlot {
             store: Store::default(),
             is_active: false,
             is_blocked: false,
+            is_paused: false,
             deadline: None,
             front_end: None,
             features: 0,
@@ -193,7 +197,7 @@ impl LinkSlot {
 
     /// Notifications on; true when there is work already.
     pub(crate) fn arm(&mut self) -> bool {
-        self.link.arm()
+        if self.is_paused { self.link.arm_for_space() } else { self.link.arm() }
     }
 
     /// Notifications off while we are busy with it anyhow.
@@ -242,6 +246,14 @@ pub(crate) fn sort_transfer(error: TransferError) -> Result<io::Error, LinkFault
     match error {
         TransferError::MemoryDead => Err(LinkFault::MemoryDead),
         TransferError::Io(error) => Ok(error),
+    }
+}
+
+/// Publishing failed: its memory is gone, or its eventfd.
+pub(crate) fn sort_signal(error: io::Error) -> LinkFault {
+    match Errno::from_io_error(&error) {
+        Some(Errno::FAULT) => LinkFault::MemoryDead,
+        Some(_) | None => LinkFault::Signal(error),
     }
 }
 

@@ -34,8 +34,8 @@ use vsock_core::{Binding, Cid, Instant, Ports, Relay, RelayLimits};
 pub use self::attach::AddError;
 pub(crate) use self::attach::{GuestPort, NewGuest};
 use self::inbound::Drained;
-use self::link_slot::LinkFault;
 pub(crate) use self::link_slot::LinkSlot;
+use self::link_slot::{LinkFault, sort_signal};
 pub(crate) use self::source::{Bound, LinkId};
 use self::source::{Flow, Source};
 use crate::journal::Journal;
@@ -273,7 +273,7 @@ impl Worker {
         let is_full = self.fill_outbound(id)?;
         self.settle(id);
         let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
-        slot.link.publish().map_err(LinkFault::Signal)?;
+        slot.link.publish().map_err(sort_signal)?;
         let can_answer = slot.endpoint.accepts_packets()
             && slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
         let more_inbound = match drained {
@@ -282,6 +282,8 @@ impl Worker {
             Drained::Paused => can_answer,
         };
         let more_outbound = is_full || (slot.has_outbound() && !slot.is_blocked);
+        // What waits in the ring is no work while its answers find no room: only room is.
+        slot.is_paused = drained == Drained::Paused && !can_answer;
         if more_inbound || more_outbound {
             self.activate(id);
         }
