@@ -40,24 +40,23 @@ class SwitchProcess:
         self.log = runtime_dir.with_suffix(".log")
         guests = [f"--guest={kind}={FIRST_CID + n},tests" for n, kind in enumerate(KINDS)]
         command = [sys.executable, "-m", "vsock.cli", "switch", f"--runtime-dir={runtime_dir}"]
-        ready_path = runtime_dir.with_suffix(".ready")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("wb") as log:
-            ready.bind(str(ready_path))
-            ready.settimeout(READY_SECONDS)
+        self._notify_path = runtime_dir.with_suffix(".notify")
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(self._notify_path))
+        self._notify.settimeout(READY_SECONDS)
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *guests],
                 stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(ready_path)},
+                env={**os.environ, "NOTIFY_SOCKET": str(self._notify_path)},
             )
-            try:
-                while b"READY=1" not in ready.recv(4096):
-                    pass
-            except TimeoutError:
-                self.process.kill()
-                self.process.wait()
-                pytest.fail(f"the switch was not ready in {READY_SECONDS} s:\n{self.log_tail()}")
-            finally:
-                ready_path.unlink()
+        try:
+            while b"READY=1" not in self._notify.recv(4096):
+                pass
+        except TimeoutError:
+            self.process.kill()
+            self._clean_up()
+            pytest.fail(f"the switch was not ready in {READY_SECONDS} s:\n{self.log_tail()}")
 
     def socket_path(self, name: str) -> Path:
         """The vhost-user socket of guest `name`."""
@@ -80,8 +79,14 @@ class SwitchProcess:
             return self.process.wait(READY_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
             raise
+        finally:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        self.process.wait()
+        self._notify.close()
+        self._notify_path.unlink()
 
 
 @pytest.fixture(scope="session")
