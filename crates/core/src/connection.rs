@@ -193,6 +193,10 @@ impl Connection {
         if is_open && header.len == 0 && !ends_message {
             return None;
         }
+        if self.due.has(Due::RESPONSE) {
+            // It cannot be an answer to what has not left yet.
+            return Some(Input::Garbled);
+        }
         Some(match self.inbound.receive(header.len) {
             Ok(()) => Input::Rw,
             Err(_) => Input::RwOverCredit,

@@ -113,7 +113,7 @@ pub enum Input {
     Invalid,
     /// A packet with another unknown operation came.
     Unknown,
-    /// RW came whose payload is not there or too long: bytes of the stream are lost.
+    /// RW came that cannot be right: its length is wrong, or our RESPONSE has not left yet.
     Garbled,
     /// Our user wants a connection.
     Connect,

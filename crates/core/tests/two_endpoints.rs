@@ -52,7 +52,9 @@ fn run_seeds(relay: Option<bool>) {
         println!("seed {seed}");
         let mut dice = Dice(seed);
         let mut buffer = || BUFFERS[usize::try_from(dice.roll() % 6).unwrap()];
-        let world = World::new(seed, [buffer(), buffer()], relay.map(relay_limits), 3732);
+        let buffers = [buffer(), buffer()];
+        let few_ports = seed % 2 == 0;
+        let world = World::new(seed, buffers, relay.map(relay_limits), 3732, few_ports);
         let schedule: Vec<Choice> = (0..2000).map(|_| dice.choice()).collect();
         let world = run(world, schedule);
         delivered += world.delivered;
@@ -95,8 +97,13 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
-    fn two_endpoints_any_schedule(seed: u64, buffers in buffers(), schedule in schedules()) {
-        run(World::new(seed, buffers, None, 0), schedule);
+    fn two_endpoints_any_schedule(
+        seed: u64,
+        buffers in buffers(),
+        few_ports: bool,
+        schedule in schedules(),
+    ) {
+        run(World::new(seed, buffers, None, 0, few_ports), schedule);
     }
 
     #[test]
@@ -104,9 +111,11 @@ proptest! {
         seed: u64,
         buffers in buffers(),
         small: bool,
+        few_ports: bool,
         room in prop::sample::select(&[256, 700, 3732, 65_536][..]),
         schedule in schedules(),
     ) {
-        run(World::new(seed, buffers, Some(relay_limits(small)), room), schedule);
+        let limits = Some(relay_limits(small));
+        run(World::new(seed, buffers, limits, room, few_ports), schedule);
     }
 }

@@ -56,12 +56,22 @@ pub(crate) struct World {
     sent: BTreeMap<u64, u64>,
     ends: BTreeMap<u64, BTreeSet<u64>>,
     is_resized: bool,
+    /// Whether address pairs are used again at once. What is under way of an old connection then
+    /// breaks a new one now and then, which must be visible; otherwise nothing may break.
+    has_few_ports: bool,
+    most_wanted: u64,
     pub(crate) delivered: u64,
     pub(crate) reasons: BTreeMap<&'static str, u32>,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, buffers: [u32; 2], relay: Option<RelayLimits>, room: u32) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        buffers: [u32; 2],
+        relay: Option<RelayLimits>,
+        room: u32,
+        has_few_ports: bool,
+    ) -> Self {
         let side = |address: u32, buf_alloc| Side {
             endpoint: Endpoint::new(
                 Limits { buf_alloc, max_connections: 12, max_half_open: 6, ..Limits::default() },
@@ -82,6 +92,8 @@ impl World {
             sent: BTreeMap::new(),
             ends: BTreeMap::new(),
             is_resized: false,
+            has_few_ports,
+            most_wanted: 16 * u64::from(buffers[0].min(buffers[1])),
             delivered: 0,
             reasons: BTreeMap::new(),
         }
@@ -121,8 +133,11 @@ impl World {
     }
 
     fn connect(&mut self, at: usize, pick: u8, amount: u16) {
+        let few = 1024 + u32::from(pick % 6);
+        let many = 1024 + u32::try_from(self.next_serial).unwrap();
+        let port = if self.has_few_ports { few } else { many };
         let key = FlowKey {
-            ours: Address::new(self.sides[at].address, 1024 + u32::from(pick % 6)),
+            ours: Address::new(self.sides[at].address, port),
             theirs: Address::new(self.sides[1 - at].address, 22),
         };
         let kind = if pick.is_multiple_of(2) { SocketType::Stream } else { SocketType::SeqPacket };
@@ -171,7 +186,7 @@ impl World {
     }
 
     fn want(&mut self, at: usize, id: ConnectionId, bytes: u64) {
-        let most = 16 * u64::from(self.sides[0].buf_alloc.min(self.sides[1].buf_alloc));
+        let most = self.most_wanted;
         let Some(user) = self.sides[at].users.get_mut(&id) else { return };
         if user.is_connected && !user.ours.contains(Shutdown::SEND) {
             // Small windows take many rounds.

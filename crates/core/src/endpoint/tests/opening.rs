@@ -120,6 +120,15 @@ fn connecting_answer_to_an_earlier_attempt_is_a_stray() {
 }
 
 #[test]
+fn accepted_payload_before_response_has_left_breaks_it() {
+    let mut bench = Bench::new();
+    let id = bench.offered();
+    bench.endpoint.accept(id);
+    bench.hear(rw(1));
+    bench.assert_over(id, CloseReason::ProtocolError, &[Op::Rst]);
+}
+
+#[test]
 fn open_second_response_ends_it() {
     let mut bench = Bench::new();
     let id = bench.connect();
