@@ -17,7 +17,7 @@ class GuestReport:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How fast a transfer was, from the first byte sent to the receipt."""
+    """How fast a transfer was, from the first byte to the receipt, the receiver's checksum included."""
 
     source: str
     destination: str
