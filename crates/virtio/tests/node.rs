@@ -3,177 +3,18 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests panic as tests do
 
+mod node_support;
+
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use vsock_virtio::node::{GuestOptions, Node};
+use node_support::{DEADLINE, Lab, Listener, connect, pattern, request, transfer, wait_until};
+use vsock_virtio::node::Node;
 use vsock_virtio::snapshot::GuestState;
 
-const DEADLINE: Duration = Duration::from_secs(20);
 const ECONNRESET: u16 = 104;
 const ENODEV: u16 = 19;
-
-/// A directory that goes with the test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("vsock-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn sub(&self, name: &str) -> PathBuf {
-        let path = self.0.join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        path
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A switch with guests a (3) and b (4) of one group and c (5) alone, the first `joined` of which are userspace guests.
-struct Lab {
-    guests: Vec<Node>,
-    switch: Node,
-    directory: Directory,
-}
-
-impl Lab {
-    fn new(joined: usize) -> Self {
-        let directory = Directory::new();
-        let switch = Node::start(2, &directory.sub("host")).unwrap();
-        let mut guests = Vec::new();
-        for (index, (name, group)) in [("a", "g"), ("b", "g"), ("c", "alone")].iter().enumerate() {
-            let cid = u32::try_from(index).unwrap() + 3;
-            let socket = directory.0.join(format!("{name}.sock"));
-            switch
-                .add_guest(GuestOptions {
-                    name: (*name).to_owned(),
-                    cid,
-                    socket: socket.clone(),
-                    hybrid: Some(directory.0.join(format!("{name}.vsock"))),
-                    groups: vec![(*group).to_owned()],
-                })
-                .unwrap();
-            if index < joined {
-                let node = Node::start(cid, &directory.sub(name)).unwrap();
-                assert_eq!(node.join(&socket, Some(cid), DEADLINE).unwrap(), cid);
-                guests.push(node);
-            }
-        }
-        Self { guests, switch, directory }
-    }
-
-    fn path(&self, of: &str) -> PathBuf {
-        self.directory.0.join(of)
-    }
-}
-
-fn request(op: u8, cid: u32, port: u32, value: u32) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes[0] = 1;
-    bytes[1] = op;
-    bytes[4..8].copy_from_slice(&cid.to_le_bytes());
-    bytes[8..12].copy_from_slice(&port.to_le_bytes());
-    bytes[12..16].copy_from_slice(&value.to_le_bytes());
-    bytes
-}
-
-fn ask(stream: &mut UnixStream, request: &[u8]) -> (u16, [u8; 32]) {
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.write_all(request).unwrap();
-    let mut reply = [0; 32];
-    stream.read_exact(&mut reply).unwrap();
-    assert_eq!((reply[0], reply[1]), (1, request[1]));
-    (u16::from_le_bytes([reply[2], reply[3]]), reply)
-}
-
-fn connect(directory: &Path, cid: u32, port: u32) -> Result<UnixStream, u16> {
-    let mut stream = UnixStream::connect(directory.join("stream")).unwrap();
-    match ask(&mut stream, &request(2, cid, port, 0)).0 {
-        0 => Ok(stream),
-        errno => Err(errno),
-    }
-}
-
-struct Listener(UnixStream);
-
-impl Listener {
-    fn new(directory: &Path, port: u32, backlog: u32) -> Self {
-        let mut stream = UnixStream::connect(directory.join("stream")).unwrap();
-        assert_eq!(ask(&mut stream, &request(1, u32::MAX, port, 0)).0, 0);
-        assert_eq!(ask(&mut stream, &request(3, 0, 0, backlog)).0, 0);
-        Self(stream)
-    }
-
-    fn accept(&mut self) -> UnixStream {
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = [0; 32];
-        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
-        let got = recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
-        assert_eq!(got.bytes, 32);
-        let fd: OwnedFd = control
-            .drain()
-            .find_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-                RecvAncillaryMessage::ScmCredentials(_) | _ => None,
-            })
-            .unwrap();
-        assert_eq!(bytes[1], 4);
-        self.0.write_all(&request(5, 0, 0, 0)).unwrap();
-        let stream = UnixStream::from(fd);
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream
-    }
-}
-
-fn pattern(len: usize, seed: u32) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state.to_le_bytes()[1]
-        })
-        .collect()
-}
-
-/// Sends `data` one way and checks that exactly it arrives, then the end.
-fn transfer(mut from: UnixStream, mut to: UnixStream, data: Vec<u8>) {
-    let expected = data.clone();
-    let sender = std::thread::spawn(move || {
-        from.write_all(&data).unwrap();
-        from.shutdown(std::net::Shutdown::Write).unwrap();
-        from
-    });
-    let mut got = Vec::new();
-    to.read_to_end(&mut got).unwrap();
-    assert_eq!(got.len(), expected.len());
-    assert!(got == expected, "content differs");
-    sender.join().unwrap();
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not come about");
-        std::thread::yield_now();
-    }
-}
 
 #[test]
 fn host_to_guest_and_back_every_byte_arrives_once_and_in_order() {

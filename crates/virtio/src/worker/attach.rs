@@ -204,9 +204,6 @@ impl Worker {
         slot.store.clear();
         let guest = slot.guest();
         self.settle(id);
-        if let Some(slot) = self.links.get_mut(id) {
-            slot.ready.clear();
-        }
         if let Some(cid) = guest {
             self.forget_relayed(cid);
         }

@@ -16,6 +16,9 @@ use crate::vhost_user::{BackendControl, Detach, PeerCredentials};
 /// this is never reached by one pair of guests.
 const STORE_LIMIT: usize = 64 << 20;
 
+/// Entries of ended flows below this number are not worth a clean-up.
+const FEW: usize = 64;
+
 /// What a stored packet costs besides its payload.
 const STORED_COST: usize = 128;
 
@@ -137,8 +140,9 @@ pub(crate) struct LinkSlot {
     pub(crate) endpoint: Endpoint,
     /// The flow of each connection, by the connection's slot.
     flows: Vec<Option<(ConnectionId, Token)>>,
-    /// Flows with something to send, each once.
-    pub(crate) ready: VecDeque<Token>,
+    /// Connections whose flows have something to send, each once. Those that ended are passed over: unlike a token, an
+    /// id is never used again.
+    ready: VecDeque<ConnectionId>,
     pub(crate) store: Store,
     pub(crate) is_active: bool,
     /// No room in the ring to the other side; its next kick will tell.
@@ -209,6 +213,31 @@ impl LinkSlot {
     /// Something of ours waits for the ring.
     pub(crate) fn has_outbound(&self) -> bool {
         self.endpoint.has_packet() || !self.store.is_empty() || !self.ready.is_empty()
+    }
+
+    /// The next flow with something to send.
+    pub(crate) fn next_ready(&mut self) -> Option<Token> {
+        loop {
+            let id = self.ready.pop_front()?;
+            if let Some(token) = self.flow_of(id) {
+                return Some(token);
+            }
+        }
+    }
+
+    /// A flow has something to send, after the others.
+    pub(crate) fn push_ready(&mut self, id: ConnectionId) {
+        if self.ready.len() > FEW + 2 * self.flows.len() {
+            let mut ready = std::mem::take(&mut self.ready);
+            ready.retain(|&id| self.flow_of(id).is_some());
+            self.ready = ready;
+        }
+        self.ready.push_back(id);
+    }
+
+    /// A flow whose turn found no room keeps its place.
+    pub(crate) fn push_ready_first(&mut self, id: ConnectionId) {
+        self.ready.push_front(id);
     }
 
     /// Which flow a connection's packets are for.

@@ -65,7 +65,7 @@ impl Worker {
                 Turn::Done => {}
             }
             let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
-            let Some(token) = slot.ready.pop_front() else {
+            let Some(token) = slot.next_ready() else {
                 if slot.store.is_empty() {
                     return Ok(false);
                 }
@@ -91,12 +91,15 @@ impl Worker {
     }
 
     fn queue_again(&mut self, id: LinkId, token: Token, first: bool) {
-        let is_flow = matches!(self.sources.get(token), Some(Source::Flow(_)));
-        let Some(slot) = self.links.get_mut(id) else { return };
-        if is_flow && first {
-            slot.ready.push_front(token);
-        } else if is_flow {
-            slot.ready.push_back(token);
+        let (Some(slot), Some(Source::Flow(flow))) =
+            (self.links.get_mut(id), self.sources.get(token))
+        else {
+            return;
+        };
+        if first {
+            slot.push_ready_first(flow.id);
+        } else {
+            slot.push_ready(flow.id);
         }
     }
 

@@ -304,11 +304,11 @@ impl Worker {
     /// Puts a flow among those with something to send.
     pub(crate) fn queue_flow(&mut self, token: Token) {
         let Some(Source::Flow(flow)) = self.sources.get_mut(token) else { return };
-        let link = flow.link;
+        let (link, id) = (flow.link, flow.id);
         if !flow.is_queued {
             flow.is_queued = true;
             if let Some(slot) = self.links.get_mut(link) {
-                slot.ready.push_back(token);
+                slot.push_ready(id);
             }
         }
         self.activate(link);

@@ -1,0 +1,150 @@
+//! A guest without a protocol: it joins a switch properly and then writes whatever a test wants into its rings.
+
+#![allow(clippy::unwrap_used)] // helpers of tests panic as tests do
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Instant;
+
+use vsock_core::{Op, RawHeader};
+use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::{Link, QUEUE_COUNT};
+use vsock_virtio::slice::{copy_in, copy_out};
+use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
+
+use super::DEADLINE;
+
+/// What a guest of Linux announces.
+pub(crate) const BUFFER: u32 = 262_144;
+
+/// One packet that came.
+#[derive(Debug)]
+pub(crate) struct Packet {
+    pub(crate) header: RawHeader,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Packet {
+    pub(crate) fn op(&self) -> Op {
+        Op::from_wire(self.header.op)
+    }
+}
+
+/// A guest whose every packet is the test's.
+pub(crate) struct RawGuest {
+    link: Link,
+    cid: u32,
+    _attached: Attached,
+}
+
+impl RawGuest {
+    pub(crate) fn join(socket: &Path) -> Self {
+        Self::with(socket, &DriverOptions::default())
+    }
+
+    /// With only `buffers` receive buffers of 4 KiB: who does not read has no more.
+    pub(crate) fn with_buffers(socket: &Path, buffers: u16) -> Self {
+        let options =
+            DriverOptions { rx_buffers: buffers, rx_payload: 4096, ..DriverOptions::default() };
+        Self::with(socket, &options)
+    }
+
+    pub(crate) fn with(socket: &Path, options: &DriverOptions) -> Self {
+        let mut link = DriverLink::new(options).unwrap();
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let region = link.region();
+        let shared =
+            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
+        let mut attached = attach(socket, shared, &rings, FrontendOptions::default()).unwrap();
+        link.set_event_idx(attached.features & F_EVENT_IDX != 0);
+        for (queue, signals) in attached.rings.drain(..).enumerate() {
+            link.connect(queue, signals.kick, signals.call).unwrap();
+        }
+        Self { link: Link::Driver(link), cid: attached.cid, _attached: attached }
+    }
+
+    /// A sound packet from our port to a port of `cid`, for a test to spoil.
+    pub(crate) fn packet(&self, op: Op, port: u32, to: (u32, u32)) -> RawHeader {
+        RawHeader {
+            src_cid: self.cid.into(),
+            dst_cid: to.0.into(),
+            src_port: port,
+            dst_port: to.1,
+            kind: 1,
+            op: op.to_wire(),
+            buf_alloc: BUFFER,
+            ..RawHeader::default()
+        }
+    }
+
+    /// Puts a packet into the ring; false when the device has not taken the earlier ones yet.
+    pub(crate) fn try_send(&mut self, header: &RawHeader, payload: &[u8]) -> bool {
+        let mut slices = Vec::new();
+        let Some(space) = self.link.next_space(&mut slices).unwrap() else { return false };
+        let len = copy_in(&slices[space.payload.clone()], payload);
+        self.link.send(&space, &slices, &header.encode(), u32::try_from(len).unwrap());
+        true
+    }
+
+    /// Sends a packet, waiting for room.
+    pub(crate) fn send(&mut self, header: &RawHeader, payload: &[u8]) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.try_send(header, payload) {
+            assert!(Instant::now() < deadline, "the device takes nothing");
+            self.publish();
+            std::thread::yield_now();
+        }
+        self.publish();
+    }
+
+    /// Payload with the length that belongs to it.
+    pub(crate) fn send_data(&mut self, header: &RawHeader, payload: &[u8]) {
+        let len = u32::try_from(payload.len()).unwrap();
+        self.send(&RawHeader { len, ..*header }, payload);
+    }
+
+    pub(crate) fn publish(&mut self) {
+        self.link.publish().unwrap();
+        self.link.arm();
+    }
+
+    /// The next packet that is there; its buffer is offered again.
+    pub(crate) fn poll(&mut self) -> Option<Packet> {
+        let mut slices = Vec::new();
+        let inbound = self.link.next_inbound(&mut slices).unwrap()?;
+        let mut payload = vec![0; inbound.payload_len as usize];
+        copy_out(&slices[inbound.payload], &mut payload);
+        self.link.finish_inbound(inbound.token);
+        self.publish();
+        Some(Packet { header: RawHeader::parse(&inbound.header), payload })
+    }
+
+    /// The next packet.
+    pub(crate) fn receive(&mut self) -> Packet {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(packet) = self.poll() {
+                return packet;
+            }
+            assert!(Instant::now() < deadline, "no packet comes");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The next packet with this operation; others are taken on the way.
+    pub(crate) fn expect(&mut self, op: Op) -> Packet {
+        loop {
+            let packet = self.receive();
+            if packet.op() == op {
+                return packet;
+            }
+        }
+    }
+
+    /// Opens a connection to a listener.
+    pub(crate) fn open(&mut self, port: u32, to: (u32, u32)) {
+        let request = self.packet(Op::Request, port, to);
+        self.send(&request, &[]);
+        self.expect(Op::Response);
+    }
+}
