@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import Final
 
+from vsock.runtime import LONGEST_SOCKET_PATH
+
 VIRTIO_ID_VSOCK: Final = 19
 """Device type number of vsock in the virtio specification, section 5."""
 
@@ -27,7 +29,6 @@ __all__ = ["DEFAULT_MEMORY_MIB", "VIRTIO_ID_VSOCK", "qemu_args", "uml_args"]
 
 _NOT_IN_QEMU_ID = re.compile(r"[^A-Za-z0-9_.-]")
 _BREAKS_UML_PATH = re.compile(r"[\s:\"']")
-_LONGEST_SOCKET_PATH: Final = 107  # sun_path of unix(7), less the final NUL
 
 
 def qemu_args(
@@ -97,9 +98,9 @@ def uml_args(
 def _checked_path(socket_path: str | PathLike[str]) -> str:
     path = fspath(socket_path)
     size = len(path.encode())
-    if not path or size > _LONGEST_SOCKET_PATH:
+    if not path or size > LONGEST_SOCKET_PATH:
         raise ValueError(
-            f"socket path has {size} bytes, a Unix socket's may have 1 to {_LONGEST_SOCKET_PATH}; "
+            f"socket path has {size} bytes, a Unix socket's may have 1 to {LONGEST_SOCKET_PATH}; "
             "choose a shorter runtime directory (VSOCK_RUNTIME_DIR)"
         )
     return path

@@ -22,6 +22,8 @@ Accelerator = Literal["kvm", "tcg"]
 ENVIRONMENT_VARIABLE = "VSOCK_TEST_ACCEL"
 """Set to "kvm" or "tcg" to decide without a trial."""
 
+KVM_DEVICE = Path("/dev/kvm")
+
 PROBE_SECONDS = 4.0
 """A guest under KVM answers within a second or two; one that hangs costs this, once."""
 
@@ -37,7 +39,7 @@ async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> 
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen in ("kvm", "tcg"):
         return "kvm" if chosen == "kvm" else "tcg"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
     cache, key = _cache_file(), _machine()
     try:

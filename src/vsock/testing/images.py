@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vsock.testing.errors import GuestUnavailable
 
@@ -48,19 +48,20 @@ def find_images() -> list[Image]:
     for folder in _folders():
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return [
-            Image(
-                name=name,
-                vmm=entry["vmm"],
-                release=entry["release"],
-                kernel=folder / entry["kernel"],
-                initramfs=folder / entry["initramfs"],
-            )
-            for name, entry in manifest["images"].items()
-        ]
+            return [_image(name, entry, folder) for name, entry in manifest["images"].items()]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not there, or left by an interrupted build
     return []
+
+
+def _image(name: str, entry: dict[str, Any], folder: Path) -> Image:
+    return Image(
+        name=name,
+        vmm=entry["vmm"],
+        release=entry["release"],
+        kernel=folder / entry["kernel"],
+        initramfs=folder / entry["initramfs"],
+    )
 
 
 def _folders() -> Iterator[Path]:

@@ -1,0 +1,45 @@
+"""Where images are looked for, and what is said if they are not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vsock.testing.errors import GuestUnavailable
+from vsock.testing.images import ENVIRONMENT_VARIABLE, find_image, find_images
+
+MANIFEST = {
+    "images": {
+        name: {"vmm": vmm, "release": f"{name}.0", "kernel": "k", "initramfs": "i"}
+        for name, vmm in (("6.1", "qemu"), ("6.12", "qemu"), ("uml", "uml"))
+    }
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a manifest, named in the environment."""
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+def test_kernel_is_found_by_name_and_defaults_to_the_first(folder: Path) -> None:
+    """Paths are those of the folder."""
+    assert find_image("qemu").name == "6.1"
+    image = find_image("qemu", "6.12")
+    assert (image.release, image.kernel) == ("6.12.0", folder / "k")
+    assert find_image("uml").vmm == "uml"
+
+
+def test_unknown_kernel_says_how_to_get_images(folder: Path) -> None:
+    """The message is what a user of the fixtures sees as reason of a skip."""
+    with pytest.raises(GuestUnavailable, match=r"no image of a qemu 5\.4 guest: run `make guests`"):
+        find_image("qemu", "5.4")
+
+
+@pytest.mark.parametrize("content", ["", "{", '"text"'])
+def test_broken_manifest_means_no_images(folder: Path, content: str) -> None:
+    """As after an interrupted build."""
+    (folder / "manifest.json").write_text(content)
+    assert find_images() == []
