@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["vsock.testing.plugin"]
 
-KEPT = {"VSOCK_REQUIRE_GUESTS"}
+KEPT = {"VSOCK_GUEST_IMAGES", "VSOCK_REQUIRE_GUESTS", "VSOCK_TEST_ACCEL"}
 """Settings for the tests themselves."""
 
 

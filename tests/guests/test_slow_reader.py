@@ -16,15 +16,15 @@ from vsock.transports import SwitchTransport
 
 GetPlace = Callable[[str], LinuxPlace]
 
-CONNECTIONS = 20
+CONNECTIONS = 10
 STALL_SECONDS = 0.5
 """A sender that cannot send for so long is stalled: nobody reads, so nothing will change."""
 
-LARGEST_IN_FLIGHT = 4 << 20
+LARGEST_IN_FLIGHT = 1 << 20
 """What may wait between two ends: the guest's 256 KiB, ours, and two kernel socket buffers."""
 
-LARGEST_GROWTH = 24 << 20
-"""Of the switch's own memory, over all connections of a test: about 1 MiB each."""
+LARGEST_GROWTH = 8 << 20
+"""Of the switch's own memory, over all connections of a test: 256 KiB each, and some for itself."""
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

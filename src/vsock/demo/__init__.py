@@ -49,7 +49,7 @@ def main(*, keep: bool = False, as_json: bool = False) -> int:
         except KeyboardInterrupt:
             screen.fault("interrupted")
             return 130
-    if not keep:
+    if report.is_well and not keep:
         screen.next_steps()
     return 0 if report.is_well else 1
 

@@ -243,6 +243,10 @@ class LinuxGuest(ABC):
     async def _launch(self, image: Image) -> None:
         """Start the VMM and open the channels to it."""
 
+    def _environment(self) -> dict[str, str]:
+        """What the VMM's environment has more than ours."""
+        return {}
+
     async def _close_channels(self) -> None:
         await self._agent.close()
 
@@ -267,7 +271,7 @@ class LinuxGuest(ABC):
         self._process = await VmmProcess.start(
             command,
             fds=fds,
-            environment={"TMPDIR": "/dev/shm"},  # where UML keeps its memory
+            environment=self._environment(),
             on_line=self._on_console_line,
             work_dir=self._work_dir,
         )
@@ -341,6 +345,15 @@ class UmlGuest(LinuxGuest):
     """A guest under User-Mode Linux: a Linux kernel as an ordinary process; arguments as `LinuxGuest`."""
 
     vmm = "uml"
+
+    def _environment(self) -> dict[str, str]:
+        """Where it keeps the guest's memory: /dev/shm, unless that is too small, as in many containers."""
+        try:
+            there = os.statvfs("/dev/shm")
+        except OSError:
+            return {}
+        has_room = there.f_bavail * there.f_frsize > 2 * self._memory_mib << 20
+        return {"TMPDIR": "/dev/shm"} if has_room else {}
 
     async def _launch(self, image: Image) -> None:
         self._work_dir = Path(tempfile.mkdtemp(prefix="vsock-uml-"))
