@@ -237,6 +237,8 @@ impl DeviceLink {
     }
 
     pub(crate) fn return_spaces(&mut self, n: u16) {
+        // What is given back is room: there is no need to be told of more.
+        self.starved &= n == 0;
         if let Some(queue) = &mut self.queues[RX_QUEUE] {
             queue.unpop(n);
         }
@@ -299,6 +301,7 @@ impl DeviceLink {
     }
 
     pub(crate) fn disarm(&mut self) {
+        self.starved = false;
         for queue in [RX_QUEUE, TX_QUEUE] {
             if let Some(queue) = &mut self.queues[queue] {
                 queue.ring.disable_kicks();

@@ -253,6 +253,8 @@ impl DriverLink {
     }
 
     pub(crate) fn return_spaces(&mut self, n: u16) {
+        // What is given back is room: there is no need to be told of more.
+        self.starved &= n == 0;
         for _ in 0..n {
             if let Some(buffer) = self.reserved.pop_back() {
                 self.free.push(buffer);
@@ -305,6 +307,7 @@ impl DriverLink {
     }
 
     pub(crate) fn disarm(&mut self) {
+        self.starved = false;
         for queue in [RX_QUEUE, TX_QUEUE] {
             self.queues[queue].ring.disable_calls();
         }

@@ -185,7 +185,8 @@ impl Link {
         either!(self, link => link.arm_for_space())
     }
 
-    /// Asks for no signals while we look at the rings anyway.
+    /// Asks for no signals while we look at the rings anyway, and forgets that there was no space: who still needs
+    /// some tries again before the next [`arm`](Self::arm).
     pub fn disarm(&mut self) {
         either!(self, link => link.disarm());
     }
