@@ -92,7 +92,7 @@ impl Ports {
         self.local = local;
     }
 
-    /// Binds an address; `Cid::ANY` is bound for all our CIDs, `Port::ANY` takes an ephemeral
+    /// Binds an address; our CIDs are the node's own and `Cid::LOCAL`, `Cid::ANY` is bound for all of them, `Port::ANY` takes an ephemeral
     /// port. `may_use_privileged`: the caller may bind ports below 1024.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl Ports {
         address: Address,
         may_use_privileged: bool,
     ) -> Result<Binding, BindError> {
-        if address.cid != Cid::ANY && address.cid != self.local {
+        if ![Cid::ANY, Cid::LOCAL, self.local].contains(&address.cid) {
             return Err(BindError::NotLocal);
         }
         let address = if address.port == Port::ANY {

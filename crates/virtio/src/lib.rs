@@ -5,7 +5,7 @@
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
-//! | [`link`] | the packet path to the other side: [`device`] or [`driver`] |
+//! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
 //! | [`memory`], [`slice`](mod@slice), `sigbus` | memory shared with somebody who may be hostile |
@@ -19,6 +19,7 @@ pub mod driver;
 mod host;
 pub mod journal;
 pub mod link;
+pub mod loopback;
 mod mailbox;
 pub mod memory;
 pub mod node;

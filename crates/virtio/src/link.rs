@@ -9,6 +9,8 @@
 //! | space for an outbound packet | a chain of the rx queue | a free buffer of our own |
 //! | send | chain given back, length 44 + payload | buffer offered in the tx queue |
 //!
+//! (A node's link to itself, [`loopback`](crate::loopback), does all four alone.)
+//!
 //! So [`Link`] has one set of methods, and nothing above it asks which kind it is. All methods only touch memory;
 //! nothing is visible to the other side and no signal is sent before [`publish`](Link::publish), once per batch.
 //!
@@ -23,6 +25,7 @@ use rustix::fs::OFlags;
 
 use crate::device::DeviceLink;
 use crate::driver::DriverLink;
+use crate::loopback::LoopbackLink;
 use crate::ring::RingError;
 use crate::slice::{self, Slice};
 
@@ -113,6 +116,8 @@ pub enum Link {
     Device(DeviceLink),
     /// We are the driver: the rings are ours.
     Driver(DriverLink),
+    /// We are both.
+    Loopback(LoopbackLink),
 }
 
 /// Hands a call on to whichever kind it is.
@@ -121,6 +126,7 @@ macro_rules! either {
         match $link {
             Link::Device($inner) => $call,
             Link::Driver($inner) => $call,
+            Link::Loopback($inner) => $call,
         }
     };
 }
@@ -170,7 +176,11 @@ impl Link {
     /// # Errors
     /// The signal could not be written (its reader is gone), or EFAULT: the memory is gone.
     pub fn publish(&mut self) -> io::Result<()> {
-        either!(self, link => link.publish())
+        match self {
+            Self::Device(link) => link.publish(),
+            Self::Driver(link) => link.publish(),
+            Self::Loopback(_) => Ok(()),
+        }
     }
 
     /// Asks for signals when there is something inbound, and (after a failed [`next_space`](Self::next_space))
@@ -188,14 +198,28 @@ impl Link {
     /// Asks for no signals while we look at the rings anyway, and forgets that there was no space: who still needs
     /// some tries again before the next [`arm`](Self::arm).
     pub fn disarm(&mut self) {
-        either!(self, link => link.disarm());
+        match self {
+            Self::Device(link) => link.disarm(),
+            Self::Driver(link) => link.disarm(),
+            Self::Loopback(_) => {}
+        }
     }
 
     /// The fd that the other side signals for this queue: to be watched edge-triggered, never read. It changes
     /// with every start of the ring.
     #[must_use]
     pub fn notify_fd(&self, queue: usize) -> Option<BorrowedFd<'_>> {
-        either!(self, link => link.notify_fd(queue))
+        match self {
+            Self::Device(link) => link.notify_fd(queue),
+            Self::Driver(link) => link.notify_fd(queue),
+            Self::Loopback(_) => None,
+        }
+    }
+
+    /// Something that was sent has come back already; only a loopback knows without looking.
+    #[must_use]
+    pub fn has_come_back(&self) -> bool {
+        matches!(self, Self::Loopback(link) if link.has_inbound())
     }
 
     /// The fds of all queues that run.

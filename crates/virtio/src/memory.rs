@@ -16,6 +16,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
 use crate::slice::Slice;
 use mapping::Mapping;
 
@@ -134,6 +136,18 @@ impl Entry {
         let len = len.min(self.len - offset);
         self.mapping.slice(offset, len)
     }
+}
+
+/// A new memfd of `len` bytes that can neither shrink nor grow, and our mapping of it at the guest address `base`.
+pub(crate) fn sealed_memory(name: &str, base: u64, len: u64) -> io::Result<(File, GuestMemory)> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create(name, flags)?);
+    ftruncate(&file, len)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let region = Region { guest: base, user: base, len, offset: 0, file: file.try_clone()? };
+    let memory =
+        GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).map_err(io::Error::other)?;
+    Ok((file, memory))
 }
 
 /// The memory of one guest at one time.

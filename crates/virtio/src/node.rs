@@ -18,6 +18,7 @@ use vsock_core::{Cid, SocketType};
 use crate::driver::{DriverLink, DriverOptions};
 use crate::journal::{Journal, Record};
 use crate::link::QUEUE_COUNT;
+use crate::loopback::LoopbackLink;
 use crate::mailbox::{Mailbox, Stopped};
 use crate::reactor::Reactor;
 use crate::snapshot::Snapshot;
@@ -121,9 +122,11 @@ impl Node {
         let reactor = Reactor::new()?;
         let mailbox = Mailbox::new(reactor.bell());
         let journal = Journal::new()?;
+        let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
         let thread = std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
-            Worker::new(Cid(cid), its_journal, reactor, its_mailbox, random_seed()).run();
+            let seed = random_seed();
+            Worker::new(Cid(cid), its_journal, reactor, its_mailbox, loopback, seed).run();
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.

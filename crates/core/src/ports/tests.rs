@@ -47,8 +47,20 @@ fn trap_22_one_port_space_for_both_types() {
 }
 
 #[test]
+fn loopback_cid_is_ours_and_apart_from_our_own_number() {
+    let mut ports = ports();
+    let own = bind(&mut ports, 2, 5000).unwrap();
+    let local = bind(&mut ports, 1, 5000).unwrap();
+    for binding in [own, local] {
+        ports.listen(binding, SocketType::Stream, 0).unwrap();
+    }
+    assert_eq!(ports.lookup(Address::new(1, 5000)).unwrap().binding, local);
+    assert_eq!(ports.lookup(Address::new(2, 5000)).unwrap().binding, own);
+}
+
+#[test]
 fn foreign_cid_is_not_local() {
-    for cid in [0, 1, 3] {
+    for cid in [0, 3] {
         assert_eq!(bind(&mut ports(), cid, 5000), Err(BindError::NotLocal));
     }
 }

@@ -3,10 +3,8 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-
 use crate::link::{HEADER_BYTES, MAX_PAYLOAD, QUEUE_COUNT};
-use crate::memory::{GuestMemory, MemoryPolicy, Region};
+use crate::memory::{GuestMemory, sealed_memory};
 use crate::ring::{MAX_QUEUE_SIZE, RingConfig, RingLayout};
 
 /// First guest address: not 0, so that a zero address is always wrong.
@@ -103,17 +101,9 @@ impl Plan {
         Ok(Self { rings, buffers: [rx, tx, event], len })
     }
 
-    /// A memfd of that size that can neither shrink nor grow, and our mapping of it.
+    /// Memory of that size, as a file and mapped.
     pub(super) fn allocate(&self) -> io::Result<(File, GuestMemory)> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(memfd_create("vsock-guest", flags)?);
-        ftruncate(&file, self.len)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let region =
-            Region { guest: BASE, user: BASE, len: self.len, offset: 0, file: file.try_clone()? };
-        let memory =
-            GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).map_err(io::Error::other)?;
-        Ok((file, memory))
+        sealed_memory("vsock-guest", BASE, self.len)
     }
 }
 

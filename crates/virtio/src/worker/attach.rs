@@ -193,7 +193,7 @@ impl Worker {
         self.unwatch_ring(id, queue);
         match self.links.get_mut(id).map(|slot| &mut slot.link) {
             Some(Link::Device(device)) => device.stop_ring(queue),
-            Some(Link::Driver(_)) | None => 0,
+            Some(Link::Driver(_) | Link::Loopback(_)) | None => 0,
         }
     }
 

@@ -67,7 +67,8 @@ impl Worker {
         for _ in 0..PACKETS_PER_TURN {
             let Some(slot) = self.links.get_mut(id) else { return Ok(Drained::Empty) };
             let relay_has_room = slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
-            if !slot.endpoint.accepts_packets() || !relay_has_room {
+            let is_full = !slot.endpoint.accepts_packets() || !relay_has_room;
+            if is_full && slot.can_pause() {
                 return Ok(Drained::Paused);
             }
             slices.clear();
@@ -111,7 +112,7 @@ impl Worker {
             slot.endpoint.reject(&raw);
             return Ok(());
         };
-        if header.dst.cid == self.local {
+        if header.dst.cid == self.local || id == self.loopback {
             return self.take_local(id, &header, &slices[inbound.payload.clone()], run);
         }
         match self.routes.get(&header.dst.cid) {

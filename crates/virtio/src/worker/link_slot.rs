@@ -111,6 +111,8 @@ pub(crate) enum Role {
     Guest(Cid),
     /// We are the driver; all others are behind this link.
     Uplink,
+    /// Both ends of its connections are here.
+    Loopback,
 }
 
 /// What went over a link since it was made.
@@ -186,17 +188,27 @@ impl LinkSlot {
         }
     }
 
-    /// The guest's CID; `None` on the way out of a userspace guest.
+    /// The guest's CID; `None` if there is no guest behind the link.
     pub(crate) fn guest(&self) -> Option<Cid> {
         match self.role {
             Role::Guest(cid) => Some(cid),
-            Role::Uplink => None,
+            Role::Uplink | Role::Loopback => None,
         }
     }
 
     /// The CID for records and listings.
     pub(crate) fn label(&self) -> u32 {
-        self.guest().unwrap_or(Cid::HOST).0
+        match self.role {
+            Role::Guest(cid) => cid.0,
+            Role::Uplink => Cid::HOST.0,
+            Role::Loopback => Cid::LOCAL.0,
+        }
+    }
+
+    /// Whether an endpoint that is full of answers may leave packets in the ring until some of them are out. A link
+    /// to ourselves must take them in: nobody else makes room there, and it holds fewer than there are answers.
+    pub(crate) fn can_pause(&self) -> bool {
+        !matches!(self.role, Role::Loopback)
     }
 
     /// Notifications on; true when there is work already.

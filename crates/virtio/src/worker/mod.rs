@@ -6,6 +6,8 @@
 //!                                 └── deliver ◄─────────────┴─ packets to other guests ─► Relay ─► their LinkSlot
 //! ```
 //!
+//! The node's link to itself (CID 1, and its own CID) is one more `LinkSlot`, whose packets come back.
+//!
 //! A round is: hear what happened (`reactor`), run what other threads asked (`mailbox`), let timers expire, then serve
 //! each link that has work, with a budget, and signal each link once. Before it sleeps, it asks for notifications on
 //! every link served since, and looks again, so that nothing is missed.
@@ -26,6 +28,7 @@ mod verdicts;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use slab::Slab;
@@ -35,11 +38,12 @@ pub use self::attach::AddError;
 pub(crate) use self::attach::{GuestPort, NewGuest};
 use self::inbound::Drained;
 pub(crate) use self::link_slot::LinkSlot;
-use self::link_slot::{LinkFault, sort_signal};
+use self::link_slot::{LinkFault, Role, sort_signal};
 pub(crate) use self::source::{Bound, LinkId};
 use self::source::{Flow, Source};
 use crate::journal::Journal;
 use crate::link::{Link, TRANSPORT_RESET};
+use crate::loopback::LoopbackLink;
 use crate::mailbox::Mailbox;
 use crate::reactor::{BELL, Events, Reactor, Readiness, Token};
 use crate::slice::Slice;
@@ -65,7 +69,9 @@ pub(crate) struct Worker {
     pub(crate) links: Slab<LinkSlot>,
     /// Which link leads to a CID.
     routes: HashMap<Cid, LinkId>,
-    /// Where all other CIDs are (a userspace guest's only link).
+    /// The link of the node to itself.
+    loopback: LinkId,
+    /// Where all other CIDs are (a userspace guest's only way out).
     default_route: Option<LinkId>,
     ports: Ports,
     relay: Relay,
@@ -95,8 +101,13 @@ impl Worker {
         journal: Journal,
         reactor: Reactor,
         mailbox: Mailbox<Worker>,
+        loopback: LoopbackLink,
         seed: u64,
     ) -> Self {
+        let mut links = Slab::new();
+        let link = Link::Loopback(loopback);
+        let slot = LinkSlot::new("loopback".into(), Role::Loopback, link, PathBuf::new(), seed);
+        let loopback = links.insert(slot);
         Self {
             local,
             journal,
@@ -107,8 +118,9 @@ impl Worker {
             sources: Slab::new(),
             listeners: HashMap::new(),
             ended: Vec::new(),
-            links: Slab::new(),
+            links,
             routes: HashMap::new(),
+            loopback,
             default_route: None,
             ports: Ports::new(local, seed),
             relay: Relay::new(RelayLimits::default(), seed),
@@ -277,7 +289,7 @@ impl Worker {
         let can_answer = slot.endpoint.accepts_packets()
             && slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
         let more_inbound = match drained {
-            Drained::Empty => false,
+            Drained::Empty => slot.link.has_come_back(),
             Drained::Budget => true,
             Drained::Paused => can_answer,
         };

@@ -251,8 +251,8 @@ impl Worker {
 
     /// Which link leads to a CID, for a socket of this kind.
     fn route_to(&self, cid: Cid, kind: SocketType) -> Result<LinkId, Errno> {
-        if cid == self.local {
-            return Err(Errno::NODEV);
+        if cid == self.local || cid == Cid::LOCAL {
+            return Ok(self.loopback);
         }
         let id = self.routes.get(&cid).copied().or(self.default_route).ok_or(Errno::NODEV)?;
         let slot = self.links.get(id).ok_or(Errno::NODEV)?;
@@ -279,7 +279,9 @@ impl Worker {
         kind: SocketType,
         timeout: Option<Duration>,
     ) -> Result<(ConnectionId, FlowKey), Errno> {
-        let ours = Address { cid: self.local, port: bound.address.port };
+        // Over loopback we are CID 1, whatever the other side was called.
+        let cid = if link == self.loopback { Cid::LOCAL } else { self.local };
+        let ours = Address { cid, port: bound.address.port };
         let key = FlowKey { ours, theirs: to };
         let now = self.now;
         let slot = self.links.get_mut(link).ok_or(Errno::NODEV)?;
