@@ -2,7 +2,7 @@
 //! listener. `host/wire.rs` and `docs/reference/endpoint-protocol.md` say what the requests mean.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use vsock_core::{
 use super::Worker;
 use super::source::{Bound, Flow, Greeting, LinkId, Listener, Phase, Source};
 use crate::host::client::{Client, Heard};
+use crate::host::privilege::may_bind_any_port;
 use crate::host::stream::finish;
 use crate::host::wire::{BadRequest, MESSAGE_LEN, NOWHERE, Reply, Request, op};
 use crate::reactor::Token;
@@ -134,10 +135,9 @@ impl Worker {
         if client.bound.is_some() {
             return Err((op::BIND, Errno::INVAL));
         }
-        let id = self
-            .ports
-            .bind(address, client.peer.uid == 0)
-            .map_err(|error| (op::BIND, bind_errno(error)))?;
+        // Asked only where it matters: it costs a look at the program's entry in /proc.
+        let may = address.port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
+        let id = self.ports.bind(address, may).map_err(|error| (op::BIND, bind_errno(error)))?;
         let address = self.ports.address(id).unwrap_or(address);
         client.bound = Some(Bound { id, address });
         Ok(Reply::ok(op::BIND, address))

@@ -122,6 +122,11 @@ impl Listener {
     }
 
     pub(crate) fn accept(&mut self) -> UnixStream {
+        self.accept_with_addresses().0
+    }
+
+    /// The stream, then our CID and port, then theirs.
+    pub(crate) fn accept_with_addresses(&mut self) -> (UnixStream, [u32; 4]) {
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; 32];
@@ -139,7 +144,8 @@ impl Listener {
         self.0.write_all(&request(5, 0, 0, 0)).unwrap();
         let stream = UnixStream::from(fd);
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream
+        let field = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        (stream, [field(4), field(8), field(12), field(16)])
     }
 }
 

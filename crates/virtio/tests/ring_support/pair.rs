@@ -61,14 +61,14 @@ impl Pair {
     pub(crate) fn device(&mut self) -> &mut DeviceLink {
         match &mut self.device {
             Link::Device(device) => device,
-            Link::Driver(_) => unreachable!(),
+            Link::Driver(_) | Link::Loopback(_) => unreachable!(),
         }
     }
 
     pub(crate) fn driver(&mut self) -> &mut DriverLink {
         match &mut self.driver {
             Link::Driver(driver) => driver,
-            Link::Device(_) => unreachable!(),
+            Link::Device(_) | Link::Loopback(_) => unreachable!(),
         }
     }
 

@@ -1,0 +1,80 @@
+"""Ports below 1024: for root and for programs with CAP_NET_BIND_SERVICE, told by the switch."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import vsock
+from vsock import CID_ANY
+
+NOBODY = "65534"
+BIND = """
+import sys, vsock
+for port in (0, 1023, 1024):
+    with vsock.socket() as sock:
+        try:
+            sock.bind((vsock.CID_ANY, port))
+            print(0)
+        except OSError as error:
+            print(error.errno)
+"""
+
+
+@pytest.fixture
+def open_switch(switch, runtime_dir):
+    """A switch that every user of this machine may use."""
+    runtime_dir.chmod(0o711)
+    for name in ("stream", "seqpacket"):
+        (runtime_dir / name).chmod(0o666)
+    return switch
+
+
+def bind_as(*how: str) -> list[int]:
+    """The errnos of binding ports 0, 1023 and 1024 in a program started by setpriv with `how`."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv, to start a program of another user")
+    command = ["setpriv", *how, sys.executable, "-c", BIND]
+    # The program must find the package although it may not read our home directory.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if "Permission denied" in done.stderr or "No module named" in done.stderr:
+        pytest.skip("another user cannot run this interpreter")
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.split()]
+
+
+def test_user_without_the_capability_is_refused_privileged_ports(open_switch):
+    """EACCES below 1024, as from the kernel."""
+    errnos = bind_as("--reuid", NOBODY, "--clear-groups")
+    assert errnos == [errno.EACCES, errno.EACCES, 0]
+
+
+def test_user_with_the_capability_may_bind_any_port(open_switch):
+    """The capability of the calling process counts, not its user."""
+    grant = ("--inh-caps", "+net_bind_service", "--ambient-caps", "+net_bind_service")
+    errnos = bind_as("--reuid", NOBODY, "--clear-groups", *grant)
+    assert errnos == [0, 0, 0]
+
+
+def test_capability_in_a_user_namespace_of_ones_own_is_worth_nothing(open_switch):
+    """There everybody has all capabilities; the kernel's `capable` does not count them either."""
+    made = ("setpriv", "--reuid", NOBODY, "--clear-groups", "unshare", "--user", "--map-root-user")
+    if subprocess.run([*made, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces for users here")
+    errnos = bind_as("--reuid", NOBODY, "--clear-groups", *made[4:])
+    assert errnos == [errno.EACCES, errno.EACCES, 0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_may_bind_privileged_ports_and_conflicts_come_after_permission(switch):
+    """Root binds port 0 like any other number."""
+    with vsock.socket() as first, vsock.socket() as second:
+        first.bind((CID_ANY, 0))
+        assert first.getsockname() == (CID_ANY, 0)
+        with pytest.raises(OSError, match="in use") as caught:
+            second.bind((CID_ANY, 0))
+        assert caught.value.errno == errno.EADDRINUSE
