@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests: its tests are the Python ones.
 RUST_TESTED := --workspace --exclude vsock-python
-NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml)
+NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates bench/load -name '*.rs' -o -name Cargo.toml)
 GUEST_PACKAGES := qemu-system-x86
 FUZZ_SECONDS ?= 60
 
@@ -93,10 +93,26 @@ test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
 fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all
 	tools/fuzz $(FUZZ_SECONDS)
 
+##@ Measuring
+
+LOAD := target/release/vsock-load
+
+.PHONY: bench
+bench: build $(LOAD) ## Measure against limits and peers, 10 minutes; QUICK=1: under 2; results in bench/results
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
+.PHONY: bench-peers
+bench-peers: ## Install vhost-device-vsock 0.3.0 in build/peers, for `make bench` to compare with
+	cargo install --locked --root build/peers --version 0.3.0 vhost-device-vsock
+
 # Stamps: when these are newer than what they were made from, there is nothing to do.
 
 $(VENV)/.tools: pyproject.toml tools/make-venv
 	tools/make-venv $(PYTHON) $(VENV)
+	@touch $@
+
+$(LOAD): $(NATIVE_SOURCES)
+	cargo build --release --locked --package vsock-load
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)

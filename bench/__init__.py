@@ -1,0 +1,15 @@
+"""The instrument: measures the switch against the machine's limits and against other devices.
+
+`make bench` runs it whole; `python -m bench --help` says how to run a part. Every figure is a
+ratio of things that were measured alternately in the same run.
+
+| module | what it does |
+| --- | --- |
+| `agents` | processes that make the load (`bench/load`, in Rust), ordered line by line |
+| `devices` | devices under test: ours, and any other by its command line |
+| `sites` | ways between two processes: through a device, or a limit; all measured alike |
+| `rows` | alternate measuring, medians, spread, ratios |
+| `figures` | the figures of the performance goals |
+| `goals` | what is to be reached, and whether it is |
+| `report` | `latest.json` and `latest.md` |
+"""

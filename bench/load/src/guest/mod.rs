@@ -1,0 +1,215 @@
+//! Userspace guests: one process, one thread, one or many machines.
+//!
+//! `vsock-load guest [--check] [--rx COUNT,PAYLOAD] [--tx COUNT,PAYLOAD] SOCKET...` joins the device behind each socket.
+//! Its orders are in [`Guests::obey`]. The loop sleeps like a guest that waits for interrupts: it asks for
+//! notifications on every link and looks once more before it waits.
+
+mod flow;
+mod machine;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use rustix::event::{Timespec, epoll};
+use rustix::fs::OFlags;
+use vsock_virtio::driver::DriverOptions;
+
+use crate::Result;
+use crate::clock;
+use crate::orders::{Lines, Order, answer, answer_error};
+pub(crate) use flow::Tally;
+use machine::{Job, Machine};
+
+const STDIN: u64 = u64::MAX;
+
+/// All machines of the process.
+struct Guests {
+    machines: Vec<Machine>,
+    epoll: rustix::fd::OwnedFd,
+    /// Machines that may have work.
+    awake: BTreeSet<usize>,
+    /// The machine that carries out an order that takes time.
+    busy: Option<usize>,
+}
+
+/// Runs the role.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let (options, sockets, check) = parse(arguments)?;
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut guests = Guests { machines: Vec::new(), epoll, awake: BTreeSet::new(), busy: None };
+    for socket in sockets {
+        guests.machines.push(Machine::join(Path::new(&socket), &options, check)?);
+    }
+    guests.watch()?;
+    let cids: Vec<String> =
+        guests.machines.iter().map(|machine| machine.cid().to_string()).collect();
+    answer(&format!("\"ready\": true, \"cids\": [{}]", cids.join(", ")));
+    guests.serve()
+}
+
+fn parse(arguments: &[String]) -> Result<(DriverOptions, Vec<String>, bool)> {
+    let mut options = DriverOptions::default();
+    let (mut sockets, mut check) = (Vec::new(), false);
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let mut pair = || -> Result<(u16, u32)> {
+            let text = words.next().ok_or("COUNT,PAYLOAD is missing")?;
+            let (count, payload) = text.split_once(',').ok_or("not COUNT,PAYLOAD")?;
+            Ok((count.parse()?, payload.parse()?))
+        };
+        match word.as_str() {
+            "--check" => check = true,
+            "--rx" => (options.rx_buffers, options.rx_payload) = pair()?,
+            "--tx" => (options.tx_buffers, options.tx_payload) = pair()?,
+            socket => sockets.push(socket.to_owned()),
+        }
+    }
+    Ok((options, sockets, check))
+}
+
+impl Guests {
+    fn watch(&mut self) -> Result<()> {
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        for (index, machine) in self.machines.iter().enumerate() {
+            for fd in machine.fds() {
+                epoll::add(&self.epoll, fd, epoll::EventData::new_u64(index as u64), edge)?;
+            }
+            self.awake.insert(index);
+        }
+        let stdin = rustix::stdio::stdin();
+        let flags = rustix::fs::fcntl_getfl(stdin)?;
+        rustix::fs::fcntl_setfl(stdin, flags & !OFlags::NONBLOCK)?;
+        let data = epoll::EventData::new_u64(STDIN);
+        epoll::add(&self.epoll, stdin, data, epoll::EventFlags::IN)?;
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut lines = Lines::default();
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(256);
+        loop {
+            self.pump()?;
+            if self.busy.is_none()
+                && let Some(order) = lines.next()
+            {
+                self.obey(&order).unwrap_or_else(|error| answer_error(&error));
+                continue;
+            }
+            events.clear();
+            let timeout = self.timeout();
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    STDIN => {
+                        if !lines.read()? {
+                            return Ok(());
+                        }
+                    }
+                    index => {
+                        self.awake.insert(usize::try_from(index)?);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets every machine that may have work do some; those that have none ask for notifications.
+    fn pump(&mut self) -> Result<()> {
+        let mut asleep = Vec::new();
+        for &index in &self.awake {
+            let machine = &mut self.machines[index];
+            if !machine.pump()? && !machine.arm() {
+                asleep.push(index);
+            }
+            if self.busy == Some(index)
+                && let Some(members) = machine.finished()
+            {
+                self.busy = None;
+                answer(&members);
+            }
+        }
+        for index in asleep {
+            self.awake.remove(&index);
+        }
+        Ok(())
+    }
+
+    /// How long to wait: not while a machine is awake, not beyond a deadline.
+    fn timeout(&mut self) -> Option<Timespec> {
+        let now = clock::now();
+        let mut soonest: Option<u64> = if self.awake.is_empty() { None } else { Some(now) };
+        for (index, machine) in self.machines.iter().enumerate() {
+            let Some(at) = machine.deadline() else { continue };
+            if at <= now {
+                self.awake.insert(index);
+            }
+            soonest = Some(soonest.map_or(at, |other| other.min(at)));
+        }
+        let wait = soonest?.saturating_sub(now);
+        let nanoseconds = i64::try_from(wait).unwrap_or(i64::MAX);
+        Some(Timespec { tv_sec: nanoseconds / 1_000_000_000, tv_nsec: nanoseconds % 1_000_000_000 })
+    }
+
+    /// Carries out one order of:
+    ///
+    /// | order | answer |
+    /// | --- | --- |
+    /// | `dial CID PORT GROUP COUNT` | connects as a member of GROUP, from the first machine |
+    /// | `source GROUP SIZE SECONDS` | bytes and seconds, when the time is over |
+    /// | `ping GROUP SIZE SECONDS` | round trips on the group's first flow |
+    /// | `counts GROUP` | what came in since `reset GROUP` |
+    /// | `drop GROUP` | closes the flows of the group |
+    /// | `status` | connections, signals |
+    fn obey(&mut self, order: &Order) -> Result<()> {
+        match order.verb() {
+            "status" => {
+                let open: usize = self.machines.iter().map(Machine::open).sum();
+                let signals: u64 = self.machines.iter().map(Machine::signals).sum();
+                answer(&format!("\"open\": {open}, \"signals\": {signals}"));
+                return Ok(());
+            }
+            "counts" => {
+                let tallies = self.machines.iter().map(|machine| machine.tally(order.number(1)));
+                let tallies = tallies.collect::<Result<Vec<_>>>()?;
+                answer(&Tally::json(tallies));
+                return Ok(());
+            }
+            "reset" => {
+                let group = order.number(1)?;
+                self.machines.iter_mut().for_each(|machine| machine.reset(group));
+                answer("\"reset\": true");
+                return Ok(());
+            }
+            _ => {}
+        }
+        let machine = self.machines.first_mut().ok_or("there is no machine")?;
+        match order.verb() {
+            "dial" => {
+                let count = order.number(4)?;
+                for _ in 0..count {
+                    machine.dial(order.number(1)?, order.number(2)?, order.number(3)?)?;
+                }
+                machine.begin(Job::Dial { group: order.number(3)?, count });
+            }
+            "source" => machine.begin(Job::source(order)?),
+            "ping" => machine.begin_ping(order.number(1)?, order.number(2)?, order.number(3)?)?,
+            "drop" => {
+                machine.drop_group(order.number(1)?);
+                answer("\"dropped\": true");
+                self.awake.insert(0);
+                return Ok(());
+            }
+            verb => return Err(format!("no such order: {verb}").into()),
+        }
+        self.busy = Some(0);
+        self.awake.insert(0);
+        Ok(())
+    }
+}
