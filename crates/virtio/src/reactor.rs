@@ -79,11 +79,15 @@ impl Reactor {
 
     /// Watches `fd` for everything that can happen to it, until it is closed.
     pub(crate) fn watch(&self, fd: impl AsFd, token: Token) -> std::io::Result<()> {
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token as u64), flags)?)
+        let data = epoll::EventData::new_u64(token as u64);
+        Ok(epoll::add(&self.epoll, fd, data, everything())?)
+    }
+
+    /// Tells of a descriptor watched for everything once more, as if all that is true now had just come about.
+    pub(crate) fn renew(&self, fd: impl AsFd, token: Token) {
+        let data = epoll::EventData::new_u64(token as u64);
+        // Cannot fail for a descriptor in the set.
+        let _ = epoll::modify(&self.epoll, fd, data, everything());
     }
 
     /// Watches `fd` for input only: eventfds and listening sockets, which are always writable.
@@ -118,6 +122,11 @@ impl Reactor {
         out.extend(events.0.iter().map(readiness));
         Ok(())
     }
+}
+
+fn everything() -> epoll::EventFlags {
+    use epoll::EventFlags as F;
+    F::IN | F::OUT | F::RDHUP | F::ET
 }
 
 fn readiness(event: &epoll::Event) -> Readiness {
@@ -165,6 +174,20 @@ mod tests {
         out.clear();
         reactor.wait(Some(Duration::from_secs(10)), &mut Events::new(), &mut out).unwrap();
         assert!(out[0].hung_up);
+    }
+
+    #[test]
+    fn renewed_descriptor_is_told_of_again_with_all_that_is_true() {
+        let reactor = Reactor::new().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        reactor.watch(&ours, 1).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut out = Vec::new();
+        reactor.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
+        reactor.renew(&ours, 2);
+        reactor.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
+        assert_eq!(out.len(), 2);
+        assert!(out[1].token == 2 && out[1].read_closed && out[1].writable);
     }
 
     #[test]

@@ -56,6 +56,17 @@ pub(crate) struct Stream {
     backlog: Backlog,
 }
 
+/// What became of data offered to the socket at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// It took so many bytes; of a message, all.
+    Now(usize),
+    /// Nothing for now.
+    Later,
+    /// The program reads no more.
+    Never,
+}
+
 #[derive(Debug)]
 enum Backlog {
     Bytes(Bytes),
@@ -164,8 +175,8 @@ impl Stream {
     /// Reads the next message into `scratch`; `Bytes(n)` with `n` greater than its length means it did not fit.
     pub(crate) fn read_message(&mut self, scratch: &mut [u8]) -> io::Result<Read> {
         match recv(&self.fd, scratch, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
-            // An empty message, which vsock cannot carry, reads as the end does.
-            Ok((_, 0)) if !self.read_closed => Ok(Read::Empty),
+            // An empty message, which vsock cannot carry, reads as the end does; there may be more behind it.
+            Ok((_, 0)) if !self.is_at_end() => Ok(Read::Empty),
             Ok((_, 0)) => {
                 self.readable = false;
                 Ok(Read::End)
@@ -210,9 +221,11 @@ impl Stream {
                     messages.is_empty() && !messages.has_partial() && ends
                 }
             };
-        let written = if direct { self.send_now(payload)? } else { Some(0) };
-        let Some(written) = written else {
-            return Ok(Taken { bytes: narrow(len), packets, refused: true });
+        let sent = if direct { self.send_now(payload)? } else { Sent::Later };
+        let written = match sent {
+            Sent::Now(n) => n,
+            Sent::Later => 0,
+            Sent::Never => return Ok(Taken { bytes: narrow(len), packets, refused: true }),
         };
         match &mut self.backlog {
             Backlog::Bytes(bytes) => {
@@ -224,7 +237,7 @@ impl Stream {
                 // Bytes lie in one row: their packets cost nothing once copied.
                 Ok(Taken { bytes: narrow(written), packets, refused: false })
             }
-            Backlog::Messages(_) if direct && self.writable => {
+            Backlog::Messages(_) if matches!(sent, Sent::Now(_)) => {
                 Ok(Taken { bytes: narrow(len), packets, refused: false })
             }
             Backlog::Messages(messages) => {
@@ -234,13 +247,12 @@ impl Stream {
         }
     }
 
-    /// Bytes the socket took at once; `None`: the program reads no more.
-    fn send_now(&mut self, payload: &[Slice]) -> Result<Option<usize>, TransferError> {
+    fn send_now(&mut self, payload: &[Slice]) -> Result<Sent, TransferError> {
         match slice::sendmsg(self.fd.as_fd(), payload, 0) {
-            Ok(n) => Ok(Some(n)),
+            Ok(n) => Ok(Sent::Now(n)),
             Err(TransferError::Io(error)) => {
-                let gone = self.write_failed(error)?;
-                Ok(if gone { None } else { Some(0) })
+                let gone = self.write_failed(error, slice::total(payload))?;
+                Ok(if gone { Sent::Never } else { Sent::Later })
             }
             Err(dead) => Err(dead),
         }
@@ -254,10 +266,11 @@ impl Stream {
                 Backlog::Bytes(bytes) => bytes.front(),
                 Backlog::Messages(messages) => messages.front().unwrap_or_default(),
             };
+            let len = front.len();
             match send(&self.fd, front, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(n) => self.sent(n, &mut taken),
                 Err(error) => {
-                    if self.write_failed(error.into())? {
+                    if self.write_failed(error.into(), len)? {
                         self.discard(&mut taken);
                     }
                 }
@@ -280,20 +293,35 @@ impl Stream {
         }
     }
 
-    /// True when the program reads no more; false when it is only slow.
-    fn write_failed(&mut self, error: io::Error) -> io::Result<bool> {
+    /// Writing `len` bytes failed. True when the program reads no more; false when it may be tried again.
+    fn write_failed(&mut self, error: io::Error, len: usize) -> io::Result<bool> {
         match Errno::from_io_error(&error) {
             Some(Errno::AGAIN) => {
                 self.writable = false;
                 Ok(false)
             }
             Some(Errno::INTR) => Ok(false),
+            Some(Errno::MSGSIZE) if self.make_room(len) => Ok(false),
             Some(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => {
                 self.discarding = true;
                 Ok(true)
             }
             Some(_) | None => Err(error),
         }
+    }
+
+    /// A message is longer than our socket's buffer, though not than the one we announced. False: it cannot be helped.
+    fn make_room(&self, len: usize) -> bool {
+        use rustix::net::sockopt::{
+            set_socket_send_buffer_size, set_socket_send_buffer_size_force, socket_send_buffer_size,
+        };
+        let size = || socket_send_buffer_size(&self.fd).unwrap_or(0);
+        let before = size();
+        // The kernel doubles the number, and needs a little of the buffer for itself.
+        if set_socket_send_buffer_size_force(&self.fd, len).is_err() {
+            let _ = set_socket_send_buffer_size(&self.fd, len);
+        }
+        size() > before
     }
 
     fn discard(&mut self, taken: &mut Taken) {

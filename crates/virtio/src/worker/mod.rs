@@ -40,7 +40,7 @@ use self::inbound::Drained;
 pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
 pub(crate) use self::source::{Bound, LinkId};
-use self::source::{Flow, Source};
+use self::source::{Flow, Lingering, Source};
 use crate::journal::Journal;
 use crate::link::{Link, TRANSPORT_RESET};
 use crate::loopback::LoopbackLink;
@@ -48,7 +48,7 @@ use crate::mailbox::Mailbox;
 use crate::reactor::{BELL, Events, Reactor, Readiness, Token};
 use crate::slice::Slice;
 
-/// A program that closed with data unsent gets this long without progress before its flow is reset.
+/// The flow of a program that closed with data unsent is reset after this long without progress.
 const LINGER: Duration = Duration::from_secs(8);
 
 /// All state of a node; see the module's description.
@@ -79,7 +79,8 @@ pub(crate) struct Worker {
     /// Served since the last sleep, notifications off.
     unarmed: Vec<LinkId>,
     deadlines: BTreeSet<(Instant, LinkId)>,
-    lingering: VecDeque<(Instant, Token, u64)>,
+    /// Flows of programs that are gone, by deadline.
+    lingering: VecDeque<Lingering>,
     /// Doors at which nobody could be let in, to be tried again.
     shut_doors: Vec<Token>,
     doors_open_at: Option<Instant>,
@@ -188,7 +189,7 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let next = self.deadlines.first().map(|&(at, _)| at);
-        let linger = self.lingering.front().map(|&(at, ..)| at);
+        let linger = self.lingering.front().map(|flow| flow.at);
         let relay = self.relay.deadline();
         let soonest = [next, linger, relay, self.doors_open_at].into_iter().flatten().min()?;
         Some(soonest.since(self.clock()))
@@ -213,9 +214,9 @@ impl Worker {
             }
             Source::Programs(..) => self.accept_programs(ready.token),
             Source::HybridDoor(..) => self.accept_hybrid(ready.token),
-            Source::Client(_) => self.hear_client(ready.token),
+            Source::Client(_) => self.hear_client(ready.token, ready.read_closed),
             Source::HybridClient(_) => self.hear_hybrid(ready),
-            Source::Listener(_) => self.hear_listener(ready.token),
+            Source::Listener(_) => self.hear_listener(ready.token, ready.read_closed),
             Source::Flow(flow) => {
                 flow.stream.note(ready);
                 self.wake_flow(ready.token);
@@ -242,9 +243,9 @@ impl Worker {
                 self.activate(id);
             }
         }
-        while self.lingering.front().is_some_and(|&(at, ..)| at <= self.now) {
-            if let Some((_, token, number)) = self.lingering.pop_front() {
-                self.linger_is_over(token, number);
+        while self.lingering.front().is_some_and(|flow| flow.at <= self.now) {
+            if let Some(flow) = self.lingering.pop_front() {
+                self.linger_is_over(&flow);
             }
         }
         if self.relay.deadline().is_some_and(|at| at <= self.now) {
@@ -370,6 +371,16 @@ impl Worker {
         }
         entry.insert(source);
         Ok(token)
+    }
+
+    /// What epoll said of a program's socket was said to what the entry was before: asks for it once more.
+    fn renew(&self, token: Token) {
+        match self.sources.get(token) {
+            Some(Source::Client(client)) => self.reactor.renew(&client.fd, token),
+            Some(Source::Listener(listener)) => self.reactor.renew(&listener.client.fd, token),
+            Some(Source::Flow(flow)) => self.reactor.renew(flow.stream.fd(), token),
+            Some(_) | None => {}
+        }
     }
 
     fn flow(&mut self, token: Token) -> Option<&mut Flow> {

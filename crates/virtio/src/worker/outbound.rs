@@ -6,9 +6,9 @@
 
 use vsock_core::{EOM, SocketType};
 
+use super::Worker;
 use super::link_slot::{LinkFault, gather, sort_transfer};
 use super::source::{LinkId, Outgoing, Phase, Source};
-use super::{LINGER, Worker};
 use crate::host::stream::Read;
 use crate::link::{Link, Space};
 use crate::reactor::Token;
@@ -19,6 +19,9 @@ const QUANTUM: usize = 64 * 1024;
 
 /// Bytes into one link before other links have their turn.
 const BYTES_PER_TURN: usize = 512 * 1024;
+
+/// What a turn costs besides its bytes: one byte at a time must not take for ever.
+const TURN_COST: usize = 1024;
 
 /// Buffers filled by one read; the kernel takes 1024 pieces, a buffer is one or two.
 const SPACES_PER_READ: usize = 256;
@@ -73,7 +76,7 @@ impl Worker {
             };
             match self.send_flow(id, token, batch)? {
                 Turn::Again(bytes) => {
-                    sent += bytes;
+                    sent += bytes + TURN_COST;
                     self.queue_again(id, token, false);
                 }
                 Turn::Done => {
@@ -243,7 +246,12 @@ impl Worker {
     ) -> Result<Turn, LinkFault> {
         match self.fetch_message(id, token) {
             Ok(true) => {}
-            Ok(false) => return Ok(Turn::Done),
+            Ok(false) => {
+                let may_have_more = self.flow(token).is_some_and(|it| {
+                    it.stream.readable && it.phase == Phase::Open && !it.our_end_sent
+                });
+                return Ok(if may_have_more { Turn::Again(0) } else { Turn::Done });
+            }
             Err(error) => {
                 self.fail_flow(token, &error);
                 return Ok(Turn::Done);
@@ -319,16 +327,12 @@ impl Worker {
         }
     }
 
-    /// A flow that cannot send although it may have to: if its program is gone, it has a last deadline.
+    /// A flow that cannot send: that its program has nothing more to send need not wait for room.
     fn stalled(&mut self, token: Token) {
-        let at = self.now + LINGER;
-        let Some(flow) = self.flow(token) else { return };
-        if flow.stream.is_at_end() {
+        let is_done =
+            self.flow(token).is_some_and(|it| it.outgoing.is_none() && it.stream.is_at_end());
+        if is_done {
             self.program_ended(token);
-        } else if flow.stream.hung_up && !flow.lingers {
-            flow.lingers = true;
-            let number = flow.number;
-            self.lingering.push_back((at, token, number));
         }
     }
 }

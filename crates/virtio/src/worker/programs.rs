@@ -21,6 +21,9 @@ use crate::host::wire::{BadRequest, MESSAGE_LEN, NOWHERE, Reply, Request, op};
 use crate::reactor::Token;
 use crate::vhost_user::{F_SEQPACKET, PeerCredentials};
 
+/// Requests of one program before others have their turn.
+const REQUESTS_PER_TURN: usize = 32;
+
 /// How long the doors stay shut after the process ran out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,7 +43,7 @@ impl Worker {
             };
             let Ok(peer) = PeerCredentials::of(std::os::fd::AsFd::as_fd(&fd)) else { continue };
             match self.watch(Source::Client(Client::new(fd, kind, peer, None))) {
-                Ok(client) => self.hear_client(client),
+                Ok(client) => self.hear_client(client, false),
                 Err(error) => self.journal.write("failed", u32::MAX, format!("epoll: {error}")),
             }
         }
@@ -54,10 +57,13 @@ impl Worker {
         None
     }
 
-    /// Carries out what a program asks, as long as it is a client.
-    pub(crate) fn hear_client(&mut self, token: Token) {
-        while let Some(Source::Client(client)) = self.sources.get(token) {
+    /// Carries out what a program asks, as long as it is a client; `ended`: it will ask no more.
+    pub(crate) fn hear_client(&mut self, token: Token, ended: bool) {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(Source::Client(client)) = self.sources.get(token) else { return };
             match client.hear() {
+                // Part of a request will never be a whole one then.
+                Ok(Heard::Nothing) if ended => return self.drop_client(token),
                 Ok(Heard::Nothing) => return,
                 Ok(Heard::Gone) => return self.drop_client(token),
                 Ok(Heard::Bad(op, bad)) => return self.refuse_client(token, op, bad),
@@ -72,6 +78,7 @@ impl Worker {
                 }
             }
         }
+        self.renew(token);
     }
 
     fn refuse_client(&mut self, token: Token, op: u8, bad: BadRequest) {
@@ -166,16 +173,18 @@ impl Worker {
         if let Source::Client(client) = std::mem::replace(entry, Source::Ended) {
             *entry = Source::Listener(Listener { client, bound });
             self.listeners.insert(bound.id, token);
-            self.hear_listener(token);
+            self.renew(token);
         }
         true
     }
 
     /// What a listening program says: that it has taken a connection, or a new backlog.
-    pub(crate) fn hear_listener(&mut self, token: Token) {
-        while let Some(Source::Listener(listener)) = self.sources.get(token) {
+    pub(crate) fn hear_listener(&mut self, token: Token, ended: bool) {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(Source::Listener(listener)) = self.sources.get(token) else { return };
             let (id, kind) = (listener.bound.id, listener.client.kind);
             match listener.client.hear() {
+                Ok(Heard::Nothing) if ended => return self.drop_client(token),
                 Ok(Heard::Nothing) => return,
                 Ok(Heard::Request(Request::Accepted, _)) => self.ports.accepted(id),
                 Ok(Heard::Request(Request::Listen { backlog }, _)) => {
@@ -189,6 +198,7 @@ impl Worker {
                 Ok(Heard::Gone) | Err(_) => return self.drop_client(token),
             }
         }
+        self.renew(token);
     }
 
     /// Starts a connection for a program; its entry becomes the flow.
@@ -246,6 +256,8 @@ impl Worker {
             slot.tie(id, token);
         }
         self.sources[token] = Source::Flow(Box::new(flow));
+        // A program may have ended its data right behind the request, and that has been told already.
+        self.renew(token);
         self.activate(link);
     }
 

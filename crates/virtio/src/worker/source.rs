@@ -6,10 +6,11 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use vsock_core::{Address, Binding, ConnectionId, SocketType};
+use vsock_core::{Address, Binding, ConnectionId, Instant, SocketType};
 
 use crate::host::client::Client;
 use crate::host::stream::Stream;
+use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
 
 /// Which link of the node; never reused while anything refers to it.
@@ -105,12 +106,23 @@ pub(crate) struct Flow {
     pub(crate) their_end: bool,
     /// That the program takes no more has been passed on.
     pub(crate) refusal_sent: bool,
-    /// It has a last deadline, because its program is gone.
+    /// It has a deadline, because its program is gone.
     pub(crate) lingers: bool,
     /// A message being sent in pieces.
     pub(crate) outgoing: Option<Outgoing>,
     /// Its number in listings.
     pub(crate) number: u64,
+}
+
+/// A flow whose program is gone, and when that is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lingering {
+    pub(crate) at: Instant,
+    pub(crate) token: Token,
+    /// The flow's number; the entry may be another's by then.
+    pub(crate) number: u64,
+    /// What had been sent before.
+    pub(crate) bytes_out: u64,
 }
 
 /// A message on its way to the other side.

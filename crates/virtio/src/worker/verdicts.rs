@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 use vsock_core::{CloseReason, ConnectionId, Event, FlowKey, Shutdown, SocketType};
 
-use super::Worker;
-use super::source::{Bound, Flow, Greeting, LinkId, Phase, Source};
+use super::source::{Bound, Flow, Greeting, Lingering, LinkId, Phase, Source};
+use super::{LINGER, Worker};
 use crate::host::client::Client;
 use crate::host::stream::Stream;
 use crate::host::wire::{Reply, op};
@@ -229,7 +229,7 @@ impl Worker {
             return;
         }
         *entry = Source::Client(Client::new(stream.into_fd(), kind, peer, binding));
-        self.hear_client(token);
+        self.renew(token);
     }
 
     /// The program has ended its data, or is gone altogether.
@@ -264,10 +264,14 @@ impl Worker {
             Phase::Open => {
                 self.flush_flow(token);
                 let Some(flow) = self.flow(token) else { return };
-                if flow.our_end_sent && flow.stream.hung_up {
+                let is_gone = flow.stream.hung_up;
+                if flow.our_end_sent && is_gone {
                     self.program_ended(token);
                 } else if flow.stream.readable && !flow.our_end_sent {
                     self.queue_flow(token);
+                }
+                if is_gone {
+                    self.begin_linger(token);
                 }
                 self.activate(link);
             }
@@ -335,11 +339,37 @@ impl Worker {
         self.activate(link);
     }
 
-    /// The last deadline of a flow whose program is gone.
-    pub(crate) fn linger_is_over(&mut self, token: Token, number: u64) {
-        let is_same = self.flow(token).is_some_and(|flow| flow.number == number);
-        if is_same {
-            self.abandon(token);
+    /// A flow whose program is gone has a deadline: the ring may be full for ever.
+    fn begin_linger(&mut self, token: Token) {
+        let Some(flow) = self.flow(token).filter(|flow| !flow.lingers) else { return };
+        flow.lingers = true;
+        let number = flow.number;
+        self.linger(token, number);
+    }
+
+    fn linger(&mut self, token: Token, number: u64) {
+        let at = self.now + LINGER;
+        let bytes_out = self.bytes_out(token);
+        self.lingering.push_back(Lingering { at, token, number, bytes_out });
+    }
+
+    fn bytes_out(&self, token: Token) -> u64 {
+        let Some(Source::Flow(flow)) = self.sources.get(token) else { return 0 };
+        let info = self.links.get(flow.link).and_then(|slot| slot.endpoint.info(flow.id));
+        info.map_or(0, |info| info.bytes_out)
+    }
+
+    /// The deadline of a flow whose program is gone: it ends unless the other side has taken something since.
+    pub(crate) fn linger_is_over(&mut self, lingering: &Lingering) {
+        let Lingering { token, number, .. } = *lingering;
+        if self.flow(token).is_none_or(|flow| flow.number != number) {
+            return;
+        }
+        if self.bytes_out(token) > lingering.bytes_out {
+            self.linger(token, number);
+        } else {
+            let error = io::Error::other("its program left, and what it sent last is not taken");
+            self.fail_flow(token, &error);
         }
     }
 

@@ -185,3 +185,45 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::yield_now();
     }
 }
+
+/// Connects with messages; read and write move one each.
+pub(crate) fn connect_messages(directory: &Path, cid: u32, port: u32) -> UnixStream {
+    let mut stream = message_client(directory);
+    assert_eq!(ask(&mut stream, &request(2, cid, port, 0)).0, 0);
+    stream
+}
+
+fn message_client(directory: &Path) -> UnixStream {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    connect(&fd, &SocketAddrUnix::new(directory.join("seqpacket")).unwrap()).unwrap();
+    fd.into()
+}
+
+impl Listener {
+    /// Takes connections that carry messages.
+    pub(crate) fn of_messages(directory: &Path, port: u32, backlog: u32) -> Self {
+        let mut stream = message_client(directory);
+        assert_eq!(ask(&mut stream, &request(1, u32::MAX, port, 0)).0, 0);
+        assert_eq!(ask(&mut stream, &request(3, 0, 0, backlog)).0, 0);
+        Self(stream)
+    }
+}
+
+/// What a switch has counted for a guest.
+pub(crate) fn guest_counter(switch: &Node, cid: u32, name: &str) -> u64 {
+    let snapshot = switch.snapshot().unwrap();
+    let guest = snapshot.guests.iter().find(|guest| guest.cid == cid).unwrap();
+    guest.counters.iter().find(|counter| counter.0 == name).unwrap_or_else(|| panic!("{name}")).1
+}
+
+/// What a switch has counted as a whole.
+pub(crate) fn node_counter(switch: &Node, name: &str) -> u64 {
+    let counters = switch.snapshot().unwrap().counters;
+    counters.iter().find(|counter| counter.0 == name).map_or(0, |counter| counter.1)
+}
+
+/// How many descriptors this process has open; for tests that run alone in it.
+pub(crate) fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
