@@ -203,11 +203,7 @@ impl Link {
     /// Asks for no signals while we look at the rings anyway, and forgets that there was no space: who still needs
     /// some tries again before the next [`arm`](Self::arm).
     pub fn disarm(&mut self) {
-        match self {
-            Self::Device(link) => link.disarm(),
-            Self::Driver(link) => link.disarm(),
-            Self::Loopback(_) => {}
-        }
+        either!(self, link => link.disarm());
     }
 
     /// The fd that the other side signals for this queue: to be watched edge-triggered, never read. It changes

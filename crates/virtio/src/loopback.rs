@@ -127,6 +127,10 @@ impl LoopbackLink {
         self.has_inbound() || (self.starved && !self.free.is_empty())
     }
 
+    pub(crate) fn disarm(&mut self) {
+        self.starved = false;
+    }
+
     pub(crate) fn stats(&self) -> LinkStats {
         LinkStats::default()
     }

@@ -6,18 +6,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use vsock_core::Cid;
 
 use super::Worker;
 use super::link_slot::{LinkFault, LinkSlot, Role};
-use super::source::{LinkId, Source};
+use super::source::{LinkId, NOWHERE, Source};
 use crate::link::{Link, QUEUE_COUNT, TX_QUEUE};
 use crate::mailbox::Mailbox;
 use crate::memory::GuestMemory;
-use crate::reactor::Token;
 use crate::ring::{RingConfig, RingError};
 use crate::vhost_user::{Attachment, BackendControl, Detach, PeerCredentials};
 
@@ -85,23 +84,27 @@ impl Worker {
 
     /// Forgets a guest; its control thread has ended, so its rings are stopped.
     pub(crate) fn remove_link(&mut self, id: LinkId) {
+        // First of all, so that no program starts anew over it.
+        self.routes.retain(|_, to| *to != id);
         self.clear_link(id);
         let Some(slot) = self.links.try_remove(id) else { return };
-        if let Some(cid) = slot.guest() {
-            self.routes.remove(&cid);
-        }
         if let Some(deadline) = slot.deadline {
             self.deadlines.remove(&(deadline, id));
         }
         if let Some(door) = slot.hybrid_door {
             self.end_source(door);
         }
-        let waiting: Vec<Token> = self
-            .sources
-            .iter()
-            .filter(|(_, source)| matches!(source, Source::HybridClient(one) if one.link == id))
-            .map(|(token, _)| token)
-            .collect();
+        let mut waiting = Vec::new();
+        for (token, source) in &mut self.sources {
+            if let Source::Flow(flow) = source
+                && flow.link == id
+            {
+                // The next link may get the same number, and its connections the same ids.
+                flow.link = NOWHERE;
+            } else if matches!(source, Source::HybridClient(client) if client.link == id) {
+                waiting.push(token);
+            }
+        }
         for token in waiting {
             self.end_source(token);
         }
@@ -141,6 +144,25 @@ impl Worker {
             self.journal.write("detached", self.local.0, "the device hung up");
         }
         self.clear_link(id);
+        self.hang_up(id);
+    }
+
+    /// Ends the vhost-user connection of a driver link, so that the device knows if it did not begin.
+    fn hang_up(&mut self, id: LinkId) {
+        let mut ended = None;
+        for (token, source) in &self.sources {
+            if let Source::Device(link, fd) = source
+                && *link == id
+            {
+                // Whoever joined holds it too, so closing our copy would neither end it nor take it out of the set.
+                let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+                self.reactor.forget(fd.as_fd());
+                ended = Some(token);
+            }
+        }
+        if let Some(token) = ended {
+            self.end_source(token);
+        }
     }
 
     /// Listens for the other side's signals on a ring.
@@ -210,7 +232,7 @@ impl Worker {
         self.note_deadline(id);
     }
 
-    fn clear_link(&mut self, id: LinkId) {
+    pub(super) fn clear_link(&mut self, id: LinkId) {
         for queue in 0..QUEUE_COUNT {
             self.stop_ring(id, queue);
         }

@@ -147,6 +147,8 @@ pub(crate) struct LinkSlot {
     ready: VecDeque<ConnectionId>,
     pub(crate) store: Store,
     pub(crate) is_active: bool,
+    /// Among those whose notifications are to be turned on again.
+    pub(crate) is_unarmed: bool,
     /// No room in the ring to the other side; its next kick will tell.
     pub(crate) is_blocked: bool,
     /// Its packets stay in the ring until there is room for the answers they may cause.
@@ -175,6 +177,7 @@ impl LinkSlot {
             ready: VecDeque::new(),
             store: Store::default(),
             is_active: false,
+            is_unarmed: false,
             is_blocked: false,
             is_paused: false,
             deadline: None,
@@ -213,6 +216,7 @@ impl LinkSlot {
 
     /// Notifications on; true when there is work already.
     pub(crate) fn arm(&mut self) -> bool {
+        self.is_unarmed = false;
         if self.is_paused { self.link.arm_for_space() } else { self.link.arm() }
     }
 

@@ -154,7 +154,7 @@ impl Worker {
             }
             self.now = self.clock();
             for ready in &happened {
-                self.hear(*ready);
+                self.hear_safely(*ready);
             }
             self.run_requests();
             self.expire();
@@ -163,7 +163,19 @@ impl Worker {
                 self.sources.remove(token);
             }
         }
-        self.mailbox.close();
+        self.end_all();
+    }
+
+    /// Ends every connection, so that programs read an end and not a reset.
+    fn end_all(&mut self) {
+        let links: Vec<LinkId> = self.links.iter().map(|(id, _)| id).collect();
+        for id in links {
+            self.clear_link(id);
+        }
+        let left: Vec<Token> = self.sources.iter().map(|(token, _)| token).collect();
+        for token in left {
+            self.end_flow(token);
+        }
     }
 
     /// Ends the loop after this round.
@@ -178,6 +190,7 @@ impl Worker {
     /// How long the next wait may be: not at all while there is work.
     fn timeout(&mut self) -> Option<Duration> {
         if self.active.is_empty() {
+            debug_assert!(self.unarmed.len() <= self.links.len(), "each link once");
             for id in std::mem::take(&mut self.unarmed) {
                 let more = self.links.get_mut(id).is_some_and(LinkSlot::arm);
                 if more {
@@ -193,6 +206,15 @@ impl Worker {
         let relay = self.relay.deadline();
         let soonest = [next, linger, relay, self.doors_open_at].into_iter().flatten().min()?;
         Some(soonest.since(self.clock()))
+    }
+
+    /// A fault in our own code, met on behalf of one program, must not end the others.
+    fn hear_safely(&mut self, ready: Readiness) {
+        if catch_unwind(AssertUnwindSafe(|| self.hear(ready))).is_err() {
+            self.journal.write("failed", u32::MAX, "internal error while serving a program");
+            self.end_flow(ready.token);
+            self.end_source(ready.token);
+        }
     }
 
     fn hear(&mut self, ready: Readiness) {
@@ -227,7 +249,10 @@ impl Worker {
     fn run_requests(&mut self) {
         let mailbox = self.mailbox.clone();
         while let Some(request) = mailbox.take() {
-            request(self);
+            if catch_unwind(AssertUnwindSafe(|| request(self))).is_err() {
+                // Whoever asked is told that nothing was done.
+                self.journal.write("failed", u32::MAX, "internal error while serving a request");
+            }
         }
     }
 
@@ -267,7 +292,9 @@ impl Worker {
             let Some(slot) = self.links.get_mut(id) else { continue };
             slot.is_active = false;
             slot.disarm();
-            self.unarmed.push(id);
+            if !std::mem::replace(&mut slot.is_unarmed, true) {
+                self.unarmed.push(id);
+            }
             // A fault in our own code must not take the other guests with it.
             let served = catch_unwind(AssertUnwindSafe(|| self.serve(id)));
             match served {
@@ -388,5 +415,12 @@ impl Worker {
             Some(Source::Flow(flow)) => Some(flow),
             _ => None,
         }
+    }
+}
+
+impl Drop for Worker {
+    /// However the thread ends, nobody may wait for it for ever.
+    fn drop(&mut self) {
+        self.mailbox.close();
     }
 }

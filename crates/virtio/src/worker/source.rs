@@ -16,6 +16,9 @@ use crate::vhost_user::PeerCredentials;
 /// Which link of the node; never reused while anything refers to it.
 pub(crate) type LinkId = usize;
 
+/// No link: where a flow stands that outlives its link, because its program still reads.
+pub(crate) const NOWHERE: LinkId = usize::MAX;
+
 /// One entry.
 #[derive(Debug)]
 pub(crate) enum Source {
