@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from bench import devices
-from bench.figures import FIGURES, Plan
+from bench.figures import FIGURES
 from bench.goals import Goal, judge
 from bench.lab import Lab, MakeDevice
+from bench.plan import Plan
 from bench.report import commit, machine, write
 from bench.rows import Row
 
@@ -110,7 +111,10 @@ def main() -> int:
     write(arguments.out, rows, goals, about)
     _print_goals(goals)
     print(f"{about['seconds']} s; {arguments.out / 'latest.md'}")
-    return 0
+    lost = [name for row in rows for name in row.failures if name.split()[0] == "ours"]
+    for name in lost:
+        print(f"{name} did not get through")
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

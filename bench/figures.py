@@ -4,31 +4,23 @@ Each function measures one group of rows and can run alone (`python -m bench --o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from bench.agents import once
 from bench.lab import Lab
+from bench.plan import Plan
 from bench.rows import Row, alternate
+from bench.scale import content, greedy, many_flows, many_guests
 from bench.sites import Bulk, Site
 
-__all__ = ["FIGURES", "Plan"]
+__all__ = ["FIGURES"]
 
 T = TypeVar("T")
 
 KIB = 1024
 MIB = 1 << 20
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how often to measure."""
-
-    rounds: int
-    seconds: float
-    quick: bool
 
 
 def _broken(lab: Lab) -> Callable[[str], None]:
@@ -197,4 +189,8 @@ FIGURES: dict[str, Figure] = {
     "ping": ping,
     "churn": churn,
     "flows": flows,
+    "greedy": greedy,
+    "many-guests": many_guests,
+    "many-flows": many_flows,
+    "content": content,
 }

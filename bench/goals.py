@@ -7,6 +7,10 @@ from bench.rows import Row
 
 __all__ = ["Goal", "judge"]
 
+Value = Callable[[dict[str, Row]], float | None]
+
+BESIDE = "beside a greedy guest"
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -23,31 +27,37 @@ class _Rule:
     """`value(rows)` is to be at least, or at most, `bound`."""
 
     name: str
-    value: Callable[[dict[str, Row]], float | None]
+    value: Value
     bound: float
     at_most: bool = False
 
 
-def _ratio(
-    row: str, to: str, *, of: str = "ours", inverse: bool = False
-) -> Callable[[dict[str, Row]], float | None]:
+def _ratio(row: str, to: str, *, of: str = "ours") -> Value:
     """How many times `to` we reach in a row."""
 
     def value(rows: dict[str, Row]) -> float | None:
         if row not in rows:
             return None
-        spread = rows[row].ratio(to, of) if inverse else rows[row].ratio(of, to)
+        spread = rows[row].ratio(of, to)
         return spread.median if spread else None
 
     return value
 
 
-def _median(row: str, of: str = "ours") -> Callable[[dict[str, Row]], float | None]:
+def _median(row: str, of: str = "ours") -> Value:
     def value(rows: dict[str, Row]) -> float | None:
         spread = rows[row].spread(of) if row in rows else None
         return spread.median if spread else None
 
     return value
+
+
+def _slower(row: str) -> Value:
+    return _ratio(row, "with many", of="alone")
+
+
+def _with_many(row: str) -> Value:
+    return _ratio(row, "alone", of="with many")
 
 
 def _tail(rows: dict[str, Row]) -> float | None:
@@ -80,6 +90,18 @@ _RULES = [
     _Rule("7 32 flows g2h of one", _ratio("flows g2h", "1", of="32"), 0.95),
     _Rule("7 slowest of 32 h2g", _median("slowest of 32 h2g"), 0.8),
     _Rule("7 slowest of 32 g2h", _median("slowest of 32 g2h"), 0.8),
+    _Rule("8 polite p50 of alone", _ratio("polite ping p50", "alone", of=BESIDE), 2.0, True),
+    _Rule("8 polite share of the rate", _median("polite share", "polite guest"), 0.45),
+    _Rule("9 memory of an idle guest, KiB", _median("1,000 guests: memory of each"), 150, True),
+    _Rule("9 idle, % of a core", _median("1,000 guests: idle"), 1.0, True),
+    _Rule("9 active bulk slower by", _slower("1,000 guests: active bulk h2g"), 1.1, True),
+    _Rule("9 active ping slower by", _with_many("1,000 guests: active ping p50"), 1.1, True),
+    _Rule("10 memory of an idle flow, KiB", _median("100,000 flows: memory of each"), 2.0, True),
+    _Rule(
+        "10 active flows slower by", _slower("100,000 flows: one active flow per guest"), 1.2, True
+    ),
+    _Rule("10 active bulk slower by", _slower("100,000 flows: active bulk h2g"), 1.2, True),
+    _Rule("10 active ping slower by", _with_many("100,000 flows: active ping p50"), 1.2, True),
 ]
 
 

@@ -44,6 +44,7 @@ class Row:
     command: str
     failures: dict[str, str] = field(default_factory=dict)
     is_less_better: bool = False
+    compares: bool = True
 
     def spread(self, contender: str) -> Spread | None:
         """Median and quartiles, if the contender got through."""
@@ -52,6 +53,8 @@ class Row:
 
     def ratio(self, contender: str, to: str) -> Spread | None:
         """How many times `to` a contender reaches, round by round."""
+        if not self.compares:
+            return None
         pairs = zip(self.samples.get(contender, []), self.samples.get(to, []), strict=False)
         ratios = [ours / theirs for ours, theirs in pairs if theirs > 0]
         return Spread.of(ratios) if ratios else None

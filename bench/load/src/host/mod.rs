@@ -138,12 +138,17 @@ fn read_by_turns(streams: &mut [Stream], counters: &[Arc<Counter>], size: usize)
 
 fn open(order: &Order) -> Result<Vec<Stream>> {
     let address = order.rest(3);
-    (0..order.number(2)?).map(|_| Ok(Stream::connect(&address)?.0)).collect()
+    let open = |_| {
+        let (stream, _) = Stream::connect(&address)?;
+        stream.bound_writes()?;
+        Ok(stream)
+    };
+    (0..order.number(2)?).map(open).collect()
 }
 
 fn ping(group: &mut Group, size: usize, seconds: f64) -> Result<String> {
     let stream = group.streams.first_mut().ok_or("an empty group")?;
-    stream.bound_waits()?;
+    stream.bound_reads()?;
     let mut bytes = vec![0; size];
     let mut times = Durations::default();
     let start = clock::now();
@@ -168,7 +173,7 @@ fn churn(order: &Order) -> Result<String> {
     while before < end {
         let (mut stream, early) = Stream::connect(&address)?;
         if early == 0 {
-            stream.bound_waits()?;
+            stream.bound_reads()?;
             stream.read_exact(&mut [0])?;
         }
         drop(stream);

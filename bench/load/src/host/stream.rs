@@ -15,42 +15,50 @@ use crate::pattern;
 /// What stops for so long will not go on.
 const STALL: Duration = Duration::from_secs(5);
 
-/// A connection of whatever kind.
-pub(crate) enum Stream {
+enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
+/// A connection of whatever kind.
+pub(crate) struct Stream {
+    socket: Socket,
+    /// Bytes written so far: the place of the next, for the content check.
+    written: u64,
+}
+
 impl From<UnixStream> for Stream {
     fn from(stream: UnixStream) -> Self {
-        Self::Unix(stream)
+        Self { socket: Socket::Unix(stream), written: 0 }
     }
 }
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Self::Tcp(stream)
+        Self { socket: Socket::Tcp(stream), written: 0 }
     }
 }
 
 macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
-        match $stream {
-            Stream::Unix($inner) => $call,
-            Stream::Tcp($inner) => $call,
+        match $stream.socket {
+            Socket::Unix(ref $inner) => $call,
+            Socket::Tcp(ref $inner) => $call,
         }
     };
 }
 
 impl Read for Stream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        either!(self, stream => stream.read(bytes))
+        either!(self, stream => (&mut &*stream).read(bytes))
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        either!(self, stream => stream.write(bytes))
+        let n = either!(self, stream => (&mut &*stream).write(bytes))?;
+        self.written += n as u64;
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -89,18 +97,20 @@ impl Stream {
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
-            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+        Ok(match &self.socket {
+            Socket::Unix(stream) => stream.try_clone()?.into(),
+            Socket::Tcp(stream) => stream.try_clone()?.into(),
         })
     }
 
-    /// Lets no operation wait for ever.
-    pub(crate) fn bound_waits(&self) -> io::Result<()> {
-        either!(self, stream => {
-            stream.set_read_timeout(Some(STALL))?;
-            stream.set_write_timeout(Some(STALL))
-        })
+    /// Lets no read wait for ever; writes never do.
+    pub(crate) fn bound_reads(&self) -> io::Result<()> {
+        either!(self, stream => stream.set_read_timeout(Some(STALL)))
+    }
+
+    /// Lets no write wait for ever.
+    pub(crate) fn bound_writes(&self) -> io::Result<()> {
+        either!(self, stream => stream.set_write_timeout(Some(STALL)))
     }
 
     /// Ends it for all its owners.
@@ -156,8 +166,7 @@ pub(crate) fn write_for(
     seconds: f64,
     checks: bool,
 ) -> Result<String> {
-    let mut writer =
-        Writer { places: vec![0; streams.len()], bytes: vec![0x5a; size], checks, total: 0 };
+    let mut writer = Writer { bytes: vec![0x5a; size], checks, total: 0 };
     let start = clock::now();
     let end = start + clock::nanoseconds(seconds);
     if let [stream] = streams {
@@ -170,7 +179,6 @@ pub(crate) fn write_for(
 }
 
 struct Writer {
-    places: Vec<u64>,
     bytes: Vec<u8>,
     checks: bool,
     total: u64,
@@ -181,14 +189,18 @@ impl Writer {
         let rounds = if self.bytes.len() < 4096 { 16 } else { 1 };
         while clock::now() < end {
             for _ in 0..rounds {
-                if self.checks {
-                    pattern::fill(&mut self.bytes, self.total);
-                }
+                self.prepare(stream);
                 stream.write_all(&self.bytes)?;
                 self.total += self.bytes.len() as u64;
             }
         }
         Ok(())
+    }
+
+    fn prepare(&mut self, stream: &Stream) {
+        if self.checks {
+            pattern::fill(&mut self.bytes, stream.written);
+        }
     }
 
     /// One thread for all: what can take bytes gets one operation's worth of them.
@@ -198,17 +210,10 @@ impl Writer {
         }
         let mut can_write = vec![true; streams.len()];
         while clock::now() < end {
-            for (index, stream) in
-                streams.iter_mut().enumerate().filter(|(index, _)| can_write[*index])
-            {
-                if self.checks {
-                    pattern::fill(&mut self.bytes, self.places[index]);
-                }
+            for (stream, _) in streams.iter_mut().zip(&can_write).filter(|(_, can)| **can) {
+                self.prepare(stream);
                 match stream.write(&self.bytes) {
-                    Ok(n) => {
-                        self.places[index] += n as u64;
-                        self.total += n as u64;
-                    }
+                    Ok(n) => self.total += n as u64,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error.into()),
                 }
