@@ -37,6 +37,9 @@ class Node:
         """Adds a guest; its vhost-user front end may connect to `socket` from now on.
 
         Args:
+            name: unique in the node; what listings and RESOLVE call it.
+            cid: 3 or more, unique in the node.
+            socket: path for the Unix socket at which its front end attaches.
             hybrid: path of a hybrid socket for it (`CONNECT <port>`), if wanted.
             groups: guests that share a group may connect to each other.
 

@@ -42,3 +42,12 @@ def test_watchdog_of_nobody_or_another_process_is_none(
     monkeypatch.setenv("WATCHDOG_USEC", usec)
     monkeypatch.setenv("WATCHDOG_PID", pid)
     assert watchdog_interval() is None
+
+
+def test_notify_of_a_manager_that_is_gone_is_logged_and_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The switch goes on when the service manager's socket has vanished."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    assert not notify("STOPPING=1")
+    assert "cannot notify" in caplog.text

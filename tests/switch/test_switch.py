@@ -138,3 +138,12 @@ def test_attachment_is_logged_with_the_guests_name(
     ):
         pass
     assert any("guest=alpha cid=3" in line and "attached" in line for line in caplog.messages)
+
+
+def test_switch_stopped_by_hand_inside_with_leaves_quietly(
+    runtime_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`stop` inside `with` ends the switch; its attendant does not ask a node that is gone."""
+    with Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
+        switch.stop()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -324,8 +324,11 @@ class Switch:
             self._log_events()
 
     def _log_events(self) -> None:
+        node = self._node
+        if node is None:  # stopped by hand inside `with`: its eventfd is gone or about to be
+            return
         names = {spec.cid: spec.name for spec in self._guests.values()}
-        for event in self._running().events():
+        for event in node.events():
             level = logging.INFO if event.kind in _EXPECTED_EVENTS else logging.WARNING
             if event.cid == CID_ANY:
                 _log.log(level, "%s: %s", event.kind, event.detail)
