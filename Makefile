@@ -15,6 +15,8 @@ CARGO := PYO3_PYTHON=$(BIN)/python cargo
 RUST_TESTED := --workspace --exclude vsock-python
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates bench/load -name '*.rs' -o -name Cargo.toml)
 GUEST_PACKAGES := qemu-system-x86
+# Programs that the tests run, unmodified, under `vsock run`; and strace, which shows what they call.
+PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -40,7 +42,7 @@ help: ## List these targets
 setup: $(VENV)/.tools ## Make the virtual environment with all tools, in .venv
 
 .PHONY: build
-build: $(VENV)/.built ## Build the native module and install the package in .venv (editable)
+build: $(VENV)/.built ## Build both libraries and install the package in .venv (editable)
 
 .PHONY: guests
 guests: ## Fetch guest kernels and make guest images, in build/guests
@@ -49,7 +51,7 @@ guests: ## Fetch guest kernels and make guest images, in build/guests
 
 .PHONY: clean
 clean: ## Remove all that was built, guest kernels too
-	rm -rf .venv build target fuzz/target src/vsock/*.so
+	rm -rf .venv build target fuzz/target src/vsock/*.so src/vsock/_lib
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 ##@ Checking
@@ -83,10 +85,12 @@ test-rust: build ## Rust tests: core, device against driver
 
 .PHONY: test-python
 test-python: build ## Python tests that need no VM
+	@tools/debian-packages $(PROGRAM_PACKAGES) || true # said what is missing; their tests are skipped
 	$(BIN)/pytest -m 'not vm'
 
 .PHONY: test-guests
 test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
+	@tools/debian-packages $(PROGRAM_PACKAGES)
 	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
 
 .PHONY: fuzz
@@ -116,5 +120,6 @@ $(LOAD): $(NATIVE_SOURCES)
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
+	tools/build-preload
 	PIP_QUIET=1 VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --quiet
 	@touch $@

@@ -22,7 +22,7 @@ SOCKETS = {"sockets", "aio", "guest", "_socket_class"}
 
 BELOW_SOCKETS = LEAVES | {"_endpoint", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
-BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm"}
+BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm", "preload"}
 
 ALLOWED: dict[str, set[str]] = {
     # leaves
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "address": {"errors"},
     "runtime": set(),
     "vmm": LEAVES,
+    "preload": LEAVES,
     # the endpoint protocol and the choice of a transport
     "_endpoint": LEAVES,
     "transports": LEAVES | {"_endpoint"},

@@ -31,13 +31,28 @@ def test_help_names_every_command_and_imports_none(capsys: pytest.CaptureFixture
     assert not [name for name in loaded if name.startswith("vsock.switch")]
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("switch", "guest", "ls", "cat", "ping", "qemu-args", "uml-args", "demo"):
+    for name in (
+        *("switch", "guest", "ls", "cat", "run", "ssh-proxy", "ping"),
+        *("qemu-args", "uml-args", "demo"),
+    ):
         assert f"\n  {name} " in shown
 
 
 @pytest.mark.parametrize(
     "command",
-    ["switch", "guest", "guest add", "ls", "cat", "ping", "qemu-args", "uml-args", "demo"],
+    [
+        "switch",
+        "guest",
+        "guest add",
+        "ls",
+        "cat",
+        "run",
+        "ssh-proxy",
+        "ping",
+        "qemu-args",
+        "uml-args",
+        "demo",
+    ],
 )
 def test_every_command_has_help_and_imports_no_daemon(command: str) -> None:
     """A command that talks to the switch does not carry the switch with it."""

@@ -12,7 +12,7 @@
 //! | `reactor`, `mailbox` | one epoll set; how other threads talk to the worker |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
-//! The only crate with unsafe code: every block says why it is sound.
+//! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
 
 pub mod device;
 pub mod driver;

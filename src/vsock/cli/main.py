@@ -24,6 +24,8 @@ _COMMANDS: Final = {
     "guest": ("vsock.cli.guest:guest", "Add, remove and list guests of a running switch."),
     "ls": ("vsock.cli.ls:ls", "Show guests, listeners and flows of a switch."),
     "cat": ("vsock.cli.cat:cat", "Connect or listen, and copy standard input and output."),
+    "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
+    "ssh-proxy": ("vsock.cli.ssh_proxy:ssh_proxy", "Connect for OpenSSH, as its ProxyCommand."),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
     "qemu-args": ("vsock.cli.vmm_args:qemu_args", "Print what to add to QEMU's command line."),
     "uml-args": ("vsock.cli.vmm_args:uml_args", "Print what to add to User-Mode Linux's."),

@@ -1,0 +1,77 @@
+//! `accept`: takes a connection off a listener, which is a descriptor that the node passes.
+
+use core::ffi::{c_int, c_void};
+use core::mem::size_of;
+
+use crate::address::Address;
+use crate::node;
+use crate::note::{Note, State};
+use crate::sys::{Answer, Errno, Fd};
+use crate::wire::{MESSAGE, Reply, Request, op};
+
+/// Room for one control message with one descriptor: CMSG_SPACE(sizeof(int)).
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    fd: c_int,
+    _padding: c_int,
+}
+
+/// `accept4`: the connection's descriptor, and who it is.
+pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Address)> {
+    if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || note.state != State::Listening {
+        return Err(Errno(libc::EINVAL));
+    }
+    let (reply, fd) = receive(listener, flags & libc::SOCK_CLOEXEC != 0)?;
+    let connected = Note {
+        state: State::Connected,
+        is_attached: true,
+        ours: reply.ours,
+        theirs: reply.theirs,
+        ..*note
+    };
+    let is_ready =
+        fd.set_nonblocking(flags & libc::SOCK_NONBLOCK != 0).and_then(|()| connected.put(fd));
+    if let Err(error) = is_ready {
+        fd.close();
+        return Err(error);
+    }
+    Ok((fd, reply.theirs))
+}
+
+/// Receives one ACCEPT as the program's own settings for waiting say, and acknowledges it.
+fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, Fd)> {
+    let mut bytes = [0; MESSAGE];
+    // SAFETY: all zeros is a valid Control and a valid msghdr.
+    let (mut control, mut message): (Control, libc::msghdr) =
+        unsafe { (core::mem::zeroed(), core::mem::zeroed()) };
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast::<c_void>(), iov_len: MESSAGE };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast::<c_void>();
+    message.msg_controllen = size_of::<Control>();
+    let flags = if is_cloexec { libc::MSG_CMSG_CLOEXEC } else { 0 };
+    let got = match listener.receive_message(&mut message, flags) {
+        Ok(0) | Err(Errno(libc::ECONNRESET)) => return Err(Errno(libc::ENODEV)), // the switch is gone
+        Ok(got) => got,
+        Err(error) => return Err(error),
+    };
+    let has_fd = message.msg_controllen >= size_of::<libc::cmsghdr>() + size_of::<c_int>()
+        && control.header.cmsg_level == libc::SOL_SOCKET
+        && control.header.cmsg_type == libc::SCM_RIGHTS;
+    let fd = has_fd.then_some(Fd(control.fd));
+    let reply =
+        if got == MESSAGE { Reply::decode(&bytes, op::ACCEPT) } else { Err(Errno(libc::EPROTO)) };
+    // Also when there was no descriptor left for it: its place in the backlog is free again.
+    let acknowledged = node::send(listener, &Request::new(op::ACCEPTED).encode());
+    match (reply, fd, acknowledged) {
+        (Ok(reply), Some(fd), Ok(())) => Ok((reply, fd)),
+        (Ok(_), None, Ok(())) => Err(Errno(libc::EMFILE)),
+        (reply, fd, acknowledged) => {
+            if let Some(fd) = fd {
+                fd.close();
+            }
+            Err(reply.err().or(acknowledged.err()).unwrap_or(Errno(libc::EPROTO)))
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What the socket calls do to one of our sockets, whose note the caller has read.
+//!
+//! Order of checks and errno values are those of the kernel's AF_VSOCK.
+
+pub(crate) mod accept;
+pub(crate) mod data;
+pub(crate) mod options;
+
+use core::ffi::c_int;
+
+use crate::address::{ANY, Address};
+use crate::node;
+use crate::note::{Note, State};
+use crate::settle::{await_verdict, begin_hold, end_hold, settle, take_error};
+use crate::suspects;
+use crate::sys::{Answer, Errno, Fd};
+use crate::wire::{HELD, PADDING, Request, op};
+
+const INVALID: Errno = Errno(libc::EINVAL);
+const NOT_CONNECTED: Errno = Errno(libc::ENOTCONN);
+
+/// The longest backlog: net.core.somaxconn.
+const LONGEST_BACKLOG: u32 = 4096;
+/// SOCK_PACKET: larger types are no types at all.
+const LARGEST_KIND: c_int = 10;
+/// Number of the protocol that AF_VSOCK takes beside 0.
+const PROTOCOL: c_int = 40;
+
+/// `socket(AF_VSOCK, kind, protocol)`.
+pub(crate) fn socket(kind: c_int, protocol: c_int) -> Answer<Fd> {
+    let flags = kind & !0xf;
+    let kind = kind & 0xf;
+    if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || kind > LARGEST_KIND {
+        return Err(INVALID);
+    }
+    if protocol != 0 && protocol != PROTOCOL {
+        return Err(Errno(libc::EPROTONOSUPPORT));
+    }
+    match kind {
+        libc::SOCK_STREAM | libc::SOCK_SEQPACKET => make(kind | flags, &Note::FRESH),
+        libc::SOCK_DGRAM => Err(Errno(libc::ENODEV)), // as without VMCI
+        _ => Err(Errno(libc::ESOCKTNOSUPPORT)),
+    }
+}
+
+/// What a program gets for opening /dev/vsock: something to ask for the local CID.
+pub(crate) fn open_device(open_flags: c_int) -> Answer<Fd> {
+    // Both flags have the same values for open and for socket.
+    let flags = open_flags & (libc::O_CLOEXEC | libc::O_NONBLOCK);
+    make(libc::SOCK_STREAM | flags, &Note { state: State::Device, ..Note::FRESH })
+}
+
+fn make(kind: c_int, note: &Note) -> Answer<Fd> {
+    let fd = Fd::unix_socket(kind)?;
+    if let Err(error) = note.put(fd) {
+        fd.close();
+        return Err(error);
+    }
+    suspects::add(fd);
+    Ok(fd)
+}
+
+/// `bind`.
+pub(crate) fn bind(fd: Fd, note: Note, address: Address) -> Answer<()> {
+    let mut note = settle(fd, note)?;
+    if note.ours.port != ANY || note.state != State::Fresh {
+        return Err(INVALID);
+    }
+    // Without a switch no CID is local.
+    node::attach(fd, &mut note).map_err(|_| Errno(libc::EADDRNOTAVAIL))?;
+    let request = Request { cid: address.cid, port: address.port, ..Request::new(op::BIND) };
+    let answer = node::ask(fd, &request);
+    if let Ok(reply) = answer {
+        note.ours = reply.ours;
+        note.state = State::Bound;
+    }
+    suspects::add(fd);
+    note.put(fd)?;
+    answer.map(|_| ())
+}
+
+/// `listen`.
+pub(crate) fn listen(fd: Fd, note: Note, backlog: c_int) -> Answer<()> {
+    let mut note = settle(fd, note)?;
+    let value = u32::try_from(backlog).unwrap_or(u32::MAX).min(LONGEST_BACKLOG);
+    let request = Request { value, ..Request::new(op::LISTEN) };
+    match note.state {
+        // No reply is due: it could not be told from the ACCEPTs that wait before it.
+        State::Listening => node::send(fd, &request.encode()),
+        State::Bound => {
+            node::ask(fd, &request)?;
+            note.state = State::Listening;
+            note.put(fd)
+        }
+        State::Fresh | State::Connecting | State::Connected | State::ShutDown | State::Device => {
+            Err(INVALID)
+        }
+    }
+}
+
+/// `connect`.
+pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>) -> Answer<()> {
+    let mut note = settle(fd, note)?;
+    let is_nonblocking = fd.is_nonblocking();
+    match note.state {
+        State::Connected => return Err(Errno(libc::EISCONN)),
+        State::Listening | State::ShutDown | State::Device => return Err(INVALID),
+        State::Connecting if is_nonblocking => return Err(Errno(libc::EALREADY)),
+        State::Connecting => {}
+        State::Fresh | State::Bound => {
+            take_error(fd, note)?;
+            note = request_connect(fd, note, address?, is_nonblocking)?;
+            if is_nonblocking {
+                return Err(Errno(libc::EINPROGRESS));
+            }
+        }
+    }
+    await_verdict(fd, note)
+}
+
+fn request_connect(fd: Fd, mut note: Note, to: Address, is_nonblocking: bool) -> Answer<Note> {
+    node::attach(fd, &mut note)?;
+    let before = note;
+    let request = Request {
+        cid: to.cid,
+        port: to.port,
+        value: u32::try_from(note.connect_timeout_us.div_ceil(1000)).unwrap_or(u32::MAX),
+        buffer: note.buffer.min(u32::MAX.into()),
+        ..Request::new(op::CONNECT)
+    };
+    note.theirs = to;
+    note.state = State::Connecting;
+    if is_nonblocking {
+        begin_hold(fd, &mut note)?;
+    }
+    // First the note, then the request: who sees the verdict must also see that one is due.
+    note.put(fd)?;
+    suspects::add(fd);
+    let sent = if is_nonblocking {
+        let extra = u32::try_from(PADDING).unwrap_or(0);
+        node::send_held(fd, &Request { flags: HELD, extra, ..request })
+    } else {
+        node::send(fd, &request.encode())
+    };
+    if let Err(error) = sent {
+        end_hold(fd, &mut note)?;
+        before.put(fd)?;
+        return Err(error);
+    }
+    Ok(note)
+}
+
+/// `getsockname`.
+pub(crate) fn our_address(fd: Fd, note: Note) -> Answer<Address> {
+    settle(fd, note).map(|note| note.ours)
+}
+
+/// `getpeername`.
+pub(crate) fn their_address(fd: Fd, note: Note) -> Answer<Address> {
+    let note = settle(fd, note)?;
+    if note.state == State::Connected { Ok(note.theirs) } else { Err(NOT_CONNECTED) }
+}
+
+/// `shutdown`.
+pub(crate) fn shut_down(fd: Fd, note: Note, how: c_int) -> Answer<()> {
+    if !(libc::SHUT_RD..=libc::SHUT_RDWR).contains(&how) {
+        return Err(INVALID);
+    }
+    let note = settle(fd, note)?;
+    if !note.state.has_stream() {
+        return Err(NOT_CONNECTED);
+    }
+    fd.shut_down(how)?;
+    Note { state: State::ShutDown, ..note }.put(fd)
+}

@@ -1,0 +1,248 @@
+//! What a socket is, kept in the socket itself: the *note*.
+//!
+//! A note has to live as long as the socket, be seen through every copy of its descriptor (dup, fork, exec, SCM_RIGHTS),
+//! be writable by whoever holds one, also after the process gave up its privileges, and change as a whole. A Unix
+//! socket has one such place: its classic packet filter, which the kernel keeps and gives back (SO_GET_FILTER). Ours begins
+//! with "accept everything", so the instructions behind it are never run; they hold the note, 32 bits each.
+//! Filters do not run on Unix stream sockets at all, and cost one instruction per message on the others.
+//!
+//! A socket without a filter, or with one that does not begin with our mark, is none of ours.
+
+use crate::address::{ANY, Address};
+use crate::sys::{Answer, Fd};
+
+const SO_GET_FILTER: core::ffi::c_int = libc::SO_GET_FILTER;
+const MARK: u32 = 0x5653_4b31; // "VSK1"
+const WORDS: usize = 18;
+const LEN: usize = WORDS + 3; // "accept" before and after, and the mark
+
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+const LOAD: u16 = 0x00; // BPF_LD | BPF_IMM | BPF_W
+
+/// The kernel's default of SO_VM_SOCKETS_BUFFER_SIZE and _MAX_SIZE.
+pub(crate) const BUFFER: u64 = 262_144;
+const BUFFER_MIN: u64 = 128;
+/// The kernel's default of SO_VM_SOCKETS_CONNECT_TIMEOUT, in microseconds.
+pub(crate) const CONNECT_TIMEOUT_US: u64 = 2_000_000;
+
+/// Where a socket is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Fresh,
+    Bound,
+    Listening,
+    /// A connect is under way: its verdict will come as bytes on the socket.
+    Connecting,
+    Connected,
+    ShutDown,
+    /// Not a socket to the program, but what it got for opening /dev/vsock.
+    Device,
+}
+
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Fresh,
+        Self::Bound,
+        Self::Listening,
+        Self::Connecting,
+        Self::Connected,
+        Self::ShutDown,
+        Self::Device,
+    ];
+
+    /// Whether the descriptor is the stream itself.
+    pub(crate) fn has_stream(self) -> bool {
+        matches!(self, Self::Connected | Self::ShutDown)
+    }
+}
+
+/// All that is known of one of our sockets, beside what its descriptor says itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    pub(crate) state: State,
+    /// Connected to the switch.
+    pub(crate) is_attached: bool,
+    /// The connect under way is held: the descriptor becomes writable with the verdict.
+    pub(crate) is_held: bool,
+    pub(crate) ours: Address,
+    pub(crate) theirs: Address,
+    pub(crate) connect_timeout_us: u64,
+    pub(crate) buffer: u64,
+    pub(crate) buffer_min: u64,
+    pub(crate) buffer_max: u64,
+    /// SO_SNDBUF as it was before a held connect made it small.
+    pub(crate) send_buffer: u32,
+    /// How a connect ended that nobody has asked about yet (SO_ERROR).
+    pub(crate) error: u32,
+}
+
+impl Note {
+    /// A new socket's.
+    pub(crate) const FRESH: Self = Self {
+        state: State::Fresh,
+        is_attached: false,
+        is_held: false,
+        ours: Address { cid: ANY, port: ANY },
+        theirs: Address { cid: ANY, port: ANY },
+        connect_timeout_us: CONNECT_TIMEOUT_US,
+        buffer: BUFFER,
+        buffer_min: BUFFER_MIN,
+        buffer_max: BUFFER,
+        send_buffer: 0,
+        error: 0,
+    };
+
+    /// The note of a socket, if it is one of ours.
+    pub(crate) fn of(fd: Fd) -> Option<Self> {
+        let mut filter = [instruction(0, 0); LEN];
+        let found = fd.counted_option(SO_GET_FILTER, &mut filter).ok()?;
+        if found != LEN || filter[1].k != MARK {
+            return None;
+        }
+        let mut words = [0; WORDS];
+        for (word, line) in words.iter_mut().zip(&filter[2..]) {
+            *word = line.k;
+        }
+        Self::decode(&words)
+    }
+
+    /// Writes the note to its socket.
+    pub(crate) fn put(&self, fd: Fd) -> Answer<()> {
+        let mut filter = [instruction(RETURN, u32::MAX); LEN];
+        filter[1] = instruction(LOAD, MARK);
+        for (line, word) in filter[2..].iter_mut().zip(self.encode()) {
+            *line = instruction(LOAD, word);
+        }
+        let len = u16::try_from(LEN).unwrap_or(0);
+        let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+        fd.set_option(libc::SO_ATTACH_FILTER, &program)
+    }
+
+    fn encode(&self) -> [u32; WORDS] {
+        let state = State::ALL.iter().position(|&state| state == self.state).unwrap_or(0);
+        [
+            u32::try_from(state).unwrap_or(0),
+            u32::from(self.is_attached) | u32::from(self.is_held) << 1,
+            self.ours.cid,
+            self.ours.port,
+            self.theirs.cid,
+            self.theirs.port,
+            low(self.connect_timeout_us),
+            high(self.connect_timeout_us),
+            low(self.buffer),
+            high(self.buffer),
+            low(self.buffer_min),
+            high(self.buffer_min),
+            low(self.buffer_max),
+            high(self.buffer_max),
+            self.send_buffer,
+            self.error,
+            0,
+            0,
+        ]
+    }
+
+    fn decode(words: &[u32; WORDS]) -> Option<Self> {
+        let state = *State::ALL.get(usize::try_from(words[0]).ok()?)?;
+        Some(Self {
+            state,
+            is_attached: words[1] & 1 != 0,
+            is_held: words[1] & 2 != 0,
+            ours: Address { cid: words[2], port: words[3] },
+            theirs: Address { cid: words[4], port: words[5] },
+            connect_timeout_us: wide(words[6], words[7]),
+            buffer: wide(words[8], words[9]),
+            buffer_min: wide(words[10], words[11]),
+            buffer_max: wide(words[12], words[13]),
+            send_buffer: words[14],
+            error: words[15],
+        })
+    }
+}
+
+fn instruction(code: u16, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt: 0, jf: 0, k }
+}
+
+fn low(value: u64) -> u32 {
+    u32::try_from(value & 0xffff_ffff).unwrap_or(0)
+}
+
+fn high(value: u64) -> u32 {
+    low(value >> 32)
+}
+
+fn wide(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some_note() -> Note {
+        Note {
+            state: State::Connecting,
+            is_attached: true,
+            is_held: true,
+            ours: Address { cid: 2, port: 1024 },
+            theirs: Address { cid: 3, port: 0xffff_fffe },
+            connect_timeout_us: 5_000_000_000,
+            buffer: 1 << 40,
+            buffer_min: 3,
+            buffer_max: u64::MAX,
+            send_buffer: 212_992,
+            error: 104,
+        }
+    }
+
+    fn socket() -> Fd {
+        Fd::unix_socket(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC).unwrap()
+    }
+
+    #[test]
+    fn note_put_is_read_back_whole() {
+        let fd = socket();
+        some_note().put(fd).unwrap();
+        assert_eq!(Note::of(fd), Some(some_note()));
+        Note::FRESH.put(fd).unwrap();
+        assert_eq!(Note::of(fd), Some(Note::FRESH));
+        fd.close();
+    }
+
+    #[test]
+    fn note_is_seen_through_a_copy_of_the_descriptor() {
+        let fd = socket();
+        some_note().put(fd).unwrap();
+        // SAFETY: dup of a descriptor of ours.
+        let copy = Fd(unsafe { libc::dup(fd.0) });
+        fd.close();
+        assert_eq!(Note::of(copy), Some(some_note()));
+        copy.close();
+    }
+
+    #[test]
+    fn socket_without_a_note_is_none_of_ours() {
+        let fd = socket();
+        assert_eq!(Note::of(fd), None);
+        let accept_all = [instruction(RETURN, u32::MAX); LEN];
+        let program = libc::sock_fprog {
+            len: u16::try_from(LEN).unwrap(),
+            filter: accept_all.as_ptr().cast_mut(),
+        };
+        fd.set_option(libc::SO_ATTACH_FILTER, &program).unwrap();
+        assert_eq!(Note::of(fd), None);
+        fd.close();
+        assert_eq!(Note::of(Fd(-1)), None);
+    }
+
+    #[test]
+    fn every_state_is_read_back() {
+        let fd = socket();
+        for state in State::ALL {
+            Note { state, ..Note::FRESH }.put(fd).unwrap();
+            assert_eq!(Note::of(fd).map(|note| note.state), Some(state));
+        }
+        fd.close();
+    }
+}

@@ -1,0 +1,80 @@
+"""`vsock run`: a program that knows AF_VSOCK, with the switch in place of the kernel."""
+
+import errno
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import click
+
+from vsock.cli.options import runtime_dir_option
+
+__all__ = ["run"]
+
+_CANNOT = 126
+_NOT_FOUND = 127
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--guard/--no-guard",
+    default=True,
+    help="Keep the kernel's own AF_VSOCK out of reach. Set-uid programs then stay unprivileged. [on]",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Explain when there is no switch to talk to.")
+@runtime_dir_option
+def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path | None) -> int:
+    """Run COMMAND with AF_VSOCK sockets of the switch, in it and in all it starts.
+
+    Exit code: that of COMMAND; 127 if there is no such program, 126 if it cannot be run this way
+    (it is statically linked, say).
+    """
+    from vsock.preload import preload_environment
+    from vsock.runtime import default_runtime_dir
+
+    path = shutil.which(command[0])
+    if path is None:
+        click.echo(f"vsock run: {command[0]}: no such program", err=True)
+        return _NOT_FOUND
+    if reason := _why_not(Path(path), guard):
+        click.echo(f"vsock run: {path} {reason}", err=True)
+        return _CANNOT
+    environment = preload_environment(runtime_dir or default_runtime_dir())
+    if verbose:
+        environment["VSOCK_PRELOAD_VERBOSE"] = "1"
+    if guard:
+        _raise_guard()
+    return _become(path, command, environment)
+
+
+def _why_not(path: Path, guard: bool) -> str | None:
+    from vsock.cli.program import why_not
+
+    try:
+        return why_not(path, keeps_privileges=not guard)
+    except PermissionError:
+        return None  # one may run what one may not read
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _raise_guard() -> None:
+    from vsock.cli.guard import GuardError, raise_guard
+
+    try:
+        raise_guard()
+    except GuardError as error:
+        raise click.ClickException(f"{error.strerror}; --no-guard does without") from error
+
+
+def _become(path: str, command: tuple[str, ...], environment: dict[str, str]) -> int:
+    # Python ignores these, and what is ignored stays so in the program.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execve(path, command, environment)
+    except OSError as error:
+        click.echo(f"vsock run: {path}: {os.strerror(error.errno or errno.EIO)}", err=True)
+        return _CANNOT

@@ -1,0 +1,156 @@
+"""Whatever goes wrong, no program reaches the kernel's AF_VSOCK."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vsock.preload import preload_environment
+
+needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+
+TRY_ALL = """
+for kind in (SOCK_STREAM, SOCK_SEQPACKET):
+    s = socket.socket(AF_VSOCK, kind)
+    say(error(s.bind, (ANY, 5000)), error(s.listen), error(s.connect, (2, 5000)), error(s.recv, 1))
+    s.setblocking(False)
+    say(error(s.connect, (2, 5000)))
+"""
+
+
+def test_filter_of_these_tests_ends_a_program_that_makes_a_kernel_socket() -> None:
+    """The proof behind all other tests here can fail: without the library the program is ended."""
+    code = (
+        "from vsock.cli.guard import raise_guard; raise_guard(kill=True)\n"
+        "import socket; socket.socket(socket.AF_INET).close(); print('alive', flush=True)\n"
+        "socket.socket(socket.AF_VSOCK)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.stdout == "alive\n"
+    assert ended.returncode == -signal.SIGSYS
+
+
+def test_without_a_switch_nothing_can_be_bound_or_connected(
+    runtime_dir: Path, start_python: Any
+) -> None:
+    """The errnos of a kernel without transports, and one line that says what is missing."""
+    out, err = start_python(TRY_ALL).communicate(timeout=30)
+    assert out == "EADDRNOTAVAIL EINVAL ENODEV ENOTCONN\nENODEV\n" * 2
+    assert err.count("\n") == 1
+    assert "no switch answers" in err
+    assert str(runtime_dir) in err
+
+
+def test_without_the_verbose_variable_nothing_is_said(runtime_dir: Path, start_python: Any) -> None:
+    """A library must not write into the output of programs that did not ask for it."""
+    environment = preload_environment(runtime_dir)
+    out, err = start_python(TRY_ALL, env=environment).communicate(timeout=30)
+    assert (out.count("ENODEV"), err) == (4, "")
+
+
+@pytest.mark.parametrize("fault", ["file", "long", "silent"])
+def test_broken_runtime_directory_is_no_way_to_the_kernel(
+    runtime_dir: Path, python: Any, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in place of the socket, a path too long for one, a socket that nobody serves."""
+    if fault == "file":
+        (runtime_dir / "stream").touch()
+    elif fault == "long":
+        monkeypatch.setenv("VSOCK_RUNTIME_DIR", f"/{'x' * 120}")
+    else:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(runtime_dir / "stream"))
+    said = python("s = socket.socket(AF_VSOCK, SOCK_STREAM)\nsay(error(s.connect, (3, 1)))")
+    assert said == ["ENODEV"]
+
+
+@needs_strace
+def test_no_system_call_asks_for_af_vsock(
+    switch: object, run: Callable[..., str], tmp_path: Path
+) -> None:
+    """All calls of a program and its child that make, bind or connect sockets, seen by strace."""
+    log = tmp_path / "calls"
+    child = "import socket; socket.socket(socket.AF_VSOCK).connect_ex((3, 1))"
+    code = f"""
+import os, socket, subprocess, sys
+s = socket.socket(socket.AF_VSOCK)
+s.bind((0xffffffff, 6000))
+s.listen()
+t = socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET)
+t.setblocking(False)
+t.connect_ex((3, 1))
+subprocess.run([sys.executable, "-c", {child!r}])
+"""
+    trace = (
+        "trace=socket,socketpair,bind,connect,listen,accept,accept4,sendto,sendmsg,io_uring_setup"
+    )
+    run("strace", "-f", "-o", str(log), "-e", trace, sys.executable, "-c", code)
+    calls = log.read_text()
+    assert len(re.findall(r"connect\(\d+, {sa_family=AF_UNIX", calls)) == 3
+    assert "socket(AF_UNIX" in calls
+    assert "VSOCK" not in calls
+    assert not re.search(r"\b(bind|listen|accept4?|io_uring_setup)\(", calls)
+
+
+@needs_strace
+def test_kernel_socket_that_a_program_inherits_is_not_used(runtime_dir: Path) -> None:
+    """Even a socket of the kernel's, made elsewhere and handed down, leads nowhere.
+
+    strace would answer each call itself, with EIO, so that this machine's AF_VSOCK is not touched
+    should the library let one through.
+    """
+    try:
+        kernels = socket.socket(socket.AF_VSOCK)
+    except OSError as error:
+        pytest.skip(f"this machine's kernel has no AF_VSOCK: {error}")
+    code = """
+import errno, socket, sys
+s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM, fileno=int(sys.argv[1]))
+for call in (lambda: s.bind((0xffffffff, 5000)), lambda: s.listen(), lambda: s.connect((2, 5000)), s.accept):
+    try:
+        call()
+    except OSError as failure:
+        print(errno.errorcode[failure.errno])
+"""
+    caught = "bind,listen,connect,accept,accept4"
+    with kernels:
+        ended = subprocess.run(
+            [
+                *("strace", "-qq", "-e", f"trace={caught}", "-e", f"inject={caught}:error=EIO"),
+                *("-o", "/dev/null", sys.executable, "-c", code, str(kernels.fileno())),
+            ],
+            env=preload_environment(runtime_dir),
+            pass_fds=[kernels.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert ended.stdout.split() == ["ENODEV"] * 4, ended.stderr
+
+
+def test_guard_answers_a_program_that_goes_past_the_library(runtime_dir: Path) -> None:
+    """`vsock run` as users have it: a child with an empty environment finds no AF_VSOCK at all."""
+    code = """
+import errno, os, socket, subprocess, sys
+child = "import socket; socket.socket(socket.AF_VSOCK)"
+ended = subprocess.run([sys.executable, "-c", child], env={}, capture_output=True, text=True)
+print(socket.socket(socket.AF_VSOCK).family, ended.stderr.splitlines()[-1])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-m", "vsock.cli", "run", "--", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.stdout == "40 OSError: [Errno 97] Address family not supported by protocol\n"
