@@ -74,7 +74,7 @@ impl From<snapshot::GuestInfo> for GuestInfo {
             bytes_out: count("bytes_out"),
             packets_in: count("packets_in"),
             packets_out: count("packets_out"),
-            errors: count("malformed") + count("overflows") + count("faults"),
+            errors: ["malformed", "spoofed", "overflows", "faults"].map(count).iter().sum(),
             counters,
         }
     }

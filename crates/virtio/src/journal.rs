@@ -1,17 +1,25 @@
 //! What the data plane tells the control plane: rare events, in order, through a bounded queue and one eventfd.
 //!
 //! The worker never waits for a reader and never touches the interpreter. When nobody reads, the oldest records go and
-//! are counted; the next reader is told how many.
+//! are counted; the next reader is told how many. Guests and programs cause most records, and none of them may fill a
+//! disk with what is written about it: of one kind about one guest, so many are written per second, and the last of
+//! them says that more are only counted.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 /// Records kept for a reader that is late.
 const CAPACITY: usize = 4096;
+
+/// Records of one kind about one guest in one second.
+const BURST: u32 = 64;
+
+/// The time in which they count.
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +38,42 @@ pub struct Record {
 struct Records {
     waiting: VecDeque<Record>,
     lost: u64,
+    rates: HashMap<(&'static str, u32), Rate>,
+}
+
+/// How many records of one kind about one guest were written lately.
+#[derive(Debug)]
+struct Rate {
+    since: Instant,
+    written: u32,
+    held_back: u64,
+}
+
+impl Records {
+    /// What to add to a record of this kind; `None`: it is only counted.
+    fn admit(&mut self, kind: &'static str, cid: u32, now: Instant) -> Option<String> {
+        if self.rates.len() >= CAPACITY {
+            self.rates.retain(|_, rate| now.duration_since(rate.since) < PERIOD);
+        }
+        let fresh = Rate { since: now, written: 0, held_back: 0 };
+        let rate = self.rates.entry((kind, cid)).or_insert(fresh);
+        let mut addition = String::new();
+        if now.duration_since(rate.since) >= PERIOD {
+            if rate.held_back > 0 {
+                addition = format!(" ({} before it were not written)", rate.held_back);
+            }
+            *rate = Rate { since: now, written: 0, held_back: 0 };
+        }
+        if rate.written == BURST {
+            rate.held_back += 1;
+            return None;
+        }
+        rate.written += 1;
+        if rate.written == BURST {
+            addition.push_str(" (more within this second are only counted)");
+        }
+        Some(addition)
+    }
 }
 
 /// The queue; cheap to clone, all clones are one queue.
@@ -51,8 +95,10 @@ impl Journal {
 
     /// Adds a record and makes the descriptor readable.
     pub fn write(&self, kind: &'static str, cid: u32, detail: impl Into<String>) {
-        let record = Record { at: SystemTime::now(), kind, cid, detail: detail.into() };
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(addition) = records.admit(kind, cid, Instant::now()) else { return };
+        let detail = detail.into() + &addition;
+        let record = Record { at: SystemTime::now(), kind, cid, detail };
         if records.waiting.len() == CAPACITY {
             records.waiting.pop_front();
             records.lost += 1;
@@ -107,10 +153,24 @@ mod tests {
     fn late_reader_is_told_how_many_were_lost() {
         let journal = Journal::new().unwrap();
         for i in 0..CAPACITY + 5 {
-            journal.write("refused", 3, i.to_string());
+            journal.write("refused", i.try_into().unwrap(), i.to_string());
         }
         let records = journal.take();
         assert_eq!(records.len(), CAPACITY + 1);
         assert_eq!((records[0].kind, records[1].detail.as_str()), ("lost", "5"));
+    }
+
+    #[test]
+    fn flood_of_one_kind_about_one_guest_is_cut_and_says_so() {
+        let mut records = Records::default();
+        let start = Instant::now();
+        let written: Vec<_> =
+            (0..1000).filter_map(|_| records.admit("spoofed", 3, start)).collect();
+        assert_eq!(written.len(), BURST as usize);
+        assert_eq!(written[BURST as usize - 1], " (more within this second are only counted)");
+        assert_eq!(records.admit("spoofed", 4, start).as_deref(), Some(""));
+        assert_eq!(records.admit("fault", 3, start).as_deref(), Some(""));
+        let next = records.admit("spoofed", 3, start + PERIOD);
+        assert_eq!(next.as_deref(), Some(" (936 before it were not written)"));
     }
 }

@@ -9,9 +9,9 @@ mod node_support;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use node_support::attack::alone;
 use node_support::raw::RawGuest;
 use node_support::{
     DEADLINE, Lab, Listener, connect, connect_messages, descriptors, pattern, request, wait_until,
@@ -20,11 +20,6 @@ use vsock_core::{EOM, Op, RawHeader};
 use vsock_virtio::node::GuestOptions;
 
 const HOST: u32 = 2;
-
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn is_nothing_left(lab: &Lab) -> bool {
     lab.switch.snapshot().unwrap().flows.is_empty()

@@ -144,7 +144,7 @@ counters! {
         /// Flows ended because an answer did not come in time.
         timeouts,
         /// Flows ended by [`Relay::reset_flow`].
-        reset,
+        given_up,
     }
 }
 
@@ -265,12 +265,12 @@ impl Relay {
         self.guests.next_ready()
     }
 
-    /// The caller could not pass a packet of this flow on: it ends for both sides.
-    pub fn reset_flow(&mut self, header: &Header) {
-        if let Some(id) = self.table.get(key(header)) {
-            self.stats.reset += 1;
-            self.reset_both(id);
-        }
+    /// The caller could not pass a packet of this flow on: it ends for both sides. False: there is no such flow.
+    pub fn reset_flow(&mut self, header: &Header) -> bool {
+        let Some(id) = self.table.get(key(header)) else { return false };
+        self.stats.given_up += 1;
+        self.reset_both(id);
+        true
     }
 
     /// A guest was removed or its link reset: its flows end, the other sides get a RST.

@@ -4,13 +4,16 @@
 //! the receiver's ring, and has to wait in this process, is bounded. A receiver that posts no buffers costs its own
 //! flows their progress and nobody else's anything.
 
-use vsock_core::{Cid, Header, Verdict};
+use vsock_core::{Cid, Header, Op, RawHeader, Verdict};
 
 use super::Worker;
 use super::link_slot::{LinkFault, LinkSlot, Stored, gather};
 use super::outbound::Batch;
 use super::source::LinkId;
 use crate::slice::{self, Slice};
+
+/// Buffers of a receiver that one packet may fill at once.
+const SPACES_PER_PACKET: usize = 64;
 
 impl Stored {
     /// The header of the part that fits `room`.
@@ -45,7 +48,7 @@ impl Worker {
                 Ok(true) => {}
                 Ok(false) => {
                     target.traffic.overflows += 1;
-                    self.relay.reset_flow(&header);
+                    let _ = self.relay.reset_flow(&header);
                 }
                 // The receiver's fault must not end the sender's turn.
                 Err(fault) => self.break_link(to, &fault),
@@ -53,6 +56,17 @@ impl Worker {
             self.activate(to);
         }
         self.activate_relayed();
+    }
+
+    /// A packet whose payload is not what its header says: if bytes of a flow between guests are lost with it, the flow
+    /// ends. False: there is none.
+    pub(crate) fn break_relayed(&mut self, raw: &RawHeader) -> bool {
+        // Without its length, addresses and type can be trusted, or it is no packet of a flow.
+        let Ok(header) = (RawHeader { len: 0, ..*raw }).check() else { return false };
+        let is_relayed =
+            header.dst.cid != self.local && header.op == Op::Rw && self.relay.reset_flow(&header);
+        self.activate_relayed();
+        is_relayed
     }
 
     /// Serves the guests for which the relay has queued control packets.
@@ -83,10 +97,11 @@ fn pass_on(
     gather(&mut batch.pieces, payload, header.len as usize);
     let mut rest = 0..batch.pieces.len();
     let mut sent = 0;
-    loop {
+    // A receiver with tiny buffers must not cost the sender its turn: the rest goes in the receiver's own.
+    let spaces = if is_free { SPACES_PER_PACKET } else { 0 };
+    for _ in 0..spaces {
         batch.slices.clear();
-        let space = if is_free { target.link.next_space(&mut batch.slices)? } else { None };
-        let Some(space) = space else { break };
+        let Some(space) = target.link.next_space(&mut batch.slices)? else { break };
         let piece = header.piece(sent, space.capacity);
         slice::copy(&batch.slices[space.payload.clone()], &batch.pieces[rest.clone()]);
         rest = slice::advance(&mut batch.pieces, rest, piece.len as usize);

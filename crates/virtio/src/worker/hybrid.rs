@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as Unix
 use vsock_core::{Address, FlowKey, SocketType};
 
 use super::Worker;
-use super::programs::accept;
+use super::programs::{PROGRAMS_PER_TURN, accept};
 use super::source::{Flow, Greeting, HybridClient, LinkId, Phase, Source};
 use crate::host::hybrid::{Progress, advance};
 use crate::reactor::{Readiness, Token};
@@ -25,7 +25,8 @@ impl Worker {
 
     /// Takes all programs that wait at a hybrid socket.
     pub(crate) fn accept_hybrid(&mut self, token: Token) {
-        while let Some(Source::HybridDoor(door, link)) = self.sources.get(token) {
+        for _ in 0..PROGRAMS_PER_TURN {
+            let Some(Source::HybridDoor(door, link)) = self.sources.get(token) else { return };
             let link = *link;
             let Some(fd) = accept(door).unwrap_or_else(|error| self.shut_door(token, error)) else {
                 return;
@@ -36,6 +37,7 @@ impl Worker {
                 Err(error) => self.journal.write("failed", u32::MAX, format!("epoll: {error}")),
             }
         }
+        self.try_again(token);
     }
 
     /// A program has written more of its line, or left.

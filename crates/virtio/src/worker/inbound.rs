@@ -102,14 +102,18 @@ impl Worker {
             && raw.src_cid != u64::from(cid.0)
         {
             // An answer would go to an address that is not the sender's: count it and say so.
-            slot.traffic.malformed += 1;
+            slot.traffic.spoofed += 1;
             let text = format!("packet with source CID {}, which is not its own", raw.src_cid);
             self.journal.write("spoofed", cid.0, text);
             return Ok(());
         }
         let Ok(header) = checked else {
             slot.traffic.malformed += 1;
-            slot.endpoint.reject(&raw);
+            if !self.break_relayed(&raw)
+                && let Some(slot) = self.links.get_mut(id)
+            {
+                slot.endpoint.reject(&raw);
+            }
             return Ok(());
         };
         if header.dst.cid == self.local || id == self.loopback {

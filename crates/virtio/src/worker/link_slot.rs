@@ -1,6 +1,7 @@
 //! One link of the node: its rings, the connections over it, and what waits to go out.
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 
@@ -12,9 +13,9 @@ use crate::reactor::Token;
 use crate::slice::{Slice, TransferError};
 use crate::vhost_user::{BackendControl, Detach, PeerCredentials};
 
-/// Packets of other guests that may wait for room here, in bytes, headers counted: with flows that keep to their credit
-/// this is never reached by one pair of guests.
-const STORE_LIMIT: usize = 64 << 20;
+/// Packets of one other guest that may wait for room here, in bytes, headers counted: flows that keep to their credit
+/// never reach it. Each sender has its own, so that none can use up what another needs.
+const LIMIT_PER_SENDER: usize = 64 << 20;
 
 /// Entries of ended flows below this number are not worth a clean-up.
 const FEW: usize = 64;
@@ -67,6 +68,8 @@ pub(crate) struct Stored {
 pub(crate) struct Store {
     packets: VecDeque<Stored>,
     bytes: usize,
+    /// Of these, by sender.
+    by_sender: BTreeMap<Cid, usize>,
 }
 
 impl Store {
@@ -84,16 +87,25 @@ impl Store {
 
     pub(crate) fn pop(&mut self) {
         if let Some(stored) = self.packets.pop_front() {
-            self.bytes -= stored.payload.len() + STORED_COST;
+            let cost = stored.payload.len() + STORED_COST;
+            self.bytes -= cost;
+            if let Entry::Occupied(mut sender) = self.by_sender.entry(stored.header.src.cid) {
+                *sender.get_mut() -= cost;
+                if *sender.get() == 0 {
+                    sender.remove();
+                }
+            }
         }
     }
 
     /// Keeps a packet; `false`: there is no room for it.
     pub(crate) fn push(&mut self, stored: Stored) -> bool {
         let cost = stored.payload.len() + STORED_COST;
-        if self.bytes + cost > STORE_LIMIT {
+        let sender = self.by_sender.entry(stored.header.src.cid).or_default();
+        if *sender + cost > LIMIT_PER_SENDER {
             return false;
         }
+        *sender += cost;
         self.bytes += cost;
         self.packets.push_back(stored);
         true
@@ -122,8 +134,10 @@ pub(crate) struct Traffic {
     pub(crate) packets_out: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
-    /// Packets that could not be understood or named a wrong source.
+    /// Packets that could not be understood.
     pub(crate) malformed: u64,
+    /// Packets that named a source other than their sender.
+    pub(crate) spoofed: u64,
     /// Packets to a destination that does not exist or may not be reached.
     pub(crate) unroutable: u64,
     /// Forwarded packets that found no room to wait.

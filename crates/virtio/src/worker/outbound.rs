@@ -20,6 +20,9 @@ const QUANTUM: usize = 64 * 1024;
 /// Bytes into one link before other links have their turn.
 const BYTES_PER_TURN: usize = 512 * 1024;
 
+/// What a packet of another guest costs besides its bytes, as a receiver may have tiny buffers.
+const PACKET_COST: usize = 256;
+
 /// What a turn costs besides its bytes: one byte at a time must not take for ever.
 const TURN_COST: usize = 1024;
 
@@ -150,7 +153,7 @@ impl Worker {
             slot.link.send(&space, &batch.slices, &piece.encode(), piece.len);
             slot.traffic.packets_out += 1;
             slot.traffic.bytes_out += u64::from(piece.len);
-            bytes += piece.len as usize;
+            bytes += piece.len as usize + PACKET_COST;
             if stored.is_sent() {
                 slot.store.pop();
             }

@@ -21,6 +21,9 @@ use crate::host::wire::{BadRequest, MESSAGE_LEN, NOWHERE, Reply, Request, op};
 use crate::reactor::Token;
 use crate::vhost_user::{F_SEQPACKET, PeerCredentials};
 
+/// Programs let in by one door before others have their turn.
+pub(crate) const PROGRAMS_PER_TURN: usize = 64;
+
 /// Requests of one program before others have their turn.
 const REQUESTS_PER_TURN: usize = 32;
 
@@ -36,7 +39,8 @@ impl Worker {
 
     /// Takes all programs that wait at a door.
     pub(crate) fn accept_programs(&mut self, token: Token) {
-        while let Some(Source::Programs(door, kind)) = self.sources.get(token) {
+        for _ in 0..PROGRAMS_PER_TURN {
+            let Some(Source::Programs(door, kind)) = self.sources.get(token) else { return };
             let kind = *kind;
             let Some(fd) = accept(door).unwrap_or_else(|error| self.shut_door(token, error)) else {
                 return;
@@ -47,6 +51,13 @@ impl Worker {
                 Err(error) => self.journal.write("failed", u32::MAX, format!("epoll: {error}")),
             }
         }
+        self.try_again(token);
+    }
+
+    /// More may wait at this door, which will not say so again.
+    pub(crate) fn try_again(&mut self, token: Token) {
+        self.shut_doors.push(token);
+        self.doors_open_at = Some(self.now);
     }
 
     /// Nobody can be let in (no descriptors left): tries again a little later, as the edge will not come again.

@@ -101,6 +101,7 @@ fn guest_info(slot: &LinkSlot) -> Option<GuestInfo> {
         ("bytes_in", traffic.bytes_in),
         ("bytes_out", traffic.bytes_out),
         ("malformed", traffic.malformed),
+        ("spoofed", traffic.spoofed),
         ("unroutable", traffic.unroutable),
         ("overflows", traffic.overflows),
         ("faults", traffic.faults),

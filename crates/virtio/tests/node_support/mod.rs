@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 #![allow(clippy::unwrap_used)] // helpers of tests panic as tests do
 
+pub(crate) mod attack;
 pub(crate) mod raw;
 
 use std::io::{Read, Write};
@@ -201,6 +202,13 @@ fn message_client(directory: &Path) -> UnixStream {
 }
 
 impl Listener {
+    /// Whether `accept` would return at once.
+    pub(crate) fn has_waiting(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&at_once)).unwrap() > 0
+    }
+
     /// Takes connections that carry messages.
     pub(crate) fn of_messages(directory: &Path, port: u32, backlog: u32) -> Self {
         let mut stream = message_client(directory);

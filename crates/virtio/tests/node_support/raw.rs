@@ -88,13 +88,18 @@ impl RawGuest {
 
     /// Sends a packet, waiting for room.
     pub(crate) fn send(&mut self, header: &RawHeader, payload: &[u8]) {
+        self.queue(header, payload);
+        self.publish();
+    }
+
+    /// The same, but the device need not know yet: many are told of at once.
+    pub(crate) fn queue(&mut self, header: &RawHeader, payload: &[u8]) {
         let deadline = Instant::now() + DEADLINE;
         while !self.try_send(header, payload) {
             assert!(Instant::now() < deadline, "the device takes nothing");
             self.publish();
             std::thread::yield_now();
         }
-        self.publish();
     }
 
     /// Payload with the length that belongs to it.
