@@ -189,15 +189,17 @@ impl Worker {
 
     /// How long the next wait may be: not at all while there is work.
     fn timeout(&mut self) -> Option<Duration> {
-        if self.active.is_empty() {
-            debug_assert!(self.unarmed.len() <= self.links.len(), "each link once");
-            for id in std::mem::take(&mut self.unarmed) {
-                let more = self.links.get_mut(id).is_some_and(LinkSlot::arm);
-                if more {
-                    self.activate(id);
-                }
+        debug_assert!(self.unarmed.len() <= self.links.len(), "each link once");
+        // Also while other links have work: nobody looks at this one until it signals.
+        let mut busy = std::mem::take(&mut self.unarmed);
+        busy.retain(|&id| {
+            let Some(slot) = self.links.get_mut(id) else { return false };
+            if !slot.is_active && slot.arm() {
+                self.activate(id);
             }
-        }
+            self.links.get(id).is_some_and(|slot| slot.is_unarmed)
+        });
+        self.unarmed = busy;
         if !self.active.is_empty() {
             return Some(Duration::ZERO);
         }
