@@ -352,7 +352,10 @@ impl Stream {
     /// Closing a Unix socket with unread data would read as ECONNRESET on the program's side, where vsock gives an end
     /// of data; so what nobody will read any more is taken out first. The shutdown lets nothing new in, so that ends.
     pub(crate) fn finish(self) {
-        finish(&self.fd);
+        // A program that has closed already sees nothing of it.
+        if !self.hung_up {
+            finish(&self.fd);
+        }
     }
 }
 

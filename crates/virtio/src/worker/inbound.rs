@@ -17,6 +17,9 @@ use crate::slice::Slice;
 /// Packets taken from one link in one turn.
 const PACKETS_PER_TURN: usize = 256;
 
+/// Bytes taken from one link in one turn: what another guest's packet may have to wait for.
+const BYTES_PER_TURN: usize = 256 * 1024;
+
 /// Bytes handed to a program at once.
 const BYTES_PER_CALL: usize = 256 * 1024;
 
@@ -64,7 +67,11 @@ impl Worker {
         run: &mut Run,
         slices: &mut Vec<Slice>,
     ) -> Result<Drained, LinkFault> {
+        let mut bytes = 0;
         for _ in 0..PACKETS_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(slot) = self.links.get_mut(id) else { return Ok(Drained::Empty) };
             let relay_has_room = slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
             let is_full = !slot.endpoint.accepts_packets() || !relay_has_room;
@@ -75,6 +82,7 @@ impl Worker {
             let Some(inbound) = slot.link.next_inbound(slices)? else { return Ok(Drained::Empty) };
             slot.traffic.packets_in += 1;
             slot.traffic.bytes_in += u64::from(inbound.payload_len);
+            bytes += inbound.payload_len as usize;
             self.route(id, &inbound, slices, run)?;
             run.buffers.push(inbound.token);
             let is_full = run.bytes >= BYTES_PER_CALL || run.pieces.len() >= PIECES_PER_CALL;
