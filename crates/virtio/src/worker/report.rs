@@ -112,7 +112,7 @@ fn guest_info(slot: &LinkSlot) -> Option<GuestInfo> {
     let endpoint = slot.endpoint.stats();
     // The link's own counts include what goes to other guests; the core's of the same name would hide them.
     let links: Vec<_> = counters.iter().map(|&(name, _)| name).collect();
-    counters.extend(endpoint.named().into_iter().filter(|(name, _)| !links.contains(name)));
+    counters.extend(endpoint.named().filter(|(name, _)| !links.contains(name)));
     Some(GuestInfo {
         name: slot.name.clone(),
         cid,
