@@ -17,7 +17,16 @@ ROOT = Path(vsock.__file__).parent
 LEAVES = {"address", "errors", "runtime"}
 """Usable by everything; they import nothing but each other."""
 
-SOCKETS = {"sockets", "aio", "guest", "_socket_class"}
+SOCKETS = {
+    "sockets",
+    "aio",
+    "guest",
+    "_socket_class",
+    "_data_calls",
+    "_option_calls",
+    "_life",
+    "_options",
+}
 """The public socket API."""
 
 BELOW_SOCKETS = LEAVES | {"_endpoint", "transports"}
@@ -35,8 +44,12 @@ ALLOWED: dict[str, set[str]] = {
     "_endpoint": LEAVES,
     "transports": LEAVES | {"_endpoint"},
     # the socket API
-    "_socket_class": BELOW_SOCKETS,
-    "sockets": BELOW_SOCKETS | {"_socket_class"},
+    "_options": LEAVES,
+    "_life": BELOW_SOCKETS | {"_options"},
+    "_data_calls": BELOW_SOCKETS | {"_life"},
+    "_option_calls": BELOW_SOCKETS | {"_options", "_life", "_data_calls"},
+    "_socket_class": BELOW_SOCKETS | {"_options", "_life", "_option_calls", "_data_calls"},
+    "sockets": BELOW_SOCKETS | {"_options", "_life", "_socket_class"},
     "aio": BELOW_SOCKETS | {"_socket_class", "sockets"},
     "guest": BELOW_SOCKETS | {"sockets", "aio", "_native"},
     # the public names: everything that is public, and nothing that is not

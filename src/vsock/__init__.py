@@ -43,6 +43,10 @@ from vsock.errors import (
     VsockError,
 )
 from vsock.sockets import (
+    SO_VM_SOCKETS_BUFFER_MAX_SIZE,
+    SO_VM_SOCKETS_BUFFER_MIN_SIZE,
+    SO_VM_SOCKETS_BUFFER_SIZE,
+    SO_VM_SOCKETS_CONNECT_TIMEOUT,
     SOCK_SEQPACKET,
     SOCK_STREAM,
     create_connection,
@@ -64,6 +68,10 @@ __all__ = [
     "PORT_ANY",
     "SOCK_SEQPACKET",
     "SOCK_STREAM",
+    "SO_VM_SOCKETS_BUFFER_MAX_SIZE",
+    "SO_VM_SOCKETS_BUFFER_MIN_SIZE",
+    "SO_VM_SOCKETS_BUFFER_SIZE",
+    "SO_VM_SOCKETS_CONNECT_TIMEOUT",
     "VMADDR_CID_ANY",
     "VMADDR_CID_HOST",
     "VMADDR_CID_HYPERVISOR",

@@ -46,13 +46,14 @@ class Op(IntEnum):
     ACCEPTED = 5
     LOCAL_CID = 6
     RESOLVE = 7
+    FLOW = 8
 
 
 class Request(NamedTuple):
     """A message from the client to the node.
 
     `value` is the connect timeout in milliseconds (CONNECT) or the backlog (LISTEN), `buffer` the
-    size of the receive buffer in bytes (CONNECT), `extra` the number of bytes that follow the
+    size of the receive buffer in bytes (CONNECT, LISTEN, FLOW), `extra` the number of bytes that follow the
     message.
     """
 

@@ -15,47 +15,35 @@ answered.
 
 ``family`` is AF_UNIX and not AF_VSOCK: ssl, uvloop and others choose by it which system calls to
 make on the descriptor, and those must fit what it is. This module is not for choosing a transport
-(`vsock.transports`) nor for messages (`vsock._endpoint`).
+(`vsock.transports`), nor for messages to the switch (`vsock._endpoint`); the data calls are in
+`vsock._data_calls`, the options in `vsock._option_calls`.
 """
 
 import errno
-import functools
 import socket as _socket
 import time
 from collections.abc import Callable
-from enum import Enum, auto
-from typing import Any, Final, overload
+from typing import Any, Final
 
 from vsock import _endpoint
+from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
+from vsock._life import Life, State
+from vsock._option_calls import OptionCalls
+from vsock._options import CONNECT_TIMEOUT
 from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress, as_target
 from vsock.errors import AddressError, UsageError, state_error, transport_error
-from vsock.transports import KernelTransport, SwitchTransport, Transport, choose
+from vsock.transports import KernelTransport, Transport, choose
 
-SOCK_STREAM: Final = _socket.SOCK_STREAM
-SOCK_SEQPACKET: Final = _socket.SOCK_SEQPACKET
-
-CONNECT_TIMEOUT: Final = 2.0
-"""Seconds that a connect waits for an answer unless told otherwise, as in the kernel."""
+__all__ = ["CONNECT_TIMEOUT", "SOCK_SEQPACKET", "SOCK_STREAM", "socket"]
 
 _LONGEST_BACKLOG: Final = 4096
-_UNKNOWN: Final = Address(CID_ANY, PORT_ANY)
+_LONGEST_MESSAGE: Final = 1 << 24
+"""Send buffer asked for on message sockets; the kernel gives what its settings allow."""
 _Base = _socket.socket
 
 
-class _State(Enum):
-    FRESH = auto()
-    BOUND = auto()
-    LISTENING = auto()
-    CONNECTING = auto()
-    CONNECTED = auto()
-    SHUT_DOWN = auto()
-
-
-_HAS_STREAM: Final = (_State.CONNECTED, _State.SHUT_DOWN)
-
-
-class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spelled like it
+class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is spelled like it
     """A VSOCK socket over the switch; use it as a `socket.socket` of family AF_VSOCK.
 
     Addresses are pairs ``(cid, port)``, `Address` values or text such as ``"web:80"``. Errors are
@@ -67,23 +55,10 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         proto: 0, or 40 (AF_VSOCK).
         transport: where it lives: a name (``"switch"``), or `Guest.transport`. By default what
             ``VSOCK_TRANSPORT`` says, else the switch.
-
-    Attributes:
-        connect_timeout: seconds that `connect` gives the other side to answer, before it says
-            ``ETIMEDOUT``. This is not `settimeout`, which bounds how long Python waits.
     """
 
     __module__ = "vsock"  # where users find it, and what tracebacks and reprs should say
-    __slots__ = (
-        "_error",
-        "_is_attached",
-        "_ours",
-        "_send_buffer",
-        "_state",
-        "_theirs",
-        "_transport",
-        "connect_timeout",
-    )
+    __slots__ = ()
 
     def __init__(
         self,
@@ -105,37 +80,37 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
                 errno.ENODEV if type & 0xF == _socket.SOCK_DGRAM else errno.ESOCKTNOSUPPORT
             )
         super().__init__(_socket.AF_UNIX, type)
-        self._begin(where, _State.FRESH)
+        self._life = Life(State.FRESH, where)
+        if self.type == SOCK_SEQPACKET:
+            # A message must fit the send buffer as a whole.
+            _Base.setsockopt(self, _socket.SOL_SOCKET, _socket.SO_SNDBUF, _LONGEST_MESSAGE)
 
     @classmethod
-    def adopt(cls, fd: int, kind: int, ours: Address, theirs: Address) -> "socket":
+    def adopt(cls, fd: int, kind: int, life: Life) -> "socket":
         """Make a connected socket of the descriptor `fd`, which the socket then owns.
 
         For the code that made the connection in another way: `accept` and the hybrid handshake.
         """
         made = cls.__new__(cls)
         _Base.__init__(made, _socket.AF_UNIX, kind, fileno=fd)
-        made._begin(None, _State.CONNECTED, ours, theirs)
+        made._life = life
         # The sender's O_NONBLOCK came along with the descriptor; ours is what Python's default
         # says.
         made.settimeout(_socket.getdefaulttimeout())
         return made
 
-    def _begin(
-        self,
-        transport: SwitchTransport | None,
-        state: _State,
-        ours: Address = _UNKNOWN,
-        theirs: Address = _UNKNOWN,
-    ) -> None:
-        self.connect_timeout = CONNECT_TIMEOUT
-        self._transport = transport
-        self._state = state
-        self._ours = ours
-        self._theirs = theirs
-        self._is_attached = False
-        self._send_buffer = 0  # of the descriptor; not 0 while it is made small for a connect
-        self._error: OSError | None = None  # of a connect, until somebody asks about it
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``.
+
+        This is SO_VM_SOCKETS_CONNECT_TIMEOUT, and not `settimeout`, which bounds how long Python
+        waits.
+        """
+        return self._life.options.connect_timeout
+
+    @connect_timeout.setter
+    def connect_timeout(self, seconds: float) -> None:
+        self._life.options.connect_timeout = seconds
 
     def bind(self, address: Any) -> None:
         """Take the port of `address`, or any free one for `PORT_ANY`; only once in a socket's life.
@@ -146,11 +121,12 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             NoSwitch: there is no switch to bind at.
         """
         wanted = _as_address(address, self._lookup)
-        if self._state is not _State.FRESH:
+        life = self._life
+        if life.state is not State.FRESH:
             raise state_error(errno.EINVAL)
         reply = self._ask(Request(Op.BIND, wanted.cid, wanted.port), f"bind {wanted}")
-        self._ours = Address(reply.our_cid, reply.our_port)
-        self._state = _State.BOUND
+        life.ours = Address(reply.our_cid, reply.our_port)
+        life.state = State.BOUND
 
     def listen(self, backlog: int = 128, /) -> None:
         """Accept connections to the bound port; `backlog` + 1 of them wait for `accept`.
@@ -160,15 +136,17 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         if not 0 <= backlog <= _LONGEST_BACKLOG:
             backlog = _LONGEST_BACKLOG
         self._require_open_file()
-        request = Request(Op.LISTEN, value=backlog)
-        if self._state is _State.LISTENING:
+        life = self._life
+        if life.state not in (State.LISTENING, State.BOUND):
+            raise state_error(errno.EINVAL)
+        life.backlog = backlog
+        request = Request(Op.LISTEN, value=backlog, buffer=self._buffer_to_announce())
+        if life.state is State.LISTENING:
             # No reply is due here: it could not be told from the ACCEPTs that wait before it.
             _endpoint.send(self, request)
             return
-        if self._state is not _State.BOUND:
-            raise state_error(errno.EINVAL)
-        self._ask(request, f"listen on {self._ours}")
-        self._state = _State.LISTENING
+        self._ask(request, f"listen on {life.ours}")
+        life.state = State.LISTENING
 
     def accept(self) -> tuple["socket", Address]:
         """Wait for a connection: a new socket, blocking by default, and the other side's address.
@@ -179,12 +157,16 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
             SwitchGone: the switch went away, and with it everything that could ever come.
         """
         self._require_open_file()
-        if self._state is not _State.LISTENING:
+        life = self._life
+        if life.state is not State.LISTENING:
             raise state_error(errno.EINVAL)
         reply, fd = _endpoint.receive_accepted(self)
-        theirs = Address(reply.their_cid, reply.their_port)
         ours = Address(reply.our_cid, reply.our_port)
-        return socket.adopt(fd, self.type, ours, theirs), theirs
+        theirs = Address(reply.their_cid, reply.their_port)
+        child = Life.connected(ours, theirs, life.transport)
+        child.options = life.options.copy()
+        child.flow, child.peer_buffer = reply.flow, reply.peer_buf_alloc
+        return socket.adopt(fd, self.type, child), theirs
 
     def connect(self, address: Any) -> None:
         """Connect to `address`; without waiting (``BlockingIOError``, EINPROGRESS) if non-blocking.
@@ -197,13 +179,17 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         """
         self._require_open_file()
         self._settle()
-        if self._state is _State.CONNECTED:
+        state = self._life.state
+        if state is State.CONNECTED:
             raise state_error(errno.EISCONN)
-        if self._state in (_State.LISTENING, _State.SHUT_DOWN):
+        if state in (State.LISTENING, State.SHUT_DOWN):
             raise state_error(errno.EINVAL)
         self._raise_pending_error()
-        if self._state is not _State.CONNECTING:
-            self._request_connect(_as_address(address, self._lookup))
+        if state is not State.CONNECTING:
+            theirs = _as_address(address, self._lookup)
+            if self._life.wants_zerocopy:
+                raise state_error(errno.EOPNOTSUPP)
+            self._request_connect(theirs)
         elif self.gettimeout() == 0:
             raise state_error(errno.EALREADY)
         if self.gettimeout() == 0:
@@ -219,7 +205,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         """
         self._settle()
         self._raise_pending_error()
-        if self._state is not _State.CONNECTED:
+        if self._life.state is not State.CONNECTED:
             raise state_error(errno.EALREADY)
 
     def connect_ex(self, address: Any) -> int:
@@ -234,51 +220,40 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         """Return our address: ``(any, any)`` at first; the CID stays ``any`` unless bound to one."""
         self._require_open_file()
         self._settle()
-        return self._ours
+        return self._life.ours
 
     def getpeername(self) -> Address:
         """Return the other side's address; ENOTCONN unless connected, and after `shutdown`."""
         self._require_open_file()
         self._settle()
-        if self._state is not _State.CONNECTED:
+        if self._life.state is not State.CONNECTED:
             raise state_error(errno.ENOTCONN)
-        return self._theirs
+        return self._life.theirs
 
     def shutdown(self, how: int, /) -> None:
-        """End one direction or both: ``SHUT_RD``, ``SHUT_WR``, ``SHUT_RDWR``."""
-        self._require_open_file()
-        self._settle()
-        if self._state not in _HAS_STREAM:
-            raise state_error(errno.ENOTCONN)
-        super().shutdown(how)
-        self._state = _State.SHUT_DOWN
+        """End one direction or both: ``SHUT_RD``, ``SHUT_WR``, ``SHUT_RDWR``.
 
-    @overload
-    def getsockopt(self, level: int, optname: int, /) -> int: ...
-    @overload
-    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
-    def getsockopt(self, level: int, optname: int, buflen: int = 0, /) -> int | bytes:
-        """Return an option; ``SO_ERROR`` tells (once) how a non-blocking connect ended."""
-        value: int | None = None
-        if level == _socket.SOL_SOCKET and optname == _socket.SO_ERROR:
-            self._settle()
-            if self._state not in _HAS_STREAM:
-                value = (self._error.errno or 0) if self._error else 0
-                self._error = None
-        elif level == _socket.SOL_SOCKET and optname == _socket.SO_ACCEPTCONN:
-            value = int(self._state is _State.LISTENING)
-        if value is None:
-            return super().getsockopt(level, optname, buflen)
-        return value.to_bytes(4, "little")[:buflen] if buflen else value
+        Afterwards there is no peer name any more, and nothing is received after ``SHUT_RD``, not
+        even what came before. A connect under way is given up.
+        """
+        self._require_open_file()
+        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
+            raise state_error(errno.EINVAL)
+        self._settle()
+        life = self._life
+        if life.state is State.CONNECTING:
+            super().shutdown(_socket.SHUT_RDWR)
+        elif life.has_stream:
+            super().shutdown(how)
+        else:
+            raise state_error(errno.ENOTCONN)
+        # SHUT_RD, SHUT_WR, SHUT_RDWR are 0, 1, 2 and the bits 1, 2, 3.
+        life.shut |= how + 1
+        life.state = State.SHUT_DOWN
 
     def dup(self) -> "socket":
-        """Return another socket for the same connection or listener; not while connecting."""
-        self._settle()
-        if self._state is _State.CONNECTING:
-            raise state_error(errno.EALREADY)
-        twin = socket.adopt(_socket.dup(self.fileno()), self.type, self._ours, self._theirs)
-        twin._transport, twin._state = self._transport, self._state
-        twin._is_attached, twin.connect_timeout = self._is_attached, self.connect_timeout
+        """Return another descriptor for the same socket: what is done to one holds for both."""
+        twin = socket.adopt(_socket.dup(self.fileno()), self.type, self._life)
         twin.settimeout(self.gettimeout())
         return twin
 
@@ -289,8 +264,9 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
 
     def _lookup(self, name: str) -> int:
         """Ask the switch, over a connection of its own, for the CID of a guest."""
-        assert self._transport is not None, "only sockets that are not connected look names up"
-        return self._transport.resolve(name)
+        transport = self._life.transport
+        assert transport is not None, "only sockets of a switch look names up"
+        return transport.resolve(name)
 
     def _ask(self, request: Request, doing: str) -> Reply:
         self._attach()
@@ -301,25 +277,28 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
 
     def _attach(self) -> None:
         self._require_open_file()
-        if not self._is_attached and self._transport is not None:
-            self._transport.attach(self, self.type)
-            self._is_attached = True
+        life = self._life
+        if not life.is_attached and life.transport is not None:
+            life.transport.attach(self, self.type)
+            life.is_attached = True
 
     def _request_connect(self, theirs: Address) -> None:
         self._attach()
+        life = self._life
         padding, flags = b"", 0
         if self.gettimeout() == 0:
-            self._send_buffer = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
-            self.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1)
+            life.send_buffer = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
+            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1)
             padding, flags = bytes(_endpoint.PADDING), _endpoint.HELD
         milliseconds = max(1, min(round(self.connect_timeout * 1000), 0xFFFFFFFF))
-        request = Request(Op.CONNECT, theirs.cid, theirs.port, value=milliseconds, flags=flags)
-        self._theirs = theirs
-        self._state = _State.CONNECTING
+        buffer = self._buffer_to_announce()
+        request = Request(Op.CONNECT, theirs.cid, theirs.port, milliseconds, buffer, flags=flags)
+        life.theirs = theirs
+        life.state = State.CONNECTING
         try:
             _endpoint.send(self, request, padding)
         except OSError:
-            self._end_attempt(_State.FRESH if self._ours.port == PORT_ANY else _State.BOUND)
+            self._end_attempt()
             raise
 
     def _await_verdict(self) -> None:
@@ -327,41 +306,46 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
         allowed = self.connect_timeout + _endpoint.ANSWER_TIMEOUT
         timeout = self.gettimeout()
         self._settle(allowed if timeout is None else min(allowed, timeout))
-        if self._state is _State.CONNECTED:
+        if self._life.state is State.CONNECTED:
             return
         self._raise_pending_error()
         if timeout is not None and timeout < allowed:
             raise TimeoutError("timed out")
-        raise transport_error(errno.ETIMEDOUT, f"connect to {self._theirs}")
+        raise transport_error(errno.ETIMEDOUT, f"connect to {self._life.theirs}")
 
     def _settle(self, seconds: float = 0) -> None:
         """If a connect is under way, take its verdict if that comes within `seconds`."""
-        if self._state is not _State.CONNECTING or self.fileno() < 0:
+        life = self._life
+        if life.state is not State.CONNECTING or self.fileno() < 0:
             return
         try:
             reply = _endpoint.receive(self, Op.CONNECT, time.monotonic() + seconds)
             if reply is None:
                 return
             if reply.errno:
-                raise transport_error(reply.errno, f"connect to {self._theirs}")
+                raise transport_error(reply.errno, f"connect to {life.theirs}")
         except OSError as error:
-            self._end_attempt(_State.FRESH if self._ours.port == PORT_ANY else _State.BOUND)
-            self._error = error
+            self._end_attempt()
+            life.error = error
             return
         # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
-        cid = CID_ANY if self._ours.cid == CID_ANY else reply.our_cid
-        self._ours = Address(cid, reply.our_port)
-        self._end_attempt(_State.CONNECTED)
+        cid = CID_ANY if life.ours.cid == CID_ANY else reply.our_cid
+        life.ours = Address(cid, reply.our_port)
+        life.flow, life.peer_buffer = reply.flow, reply.peer_buf_alloc
+        self._end_attempt()
+        life.state, life.has_stream = State.CONNECTED, True
 
-    def _end_attempt(self, state: _State) -> None:
-        self._state = state
-        if self._send_buffer:
+    def _end_attempt(self) -> None:
+        """Go back to where the attempt started, and give the descriptor its send buffer again."""
+        life = self._life
+        life.state = State.FRESH if life.ours.port == PORT_ANY else State.BOUND
+        if life.send_buffer:
             # The kernel doubles what it is told.
-            self.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, self._send_buffer // 2)
-            self._send_buffer = 0
+            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, life.send_buffer // 2)
+            life.send_buffer = 0
 
     def _raise_pending_error(self) -> None:
-        error, self._error = self._error, None
+        error, self._life.error = self._life.error, None
         if error is not None:
             raise error
 
@@ -372,7 +356,7 @@ class socket(_Base):  # noqa: N801 - it stands in for socket.socket and is spell
     def _require_stream(self) -> None:
         self._require_open_file()
         self._settle()
-        if self._state not in _HAS_STREAM:
+        if not self._life.has_stream:
             raise state_error(errno.ENOTCONN)
 
 
@@ -384,29 +368,3 @@ def _as_address(address: Any, lookup: Callable[[str], int]) -> Address:
     if not isinstance(target, Address):
         raise AddressError(f"{target}: only create_connection and create_server take this form")
     return target
-
-
-def _with_stream(name: str) -> Callable[..., Any]:
-    """Return the base class's method `name`, but ENOTCONN while there is no stream.
-
-    Before that the descriptor leads to the switch itself, which must never take data for a
-    request, nor the user a reply for data.
-    """
-    method = getattr(_Base, name)
-
-    @functools.wraps(method)
-    def checked(self: socket, *args: Any, **kwargs: Any) -> Any:
-        if self._state not in _HAS_STREAM:
-            self._require_stream()
-        return method(self, *args, **kwargs)
-
-    return checked
-
-
-for _name in (
-    *("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"),
-    *("send", "sendall", "sendfile", "sendmsg", "sendto"),
-):
-    # Not written out one by one: so they keep the signatures that type checkers know from the base
-    # class.
-    setattr(socket, _name, _with_stream(_name))

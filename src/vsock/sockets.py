@@ -10,11 +10,17 @@ import socket as _socket
 from collections.abc import Callable
 from typing import Any
 
+from vsock._life import UNKNOWN, Life
+from vsock._options import (
+    SO_VM_SOCKETS_BUFFER_MAX_SIZE,
+    SO_VM_SOCKETS_BUFFER_MIN_SIZE,
+    SO_VM_SOCKETS_BUFFER_SIZE,
+    SO_VM_SOCKETS_CONNECT_TIMEOUT,
+)
 from vsock._socket_class import CONNECT_TIMEOUT, SOCK_SEQPACKET, SOCK_STREAM, socket
 from vsock.address import (
     CID_ANY,
     CID_HOST,
-    PORT_ANY,
     Address,
     HybridAddress,
     KernelAddress,
@@ -35,6 +41,10 @@ from vsock.transports import (
 __all__ = [
     "SOCK_SEQPACKET",
     "SOCK_STREAM",
+    "SO_VM_SOCKETS_BUFFER_MAX_SIZE",
+    "SO_VM_SOCKETS_BUFFER_MIN_SIZE",
+    "SO_VM_SOCKETS_BUFFER_SIZE",
+    "SO_VM_SOCKETS_CONNECT_TIMEOUT",
     "create_connection",
     "create_server",
     "get_local_cid",
@@ -167,9 +177,10 @@ def wrap_hybrid(sock: _Base, target: HybridAddress | UnixAddress, our_port: int)
     if isinstance(target, HybridAddress):
         ours, theirs = Address(CID_HOST, our_port), Address(CID_ANY, target.port)
     else:
-        ours = theirs = Address(CID_ANY, PORT_ANY)
+        ours = theirs = UNKNOWN
     timeout = sock.gettimeout()
-    made = socket.adopt(sock.detach(), SOCK_STREAM, ours, theirs)
+    life = Life.connected(ours, theirs)
+    made = socket.adopt(sock.detach(), SOCK_STREAM, life)
     made.settimeout(timeout)
     return made
 

@@ -73,6 +73,11 @@ class SwitchTransport(NamedTuple):
         """Return the CID of the guest called `name`; raise `NoSuchGuest` if there is none."""
         return self._ask(Request(Op.RESOLVE), name.encode(), f"guest {name!r}").their_cid
 
+    def set_buffer(self, flow: int, size: int) -> int:
+        """Give a connection of ours another receive buffer (0: none) and return the peer's."""
+        request = Request(Op.FLOW, flow & 0xFFFFFFFF, flow >> 32, buffer=size)
+        return self._ask(request, b"", f"flow {flow}").peer_buf_alloc
+
     def _ask(self, request: Request, extra: bytes, doing: str) -> Reply:
         """Ask one thing over a connection of its own."""
         with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:

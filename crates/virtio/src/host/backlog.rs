@@ -63,11 +63,24 @@ fn append(to: &mut Vec<u8>, pieces: &[Slice], skip: usize) {
     }
 }
 
+/// What ends with a packet, or with a run of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing: more of the same follows.
+    #[default]
+    None,
+    /// A message (EOM).
+    Message,
+    /// A message, and with it a record (EOM and EOR).
+    Record,
+}
+
 /// A message and what it took of the announced packet budget.
 #[derive(Debug, Default)]
 struct Message {
     bytes: Vec<u8>,
     packets: u32,
+    ends_record: bool,
 }
 
 /// Whole messages in order, and the one that is still arriving.
@@ -100,18 +113,19 @@ impl Messages {
         self.packets
     }
 
-    /// The oldest whole message.
-    pub(crate) fn front(&self) -> Option<&[u8]> {
-        self.whole.front().map(|message| message.bytes.as_slice())
+    /// The oldest whole message, and whether it ends a record.
+    pub(crate) fn front(&self) -> Option<(&[u8], bool)> {
+        self.whole.front().map(|message| (message.bytes.as_slice(), message.ends_record))
     }
 
-    /// Adds a packet's payload; `ends` makes the message whole.
-    pub(crate) fn append(&mut self, pieces: &[Slice], packets: u32, ends: bool) {
+    /// Adds the payload of packets, and what they end.
+    pub(crate) fn append(&mut self, pieces: &[Slice], packets: u32, end: End) {
         append(&mut self.partial.bytes, pieces, 0);
         self.partial.packets += packets;
         self.packets += packets;
         self.bytes += slice::total(pieces);
-        if ends {
+        if end != End::None {
+            self.partial.ends_record = end == End::Record;
             self.whole.push_back(std::mem::take(&mut self.partial));
         }
     }

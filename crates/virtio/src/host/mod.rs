@@ -4,5 +4,6 @@ pub(crate) mod backlog;
 pub(crate) mod client;
 pub(crate) mod hybrid;
 pub(crate) mod privilege;
+pub(crate) mod record;
 pub(crate) mod stream;
 pub(crate) mod wire;

@@ -14,10 +14,15 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send};
 use vsock_core::SocketType;
 
+pub(crate) use super::backlog::End;
 use super::backlog::{Bytes, Messages};
+use super::record;
 use super::wire::{MAX_EXTRA, MESSAGE_LEN};
 use crate::reactor::Readiness;
 use crate::slice::{self, Slice, TransferError};
+
+/// Send buffer asked for on sockets that keep messages: what a flow may have under way at most.
+const LONGEST_MESSAGE: usize = 16 << 20;
 
 /// How a read from the program's socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +90,7 @@ impl Stream {
             SocketType::Stream => Backlog::Bytes(Bytes::default()),
             SocketType::SeqPacket | SocketType::Datagram => Backlog::Messages(Messages::default()),
         };
+        make_room(&fd, kind);
         Self {
             fd,
             readable: true,
@@ -172,18 +178,21 @@ impl Stream {
         }
     }
 
-    /// Reads the next message into `scratch`; `Bytes(n)` with `n` greater than its length means it did not fit.
-    pub(crate) fn read_message(&mut self, scratch: &mut [u8]) -> io::Result<Read> {
-        match recv(&self.fd, scratch, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+    /// Reads the next message into `scratch`, and whether it ends a record; `Bytes(n)` with `n` greater than its
+    /// length means it did not fit.
+    pub(crate) fn read_message(&mut self, scratch: &mut [u8]) -> io::Result<(Read, End)> {
+        let read = match record::receive(&self.fd, scratch) {
             // An empty message, which vsock cannot carry, reads as the end does; there may be more behind it.
-            Ok((_, 0)) if !self.is_at_end() => Ok(Read::Empty),
-            Ok((_, 0)) => {
+            Ok((0, _)) if !self.is_at_end() => Read::Empty,
+            Ok((0, _)) => {
                 self.readable = false;
-                Ok(Read::End)
+                Read::End
             }
-            Ok((_, n)) => Ok(Read::Bytes(n)),
-            Err(error) => self.read_failed(error.into()),
-        }
+            Ok((n, true)) => return Ok((Read::Bytes(n), End::Record)),
+            Ok((n, false)) => return Ok((Read::Bytes(n), End::Message)),
+            Err(error) => self.read_failed(error)?,
+        };
+        Ok((read, End::None))
     }
 
     fn read_failed(&mut self, error: io::Error) -> io::Result<Read> {
@@ -203,12 +212,12 @@ impl Stream {
         }
     }
 
-    /// Hands the payload of `packets` packets to the program; `ends` says that a message ends here (messages only).
+    /// Hands the payload of `packets` packets to the program, with what ends there (messages only).
     pub(crate) fn deliver(
         &mut self,
         payload: &[Slice],
         packets: u32,
-        ends: bool,
+        end: End,
     ) -> Result<Taken, TransferError> {
         let len = slice::total(payload);
         if self.discarding {
@@ -217,8 +226,9 @@ impl Stream {
         let direct = self.writable
             && match &self.backlog {
                 Backlog::Bytes(bytes) => bytes.is_empty(),
+                // A record goes out with its mark, by way of the backlog.
                 Backlog::Messages(messages) => {
-                    messages.is_empty() && !messages.has_partial() && ends
+                    messages.is_empty() && !messages.has_partial() && end == End::Message
                 }
             };
         let sent = if direct { self.send_now(payload)? } else { Sent::Later };
@@ -241,7 +251,7 @@ impl Stream {
                 Ok(Taken { bytes: narrow(len), packets, refused: false })
             }
             Backlog::Messages(messages) => {
-                messages.append(payload, packets, ends);
+                messages.append(payload, packets, end);
                 Ok(self.flush()?)
             }
         }
@@ -262,15 +272,21 @@ impl Stream {
     pub(crate) fn flush(&mut self) -> io::Result<Taken> {
         let mut taken = Taken::default();
         while self.writable && !self.is_flushed() {
-            let front = match &self.backlog {
-                Backlog::Bytes(bytes) => bytes.front(),
+            let (front, ends_record) = match &self.backlog {
+                Backlog::Bytes(bytes) => (bytes.front(), false),
                 Backlog::Messages(messages) => messages.front().unwrap_or_default(),
             };
             let len = front.len();
-            match send(&self.fd, front, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            let sent = if ends_record {
+                record::send_record(&self.fd, front)
+            } else {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                send(&self.fd, front, flags).map_err(io::Error::from)
+            };
+            match sent {
                 Ok(n) => self.sent(n, &mut taken),
                 Err(error) => {
-                    if self.write_failed(error.into(), len)? {
+                    if self.write_failed(error, len)? {
                         self.discard(&mut taken);
                     }
                 }
@@ -359,6 +375,15 @@ impl Stream {
     }
 }
 
+/// Lets a Unix socket take long messages: one must fit its send buffer as a whole, or it is EMSGSIZE for ever. The kernel
+/// gives what its settings allow (`net.core.wmem_max`, doubled), by default enough for the default receive buffer.
+pub(crate) fn make_room(fd: &OwnedFd, kind: SocketType) {
+    if kind != SocketType::Stream {
+        // Fails for no Unix socket.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(fd, LONGEST_MESSAGE);
+    }
+}
+
 /// Ends a Unix socket so that what we wrote last can be read, and the end after it.
 pub(crate) fn finish(fd: &OwnedFd) {
     let _ = rustix::net::shutdown(fd, Shutdown::Both);
@@ -400,8 +425,8 @@ mod tests {
             hung_up: false,
         });
         let mut scratch = [0; 64];
-        assert_eq!(stream.read_message(&mut scratch).unwrap(), Read::Bytes(10));
+        assert_eq!(stream.read_message(&mut scratch).unwrap(), (Read::Bytes(10), End::Message));
         assert!(stream.readable);
-        assert_eq!(stream.read_message(&mut scratch).unwrap(), Read::End);
+        assert_eq!(stream.read_message(&mut scratch).unwrap(), (Read::End, End::None));
     }
 }

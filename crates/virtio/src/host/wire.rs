@@ -41,11 +41,20 @@ pub(crate) enum Request {
     Listen {
         /// How many may wait unaccepted (one more is let in, as the kernel does).
         backlog: u32,
+        /// Receive buffer of the connections, bytes; 0: default.
+        buffer: u64,
     },
     /// One connection handed over has been taken by the program.
     Accepted,
     /// Which CID is ours?
     LocalCid,
+    /// How is that connection, and give it another receive buffer.
+    Flow {
+        /// The connection's number, from the reply that began it.
+        number: u64,
+        /// Receive buffer, bytes; 0: as it is.
+        buffer: u64,
+    },
     /// Which CID has the guest whose name is in the bytes behind the request?
     Resolve {
         /// Length of the name.
@@ -82,6 +91,7 @@ pub(crate) mod op {
     pub(crate) const ACCEPTED: u8 = 5;
     pub(crate) const LOCAL_CID: u8 = 6;
     pub(crate) const RESOLVE: u8 = 7;
+    pub(crate) const FLOW: u8 = 8;
 }
 
 fn u32_at(bytes: &[u8; MESSAGE_LEN], at: usize) -> u32 {
@@ -111,7 +121,8 @@ impl Request {
                 let request = Self::Connect { to: address, timeout_ms: value, buffer, held };
                 (request, last == 0 && (held.is_some() || is_clean))
             }
-            op::LISTEN => (Self::Listen { backlog: value }, is_clean && no_address && buffer == 0),
+            op::LISTEN => (Self::Listen { backlog: value, buffer }, is_clean && no_address),
+            op::FLOW => (Self::Flow { number: u64_at(bytes, 4), buffer }, is_clean && value == 0),
             op::ACCEPTED => (Self::Accepted, is_clean && no_address),
             op::LOCAL_CID => (Self::LocalCid, is_clean && no_address),
             op::RESOLVE => {
@@ -128,7 +139,11 @@ impl Request {
         match self {
             Self::Connect { held, .. } => held.unwrap_or(0),
             Self::Resolve { len } => *len,
-            Self::Bind(_) | Self::Listen { .. } | Self::Accepted | Self::LocalCid => 0,
+            Self::Bind(_)
+            | Self::Listen { .. }
+            | Self::Accepted
+            | Self::LocalCid
+            | Self::Flow { .. } => 0,
         }
     }
 }

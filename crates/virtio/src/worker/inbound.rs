@@ -4,12 +4,12 @@
 //! to its program with one system call; only then are the buffers returned, so the used index never runs ahead of what
 //! has been taken. Nothing here decides about the protocol: the core does, from a header that was copied once.
 
-use vsock_core::{Header, Malformed, Op, RawHeader, Received, Shutdown, SocketType};
+use vsock_core::{EOM, EOR, Header, Malformed, Op, RawHeader, Received, Shutdown, SocketType};
 
 use super::Worker;
 use super::link_slot::{LinkFault, Role, gather, sort_transfer};
 use super::source::{LinkId, Source};
-use crate::host::stream::Taken;
+use crate::host::stream::{End, Taken};
 use crate::link::{Inbound, Token as BufferToken};
 use crate::reactor::Token;
 use crate::slice::Slice;
@@ -33,7 +33,7 @@ pub(crate) struct Run {
     pieces: Vec<Slice>,
     bytes: usize,
     packets: u32,
-    ends: bool,
+    end: End,
     buffers: Vec<BufferToken>,
 }
 
@@ -86,7 +86,7 @@ impl Worker {
             self.route(id, &inbound, slices, run)?;
             run.buffers.push(inbound.token);
             let is_full = run.bytes >= BYTES_PER_CALL || run.pieces.len() >= PIECES_PER_CALL;
-            if is_full || run.ends {
+            if is_full || run.end != End::None {
                 self.hand_over(id, run)?;
             }
         }
@@ -168,7 +168,12 @@ impl Worker {
         gather(&mut run.pieces, payload, header.len as usize);
         run.bytes += header.len as usize;
         run.packets += 1;
-        run.ends = header.kind == SocketType::SeqPacket && header.flags & vsock_core::EOM != 0;
+        run.end = match header.kind {
+            SocketType::SeqPacket if header.flags & EOM == 0 => End::None,
+            SocketType::SeqPacket if header.flags & EOR == 0 => End::Message,
+            SocketType::SeqPacket => End::Record,
+            SocketType::Stream | SocketType::Datagram => End::None,
+        };
         Ok(())
     }
 
@@ -186,10 +191,10 @@ impl Worker {
 
     fn hand_over_payload(&mut self, id: LinkId, run: &mut Run) -> Result<(), LinkFault> {
         let Some(token) = run.flow.take() else { return Ok(()) };
-        let (packets, ends) = (std::mem::take(&mut run.packets), std::mem::take(&mut run.ends));
+        let (packets, end) = (std::mem::take(&mut run.packets), std::mem::take(&mut run.end));
         run.bytes = 0;
         let delivered = match self.sources.get_mut(token) {
-            Some(Source::Flow(flow)) => flow.stream.deliver(&run.pieces, packets, ends),
+            Some(Source::Flow(flow)) => flow.stream.deliver(&run.pieces, packets, end),
             _ => Ok(Taken::default()),
         };
         run.pieces.clear();

@@ -4,12 +4,12 @@
 //! that found no room before, then flows by turns, a quantum each. A turn of a stream is one vectored read from its
 //! program's socket, straight into as many of the other side's buffers as credit and quantum allow.
 
-use vsock_core::{EOM, SocketType};
+use vsock_core::{EOM, EOR, SocketType};
 
 use super::Worker;
 use super::link_slot::{LinkFault, gather, sort_transfer};
 use super::source::{LinkId, Outgoing, Phase, Source};
-use crate::host::stream::Read;
+use crate::host::stream::{End, Read};
 use crate::link::{Link, Space};
 use crate::reactor::Token;
 use crate::slice::{self, Slice};
@@ -283,7 +283,7 @@ impl Worker {
                 return Ok(Turn::NoRoom);
             };
             let len = len.min(space.capacity as usize);
-            let flags = if len == left { EOM } else { 0 };
+            let flags = if len == left { message.last_flags } else { 0 };
             // `len` is at most the capacity, which is a u32.
             #[allow(clippy::cast_possible_truncation)]
             let Some(header) = slot.endpoint.data_header(flow.id, len as u32, flags) else {
@@ -314,9 +314,12 @@ impl Worker {
         }
         let longest = slot.endpoint.max_message(flow.id) as usize;
         self.scratch.resize(longest.max(1), 0);
-        match flow.stream.read_message(&mut self.scratch)? {
+        let (read, end) = flow.stream.read_message(&mut self.scratch)?;
+        match read {
             Read::Bytes(n) if n <= longest => {
-                flow.outgoing = Some(Outgoing { bytes: self.scratch[..n].to_vec(), sent: 0 });
+                let last_flags = if end == End::Record { EOM | EOR } else { EOM };
+                let bytes = self.scratch[..n].to_vec();
+                flow.outgoing = Some(Outgoing { bytes, sent: 0, last_flags });
                 Ok(true)
             }
             Read::Bytes(n) => Err(std::io::Error::other(format!(

@@ -123,7 +123,10 @@ impl Worker {
     fn grant(&mut self, token: Token, request: Request, extra: &[u8]) -> bool {
         let reply = match request {
             Request::Bind(address) => self.grant_bind(token, address),
-            Request::Listen { backlog } => return self.grant_listen(token, backlog),
+            Request::Listen { backlog, buffer } => {
+                return self.grant_listen(token, backlog, narrow(buffer));
+            }
+            Request::Flow { number, buffer } => self.grant_flow(token, number, narrow(buffer)),
             Request::LocalCid => {
                 Ok(Reply::ok(op::LOCAL_CID, Address { cid: self.local, port: Port::ANY }))
             }
@@ -169,7 +172,33 @@ impl Worker {
         Ok(Reply { theirs, ..Reply::ok(op::RESOLVE, NOWHERE) })
     }
 
-    fn grant_listen(&mut self, token: Token, backlog: u32) -> bool {
+    /// What is to be known of a connection that its program cannot see, and its receive buffer from now on.
+    fn grant_flow(&mut self, token: Token, number: u64, buffer: u32) -> Result<Reply, (u8, Errno)> {
+        let Some(Source::Client(client)) = self.sources.get(token) else {
+            return Err((op::FLOW, Errno::INVAL));
+        };
+        let user = client.peer.uid;
+        // Rare enough to look at all of them.
+        let mut flows = self.sources.iter().filter_map(|(_, source)| {
+            if let Source::Flow(flow) = source { Some(flow) } else { None }
+        });
+        let found = flows.find(|flow| flow.number == number);
+        let flow = found.ok_or((op::FLOW, Errno::NOTCONN))?;
+        if user != 0 && user != flow.peer.uid {
+            return Err((op::FLOW, Errno::PERM));
+        }
+        let (link, id) = (flow.link, flow.id);
+        let (ours, theirs) = (flow.ours, flow.theirs);
+        let slot = self.links.get_mut(link).ok_or((op::FLOW, Errno::NOTCONN))?;
+        if buffer > 0 {
+            slot.endpoint.set_buf_alloc(id, buffer);
+        }
+        let peer_buffer = slot.endpoint.info(id).map_or(0, |info| info.peer_buf_alloc);
+        self.activate(link);
+        Ok(Reply { theirs, peer_buffer, flow: number, ..Reply::ok(op::FLOW, ours) })
+    }
+
+    fn grant_listen(&mut self, token: Token, backlog: u32, buffer: u32) -> bool {
         let Some(entry) = self.sources.get_mut(token) else { return false };
         let Source::Client(client) = entry else { return false };
         let Some(bound) = client.bound else {
@@ -182,7 +211,7 @@ impl Worker {
             return false;
         }
         if let Source::Client(client) = std::mem::replace(entry, Source::Ended) {
-            *entry = Source::Listener(Listener { client, bound });
+            *entry = Source::Listener(Listener { client, bound, buffer });
             self.listeners.insert(bound.id, token);
             self.renew(token);
         }
@@ -192,13 +221,14 @@ impl Worker {
     /// What a listening program says: that it has taken a connection, or a new backlog.
     pub(crate) fn hear_listener(&mut self, token: Token, ended: bool) {
         for _ in 0..REQUESTS_PER_TURN {
-            let Some(Source::Listener(listener)) = self.sources.get(token) else { return };
+            let Some(Source::Listener(listener)) = self.sources.get_mut(token) else { return };
             let (id, kind) = (listener.bound.id, listener.client.kind);
             match listener.client.hear() {
                 Ok(Heard::Nothing) if ended => return self.drop_client(token),
                 Ok(Heard::Nothing) => return,
                 Ok(Heard::Request(Request::Accepted, _)) => self.ports.accepted(id),
-                Ok(Heard::Request(Request::Listen { backlog }, _)) => {
+                Ok(Heard::Request(Request::Listen { backlog, buffer }, _)) => {
+                    listener.buffer = narrow(buffer);
                     // It listens, so this can only change the backlog.
                     let _ = self.ports.listen(id, kind, backlog);
                 }
@@ -234,10 +264,10 @@ impl Worker {
             self.start_connection(link, bound, to, kind, timeout).inspect_err(|_| {
                 self.release_unless_kept(token, bound);
             })?;
-        if let (Some(slot), Ok(buffer)) = (self.links.get_mut(link), u32::try_from(buffer))
+        if let Some(slot) = self.links.get_mut(link)
             && buffer > 0
         {
-            slot.endpoint.set_buf_alloc(connection, buffer.min(MAX_BUFFER));
+            slot.endpoint.set_buf_alloc(connection, narrow(buffer));
         }
         let Some(entry) = self.sources.get_mut(token) else { return Err(Errno::INVAL) };
         let Source::Client(client) = std::mem::replace(entry, Source::Ended) else {
@@ -328,6 +358,11 @@ impl Worker {
 
 /// The largest receive buffer a program may ask for: what one flow may hold of our memory.
 const MAX_BUFFER: u32 = 16 << 20;
+
+/// A buffer size as programs say it: cut to what is possible.
+fn narrow(buffer: u64) -> u32 {
+    u32::try_from(buffer).unwrap_or(u32::MAX).min(MAX_BUFFER)
+}
 
 fn bind_errno(error: BindError) -> Errno {
     match error {

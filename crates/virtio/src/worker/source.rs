@@ -62,6 +62,8 @@ pub(crate) struct HybridClient {
 pub(crate) struct Listener {
     pub(crate) client: Client,
     pub(crate) bound: Bound,
+    /// Receive buffer of the connections it takes; 0: the default.
+    pub(crate) buffer: u32,
 }
 
 /// How a program wants to hear that it is connected.
@@ -133,4 +135,6 @@ pub(crate) struct Lingering {
 pub(crate) struct Outgoing {
     pub(crate) bytes: Vec<u8>,
     pub(crate) sent: usize,
+    /// Flags of its last packet: EOM, perhaps EOR.
+    pub(crate) last_flags: u32,
 }

@@ -12,7 +12,7 @@ use vsock_core::{CloseReason, ConnectionId, Event, FlowKey, Shutdown, SocketType
 use super::source::{Bound, Flow, Greeting, Lingering, LinkId, Phase, Source};
 use super::{LINGER, Worker};
 use crate::host::client::Client;
-use crate::host::stream::Stream;
+use crate::host::stream::{Stream, make_room};
 use crate::host::wire::{Reply, op};
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
@@ -90,6 +90,9 @@ impl Worker {
         }
         let number = self.next_number;
         let Some(Source::Listener(listener)) = self.sources.get(token) else { return None };
+        if listener.buffer > 0 {
+            self.links[id].endpoint.set_buf_alloc(connection, listener.buffer);
+        }
         let reply = Reply {
             op: op::ACCEPT,
             errno: 0,
@@ -399,5 +402,8 @@ fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
         SocketType::Stream => UnixType::STREAM,
         SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
     };
-    Ok(rustix::net::socketpair(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?)
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
+    make_room(&theirs, kind);
+    Ok((ours, theirs))
 }

@@ -1,0 +1,64 @@
+//! The end of a record (MSG_EOR, flag EOR on the wire) on a Unix socket that keeps messages.
+//!
+//! AF_UNIX drops MSG_EOR. So a message that ends a record is accompanied by a descriptor (SCM_RIGHTS), in both directions,
+//! and every other message is not. A receiver needs no room for it: the kernel then drops the descriptor and says
+//! MSG_CTRUNC, which is all that is to be known. A program that cares for no records sees plain messages.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+/// The descriptor that accompanies: one that gives its receiver nothing.
+fn mark() -> io::Result<BorrowedFd<'static>> {
+    static MARK: OnceLock<File> = OnceLock::new();
+    if let Some(mark) = MARK.get() {
+        return Ok(mark.as_fd());
+    }
+    let made = File::open("/dev/null")?;
+    Ok(MARK.get_or_init(|| made).as_fd())
+}
+
+/// Sends a message that ends a record.
+pub(crate) fn send_record(fd: impl AsFd, message: &[u8]) -> io::Result<usize> {
+    let fds = [mark()?];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    Ok(sendmsg(fd, &[IoSlice::new(message)], &mut control, flags)?)
+}
+
+/// Receives a message: its real length, which may be more than there was room for, and whether it ends a record.
+pub(crate) fn receive(fd: impl AsFd, scratch: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut nothing = RecvAncillaryBuffer::default();
+    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+    let got = recvmsg(fd, &mut [IoSliceMut::new(scratch)], &mut nothing, flags)?;
+    Ok((got.bytes, got.flags.contains(ReturnFlags::CTRUNC)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, send, socketpair};
+
+    #[test]
+    fn record_is_told_from_a_message_and_costs_no_descriptor() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        send_record(&ours, b"record").unwrap();
+        send(&ours, b"message", SendFlags::empty()).unwrap();
+        send_record(&ours, b"long record").unwrap();
+        let mut scratch = [0; 8];
+        assert_eq!(receive(&theirs, &mut scratch).unwrap(), (6, true));
+        assert_eq!(receive(&theirs, &mut scratch).unwrap(), (7, false));
+        assert_eq!(receive(&theirs, &mut scratch).unwrap(), (11, true));
+        assert_eq!(&scratch, b"long rec");
+    }
+}

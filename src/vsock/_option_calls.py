@@ -1,0 +1,148 @@
+"""The option calls: `getsockopt` and `setsockopt` as AF_VSOCK has them (kernel-semantics, 10).
+
+Options of level AF_VSOCK are kept here (`vsock._options` has their rules) and the switch is told of a
+new buffer size. Options of SOL_SOCKET are the descriptor's own, but for those that would tell that
+it is a Unix socket, or that Unix sockets have and AF_VSOCK has not.
+"""
+
+import errno
+import socket as _socket
+from typing import Any, Final, overload
+
+from vsock import _endpoint
+from vsock._data_calls import SOCK_STREAM, DataCalls
+from vsock._endpoint import Op, Request
+from vsock._life import State
+from vsock._options import AF_VSOCK, DEFAULT_BUFFER
+from vsock.errors import state_error
+
+_SO_ZEROCOPY: Final = 60
+_NOT_OURS: Final = {_socket.SO_PASSCRED, 34, 42, 76}
+"""Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD."""
+_LARGEST_BUFFER: Final = 0xFFFFFFFF
+
+
+class OptionCalls(DataCalls):
+    """The options of a socket."""
+
+    __slots__ = ()
+
+    def _settle(self, seconds: float = 0) -> None:
+        """If a connect is under way, take its verdict if that comes within `seconds`."""
+        raise NotImplementedError
+
+    def _require_open_file(self) -> None:
+        """Raise EBADF after close."""
+        raise NotImplementedError
+
+    @overload
+    def getsockopt(self, level: int, optname: int, /) -> int: ...
+    @overload
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+    def getsockopt(self, level: int, optname: int, buflen: int = 0, /) -> int | bytes:
+        """Return an option: those of AF_VSOCK (as bytes, with `buflen`) and of SOL_SOCKET.
+
+        ``SO_ERROR`` tells (once) how a non-blocking connect ended.
+        """
+        self._require_open_file()
+        if level == AF_VSOCK:
+            value = self._life.options.get(optname, buflen or 4)
+            return value if buflen else int.from_bytes(value, "little")
+        if level != _socket.SOL_SOCKET:
+            raise state_error(errno.ENOPROTOOPT)
+        if optname in _NOT_OURS:
+            raise state_error(errno.EOPNOTSUPP)
+        number = self._own_option(optname)
+        if number is None:
+            return super().getsockopt(level, optname, buflen)
+        return number.to_bytes(4, "little")[:buflen] if buflen else number
+
+    @overload
+    def setsockopt(self, level: int, optname: int, value: Any, /) -> None: ...
+    @overload
+    def setsockopt(self, level: int, optname: int, value: None, optlen: int, /) -> None: ...
+    def setsockopt(self, level: int, optname: int, value: Any, optlen: int = 0, /) -> None:
+        """Set an option: those of AF_VSOCK (64-bit sizes and timevals, as bytes), SOL_SOCKET.
+
+        A new buffer size is told to the other side at once.
+
+        Raises:
+            OSError: ENOPROTOOPT, EINVAL, ERANGE or EOPNOTSUPP, as docs/reference/options.md says.
+        """
+        self._require_open_file()
+        if level == AF_VSOCK:
+            given = (
+                value.to_bytes(4, "little", signed=value < 0)
+                if isinstance(value, int)
+                else (bytes(value or b""))
+            )
+            if self._life.options.set(optname, given):
+                self._announce_buffer()
+            return
+        if level != _socket.SOL_SOCKET:
+            raise state_error(errno.ENOPROTOOPT)
+        if optname in _NOT_OURS:
+            raise state_error(errno.EOPNOTSUPP)
+        if optname == _SO_ZEROCOPY:
+            self._set_zerocopy(value)
+        elif optname == _socket.SO_RCVLOWAT and isinstance(value, int):
+            self._set_low_water(value)
+        elif value is None:
+            super().setsockopt(level, optname, value, optlen)
+        else:
+            super().setsockopt(level, optname, value)
+
+    def _own_option(self, optname: int) -> int | None:
+        """Return the value of a SOL_SOCKET option that the descriptor does not know."""
+        life = self._life
+        if optname == _socket.SO_ERROR:
+            self._settle()
+            if life.has_stream:
+                return None
+            error, life.error = life.error, None
+            return (error.errno or 0) if error else 0
+        if optname == _socket.SO_ACCEPTCONN:
+            return int(life.state is State.LISTENING)
+        if optname == _socket.SO_DOMAIN:
+            return AF_VSOCK
+        if optname == _socket.SO_PROTOCOL:
+            return 0
+        return int(life.wants_zerocopy) if optname == _SO_ZEROCOPY else None
+
+    def _set_zerocopy(self, value: Any) -> None:
+        if value not in (0, 1):
+            raise state_error(errno.EINVAL)
+        if self._life.has_stream:
+            raise state_error(errno.EOPNOTSUPP)
+        self._life.wants_zerocopy = bool(value)
+
+    def _set_low_water(self, value: int) -> None:
+        is_stream = self.type == SOCK_STREAM
+        if is_stream and not 0 <= value <= self._life.options.size:
+            raise state_error(errno.EINVAL)
+        super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, value)
+        self._life.low_water = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
+
+    def _buffer_to_announce(self) -> int:
+        """Return the buffer size for a request; 0 is the switch's own default."""
+        size = self._life.options.size
+        return 0 if size == DEFAULT_BUFFER else max(1, min(size, _LARGEST_BUFFER))
+
+    def _announce_buffer(self) -> None:
+        """Tell the switch of a new buffer size, if it knows of the old one."""
+        life, options = self._life, self._life.options
+        if life.has_stream:
+            # A transport has no larger ones than that.
+            options.size = min(options.size, _LARGEST_BUFFER)
+            if life.flow and life.transport is not None:
+                life.peer_buffer = life.transport.set_buffer(life.flow, max(1, options.size))
+        elif life.state is State.LISTENING:
+            buffer = max(1, min(options.size, _LARGEST_BUFFER))
+            _endpoint.send(self, Request(Op.LISTEN, value=life.backlog, buffer=buffer))
+
+    def _longest_message(self, length: int) -> int:
+        """Return the length that a message may have, after asking for the peer's newest buffer."""
+        life = self._life
+        if length <= life.options.size and life.flow and life.transport is not None:
+            life.peer_buffer = life.transport.set_buffer(life.flow, 0)
+        return min(life.options.size, life.peer_buffer)

@@ -1,0 +1,112 @@
+"""The options of level AF_VSOCK, with the rules of the Linux kernel (kernel-semantics, 10.1).
+
+A leaf without I/O: values in, values out, and what they do to each other. Who tells the switch of a
+new buffer size is `vsock._socket_class`. Everything is kept as the kernel keeps it: sizes are
+64-bit, and the connect timeout is counted in ticks of 1/250 s.
+"""
+
+import errno
+import struct
+from typing import Final
+
+from vsock.errors import state_error
+
+AF_VSOCK: Final = 40
+SO_VM_SOCKETS_BUFFER_SIZE: Final = 0
+SO_VM_SOCKETS_BUFFER_MIN_SIZE: Final = 1
+SO_VM_SOCKETS_BUFFER_MAX_SIZE: Final = 2
+SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD: Final = 6
+SO_VM_SOCKETS_CONNECT_TIMEOUT_NEW: Final = 8
+SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD
+"""On 64-bit machines both are the same structure, and C programs get the old number."""
+
+DEFAULT_BUFFER: Final = 262144
+CONNECT_TIMEOUT = 2.0
+"""Seconds that a connect waits for an answer unless told otherwise, as in the kernel."""
+
+_HZ: Final = 250
+_LONGEST_TICKS: Final = (1 << 63) - 1
+_SIZE: Final = struct.Struct("=Q")
+_TIMEVAL: Final = struct.Struct("=qq")
+_STRUCTS: Final = {
+    SO_VM_SOCKETS_BUFFER_SIZE: _SIZE,
+    SO_VM_SOCKETS_BUFFER_MIN_SIZE: _SIZE,
+    SO_VM_SOCKETS_BUFFER_MAX_SIZE: _SIZE,
+    SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD: _TIMEVAL,
+    SO_VM_SOCKETS_CONNECT_TIMEOUT_NEW: _TIMEVAL,
+}
+
+
+class VsockOptions:
+    """The options of one socket; `size` is the receive buffer in bytes."""
+
+    __slots__ = ("connect_timeout", "largest", "size", "smallest")
+
+    def __init__(self) -> None:
+        self.size = DEFAULT_BUFFER
+        self.smallest = 128
+        self.largest = DEFAULT_BUFFER
+        self.connect_timeout = CONNECT_TIMEOUT
+
+    def get(self, name: int, room: int) -> bytes:
+        """Return option `name` for a caller with `room` bytes.
+
+        Raises:
+            OSError: ENOPROTOOPT (no such option), EINVAL (less room than it needs).
+        """
+        layout = _struct(name)
+        if room < layout.size:
+            raise state_error(errno.EINVAL)
+        if layout is _TIMEVAL:
+            # Exact ticks stay exact: 2.0 s are 500.
+            ticks = -int(-self.connect_timeout * _HZ // 1)
+            return layout.pack(ticks // _HZ, ticks % _HZ * (1_000_000 // _HZ))
+        return layout.pack((self.size, self.smallest, self.largest)[name])
+
+    def set(self, name: int, value: bytes) -> bool:
+        """Change option `name`; tell whether the receive buffer has another size now.
+
+        Raises:
+            OSError: ENOPROTOOPT (no such option), EINVAL (`value` is too short), ERANGE (no time).
+        """
+        layout = _struct(name)
+        if len(value) < layout.size:
+            raise state_error(errno.EINVAL)
+        if layout is _TIMEVAL:
+            self.connect_timeout = _seconds(*layout.unpack_from(value))
+            return False
+        (number,) = layout.unpack_from(value)
+        wanted = self.size
+        if name == SO_VM_SOCKETS_BUFFER_SIZE:
+            wanted = number
+        elif name == SO_VM_SOCKETS_BUFFER_MIN_SIZE:
+            self.smallest = number
+        else:
+            self.largest = number
+        # In this order the maximum wins over a minimum above it.
+        before, self.size = self.size, min(max(wanted, self.smallest), self.largest)
+        return self.size != before
+
+    def copy(self) -> "VsockOptions":
+        """Return the options that an accepted connection inherits."""
+        child = VsockOptions()
+        for name in VsockOptions.__slots__:
+            setattr(child, name, getattr(self, name))
+        return child
+
+
+def _struct(name: int) -> struct.Struct:
+    layout = _STRUCTS.get(name)
+    if layout is None:
+        raise state_error(errno.ENOPROTOOPT)
+    return layout
+
+
+def _seconds(seconds: int, microseconds: int) -> float:
+    """Return what the kernel makes of a timeval: whole ticks, rounded up, and 0 is the default."""
+    if seconds < 0 or microseconds >= 1_000_000 or seconds >= _LONGEST_TICKS // _HZ - 1:
+        raise state_error(errno.ERANGE)
+    # Negative microseconds slip through there, as a huge unsigned number that wraps around.
+    tick = 1_000_000 // _HZ
+    ticks = seconds * _HZ + ((microseconds + tick - 1) % (1 << 64)) // tick
+    return ticks / _HZ if ticks else CONNECT_TIMEOUT
