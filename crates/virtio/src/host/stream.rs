@@ -90,7 +90,6 @@ impl Stream {
             SocketType::Stream => Backlog::Bytes(Bytes::default()),
             SocketType::SeqPacket | SocketType::Datagram => Backlog::Messages(Messages::default()),
         };
-        make_room(&fd, kind);
         Self {
             fd,
             readable: true,
@@ -375,8 +374,8 @@ impl Stream {
     }
 }
 
-/// Lets a Unix socket take long messages: one must fit its send buffer as a whole, or it is EMSGSIZE for ever. The kernel
-/// gives what its settings allow (`net.core.wmem_max`, doubled), by default enough for the default receive buffer.
+/// Lets a program send long messages: one must fit its send buffer as a whole, or it is EMSGSIZE. The kernel gives what its
+/// settings allow (`net.core.wmem_max`, doubled), by default enough for the default receive buffer.
 pub(crate) fn make_room(fd: &OwnedFd, kind: SocketType) {
     if kind != SocketType::Stream {
         // Fails for no Unix socket.
