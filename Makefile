@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests: its tests are the Python ones.
 RUST_TESTED := --workspace --exclude vsock-python
-NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates bench/load -name '*.rs' -o -name Cargo.toml)
+NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml)
+BENCH_SOURCES := $(NATIVE_SOURCES) $(shell find bench -name '*.rs' -o -name Cargo.toml)
 GUEST_PACKAGES := qemu-system-x86
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows what they call.
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace
@@ -28,7 +29,7 @@ demo: build ## Boot real guests and show what the switch does
 	$(BIN)/vsock demo
 
 .PHONY: test
-test: build check test-rust test-python test-guests ## Everything that must pass: checks, Rust, Python, real guests
+test: build check test-rust test-python bench-instructions test-guests ## Everything that must pass: checks, Rust, Python, real guests
 
 .PHONY: help
 help: ## List these targets
@@ -100,6 +101,7 @@ fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all
 ##@ Measuring
 
 LOAD := target/release/vsock-load
+PATHS := target/release/vsock-paths
 
 .PHONY: bench
 bench: build $(LOAD) ## Measure against limits and peers, 10 minutes; QUICK=1: under 2; results in bench/results
@@ -109,14 +111,27 @@ bench: build $(LOAD) ## Measure against limits and peers, 10 minutes; QUICK=1: u
 bench-peers: ## Install vhost-device-vsock 0.3.0 in build/peers, for `make bench` to compare with
 	cargo install --locked --root build/peers --version 0.3.0 vhost-device-vsock
 
+.PHONY: bench-micro
+bench-micro: ## Times of the per-packet paths, with Criterion
+	cargo bench --locked --package vsock-paths
+
+.PHONY: bench-instructions
+bench-instructions: $(PATHS) ## Count the instructions of each packet and compare; UPDATE=1: keep the counts
+	@tools/debian-packages valgrind
+	$(PYTHON) -m bench.instructions $(if $(UPDATE),--update) $(PATHS)
+
 # Stamps: when these are newer than what they were made from, there is nothing to do.
 
 $(VENV)/.tools: pyproject.toml tools/make-venv
 	tools/make-venv $(PYTHON) $(VENV)
 	@touch $@
 
-$(LOAD): $(NATIVE_SOURCES)
+$(LOAD): $(BENCH_SOURCES)
 	cargo build --release --locked --package vsock-load
+	@touch $@
+
+$(PATHS): $(BENCH_SOURCES)
+	cargo build --release --locked --package vsock-paths
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
