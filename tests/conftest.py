@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,3 +68,55 @@ def guest(switch: "Switch") -> "Iterator[Guest]":
 
     with Guest(switch.socket_path("alpha")) as joined:
         yield joined
+
+
+GUARDED = """
+import os, sys
+from vsock.cli.guard import raise_guard
+raise_guard(kill=True)
+os.execv(sys.executable, [sys.executable, "-m", "vsock.cli", "run", "--no-guard", "--", *sys.argv[1:]])
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start_preloaded() -> Iterator[Start]:
+    """Starts a program under `vsock run`, behind a filter that ends it if it asks for the kernel's AF_VSOCK.
+
+    What still runs at the end of the test is killed.
+    """
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*command: str, **options: object) -> "subprocess.Popen[str]":
+        settings: dict[str, object] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "env": {**os.environ, "VSOCK_PRELOAD_VERBOSE": "1"},
+        }
+        process: subprocess.Popen[str] = subprocess.Popen(
+            [sys.executable, "-c", GUARDED, *command],
+            **(settings | options),  # type: ignore[call-overload]
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_preloaded(start_preloaded: Start) -> Callable[..., str]:
+    """Runs a program to its end and gives what it printed; it must end well."""
+
+    def run(*command: str, **options: object) -> str:
+        process = start_preloaded(*command, **options)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, (process.returncode, out, err)
+        return out
+
+    return run

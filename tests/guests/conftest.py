@@ -5,19 +5,34 @@ ends of a test are mostly those of the demo. A test that needs a guest for itsel
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from vsock import sockets
 from vsock.address import CID_HOST
 from vsock.demo.places import LinuxPlace, ProcessPlace
+from vsock.errors import ConnectRefused
 from vsock.runtime import RuntimeFiles
-from vsock.testing.plugin import FIRST_CID, KINDS, SharedGuests, guest_or_skip
+from vsock.testing.blocking import GuestProcess
+from vsock.testing.errors import GuestUnavailable
+from vsock.testing.images import find_programs
+from vsock.testing.plugin import (
+    FIRST_CID,
+    KINDS,
+    REQUIRED_VARIABLE,
+    SharedGuests,
+    guest_or_skip,
+)
 from vsock.transports import SwitchTransport
 
 READY_SECONDS = 20
@@ -136,3 +151,96 @@ _ports = iter(range(20_000, 30_000))
 def port() -> int:
     """A port that no other test uses."""
     return next(_ports)
+
+
+HOST_PROGRAMS = ("socat", "ncat", "nbdkit", "nbdinfo", "nbdcopy", "ssh", "scp", "ssh-keygen")
+
+
+@pytest.fixture
+def host_programs(vsock_switch: SwitchProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's programs on the host, with this switch as theirs."""
+    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
+    if missing := [name for name in HOST_PROGRAMS if not shutil.which(name)]:
+        _fail_or_skip(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture
+def furnished(
+    place: Callable[[str], LinuxPlace], transport: SwitchTransport, port: int
+) -> LinuxPlace:
+    """A guest with Debian's programs in it (guests/programs.py), which it gets over vsock."""
+    try:
+        archive = find_programs()
+    except GuestUnavailable as missing:
+        _fail_or_skip(str(missing))
+    found = place("uml")
+
+    def send() -> None:
+        connection, _ = listener.accept()
+        with connection, archive.open("rb") as file:
+            connection.sendfile(file)
+
+    if not found.guest.call(exists, "/usr/sbin/sshd"):
+        with sockets.create_server(port, transport=transport) as listener:
+            listener.settimeout(READY_SECONDS)
+            thread = threading.Thread(target=send)
+            thread.start()
+            found.guest.call(unpack, CID_HOST, port, timeout=60)
+            thread.join()
+    return found
+
+
+def exists(path: str) -> bool:
+    """In the guest: whether there is such a file."""
+    import pathlib
+
+    return pathlib.Path(path).exists()
+
+
+def unpack(cid: int, port: int) -> None:
+    """In the guest: take an archive from the host and unpack it."""
+    import socket
+    import tarfile
+
+    connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    connection.connect((cid, port))
+    with connection.makefile("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        archive.extractall("/")
+
+
+@pytest.fixture
+def in_guest(furnished: LinuxPlace) -> Iterator[Callable[[str], GuestProcess]]:
+    """Starts programs in the guest, and ends them with all their children after the test."""
+    running: list[GuestProcess] = []
+
+    def start(command: str) -> GuestProcess:
+        # The agent gives each command a session of its own: so its children can be found.
+        running.append(furnished.guest.spawn(f"echo $$; {command}"))
+        return running[-1]
+
+    yield start
+    for process in running:
+        furnished.guest.run(f"kill -9 -{process.read_line()}", check=False)
+
+
+@pytest.fixture
+def until_connected(transport: SwitchTransport) -> Callable[[int, int], socket.socket]:
+    """Connects to a program that may not listen yet."""
+
+    def connect(cid: int, port: int) -> socket.socket:
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                return sockets.create_connection((cid, port), transport=transport)
+            except ConnectRefused:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    return connect
+
+
+def _fail_or_skip(reason: str) -> NoReturn:
+    if os.environ.get(REQUIRED_VARIABLE):
+        pytest.fail(f"{reason} ({REQUIRED_VARIABLE} is set)")
+    pytest.skip(reason)

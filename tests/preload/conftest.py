@@ -1,64 +1,32 @@
 """Programs that know nothing of us, under `vsock run`, against a userspace guest: no VM needed.
 
-Every program here runs behind a filter that ends it if it so much as makes an AF_VSOCK socket of the
-kernel's: what passes shows that nothing falls back to it.
+Every program here runs behind a filter (`start_preloaded`) that ends it if it so much as makes an
+AF_VSOCK socket of the kernel's: what passes shows that nothing falls back to it.
 """
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-GUARDED = """
-import os, sys
-from vsock.cli.guard import raise_guard
-raise_guard(kill=True)
-os.execv(sys.executable, [sys.executable, "-m", "vsock.cli", "run", "--no-guard", "--", *sys.argv[1:]])
-"""
+if TYPE_CHECKING:
+    import subprocess
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(runtime_dir: Path) -> Iterator[Start]:
-    """Starts a program under `vsock run`, behind the filter; what still runs at the end is killed."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*command: str, **options: object) -> "subprocess.Popen[str]":
-        settings: dict[str, object] = {
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "text": True,
-            "env": {**os.environ, "VSOCK_PRELOAD_VERBOSE": "1"},
-        }
-        process: subprocess.Popen[str] = subprocess.Popen(
-            [sys.executable, "-c", GUARDED, *command],
-            **(settings | options),  # type: ignore[call-overload]
-        )
-        running.append(process)
-        return process
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
+def start(runtime_dir: Path, start_preloaded: Start) -> Start:
+    """Starts a program whose switch is the one in `runtime_dir`, if any."""
+    return start_preloaded
 
 
 @pytest.fixture
-def run(start: Start) -> Callable[..., str]:
-    """Runs a program to its end and gives what it printed; it must end well."""
-
-    def run(*command: str, **options: object) -> str:
-        process = start(*command, **options)
-        out, err = process.communicate(timeout=30)
-        assert process.returncode == 0, (process.returncode, out, err)
-        return out
-
-    return run
+def run(runtime_dir: Path, run_preloaded: Callable[..., str]) -> Callable[..., str]:
+    """Runs such a program to its end."""
+    return run_preloaded
 
 
 PRELUDE = """

@@ -43,6 +43,18 @@ def find_image(vmm: Vmm, kernel: str | None = None) -> Image:
     return images[0]
 
 
+def find_programs() -> Path:
+    """The archive (tar) of programs that can be unpacked in a running guest: sshd, socat, and so on.
+
+    Raises:
+        GuestUnavailable: there is none; the message says how to get it.
+    """
+    for folder in _folders():
+        if (folder / "programs.tar").exists():
+            return folder / "programs.tar"
+    raise GuestUnavailable(f"no programs for guests: {_HOW}")
+
+
 def find_images() -> list[Image]:
     """All images that are there; empty if none."""
     for folder in _folders():
