@@ -77,7 +77,7 @@ fn empty_ring_is_none_and_no_error() {
 }
 
 #[test]
-fn any_descriptor_layout_is_popped() {
+fn trap_12_any_descriptor_layout_is_popped() {
     assert_eq!(pop(&[desc(LOW, 44, 0, 0)]), Ok((vec![44], vec![])));
     assert_eq!(pop(&[desc(LOW, 44, WRITE, 0)]), Ok((vec![], vec![44])));
     let split_header =

@@ -61,6 +61,26 @@ fn short_inbound_chain_is_completed_in_its_turn() {
 }
 
 #[test]
+fn trap_13_used_length_is_exact_on_rx_and_zero_on_tx() {
+    let guest = offering(&[desc(LOW, 3776, WRITE, 0), desc(LOW, 3776, WRITE, 0)]);
+    let mut rx = link(&guest, RX_QUEUE);
+    for len in [0, 3732] {
+        let mut slices = Vec::new();
+        let space = rx.next_space(&mut slices).unwrap().unwrap();
+        rx.send(&space, &slices, &[0; 44], len);
+    }
+    rx.publish().unwrap();
+    assert_eq!([guest.used(0), guest.used(1)], [(0, 44), (1, 44 + 3732)]);
+
+    let guest = offering(&[desc(LOW, 1000, 0, 0)]);
+    let mut tx = link(&guest, TX_QUEUE);
+    let packet = tx.next_inbound(&mut Vec::new()).unwrap().unwrap();
+    tx.finish_inbound(packet.token);
+    tx.publish().unwrap();
+    assert_eq!(guest.used(0), (0, 0));
+}
+
+#[test]
 fn chain_with_parts_of_the_other_direction_is_no_packet() {
     let guest = offering(&[desc(LOW, 100, NEXT, 1), desc(LOW, 100, WRITE, 0)]);
     guest.avail_idx(1);
