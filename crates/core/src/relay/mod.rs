@@ -7,9 +7,11 @@
 //! flight, in the receiver's ring or waiting here, than its flow was granted. A sender that does
 //! not keep to it is reset, with the other side.
 //!
-//! The share is an eighth of what is left of the budget, within bounds, and stays the same while
-//! the flow lives: a credit that shrinks under way could leave a sender waiting for an update
-//! that the receiver, who knows nothing of it, sees no reason to send.
+//! The share is at most an eighth of what is left of the budget. It never becomes smaller while the
+//! flow lives: a credit that shrinks under way could leave a sender waiting for an update that the
+//! receiver, who knows nothing of it, sees no reason to send. It becomes larger, out of the same
+//! budget, when a guest announces a larger buffer: its program may wait for all that it made room
+//! for before it reads any of it.
 //!
 //! A `fwd_cnt` that cannot be true is replaced by the last one that was. RST is never answered;
 //! packets of no flow are answered with RST. REQUEST between addresses of a live flow means that
@@ -36,6 +38,8 @@ use guests::Guests;
 /// What a relay may hold, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayLimits {
+    /// The credit that one direction of a flow announces, if no guest has announced more.
+    pub usual_flow_credit: u32,
     /// The most credit one direction of a flow announces.
     pub max_flow_credit: u32,
     /// The credit that all flows between two guests announce together, per direction.
@@ -57,7 +61,8 @@ pub struct RelayLimits {
 impl Default for RelayLimits {
     fn default() -> Self {
         Self {
-            max_flow_credit: 262_144,
+            usual_flow_credit: 262_144,
+            max_flow_credit: 4 << 20,
             pair_budget: 32 << 20,
             min_flow_credit: 4096,
             max_flows_per_guest: 4096,
@@ -353,9 +358,27 @@ impl Relay {
 
     /// The credit of a new flow: a share of what is left for its pair of guests.
     fn grant(&self, header: &Header) -> u32 {
+        self.share(header).min(self.wanted(header)).max(self.limits.min_flow_credit)
+    }
+
+    /// The credit that a flow with such an announcement should have.
+    fn wanted(&self, header: &Header) -> u32 {
+        header.buf_alloc.max(self.limits.usual_flow_credit).min(self.limits.max_flow_credit)
+    }
+
+    /// What the pair of guests has left for one flow.
+    fn share(&self, header: &Header) -> u32 {
         let granted = self.granted.get(&pair(header.src, header.dst)).copied().unwrap_or(0);
-        let share = self.limits.pair_budget.saturating_sub(granted) / 8;
-        share.min(self.limits.max_flow_credit).max(self.limits.min_flow_credit)
+        self.limits.pair_budget.saturating_sub(granted) / 8
+    }
+
+    /// A guest announces its buffer: the flow's credit follows, as far as the budget goes.
+    fn raise_grant(&mut self, id: u64, header: &Header) {
+        let (wanted, share) = (self.wanted(header), self.share(header));
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let more = wanted.saturating_sub(flow.grant).min(share);
+        flow.grant += more;
+        *self.granted.entry(pair(header.src, header.dst)).or_default() += more;
     }
 
     fn pass_response(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
@@ -418,6 +441,10 @@ impl Relay {
             // Anything before RESPONSE would end the attempt with EPROTO.
             return self.broken(id);
         }
+        if header.buf_alloc > flow.grant && matches!(header.op, Op::Response | Op::CreditUpdate) {
+            self.raise_grant(id, header);
+        }
+        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
         let (forwarded, is_possible) = flow.clamp(side, header);
         self.stats.impossible_credit += u64::from(!is_possible);
         Verdict::Forward(forwarded)

@@ -1,5 +1,7 @@
 //! One relay against packets made by hand. Between endpoints: `tests/two_endpoints.rs`.
 
+mod grants;
+
 use super::*;
 use crate::packet::EOR;
 
@@ -274,34 +276,6 @@ fn open_second_response_resets_both() {
     let mut bench = Bench::open();
     bench.drop(from_b(Op::Response));
     bench.assert_reset_both();
-}
-
-#[test]
-fn announced_buffer_is_clamped_both_ways() {
-    let mut bench = Bench::new();
-    let wide = |header| Header { buf_alloc: u32::MAX, ..header };
-    assert_eq!(bench.pass(wide(from_a(Op::Request))).buf_alloc, BUFFER);
-    assert_eq!(bench.pass(wide(from_b(Op::Response))).buf_alloc, BUFFER);
-    let narrow = Header { buf_alloc: 100, ..from_a(Op::CreditUpdate) };
-    assert_eq!(bench.pass(narrow).buf_alloc, 100);
-}
-
-#[test]
-fn grants_shrink_with_the_budget_and_come_back() {
-    let mut bench =
-        Bench::with(RelayLimits { max_half_open_per_guest: 4000, ..Default::default() });
-    let request = |port| packet(Address::new(3, port), B, Op::Request);
-    let grants: Vec<u32> = (0..3000).map(|port| bench.pass(request(port)).buf_alloc).collect();
-    assert_eq!(grants[..100], [BUFFER; 100]);
-    assert_eq!(grants[2999], 4096);
-    let total: u64 = grants.iter().copied().map(u64::from).sum();
-    assert!(total <= (32 << 20) + 3000 * 4096, "{total}");
-    let other = packet(A, Address::new(5, 1), Op::Request);
-    assert_eq!(bench.pass(other).buf_alloc, BUFFER, "another pair has its own budget");
-    for port in 0..3000 {
-        bench.pass(packet(Address::new(3, port), B, Op::Rst));
-    }
-    assert_eq!(bench.pass(request(1)).buf_alloc, BUFFER);
 }
 
 #[test]
