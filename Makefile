@@ -94,6 +94,13 @@ test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
 	@tools/debian-packages $(PROGRAM_PACKAGES)
 	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
 
+CONFORMANCE := build/conformance
+
+.PHONY: conformance
+conformance: build guests ## The kernel's own vsock_test over the switch, all roles; RUNS=10: ten times
+	@tests/conformance/build-suite $(CONFORMANCE)
+	$(BIN)/python -m tests.conformance --suite $(CONFORMANCE) --runs $(or $(RUNS),1)
+
 .PHONY: fuzz
 fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all
 	tools/fuzz $(FUZZ_SECONDS)

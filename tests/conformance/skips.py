@@ -1,0 +1,67 @@
+"""Which cases a side is not asked to play, and why. docs/reference/conformance.md says the same to people.
+
+A case is named by its text, as numbers shift between versions of the kernel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.conformance.match import Match
+
+OLD_KERNEL = frozenset({"6.1", "uml"})
+"""Sides whose kernel, a 6.1, fails these cases on its own loopback too (`--loopback --all` shows it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A case that a kind of side cannot play in one of the roles."""
+
+    kinds: frozenset[str]
+    role: Literal["client", "server"]
+    case: str
+    reason: str
+
+
+HOST = frozenset({"host"})
+"""The host of a switch, where a socket is a Unix socket to the kernel."""
+
+_NO_ERRORS = "Linux 6.1 says ENOMEM for every error of send and recv"
+_NO_SIGNAL = "Linux 6.1 raises no SIGPIPE for AF_VSOCK"
+_NO_ZEROCOPY = "Linux 6.1 has no MSG_ZEROCOPY for AF_VSOCK"
+
+_NO_PINNED_PAGES = "MSG_ZEROCOPY is about the pages of a kernel that sends AF_VSOCK itself"
+
+SKIPS = (
+    Skip(OLD_KERNEL, "server", "SOCK_SEQPACKET invalid receive buffer", _NO_ERRORS),
+    Skip(OLD_KERNEL, "client", "SOCK_SEQPACKET big message", _NO_ERRORS),
+    Skip(OLD_KERNEL, "client", "SOCK_STREAM test invalid buffer", _NO_ERRORS),
+    Skip(OLD_KERNEL, "client", "SOCK_SEQPACKET test invalid buffer", _NO_ERRORS),
+    Skip(OLD_KERNEL, "server", "SOCK_SEQPACKET MSG_PEEK", "Linux 6.1 has no such peek"),
+    Skip(OLD_KERNEL, "client", "SOCK_STREAM SHUT_WR", _NO_SIGNAL),
+    Skip(OLD_KERNEL, "client", "SOCK_STREAM SHUT_RD", _NO_SIGNAL),
+    Skip(OLD_KERNEL, "client", "SOCK_STREAM MSG_ZEROCOPY", _NO_ZEROCOPY),
+    Skip(OLD_KERNEL, "client", "SOCK_SEQPACKET MSG_ZEROCOPY", _NO_ZEROCOPY),
+    Skip(
+        OLD_KERNEL,
+        "server",
+        "SOCK_STREAM virtio credit update + SO_RCVLOWAT",
+        "Linux 6.1 sends no CREDIT_UPDATE when SO_RCVLOWAT is set",
+    ),
+    Skip(
+        HOST,
+        "client",
+        "SOCK_STREAM poll() + SO_RCVLOWAT",
+        "poll of a Unix socket takes no notice of SO_RCVLOWAT",
+    ),
+    Skip(HOST, "client", "SOCK_STREAM MSG_ZEROCOPY", _NO_PINNED_PAGES),
+    Skip(HOST, "client", "SOCK_SEQPACKET MSG_ZEROCOPY", _NO_PINNED_PAGES),
+    Skip(HOST, "client", "SOCK_STREAM MSG_ZEROCOPY empty MSG_ERRQUEUE", _NO_PINNED_PAGES),
+)
+
+
+def skipped(match: Match, cases: Mapping[int, str]) -> set[int]:
+    """The numbers of the cases that this match does not play."""
+    kinds = {"client": match.client.kind, "server": match.server.kind}
+    names = {skip.case for skip in SKIPS if kinds[skip.role] in skip.kinds}
+    return {number for number, name in cases.items() if name in names}
