@@ -57,8 +57,9 @@ ALLOWED: dict[str, set[str]] = {
     # control plane
     "switch": BELOW_SWITCH,
     # tools
-    "cli": BELOW_TOOLS | {"demo"},
+    "cli": BELOW_TOOLS | {"demo", "perf"},
     "demo": BELOW_TOOLS | {"testing"},
+    "perf": {"errors", "runtime"},
     # supported test helpers: may import anything
     "testing": BELOW_TOOLS,
 }

@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
     "ssh-proxy": ("vsock.cli.ssh_proxy:ssh_proxy", "Connect for OpenSSH, as its ProxyCommand."),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
+    "perf": ("vsock.cli.perf:perf", "Measure throughput, round trips and connection rate."),
     "qemu-args": ("vsock.cli.vmm_args:qemu_args", "Print what to add to QEMU's command line."),
     "uml-args": ("vsock.cli.vmm_args:uml_args", "Print what to add to User-Mode Linux's."),
     "demo": ("vsock.cli.demo:demo", "Boot guests and show what the switch does."),

@@ -1,0 +1,48 @@
+"""A picture of a result: throughput over time, and how the round trips are spread."""
+
+from pathlib import Path
+from typing import Any
+
+from vsock.errors import UsageError
+
+__all__ = ["draw"]
+
+_MIB = 1 << 20
+
+
+def draw(result: dict[str, Any], path: Path, title: str) -> None:
+    """Draws into a file; its suffix says the format.
+
+    Raises UsageError when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("--plot needs matplotlib: pip install 'vsock[plot]'") from None
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.suptitle(title)
+    rate, spread = figure.subplots(1, 2)
+    _draw_rate(rate, result["series"], result["bytes_per_second"])
+    _draw_spread(spread, {name: result[name] for name in ("round_trip_us", "there_us", "back_us")})
+    figure.savefig(path, dpi=120)
+
+
+def _draw_rate(axes: Any, series: list[tuple[float, int]], mean: float) -> None:
+    times, rates, before = [0.0], [], (0.0, 0)
+    for at, moved in series:
+        rates.append((moved - before[1]) / (at - before[0]) / _MIB)
+        times.append(at)
+        before = (at, moved)
+    if rates:
+        axes.stairs(rates, times, fill=True, alpha=0.4)
+    axes.axhline(mean / _MIB, linestyle="--", label=f"mean {mean / _MIB:.0f} MiB/s")
+    axes.set(xlabel="seconds", ylabel="MiB/s", title="throughput", ylim=(0, None))
+    axes.legend()
+
+
+def _draw_spread(axes: Any, spreads: dict[str, dict[str, float]]) -> None:
+    names = ["p50", "p90", "p99", "p99.9", "max"]
+    for label, spread in spreads.items():
+        axes.plot(names, [spread[name] for name in names], marker="o", label=label[:-3])
+    axes.set(ylabel="µs", title="round trip, and each way", yscale="log")
+    axes.legend()

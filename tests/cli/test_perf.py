@@ -1,0 +1,75 @@
+"""`vsock perf` between the host and a userspace guest."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vsock.perf import ends
+
+if TYPE_CHECKING:
+    from vsock.guest import Guest
+
+
+def perf(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs `vsock perf` to its end."""
+    command = [sys.executable, "-m", "vsock.cli", "perf", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+
+@pytest.fixture(params=["stream", "seqpacket"])
+def flags(request: pytest.FixtureRequest, guest: "Guest") -> Iterator[list[str]]:
+    """Options for a client of the guest `alpha`, in which a server runs."""
+    flags = ["--seqpacket"] if request.param == "seqpacket" else []
+    command = [sys.executable, "-m", "vsock.cli", "perf", "--server", *flags]
+    command += ["--runtime-dir", guest.transport.directory]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr
+            assert "listening" in server.stderr.readline()
+            yield flags
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("direction", [[], ["--reverse"]])
+def test_json_has_every_figure(flags: list[str], direction: list[str]) -> None:
+    """Throughput of all flows, processor time of all three, round trips, connections."""
+    done = perf("alpha", "--json", "-t", "0.3", "-P", "2", "-l", "8192", *flags, *direction)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["bytes"] == sum(result["flow_bytes"]) > 0
+    assert len(result["flow_bytes"]) == 2
+    assert result["cpu_seconds_per_gib"]["switch"] > 0
+    assert result["round_trip_us"]["p50"] > 0
+    assert result["connections_per_second"] > 0
+
+
+def test_text_names_every_figure(flags: list[str]) -> None:
+    """What a person reads."""
+    done = perf("alpha", "-t", "0.2", *flags)
+    assert done.returncode == 0, done.stderr
+    for word in ("throughput", "CPU per GiB", "round trip", "connections"):
+        assert word in done.stdout
+
+
+def test_no_server_is_said_in_one_line(guest: "Guest") -> None:
+    """The reason, not a traceback."""
+    done = perf("alpha", "-t", "0.1")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["alpha", "--server"]])
+def test_neither_or_both_roles_is_a_usage_error(arguments: list[str]) -> None:
+    """Exit code 2, as for every command."""
+    assert perf(*arguments).returncode == 2
+
+
+def test_program_for_a_guest_is_the_file_itself() -> None:
+    """It can be piped into a file and run there."""
+    assert perf("--program").stdout == Path(ends.__file__).read_text()
