@@ -16,6 +16,9 @@
 
 pub mod device;
 pub mod driver;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 pub mod journal;
 pub mod link;

@@ -1,0 +1,22 @@
+//! What fuzz targets call of parsers that are otherwise our own affair.
+
+use crate::host::hybrid::{Line, parse};
+use crate::host::wire::{MESSAGE_LEN, Request};
+
+/// A line of a hybrid socket: port and length of the line, `None` while its end is missing, or an error.
+///
+/// # Errors
+/// It will never be a CONNECT line.
+pub fn hybrid_line(bytes: &[u8]) -> Result<Option<(u32, usize)>, ()> {
+    match parse(bytes) {
+        Line::Incomplete => Ok(None),
+        Line::Connect { port, len } => Ok(Some((port.0, len))),
+        Line::Bad => Err(()),
+    }
+}
+
+/// How many bytes belong to a request of the endpoint protocol behind its own; `None` if it is no request.
+#[must_use]
+pub fn request(bytes: &[u8; MESSAGE_LEN]) -> Option<usize> {
+    Request::parse(bytes).ok().map(|request| request.extra())
+}

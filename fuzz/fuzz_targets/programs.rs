@@ -1,0 +1,29 @@
+//! Invariant: a program's first words are a request, a line, unfinished or refused, and stay what they are when more
+//! comes behind them; nothing they announce is longer than what is ever read for it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vsock_virtio::fuzzing::{hybrid_line, request};
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Some(head) = bytes.first_chunk::<32>()
+        && let Some(extra) = request(head)
+    {
+        assert_eq!(head[0], 1, "another version");
+        assert!(extra <= 4096);
+    }
+    let mut seen = Ok(None);
+    for end in 0..=bytes.len().min(80) {
+        let line = hybrid_line(&bytes[..end]);
+        match seen {
+            Ok(None) => {}
+            decided => assert_eq!(line, decided, "{:?}", &bytes[..end]),
+        }
+        match line {
+            Ok(None) => assert!(end < 64 && !bytes[..end].contains(&b'\n')),
+            Ok(Some((_, len))) => assert_eq!(bytes[len - 1], b'\n'),
+            Err(()) => {}
+        }
+        seen = line;
+    }
+});
