@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vsock_virtio::fuzzing::{hybrid_line, request};
+use vsock_virtio::fuzzing::{NotALine, hybrid_line, request};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(head) = bytes.first_chunk::<32>()
@@ -22,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
         match line {
             Ok(None) => assert!(end < 64 && !bytes[..end].contains(&b'\n')),
             Ok(Some((_, len))) => assert_eq!(bytes[len - 1], b'\n'),
-            Err(()) => {}
+            Err(NotALine) => {}
         }
         seen = line;
     }

@@ -3,15 +3,19 @@
 use crate::host::hybrid::{Line, parse};
 use crate::host::wire::{MESSAGE_LEN, Request};
 
+/// It will never be a CONNECT line, whatever comes behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotALine;
+
 /// A line of a hybrid socket: port and length of the line, `None` while its end is missing, or an error.
 ///
 /// # Errors
-/// It will never be a CONNECT line.
-pub fn hybrid_line(bytes: &[u8]) -> Result<Option<(u32, usize)>, ()> {
+/// See [`NotALine`].
+pub fn hybrid_line(bytes: &[u8]) -> Result<Option<(u32, usize)>, NotALine> {
     match parse(bytes) {
         Line::Incomplete => Ok(None),
         Line::Connect { port, len } => Ok(Some((port.0, len))),
-        Line::Bad => Err(()),
+        Line::Bad => Err(NotALine),
     }
 }
 
