@@ -232,7 +232,7 @@ impl Worker {
         self.note_deadline(id);
     }
 
-    pub(super) fn clear_link(&mut self, id: LinkId) {
+    fn clear_link(&mut self, id: LinkId) {
         for queue in 0..QUEUE_COUNT {
             self.stop_ring(id, queue);
         }
