@@ -422,7 +422,7 @@ def test_switch_gone_while_accepting_raises_switch_gone(runtime_dir):
         listener.accept()
 
 
-def test_switch_gone_while_connecting_raises_switch_gone(runtime_dir):
+def test_switch_gone_while_connecting_raises_enodev(runtime_dir):
     """The verdict of a connect that no switch is there to give is an error, and soon."""
     with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir):
         sock = vsock.socket()
@@ -430,5 +430,6 @@ def test_switch_gone_while_connecting_raises_switch_gone(runtime_dir):
         sock.connect_ex((3, PORT))
     with sock:
         assert poll(sock, select.POLLOUT, 5)
-        with pytest.raises(vsock.SwitchGone):
+        with pytest.raises(vsock.TransportError) as caught:
             sock.finish_connect()
+        assert caught.value.errno == errno.ENODEV
