@@ -51,6 +51,14 @@ class Node:
     def remove_guest(self, cid: int) -> None:
         """Disconnects a guest's front end and ends its connections. ENODEV if there is none."""
 
+    def set_guest_cid(self, cid: int, new: int) -> None:
+        """Gives a guest another CID while it runs; all its connections end.
+
+        Raises:
+            ValueError: `new` is not one a guest can have.
+            OSError: ENODEV if there is no guest with this CID, EADDRINUSE if `new` is another's.
+        """
+
     def join(
         self, socket: str | PathLike[str], *, cid: int | None = None, timeout: float = 10.0
     ) -> int:

@@ -43,13 +43,11 @@ class Guest:
         self._timeout = timeout
         self._directory: str | None = None
         self._node: Node | None = None
-        self._cid = CID_ANY
 
     @property
     def cid(self) -> int:
-        """The guest's CID; `UsageError` unless it has joined."""
-        self._require_node()
-        return self._cid
+        """The guest's CID, which the switch may change; `UsageError` unless it has joined."""
+        return self.transport.local_cid()
 
     @property
     def transport(self) -> SwitchTransport:
@@ -66,7 +64,7 @@ class Guest:
         try:
             known = CID_ANY if self._wanted_cid is None else self._wanted_cid
             self._node = Node(cid=known, socket_dir=self._directory)
-            self._cid = self._node.join(self._path, cid=self._wanted_cid, timeout=self._timeout)
+            self._node.join(self._path, cid=self._wanted_cid, timeout=self._timeout)
         except OSError as error:
             self.stop()
             raise OSError(error.errno, f"{self._path}: {error.strerror}") from error

@@ -37,6 +37,26 @@ def test_guests_are_added_listed_and_removed(
     assert "delta" not in output(capsys, "guest", "ls")
 
 
+def test_guest_is_given_another_cid_while_it_runs(
+    switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its listeners go on under the new one."""
+    import vsock
+
+    with guest.create_server(5000) as listener:
+        assert output(capsys, "guest", "set", "alpha", "--cid", "33") == "guest alpha has CID 33\n"
+        with vsock.create_connection((33, 5000)) as ours, vsock.create_connection("alpha:5000"):
+            accepted, _ = listener.accept()
+            assert ours.getpeername() == accepted.getsockname() == (33, 5000)
+            accepted.close()
+    assert guest.cid == 33
+    listed = json.loads(output(capsys, "guest", "ls", "--json"))
+    assert {one["name"]: one["cid"] for one in listed} == {"alpha": 33, "beta": 4, "gamma": 5}
+    assert main(["guest", "set", "alpha", "--cid", "4"]) == 1
+    assert capsys.readouterr().err == "vsock: CID 4 belongs to guest beta\n"
+    assert main(["guest", "set", "nobody", "--cid", "40"]) == 1
+
+
 def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
     """The switch's reason reaches the user."""
     assert main(["guest", "add", "other", "3"]) == 1

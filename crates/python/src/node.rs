@@ -52,6 +52,10 @@ impl Node {
         py.detach(|| self.node.remove_guest(cid)).map_err(|error| to_python(&error))
     }
 
+    fn set_guest_cid(&self, py: Python<'_>, cid: u32, new: u32) -> PyResult<()> {
+        py.detach(|| self.node.set_guest_cid(cid, new)).map_err(|error| to_python(&error))
+    }
+
     #[pyo3(signature = (socket, *, cid=None, timeout=10.0))]
     fn join(
         &self,

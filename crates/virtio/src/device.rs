@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::link::{
     EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TX_QUEUE, Token, prepare_signal, signal, split_header, take_header,
+    Space, TRANSPORT_RESET, TX_QUEUE, Token, prepare_signal, signal, split_header, take_header,
 };
 use crate::memory::GuestMemory;
 use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
@@ -97,7 +97,20 @@ pub struct DeviceLink {
     epochs: [u32; QUEUE_COUNT],
     /// A space was wanted and there was none.
     starved: bool,
+    gate: Gate,
     stats: LinkStats,
+}
+
+/// Whether packets may go to the driver. After TRANSPORT_RESET they may not until the driver has handled it: it would
+/// take a new connection for one of the old and drop it, with nobody told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Gate {
+    #[default]
+    Open,
+    /// The event is still to be sent.
+    Due,
+    /// It is sent, and has been handled when the driver offers so many event buffers again.
+    Awaits(u16),
 }
 
 impl DeviceLink {
@@ -124,7 +137,11 @@ impl DeviceLink {
         if queue >= QUEUE_COUNT {
             return Err(RingError::BadSize(0));
         }
-        self.stop_ring(queue);
+        let stopped_at = self.stop_ring(queue);
+        if queue != RX_QUEUE && stopped_at != config.base {
+            // A driver that begins anew has no connections to be told about.
+            self.gate = Gate::Open;
+        }
         self.bases[queue] = config.base;
         let ring = DeviceRing::new(Arc::clone(memory), config)?;
         let call = call.filter(|fd| prepare_signal(fd).is_ok());
@@ -167,6 +184,43 @@ impl DeviceLink {
         }
     }
 
+    /// Tells the driver that its connections are gone (TRANSPORT_RESET) as soon as it can be told, and holds all packets
+    /// for it back until it has handled that. False: the front end keeps the
+    /// event queue to itself (QEMU), so the driver cannot be told.
+    pub fn announce_reset(&mut self) -> bool {
+        let has_queue = self.queues[EVENT_QUEUE].is_some();
+        if has_queue && self.gate == Gate::Open {
+            self.gate = Gate::Due;
+        }
+        has_queue
+    }
+
+    /// The driver is gone, and with it what it was to be told.
+    pub(crate) fn forget_reset(&mut self) {
+        self.gate = Gate::Open;
+    }
+
+    /// Whether packets must wait for the driver to handle an event; sends one that is due.
+    pub(crate) fn is_gated(&mut self) -> Result<bool, LinkError> {
+        if self.gate == Gate::Open {
+            return Ok(false);
+        }
+        let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return Ok(true) };
+        let offered = queue.ring.available();
+        self.gate = match self.gate {
+            Gate::Due => {
+                if self.send_event(TRANSPORT_RESET)? {
+                    Gate::Awaits(offered)
+                } else {
+                    Gate::Due
+                }
+            }
+            Gate::Awaits(wanted) if offered < wanted => Gate::Awaits(wanted),
+            Gate::Awaits(_) | Gate::Open => Gate::Open,
+        };
+        Ok(self.gate != Gate::Open)
+    }
+
     /// Sends an event (such as [`TRANSPORT_RESET`](crate::link::TRANSPORT_RESET)) if the front end handed over the
     /// event queue and the driver has a buffer there; true when it was. Visible with the next publish.
     ///
@@ -179,7 +233,7 @@ impl DeviceLink {
         while let Some(chain) = pop(queue, EVENT_QUEUE, &mut slices)? {
             if chain.writable_len >= 4 && chain.readable_len == 0 {
                 slice::copy_in(&slices[chain.writable], &bytes);
-                queue.complete(chain.head, 4);
+                self.stats.skipped += queue.complete(chain.head, 4);
                 return Ok(true);
             }
             self.stats.skipped += queue.skip(chain.head);
@@ -218,6 +272,9 @@ impl DeviceLink {
         &mut self,
         slices: &mut Vec<Slice>,
     ) -> Result<Option<Space>, LinkError> {
+        if self.is_gated()? {
+            return Ok(None);
+        }
         let Some(queue) = &mut self.queues[RX_QUEUE] else { return Ok(None) };
         while let Some(chain) = pop(queue, RX_QUEUE, slices)? {
             // Room for a header alone would never let data on.
@@ -288,16 +345,27 @@ impl DeviceLink {
         space || inbound
     }
 
+    /// Asks to be told when the driver has handled an event, or can be given one. True when that is so already.
+    fn arm_for_event(&mut self) -> bool {
+        let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return false };
+        match self.gate {
+            Gate::Open => false,
+            Gate::Due => queue.ring.enable_kicks(),
+            Gate::Awaits(wanted) => queue.ring.enable_kicks_beyond(wanted.saturating_sub(1)),
+        }
+    }
+
     pub(crate) fn arm_for_space(&mut self) -> bool {
         if let Some(queue) = &mut self.queues[TX_QUEUE] {
             queue.ring.disable_kicks();
         }
-        let Some(queue) = &mut self.queues[RX_QUEUE] else { return false };
+        let event = self.arm_for_event();
+        let Some(queue) = &mut self.queues[RX_QUEUE] else { return event };
         if self.starved {
-            return queue.ring.enable_kicks();
+            return queue.ring.enable_kicks() || event;
         }
         queue.ring.disable_kicks();
-        false
+        event
     }
 
     pub(crate) fn disarm(&mut self) {

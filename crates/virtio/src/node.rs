@@ -203,6 +203,32 @@ impl Node {
         Ok(self.mailbox.call(move |worker| worker.remove_link(link))?)
     }
 
+    /// Gives a guest another CID while it runs. All its connections end; programs here keep their listeners, and what
+    /// listens in the guest goes on at the new CID.
+    ///
+    /// # Errors
+    /// There is no such guest, or the CID is another's.
+    pub fn set_guest_cid(&self, cid: u32, new: u32) -> Result<(), NodeError> {
+        let mut held = self.held();
+        let guest = held.guests.get(&cid).ok_or(NodeError::NoGuest(cid))?;
+        if cid == new {
+            return Ok(());
+        }
+        self.mailbox.call(move |worker| worker.check_cid(Cid(new)))??;
+        // Before the guest hears that there is something to read. A front end that cannot be told reads it all the same
+        // when its driver begins anew.
+        let told = guest.control.set_cid(new);
+        let link = guest.link;
+        self.mailbox.call(move |worker| worker.renumber_guest(link, Cid(new)))??;
+        if let Some(guest) = held.guests.remove(&cid) {
+            held.guests.insert(new, guest);
+        }
+        if let Err(error) = told {
+            self.journal.write("failed", new, format!("telling the front end of the CID: {error}"));
+        }
+        Ok(())
+    }
+
     /// Becomes a guest of the vhost-user-vsock device at `socket`; returns our CID.
     ///
     /// # Errors
@@ -233,9 +259,11 @@ impl Node {
         }
         let fd = device.as_fd().try_clone_to_owned()?;
         let socket = socket.to_owned();
+        let said = (fd, device.config_space()?);
         let seed = random_seed();
-        self.mailbox
-            .call(move |worker| worker.add_uplink(link, Cid(cid), features, fd, socket, seed))??;
+        self.mailbox.call(move |worker| {
+            worker.add_uplink(link, Cid(cid), features, said, socket, seed)
+        })??;
         held.device = Some(device);
         Ok(cid)
     }

@@ -15,7 +15,7 @@ __all__ = ["guest", "print_guests"]
 
 @click.group()
 def guest() -> None:
-    """Add, remove and list guests of a running switch."""
+    """Add, change, remove and list guests of a running switch."""
 
 
 @guest.command()
@@ -56,6 +56,25 @@ def add(
         print_json(record)
     else:
         click.echo(f"guest {record.name} has CID {record.cid}; its VMM connects to {record.socket}")
+
+
+@guest.command("set")
+@click.argument("name")
+@click.option(
+    "--cid",
+    required=True,
+    type=click.IntRange(FIRST_GUEST_CID, LAST_GUEST_CID),
+    help="The new CID. Connections of the guest end, its listeners go on.",
+)
+@json_option
+@runtime_dir_option
+def set_(name: str, cid: int, as_json: bool, runtime_dir: Path | None) -> None:
+    """Change guest NAME (or CID) while it runs, as when it migrates."""
+    record = Client(runtime_dir).set_guest_cid(name, cid)
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(f"guest {record.name} has CID {record.cid}")
 
 
 @guest.command()

@@ -63,6 +63,11 @@ class Client:
         }
         return from_json(GuestRecord, self._ask("POST", "/v1/guests", body))
 
+    def set_guest_cid(self, guest: str | int, cid: int) -> GuestRecord:
+        """Gives a guest another CID while it runs; its connections end. Raises NoSuchGuest."""
+        path = f"/v1/guests/{quote(str(guest), safe='')}"
+        return from_json(GuestRecord, self._ask("PATCH", path, {"cid": cid}))
+
     def remove_guest(self, guest: str | int) -> None:
         """Ends a guest's attachment and flows, and forgets it. Raises NoSuchGuest."""
         self._ask("DELETE", f"/v1/guests/{quote(str(guest), safe='')}")

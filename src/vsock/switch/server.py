@@ -62,6 +62,9 @@ class Controlled(Protocol):
     ) -> GuestRecord:
         """Lets a guest in."""
 
+    def set_guest_cid(self, guest: str | int, cid: int) -> GuestRecord:
+        """Gives a guest another CID."""
+
     def remove_guest(self, guest: str | int) -> None:
         """Forgets a guest."""
 
@@ -84,6 +87,13 @@ class NewGuest:
     groups: list[str] = field(default_factory=list)
     socket: _AbsolutePath | None = None
     hybrid: bool | _AbsolutePath = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestChange:
+    """Body of `PATCH /v1/guests/{guest}`."""
+
+    cid: Annotated[int, Field(ge=FIRST_GUEST_CID, le=LAST_GUEST_CID, strict=True)]
 
 
 def make_app(switch: Controlled) -> FastAPI:
@@ -139,6 +149,12 @@ def _add_changes(app: FastAPI, switch: Controlled) -> None:
         return switch.add_guest(
             new.name, new.cid, groups=new.groups, socket=new.socket, hybrid=new.hybrid
         )
+
+    @app.patch("/v1/guests/{guest}", operation_id="change_guest")
+    async def change_guest(guest: str, change: GuestChange, request: Request) -> GuestRecord:
+        """Gives a guest another CID while it runs; its connections end."""
+        _log.info("CID %d for %s asked by %s", change.cid, guest, request.scope.get(_PEER))
+        return switch.set_guest_cid(guest, change.cid)
 
     @app.delete("/v1/guests/{guest}", operation_id="remove_guest", status_code=204)
     async def remove_guest(guest: str, request: Request) -> None:

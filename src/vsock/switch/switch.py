@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,9 @@ from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, Switch
 __all__ = ["Switch"]
 
 _log: Final = logging.getLogger("vsock.switch")
-_EXPECTED_EVENTS: Final = frozenset({"added", "attached", "detached", "removed", "running"})
+_EXPECTED_EVENTS: Final = frozenset(
+    {"added", "attached", "detached", "removed", "renumbered", "running"}
+)
 
 
 class Switch:
@@ -213,6 +216,32 @@ class Switch:
             del self._guests[spec.name]
             _remove_sockets(spec)
         _log.info("guest removed: guest=%s cid=%d", spec.name, spec.cid)
+
+    def set_guest_cid(self, guest: str | int, cid: int) -> GuestRecord:
+        """Gives a guest, by name or CID, another CID while it runs; vsock(7) calls it migration.
+
+        All its connections end. What listens in the guest on the wildcard CID goes on at the new
+        one, and listeners of host programs stay.
+
+        Raises:
+            NoSuchGuest: there is none.
+            UsageError: `cid` is not one a guest can have.
+            TransportError: EADDRINUSE when another guest has it.
+        """
+        with self._changing:
+            old = self._spec(guest)
+            new = replace(old, cid=cid)
+            wrong = faults(new)
+            if wrong:
+                raise UsageError("; ".join(f"{fault.field}: {fault.reason}" for fault in wrong))
+            others = [spec for spec in self._guests.values() if spec.name != old.name]
+            taken = conflicts(new, others)
+            if taken:
+                raise TransportError(errno.EADDRINUSE, "; ".join(fault.reason for fault in taken))
+            self._running().set_guest_cid(old.cid, cid)
+            self._guests[new.name] = new
+        _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, cid, old.cid)
+        return self.guest(new.name)
 
     def resolved(self, guest: GuestSpec) -> GuestSpec:
         """The specification with the socket path that this switch would give it."""

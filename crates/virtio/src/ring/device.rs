@@ -175,6 +175,18 @@ impl DeviceRing {
         self.broken.is_none() && self.areas.avail_idx() != self.next_avail
     }
 
+    /// Asks for a kick with the next chain beyond `known` ones, which are there and are left alone. True when there are
+    /// more already.
+    pub fn enable_kicks_beyond(&mut self, known: u16) -> bool {
+        if self.event_idx {
+            self.areas.set_avail_event(self.next_avail.wrapping_add(known));
+        } else {
+            self.areas.set_used_flags(0);
+        }
+        fence(Ordering::SeqCst);
+        self.available() > known
+    }
+
     /// Asks for no kicks while we look at the ring anyway.
     pub fn disable_kicks(&mut self) {
         if self.event_idx {

@@ -155,6 +155,47 @@ pub fn attach(
     }
 }
 
+impl Attached {
+    /// Lets the device use the first `count` rings, or no longer: a guest that is paused and goes on.
+    ///
+    /// # Errors
+    /// The device hung up or refused.
+    pub fn set_running(&mut self, count: usize, runs: bool) -> Result<(), FrontendError> {
+        for index in 0..count {
+            self.frontend.set_vring_enable(index, runs)?;
+        }
+        // Without acknowledgements, a question is the only way to know that it was taken.
+        self.frontend.get_features()?;
+        Ok(())
+    }
+
+    /// The configuration space, for whoever has to read it again while this attachment lasts.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn config_space(&self) -> io::Result<ConfigSpace> {
+        Ok(ConfigSpace { frontend: self.frontend.clone(), socket: self.socket.try_clone()? })
+    }
+}
+
+/// The configuration space of a device: the CID.
+pub struct ConfigSpace {
+    frontend: Frontend,
+    socket: UnixStream,
+}
+
+impl ConfigSpace {
+    /// Reads the CID. A device that does not answer in `timeout` is hung up on.
+    ///
+    /// # Errors
+    /// See [`FrontendError`].
+    pub fn cid(&self, timeout: Duration) -> Result<u32, FrontendError> {
+        let mut frontend = self.frontend.clone();
+        let (result, is_late) = within(timeout, &self.socket, || read_cid(&mut frontend));
+        if is_late { Err(FrontendError::TimedOut) } else { result }
+    }
+}
+
 impl AsFd for Attached {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -199,7 +240,7 @@ impl Negotiation {
             }
         }
         self.frontend.set_owner()?;
-        let cid = self.read_cid()?;
+        let cid = read_cid(&mut self.frontend)?;
         self.frontend.set_features(features)?;
         self.lend(region)?;
         let signals = rings.iter().enumerate().map(|(index, ring)| self.set_up(index, ring));
@@ -238,17 +279,6 @@ impl Negotiation {
         Ok(taken)
     }
 
-    fn read_cid(&mut self) -> Result<u32, FrontendError> {
-        let flags = VhostUserConfigFlags::empty();
-        let (_, space) = self.frontend.get_config(0, 8, flags, &[0; 8])?;
-        let cid = space.first_chunk().copied().map_or(0, u64::from_le_bytes);
-        // 0 to 2 mean hypervisor, local and host; the highest means any.
-        match u32::try_from(cid) {
-            Ok(cid) if cid > 2 && cid != u32::MAX => Ok(cid),
-            Ok(_) | Err(_) => Err(FrontendError::BadCid(cid)),
-        }
-    }
-
     fn lend(&mut self, region: SharedRegion<'_>) -> Result<(), FrontendError> {
         let info = VhostUserMemoryRegionInfo {
             guest_phys_addr: region.guest,
@@ -279,6 +309,17 @@ impl Negotiation {
         self.frontend.set_vring_call(index, &call)?;
         self.frontend.set_vring_kick(index, &kick)?;
         Ok(RingSignals { kick: owned(kick), call: owned(call) })
+    }
+}
+
+fn read_cid(frontend: &mut Frontend) -> Result<u32, FrontendError> {
+    let flags = VhostUserConfigFlags::empty();
+    let (_, space) = frontend.get_config(0, 8, flags, &[0; 8])?;
+    let cid = space.first_chunk().copied().map_or(0, u64::from_le_bytes);
+    // 0 to 2 mean hypervisor, local and host; the highest means any.
+    match u32::try_from(cid) {
+        Ok(cid) if cid > 2 && cid != u32::MAX => Ok(cid),
+        Ok(_) | Err(_) => Err(FrontendError::BadCid(cid)),
     }
 }
 

@@ -31,7 +31,9 @@ pub use attachment::{Attachment, PeerCredentials};
 pub use backend::{BackendHandle, BackendOptions, spawn};
 pub use control::BackendControl;
 pub use detach::Detach;
-pub use frontend::{Attached, FrontendError, FrontendOptions, RingSignals, SharedRegion, attach};
+pub use frontend::{
+    Attached, ConfigSpace, FrontendError, FrontendOptions, RingSignals, SharedRegion, attach,
+};
 
 /// Rings of a vsock device: rx, tx and event. QEMU hands over only the first two.
 pub const RING_COUNT: usize = 3;

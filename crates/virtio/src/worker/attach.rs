@@ -18,7 +18,7 @@ use crate::link::{Link, QUEUE_COUNT, TX_QUEUE};
 use crate::mailbox::Mailbox;
 use crate::memory::GuestMemory;
 use crate::ring::{RingConfig, RingError};
-use crate::vhost_user::{Attachment, BackendControl, Detach, PeerCredentials};
+use crate::vhost_user::{Attachment, BackendControl, ConfigSpace, Detach, PeerCredentials};
 
 /// What a new guest is made of.
 pub(crate) struct NewGuest {
@@ -51,13 +51,8 @@ impl Worker {
     /// A guest whose front end may attach from now on.
     pub(crate) fn add_guest(&mut self, guest: NewGuest) -> Result<LinkId, AddError> {
         let NewGuest { name, cid, groups, socket, hybrid, seed } = guest;
-        if !cid.is_guest() || cid == self.local {
-            return Err(AddError::BadCid(cid.0));
-        }
+        self.check_cid(cid)?;
         for (_, slot) in &self.links {
-            if slot.guest() == Some(cid) {
-                return Err(AddError::CidInUse(cid.0, slot.name.clone()));
-            }
             if slot.name == name {
                 return Err(AddError::NameInUse(name));
             }
@@ -118,7 +113,7 @@ impl Worker {
         link: crate::driver::DriverLink,
         cid: Cid,
         features: u64,
-        device: OwnedFd,
+        (device, config): (OwnedFd, ConfigSpace),
         socket: PathBuf,
         seed: u64,
     ) -> std::io::Result<()> {
@@ -127,6 +122,7 @@ impl Worker {
         let mut slot =
             LinkSlot::new("uplink".into(), Role::Uplink, Link::Driver(link), socket, seed);
         slot.features = features;
+        slot.config = Some(config);
         let id = self.links.insert(slot);
         self.default_route = Some(id);
         self.watch(Source::Device(id, device))?;
@@ -201,8 +197,11 @@ impl Worker {
         let stopped_at = device.stop_ring(queue);
         device.start_ring(queue, memory, config, signals.0, signals.1)?;
         if queue == TX_QUEUE && stopped_at != config.base {
-            // The driver began anew (reboot, rebind): it knows none of its old connections.
+            // The driver began anew (reboot, rebind): it knows none of its old connections, and its CID.
             self.forget_connections(id);
+            if let Some(slot) = self.links.get_mut(id) {
+                slot.former = None;
+            }
         }
         if let Err(error) = self.watch_ring(id, queue) {
             self.break_link(id, &LinkFault::Signal(error));
@@ -244,6 +243,10 @@ impl Worker {
         let Some(slot) = self.links.get_mut(id) else { return };
         slot.front_end = None;
         slot.features = 0;
+        slot.former = None;
+        if let Link::Device(device) = &mut slot.link {
+            device.forget_reset();
+        }
         let cid = slot.label();
         if reason.is_fault() {
             slot.traffic.faults += 1;

@@ -8,6 +8,7 @@ use vsock_core::{EOM, EOR, Header, Malformed, Op, RawHeader, Received, Shutdown,
 
 use super::Worker;
 use super::link_slot::{LinkFault, Role, gather, sort_transfer};
+use super::renumber::Former;
 use super::source::{LinkId, Source};
 use crate::host::stream::{End, Taken};
 use crate::link::{Inbound, Token as BufferToken};
@@ -101,7 +102,10 @@ impl Worker {
         slices: &[Slice],
         run: &mut Run,
     ) -> Result<(), LinkFault> {
-        let raw = RawHeader::parse(&inbound.header);
+        let mut raw = RawHeader::parse(&inbound.header);
+        if !self.is_current(id, &mut raw) {
+            return Ok(());
+        }
         let checked = raw.check().and_then(|header| {
             if header.len <= inbound.payload_len { Ok(header) } else { Err(Malformed::Length) }
         });
@@ -137,6 +141,23 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// What a guest that had another CID before says under that one. False: it is about connections that are over.
+    fn is_current(&mut self, id: LinkId, raw: &mut RawHeader) -> bool {
+        let Some(slot) = self.links.get_mut(id) else { return false };
+        let (Some(former), Role::Guest(cid)) = (slot.former, &slot.role) else { return true };
+        match former {
+            Former::Meant(old) if raw.src_cid == u64::from(old.0) => {
+                raw.src_cid = cid.0.into();
+                true
+            }
+            Former::Dropped(old) if raw.src_cid == u64::from(old.0) => {
+                slot.traffic.late += 1;
+                false
+            }
+            Former::Meant(_) | Former::Dropped(_) => true,
+        }
     }
 
     /// A packet for this node: the core first, then its payload.

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 use vsock_core::{Cid, ConnectionId, Endpoint, Header, Instant, Limits};
 
+use super::renumber::Former;
 use crate::link::{Link, LinkError, QUEUE_COUNT};
 use crate::reactor::Token;
 use crate::slice::{Slice, TransferError};
-use crate::vhost_user::{BackendControl, Detach, PeerCredentials};
+use crate::vhost_user::{BackendControl, ConfigSpace, Detach, PeerCredentials};
 
 /// Packets of one other guest that may wait for room here, in bytes, headers counted: flows that keep to their credit
 /// never reach it. Each sender has its own, so that none can use up what another needs.
@@ -138,6 +139,8 @@ pub(crate) struct Traffic {
     pub(crate) malformed: u64,
     /// Packets that named a source other than their sender.
     pub(crate) spoofed: u64,
+    /// Packets from a CID that the guest had before, for connections that are over.
+    pub(crate) late: u64,
     /// Packets to a destination that does not exist or may not be reached.
     pub(crate) unroutable: u64,
     /// Forwarded packets that found no room to wait.
@@ -175,6 +178,10 @@ pub(crate) struct LinkSlot {
     pub(crate) hybrid: Option<PathBuf>,
     pub(crate) hybrid_door: Option<Token>,
     pub(crate) control: Option<BackendControl>,
+    /// Where a userspace guest reads its CID.
+    pub(crate) config: Option<ConfigSpace>,
+    /// The guest's CID before it was given another.
+    pub(crate) former: Option<Former>,
     pub(crate) traffic: Traffic,
 }
 
@@ -201,6 +208,8 @@ impl LinkSlot {
             hybrid: None,
             hybrid_door: None,
             control: None,
+            config: None,
+            former: None,
             traffic: Traffic::default(),
         }
     }

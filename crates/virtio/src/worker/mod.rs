@@ -22,6 +22,7 @@ mod inbound;
 mod link_slot;
 mod outbound;
 mod programs;
+mod renumber;
 mod report;
 mod source;
 mod verdicts;
@@ -50,6 +51,9 @@ use crate::slice::Slice;
 
 /// The flow of a program that closed with data unsent is reset after this long without progress.
 const LINGER: Duration = Duration::from_secs(8);
+
+/// How long a device may take to say what our CID is.
+const CONFIG_WAIT: Duration = Duration::from_secs(1);
 
 /// All state of a node; see the module's description.
 pub(crate) struct Worker {
@@ -330,10 +334,15 @@ impl Worker {
         Ok(())
     }
 
-    /// What the device tells a userspace guest: its connections are gone.
+    /// What the device tells a userspace guest (its connections are gone), and what we have to tell a guest.
     fn take_events(&mut self, id: LinkId) -> Result<(), LinkFault> {
-        let Some(LinkSlot { link: Link::Driver(driver), .. }) = self.links.get_mut(id) else {
-            return Ok(());
+        let driver = match self.links.get_mut(id).map(|slot| &mut slot.link) {
+            Some(Link::Driver(driver)) => driver,
+            Some(Link::Device(device)) => {
+                device.is_gated()?;
+                return Ok(());
+            }
+            Some(Link::Loopback(_)) | None => return Ok(()),
         };
         let mut is_reset = false;
         while let Some(event) = driver.next_event()? {
@@ -341,8 +350,25 @@ impl Worker {
         }
         if is_reset {
             self.forget_connections(id);
+            self.read_cid_again(id);
         }
         Ok(())
+    }
+
+    /// The CID of a userspace guest may have changed with the reset. This waits for the device's answer, a moment and
+    /// at most a second: the event's buffer goes back only after it, and the device sends nothing before.
+    fn read_cid_again(&mut self, id: LinkId) {
+        let Some(config) = self.links.get(id).and_then(|slot| slot.config.as_ref()) else { return };
+        match config.cid(CONFIG_WAIT) {
+            Ok(cid) => {
+                self.local = Cid(cid);
+                self.ports.set_local(self.local);
+                self.journal.write("renumbered", cid, "the device says so");
+            }
+            Err(error) => {
+                self.journal.write("failed", self.local.0, format!("reading the CID: {error}"));
+            }
+        }
     }
 
     /// Puts a link among those to serve in this or the next round.

@@ -102,6 +102,7 @@ fn guest_info(slot: &LinkSlot) -> Option<GuestInfo> {
         ("bytes_out", traffic.bytes_out),
         ("malformed", traffic.malformed),
         ("spoofed", traffic.spoofed),
+        ("late", traffic.late),
         ("unroutable", traffic.unroutable),
         ("overflows", traffic.overflows),
         ("faults", traffic.faults),

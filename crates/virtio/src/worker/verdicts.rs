@@ -189,7 +189,7 @@ impl Worker {
     }
 
     /// The connection is over; what its program has not read yet stays readable.
-    fn closed(&mut self, id: LinkId, connection: ConnectionId, reason: CloseReason) {
+    pub(crate) fn closed(&mut self, id: LinkId, connection: ConnectionId, reason: CloseReason) {
         let Some(token) = self.token_of(id, connection) else { return };
         self.links[id].untie(connection);
         let Some(flow) = self.flow(token) else { return };

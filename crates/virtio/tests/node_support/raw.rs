@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use vsock_core::{Op, RawHeader};
 use vsock_virtio::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, QUEUE_COUNT};
+use vsock_virtio::link::{Link, QUEUE_COUNT, TRANSPORT_RESET};
 use vsock_virtio::slice::{copy_in, copy_out};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
 
@@ -34,12 +34,17 @@ impl Packet {
 pub(crate) struct RawGuest {
     link: Link,
     cid: u32,
-    _attached: Attached,
+    attached: Attached,
 }
 
 impl RawGuest {
     pub(crate) fn join(socket: &Path) -> Self {
         Self::with(socket, &DriverOptions::default())
+    }
+
+    /// Like the front end of QEMU, which keeps the event queue to itself.
+    pub(crate) fn without_event_queue(socket: &Path) -> Self {
+        Self::with_queues(socket, &DriverOptions::default(), QUEUE_COUNT - 1)
     }
 
     /// With only `buffers` receive buffers of 4 KiB: who does not read has no more.
@@ -50,8 +55,12 @@ impl RawGuest {
     }
 
     pub(crate) fn with(socket: &Path, options: &DriverOptions) -> Self {
+        Self::with_queues(socket, options, QUEUE_COUNT)
+    }
+
+    fn with_queues(socket: &Path, options: &DriverOptions, queues: usize) -> Self {
         let mut link = DriverLink::new(options).unwrap();
-        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings: Vec<_> = (0..queues).filter_map(|queue| link.ring_config(queue)).collect();
         let region = link.region();
         let shared =
             SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
@@ -60,7 +69,7 @@ impl RawGuest {
         for (queue, signals) in attached.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call).unwrap();
         }
-        Self { link: Link::Driver(link), cid: attached.cid, _attached: attached }
+        Self { link: Link::Driver(link), cid: attached.cid, attached }
     }
 
     /// A sound packet from our port to a port of `cid`, for a test to spoil.
@@ -75,6 +84,29 @@ impl RawGuest {
             buf_alloc: BUFFER,
             ..RawHeader::default()
         }
+    }
+
+    /// What the driver does on TRANSPORT_RESET: takes the event, reads its CID again, and gives the buffer back. False:
+    /// there is no event.
+    pub(crate) fn handle_event(&mut self) -> bool {
+        let Link::Driver(driver) = &mut self.link else { return false };
+        let event = driver.next_event().unwrap();
+        if event.is_some() {
+            self.cid = self.attached.config_space().unwrap().cid(DEADLINE).unwrap();
+            self.publish();
+        }
+        event == Some(TRANSPORT_RESET)
+    }
+
+    /// Stops its rings and lets them run again, as a hypervisor does with a guest that is paused.
+    pub(crate) fn pause_and_resume(&mut self) {
+        self.attached.set_running(QUEUE_COUNT, false).unwrap();
+        self.attached.set_running(QUEUE_COUNT, true).unwrap();
+    }
+
+    /// The CID that it takes for its own.
+    pub(crate) fn cid(&self) -> u32 {
+        self.cid
     }
 
     /// Puts a packet into the ring; false when the device has not taken the earlier ones yet.

@@ -1,0 +1,112 @@
+//! A guest gets another CID while it runs: live migration as vsock(7) describes it.
+//!
+//! All connections of the guest end, and what listens goes on at the new CID; programs here keep their listeners. How the
+//! guest hears of it depends on its front end:
+//!
+//! - **With the event queue** (User-Mode Linux, a userspace guest) it gets TRANSPORT_RESET: its driver reads the new CID
+//!   and ends its connections with ECONNRESET. Until it has, nothing else is sent to it (`device.rs`), and what it
+//!   still sends from the old CID belongs to connections that are over: it is dropped without an answer.
+//! - **Without it** (QEMU) each connection is ended by RST. Linux reads the new CID only when its driver begins anew
+//!   (reboot, rebind), and until then goes on under the old one, which stands for the new one here.
+
+use vsock_core::{CloseReason, FlowKey, Header, Op};
+
+use super::attach::AddError;
+use super::link_slot::{LinkSlot, Role, Stored};
+use super::source::LinkId;
+use super::{Cid, Worker};
+use crate::link::Link;
+
+/// What packets from a guest's earlier CID are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Former {
+    /// Late: their connections are over.
+    Dropped(Cid),
+    /// The guest's, which does not know its new CID yet.
+    Meant(Cid),
+}
+
+impl Worker {
+    /// Whether a guest can have this CID.
+    pub(crate) fn check_cid(&self, cid: Cid) -> Result<(), AddError> {
+        if !cid.is_guest() || cid == self.local {
+            return Err(AddError::BadCid(cid.0));
+        }
+        match self.links.iter().find(|(_, slot)| slot.guest() == Some(cid)) {
+            Some((_, slot)) => Err(AddError::CidInUse(cid.0, slot.name.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a guest another CID; its configuration space has it already.
+    pub(crate) fn renumber_guest(&mut self, id: LinkId, cid: Cid) -> Result<(), AddError> {
+        self.check_cid(cid)?;
+        let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
+        let Some(old) = slot.guest() else { return Ok(()) };
+        let Link::Device(device) = &mut slot.link else { return Ok(()) };
+        let runs = device.is_running(crate::link::TX_QUEUE);
+        if runs && !device.announce_reset() {
+            self.reset_connections(id, old);
+            self.set_former(id, Some(Former::Meant(old)));
+        } else {
+            self.forget_connections(id);
+            self.set_former(id, runs.then_some(Former::Dropped(old)));
+        }
+        if let Some(slot) = self.links.get_mut(id) {
+            slot.role = Role::Guest(cid);
+        }
+        self.routes.remove(&old);
+        self.routes.insert(cid, id);
+        self.journal.write("renumbered", cid.0, format!("the guest had CID {old} before"));
+        self.activate(id);
+        Ok(())
+    }
+
+    fn set_former(&mut self, id: LinkId, former: Option<Former>) {
+        if let Some(slot) = self.links.get_mut(id) {
+            // Twice renumbered before it heard of the first: the oldest is what it still sends.
+            slot.former = match (slot.former, former) {
+                (Some(Former::Meant(oldest)), Some(Former::Meant(_))) => {
+                    Some(Former::Meant(oldest))
+                }
+                (_, former) => former,
+            };
+        }
+    }
+
+    /// Ends all connections of a guest that cannot be told otherwise: RST for each, to all who have a part in it.
+    fn reset_connections(&mut self, id: LinkId, guest: Cid) {
+        let Some(slot) = self.links.get_mut(id) else { return };
+        let ids: Vec<_> = slot.endpoint.connections().map(|connection| connection.id).collect();
+        for connection in ids {
+            if let Some(slot) = self.links.get_mut(id) {
+                slot.endpoint.reset(connection);
+            }
+            self.closed(id, connection, CloseReason::LinkGone);
+        }
+        let relayed: Vec<_> = self
+            .relay
+            .flows()
+            .filter(|flow| flow.source.cid == guest || flow.destination.cid == guest)
+            .map(|flow| (FlowKey { ours: flow.source, theirs: flow.destination }, flow.kind))
+            .collect();
+        for (key, kind) in relayed {
+            let _ = self.relay.reset_flow(&Header::outbound(key, kind, Op::Rst));
+        }
+        // What the relay has for the guest is filed under its old CID, which nobody asks for any more.
+        if let Some(slot) = self.links.get_mut(id) {
+            slot.store.clear();
+            while let Some(packet) = self.relay.next_packet(guest) {
+                store_last_word(slot, packet.check().ok());
+            }
+        }
+        self.forget_relayed(guest);
+    }
+}
+
+fn store_last_word(slot: &mut LinkSlot, header: Option<Header>) {
+    if let Some(header) = header {
+        // There is room: the store was emptied, and there are no more of these than flows.
+        let _ = slot.store.push(Stored { header, payload: Vec::new(), sent: 0 });
+    }
+}
