@@ -103,6 +103,70 @@ fn message(guest: &mut RawGuest) -> Vec<u8> {
     }
 }
 
+/// A guest that accepts a program's stream.
+fn connected_stream(lab: &Lab, guest: &mut RawGuest) -> (UnixStream, RawHeader) {
+    let path = lab.path("host");
+    let program = std::thread::spawn(move || connect(&path, 3, 7000).unwrap());
+    let asked = guest.expect(Op::Request).header;
+    let answer = guest.packet(Op::Response, 7000, (HOST, asked.src_port));
+    guest.send(&answer, &[]);
+    let program = program.join().unwrap();
+    program.set_read_timeout(Some(DEADLINE)).unwrap();
+    (program, answer)
+}
+
+#[test]
+fn program_that_reads_no_more_is_passed_on_before_anything_is_sent() {
+    let _one = alone();
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    for is_reading in [false, true] {
+        let (mut program, answer) = connected_stream(&lab, &mut guest);
+        if is_reading {
+            let data = RawHeader { op: Op::Rw.to_wire(), ..answer };
+            guest.send_data(&data, b"read");
+            program.read_exact(&mut [0; 4]).unwrap();
+            guest.send_data(&data, b"never read");
+        }
+        program.shutdown(Shutdown::Read).unwrap();
+        assert_eq!(guest.expect(Op::Shutdown).header.flags, 1);
+        // The other direction goes on.
+        program.write_all(b"still").unwrap();
+        assert_eq!(guest.expect(Op::Rw).payload, b"still");
+        drop(program);
+        let end = guest.expect(Op::Shutdown).header;
+        assert_eq!(end.flags | 1, 3);
+        guest.send(&RawHeader { op: Op::Rst.to_wire(), ..answer }, &[]);
+        wait_until("the flow is gone", || is_nothing_left(&lab));
+    }
+}
+
+#[test]
+fn program_whose_peer_has_ended_is_not_taken_to_read_no_more() {
+    let _one = alone();
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let (mut program, answer) = connected_stream(&lab, &mut guest);
+    let data = RawHeader { op: Op::Rw.to_wire(), ..answer };
+    let sent = pattern(100_000, 4);
+    sent.chunks(50_000).for_each(|piece| guest.send_data(&data, piece));
+    guest.send(&RawHeader { op: Op::Shutdown.to_wire(), flags: 2, ..answer }, &[]);
+    let mut got = vec![0; sent.len()];
+    // Each read is an event without news.
+    got.chunks_mut(1000).for_each(|piece| program.read_exact(piece).unwrap());
+    assert!(got == sent);
+    assert_eq!(program.read(&mut [0; 8]).unwrap(), 0);
+    program.write_all(b"answer").unwrap();
+    loop {
+        let packet = guest.receive();
+        assert!(packet.op() != Op::Shutdown, "flags {}", packet.header.flags);
+        if packet.op() == Op::Rw {
+            assert_eq!(packet.payload, b"answer");
+            break;
+        }
+    }
+}
+
 #[test]
 fn message_of_a_program_that_left_at_once_arrives_whole() {
     let _one = alone();

@@ -136,12 +136,34 @@ impl Stream {
             )
     }
 
-    /// Remembers what epoll said.
-    pub(crate) fn note(&mut self, ready: Readiness) {
+    /// Remembers what epoll said; false if it was nothing new.
+    pub(crate) fn note(&mut self, ready: Readiness) -> bool {
+        let is_news = (ready.readable && !self.readable)
+            || (ready.writable && !self.writable)
+            || (ready.read_closed && !self.read_closed)
+            || (ready.hung_up && !self.hung_up);
         self.readable |= ready.readable;
         self.writable |= ready.writable;
         self.read_closed |= ready.read_closed;
         self.hung_up |= ready.hung_up;
+        is_news
+    }
+
+    /// Asks whether the program has shut down its reading half, and discards what waits for it then.
+    ///
+    /// epoll has no flag for this: it wakes us with nothing new. (Or together with something new, and then the next
+    /// write finds out.) An empty write puts nothing into a stream; into a socket of messages it would.
+    pub(crate) fn refuses(&mut self) -> Option<Taken> {
+        if self.discarding || !matches!(self.backlog, Backlog::Bytes(_)) {
+            return None;
+        }
+        let empty = send(&self.fd, &[], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        (empty == Err(Errno::PIPE)).then(|| {
+            self.discarding = true;
+            let mut taken = Taken::default();
+            self.discard(&mut taken);
+            taken
+        })
     }
 
     /// No more of the guest's waits here than the start of a message that may never end.
@@ -416,13 +438,13 @@ mod tests {
         let (mut stream, mut program) = stream();
         program.write_all(b"last words").unwrap();
         program.shutdown(std::net::Shutdown::Write).unwrap();
-        stream.note(Readiness {
+        assert!(stream.note(Readiness {
             token: 0,
             readable: true,
             writable: true,
             read_closed: true,
             hung_up: false,
-        });
+        }));
         let mut scratch = [0; 64];
         assert_eq!(stream.read_message(&mut scratch).unwrap(), (Read::Bytes(10), End::Message));
         assert!(stream.readable);

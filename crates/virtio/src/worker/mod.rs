@@ -243,7 +243,9 @@ impl Worker {
             Source::HybridClient(_) => self.hear_hybrid(ready),
             Source::Listener(_) => self.hear_listener(ready.token, ready.read_closed),
             Source::Flow(flow) => {
-                flow.stream.note(ready);
+                if !flow.stream.note(ready) {
+                    self.look_for_refusal(ready.token);
+                }
                 self.wake_flow(ready.token);
             }
         }

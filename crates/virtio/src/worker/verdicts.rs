@@ -254,6 +254,19 @@ impl Worker {
         }
     }
 
+    /// A program's socket woke us with nothing new: it may have shut down its reading half.
+    pub(crate) fn look_for_refusal(&mut self, token: Token) {
+        let Some(flow) = self.flow(token) else { return };
+        // After the other side's end our half is shut, by ourselves.
+        if flow.phase == Phase::Open
+            && !flow.their_end
+            && let Some(taken) = flow.stream.refuses()
+        {
+            let link = flow.link;
+            self.took(link, token, taken);
+        }
+    }
+
     /// A program's socket is ready for something.
     pub(crate) fn wake_flow(&mut self, token: Token) {
         let Some(flow) = self.flow(token) else { return };
