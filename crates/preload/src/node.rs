@@ -2,7 +2,7 @@
 
 use libc::sockaddr_un;
 
-use crate::note::Note;
+use crate::note::{Flags, Note};
 use crate::setup::{self, LONGEST_PATH};
 use crate::sys::{Answer, Errno, Fd, now_ms};
 use crate::wire::{MESSAGE, PADDING, Reply, Request, op};
@@ -14,11 +14,10 @@ const GONE: Errno = Errno(libc::ENODEV);
 
 /// Connects a socket to the endpoint socket of its type, unless it is. The caller puts the note, which is changed.
 pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
-    if note.is_attached {
+    if note.flags.has(Flags::ATTACHED) {
         return Ok(());
     }
-    let name: &[u8] =
-        if fd.kind()? == libc::SOCK_SEQPACKET { b"/seqpacket\0" } else { b"/stream\0" };
+    let name: &[u8] = if note.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
     connect_to(fd, name).map_err(|error| {
         let reason: &[u8] = match error.0 {
             libc::EACCES | libc::EPERM => b"this user may not use the switch",
@@ -28,17 +27,29 @@ pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
         setup::explain(reason);
         GONE
     })?;
-    note.is_attached = true;
+    note.flags = note.flags.with(Flags::ATTACHED);
     Ok(())
 }
 
-/// The node's own CID, asked over a connection of its own.
+/// The node's own CID.
 pub(crate) fn local_cid() -> Answer<u32> {
+    ask_aside(&Request::new(op::LOCAL_CID)).map(|reply| reply.ours.cid)
+}
+
+/// Gives a connection another receive buffer (0: leaves it as it is), and returns how large the other side's is.
+pub(crate) fn set_buffer(flow: u64, buffer: u64) -> Answer<u32> {
+    let [cid, port] = [flow & 0xffff_ffff, flow >> 32].map(|half| u32::try_from(half).unwrap_or(0));
+    let request = Request { cid, port, buffer, ..Request::new(op::FLOW) };
+    ask_aside(&request).map(|reply| reply.peer_buffer)
+}
+
+/// Asks over a connection of its own: that of a stream carries no requests any more.
+fn ask_aside(request: &Request) -> Answer<Reply> {
     let fd = Fd::unix_socket(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?;
     let mut note = Note::FRESH;
-    let reply = attach(fd, &mut note).and_then(|()| ask(fd, &Request::new(op::LOCAL_CID)));
+    let reply = attach(fd, &mut note).and_then(|()| ask(fd, request));
     fd.close();
-    reply.map(|reply| reply.ours.cid)
+    reply
 }
 
 /// Connects without waiting; but if the queue is full, which only shows as EAGAIN, waits a while.

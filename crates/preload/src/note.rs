@@ -13,7 +13,7 @@ use crate::sys::{Answer, Fd};
 
 const SO_GET_FILTER: core::ffi::c_int = libc::SO_GET_FILTER;
 const MARK: u32 = 0x5653_4b31; // "VSK1"
-const WORDS: usize = 18;
+const WORDS: usize = 20;
 const LEN: usize = WORDS + 3; // "accept" before and after, and the mark
 
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
@@ -22,8 +22,7 @@ const LOAD: u16 = 0x00; // BPF_LD | BPF_IMM | BPF_W
 /// The kernel's default of SO_VM_SOCKETS_BUFFER_SIZE and _MAX_SIZE.
 pub(crate) const BUFFER: u64 = 262_144;
 const BUFFER_MIN: u64 = 128;
-/// The kernel's default of SO_VM_SOCKETS_CONNECT_TIMEOUT, in microseconds.
-pub(crate) const CONNECT_TIMEOUT_US: u64 = 2_000_000;
+const CONNECT_TIMEOUT_US: u64 = 2_000_000;
 
 /// Where a socket is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +48,44 @@ impl State {
         Self::ShutDown,
         Self::Device,
     ];
+}
 
-    /// Whether the descriptor is the stream itself.
-    pub(crate) fn has_stream(self) -> bool {
-        matches!(self, Self::Connected | Self::ShutDown)
+/// What is yes or no about a socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flags(u32);
+
+impl Flags {
+    /// Connected to the switch.
+    pub(crate) const ATTACHED: Self = Self(1);
+    /// The connect under way is held: the descriptor becomes writable with the verdict.
+    pub(crate) const HELD: Self = Self(2);
+    /// The descriptor is the connection, and not the way to the switch.
+    pub(crate) const STREAM: Self = Self(4);
+    /// SOCK_SEQPACKET.
+    pub(crate) const MESSAGES: Self = Self(8);
+    /// The program has ended receiving.
+    pub(crate) const NO_RECEIVING: Self = Self(16);
+    /// SO_ZEROCOPY was asked for, which no connection here has.
+    pub(crate) const ZEROCOPY: Self = Self(32);
+    /// SO_RCVLOWAT is more than one byte.
+    pub(crate) const LOW_WATER: Self = Self(64);
+    /// The program has ended sending.
+    pub(crate) const NO_SENDING: Self = Self(128);
+    const ALL: u32 = 255;
+
+    /// Whether all of `flags` are set.
+    pub(crate) fn has(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// These and `flags`.
+    pub(crate) fn with(self, flags: Self) -> Self {
+        Self(self.0 | flags.0)
+    }
+
+    /// These but for `flags`.
+    pub(crate) fn without(self, flags: Self) -> Self {
+        Self(self.0 & !flags.0)
     }
 }
 
@@ -60,13 +93,12 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Note {
     pub(crate) state: State,
-    /// Connected to the switch.
-    pub(crate) is_attached: bool,
-    /// The connect under way is held: the descriptor becomes writable with the verdict.
-    pub(crate) is_held: bool,
+    pub(crate) flags: Flags,
     pub(crate) ours: Address,
     pub(crate) theirs: Address,
-    pub(crate) connect_timeout_us: u64,
+    /// SO_VM_SOCKETS_CONNECT_TIMEOUT in ticks of the kernel; 0: the default.
+    pub(crate) connect_ticks: u64,
+    /// SO_VM_SOCKETS_BUFFER_SIZE.
     pub(crate) buffer: u64,
     pub(crate) buffer_min: u64,
     pub(crate) buffer_max: u64,
@@ -74,23 +106,54 @@ pub(crate) struct Note {
     pub(crate) send_buffer: u32,
     /// How a connect ended that nobody has asked about yet (SO_ERROR).
     pub(crate) error: u32,
+    /// The connection's number in the switch; 0: none.
+    pub(crate) flow: u64,
+    /// The other side's receive buffer when it was last heard of.
+    pub(crate) peer_buffer: u32,
+    /// Of a listener.
+    pub(crate) backlog: u32,
 }
 
 impl Note {
     /// A new socket's.
     pub(crate) const FRESH: Self = Self {
         state: State::Fresh,
-        is_attached: false,
-        is_held: false,
+        flags: Flags(0),
         ours: Address { cid: ANY, port: ANY },
         theirs: Address { cid: ANY, port: ANY },
-        connect_timeout_us: CONNECT_TIMEOUT_US,
+        connect_ticks: 0,
         buffer: BUFFER,
         buffer_min: BUFFER_MIN,
         buffer_max: BUFFER,
         send_buffer: 0,
         error: 0,
+        flow: 0,
+        peer_buffer: 0,
+        backlog: 0,
     };
+
+    /// Whether the descriptor is the connection.
+    pub(crate) fn has_stream(&self) -> bool {
+        self.flags.has(Flags::STREAM)
+    }
+
+    /// Whether this keeps messages (SOCK_SEQPACKET).
+    pub(crate) fn keeps_messages(&self) -> bool {
+        self.flags.has(Flags::MESSAGES)
+    }
+
+    /// The connect timeout in microseconds, for a tick of `tick` microseconds.
+    pub(crate) fn connect_timeout_us(&self, tick: u64) -> u64 {
+        match self.connect_ticks {
+            0 => CONNECT_TIMEOUT_US,
+            ticks => ticks.saturating_mul(tick),
+        }
+    }
+
+    /// The receive buffer as a request says it; 0 is the node's own default.
+    pub(crate) fn buffer_to_announce(&self) -> u64 {
+        if self.buffer == BUFFER { 0 } else { self.buffer.clamp(1, u32::MAX.into()) }
+    }
 
     /// The note of a socket, if it is one of ours.
     pub(crate) fn of(fd: Fd) -> Option<Self> {
@@ -122,13 +185,13 @@ impl Note {
         let state = State::ALL.iter().position(|&state| state == self.state).unwrap_or(0);
         [
             u32::try_from(state).unwrap_or(0),
-            u32::from(self.is_attached) | u32::from(self.is_held) << 1,
+            self.flags.0,
             self.ours.cid,
             self.ours.port,
             self.theirs.cid,
             self.theirs.port,
-            low(self.connect_timeout_us),
-            high(self.connect_timeout_us),
+            low(self.connect_ticks),
+            high(self.connect_ticks),
             low(self.buffer),
             high(self.buffer),
             low(self.buffer_min),
@@ -137,8 +200,10 @@ impl Note {
             high(self.buffer_max),
             self.send_buffer,
             self.error,
-            0,
-            0,
+            low(self.flow),
+            high(self.flow),
+            self.peer_buffer,
+            self.backlog,
         ]
     }
 
@@ -146,16 +211,18 @@ impl Note {
         let state = *State::ALL.get(usize::try_from(words[0]).ok()?)?;
         Some(Self {
             state,
-            is_attached: words[1] & 1 != 0,
-            is_held: words[1] & 2 != 0,
+            flags: Flags(words[1] & Flags::ALL),
             ours: Address { cid: words[2], port: words[3] },
             theirs: Address { cid: words[4], port: words[5] },
-            connect_timeout_us: wide(words[6], words[7]),
+            connect_ticks: wide(words[6], words[7]),
             buffer: wide(words[8], words[9]),
             buffer_min: wide(words[10], words[11]),
             buffer_max: wide(words[12], words[13]),
             send_buffer: words[14],
             error: words[15],
+            flow: wide(words[16], words[17]),
+            peer_buffer: words[18],
+            backlog: words[19],
         })
     }
 }
@@ -183,16 +250,18 @@ mod tests {
     fn some_note() -> Note {
         Note {
             state: State::Connecting,
-            is_attached: true,
-            is_held: true,
+            flags: Flags::ATTACHED.with(Flags::HELD).with(Flags::LOW_WATER),
             ours: Address { cid: 2, port: 1024 },
             theirs: Address { cid: 3, port: 0xffff_fffe },
-            connect_timeout_us: 5_000_000_000,
+            connect_ticks: 5_000_000_000,
             buffer: 1 << 40,
             buffer_min: 3,
             buffer_max: u64::MAX,
             send_buffer: 212_992,
             error: 104,
+            flow: u64::MAX - 1,
+            peer_buffer: 4096,
+            backlog: 7,
         }
     }
 
@@ -234,6 +303,13 @@ mod tests {
         assert_eq!(Note::of(fd), None);
         fd.close();
         assert_eq!(Note::of(Fd(-1)), None);
+    }
+
+    #[test]
+    fn flags_are_set_and_taken_away_one_by_one() {
+        let both = Flags::HELD.with(Flags::STREAM);
+        assert!(both.has(Flags::HELD) && both.has(Flags::STREAM) && !both.has(Flags::MESSAGES));
+        assert_eq!(both.without(Flags::HELD), Flags::STREAM);
     }
 
     #[test]

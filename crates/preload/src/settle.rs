@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::address::ANY;
 use crate::node::{self, ANSWER_MS};
-use crate::note::{Note, State};
-use crate::sys::{Answer, Errno, Fd, give_way, now_ms};
+use crate::note::{Flags, Note, State};
+use crate::sys::{Answer, Errno, Fd, give_way, now_ms, tick_us};
 use crate::wire::op;
 
 /// Brings a socket's note up to date: if a connect is under way and its verdict is there, takes it.
@@ -27,7 +27,9 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
                 note.ours.cid = reply.ours.cid;
             }
             note.ours.port = reply.ours.port;
+            (note.flow, note.peer_buffer) = (reply.flow, reply.peer_buffer);
             note.state = State::Connected;
+            note.flags = note.flags.with(Flags::STREAM);
         }
         Ok(Some(Err(error))) | Err(error) => {
             note.state = if note.ours.port == ANY { State::Fresh } else { State::Bound };
@@ -41,7 +43,7 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
 
 /// Waits for the verdict of a connect under way, and gives it. A signal ends the wait with EINTR.
 pub(crate) fn await_verdict(fd: Fd, mut note: Note) -> Answer<()> {
-    let deadline = now_ms() + note.connect_timeout_us / 1000 + ANSWER_MS;
+    let deadline = now_ms() + note.connect_timeout_us(tick_us()) / 1000 + ANSWER_MS;
     loop {
         note = settle(fd, note)?;
         match note.state {
@@ -72,16 +74,16 @@ pub(crate) fn take_error(fd: Fd, mut note: Note) -> Answer<()> {
 /// Makes the send buffer as small as it gets: then 2048 bytes in it are enough for "not writable".
 pub(crate) fn begin_hold(fd: Fd, note: &mut Note) -> Answer<()> {
     note.send_buffer = fd.option::<u32>(libc::SOL_SOCKET, libc::SO_SNDBUF)?;
-    note.is_held = true;
+    note.flags = note.flags.with(Flags::HELD);
     fd.set_option(libc::SO_SNDBUF, &1u32)
 }
 
 /// Gives the socket its send buffer back.
 pub(crate) fn end_hold(fd: Fd, note: &mut Note) -> Answer<()> {
-    if !note.is_held {
+    if !note.flags.has(Flags::HELD) {
         return Ok(());
     }
-    note.is_held = false;
+    note.flags = note.flags.without(Flags::HELD);
     fd.set_option(libc::SO_SNDBUF, &(note.send_buffer / 2)) // the kernel doubles what it is told
 }
 

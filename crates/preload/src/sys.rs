@@ -137,9 +137,9 @@ impl Fd {
         call!(libc::SYS_setsockopt, self.0, libc::SOL_SOCKET, name, at, len).map(|_| ())
     }
 
-    /// SOCK_STREAM or SOCK_SEQPACKET.
-    pub(crate) fn kind(self) -> Answer<c_int> {
-        self.option(libc::SOL_SOCKET, libc::SO_TYPE)
+    /// A descriptor that gives whoever receives it nothing.
+    pub(crate) fn blank() -> Answer<Self> {
+        call!(libc::SYS_eventfd2, 0, libc::EFD_CLOEXEC).map(|fd| Self(as_int(fd)))
     }
 
     /// Whether this is an AF_VSOCK socket of the kernel's, which a program can only have been given.

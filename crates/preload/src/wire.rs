@@ -21,6 +21,7 @@ pub(crate) mod op {
     pub(crate) const ACCEPT: u8 = 4;
     pub(crate) const ACCEPTED: u8 = 5;
     pub(crate) const LOCAL_CID: u8 = 6;
+    pub(crate) const FLOW: u8 = 8;
 }
 
 /// From us to the node.
@@ -61,6 +62,8 @@ impl Request {
 pub(crate) struct Reply {
     pub(crate) ours: Address,
     pub(crate) theirs: Address,
+    pub(crate) peer_buffer: u32,
+    pub(crate) flow: u64,
 }
 
 impl Reply {
@@ -73,6 +76,8 @@ impl Reply {
             0 => Ok(Self {
                 ours: Address { cid: u32_at(bytes, 4), port: u32_at(bytes, 8) },
                 theirs: Address { cid: u32_at(bytes, 12), port: u32_at(bytes, 16) },
+                peer_buffer: u32_at(bytes, 20),
+                flow: u64::from(u32_at(bytes, 24)) | u64::from(u32_at(bytes, 28)) << 32,
             }),
             errno => Err(Errno(errno.into())),
         }
@@ -114,8 +119,11 @@ mod tests {
         bytes[..2].copy_from_slice(&[1, op::ACCEPT]);
         bytes[4] = 2;
         bytes[16] = 7;
+        bytes[20] = 8;
+        bytes[28] = 9;
         let reply = Reply::decode(&bytes, op::ACCEPT).unwrap();
         assert_eq!((reply.ours.cid, reply.theirs.port), (2, 7));
+        assert_eq!((reply.peer_buffer, reply.flow), (8, 9 << 32));
         assert_eq!(Reply::decode(&bytes, op::BIND), Err(Errno(libc::EPROTO)));
         bytes[2] = 98;
         assert_eq!(Reply::decode(&bytes, op::ACCEPT), Err(Errno(98)));

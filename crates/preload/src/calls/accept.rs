@@ -5,16 +5,30 @@ use core::mem::size_of;
 
 use crate::address::Address;
 use crate::node;
-use crate::note::{Note, State};
+use crate::note::{Flags, Note, State};
+use crate::suspects;
 use crate::sys::{Answer, Errno, Fd};
 use crate::wire::{MESSAGE, Reply, Request, op};
 
 /// Room for one control message with one descriptor: CMSG_SPACE(sizeof(int)).
 #[repr(C)]
-struct Control {
+pub(crate) struct Control {
     header: libc::cmsghdr,
     fd: c_int,
     _padding: c_int,
+}
+
+impl Control {
+    /// A message that passes a descriptor.
+    pub(crate) fn with(fd: Fd) -> Self {
+        // SAFETY: all zeros is a valid Control.
+        let mut control: Self = unsafe { core::mem::zeroed() };
+        control.header.cmsg_len = size_of::<libc::cmsghdr>() + size_of::<c_int>();
+        control.header.cmsg_level = libc::SOL_SOCKET;
+        control.header.cmsg_type = libc::SCM_RIGHTS;
+        control.fd = fd.0;
+        control
+    }
 }
 
 /// `accept4`: the connection's descriptor, and who it is.
@@ -25,9 +39,11 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
     let (reply, fd) = receive(listener, flags & libc::SOCK_CLOEXEC != 0)?;
     let connected = Note {
         state: State::Connected,
-        is_attached: true,
+        flags: note.flags.with(Flags::STREAM).without(Flags::LOW_WATER),
         ours: reply.ours,
         theirs: reply.theirs,
+        flow: reply.flow,
+        peer_buffer: reply.peer_buffer,
         ..*note
     };
     let is_ready =
@@ -35,6 +51,9 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
     if let Err(error) = is_ready {
         fd.close();
         return Err(error);
+    }
+    if note.keeps_messages() {
+        suspects::add(fd);
     }
     Ok((fd, reply.theirs))
 }

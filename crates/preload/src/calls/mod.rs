@@ -10,10 +10,10 @@ use core::ffi::c_int;
 
 use crate::address::{ANY, Address};
 use crate::node;
-use crate::note::{Note, State};
+use crate::note::{Flags, Note, State};
 use crate::settle::{await_verdict, begin_hold, end_hold, settle, take_error};
 use crate::suspects;
-use crate::sys::{Answer, Errno, Fd};
+use crate::sys::{Answer, Errno, Fd, tick_us};
 use crate::wire::{HELD, PADDING, Request, op};
 
 const INVALID: Errno = Errno(libc::EINVAL);
@@ -21,6 +21,8 @@ const NOT_CONNECTED: Errno = Errno(libc::ENOTCONN);
 
 /// The longest backlog: net.core.somaxconn.
 const LONGEST_BACKLOG: u32 = 4096;
+/// Send buffer asked for on sockets that keep messages.
+const LONGEST_MESSAGE: c_int = 1 << 24;
 /// SOCK_PACKET: larger types are no types at all.
 const LARGEST_KIND: c_int = 10;
 /// Number of the protocol that AF_VSOCK takes beside 0.
@@ -37,7 +39,13 @@ pub(crate) fn socket(kind: c_int, protocol: c_int) -> Answer<Fd> {
         return Err(Errno(libc::EPROTONOSUPPORT));
     }
     match kind {
-        libc::SOCK_STREAM | libc::SOCK_SEQPACKET => make(kind | flags, &Note::FRESH),
+        libc::SOCK_STREAM => make(kind | flags, &Note::FRESH),
+        libc::SOCK_SEQPACKET => {
+            let fd = make(kind | flags, &Note { flags: Flags::MESSAGES, ..Note::FRESH })?;
+            // A message must fit the send buffer as a whole; what the kernel does not allow it cuts.
+            fd.set_option(libc::SO_SNDBUF, &LONGEST_MESSAGE)?;
+            Ok(fd)
+        }
         libc::SOCK_DGRAM => Err(Errno(libc::ENODEV)), // as without VMCI
         _ => Err(Errno(libc::ESOCKTNOSUPPORT)),
     }
@@ -82,12 +90,15 @@ pub(crate) fn bind(fd: Fd, note: Note, address: Address) -> Answer<()> {
 /// `listen`.
 pub(crate) fn listen(fd: Fd, note: Note, backlog: c_int) -> Answer<()> {
     let mut note = settle(fd, note)?;
-    let value = u32::try_from(backlog).unwrap_or(u32::MAX).min(LONGEST_BACKLOG);
-    let request = Request { value, ..Request::new(op::LISTEN) };
+    note.backlog = u32::try_from(backlog).unwrap_or(u32::MAX).min(LONGEST_BACKLOG);
     match note.state {
-        // No reply is due: it could not be told from the ACCEPTs that wait before it.
-        State::Listening => node::send(fd, &request.encode()),
+        State::Listening => {
+            listen_again(fd, &note)?;
+            note.put(fd)
+        }
         State::Bound => {
+            let buffer = note.buffer_to_announce();
+            let request = Request { value: note.backlog, buffer, ..Request::new(op::LISTEN) };
             node::ask(fd, &request)?;
             note.state = State::Listening;
             note.put(fd)
@@ -96,6 +107,14 @@ pub(crate) fn listen(fd: Fd, note: Note, backlog: c_int) -> Answer<()> {
             Err(INVALID)
         }
     }
+}
+
+/// Tells the node of a listener's new backlog or buffer. No reply is due: it could not be told from the ACCEPTs that
+/// wait before it.
+fn listen_again(fd: Fd, note: &Note) -> Answer<()> {
+    let buffer = note.buffer.clamp(1, u32::MAX.into());
+    let request = Request { value: note.backlog, buffer, ..Request::new(op::LISTEN) };
+    node::send(fd, &request.encode())
 }
 
 /// `connect`.
@@ -109,7 +128,11 @@ pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>) -> Answer<()
         State::Connecting => {}
         State::Fresh | State::Bound => {
             take_error(fd, note)?;
-            note = request_connect(fd, note, address?, is_nonblocking)?;
+            let address = address?;
+            if note.flags.has(Flags::ZEROCOPY) {
+                return Err(Errno(libc::EOPNOTSUPP));
+            }
+            note = request_connect(fd, note, address, is_nonblocking)?;
             if is_nonblocking {
                 return Err(Errno(libc::EINPROGRESS));
             }
@@ -124,8 +147,8 @@ fn request_connect(fd: Fd, mut note: Note, to: Address, is_nonblocking: bool) ->
     let request = Request {
         cid: to.cid,
         port: to.port,
-        value: u32::try_from(note.connect_timeout_us.div_ceil(1000)).unwrap_or(u32::MAX),
-        buffer: note.buffer.min(u32::MAX.into()),
+        value: u32::try_from(note.connect_timeout_us(tick_us()).div_ceil(1000)).unwrap_or(u32::MAX),
+        buffer: note.buffer_to_announce(),
         ..Request::new(op::CONNECT)
     };
     note.theirs = to;
@@ -166,10 +189,21 @@ pub(crate) fn shut_down(fd: Fd, note: Note, how: c_int) -> Answer<()> {
     if !(libc::SHUT_RD..=libc::SHUT_RDWR).contains(&how) {
         return Err(INVALID);
     }
-    let note = settle(fd, note)?;
-    if !note.state.has_stream() {
+    let mut note = settle(fd, note)?;
+    if note.state == State::Connecting {
+        fd.shut_down(libc::SHUT_RDWR)?; // gives the attempt up
+        end_hold(fd, &mut note)?;
+    } else if note.has_stream() {
+        fd.shut_down(how)?;
+    } else {
         return Err(NOT_CONNECTED);
     }
-    fd.shut_down(how)?;
+    if how != libc::SHUT_RD {
+        note.flags = note.flags.with(Flags::NO_SENDING);
+    }
+    if how != libc::SHUT_WR {
+        note.flags = note.flags.with(Flags::NO_RECEIVING);
+        suspects::add(fd);
+    }
     Note { state: State::ShutDown, ..note }.put(fd)
 }

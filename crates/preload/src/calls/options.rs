@@ -5,9 +5,11 @@ use core::mem::size_of;
 
 use libc::socklen_t;
 
+use crate::calls::listen_again;
 use crate::node;
-use crate::note::{CONNECT_TIMEOUT_US, Note, State};
+use crate::note::{Flags, Note, State};
 use crate::settle::{await_verdict, settle};
+use crate::suspects;
 use crate::sys::{Answer, Errno, Fd, tick_us};
 
 const BUFFER_SIZE: c_int = 0;
@@ -19,6 +21,12 @@ const CONNECT_TIMEOUT_NEW: c_int = 8;
 const INVALID: Errno = Errno(libc::EINVAL);
 const UNKNOWN: Errno = Errno(libc::ENOPROTOOPT);
 const UNSUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
+
+/// Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD.
+const OF_UNIX: [c_int; 4] = [16, 34, 42, 76];
+/// Options that would replace the filter, which is where the note is kept.
+const FILTERS: [c_int; 4] =
+    [libc::SO_ATTACH_FILTER, libc::SO_DETACH_FILTER, libc::SO_LOCK_FILTER, libc::SO_ATTACH_BPF];
 
 /// `IOCTL_VM_SOCKETS_GET_LOCAL_CID`.
 pub(crate) const GET_LOCAL_CID: u64 = 0x7b9;
@@ -39,13 +47,17 @@ pub(crate) fn get(fd: Fd, note: Note, level: c_int, name: c_int) -> Answer<Optio
         (libc::SOL_SOCKET, libc::SO_ACCEPTCONN) => {
             Value::Int(c_int::from(note.state == State::Listening))
         }
+        (libc::SOL_SOCKET, libc::SO_ZEROCOPY) => {
+            Value::Int(c_int::from(note.flags.has(Flags::ZEROCOPY)))
+        }
+        (libc::SOL_SOCKET, name) if OF_UNIX.contains(&name) => return Err(UNSUPPORTED),
         (libc::SOL_SOCKET, libc::SO_ERROR) => Value::Int(error(fd, note)?),
         (libc::SOL_SOCKET, _) => return Ok(None),
         (libc::AF_VSOCK, BUFFER_SIZE) => Value::Wide(note.buffer),
         (libc::AF_VSOCK, BUFFER_MIN_SIZE) => Value::Wide(note.buffer_min),
         (libc::AF_VSOCK, BUFFER_MAX_SIZE) => Value::Wide(note.buffer_max),
         (libc::AF_VSOCK, CONNECT_TIMEOUT_OLD | CONNECT_TIMEOUT_NEW) => {
-            let us = i64::try_from(note.connect_timeout_us).unwrap_or(i64::MAX);
+            let us = i64::try_from(note.connect_timeout_us(tick_us())).unwrap_or(i64::MAX);
             Value::Time([us / 1_000_000, us % 1_000_000])
         }
         _ => return Err(UNKNOWN),
@@ -55,7 +67,7 @@ pub(crate) fn get(fd: Fd, note: Note, level: c_int, name: c_int) -> Answer<Optio
 
 /// SO_ERROR: how a connect ended, told once.
 fn error(fd: Fd, note: Note) -> Answer<c_int> {
-    if note.state == State::Connecting && !note.is_held {
+    if note.state == State::Connecting && !note.flags.has(Flags::HELD) {
         // A signal ended a blocking connect: the descriptor is writable all the time, so whoever asks here believes that
         // the verdict is there.
         if let Err(error) = await_verdict(fd, note) {
@@ -110,18 +122,19 @@ pub(crate) unsafe fn set(
 ) -> Answer<bool> {
     if level == libc::SOL_SOCKET {
         // SAFETY: as the caller says.
-        return unsafe { set_of_socket(fd, &note, name, at, len) };
+        return unsafe { set_of_socket(fd, note, name, at, len) };
     }
     if level != libc::AF_VSOCK {
         return Err(UNKNOWN);
     }
+    let before = note.buffer;
     let size = match name {
         BUFFER_SIZE => &mut note.buffer,
         BUFFER_MIN_SIZE => &mut note.buffer_min,
         BUFFER_MAX_SIZE => &mut note.buffer_max,
         CONNECT_TIMEOUT_OLD | CONNECT_TIMEOUT_NEW => {
             // SAFETY: as the caller says.
-            note.connect_timeout_us = timeout_us(unsafe { read(at, len) }?)?;
+            note.connect_ticks = ticks(unsafe { read(at, len) }?, tick_us())?;
             note.put(fd)?;
             return Ok(true);
         }
@@ -129,33 +142,68 @@ pub(crate) unsafe fn set(
     };
     // SAFETY: as the caller says.
     *size = unsafe { read(at, len) }?;
+    // In this order the maximum wins over a minimum above it.
     note.buffer = note.buffer.max(note.buffer_min).min(note.buffer_max);
+    announce(fd, &mut note, before)?;
     note.put(fd)?;
     Ok(true)
 }
 
+/// Tells the node of a new buffer size, if it knows of the old one.
+fn announce(fd: Fd, note: &mut Note, before: u64) -> Answer<()> {
+    if note.buffer == before {
+        return Ok(());
+    }
+    if note.state == State::Listening {
+        return listen_again(fd, note);
+    }
+    if note.has_stream() {
+        note.buffer = note.buffer.min(u32::MAX.into()); // a transport has no larger ones
+        // A connection that has ended has no buffer either.
+        if let Ok(peer_buffer) = node::set_buffer(note.flow, note.buffer.max(1)) {
+            note.peer_buffer = peer_buffer;
+        }
+    }
+    Ok(())
+}
+
 unsafe fn set_of_socket(
     fd: Fd,
-    note: &Note,
+    mut note: Note,
     name: c_int,
     at: *const c_void,
     len: socklen_t,
 ) -> Answer<bool> {
     match name {
-        // Its filter is where the note is kept.
-        libc::SO_ATTACH_FILTER
-        | libc::SO_DETACH_FILTER
-        | libc::SO_LOCK_FILTER
-        | libc::SO_ATTACH_BPF => Err(UNSUPPORTED),
+        _ if FILTERS.contains(&name) || OF_UNIX.contains(&name) => Err(UNSUPPORTED),
         // SAFETY: as the caller says.
         libc::SO_REUSEPORT => match unsafe { read::<c_int>(at, len) }? {
             0 => Ok(false),
             _ => Err(UNSUPPORTED),
         },
-        libc::SO_RCVLOWAT if fd.kind()? == libc::SOCK_STREAM => {
+        libc::SO_ZEROCOPY => {
             // SAFETY: as the caller says.
-            let bytes = u64::try_from(unsafe { read::<c_int>(at, len) }?).map_err(|_| INVALID)?;
-            if bytes > note.buffer { Err(INVALID) } else { Ok(false) }
+            note.flags = match unsafe { read::<c_int>(at, len) }? {
+                0 | 1 if note.has_stream() => return Err(UNSUPPORTED),
+                0 => note.flags.without(Flags::ZEROCOPY),
+                1 => note.flags.with(Flags::ZEROCOPY),
+                _ => return Err(INVALID),
+            };
+            note.put(fd).map(|()| true)
+        }
+        libc::SO_RCVLOWAT => {
+            // SAFETY: as the caller says.
+            let bytes = unsafe { read::<c_int>(at, len) }?;
+            if note.keeps_messages() {
+                return Ok(false);
+            }
+            if u64::try_from(bytes).map_err(|_| INVALID)? > note.buffer {
+                return Err(INVALID);
+            }
+            suspects::add(fd);
+            let one = note.flags.without(Flags::LOW_WATER);
+            note.flags = if bytes > 1 { one.with(Flags::LOW_WATER) } else { one };
+            note.put(fd).map(|()| false)
         }
         _ => Ok(false),
     }
@@ -173,18 +221,16 @@ unsafe fn read<T: Copy>(at: *const c_void, len: socklen_t) -> Answer<T> {
     Ok(unsafe { at.cast::<T>().read_unaligned() })
 }
 
-/// A connect timeout in microseconds, rounded up to a tick; zero means the default.
-fn timeout_us([seconds, microseconds]: [i64; 2]) -> Answer<u64> {
-    const LONGEST: i64 = 1 << 40; // far beyond any uptime, and no overflow below
-    if !(0..LONGEST).contains(&seconds) || microseconds >= 1_000_000 {
+/// A connect timeout in ticks of `tick` microseconds, rounded up; zero is the default.
+fn ticks([seconds, microseconds]: [i64; 2], tick: u64) -> Answer<u64> {
+    let per_second = 1_000_000 / tick.min(1_000_000);
+    let longest = i64::MAX / i64::try_from(per_second).unwrap_or(1) - 1;
+    if !(0..longest).contains(&seconds) || microseconds >= 1_000_000 {
         return Err(Errno(libc::ERANGE));
     }
-    let us = u64::try_from(seconds * 1_000_000 + microseconds).unwrap_or(0);
-    if us == 0 {
-        return Ok(CONNECT_TIMEOUT_US);
-    }
-    let tick = tick_us();
-    Ok(us.div_ceil(tick) * tick)
+    // As in the kernel, negative microseconds slip through as a huge number.
+    let rest = microseconds.cast_unsigned().wrapping_add(tick - 1) / tick;
+    Ok(seconds.unsigned_abs() * per_second + rest)
 }
 
 /// `ioctl`: `Some` with the value to store, `None` if a Unix socket answers as AF_VSOCK does.
@@ -196,7 +242,7 @@ pub(crate) fn ioctl(fd: Fd, note: Option<Note>, request: u64) -> Answer<Option<u
         (GET_LOCAL_CID, Some(_)) => Err(Errno(libc::ENOTTY)),
         (libc::FIONREAD | libc::TIOCOUTQ, Some(_)) => {
             let Some(note) = note else { return Ok(None) };
-            if settle(fd, note)?.state.has_stream() { Ok(None) } else { Err(UNSUPPORTED) }
+            if settle(fd, note)?.has_stream() { Ok(None) } else { Err(UNSUPPORTED) }
         }
         _ => Ok(None),
     }
@@ -205,4 +251,20 @@ pub(crate) fn ioctl(fd: Fd, note: Option<Note>, request: u64) -> Answer<Option<u
 /// As in a kernel without any transport, "none" is an answer and no error.
 fn local_cid() -> u32 {
     node::local_cid().unwrap_or(crate::address::ANY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connect_timeout_is_rounded_up_to_ticks() {
+        assert_eq!(ticks([1, 1], 4000), Ok(251));
+        assert_eq!(ticks([5, 0], 4000), Ok(1250));
+        assert_eq!(ticks([0, 0], 4000), Ok(0));
+        assert_eq!(ticks([5, -1], 4000), Ok(1250));
+        assert_eq!(ticks([-1, 0], 4000), Err(Errno(libc::ERANGE)));
+        assert_eq!(ticks([0, 1_000_000], 4000), Err(Errno(libc::ERANGE)));
+        assert_eq!(ticks([i64::MAX / 250, 0], 4000), Err(Errno(libc::ERANGE)));
+    }
 }

@@ -1,91 +1,98 @@
-//! Hooks of the calls that move data. For a connected socket, and for everything that is not ours, they look at one word of
-//! memory (`suspects`) and go on.
-//!
-//! What needs more: a socket without a stream; MSG_OOB, which a Unix socket knows and AF_VSOCK does not; an address;
-//! ancillary data, which AF_VSOCK ignores; an empty message, which it does not send.
+//! Hooks of the calls that move data. For a connected stream, and for everything that is not ours, they look at one word of
+//! memory (`suspects`) and go on; what needs more is in `calls::data`.
 
 use core::ffi::{c_int, c_uint, c_void};
+use core::ptr::{null, null_mut};
 
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
-use super::{give, keep_errno, ours, pass};
-use crate::calls::data::{refuse_address, require_stream};
+use super::{give, keep_errno, pass};
+use crate::calls::data::{
+    Verdict, before_receiving, before_sending, message_of, receive_message, send_message, total,
+};
 use crate::suspects;
-use crate::sys::{Answer, Errno, Fd};
+use crate::sys::{Errno, Fd};
 
-/// Checks before data moves; `special` tells that the call itself needs a look. Whether it is ours, if that was found out.
-fn check(fd: c_int, special: bool) -> Answer<bool> {
-    if !special && !suspects::has(Fd(fd)) {
-        return Ok(false);
-    }
-    keep_errno(|| require_stream(Fd(fd)))
-}
+/// Flags of which AF_VSOCK thinks otherwise than AF_UNIX.
+const SPECIAL_RECEIVING: c_int = libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_WAITALL;
+const SPECIAL_SENDING: c_int = libc::MSG_OOB | libc::MSG_EOR;
 
-/// Also refuses MSG_OOB, which comes first when sending.
-fn check_send(fd: c_int, flags: c_int, special: bool) -> Answer<bool> {
-    if flags & libc::MSG_OOB != 0 && ours(fd).is_some() {
-        return Err(Errno(libc::EOPNOTSUPP));
-    }
-    check(fd, special)
-}
-
-/// Also refuses MSG_OOB, which comes after "not connected" when receiving.
-fn check_receive(fd: c_int, flags: c_int, special: bool) -> Answer<bool> {
-    let is_oob = flags & libc::MSG_OOB != 0;
-    let is_ours = check(fd, special || is_oob)?;
-    if is_oob && is_ours { Err(Errno(libc::EOPNOTSUPP)) } else { Ok(is_ours) }
-}
-
-/// Whether this is a socket of ours that keeps messages: it does not send empty ones.
-fn drops_empty(fd: c_int, is_ours: bool) -> bool {
-    is_ours && Fd(fd).kind() == Ok(libc::SOCK_SEQPACKET)
-}
-
-macro_rules! unless_refused {
-    ($check:expr) => {
-        match $check {
-            Ok(is_ours) => is_ours,
-            Err(error) => return give(Err(error)),
+/// Ends the call if the checks before it say so: nothing to check, refused, or done with nothing moved. What is left is
+/// the note of a socket of ours, or none.
+macro_rules! check {
+    ($matters:expr, $check:expr) => {
+        if $matters {
+            match keep_errno(|| $check) {
+                Ok(Verdict::Pass) => None,
+                Ok(Verdict::Ours(note)) => Some(note),
+                Ok(Verdict::Done) => return 0,
+                Err(error) => return give(Err(error)),
+            }
+        } else {
+            None
         }
+    };
+}
+
+fn matters(fd: c_int, special: bool) -> bool {
+    special || suspects::has(Fd(fd))
+}
+
+macro_rules! check_receiving {
+    ($fd:expr, $flags:expr, $len:expr, $special:expr) => {
+        check!(
+            matters($fd, $special || $flags & SPECIAL_RECEIVING != 0),
+            before_receiving(Fd($fd), $flags, $len)
+        )
+    };
+}
+
+macro_rules! check_sending {
+    ($fd:expr, $flags:expr, $len:expr, $address:expr) => {
+        check!(
+            matters($fd, $address || $flags & SPECIAL_SENDING != 0),
+            before_sending(Fd($fd), $flags, $len, $address)
+        )
     };
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn read(fd: c_int, at: *mut c_void, len: size_t) -> ssize_t {
-    unless_refused!(check(fd, false));
+    check_receiving!(fd, 0, len, false);
     pass!(READ: fn(c_int, *mut c_void, size_t) -> ssize_t, fd, at, len)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn __read_chk(fd: c_int, at: *mut c_void, len: size_t, room: size_t) -> ssize_t {
-    unless_refused!(check(fd, false));
+    check_receiving!(fd, 0, len, false);
     pass!(READ_CHK: fn(c_int, *mut c_void, size_t, size_t) -> ssize_t, fd, at, len, room)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
-    unless_refused!(check(fd, false));
+    check_receiving!(fd, 0, 1, false);
     pass!(READV: fn(c_int, *const iovec, c_int) -> ssize_t, fd, parts, count)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn write(fd: c_int, at: *const c_void, len: size_t) -> ssize_t {
-    let is_ours = unless_refused!(check(fd, false));
-    if len == 0 && drops_empty(fd, is_ours || ours(fd).is_some()) {
-        return 0;
-    }
+    check_sending!(fd, 0, len, false);
     pass!(WRITE: fn(c_int, *const c_void, size_t) -> ssize_t, fd, at, len)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
-    unless_refused!(check(fd, false));
+    check!(matters(fd, false), {
+        // SAFETY: the program vouches for its pieces.
+        let len = unsafe { total(parts, size_t::try_from(count).unwrap_or(usize::MAX)) };
+        before_sending(Fd(fd), 0, len, false)
+    });
     pass!(WRITEV: fn(c_int, *const iovec, c_int) -> ssize_t, fd, parts, count)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn recv(fd: c_int, at: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
-    unless_refused!(check_receive(fd, flags, false));
+    check_receiving!(fd, flags, len, false);
     pass!(RECV: fn(c_int, *mut c_void, size_t, c_int) -> ssize_t, fd, at, len, flags)
 }
 
@@ -97,8 +104,9 @@ unsafe extern "C" fn __recv_chk(
     room: size_t,
     flags: c_int,
 ) -> ssize_t {
-    unless_refused!(check_receive(fd, flags, false));
-    pass!(RECV_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int) -> ssize_t, fd, at, len, room, flags)
+    check_receiving!(fd, flags, len, false);
+    pass!(RECV_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int) -> ssize_t,
+        fd, at, len, room, flags)
 }
 
 /// Where the sender's address goes: nowhere for a socket of ours, whose address length is then 0.
@@ -114,7 +122,7 @@ unsafe fn no_address(
         // SAFETY: the program vouches for its pointer.
         unsafe { *len = 0 };
     }
-    (core::ptr::null_mut(), core::ptr::null_mut())
+    (null_mut(), null_mut())
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -126,10 +134,9 @@ unsafe extern "C" fn recvfrom(
     address: *mut sockaddr,
     address_len: *mut socklen_t,
 ) -> ssize_t {
-    let is_ours =
-        unless_refused!(check_receive(fd, flags, false)) || is_ours_if(fd, !address.is_null());
+    let note = check_receiving!(fd, flags, len, !address.is_null());
     // SAFETY: as of this call.
-    let (address, address_len) = unsafe { no_address(is_ours, address, address_len) };
+    let (address, address_len) = unsafe { no_address(note.is_some(), address, address_len) };
     pass!(RECVFROM: fn(c_int, *mut c_void, size_t, c_int, *mut sockaddr, *mut socklen_t) -> ssize_t,
         fd, at, len, flags, address, address_len)
 }
@@ -144,36 +151,31 @@ unsafe extern "C" fn __recvfrom_chk(
     address: *mut sockaddr,
     address_len: *mut socklen_t,
 ) -> ssize_t {
-    let is_ours =
-        unless_refused!(check_receive(fd, flags, false)) || is_ours_if(fd, !address.is_null());
+    let note = check_receiving!(fd, flags, len, !address.is_null());
     // SAFETY: as of this call.
-    let (address, address_len) = unsafe { no_address(is_ours, address, address_len) };
+    let (address, address_len) = unsafe { no_address(note.is_some(), address, address_len) };
     pass!(RECVFROM_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int, *mut sockaddr, *mut socklen_t)
         -> ssize_t, fd, at, len, room, flags, address, address_len)
 }
 
-/// Whether a socket is ours, asked only `if` it matters.
-fn is_ours_if(fd: c_int, matters: bool) -> bool {
-    matters && ours(fd).is_some()
-}
-
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    let next = || pass!(RECVMSG: fn(c_int, *mut msghdr, c_int) -> ssize_t, fd, message, flags);
+    if message.is_null() {
+        return next();
+    }
     // SAFETY: the program vouches for its message.
-    let wants_address = !message.is_null() && unsafe { !(*message).msg_name.is_null() };
-    let is_ours = unless_refused!(check_receive(fd, flags, false)) || is_ours_if(fd, wants_address);
-    if !(is_ours && wants_address) {
-        return pass!(RECVMSG: fn(c_int, *mut msghdr, c_int) -> ssize_t, fd, message, flags);
-    }
+    let (is_special, parts, count) = unsafe {
+        let special = !(*message).msg_name.is_null() || !(*message).msg_control.is_null();
+        (special, (*message).msg_iov, (*message).msg_iovlen)
+    };
     // SAFETY: as above.
-    let name = unsafe { core::mem::replace(&mut (*message).msg_name, core::ptr::null_mut()) };
-    let result = pass!(RECVMSG: fn(c_int, *mut msghdr, c_int) -> ssize_t, fd, message, flags);
-    // SAFETY: as above.
-    unsafe {
-        (*message).msg_name = name;
-        (*message).msg_namelen = 0;
+    let note = check_receiving!(fd, flags, unsafe { total(parts, count) }, is_special);
+    match note {
+        // SAFETY: as above.
+        Some(note) => unsafe { receive_message(message, &note, next) },
+        None => next(),
     }
-    result
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -184,18 +186,30 @@ unsafe extern "C" fn recvmmsg(
     flags: c_int,
     timeout: *mut timespec,
 ) -> c_int {
-    unless_refused!(check_receive(fd, flags, false));
-    pass!(RECVMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int,
-        fd, messages, count, flags, timeout)
+    let note = check_receiving!(fd, flags, 1, false);
+    if !note.is_some_and(|note| note.keeps_messages()) {
+        return pass!(RECVMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int,
+            fd, messages, count, flags, timeout);
+    }
+    let mut taken = 0;
+    while taken < count {
+        let waits = taken == 0 || flags & libc::MSG_WAITFORONE == 0;
+        let how = if waits { flags } else { flags | libc::MSG_DONTWAIT } & !libc::MSG_WAITFORONE;
+        // SAFETY: the program vouches for `count` messages.
+        let message = unsafe { &mut *messages.add(taken as usize) };
+        // SAFETY: as above.
+        let got = unsafe { recvmsg(fd, &raw mut message.msg_hdr, how) };
+        let Ok(got) = c_uint::try_from(got) else { break };
+        message.msg_len = got;
+        taken += 1;
+    }
+    if taken == 0 && count > 0 { -1 } else { c_int::try_from(taken).unwrap_or(c_int::MAX) }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn send(fd: c_int, at: *const c_void, len: size_t, flags: c_int) -> ssize_t {
-    let is_ours = unless_refused!(check_send(fd, flags, len == 0));
-    if len == 0 && drops_empty(fd, is_ours) {
-        return 0;
-    }
-    pass!(SEND: fn(c_int, *const c_void, size_t, c_int) -> ssize_t, fd, at, len, flags)
+    // SAFETY: as of this call.
+    unsafe { sendto(fd, at, len, flags, null(), 0) }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -207,17 +221,15 @@ unsafe extern "C" fn sendto(
     address: *const sockaddr,
     address_len: socklen_t,
 ) -> ssize_t {
-    if !address.is_null()
-        && let Some(note) = ours(fd)
+    let note = check_sending!(fd, flags, len, !address.is_null());
+    if flags & libc::MSG_EOR != 0
+        && let Some(note) = note
     {
-        let is_oob = flags & libc::MSG_OOB != 0;
-        let refused =
-            if is_oob { Err(Errno(libc::EOPNOTSUPP)) } else { refuse_address(Fd(fd), note) };
-        return give(refused.map(|_| 0));
-    }
-    let is_ours = unless_refused!(check_send(fd, flags, len == 0));
-    if len == 0 && drops_empty(fd, is_ours) {
-        return 0;
+        let mut part = iovec { iov_base: at.cast_mut(), iov_len: len };
+        let whole = message_of(&mut part);
+        let next = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
+        // SAFETY: the message is whole; the program vouches for its bytes.
+        return give(unsafe { send_message(&raw const whole, &note, flags, next) });
     }
     pass!(SENDTO: fn(c_int, *const c_void, size_t, c_int, *const sockaddr, socklen_t) -> ssize_t,
         fd, at, len, flags, address, address_len)
@@ -229,20 +241,20 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) ->
         return give(Err(Errno(libc::EFAULT)));
     }
     // SAFETY: the program vouches for its message.
-    let mut plain = unsafe { message.read() };
-    let is_special = !plain.msg_name.is_null() || plain.msg_controllen > 0;
-    if !plain.msg_name.is_null()
-        && flags & libc::MSG_OOB == 0
-        && let Some(note) = ours(fd)
-    {
-        return give(refuse_address(Fd(fd), note).map(|_| 0));
+    let (has_address, has_control, len) = unsafe {
+        let len = total((*message).msg_iov, (*message).msg_iovlen);
+        (!(*message).msg_name.is_null(), (*message).msg_controllen > 0, len)
+    };
+    let note = check!(
+        matters(fd, has_address || has_control || flags & SPECIAL_SENDING != 0),
+        before_sending(Fd(fd), flags, len, has_address)
+    );
+    let next = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
+    match note {
+        // SAFETY: as above.
+        Some(note) => give(unsafe { send_message(message, &note, flags, next) }),
+        None => next(message, flags),
     }
-    if unless_refused!(check_send(fd, flags, is_special)) {
-        plain.msg_control = core::ptr::null_mut();
-        plain.msg_controllen = 0;
-        return pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, &raw const plain, flags);
-    }
-    pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -252,6 +264,20 @@ unsafe extern "C" fn sendmmsg(
     count: c_uint,
     flags: c_int,
 ) -> c_int {
-    unless_refused!(check_send(fd, flags, false));
-    pass!(SENDMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int) -> c_int, fd, messages, count, flags)
+    let note = check_sending!(fd, flags, 1, false);
+    if !note.is_some_and(|note| note.keeps_messages()) {
+        return pass!(SENDMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int) -> c_int,
+            fd, messages, count, flags);
+    }
+    let mut sent = 0;
+    while sent < count {
+        // SAFETY: the program vouches for `count` messages.
+        let message = unsafe { &mut *messages.add(sent as usize) };
+        // SAFETY: as above.
+        let taken = unsafe { sendmsg(fd, &raw const message.msg_hdr, flags) };
+        let Ok(taken) = c_uint::try_from(taken) else { break };
+        message.msg_len = taken;
+        sent += 1;
+    }
+    if sent == 0 && count > 0 { -1 } else { c_int::try_from(sent).unwrap_or(c_int::MAX) }
 }
