@@ -20,11 +20,11 @@ PROGRAMS = {
 
 LIBRARY_PACKAGES = (
     *("libaudit1", "libcap-ng0", "libcap2", "libcom-err2", "libcrypt1", "libffi8", "libgcrypt20"),
-    *("libglib2.0-0", "libgmp10", "libgnutls30", "libgpg-error0", "libgssapi-krb5-2", "libhogweed6"),
-    *("libidn2-0", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0", "liblz4-1"),
-    *("liblzma5", "libnettle8", "libnsl2", "libnuma1", "libp11-kit0", "libpam0g", "libpcre2-8-0"),
-    *("libselinux1", "libssl3", "libsystemd0", "libtasn1-6", "libtirpc3", "libudev1"),
-    *("libunistring2", "liburing2", "libwrap0", "libzstd1", "zlib1g"),
+    *("libglib2.0-0", "libgmp10", "libgnutls30", "libgpg-error0", "libgssapi-krb5-2"),
+    *("libhogweed6", "libidn2-0", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0"),
+    *("liblz4-1", "liblzma5", "libnettle8", "libnsl2", "libnuma1", "libp11-kit0", "libpam0g"),
+    *("libpcre2-8-0", "libselinux1", "libssl3", "libsystemd0", "libtasn1-6", "libtirpc3"),
+    *("libudev1", "libunistring2", "liburing2", "libwrap0", "libzstd1", "zlib1g"),
 )
 """Packages whose libraries the programs need; libc is in the image."""
 

@@ -65,6 +65,8 @@ def test_multiplexer_socket_is_asked_for_the_port(tmp_path: Path, spelled: str) 
         with connection:
             asked.append(connection.recv(100))
             connection.sendall(b"OK 1024\nhello")
+            while connection.recv(100):
+                pass  # a Unix socket closed with unread data resets
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -85,6 +87,8 @@ def test_unix_socket_is_a_target_too(tmp_path: Path) -> None:
         def serve() -> None:
             with listener.accept()[0] as connection:
                 connection.sendall(b"banner")
+                while connection.recv(100):
+                    pass
 
         thread = threading.Thread(target=serve)
         thread.start()
