@@ -33,6 +33,7 @@ class Node:
         socket: str | PathLike[str],
         hybrid: str | PathLike[str] | None = None,
         groups: Sequence[str] = ...,
+        memory_slots: bool = False,
     ) -> None:
         """Adds a guest; its vhost-user front end may connect to `socket` from now on.
 
@@ -42,6 +43,7 @@ class Node:
             socket: path for the Unix socket at which its front end attaches.
             hybrid: path of a hybrid socket for it (`CONNECT <port>`), if wanted.
             groups: guests that share a group may connect to each other.
+            memory_slots: offer CONFIGURE_MEM_SLOTS, for a guest with more than 8 memory regions.
 
         Raises:
             ValueError: `cid` is not one a guest can have.

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,23 @@ def test_switch_stopped_by_hand_inside_with_leaves_quietly(
     with Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
         switch.stop()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_memory_slots_are_offered_to_the_guest_that_asks(runtime_dir: Path) -> None:
+    """CONFIGURE_MEM_SLOTS (protocol feature 15) is offered when its guest asks for it, else not."""
+    guests = [GuestSpec(name="many", cid=3, memory_slots=True), GuestSpec(name="few", cid=4)]
+    with Switch(guests, runtime_dir=runtime_dir) as switch:
+        offered = [_protocol_features(switch.socket_path(name)) for name in ("many", "few")]
+    assert [bool(features & 1 << 15) for features in offered] == [True, False]
+
+
+def _protocol_features(path: Path) -> int:
+    """Ask a vhost-user device with GET_PROTOCOL_FEATURES (15), version 1."""
+    with socket.socket(socket.AF_UNIX) as front_end:
+        front_end.settimeout(10)
+        front_end.connect(str(path))
+        front_end.sendall(struct.pack("<III", 15, 1, 0))
+        answer = front_end.recv(20, socket.MSG_WAITALL)
+    request, _flags, size, features = struct.unpack("<IIIQ", answer)
+    assert (request, size) == (15, 8)
+    return int(features)

@@ -22,6 +22,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             socket: socket.into(),
             hybrid: Some(hybrid.into()),
             groups: vec!["all".to_owned()],
+            memory_slots: false,
         })?;
     }
     let mut rest = Vec::new();

@@ -34,7 +34,8 @@ impl Node {
         self.cid.load(Ordering::Relaxed)
     }
 
-    #[pyo3(signature = (*, name, cid, socket, hybrid=None, groups=Vec::new()))]
+    #[pyo3(signature = (*, name, cid, socket, hybrid=None, groups=Vec::new(), memory_slots=false))]
+    #[allow(clippy::too_many_arguments)] // keywords in Python
     fn add_guest(
         &self,
         py: Python<'_>,
@@ -43,8 +44,9 @@ impl Node {
         socket: PathBuf,
         hybrid: Option<PathBuf>,
         groups: Vec<String>,
+        memory_slots: bool,
     ) -> PyResult<()> {
-        let options = GuestOptions { name, cid, socket, hybrid, groups };
+        let options = GuestOptions { name, cid, socket, hybrid, groups, memory_slots };
         py.detach(|| self.node.add_guest(options)).map_err(|error| to_python(&error))
     }
 

@@ -89,6 +89,8 @@ pub struct GuestOptions {
     pub hybrid: Option<PathBuf>,
     /// Guests that share a group may connect to each other.
     pub groups: Vec<String>,
+    /// Let its front end add and remove memory regions one by one; see [`BackendOptions::memory_slots`].
+    pub memory_slots: bool,
 }
 
 struct Guest {
@@ -149,7 +151,7 @@ impl Node {
     /// # Errors
     /// Name or CID are taken, or a socket could not be made.
     pub fn add_guest(&self, options: GuestOptions) -> Result<(), NodeError> {
-        let GuestOptions { name, cid, socket, hybrid, groups } = options;
+        let GuestOptions { name, cid, socket, hybrid, groups, memory_slots } = options;
         let mut held = self.held();
         let front_door = listen(&socket, SocketType::Stream).map_err(at(&socket))?;
         let mut paths = vec![socket.clone()];
@@ -171,8 +173,9 @@ impl Node {
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
             unlink(&paths);
         })?;
+        let device = BackendOptions { memory_slots, ..BackendOptions::new(cid) };
         let port = GuestPort::new(self.mailbox.clone(), link);
-        let spawned = spawn(front_door, BackendOptions::new(cid), Box::new(port));
+        let spawned = spawn(front_door, device, Box::new(port));
         let control = match spawned {
             Ok(control) => control,
             Err(error) => {

@@ -67,6 +67,7 @@ fn neighbour_that_does_not_read_fills_no_room_of_a_third_guest() {
             socket: lab.path("d.sock"),
             hybrid: None,
             groups: vec!["g".into()],
+            memory_slots: false,
         })
         .unwrap();
     let mut d = RawGuest::join(&lab.path("d.sock"));

@@ -253,6 +253,7 @@ fn flow_of_a_removed_guest_has_no_say_over_the_next_one() {
             socket: socket.clone(),
             hybrid: None,
             groups: Vec::new(),
+            memory_slots: false,
         })
         .unwrap();
     let mut new = RawGuest::join(&socket);

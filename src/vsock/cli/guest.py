@@ -35,6 +35,7 @@ def guest() -> None:
     help="Where its VMM connects (else guests/NAME.sock in the switch's directory).",
 )
 @click.option("--hybrid", is_flag=True, help="Make a hybrid socket too (guests/NAME.vsock).")
+@click.option("--memory-slots", is_flag=True, help="For more than 8 memory regions (hot-plug).")
 @json_option
 @runtime_dir_option
 def add(
@@ -43,11 +44,12 @@ def add(
     groups: tuple[str, ...],
     socket: Path | None,
     hybrid: bool,
+    memory_slots: bool,
     as_json: bool,
     runtime_dir: Path | None,
 ) -> None:
     """Let guest NAME in, with its CID, while others run."""
-    spec = GuestSpec(name=name, cid=cid, groups=groups, socket=socket)
+    spec = GuestSpec(name=name, cid=cid, groups=groups, socket=socket, memory_slots=memory_slots)
     wrong = faults(spec)
     if wrong:
         raise click.UsageError("; ".join(fault.reason for fault in wrong))

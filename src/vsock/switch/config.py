@@ -9,6 +9,7 @@
     groups = ["lab"]              # optional: guests that share one may talk to each other
     hybrid = true                 # optional: a path, or true for the usual place
     socket = "/run/vm/alpha.sock" # optional: where the VMM connects
+    memory_slots = true           # optional: for a guest with more than 8 memory regions
 
 Each fault says file, line, what is wrong and what would be right. `tomllib` keeps no line
 numbers, so they are looked up afterwards, and only when there is a fault to report.
@@ -141,6 +142,7 @@ class _Reader:
             if not isinstance(group, str):
                 self.found.append(((*place, "groups"), f"group {group!r} is not a string"))
         socket = self._typed((*place, "socket"), table, str)
+        memory_slots = self._typed((*place, "memory_slots"), table, bool) or False
         hybrid = table.get("hybrid", False)
         if not isinstance(hybrid, str | bool):
             self.found.append(((*place, "hybrid"), "hybrid must be true, false or a path"))
@@ -154,6 +156,7 @@ class _Reader:
             groups=tuple(groups),
             socket=Path(socket) if socket else None,
             hybrid=Path(hybrid) if hybrid else None,
+            memory_slots=memory_slots,
         )
 
     def _table(self, place: Place, value: object, kind: str) -> Mapping[str, Any]:

@@ -39,7 +39,9 @@ class GuestSpec:
     """One guest as somebody wants it.
 
     `socket` is None for the usual place in the runtime directory; `hybrid` is None for no hybrid
-    socket. Guests that share a group may talk to each other.
+    socket. Guests that share a group may talk to each other. `memory_slots` is for guests with more
+    than 8 memory regions (hot-plugged memory): QEMU then hands regions over one by one, and does not
+    do so again to a restarted switch, so that a reboot of the guest no longer heals it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class GuestSpec:
     groups: tuple[str, ...] = ()
     socket: Path | None = None
     hybrid: Path | None = None
+    memory_slots: bool = False
 
 
 @dataclass(frozen=True, slots=True)

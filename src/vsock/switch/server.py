@@ -59,6 +59,7 @@ class Controlled(Protocol):
         groups: list[str],
         socket: str | None,
         hybrid: bool | str,
+        memory_slots: bool,
     ) -> GuestRecord:
         """Lets a guest in."""
 
@@ -87,6 +88,7 @@ class NewGuest:
     groups: list[str] = field(default_factory=list)
     socket: _AbsolutePath | None = None
     hybrid: bool | _AbsolutePath = False
+    memory_slots: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,12 @@ def _add_changes(app: FastAPI, switch: Controlled) -> None:
         """Lets one more guest in."""
         _log.info("add guest %s asked by %s", new.name, request.scope.get(_PEER))
         return switch.add_guest(
-            new.name, new.cid, groups=new.groups, socket=new.socket, hybrid=new.hybrid
+            new.name,
+            new.cid,
+            groups=new.groups,
+            socket=new.socket,
+            hybrid=new.hybrid,
+            memory_slots=new.memory_slots,
         )
 
     @app.patch("/v1/guests/{guest}", operation_id="change_guest")

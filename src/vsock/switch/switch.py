@@ -154,6 +154,7 @@ class Switch:
         groups: Sequence[str] = (),
         socket: str | os.PathLike[str] | None = None,
         hybrid: bool | str | os.PathLike[str] = False,
+        memory_slots: bool = False,
     ) -> GuestRecord:
         """Lets one more guest in, while others run.
 
@@ -163,6 +164,7 @@ class Switch:
             groups: guests that share a group may talk to each other.
             socket: where its VMM connects; else `guests/NAME.sock` in the runtime directory.
             hybrid: True for a hybrid socket at `guests/NAME.vsock`, or a path for one there.
+            memory_slots: for a guest with more than 8 memory regions; see `GuestSpec`.
 
         Raises:
             UsageError: the name, the CID or a path cannot work.
@@ -176,6 +178,7 @@ class Switch:
                 groups=tuple(groups),
                 socket=Path(socket).absolute() if socket is not None else None,
                 hybrid=Path(hybrid_path).absolute() if hybrid_path else None,
+                memory_slots=memory_slots,
             )
         )
 
@@ -199,6 +202,7 @@ class Switch:
                 socket=str(guest.socket),
                 hybrid=str(guest.hybrid) if guest.hybrid else None,
                 groups=guest.groups,
+                memory_slots=guest.memory_slots,
             )
             self._guests[guest.name] = guest
         _log.info("guest added: guest=%s cid=%d socket=%s", guest.name, guest.cid, guest.socket)
@@ -245,14 +249,7 @@ class Switch:
 
     def resolved(self, guest: GuestSpec) -> GuestSpec:
         """The specification with the socket path that this switch would give it."""
-        socket = guest.socket or self.socket_path(guest.name)
-        return GuestSpec(
-            name=guest.name,
-            cid=guest.cid,
-            groups=guest.groups,
-            socket=socket,
-            hybrid=guest.hybrid,
-        )
+        return replace(guest, socket=guest.socket or self.socket_path(guest.name))
 
     # Questions
 

@@ -65,6 +65,7 @@ impl Lab {
                     socket: socket.clone(),
                     hybrid: Some(directory.0.join(format!("{name}.vsock"))),
                     groups: vec![(*group).to_owned()],
+                    memory_slots: false,
                 })
                 .unwrap();
             if index < joined {
