@@ -9,7 +9,9 @@ ratio of things that were measured alternately in the same run.
 | `devices` | devices under test: ours, and any other by its command line |
 | `sites` | ways between two processes: through a device, or a limit; all measured alike |
 | `rows` | alternate measuring, medians, spread, ratios |
-| `figures` | the figures of the performance goals |
+| `lab` | all that runs meanwhile, and how it is put up again |
+| `figures`, `scale`, `real` | the figures: one flow or a few; many guests and flows; real guests |
 | `goals` | what is to be reached, and whether it is |
 | `report` | `latest.json` and `latest.md` |
+| `instructions` | instruction counts of the per-packet paths; a command of its own |
 """

@@ -10,6 +10,7 @@ from typing import TypeVar
 from bench.agents import once
 from bench.lab import Lab
 from bench.plan import Plan
+from bench.real import real_guests
 from bench.rows import Row, alternate
 from bench.scale import content, greedy, many_flows, many_guests
 from bench.sites import Bulk, Site
@@ -193,4 +194,5 @@ FIGURES: dict[str, Figure] = {
     "many-guests": many_guests,
     "many-flows": many_flows,
     "content": content,
+    "real": real_guests,
 }

@@ -96,6 +96,21 @@ _RULES = [
     _Rule("9 idle, % of a core", _median("1,000 guests: idle"), 1.0, True),
     _Rule("9 active bulk slower by", _slower("1,000 guests: active bulk h2g"), 1.1, True),
     _Rule("9 active ping slower by", _with_many("1,000 guests: active ping p50"), 1.1, True),
+    *(
+        _Rule(
+            f"11 real {vmm} {way} of the guest's loopback",
+            _ratio(f"real {vmm} {way}", "guest's loopback"),
+            1.0,
+        )
+        for vmm in ("uml", "qemu")
+        for way in ("h2g", "g2h")
+    ),
+    *(
+        _Rule(
+            f"11 real qemu {way} of user-mode TCP", _ratio(f"real qemu {way}", "user-mode TCP"), 3.0
+        )
+        for way in ("h2g", "g2h")
+    ),
     _Rule("10 memory of an idle flow, KiB", _median("100,000 flows: memory of each"), 2.0, True),
     _Rule(
         "10 active flows slower by", _slower("100,000 flows: one active flow per guest"), 1.2, True

@@ -42,7 +42,7 @@ class Kernel:
     modules: tuple[str, ...]
 
 
-QEMU_MODULES = ("virtio_pci", "virtio_console", *MODULES)
+QEMU_MODULES = ("virtio_pci", "virtio_console", "virtio_net", *MODULES)
 
 KERNELS = (
     Kernel(
