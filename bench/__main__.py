@@ -87,7 +87,7 @@ def main() -> int:
     arguments = _arguments()
     quick = arguments.quick
     plan = Plan(
-        rounds=arguments.rounds or (5 if quick else 15),
+        rounds=arguments.rounds or (4 if quick else 15),
         seconds=arguments.seconds or (0.12 if quick else 0.3),
         quick=quick,
     )

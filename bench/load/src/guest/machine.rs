@@ -17,9 +17,9 @@ use vsock_virtio::slice::{self, Slice};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
 
 use super::flow::{Flow, Tally};
+use super::job::Job;
 use crate::Result;
 use crate::clock::{self, Durations};
-use crate::orders::Order;
 use crate::pattern;
 use crate::service::{self, Service};
 
@@ -29,39 +29,6 @@ const BYTES_PER_TURN: usize = 256 * 1024;
 
 /// First port of connections that we open.
 const FIRST_PORT: u32 = 0x4000_0000;
-
-/// An order that takes time.
-pub(super) enum Job {
-    /// Until `count` flows of the group are open.
-    Dial { group: u32, count: usize },
-    /// Until `end`: send.
-    Source { group: u32, size: usize, start: u64, end: u64, bytes: u64 },
-    /// Until `end`: send, wait for as much to come back.
-    Ping {
-        id: ConnectionId,
-        size: usize,
-        start: u64,
-        end: u64,
-        sent_at: u64,
-        back: usize,
-        times: Durations,
-    },
-}
-
-impl Job {
-    pub(super) fn source(order: &Order) -> Result<Self> {
-        let start = clock::now();
-        let end = start + clock::nanoseconds(order.number(3)?);
-        Ok(Self::Source { group: order.number(1)?, size: order.number(2)?, start, end, bytes: 0 })
-    }
-
-    fn end(&self) -> Option<u64> {
-        match self {
-            Self::Dial { .. } => None,
-            Self::Source { end, .. } | Self::Ping { end, .. } => Some(*end),
-        }
-    }
-}
 
 /// One guest.
 pub(super) struct Machine {
@@ -198,25 +165,13 @@ impl Machine {
     /// The answer to the order under way, once it is carried out.
     pub(super) fn finished(&mut self) -> Option<String> {
         let now = clock::now();
-        let is_over = match self.job.as_ref()? {
-            Job::Dial { group, count } => {
-                let mine = self.flows.iter().flatten().filter(|flow| flow.group == *group);
-                mine.filter(|flow| flow.is_open).count() >= *count
-            }
-            Job::Source { end, .. } => now >= *end,
-            // The last echo is waited for, so that the flow is quiet afterwards.
-            Job::Ping { end, size, back, .. } => now >= *end && *back >= *size,
+        let open_in = |group| {
+            self.flows.iter().flatten().filter(|flow| flow.group == group && flow.is_open).count()
         };
-        if !is_over {
+        if !self.job.as_ref()?.is_over(now, open_in) {
             return None;
         }
-        Some(match self.job.take()? {
-            Job::Dial { count, .. } => format!("\"open\": {count}"),
-            Job::Source { start, bytes, .. } => {
-                format!("\"bytes\": {bytes}, \"seconds\": {:.6}", clock::seconds(now - start))
-            }
-            Job::Ping { start, times, .. } => times.json(now - start),
-        })
+        Some(self.job.take()?.answer(now))
     }
 
     /// One turn of everything; false when there was nothing to do.

@@ -5,6 +5,7 @@
 //! notifications on every link and looks once more before it waits.
 
 mod flow;
+mod job;
 mod machine;
 
 use std::collections::BTreeSet;
@@ -18,7 +19,8 @@ use crate::Result;
 use crate::clock;
 use crate::orders::{Lines, Order, answer, answer_error};
 pub(crate) use flow::Tally;
-use machine::{Job, Machine};
+use job::Job;
+use machine::Machine;
 
 const STDIN: u64 = u64::MAX;
 
