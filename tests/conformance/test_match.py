@@ -21,9 +21,9 @@ if arguments["mode"] == "server":
         control = door.accept()[0]
 else:
     control = socket.create_connection(address)
-lines = control.makefile("rw")
+lines = control.makefile("r")
 def say_and_hear(line):
-    lines.write(line + "\\n"); lines.flush()
+    control.sendall(line.encode() + b"\\n")
     return lines.readline().strip() or sys.exit("unexpected EOF on control socket")
 for number, name in enumerate(["one", "two", "three", "four"]):
     print(f"{number} - {name}...", end="", flush=True)
