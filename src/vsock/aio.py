@@ -10,6 +10,7 @@ import socket as _socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from vsock._accept_loop import AcceptLoop
 from vsock._endpoint import ANSWER_TIMEOUT
 from vsock._socket_class import CONNECT_TIMEOUT, SOCK_STREAM, socket
 from vsock.address import (
@@ -66,7 +67,7 @@ async def start_server(
     backlog: int = 128,
     transport: Transport | str | None = None,
     **options: Any,
-) -> asyncio.Server:
+) -> asyncio.AbstractServer:
     """Accept connections at `address` and give each one's streams to `client_connected_cb`.
 
     When the switch goes away the server is closed, and the loop's exception handler is told why.
@@ -82,6 +83,10 @@ async def start_server(
         OSError: as `vsock.socket.bind` says.
     """
     sock = listen(_Listener, address, backlog=backlog, type=SOCK_STREAM, transport=transport)
+    loop = asyncio.get_running_loop()
+    if isinstance(sock, _Listener) and not isinstance(loop, asyncio.SelectorEventLoop):
+        sock.setblocking(False)
+        return await _accept_loop(client_connected_cb, sock, options)
     try:
         server = await asyncio.start_server(
             client_connected_cb, sock=sock, backlog=backlog, **options
@@ -91,6 +96,24 @@ async def start_server(
         raise
     if isinstance(sock, _Listener):
         sock.server = server
+    return server
+
+
+async def _accept_loop(
+    client_connected_cb: _Callback, sock: socket, options: dict[str, Any]
+) -> asyncio.AbstractServer:
+    """Do what `asyncio.start_server` does, for a loop that would not call `sock.accept`."""
+    loop = asyncio.get_running_loop()
+    limit = options.pop("limit", 1 << 16)
+    starts = options.pop("start_serving", True)
+
+    def make_protocol() -> asyncio.Protocol:
+        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
+
+    server = AcceptLoop(sock, make_protocol, options)
+    if starts:
+        await server.start_serving()
     return server
 
 

@@ -118,7 +118,7 @@ class Guest:
         client_connected_cb: Any,
         address: Target | tuple[int, int] | str | int,
         **options: Any,
-    ) -> "asyncio.Server":
+    ) -> "asyncio.AbstractServer":
         """Serve in this guest; see `vsock.start_server`."""
         from vsock import aio
 
