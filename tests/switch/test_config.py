@@ -196,3 +196,12 @@ def test_any_table_is_a_guest_or_faults_in_its_lines(tables: list[dict[str, obje
         assert all(1 <= fault.line <= len(lines) for fault in error.faults)
     else:
         assert len(config.guests) == len(tables)
+
+
+def test_memory_slots_is_true_or_false() -> None:
+    """`memory_slots` is read as a boolean, and anything else is a fault of its line."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\nmemory_slots = '
+    assert parse(guest + "true\n").guests[0].memory_slots
+    assert not parse(guest + "false\n").guests[0].memory_slots
+    with pytest.raises(ConfigError, match=r":4: .*memory_slots must be true or false, not 1"):
+        parse(guest + "1\n")

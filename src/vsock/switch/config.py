@@ -64,7 +64,12 @@ class ConfigError(UsageError):
         self.faults = faults
 
 
-_KINDS: Final[dict[type, str]] = {str: "a string", int: "a whole number", list: "a list"}
+_KINDS: Final[dict[type, str]] = {
+    str: "a string",
+    int: "a whole number",
+    list: "a list",
+    bool: "true or false",
+}
 _TABLES: Final = {"switch": ("runtime_dir",), "guest": tuple(GuestSpec.__dataclass_fields__)}
 
 
@@ -176,7 +181,7 @@ class _Reader:
                 self.found.append((place[:-1], f"{place[0]} has no {key}"))
             return None
         # In Python True is a number; in a config file it is a mistake.
-        if isinstance(value, kind) and not isinstance(value, bool):
+        if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
             return value
         self.found.append((place, f"{key} must be {_KINDS[kind]}, not {value!r}"))
         return None
