@@ -75,10 +75,12 @@ async def boot(switch: Switch, stack: contextlib.AsyncExitStack) -> dict[str, Gu
             guest = aio.QemuGuest(switch, name, kernel=kind)
         return GuestSide(await stack.enter_async_context(guest), kind, cid)
 
-    sides = await asyncio.gather(
-        *(boot_one(number, kind, name) for number, (kind, name) in enumerate(GUESTS))
-    )
-    return {side.name: side for side in sides}
+    async with asyncio.TaskGroup() as booting:
+        tasks = [
+            booting.create_task(boot_one(number, kind, name))
+            for number, (kind, name) in enumerate(GUESTS)
+        ]
+    return {task.result().name: task.result() for task in tasks}
 
 
 async def play(
@@ -125,11 +127,14 @@ async def main() -> int:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    total = Counter({Outcome.FAILED: 1})
     try:
         total = await run(parse_arguments())
-    except VsockError as error:
-        print(f"conformance: {error}", file=sys.stderr)
-        total = Counter({Outcome.FAILED: 1})
+    except* VsockError as errors:
+        for error in errors.exceptions:
+            print(f"conformance: {error}", file=sys.stderr)
+    except* asyncio.CancelledError:
+        print("conformance: stopped", file=sys.stderr)
     print(", ".join(f"{total[outcome]} {outcome.value}" for outcome in Outcome))
     return 0 if total[Outcome.PASSED] and not total[Outcome.FAILED] else 1
 

@@ -54,7 +54,6 @@ SKIPS = (
     Skip(HOST, "server", "SOCK_STREAM virtio credit update + low rx_bytes", _NO_LOW_WATER),
     Skip(HOST, "client", "SOCK_STREAM MSG_ZEROCOPY", _NO_PINNED_PAGES),
     Skip(HOST, "client", "SOCK_SEQPACKET MSG_ZEROCOPY", _NO_PINNED_PAGES),
-    Skip(HOST, "client", "SOCK_STREAM MSG_ZEROCOPY empty MSG_ERRQUEUE", _NO_PINNED_PAGES),
 )
 
 
