@@ -110,7 +110,13 @@ def test_option_of_any_length_gives_the_kernels_errno(sock, name, length, number
 def test_longer_get_is_trimmed_to_the_options_size(sock):
     """The kernel says how long it really is."""
     assert len(sock.getsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, 64)) == 8
-    assert errno_of(lambda: sock.getsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE)) == errno.EINVAL
+
+
+def test_size_without_a_length_is_an_integer_of_64_bits(sock):
+    """As Python has it for sockets of the kernel's AF_VSOCK."""
+    sock.setsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, 1 << 40)
+    sock.setsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, 1 << 33)
+    assert sock.getsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE) == 1 << 33
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ class DataCalls(_Base):
             raise state_error(errno.EOPNOTSUPP)
         if address is not None:
             raise state_error(errno.EISCONN if life.has_stream else errno.EOPNOTSUPP)
-        if life.shut & SENDING:
+        if life.shut & SENDING and not (self.type == SOCK_STREAM and life.has_stream):
+            # A stream's descriptor says it by itself, and with a signal, as it should.
             raise state_error(errno.EPIPE)
         if not life.has_stream:
             self._require_stream()

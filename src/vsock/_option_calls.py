@@ -20,6 +20,8 @@ _SO_ZEROCOPY: Final = 60
 _NOT_OURS: Final = {_socket.SO_PASSCRED, 34, 42, 76}
 """Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD."""
 _LARGEST_BUFFER: Final = 0xFFFFFFFF
+_INTEGER_BYTES: Final = 8
+_LARGEST_INTEGER: Final = 0xFFFFFFFFFFFFFFFF
 
 
 class OptionCalls(DataCalls):
@@ -46,7 +48,8 @@ class OptionCalls(DataCalls):
         """
         self._require_open_file()
         if level == AF_VSOCK:
-            value = self._life.options.get(optname, buflen or 4)
+            # Like Python's own sockets of AF_VSOCK: without a length, a number of 64 bits.
+            value = self._life.options.get(optname, buflen or _INTEGER_BYTES)
             return value if buflen else int.from_bytes(value, "little")
         if level != _socket.SOL_SOCKET:
             raise state_error(errno.ENOPROTOOPT)
@@ -72,9 +75,9 @@ class OptionCalls(DataCalls):
         self._require_open_file()
         if level == AF_VSOCK:
             given = (
-                value.to_bytes(4, "little", signed=value < 0)
+                (value & _LARGEST_INTEGER).to_bytes(_INTEGER_BYTES, "little")
                 if isinstance(value, int)
-                else (bytes(value or b""))
+                else bytes(value or b"")
             )
             if self._life.options.set(optname, given):
                 self._announce_buffer()
@@ -84,9 +87,9 @@ class OptionCalls(DataCalls):
         if optname in _NOT_OURS:
             raise state_error(errno.EOPNOTSUPP)
         if optname == _SO_ZEROCOPY:
-            self._set_zerocopy(value)
-        elif optname == _socket.SO_RCVLOWAT and isinstance(value, int):
-            self._set_low_water(value)
+            self._set_zerocopy(_as_integer(value))
+        elif optname == _socket.SO_RCVLOWAT:
+            self._set_low_water(_as_integer(value))
         elif value is None:
             super().setsockopt(level, optname, value, optlen)
         else:
@@ -109,7 +112,7 @@ class OptionCalls(DataCalls):
             return 0
         return int(life.wants_zerocopy) if optname == _SO_ZEROCOPY else None
 
-    def _set_zerocopy(self, value: Any) -> None:
+    def _set_zerocopy(self, value: int) -> None:
         if value not in (0, 1):
             raise state_error(errno.EINVAL)
         if self._life.has_stream:
@@ -123,6 +126,10 @@ class OptionCalls(DataCalls):
         super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, value)
         self._life.low_water = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
 
+    def _limit_buffer(self) -> None:
+        """Cut the buffer size to what a connection can have, now that there is one."""
+        self._life.options.size = min(self._life.options.size, _LARGEST_BUFFER)
+
     def _buffer_to_announce(self) -> int:
         """Return the buffer size for a request; 0 is the switch's own default."""
         size = self._life.options.size
@@ -132,8 +139,7 @@ class OptionCalls(DataCalls):
         """Tell the switch of a new buffer size, if it knows of the old one."""
         life, options = self._life, self._life.options
         if life.has_stream:
-            # A transport has no larger ones than that.
-            options.size = min(options.size, _LARGEST_BUFFER)
+            self._limit_buffer()
             if life.flow and life.transport is not None:
                 life.peer_buffer = life.transport.set_buffer(life.flow, max(1, options.size))
         elif life.state is State.LISTENING:
@@ -146,3 +152,13 @@ class OptionCalls(DataCalls):
         if length <= life.options.size and life.flow and life.transport is not None:
             life.peer_buffer = life.transport.set_buffer(life.flow, 0)
         return min(life.options.size, life.peer_buffer)
+
+
+def _as_integer(value: Any) -> int:
+    """Return the number that an integer option is set to, be it given as one or as its bytes."""
+    if isinstance(value, int):
+        return value
+    given = bytes(value or b"")
+    if len(given) < 4:
+        raise state_error(errno.EINVAL)
+    return int.from_bytes(given[:4], "little", signed=True)

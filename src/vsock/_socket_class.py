@@ -32,11 +32,13 @@ from vsock._life import Life, State
 from vsock._option_calls import OptionCalls
 from vsock._options import CONNECT_TIMEOUT
 from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress, as_target
-from vsock.errors import AddressError, UsageError, state_error, transport_error
+from vsock.errors import AddressError, ConnectTimeout, UsageError, state_error, transport_error
 from vsock.transports import KernelTransport, Transport, choose
 
 __all__ = ["CONNECT_TIMEOUT", "SOCK_SEQPACKET", "SOCK_STREAM", "socket"]
 
+_LARGEST_TYPE: Final = 10
+"""The largest number that a socket type has (SOCK_PACKET)."""
 _LONGEST_BACKLOG: Final = 4096
 _LONGEST_MESSAGE: Final = 1 << 24
 """Send buffer asked for on message sockets; the kernel gives what its settings allow."""
@@ -73,6 +75,8 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
                 "vsock.socket lives in a switch; for the kernel's own use socket.socket(AF_VSOCK), "
                 "or create_connection and create_server, which take either"
             )
+        if type & 0xF > _LARGEST_TYPE:
+            raise state_error(errno.EINVAL)
         if proto not in (0, 40):
             raise state_error(errno.EPROTONOSUPPORT)
         if type & 0xF not in (SOCK_STREAM, SOCK_SEQPACKET):
@@ -131,10 +135,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     def listen(self, backlog: int = 128, /) -> None:
         """Accept connections to the bound port; `backlog` + 1 of them wait for `accept`.
 
-        Calling it again changes the backlog. Raises ``EINVAL`` unless the socket is bound.
+        A negative backlog means 0, as for every socket of Python's. Calling it again changes the backlog. Raises ``EINVAL`` unless the socket is bound.
         """
-        if not 0 <= backlog <= _LONGEST_BACKLOG:
-            backlog = _LONGEST_BACKLOG
+        backlog = min(max(backlog, 0), _LONGEST_BACKLOG)
         self._require_open_file()
         life = self._life
         if life.state not in (State.LISTENING, State.BOUND):
@@ -166,7 +169,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         child = Life.connected(ours, theirs, life.transport)
         child.options = life.options.copy()
         child.flow, child.peer_buffer = reply.flow, reply.peer_buf_alloc
-        return socket.adopt(fd, self.type, child), theirs
+        accepted = socket.adopt(fd, self.type, child)
+        accepted._limit_buffer()
+        return accepted, theirs
 
     def connect(self, address: Any) -> None:
         """Connect to `address`; without waiting (``BlockingIOError``, EINPROGRESS) if non-blocking.
@@ -184,6 +189,8 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             raise state_error(errno.EISCONN)
         if state in (State.LISTENING, State.SHUT_DOWN):
             raise state_error(errno.EINVAL)
+        if isinstance(self._life.error, ConnectTimeout):
+            self._life.error = None  # a new attempt begins, whether the last one was asked about
         self._raise_pending_error()
         if state is not State.CONNECTING:
             theirs = _as_address(address, self._lookup)
@@ -322,18 +329,19 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             reply = _endpoint.receive(self, Op.CONNECT, time.monotonic() + seconds)
             if reply is None:
                 return
+            # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
+            cid = CID_ANY if life.ours.cid == CID_ANY else reply.our_cid
+            life.ours = Address(cid, reply.our_port)
             if reply.errno:
                 raise transport_error(reply.errno, f"connect to {life.theirs}")
         except OSError as error:
             self._end_attempt()
             life.error = error
             return
-        # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
-        cid = CID_ANY if life.ours.cid == CID_ANY else reply.our_cid
-        life.ours = Address(cid, reply.our_port)
         life.flow, life.peer_buffer = reply.flow, reply.peer_buf_alloc
         self._end_attempt()
         life.state, life.has_stream = State.CONNECTED, True
+        self._limit_buffer()
 
     def _end_attempt(self) -> None:
         """Go back to where the attempt started, and give the descriptor its send buffer again."""

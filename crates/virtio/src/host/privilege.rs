@@ -1,15 +1,15 @@
-//! Whether a program may bind ports below 1024: root, or who has CAP_NET_BIND_SERVICE.
+//! Whether a program may bind ports below 1024: who has CAP_NET_BIND_SERVICE, as root usually does.
 //!
 //! The kernel's AF_VSOCK asks `capable()` of the caller. The node knows its caller by SO_PEERCRED: the process that
-//! connected to the endpoint socket, which is the caller unless it handed the descriptor on. Root needs nothing else.
-//! Of others `/proc/PID/status` tells the effective capabilities, as far as two traps allow:
+//! connected to the endpoint socket, which is the caller unless it handed the descriptor on. `/proc/PID/status` tells
+//! its effective capabilities, as far as two traps allow:
 //!
 //! - The process may have ended and its number may belong to another. So it is held by a pidfd, and must still be
 //!   alive *after* the file has been read: then the number was its own all the time.
 //! - In a user namespace of its own everybody has all capabilities, and they are worth nothing outside. So its
 //!   namespace must map users as ours does; `uid_map` is what says so without further privileges.
 //!
-//! Whatever cannot be found out means no.
+//! Whatever cannot be found out means no, but for root, who usually has it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -23,7 +23,7 @@ const NET_BIND_SERVICE: u64 = 1 << 10;
 
 /// Whether the program behind `socket` may bind ports below 1024.
 pub(crate) fn may_bind_any_port(socket: BorrowedFd<'_>, peer: PeerCredentials) -> bool {
-    peer.uid == 0 || has_capability(socket, peer).unwrap_or(false)
+    has_capability(socket, peer).unwrap_or(peer.uid == 0)
 }
 
 fn has_capability(socket: BorrowedFd<'_>, peer: PeerCredentials) -> Option<bool> {

@@ -174,6 +174,11 @@ impl Reply {
         Self { errno: errno.raw_os_error(), ..Self::ok(op, NOWHERE) }
     }
 
+    /// A CONNECT that came to nothing; the program's socket is bound to `ours`.
+    pub(crate) fn not_connected(errno: rustix::io::Errno, ours: Address) -> Self {
+        Self { ours, ..Self::error(op::CONNECT, errno) }
+    }
+
     /// The answer to a request that is none.
     pub(crate) fn bad_request(op: u8) -> Self {
         Self::error(op, rustix::io::Errno::PROTO)

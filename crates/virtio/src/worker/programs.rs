@@ -284,8 +284,9 @@ impl Worker {
         let Some(entry) = self.sources.get_mut(token) else { return false };
         let Source::Client(client) = std::mem::replace(entry, Source::Ended) else { return false };
         let Client { fd, kind, peer, bound } = client;
+        let ours = bound.map_or(NOWHERE, |bound| bound.address);
         let mut stream = crate::host::stream::Stream::new(fd, kind);
-        let told = stream.greet(held, &Reply::error(op::CONNECT, errno).encode());
+        let told = stream.greet(held, &Reply::not_connected(errno, ours).encode());
         *entry = Source::Client(Client::new(stream.into_fd(), kind, peer, bound));
         told.is_ok()
     }

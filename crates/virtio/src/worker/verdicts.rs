@@ -13,7 +13,7 @@ use super::source::{Bound, Flow, Greeting, Lingering, LinkId, Phase, Source};
 use super::{LINGER, Worker};
 use crate::host::client::Client;
 use crate::host::stream::{Stream, make_room};
-use crate::host::wire::{Reply, op};
+use crate::host::wire::{NOWHERE, Reply, op};
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
 
@@ -225,7 +225,8 @@ impl Worker {
             return;
         };
         // The port stays bound, as the kernel keeps it after a connect that failed.
-        let told = stream.greet(held, &Reply::error(op::CONNECT, errno).encode());
+        let ours = binding.map_or(NOWHERE, |bound| bound.address);
+        let told = stream.greet(held, &Reply::not_connected(errno, ours).encode());
         if told.is_err() || stream.hung_up {
             self.release(binding);
             self.ended.push(token);
