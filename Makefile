@@ -101,6 +101,10 @@ conformance: build guests ## The kernel's own vsock_test over the switch, all ro
 	@tests/conformance/build-suite $(CONFORMANCE)
 	$(BIN)/python -m tests.conformance --suite $(CONFORMANCE) --runs $(or $(RUNS),1)
 
+.PHONY: oracle
+oracle: build guests ## Ask the kernel: every case in guests, with vsock.socket and under vsock run
+	$(BIN)/python -m tests.oracle $(ORACLE)
+
 .PHONY: fuzz
 fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all
 	tools/fuzz $(FUZZ_SECONDS)

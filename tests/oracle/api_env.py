@@ -1,0 +1,33 @@
+"""The world of a case in the column of `vsock.socket`."""
+
+import errno
+from typing import Any
+
+from tests.oracle.case import NotApplicable
+from tests.oracle.env import DGRAM, Env
+
+import vsock
+
+
+class ApiEnv(Env):
+    """Programs that use this package, over the switch that ``VSOCK_RUNTIME_DIR`` names."""
+
+    column = "api"
+
+    def make_socket(self, kind: int, proto: int) -> Any:
+        """A `vsock.socket`."""
+        try:
+            return vsock.socket(kind, proto)
+        except OSError as error:
+            if kind == DGRAM and error.errno == errno.ENODEV:
+                raise NotApplicable("vsock.socket has no SOCK_DGRAM yet") from None
+            raise
+
+    def local_cid(self) -> int:
+        """The function for it."""
+        return vsock.get_local_cid()
+
+    @property
+    def libc(self) -> Any:
+        """There is a Unix socket under ours: raw system calls would be about that."""
+        raise NotApplicable("the descriptor under vsock.socket is a Unix socket")

@@ -1,0 +1,143 @@
+"""What a case of the table is: a generator that yields what it saw and what it should have seen.
+
+::
+
+    @case("4")
+    def listen_unbound(env):
+        sock = env.socket()
+        yield do(sock.listen, 1), "EINVAL"
+
+A third value says that ours differs there on purpose, and how: ``ours("D7", "ok")``, with the number of
+the row in docs/reference/differences.md. What older kernels do is part of the expectation:
+``since("6.17", 0, before="ENOTTY")``.
+"""
+
+import errno
+import inspect
+import re
+import socket as _socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tests.oracle.env import Env
+
+Version = tuple[int, ...]
+Steps = Iterator[tuple[Any, ...]]
+Body = Callable[..., Steps]
+
+OK: Final = "ok"
+"""What `do` says of a call that returns nothing, or a socket."""
+
+_ERRNO_NAMES: Final = {**errno.errorcode, errno.EAGAIN: "EAGAIN", errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
+
+class NotApplicable(Exception):  # noqa: N818 - says what happened
+    """A case cannot be put to this column; the text says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    section: str  # of kernel-semantics
+    title: str
+    body: Callable[["Env"], Steps]
+    not_in: Mapping[str, str]  # column -> why it cannot be put there
+
+
+@dataclass(frozen=True)
+class Since:
+    """An expectation that kernels before some version do not meet."""
+
+    version: Version
+    now: Any
+    before: Any
+    backports: tuple[Version, ...]
+
+    def of(self, release: Version | None) -> Any:
+        """What is expected of a kernel of this release; of ours if None."""
+        has_it = (
+            release is None
+            or release >= self.version
+            or any(b[:2] == release[:2] and release >= b for b in self.backports)
+        )
+        said = self.now if has_it else self.before
+        return said.of(release) if isinstance(said, Since) else said
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What ours does instead at one step, and the number of the entry that says why."""
+
+    entry: str
+    by_column: Mapping[str, Any]
+
+
+TABLE: Final[dict[str, Case]] = {}
+
+
+def since(version: str, now: Any, *, before: Any, backports: Iterable[str] = ()) -> Since:
+    """Expect `now` of kernels from `version` on and of those stable ones that took the change over."""
+    return Since(_version(version), now, before, tuple(map(_version, backports)))
+
+
+def ours(entry: str, value: Any = None, **by_column: Any) -> Deviation:
+    """Say that our columns, or those named, see this instead, for the reason given in `entry`."""
+    return Deviation(entry, by_column or {"api": value, "preload": value})
+
+
+def case(section: str, **not_in: str) -> Callable[[Body], Body]:
+    """Add a function to the table; ``api="…"`` or the like says why a column cannot run it."""
+
+    def add(body: Body) -> Body:
+        _add(Case(_name(body), section, inspect.getdoc(body) or "", body, not_in))
+        return body
+
+    return add
+
+
+def family(section: str, rows: Mapping[str, Any], **not_in: str) -> Callable[[Body], Body]:
+    """Add one case per row: the function is called with the row's values, a tuple, after `env`."""
+
+    def add(body: Body) -> Body:
+        for label, row in rows.items():
+            values = row if isinstance(row, tuple) else (row,)
+            title = f"{inspect.getdoc(body) or ''} [{label}]"
+
+            def with_row(env: "Env", values: tuple[Any, ...] = values) -> Steps:
+                return body(env, *values)
+
+            _add(Case(f"{_name(body)}[{label}]", section, title, with_row, not_in))
+        return body
+
+    return add
+
+
+def do(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call, and return what came back: a value, `OK` if that says nothing, or the errno's name."""
+    try:
+        got = call(*arguments, **options)
+    except OSError as error:
+        return _ERRNO_NAMES.get(error.errno or 0, type(error).__name__)
+    except (ValueError, TypeError, OverflowError) as error:
+        return type(error).__name__
+    if got is None or isinstance(got, _socket.socket):
+        return OK
+    return tuple(got) if isinstance(got, tuple) else got  # an address may be of a class of its own
+
+
+def _add(made: Case) -> None:
+    assert made.name not in TABLE, f"two cases are called {made.name}"
+    assert made.title, f"{made.name} does not say what it is about"
+    TABLE[made.name] = made
+
+
+def _name(body: Body) -> str:
+    return f"{body.__module__.rpartition('.')[2]}.{body.__name__}"
+
+
+def _version(text: str) -> Version:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])

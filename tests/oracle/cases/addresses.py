@@ -1,0 +1,171 @@
+"""struct sockaddr_vm: what is checked, what comes back, and local CIDs (section 1)."""
+
+import fcntl
+
+from tests.oracle.case import OK, Steps, case, do, family, ours, since
+from tests.oracle.env import (
+    AF_VSOCK,
+    ANY,
+    CONNECT_TIMEOUT,
+    GET_LOCAL_CID,
+    LOCAL,
+    OWN,
+    STREAM,
+    Env,
+)
+from tests.oracle.libc import sockaddr
+
+TO_HOST = 1
+
+BAD = {
+    "another family": sockaddr(LOCAL, 5000, family=2),
+    "family 0": sockaddr(LOCAL, 5000, family=0),
+    "one byte short": sockaddr(LOCAL, 5000)[:15],
+    "family only": sockaddr(LOCAL, 5000)[:2],
+    "nothing": b"",
+    "flag 2": sockaddr(LOCAL, 5000, flags=2),
+    "flag 0x80": sockaddr(LOCAL, 5000, flags=0x80),
+}
+
+
+@family("1.1", BAD)
+def bind_bad_address(env: Env, *address: bytes) -> Steps:
+    """bind() with an address that is none is EINVAL, and the socket stays unbound."""
+    sock = env.socket()
+    yield do(env.libc.bind, sock, address[0]), "EINVAL"
+    yield do(sock.getsockname), (ANY, ANY)
+
+
+@family("1.1", BAD)
+def connect_bad_address(env: Env, *address: bytes) -> Steps:
+    """connect() to an address that is none is EINVAL, and does not bind the socket."""
+    sock = env.socket()
+    yield do(env.libc.connect, sock, address[0]), "EINVAL"
+    yield do(sock.getsockname), (ANY, ANY)
+
+
+@case("1.1")
+def longer_address(env: Env) -> Steps:
+    """What is behind the 16 bytes of an address does not matter."""
+    sock, port = env.socket(), env.port()
+    yield do(env.libc.bind, sock, sockaddr(LOCAL, port) + b"\xff" * 16), OK
+    yield do(sock.getsockname), (LOCAL, port)
+
+
+@family(
+    "1.1",
+    {
+        "reserved1": {"reserved": 0xFFFF},
+        "zero": {"zero": b"\xff\xff\xff"},
+        "flag to host": {"flags": TO_HOST},
+    },
+)
+def field_not_kept(env: Env, field: dict[str, int]) -> Steps:
+    """Fields that bind() accepts and drops."""
+    sock, port = env.socket(), env.port()
+    yield do(env.libc.bind, sock, sockaddr(LOCAL, port, **field)), OK  # type: ignore[arg-type]
+    yield env.libc.name_of("getsockname", sock, 16), (sockaddr(LOCAL, port), 16)
+
+
+@family("1.1", {"nothing": 0, "4 bytes": 4, "15 bytes": 15, "16 bytes": 16, "40 bytes": 40})
+def getsockname_room(env: Env, room: int) -> Steps:
+    """getsockname() writes as much as there is room for, and always says 16."""
+    sock = env.bound()
+    whole = sockaddr(*sock.getsockname())
+    expected = (whole + b"\xee" * 64)[:room] if room >= 16 else whole[:room]
+    yield env.libc.name_of("getsockname", sock, room), (expected, 16)
+
+
+@case("1.1")
+def getsockname_negative_room(env: Env) -> Steps:
+    """A negative length is EINVAL."""
+    yield do(env.libc.name_of, "getsockname", env.socket(), -1), "EINVAL"
+
+
+@case("1.1")
+def getpeername_room(env: Env) -> Steps:
+    """getpeername() is as getsockname()."""
+    client, _ = env.pair()
+    whole = sockaddr(*client.getpeername())
+    yield env.libc.name_of("getpeername", client, 7), (whole[:7], 16)
+    yield env.libc.name_of("getpeername", client, 20), (whole + b"\xee" * 4, 16)
+
+
+@case("1.1")
+def accept_room(env: Env) -> Steps:
+    """accept() is as getsockname()."""
+    listener = env.listener()
+    clients = [env.connected_to(listener) for _ in range(2)]
+    wholes = [sockaddr(LOCAL, client.getsockname()[1]) for client in clients]
+    yield env.libc.name_of("accept", listener, 9), (wholes[0][:9], 16)
+    yield env.libc.name_of("accept", listener, 16), (wholes[1], 16)
+
+
+@case("1.1")
+def connect_with_flag_to_host(env: Env) -> Steps:
+    """The flag is kept in the peer's address; local communication does not care for it."""
+    listener = env.listener()
+    address = sockaddr(*env.at(listener), flags=TO_HOST)
+    sock = env.socket()
+    yield do(env.libc.connect, sock, address), OK
+    yield env.libc.name_of("getpeername", sock, 16), (address, 16)
+
+
+@case("1.3")
+def flag_to_host_without_a_way_to_the_host(env: Env) -> Steps:
+    """The flag means the guest's transport to its host, which a host does not have."""
+    sock = env.socket()
+    yield do(env.libc.connect, sock, sockaddr(*env.SILENT, flags=TO_HOST)), "ENODEV"
+
+
+@case("1.4")
+def local_cid(env: Env) -> Steps:
+    """The local CID of a host is 2."""
+    yield env.local_cid(), OWN
+
+
+@case("1.4", api="there is a function instead of an ioctl")
+def local_cid_of_a_socket(env: Env) -> Steps:
+    """The ioctl is one of /dev/vsock, not of sockets."""
+    yield (
+        do(fcntl.ioctl, env.socket(), GET_LOCAL_CID, bytes(4)),
+        since("6.11", "ENOTTY", before="EOPNOTSUPP"),
+    )
+
+
+@case("1.4")
+def both_ends_are_cid_1(env: Env) -> Steps:
+    """Local communication comes from CID 1, also if it was addressed to the own CID."""
+    listener = env.listener()
+    for cid in (LOCAL, OWN):
+        client = env.socket()
+        client.connect(env.at(listener, cid))
+        server, address = listener.accept()
+        env.keep(server)
+        yield tuple(address), (LOCAL, client.getsockname()[1])
+        yield do(server.getpeername), (LOCAL, client.getsockname()[1])
+        yield do(server.getsockname), env.at(listener, cid)
+        yield do(client.getpeername), env.at(listener, cid)
+        yield client.getsockname()[0], ANY
+
+
+@family("1.4", {"local": LOCAL, "own": OWN})
+def client_bound_to_own_cid(env: Env, cid: int) -> Steps:
+    """A client bound to CID 2 waits in vain: what answers its request calls it CID 1."""
+    listener = env.listener()
+    client = env.bound(cid=OWN)
+    port = client.getsockname()[1]
+    env.set_time(client, AF_VSOCK, CONNECT_TIMEOUT, 0.3)
+    yield do(client.connect, env.at(listener, cid)), "ETIMEDOUT", ours("D16", OK)
+    yield do(client.getsockname), (OWN, port), ours("D16", (LOCAL, port))
+
+
+@case("1.4")
+def port_numbers_are_unsigned(env: Env) -> Steps:
+    """Ports above 2^31 are ports."""
+    listener, port = env.socket(STREAM), 0xFFFF0000 + env.port() % 0xFFFF
+    listener.bind((ANY, port))
+    listener.listen(1)
+    client = env.connected_to(listener)
+    yield do(client.getpeername), (LOCAL, port)
+    yield do(env.accept(listener).getsockname), (LOCAL, port)

@@ -1,0 +1,105 @@
+"""System calls that CPython does not offer for AF_VSOCK, through the C library.
+
+The functions are looked up among those of the process, so that under ``vsock run`` they are the
+preload library's. Errors are ``OSError``s. CPython's own setsockopt gives AF_VSOCK sockets nothing but
+64-bit numbers, so even SO_LINGER needs this.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+from typing import Any, Final
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_CAPABILITY_VERSION: Final = 0x20080522
+_CAP_NET_BIND_SERVICE: Final = 10
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Call a function of the C library that says -1 and errno if it fails."""
+    result: int = getattr(_LIBC, name)(*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def sockaddr(
+    cid: int,
+    port: int,
+    *,
+    flags: int = 0,
+    family: int = 40,
+    reserved: int = 0,
+    zero: bytes = b"\0\0\0",
+) -> bytes:
+    """The 16 bytes of a struct sockaddr_vm."""
+    return struct.pack("=HHIIB3s", family, reserved, port, cid, flags, zero)
+
+
+def bind(sock: socket.socket, address: bytes) -> None:
+    """Bind to an address of any length."""
+    call("bind", sock.fileno(), address, len(address))
+
+
+def connect(sock: socket.socket, address: bytes) -> None:
+    """Connect to an address of any length; not repeated after a signal."""
+    call("connect", sock.fileno(), address, len(address))
+
+
+def listen(sock: socket.socket, backlog: int) -> None:
+    """Listen with any backlog."""
+    call("listen", sock.fileno(), backlog)
+
+
+def name_of(function: str, sock: socket.socket, room: int) -> tuple[bytes, int]:
+    """Call getsockname(2), getpeername(2) or accept(2) into `room` bytes: what came, and which length."""
+    buffer = ctypes.create_string_buffer(b"\xee" * 64, 64)
+    length = ctypes.c_int(room)
+    got = call(function, sock.fileno(), buffer, ctypes.byref(length))
+    if function.startswith("accept"):
+        os.close(got)
+    return buffer.raw[: max(room, 0)], length.value
+
+
+def accept4(sock: socket.socket, flags: int) -> int:
+    """Accept without asking for the address: the new descriptor."""
+    return call("accept4", sock.fileno(), None, None, flags)
+
+
+def set_option(sock: socket.socket, level: int, option: int, value: bytes | None, n: int) -> None:
+    """Call setsockopt(2) with any length."""
+    call("setsockopt", sock.fileno(), level, option, value, n)
+
+
+def get_option(sock: socket.socket, level: int, option: int, room: int) -> bytes:
+    """Call getsockopt(2) with room for so many bytes: those that came."""
+    buffer = ctypes.create_string_buffer(64)
+    length = ctypes.c_int(room)
+    call("getsockopt", sock.fileno(), level, option, buffer, ctypes.byref(length))
+    return buffer.raw[: length.value]
+
+
+def receive_into_nowhere(sock: socket.socket, length: int, flags: int = 0) -> int:
+    """Call recv(2) into a buffer that is not there."""
+    return call("recv", sock.fileno(), None, length, flags)
+
+
+def receive_from(sock: socket.socket, length: int) -> tuple[bytes, int]:
+    """Call recvfrom(2): the data, and the length that the source address has."""
+    data = ctypes.create_string_buffer(length)
+    address = ctypes.create_string_buffer(64)
+    room = ctypes.c_int(64)
+    got = call("recvfrom", sock.fileno(), data, length, 0, address, ctypes.byref(room))
+    return data.raw[:got], room.value
+
+
+def drop_net_bind_service() -> None:
+    """Take CAP_NET_BIND_SERVICE from this process, which must not be one that goes on for long."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    call("capget", header, sets)
+    for number in range(3):  # effective, permitted, inheritable; the low 32 capabilities
+        sets[number] &= ~(1 << _CAP_NET_BIND_SERVICE)
+    call("capset", header, sets)
