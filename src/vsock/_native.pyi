@@ -8,6 +8,15 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import final
 
+__all__ = [
+    "Event",
+    "FlowInfo",
+    "GuestInfo",
+    "ListenerInfo",
+    "Node",
+    "Snapshot",
+]
+
 @final
 class Node:
     """A running node: the switch (CID 2), or a userspace guest once it has joined a device.
