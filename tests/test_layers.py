@@ -49,9 +49,10 @@ ALLOWED: dict[str, set[str]] = {
     "_data_calls": BELOW_SOCKETS | {"_life"},
     "_option_calls": BELOW_SOCKETS | {"_options", "_life", "_data_calls"},
     "_socket_class": BELOW_SOCKETS | {"_options", "_life", "_option_calls", "_data_calls"},
-    "sockets": BELOW_SOCKETS | {"_options", "_life", "_socket_class"},
+    "_datagrams": BELOW_SOCKETS | {"_options", "_life", "_socket_class"},
+    "sockets": BELOW_SOCKETS | {"_options", "_life", "_socket_class", "_datagrams"},
     "_accept_loop": BELOW_SOCKETS | {"_socket_class"},
-    "aio": BELOW_SOCKETS | {"_socket_class", "_accept_loop", "sockets"},
+    "aio": BELOW_SOCKETS | {"_socket_class", "_datagrams", "_accept_loop", "sockets"},
     "guest": BELOW_SOCKETS | {"sockets", "aio", "_native"},
     # the public names: everything that is public, and nothing that is not
     "": {"address", "errors", "sockets", "aio", "guest", "switch"},

@@ -47,6 +47,8 @@ class Op(IntEnum):
     LOCAL_CID = 6
     RESOLVE = 7
     FLOW = 8
+    SEND = 9
+    RECEIVED = 10
 
 
 class Request(NamedTuple):

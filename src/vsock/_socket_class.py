@@ -23,7 +23,7 @@ import errno
 import socket as _socket
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vsock import _endpoint
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
@@ -35,6 +35,9 @@ from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress, as_target
 from vsock.errors import AddressError, ConnectTimeout, UsageError, state_error, transport_error
 from vsock.transports import KernelTransport, Transport, choose
 
+if TYPE_CHECKING:
+    import builtins
+
 __all__ = ["CONNECT_TIMEOUT", "SOCK_SEQPACKET", "SOCK_STREAM", "socket"]
 
 _LARGEST_TYPE: Final = 10
@@ -42,6 +45,8 @@ _LARGEST_TYPE: Final = 10
 _LONGEST_BACKLOG: Final = 4096
 _LONGEST_MESSAGE: Final = 1 << 24
 """Send buffer asked for on message sockets; the kernel gives what its settings allow."""
+CLASSES: Final[dict[int, Any]] = {}
+"""Classes of sockets that are made instead of `socket`, by type; they add themselves."""
 _Base = _socket.socket
 
 
@@ -53,7 +58,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     `bind` or `connect`.
 
     Args:
-        type: `SOCK_STREAM` or `SOCK_SEQPACKET`; SOCK_NONBLOCK and SOCK_CLOEXEC may be or'ed in.
+        type: `SOCK_STREAM`, `SOCK_SEQPACKET` or ``SOCK_DGRAM``; SOCK_NONBLOCK and SOCK_CLOEXEC may be or'ed in.
         proto: 0, or 40 (AF_VSOCK).
         transport: where it lives: a name (``"switch"``), or `Guest.transport`. By default what
             ``VSOCK_TRANSPORT`` says, else the switch.
@@ -61,6 +66,13 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
 
     __module__ = "vsock"  # where users find it, and what tracebacks and reprs should say
     __slots__ = ()
+
+    def __new__(cls, type: int = SOCK_STREAM, *_: Any, **__: Any) -> "socket":  # noqa: A002
+        """Make a socket of the class for its type: datagrams have one of their own."""
+        if cls is socket:
+            chosen: builtins.type[socket] = CLASSES.get(type & 0xF, socket)
+            return super().__new__(chosen)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -79,12 +91,14 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             raise state_error(errno.EINVAL)
         if proto not in (0, 40):
             raise state_error(errno.EPROTONOSUPPORT)
-        if type & 0xF not in (SOCK_STREAM, SOCK_SEQPACKET):
-            raise state_error(
-                errno.ENODEV if type & 0xF == _socket.SOCK_DGRAM else errno.ESOCKTNOSUPPORT
-            )
-        super().__init__(_socket.AF_UNIX, type)
-        self._life = Life(State.FRESH, where)
+        if type & 0xF not in (SOCK_STREAM, SOCK_SEQPACKET, _socket.SOCK_DGRAM):
+            raise state_error(errno.ESOCKTNOSUPPORT)
+        self._open(type, Life(State.FRESH, where))
+
+    def _open(self, kind: int, life: Life) -> None:
+        """Make the descriptor."""
+        _Base.__init__(self, _socket.AF_UNIX, kind)
+        self._life = life
         if self.type == SOCK_SEQPACKET:
             # A message must fit the send buffer as a whole.
             _Base.setsockopt(self, _socket.SOL_SOCKET, _socket.SO_SNDBUF, _LONGEST_MESSAGE)
@@ -124,7 +138,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
                 EINVAL (bound already).
             NoSwitch: there is no switch to bind at.
         """
-        wanted = _as_address(address, self._lookup)
+        wanted = as_address(address, self._lookup)
         life = self._life
         if life.state is not State.FRESH:
             raise state_error(errno.EINVAL)
@@ -193,7 +207,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             self._life.error = None  # a new attempt begins, whether the last one was asked about
         self._raise_pending_error()
         if state is not State.CONNECTING:
-            theirs = _as_address(address, self._lookup)
+            theirs = as_address(address, self._lookup)
             if self._life.wants_zerocopy:
                 raise state_error(errno.EOPNOTSUPP)
             self._request_connect(theirs)
@@ -368,7 +382,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             raise state_error(errno.ENOTCONN)
 
 
-def _as_address(address: Any, lookup: Callable[[str], int]) -> Address:
+def as_address(address: Any, lookup: Callable[[str], int]) -> Address:
     """Return the CID and port that `address` means to the socket whose `lookup` knows names."""
     target = as_target(address)
     if isinstance(target, NamedAddress):

@@ -42,6 +42,11 @@ class RuntimeFiles:
         return self.directory / "seqpacket"
 
     @property
+    def dgram(self) -> Path:
+        """Endpoint socket for SOCK_DGRAM."""
+        return self.directory / "dgram"
+
+    @property
     def control(self) -> Path:
         """Socket of the control API (HTTP)."""
         return self.directory / "control.sock"

@@ -10,6 +10,7 @@ import socket as _socket
 from collections.abc import Callable
 from typing import Any
 
+from vsock import _datagrams  # noqa: F401 - it adds the class for its type
 from vsock._life import UNKNOWN, Life
 from vsock._options import (
     SO_VM_SOCKETS_BUFFER_MAX_SIZE,
@@ -39,6 +40,7 @@ from vsock.transports import (
 )
 
 __all__ = [
+    "SOCK_DGRAM",
     "SOCK_SEQPACKET",
     "SOCK_STREAM",
     "SO_VM_SOCKETS_BUFFER_MAX_SIZE",
@@ -51,6 +53,7 @@ __all__ = [
     "socket",
 ]
 
+SOCK_DGRAM = _socket.SOCK_DGRAM
 _Base = _socket.socket
 
 

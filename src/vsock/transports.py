@@ -36,7 +36,11 @@ LONGEST_HYBRID_ANSWER: Final = 32
 """Bytes in the longest answer line of a hybrid socket that is still believed."""
 
 _Base = _socket.socket
-_DIRECTORIES: Final = {_socket.SOCK_STREAM: "stream", _socket.SOCK_SEQPACKET: "seqpacket"}
+_DIRECTORIES: Final = {
+    _socket.SOCK_STREAM: "stream",
+    _socket.SOCK_SEQPACKET: "seqpacket",
+    _socket.SOCK_DGRAM: "dgram",
+}
 
 
 class SwitchTransport(NamedTuple):

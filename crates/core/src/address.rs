@@ -119,7 +119,7 @@ pub enum SocketType {
     Stream = 1,
     /// Messages with boundaries, in order, over a connection.
     SeqPacket = 2,
-    /// Single messages. Not on the wire so far: a packet of this type is malformed.
+    /// Single messages. No connection has this type: to connections a packet of it is malformed.
     Datagram = 3,
 }
 

@@ -175,6 +175,14 @@ impl Ports {
         self.bound.get(binding.0).map(|bound| bound.address)
     }
 
+    /// Who is bound to a destination, whether it listens or not.
+    #[must_use]
+    pub fn holder(&self, dst: Address) -> Option<Binding> {
+        self.at_port(dst.port)
+            .find(|(_, bound)| bound.address.cid == dst.cid || bound.address.cid == Cid::ANY)
+            .map(|(id, _)| Binding(id))
+    }
+
     /// The listener for a destination. Its socket type is the caller's to compare.
     #[must_use]
     pub fn lookup(&self, dst: Address) -> Option<Listener> {

@@ -133,7 +133,12 @@ impl Node {
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
         let node = Self { mailbox, journal, held };
-        for (name, kind) in [("stream", SocketType::Stream), ("seqpacket", SocketType::SeqPacket)] {
+        let doors = [
+            ("stream", SocketType::Stream),
+            ("seqpacket", SocketType::SeqPacket),
+            ("dgram", SocketType::Datagram),
+        ];
+        for (name, kind) in doors {
             let path = directory.join(name);
             let door = listen(&path, kind).map_err(at(&path))?;
             node.held().paths.push(path);

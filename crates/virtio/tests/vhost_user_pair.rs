@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vhost_user_support::{CID, Call, Device, GUEST, LEN, config, memory, myself};
 use vsock_virtio::ring::RingConfig;
 use vsock_virtio::vhost_user::{
-    Attached, BackendControl, BackendHandle, BackendOptions, Detach, F_EVENT_IDX, F_INDIRECT_DESC,
-    F_SEQPACKET, F_VERSION_1, FrontendError, FrontendOptions, SharedRegion, attach,
+    Attached, BackendControl, BackendHandle, BackendOptions, Detach, F_DGRAM, F_EVENT_IDX,
+    F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1, FrontendError, FrontendOptions, SharedRegion,
+    attach,
 };
 
 fn rings(count: u64) -> Vec<RingConfig> {
@@ -38,7 +39,7 @@ fn both_ends_can_move_to_other_threads() {
 fn device_gets_a_front_end_and_knows_all_its_rings() {
     let device = Device::new();
     let attached = attach_to(&device, &rings(3)).unwrap();
-    let features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_SEQPACKET;
+    let features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_SEQPACKET | F_DGRAM;
     assert_eq!((attached.cid, attached.features, attached.rings.len()), (CID, features, 3));
     assert_eq!(device.call(), Call::Attached(myself()));
     assert_eq!(device.call(), Call::Features(features));

@@ -86,7 +86,7 @@ class RuntimeClaim:
         self._lock = -1
 
     def _remove_sockets(self) -> None:
-        own = (self.files.stream, self.files.seqpacket, self.files.control)
+        own = (self.files.stream, self.files.seqpacket, self.files.dgram, self.files.control)
         for path in (*own, *self.files.guests.iterdir()):
             if path.is_socket():
                 path.unlink(missing_ok=True)

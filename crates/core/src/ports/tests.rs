@@ -59,6 +59,16 @@ fn loopback_cid_is_ours_and_apart_from_our_own_number() {
 }
 
 #[test]
+fn holder_of_a_port_need_not_listen() {
+    let mut ports = ports();
+    let binding = bind(&mut ports, ANY, 5000).unwrap();
+    assert_eq!(ports.holder(Address::new(2, 5000)), Some(binding));
+    assert_eq!(ports.holder(Address::new(2, 5001)), None);
+    ports.release(binding);
+    assert_eq!(ports.holder(Address::new(2, 5000)), None);
+}
+
+#[test]
 fn foreign_cid_is_not_local() {
     for cid in [0, 3] {
         assert_eq!(bind(&mut ports(), cid, 5000), Err(BindError::NotLocal));

@@ -9,7 +9,7 @@ use rustix::net::{
 };
 use vsock_core::SocketType;
 
-use super::wire::{BadRequest, MAX_EXTRA, MESSAGE_LEN, Reply, Request};
+use super::wire::{BadRequest, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Request};
 use crate::vhost_user::PeerCredentials;
 use crate::worker::Bound;
 
@@ -47,9 +47,16 @@ impl Client {
 
     /// Looks at what the program has written.
     pub(crate) fn hear(&self) -> io::Result<Heard> {
-        let mut bytes = [0; MESSAGE_LEN + MAX_EXTRA];
+        let mut room = [0; MESSAGE_LEN + MAX_EXTRA];
+        let mut large = Vec::new();
+        let bytes = if self.kind == SocketType::Datagram {
+            large.resize(MESSAGE_LEN + MAX_DATAGRAM, 0);
+            large.as_mut_slice()
+        } else {
+            room.as_mut_slice()
+        };
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::TRUNC;
-        let len = match recv(&self.fd, &mut bytes, self.flags(flags)) {
+        let len = match recv(&self.fd, &mut *bytes, self.flags(flags)) {
             Ok((_, 0)) | Err(Errno::CONNRESET) => return Ok(Heard::Gone),
             Ok((_, len)) => len,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Heard::Nothing),
@@ -68,7 +75,7 @@ impl Client {
             Err(bad) => return Ok(Heard::Bad(bytes[1], bad)),
         };
         let whole = MESSAGE_LEN + request.extra();
-        if (is_message && len != whole) || len < whole {
+        if (is_message && len != whole) || len < whole || whole > bytes.len() {
             return Ok(Heard::Bad(bytes[1], BadRequest::Length));
         }
         let extra = bytes[MESSAGE_LEN..whole].to_vec();

@@ -18,6 +18,9 @@ pub(crate) const FLAG_HELD: u16 = 1;
 /// Most bytes behind a request.
 pub(crate) const MAX_EXTRA: usize = 4096;
 
+/// Longest datagram: 17 pages less a header, as in VMCI.
+pub(crate) const MAX_DATAGRAM: usize = 17 * 4096 - 24;
+
 /// Longest name of a guest in bytes.
 pub(crate) const MAX_NAME: usize = 255;
 
@@ -54,6 +57,15 @@ pub(crate) enum Request {
         number: u64,
         /// Receive buffer, bytes; 0: as it is.
         buffer: u64,
+    },
+    /// Send a datagram.
+    Send {
+        /// Where to.
+        to: Address,
+        /// From which socket: the number that its BIND gave.
+        number: u64,
+        /// Its length.
+        len: usize,
     },
     /// Which CID has the guest whose name is in the bytes behind the request?
     Resolve {
@@ -92,6 +104,8 @@ pub(crate) mod op {
     pub(crate) const LOCAL_CID: u8 = 6;
     pub(crate) const RESOLVE: u8 = 7;
     pub(crate) const FLOW: u8 = 8;
+    pub(crate) const SEND: u8 = 9;
+    pub(crate) const RECEIVED: u8 = 10;
 }
 
 fn u32_at(bytes: &[u8; MESSAGE_LEN], at: usize) -> u32 {
@@ -125,6 +139,10 @@ impl Request {
             op::FLOW => (Self::Flow { number: u64_at(bytes, 4), buffer }, is_clean && value == 0),
             op::ACCEPTED => (Self::Accepted, is_clean && no_address),
             op::LOCAL_CID => (Self::LocalCid, is_clean && no_address),
+            op::SEND => {
+                let is_valid = flags == 0 && value == 0 && extra <= MAX_DATAGRAM && last == 0;
+                (Self::Send { to: address, number: buffer, len: extra }, is_valid)
+            }
             op::RESOLVE => {
                 let valid = (1..=MAX_NAME).contains(&extra) && flags == 0 && no_address;
                 (Self::Resolve { len: extra }, valid && last == 0)
@@ -138,7 +156,7 @@ impl Request {
     pub(crate) fn extra(&self) -> usize {
         match self {
             Self::Connect { held, .. } => held.unwrap_or(0),
-            Self::Resolve { len } => *len,
+            Self::Resolve { len } | Self::Send { len, .. } => *len,
             Self::Bind(_)
             | Self::Listen { .. }
             | Self::Accepted

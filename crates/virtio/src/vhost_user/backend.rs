@@ -20,7 +20,7 @@ use super::control::{BackendControl, Shared};
 use super::handler::Handler;
 use super::message::Inbox;
 use super::{
-    Attachment, Detach, F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_RING_RESET,
+    Attachment, Detach, F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_RING_RESET,
     F_SEQPACKET, F_VERSION_1,
 };
 use crate::memory::MemoryPolicy;
@@ -59,7 +59,7 @@ impl BackendOptions {
 
     /// The virtio features offered.
     pub(super) fn features(&self) -> u64 {
-        let seqpacket = if self.seqpacket { F_SEQPACKET } else { 0 };
+        let seqpacket = if self.seqpacket { F_SEQPACKET | F_DGRAM } else { 0 };
         // Resetting one ring needs nothing of us: it reaches us as GET_VRING_BASE and a new set-up.
         let rings = F_INDIRECT_DESC | F_EVENT_IDX | F_RING_RESET;
         F_VERSION_1 | rings | F_PROTOCOL_FEATURES | seqpacket

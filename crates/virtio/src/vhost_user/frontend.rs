@@ -28,7 +28,8 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{
-    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_SEQPACKET, F_VERSION_1, RING_COUNT,
+    F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_SEQPACKET, F_VERSION_1,
+    RING_COUNT,
 };
 use crate::ring::RingConfig;
 
@@ -63,7 +64,7 @@ impl FrontendOptions {
             | F_PROTOCOL_FEATURES
             | if_wanted(self.event_idx, F_EVENT_IDX)
             | if_wanted(self.indirect, F_INDIRECT_DESC)
-            | if_wanted(self.seqpacket, F_SEQPACKET)
+            | if_wanted(self.seqpacket, F_SEQPACKET | F_DGRAM)
     }
 }
 

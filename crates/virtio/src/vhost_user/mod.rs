@@ -40,6 +40,9 @@ pub const RING_COUNT: usize = 3;
 
 /// `VIRTIO_VSOCK_F_SEQPACKET`: the guest may use SOCK_SEQPACKET.
 pub const F_SEQPACKET: u64 = 1 << 1;
+/// Datagrams, packets of type 3. Only our own driver and device know it: the specification has no such feature yet, and
+/// this bit is the one that was proposed for it.
+pub const F_DGRAM: u64 = 1 << 3;
 /// `VIRTIO_F_INDIRECT_DESC`: descriptors may point to tables of descriptors.
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// `VIRTIO_F_EVENT_IDX`: both sides say at which index they want to be notified.

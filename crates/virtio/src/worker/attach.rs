@@ -117,8 +117,7 @@ impl Worker {
         socket: PathBuf,
         seed: u64,
     ) -> std::io::Result<()> {
-        self.local = cid;
-        self.ports.set_local(cid);
+        self.set_local(cid);
         let mut slot =
             LinkSlot::new("uplink".into(), Role::Uplink, Link::Driver(link), socket, seed);
         slot.features = features;

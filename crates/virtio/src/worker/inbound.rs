@@ -14,6 +14,7 @@ use crate::host::stream::{End, Taken};
 use crate::link::{Inbound, Token as BufferToken};
 use crate::reactor::Token;
 use crate::slice::Slice;
+use crate::vhost_user::F_DGRAM;
 
 /// Packets taken from one link in one turn.
 const PACKETS_PER_TURN: usize = 256;
@@ -117,6 +118,10 @@ impl Worker {
             slot.traffic.spoofed += 1;
             let text = format!("packet with source CID {}, which is not its own", raw.src_cid);
             self.journal.write("spoofed", cid.0, text);
+            return Ok(());
+        }
+        if raw.kind == SocketType::Datagram.to_wire() && slot.features & F_DGRAM != 0 {
+            self.take_datagram(id, &raw, inbound, slices);
             return Ok(());
         }
         let Ok(header) = checked else {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 use vsock_core::{Cid, ConnectionId, Endpoint, Header, Instant, Limits};
 
+use super::datagrams::Arriving;
 use super::renumber::Former;
 use crate::link::{Link, LinkError, QUEUE_COUNT};
 use crate::reactor::Token;
@@ -180,6 +181,8 @@ pub(crate) struct LinkSlot {
     pub(crate) control: Option<BackendControl>,
     /// Where a userspace guest reads its CID.
     pub(crate) config: Option<ConfigSpace>,
+    /// A datagram that has not come whole.
+    pub(crate) arriving: Option<Arriving>,
     /// The guest's CID before it was given another.
     pub(crate) former: Option<Former>,
     pub(crate) traffic: Traffic,
@@ -209,6 +212,7 @@ impl LinkSlot {
             hybrid_door: None,
             control: None,
             config: None,
+            arriving: None,
             former: None,
             traffic: Traffic::default(),
         }

@@ -16,6 +16,7 @@
 //! attachment, never the round.
 
 mod attach;
+mod datagrams;
 mod forward;
 mod hybrid;
 mod inbound;
@@ -37,6 +38,7 @@ use vsock_core::{Binding, Cid, Instant, Ports, Relay, RelayLimits};
 
 pub use self::attach::AddError;
 pub(crate) use self::attach::{GuestPort, NewGuest};
+use self::datagrams::DatagramStats;
 use self::inbound::Drained;
 pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
@@ -78,6 +80,11 @@ pub(crate) struct Worker {
     /// Where all other CIDs are (a userspace guest's only way out).
     default_route: Option<LinkId>,
     ports: Ports,
+    /// Ports of datagram sockets are a space of their own.
+    datagram_ports: Ports,
+    /// Who receives at a binding of these.
+    datagram_sockets: HashMap<Binding, Token>,
+    datagrams: DatagramStats,
     relay: Relay,
     active: VecDeque<LinkId>,
     /// Served since the last sleep, notifications off.
@@ -128,6 +135,9 @@ impl Worker {
             loopback,
             default_route: None,
             ports: Ports::new(local, seed),
+            datagram_ports: Ports::new(local, seed.rotate_left(32)),
+            datagram_sockets: HashMap::new(),
+            datagrams: DatagramStats::default(),
             relay: Relay::new(RelayLimits::default(), seed),
             active: VecDeque::new(),
             unarmed: Vec::new(),
@@ -363,14 +373,19 @@ impl Worker {
         let Some(config) = self.links.get(id).and_then(|slot| slot.config.as_ref()) else { return };
         match config.cid(CONFIG_WAIT) {
             Ok(cid) => {
-                self.local = Cid(cid);
-                self.ports.set_local(self.local);
+                self.set_local(Cid(cid));
                 self.journal.write("renumbered", cid, "the device says so");
             }
             Err(error) => {
                 self.journal.write("failed", self.local.0, format!("reading the CID: {error}"));
             }
         }
+    }
+
+    pub(crate) fn set_local(&mut self, cid: Cid) {
+        self.local = cid;
+        self.ports.set_local(cid);
+        self.datagram_ports.set_local(cid);
     }
 
     /// Puts a link among those to serve in this or the next round.

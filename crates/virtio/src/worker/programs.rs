@@ -108,6 +108,14 @@ impl Worker {
 
     fn drop_client(&mut self, token: Token) {
         let bound = match self.sources.get(token) {
+            Some(Source::Client(client)) if client.kind == SocketType::Datagram => {
+                let bound = client.bound;
+                self.end_source(token);
+                if let Some(bound) = bound {
+                    self.release_datagram(bound);
+                }
+                return;
+            }
             Some(Source::Client(client)) => client.bound,
             Some(Source::Listener(listener)) => Some(listener.bound),
             Some(_) | None => return,
@@ -130,6 +138,10 @@ impl Worker {
             Request::LocalCid => {
                 Ok(Reply::ok(op::LOCAL_CID, Address { cid: self.local, port: Port::ANY }))
             }
+            Request::Send { to, number, .. } => self
+                .send_datagram(token, number, to, extra)
+                .map(|()| Reply::ok(op::SEND, NOWHERE))
+                .map_err(|errno| (op::SEND, errno)),
             Request::Resolve { .. } => self.grant_resolve(extra),
             Request::Connect { to, timeout_ms, buffer, held } => {
                 let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
@@ -158,6 +170,14 @@ impl Worker {
         }
         // Asked only where it matters: it costs a look at the program's entry in /proc.
         let may = address.port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
+        if client.kind == SocketType::Datagram {
+            let bound = self.bind_datagram(token, address, may);
+            let bound = bound.map_err(|error| (op::BIND, bind_errno(error)))?;
+            if let Some(Source::Client(client)) = self.sources.get_mut(token) {
+                client.bound = Some(bound);
+            }
+            return Ok(Reply { flow: bound.id.0, ..Reply::ok(op::BIND, bound.address) });
+        }
         let id = self.ports.bind(address, may).map_err(|error| (op::BIND, bind_errno(error)))?;
         let address = self.ports.address(id).unwrap_or(address);
         client.bound = Some(Bound { id, address });
@@ -255,6 +275,9 @@ impl Worker {
             return Err(Errno::INVAL);
         };
         let (kind, bound) = (client.kind, client.bound);
+        if kind == SocketType::Datagram {
+            return Err(Errno::OPNOTSUPP);
+        }
         let link = self.route_to(to.cid, kind)?;
         let bound = match bound {
             Some(bound) => bound,

@@ -34,6 +34,11 @@ impl Worker {
         });
         let mut counters = vec![("bad_requests", self.bad_requests)];
         counters.extend(self.detach_reasons.iter().map(|(&name, &count)| (name, count)));
+        counters.extend([
+            ("datagrams_sent", self.datagrams.sent),
+            ("datagrams_received", self.datagrams.received),
+            ("datagrams_dropped", self.datagrams.dropped),
+        ]);
         counters.extend(self.relay.stats().named());
         Snapshot { guests, listeners: listeners.collect(), flows, counters }
     }

@@ -1,0 +1,222 @@
+//! SOCK_DGRAM: single messages, best effort, without connections (kernel-semantics, 8: what VMCI does).
+//!
+//! A program binds on its connection to the door `dgram` and receives there; what it sends comes as requests, each with a
+//! verdict. Ports are a space of their own. On a link a datagram is a run of RW packets of type 3 with neither credit nor
+//! answers, the last one with EOM, and only where both sides have negotiated it, which no Linux guest does. Nothing is
+//! ever kept for later: what finds no room is dropped and counted. From one guest to another there is no way, as in VMCI.
+
+use std::io::IoSlice;
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use vsock_core::{Address, Binding, Cid, EOM, Op, Port, RawHeader, SocketType};
+
+use super::link_slot::LinkFault;
+use super::source::{LinkId, Source};
+use super::{Bound, Worker};
+use crate::host::wire::{MAX_DATAGRAM, Reply, op};
+use crate::link::Inbound;
+use crate::reactor::Token;
+use crate::slice::{self, Slice};
+use crate::vhost_user::F_DGRAM;
+
+/// What became of datagrams.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DatagramStats {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    /// For want of room, or of somebody to receive them.
+    pub(crate) dropped: u64,
+}
+
+/// A datagram of which not all packets have come.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    from: Address,
+    to: Address,
+    bytes: Vec<u8>,
+}
+
+impl Worker {
+    /// Takes a port for a program that receives datagrams.
+    pub(crate) fn bind_datagram(
+        &mut self,
+        token: Token,
+        address: Address,
+        may_use_privileged: bool,
+    ) -> Result<Bound, vsock_core::BindError> {
+        let id = self.datagram_ports.bind(address, may_use_privileged)?;
+        self.datagram_sockets.insert(id, token);
+        Ok(Bound { id, address: self.datagram_ports.address(id).unwrap_or(address) })
+    }
+
+    /// Gives it back.
+    pub(crate) fn release_datagram(&mut self, bound: Bound) {
+        self.datagram_sockets.remove(&bound.id);
+        self.datagram_ports.release(bound.id);
+    }
+
+    /// Sends a datagram for the program behind `token`, from the socket with this number.
+    pub(crate) fn send_datagram(
+        &mut self,
+        token: Token,
+        number: u64,
+        to: Address,
+        payload: &[u8],
+    ) -> Result<(), Errno> {
+        let from = self.own_datagram_port(token, Binding(number))?;
+        let to = if to.cid == Cid::ANY { Address { cid: self.local, ..to } } else { to };
+        // Services of a hypervisor: only its resolver has a port there, and we have no hypervisor.
+        if to.port == Port::ANY || (to.cid == Cid::HYPERVISOR && to.port != Port(14)) {
+            return Err(Errno::INVAL);
+        }
+        if to.cid == self.local || to.cid == Cid::LOCAL {
+            let from = Address { cid: self.local, port: from };
+            return if self.deliver_datagram(from, to, payload) {
+                Ok(())
+            } else {
+                Err(Errno::HOSTUNREACH)
+            };
+        }
+        let link = self.routes.get(&to.cid).copied().or(self.default_route);
+        let link =
+            link.filter(|id| self.links.get(*id).is_some_and(|slot| slot.features & F_DGRAM != 0));
+        let link = link.ok_or(Errno::HOSTUNREACH)?;
+        let from = Address { cid: self.local, port: from };
+        match self.transmit_datagram(link, from, to, payload) {
+            Ok(true) => self.datagrams.sent += 1,
+            Ok(false) => self.datagrams.dropped += 1,
+            Err(fault) => self.break_link(link, &fault),
+        }
+        self.activate(link);
+        Ok(())
+    }
+
+    /// The port of a datagram socket, if it belongs to the user who asks.
+    fn own_datagram_port(&self, token: Token, binding: Binding) -> Result<Port, Errno> {
+        let user = match self.sources.get(token) {
+            Some(Source::Client(client)) => client.peer.uid,
+            Some(_) | None => return Err(Errno::INVAL),
+        };
+        let owner =
+            self.datagram_sockets.get(&binding).and_then(|&token| match self.sources.get(token) {
+                Some(Source::Client(client)) => Some((client.peer.uid, client.bound?.address.port)),
+                Some(_) | None => None,
+            });
+        match owner {
+            Some((owner, port)) if user == 0 || user == owner => Ok(port),
+            Some(_) => Err(Errno::PERM),
+            None => Err(Errno::BADF),
+        }
+    }
+
+    /// Hands a datagram to who is bound to its destination. False: nobody is.
+    fn deliver_datagram(&mut self, from: Address, to: Address, payload: &[u8]) -> bool {
+        let binding = self.datagram_ports.holder(to);
+        let Some(&token) = binding.and_then(|it| self.datagram_sockets.get(&it)) else {
+            return false;
+        };
+        let Some(Source::Client(client)) = self.sources.get(token) else { return false };
+        let head = Reply { theirs: from, ..Reply::ok(op::RECEIVED, to) }.encode();
+        let parts = [IoSlice::new(&head), IoSlice::new(payload)];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        // A program that does not receive loses them: that is what best effort means.
+        match sendmsg(&client.fd, &parts, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(_) => self.datagrams.received += 1,
+            Err(_) => self.datagrams.dropped += 1,
+        }
+        true
+    }
+
+    /// Writes a datagram into the other side's ring; false when there is no room for all of it.
+    fn transmit_datagram(
+        &mut self,
+        id: LinkId,
+        from: Address,
+        to: Address,
+        payload: &[u8],
+    ) -> Result<bool, LinkFault> {
+        let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
+        let batch = &mut self.batch;
+        batch.slices.clear();
+        batch.spaces.clear();
+        let mut room = 0;
+        // An empty datagram is a packet too.
+        while room < payload.len() || batch.spaces.is_empty() {
+            let Some(space) = slot.link.next_space(&mut batch.slices)? else {
+                let reserved = u16::try_from(batch.spaces.len()).unwrap_or(u16::MAX);
+                slot.link.return_spaces(reserved);
+                return Ok(false);
+            };
+            room += space.capacity as usize;
+            batch.spaces.push(space);
+        }
+        let mut rest = payload;
+        for space in &batch.spaces {
+            let (part, after) = rest.split_at(rest.len().min(space.capacity as usize));
+            rest = after;
+            // At most the capacity, which is a u32.
+            let len = u32::try_from(part.len()).unwrap_or(space.capacity);
+            let flags = if rest.is_empty() { EOM } else { 0 };
+            let header = datagram_header(from, to, len, flags);
+            slice::copy_in(&batch.slices[space.payload.clone()], part);
+            slot.link.send(space, &batch.slices, &header.encode(), len);
+            slot.traffic.packets_out += 1;
+            slot.traffic.bytes_out += u64::from(len);
+        }
+        Ok(true)
+    }
+
+    /// A packet of type 3. It is never answered.
+    pub(crate) fn take_datagram(
+        &mut self,
+        id: LinkId,
+        raw: &RawHeader,
+        inbound: &Inbound,
+        slices: &[Slice],
+    ) {
+        let Some(slot) = self.links.get_mut(id) else { return };
+        // Addresses are checked like those of any packet; the type is none that connections have.
+        let as_stream = RawHeader { kind: SocketType::Stream.to_wire(), ..*raw };
+        let header = match as_stream.check() {
+            Ok(header) if header.op == Op::Rw && header.len <= inbound.payload_len => header,
+            Ok(_) | Err(_) => {
+                slot.traffic.malformed += 1;
+                return;
+            }
+        };
+        let is_ours = header.dst.cid == self.local;
+        let mut arriving = match slot.arriving.take() {
+            Some(one) if one.from == header.src && one.to == header.dst => one,
+            // One whose end never came.
+            Some(_) | None => Arriving { from: header.src, to: header.dst, bytes: Vec::new() },
+        };
+        let before = arriving.bytes.len();
+        let len = header.len as usize;
+        if !is_ours || before + len > MAX_DATAGRAM {
+            self.datagrams.dropped += 1;
+            return;
+        }
+        arriving.bytes.resize(before + len, 0);
+        slice::copy_out(&slices[inbound.payload.clone()], &mut arriving.bytes[before..]);
+        if header.flags & EOM == 0 {
+            slot.arriving = Some(arriving);
+        } else if !self.deliver_datagram(arriving.from, arriving.to, &arriving.bytes) {
+            self.datagrams.dropped += 1;
+        }
+    }
+}
+
+fn datagram_header(from: Address, to: Address, len: u32, flags: u32) -> RawHeader {
+    RawHeader {
+        src_cid: from.cid.0.into(),
+        dst_cid: to.cid.0.into(),
+        src_port: from.port.0,
+        dst_port: to.port.0,
+        len,
+        kind: SocketType::Datagram.to_wire(),
+        op: Op::Rw.to_wire(),
+        flags,
+        ..RawHeader::default()
+    }
+}
