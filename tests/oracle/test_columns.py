@@ -16,9 +16,10 @@ def check(name: str) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_vsock_socket_behaves_as_the_table_says():
-    """Over a switch of its own, in a process of its own."""
-    check("api")
+@pytest.mark.parametrize("column", ["api", "preload"])
+def test_ours_behaves_as_the_table_says(column):
+    """`vsock.socket`, and plain sockets under ``vsock run``, over a switch of their own."""
+    check(column)
 
 
 @pytest.mark.vm

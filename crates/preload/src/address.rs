@@ -54,11 +54,35 @@ pub(crate) unsafe fn read(at: *const c_void, len: socklen_t) -> Answer<Address> 
     Ok(Address { cid: address.svm_cid, port: address.svm_port })
 }
 
+/// Whether an address that `read` has found good asks for the way through the host (VMADDR_FLAG_TO_HOST).
+///
+/// # Safety
+/// `at` points to `LEN` readable bytes.
+pub(crate) unsafe fn is_to_host(at: *const c_void) -> bool {
+    // SAFETY: that is what the caller vouches for.
+    let address = unsafe { at.cast::<sockaddr_vm>().read_unaligned() };
+    address.svm_zero[0] & FLAG_TO_HOST != 0
+}
+
 /// Writes an address where a program wants it: cut to its room, with the whole length told.
 ///
 /// # Safety
 /// `len` is null or valid; `at` has room for `*len` bytes.
 pub(crate) unsafe fn write(address: Address, at: *mut c_void, len: *mut socklen_t) -> Answer<()> {
+    // SAFETY: the caller vouches for the same.
+    unsafe { write_flagged(address, false, at, len) }
+}
+
+/// Writes an address as `write` does, with VMADDR_FLAG_TO_HOST if it is reached through the host.
+///
+/// # Safety
+/// As of `write`.
+pub(crate) unsafe fn write_flagged(
+    address: Address,
+    to_host: bool,
+    at: *mut c_void,
+    len: *mut socklen_t,
+) -> Answer<()> {
     if at.is_null() || len.is_null() {
         return Err(Errno(libc::EFAULT));
     }
@@ -67,6 +91,7 @@ pub(crate) unsafe fn write(address: Address, at: *mut c_void, len: *mut socklen_
     value.svm_family = u16::try_from(libc::AF_VSOCK).unwrap_or(0);
     value.svm_cid = address.cid;
     value.svm_port = address.port;
+    value.svm_zero[0] = if to_host { FLAG_TO_HOST } else { 0 };
     // SAFETY: the caller vouches for both pointers; no more than `*len` bytes are written.
     unsafe {
         if *len > i32::MAX as socklen_t {

@@ -98,8 +98,8 @@ pub(crate) fn ask(fd: Fd, request: &Request) -> Answer<Reply> {
     send(fd, &request.encode())?;
     let deadline = now_ms() + ANSWER_MS;
     loop {
-        if let Some(reply) = hear(fd, request.op)? {
-            return reply;
+        if let Some((reply, error)) = hear(fd, request.op)? {
+            return error.map_or(Ok(reply), Err);
         }
         let left = deadline.saturating_sub(now_ms());
         if left == 0 {
@@ -136,11 +136,11 @@ pub(crate) fn send(fd: Fd, mut bytes: &[u8]) -> Answer<()> {
     Ok(())
 }
 
-/// Takes the reply to `op` if it is there. The outer error is the connection's, the inner one the node's answer.
-pub(crate) fn hear(fd: Fd, op: u8) -> Answer<Option<Answer<Reply>>> {
+/// Takes the reply to `op` if it is there, and the error in it if the node says no.
+pub(crate) fn hear(fd: Fd, op: u8) -> Answer<Option<(Reply, Option<Errno>)>> {
     let mut bytes = [0; MESSAGE];
     match fd.receive(&mut bytes) {
-        Ok(MESSAGE) => Ok(Some(Reply::decode(&bytes, op))),
+        Ok(MESSAGE) => Reply::decode_verdict(&bytes, op).map(Some),
         Ok(0) | Err(Errno(libc::ECONNRESET)) => Err(GONE),
         Ok(_) => Err(Errno(libc::EPROTO)), // it writes replies whole
         Err(Errno(libc::EAGAIN | libc::EINTR)) => Ok(None),

@@ -71,7 +71,9 @@ impl Flags {
     pub(crate) const LOW_WATER: Self = Self(64);
     /// The program has ended sending.
     pub(crate) const NO_SENDING: Self = Self(128);
-    const ALL: u32 = 255;
+    /// The peer's address has VMADDR_FLAG_TO_HOST.
+    pub(crate) const TO_HOST: Self = Self(256);
+    const ALL: u32 = 511;
 
     /// Whether all of `flags` are set.
     pub(crate) fn has(self, flags: Self) -> bool {

@@ -6,7 +6,7 @@ use crate::address::ANY;
 use crate::node::{self, ANSWER_MS};
 use crate::note::{Flags, Note, State};
 use crate::sys::{Answer, Errno, Fd, give_way, now_ms, tick_us};
-use crate::wire::op;
+use crate::wire::{Reply, op};
 
 /// Brings a socket's note up to date: if a connect is under way and its verdict is there, takes it.
 pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
@@ -21,24 +21,34 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
     }
     match node::hear(fd, op::CONNECT) {
         Ok(None) => return Ok(note),
-        Ok(Some(Ok(reply))) => {
+        Ok(Some((reply, error))) => {
             // As in the kernel, the CID of a client that did not bind to one stays the wildcard.
             if note.ours.cid != ANY {
                 note.ours.cid = reply.ours.cid;
             }
             note.ours.port = reply.ours.port;
-            (note.flow, note.peer_buffer) = (reply.flow, reply.peer_buffer);
-            note.state = State::Connected;
-            note.flags = note.flags.with(Flags::STREAM);
+            match error {
+                None => begin_stream(&mut note, &reply),
+                Some(error) => end_attempt(&mut note, error),
+            }
         }
-        Ok(Some(Err(error))) | Err(error) => {
-            note.state = if note.ours.port == ANY { State::Fresh } else { State::Bound };
-            note.error = error.0.unsigned_abs();
-        }
+        Err(error) => end_attempt(&mut note, error),
     }
     end_hold(fd, &mut note)?;
     note.put(fd)?;
     Ok(note)
+}
+
+fn begin_stream(note: &mut Note, reply: &Reply) {
+    (note.flow, note.peer_buffer) = (reply.flow, reply.peer_buffer);
+    note.state = State::Connected;
+    note.flags = note.flags.with(Flags::STREAM);
+    note.buffer = note.buffer.min(u32::MAX.into()); // a transport has no larger ones
+}
+
+fn end_attempt(note: &mut Note, error: Errno) {
+    note.state = if note.ours.port == ANY { State::Fresh } else { State::Bound };
+    note.error = error.0.unsigned_abs();
 }
 
 /// Waits for the verdict of a connect under way, and gives it. A signal ends the wait with EINTR.

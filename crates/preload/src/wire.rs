@@ -69,18 +69,26 @@ pub(crate) struct Reply {
 impl Reply {
     /// Reads the reply to `op`: what it says, or the error in it. EPROTO if it is none.
     pub(crate) fn decode(bytes: &[u8; MESSAGE], op: u8) -> Answer<Self> {
+        let (reply, error) = Self::decode_verdict(bytes, op)?;
+        error.map_or(Ok(reply), Err)
+    }
+
+    /// Reads the reply to `op` with the error that may be in it: that of a connect says what the socket is bound to.
+    pub(crate) fn decode_verdict(bytes: &[u8; MESSAGE], op: u8) -> Answer<(Self, Option<Errno>)> {
         if bytes[0] != VERSION || bytes[1] != op {
             return Err(Errno(libc::EPROTO));
         }
-        match u16::from_le_bytes([bytes[2], bytes[3]]) {
-            0 => Ok(Self {
-                ours: Address { cid: u32_at(bytes, 4), port: u32_at(bytes, 8) },
-                theirs: Address { cid: u32_at(bytes, 12), port: u32_at(bytes, 16) },
-                peer_buffer: u32_at(bytes, 20),
-                flow: u64::from(u32_at(bytes, 24)) | u64::from(u32_at(bytes, 28)) << 32,
-            }),
-            errno => Err(Errno(errno.into())),
-        }
+        let reply = Self {
+            ours: Address { cid: u32_at(bytes, 4), port: u32_at(bytes, 8) },
+            theirs: Address { cid: u32_at(bytes, 12), port: u32_at(bytes, 16) },
+            peer_buffer: u32_at(bytes, 20),
+            flow: u64::from(u32_at(bytes, 24)) | u64::from(u32_at(bytes, 28)) << 32,
+        };
+        let error = match u16::from_le_bytes([bytes[2], bytes[3]]) {
+            0 => None,
+            errno => Some(Errno(errno.into())),
+        };
+        Ok((reply, error))
     }
 }
 

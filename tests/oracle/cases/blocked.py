@@ -167,7 +167,7 @@ def ended_after_a_part(env: Env) -> Steps:
     sending = env.background(lambda: client.send(bytes(MUCH), QUIET))
     env.arrived(server, 1)
     server.close()
-    yield amount(sending(), BUFFER), BUFFER, ours("D5", MORE)
+    yield 0 < sending() < MUCH, True
 
 
 @case("6.4")

@@ -44,6 +44,7 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
         theirs: reply.theirs,
         flow: reply.flow,
         peer_buffer: reply.peer_buffer,
+        buffer: note.buffer.min(u32::MAX.into()),
         ..*note
     };
     let is_ready =

@@ -21,6 +21,8 @@ const NOT_CONNECTED: Errno = Errno(libc::ENOTCONN);
 
 /// The longest backlog: net.core.somaxconn.
 const LONGEST_BACKLOG: u32 = 4096;
+/// VMADDR_CID_HOST.
+const HOST: u32 = 2;
 /// Send buffer asked for on sockets that keep messages.
 const LONGEST_MESSAGE: c_int = 1 << 24;
 /// SOCK_PACKET: larger types are no types at all.
@@ -118,7 +120,7 @@ fn listen_again(fd: Fd, note: &Note) -> Answer<()> {
 }
 
 /// `connect`.
-pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>) -> Answer<()> {
+pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>, to_host: bool) -> Answer<()> {
     let mut note = settle(fd, note)?;
     let is_nonblocking = fd.is_nonblocking();
     match note.state {
@@ -127,8 +129,19 @@ pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>) -> Answer<()
         State::Connecting if is_nonblocking => return Err(Errno(libc::EALREADY)),
         State::Connecting => {}
         State::Fresh | State::Bound => {
+            if note.error == libc::ETIMEDOUT.unsigned_abs() {
+                note.error = 0; // a new attempt begins, whether the last one was asked about
+            }
             take_error(fd, note)?;
             let address = address?;
+            note.flags = note.flags.without(Flags::TO_HOST);
+            if to_host {
+                // The way through the machine's own host: a guest has one, the host of a switch has not.
+                if address.cid > HOST && node::local_cid()? == HOST {
+                    return Err(Errno(libc::ENODEV));
+                }
+                note.flags = note.flags.with(Flags::TO_HOST);
+            }
             if note.flags.has(Flags::ZEROCOPY) {
                 return Err(Errno(libc::EOPNOTSUPP));
             }
@@ -178,10 +191,13 @@ pub(crate) fn our_address(fd: Fd, note: Note) -> Answer<Address> {
     settle(fd, note).map(|note| note.ours)
 }
 
-/// `getpeername`.
-pub(crate) fn their_address(fd: Fd, note: Note) -> Answer<Address> {
+/// `getpeername`: the address, and whether it is reached through the host.
+pub(crate) fn their_address(fd: Fd, note: Note) -> Answer<(Address, bool)> {
     let note = settle(fd, note)?;
-    if note.state == State::Connected { Ok(note.theirs) } else { Err(NOT_CONNECTED) }
+    if note.state != State::Connected {
+        return Err(NOT_CONNECTED);
+    }
+    Ok((note.theirs, note.flags.has(Flags::TO_HOST)))
 }
 
 /// `shutdown`.

@@ -60,7 +60,9 @@ unsafe extern "C" fn connect(fd: c_int, at: *const sockaddr, len: socklen_t) -> 
         if let Some(note) = ours(fd) {
             // SAFETY: as above.
             let address = unsafe { address::read(at.cast(), len) };
-            return give(calls::connect(Fd(fd), note, address).map(|()| 0));
+            // SAFETY: an address that could be read is as long as it must be.
+            let to_host = address.is_ok() && unsafe { address::is_to_host(at.cast()) };
+            return give(calls::connect(Fd(fd), note, address, to_host).map(|()| 0));
         }
         if let Err(error) = refuse_kernels(fd) {
             return give(Err(error));
@@ -137,9 +139,10 @@ unsafe extern "C" fn getpeername(fd: c_int, at: *mut sockaddr, len: *mut socklen
     if let Some(note) = ours(fd) {
         let address = calls::their_address(Fd(fd), note);
         // SAFETY: the program vouches for its own pointers.
-        return give(
-            address.and_then(|it| unsafe { address::write(it, at.cast(), len) }).map(|()| 0),
-        );
+        let written = address.and_then(|(theirs, to_host)| unsafe {
+            address::write_flagged(theirs, to_host, at.cast(), len)
+        });
+        return give(written.map(|()| 0));
     }
     pass!(GETPEERNAME: fn(c_int, *mut sockaddr, *mut socklen_t) -> c_int, fd, at, len)
 }
