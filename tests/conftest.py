@@ -1,7 +1,9 @@
 """What most tests start from: a runtime directory, a switch in it, and a userspace guest."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,7 +86,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start_preloaded() -> Iterator[Start]:
     """Starts a program under `vsock run`, behind a filter that ends it if it asks for the kernel's AF_VSOCK.
 
-    What still runs at the end of the test is killed.
+    What still runs at the end of the test is killed, with all that it started.
     """
     running: list[subprocess.Popen[str]] = []
 
@@ -95,6 +97,7 @@ def start_preloaded() -> Iterator[Start]:
             "stderr": subprocess.PIPE,
             "text": True,
             "env": {**os.environ, "VSOCK_PRELOAD_VERBOSE": "1"},
+            "start_new_session": True,
         }
         process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, "-c", GUARDED, *command],
@@ -105,8 +108,10 @@ def start_preloaded() -> Iterator[Start]:
 
     yield start
     for process in running:
-        process.kill()
-        process.communicate()
+        # Children of a server keep its pipes open: the whole session that was started above goes.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
 
 
 @pytest.fixture
