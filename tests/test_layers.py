@@ -29,7 +29,7 @@ SOCKETS = {
 }
 """The public socket API."""
 
-BELOW_SOCKETS = LEAVES | {"_endpoint", "transports"}
+BELOW_SOCKETS = LEAVES | {"_endpoint", "_kernel_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
 BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm", "preload"}
 
@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "preload": LEAVES,
     # the endpoint protocol and the choice of a transport
     "_endpoint": LEAVES,
-    "transports": LEAVES | {"_endpoint"},
+    "_kernel_socket": LEAVES,
+    "transports": LEAVES | {"_endpoint", "_kernel_socket"},
     # the socket API
     "_options": LEAVES,
     "_life": BELOW_SOCKETS | {"_options"},

@@ -29,7 +29,7 @@ from vsock.address import (
     UnixAddress,
     as_target,
 )
-from vsock.errors import AddressError, UsageError
+from vsock.errors import AddressError
 from vsock.transports import (
     KernelTransport,
     Transport,
@@ -150,8 +150,6 @@ def listen(
 def get_local_cid(*, transport: Transport | str | None = None) -> int:
     """Return the CID of this machine: 2 on the host of a switch, a guest's own in that guest."""
     where = choose(transport)
-    if isinstance(where, KernelTransport):
-        raise UsageError("the kernel's local CID is an ioctl on /dev/vsock; ask it there")
     return where.local_cid()
 
 

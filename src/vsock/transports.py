@@ -97,12 +97,18 @@ class KernelTransport:
 
     __slots__ = ()
 
-    def make(self, kind: int) -> _Base:
+    def make(self, kind: int, proto: int = 0) -> _Base:
         """Return a new kernel socket."""
-        family = getattr(_socket, "AF_VSOCK", None)
-        if family is None:
-            raise UsageError("this Python was built without AF_VSOCK")
-        return _socket.socket(family, kind)
+        # Late, because few ask for it, and ctypes costs more to import than all the rest.
+        from vsock._kernel_socket import KernelSocket
+
+        return KernelSocket(kind, proto)
+
+    def local_cid(self) -> int:
+        """Return the CID of this machine as the kernel knows it."""
+        from vsock._kernel_socket import kernel_local_cid
+
+        return kernel_local_cid()
 
 
 Transport = SwitchTransport | KernelTransport
