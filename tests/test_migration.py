@@ -64,6 +64,9 @@ def test_loopback_of_the_guest_is_not_touched(switch, guest):
     ):
         theirs, _ = listener.accept()
         switch.set_guest_cid(3, 33)
+        # Answered only when the guest has heard of it.
+        with pytest.raises(vsock.ConnectRefused):
+            vsock.create_connection((33, PORT + 1))
         assert guest.cid == 33
         with theirs:
             ours.sendall(b"still here")

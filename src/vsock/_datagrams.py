@@ -89,6 +89,9 @@ class DatagramSocket(socket):
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
             raise state_error(errno.EINVAL)
         self._life.shut |= how + 1
+        if self._life.is_attached and how != _socket.SHUT_WR:
+            # For poll. The other direction of the descriptor carries no datagrams.
+            _Base.shutdown(self, _socket.SHUT_RD)
         if self._life.state is not State.CONNECTED:
             raise state_error(errno.ENOTCONN)
 

@@ -6,7 +6,9 @@
 //! ever kept for later: what finds no room is dropped and counted. From one guest to another there is no way, as in VMCI.
 
 use std::io::IoSlice;
+use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use vsock_core::{Address, Binding, Cid, EOM, Op, Port, RawHeader, SocketType};
@@ -123,6 +125,8 @@ impl Worker {
         // A program that does not receive loses them: that is what best effort means.
         match sendmsg(&client.fd, &parts, &mut SendAncillaryBuffer::default(), flags) {
             Ok(_) => self.datagrams.received += 1,
+            // It has closed, and we have not heard of it yet.
+            Err(_) if has_hung_up(&client.fd) => return false,
             Err(_) => self.datagrams.dropped += 1,
         }
         true
@@ -205,6 +209,12 @@ impl Worker {
             self.datagrams.dropped += 1;
         }
     }
+}
+
+fn has_hung_up(fd: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(fd, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 fn datagram_header(from: Address, to: Address, len: u32, flags: u32) -> RawHeader {
