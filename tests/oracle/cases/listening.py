@@ -2,7 +2,7 @@
 
 import socket
 
-from tests.oracle.case import OK, Steps, case, do, family, ours
+from tests.oracle.case import OK, Steps, case, do, family
 from tests.oracle.env import ANY, SEQPACKET, STREAM, Env
 
 KINDS = {"stream": STREAM, "seqpacket": SEQPACKET}
