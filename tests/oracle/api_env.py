@@ -1,10 +1,9 @@
 """The world of a case in the column of `vsock.socket`."""
 
-import errno
 from typing import Any
 
 from tests.oracle.case import NotApplicable
-from tests.oracle.env import DGRAM, Env
+from tests.oracle.env import Env
 
 import vsock
 
@@ -16,12 +15,7 @@ class ApiEnv(Env):
 
     def make_socket(self, kind: int, proto: int) -> Any:
         """A `vsock.socket`."""
-        try:
-            return vsock.socket(kind, proto)
-        except OSError as error:
-            if kind == DGRAM and error.errno == errno.ENODEV:
-                raise NotApplicable("vsock.socket has no SOCK_DGRAM yet") from None
-            raise
+        return vsock.socket(kind, proto)
 
     def local_cid(self) -> int:
         """The function for it."""

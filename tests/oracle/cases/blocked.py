@@ -97,8 +97,8 @@ def buffer_enlarged_when_connected(env: Env) -> Steps:
 def partly(env: Env) -> Steps:
     """A non-blocking send of more than there is room for sends a part."""
     client, server = env.pair()
-    sent = client.send(bytes(BUFFER + 5000), NOW)
-    yield amount(sent, BUFFER), BUFFER, ours("D5", LESS)
+    sent = client.send(bytes(MUCH), NOW)
+    yield 0 < sent < MUCH, True
     yield len(env.receive(server, sent)), sent
 
 

@@ -234,6 +234,7 @@ def shutdown_not_connected(env: Env) -> Steps:
     sock, _ = receiver(env)
     yield do(sock.shutdown, socket.SHUT_RD), "ENOTCONN"
     yield env.poll(sock), "IN|OUT|RDHUP"
+    yield do(sock.recv, 10), b""
 
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
