@@ -114,3 +114,13 @@ def test_host_cid_from_a_guest_is_the_host_not_loopback(guest):
         accepted, peer = listener.accept()
         accepted.close()
         assert peer[0] == guest.cid
+
+
+def test_port_of_a_closed_socket_can_be_bound_at_once(switch):
+    """As soon as `close` has returned, whoever of the two the switch hears first."""
+    for kind in (vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET, vsock.SOCK_DGRAM):
+        for _ in range(200):
+            with vsock.socket(kind) as sock:
+                sock.bind((CID_ANY, PORT))
+                if kind != vsock.SOCK_DGRAM:
+                    sock.listen(1)

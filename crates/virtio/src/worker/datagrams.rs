@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use vsock_core::{Address, Binding, Cid, EOM, Op, Port, RawHeader, SocketType};
+use vsock_core::{Address, BindError, Binding, Cid, EOM, Op, Port, RawHeader, SocketType};
 
 use super::link_slot::LinkFault;
 use super::source::{LinkId, Source};
@@ -46,8 +46,13 @@ impl Worker {
         token: Token,
         address: Address,
         may_use_privileged: bool,
-    ) -> Result<Bound, vsock_core::BindError> {
-        let id = self.datagram_ports.bind(address, may_use_privileged)?;
+    ) -> Result<Bound, BindError> {
+        let id = match self.datagram_ports.bind(address, may_use_privileged) {
+            Err(BindError::InUse) if self.drop_closed(address.port) => {
+                self.datagram_ports.bind(address, may_use_privileged)?
+            }
+            outcome => outcome?,
+        };
         self.datagram_sockets.insert(id, token);
         Ok(Bound { id, address: self.datagram_ports.address(id).unwrap_or(address) })
     }

@@ -16,6 +16,7 @@
 //! attachment, never the round.
 
 mod attach;
+mod binding;
 mod datagrams;
 mod forward;
 mod hybrid;

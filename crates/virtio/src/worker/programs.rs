@@ -106,7 +106,7 @@ impl Worker {
         self.drop_client(token);
     }
 
-    fn drop_client(&mut self, token: Token) {
+    pub(crate) fn drop_client(&mut self, token: Token) {
         let bound = match self.sources.get(token) {
             Some(Source::Client(client)) if client.kind == SocketType::Datagram => {
                 let bound = client.bound;
@@ -178,10 +178,11 @@ impl Worker {
             }
             return Ok(Reply { flow: bound.id.0, ..Reply::ok(op::BIND, bound.address) });
         }
-        let id = self.ports.bind(address, may).map_err(|error| (op::BIND, bind_errno(error)))?;
-        let address = self.ports.address(id).unwrap_or(address);
-        client.bound = Some(Bound { id, address });
-        Ok(Reply::ok(op::BIND, address))
+        let bound = self.bind_port(address, may).map_err(|error| (op::BIND, bind_errno(error)))?;
+        if let Some(Source::Client(client)) = self.sources.get_mut(token) {
+            client.bound = Some(bound);
+        }
+        Ok(Reply::ok(op::BIND, bound.address))
     }
 
     fn grant_resolve(&self, name: &[u8]) -> Result<Reply, (u8, Errno)> {
@@ -342,9 +343,7 @@ impl Worker {
 
     pub(crate) fn bind_ephemeral(&mut self) -> Result<Bound, Errno> {
         let any = Address { cid: Cid::ANY, port: Port::ANY };
-        let id = self.ports.bind(any, false).map_err(bind_errno)?;
-        let address = self.ports.address(id).unwrap_or(any);
-        Ok(Bound { id, address })
+        self.bind_port(any, false).map_err(bind_errno)
     }
 
     /// Sends REQUEST over a link.
