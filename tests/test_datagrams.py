@@ -106,7 +106,7 @@ def test_datagrams_of_several_senders_are_not_mixed(guest, receiver):
         for thread in threads:
             thread.start()
         receiver.settimeout(20)
-        seen = set()
+        seen: set[tuple[int, int]] = set()
         try:
             while len({mark for mark, _ in seen}) < 4:
                 data, (cid, port) = receiver.recvfrom(1 << 17)
