@@ -5,7 +5,9 @@ import errno
 import os
 import select
 import socket
+import struct
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -309,6 +311,40 @@ def test_send_after_either_side_shut_it_is_epipe(pair):
     poller.register(theirs, 0)  # POLLHUP is always told
     assert poller.poll(10_000)
     assert errno_of(lambda: theirs.send(b"x")) == errno.EPIPE
+
+
+def test_sender_hears_of_shut_rd_while_it_sends_nothing(pair):
+    """The other side is told at once, and not only when its next data is refused."""
+    ours, theirs = pair
+    ours.shutdown(socket.SHUT_RD)
+    deadline = time.monotonic() + 10
+    # An empty send carries nothing anywhere, and still says that nobody receives.
+    while errno_of(lambda: socket.socket.send(theirs, b"")) != errno.EPIPE:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.002)
+
+
+def test_sender_that_waits_for_room_is_ended_by_shut_rd(pair):
+    """Nobody reads from our socket any more, which is full: nothing but the shutdown can tell."""
+    ours, theirs = pair
+    fill(theirs)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 10, 0))
+    ours.shutdown(socket.SHUT_RD)
+    assert errno_of(lambda: theirs.sendall(bytes(4096))) == errno.EPIPE
+
+
+def fill(sock):
+    """Send until there is no room, and none comes."""
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT)
+    refusals = 0
+    while refusals < 3:
+        try:
+            sock.send(bytes(4096), socket.MSG_DONTWAIT)
+            refusals = 0
+        except BlockingIOError:
+            refusals += 1
+            poller.poll(50)
 
 
 def test_connect_under_way_is_given_up_by_shutdown(switch):

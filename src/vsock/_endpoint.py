@@ -26,6 +26,8 @@ VERSION = 1
 MESSAGE_SIZE = 32
 HELD = 1
 """Flag of a CONNECT that the node leaves unread, with its padding, until it has answered."""
+REFUSES = 1
+"""Value of a FLOW: the connection receives no more."""
 PADDING = 2016
 """Bytes sent after a held request, to keep the socket from being writable until the verdict."""
 ANSWER_TIMEOUT = 5.0
@@ -54,7 +56,7 @@ class Op(IntEnum):
 class Request(NamedTuple):
     """A message from the client to the node.
 
-    `value` is the connect timeout in milliseconds (CONNECT) or the backlog (LISTEN), `buffer` the
+    `value` is the connect timeout in milliseconds (CONNECT), the backlog (LISTEN) or `REFUSES` (FLOW), `buffer` the
     size of the receive buffer in bytes (CONNECT, LISTEN, FLOW), `extra` the number of bytes that follow the
     message.
     """

@@ -19,6 +19,7 @@ make on the descriptor, and those must fit what it is. This module is not for ch
 `vsock._data_calls`, the options in `vsock._option_calls`.
 """
 
+import contextlib
 import errno
 import socket as _socket
 import time
@@ -266,6 +267,10 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             super().shutdown(_socket.SHUT_RDWR)
         elif life.has_stream:
             super().shutdown(how)
+            if how == _socket.SHUT_RD and life.flow and life.transport is not None:
+                # A connection that has ended meanwhile, or a switch that has, wants to hear nothing.
+                with contextlib.suppress(OSError):
+                    life.transport.stop_receiving(life.flow)
         else:
             raise state_error(errno.ENOTCONN)
         # SHUT_RD, SHUT_WR, SHUT_RDWR are 0, 1, 2 and the bits 1, 2, 3.

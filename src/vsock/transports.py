@@ -82,6 +82,15 @@ class SwitchTransport(NamedTuple):
         request = Request(Op.FLOW, flow & 0xFFFFFFFF, flow >> 32, buffer=size)
         return self._ask(request, b"", f"flow {flow}").peer_buf_alloc
 
+    def stop_receiving(self, flow: int) -> None:
+        """Say that a connection of ours receives no more.
+
+        Its descriptor has been shut down, but while that is full, or carries messages, the switch
+        would not see it before it has something to write.
+        """
+        request = Request(Op.FLOW, flow & 0xFFFFFFFF, flow >> 32, _endpoint.REFUSES)
+        self._ask(request, b"", f"flow {flow}")
+
     def _ask(self, request: Request, extra: bytes, doing: str) -> Reply:
         """Ask one thing over a connection of its own."""
         with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,37 @@ say(s.recv(100), os.read(s.fileno(), 100), s.recvmsg(100)[0], error(s.getpeernam
     )
     assert said == ["b'' b'' b'' ENOTCONN"]
     assert done.wait(10)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_peer_hears_of_shut_rd_while_it_sends_nothing(peer: Any, python: Python, kind: int) -> None:
+    """It is told at once, and not only when its next data is refused."""
+    told: list[bool] = []
+
+    def answer(connection: socket.socket) -> None:
+        deadline = time.monotonic() + 10
+        while not told and time.monotonic() < deadline:
+            try:
+                # An empty send carries nothing anywhere, and still says that nobody receives.
+                socket.socket.send(connection, b"")
+            except BrokenPipeError:
+                told.append(True)
+            threading.Event().wait(0.002)
+        connection.shutdown(socket.SHUT_RD)
+
+    peer(kind, answer)
+    said = python(
+        f"""
+s = socket.socket(AF_VSOCK, {int(kind)})
+s.connect((3, 5000))
+s.shutdown(socket.SHUT_RD)
+poll = select.poll()
+poll.register(s, 0)  # hung up when the other side receives no more either
+say(bool(poll.poll(10000)))
+"""
+    )
+    assert said == ["True"]
+    assert told == [True]
 
 
 def test_flags_are_those_of_af_vsock(peer: Any, python: Python) -> None:

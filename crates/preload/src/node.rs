@@ -5,7 +5,7 @@ use libc::sockaddr_un;
 use crate::note::{Flags, Note};
 use crate::setup::{self, LONGEST_PATH};
 use crate::sys::{Answer, Errno, Fd, now_ms};
-use crate::wire::{MESSAGE, PADDING, Reply, Request, op};
+use crate::wire::{MESSAGE, PADDING, REFUSES, Reply, Request, op};
 
 /// How long a node may take for an immediate answer before it is taken for gone.
 pub(crate) const ANSWER_MS: u64 = 5000;
@@ -38,9 +38,18 @@ pub(crate) fn local_cid() -> Answer<u32> {
 
 /// Gives a connection another receive buffer (0: leaves it as it is), and returns how large the other side's is.
 pub(crate) fn set_buffer(flow: u64, buffer: u64) -> Answer<u32> {
+    ask_aside(&Request { buffer, ..about(flow) }).map(|reply| reply.peer_buffer)
+}
+
+/// Says that a connection receives no more: while its descriptor is full, or carries messages, the node would not see it
+/// before it has something to write.
+pub(crate) fn stop_receiving(flow: u64) -> Answer<()> {
+    ask_aside(&Request { value: REFUSES, ..about(flow) }).map(|_| ())
+}
+
+fn about(flow: u64) -> Request {
     let [cid, port] = [flow & 0xffff_ffff, flow >> 32].map(|half| u32::try_from(half).unwrap_or(0));
-    let request = Request { cid, port, buffer, ..Request::new(op::FLOW) };
-    ask_aside(&request).map(|reply| reply.peer_buffer)
+    Request { cid, port, ..Request::new(op::FLOW) }
 }
 
 /// Asks over a connection of its own: that of a stream carries no requests any more.

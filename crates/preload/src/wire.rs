@@ -13,6 +13,9 @@ const VERSION: u8 = 1;
 /// Flag of a CONNECT that the node leaves unread until it has answered.
 pub(crate) const HELD: u16 = 1;
 
+/// Value of a FLOW: the connection receives no more.
+pub(crate) const REFUSES: u32 = 1;
+
 /// What a message is about.
 pub(crate) mod op {
     pub(crate) const BIND: u8 = 1;

@@ -154,6 +154,17 @@ def of_a_listener_that_has_guests(env: Env) -> Steps:
     yield do(env.accept(listener).recv, 1, NOW), "EAGAIN"
 
 
+@family("9.1", KINDS)
+def sender_that_waits(env: Env, kind: int) -> Steps:
+    """Who waits for room hears that nobody receives any more."""
+    client, server = env.pair(kind)
+    env.fill(server)
+    sending = env.background(lambda: server.send(bytes(4096), QUIET))
+    env.until(lambda: env.waits(sending))
+    client.shutdown(RD)
+    yield sending(), "EPIPE"
+
+
 @case("9.1")
 def wakes_poll(env: Env) -> Steps:
     """It is an event for who polls in another thread."""

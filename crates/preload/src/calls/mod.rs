@@ -211,6 +211,10 @@ pub(crate) fn shut_down(fd: Fd, note: Note, how: c_int) -> Answer<()> {
         end_hold(fd, &mut note)?;
     } else if note.has_stream() {
         fd.shut_down(how)?;
+        if how == libc::SHUT_RD && note.flow != 0 {
+            // A connection that has ended meanwhile wants to hear nothing.
+            let _ = node::stop_receiving(note.flow);
+        }
     } else {
         return Err(NOT_CONNECTED);
     }

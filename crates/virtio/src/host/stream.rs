@@ -158,12 +158,15 @@ impl Stream {
             return None;
         }
         let empty = send(&self.fd, &[], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        (empty == Err(Errno::PIPE)).then(|| {
-            self.discarding = true;
-            let mut taken = Taken::default();
-            self.discard(&mut taken);
-            taken
-        })
+        (empty == Err(Errno::PIPE)).then(|| self.stop())
+    }
+
+    /// The program receives no more: discards what waits for it, and all that comes.
+    pub(crate) fn stop(&mut self) -> Taken {
+        self.discarding = true;
+        let mut taken = Taken::default();
+        self.discard(&mut taken);
+        taken
     }
 
     /// No more of the guest's waits here than the start of a message that may never end.

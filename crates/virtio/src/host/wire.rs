@@ -15,6 +15,9 @@ pub(crate) const VERSION: u8 = 1;
 /// Flag of a CONNECT request: padding follows, and both stay unread until the verdict (non-blocking connect).
 pub(crate) const FLAG_HELD: u16 = 1;
 
+/// Value of a FLOW request: the connection's program receives no more.
+const FLOW_REFUSES: u32 = 1;
+
 /// Most bytes behind a request.
 pub(crate) const MAX_EXTRA: usize = 4096;
 
@@ -57,6 +60,8 @@ pub(crate) enum Request {
         number: u64,
         /// Receive buffer, bytes; 0: as it is.
         buffer: u64,
+        /// Its program receives no more.
+        refuses: bool,
     },
     /// Send a datagram.
     Send {
@@ -136,7 +141,11 @@ impl Request {
                 (request, last == 0 && (held.is_some() || is_clean))
             }
             op::LISTEN => (Self::Listen { backlog: value, buffer }, is_clean && no_address),
-            op::FLOW => (Self::Flow { number: u64_at(bytes, 4), buffer }, is_clean && value == 0),
+            op::FLOW => {
+                let refuses = value == FLOW_REFUSES;
+                let request = Self::Flow { number: u64_at(bytes, 4), buffer, refuses };
+                (request, is_clean && (refuses || value == 0))
+            }
             op::ACCEPTED => (Self::Accepted, is_clean && no_address),
             op::LOCAL_CID => (Self::LocalCid, is_clean && no_address),
             op::SEND => {
@@ -264,6 +273,19 @@ mod tests {
         assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero));
         bytes = connect_bytes();
         bytes[24] = 1;
+        assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero));
+    }
+
+    #[test]
+    fn flow_request_may_say_that_its_program_receives_no_more() {
+        let mut bytes = [0; MESSAGE_LEN];
+        bytes[..2].copy_from_slice(&[VERSION, op::FLOW]);
+        bytes[4] = 7;
+        let request = |refuses| Ok(Request::Flow { number: 7, buffer: 0, refuses });
+        assert_eq!(Request::parse(&bytes), request(false));
+        bytes[12] = 1;
+        assert_eq!(Request::parse(&bytes), request(true));
+        bytes[12] = 2;
         assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero));
     }
 

@@ -134,7 +134,9 @@ impl Worker {
             Request::Listen { backlog, buffer } => {
                 return self.grant_listen(token, backlog, narrow(buffer));
             }
-            Request::Flow { number, buffer } => self.grant_flow(token, number, narrow(buffer)),
+            Request::Flow { number, buffer, refuses } => {
+                self.grant_flow(token, number, narrow(buffer), refuses)
+            }
             Request::LocalCid => {
                 Ok(Reply::ok(op::LOCAL_CID, Address { cid: self.local, port: Port::ANY }))
             }
@@ -193,27 +195,39 @@ impl Worker {
         Ok(Reply { theirs, ..Reply::ok(op::RESOLVE, NOWHERE) })
     }
 
-    /// What is to be known of a connection that its program cannot see, and its receive buffer from now on.
-    fn grant_flow(&mut self, token: Token, number: u64, buffer: u32) -> Result<Reply, (u8, Errno)> {
+    /// What is to be known of a connection that its program cannot see, its receive buffer from now on, and that the
+    /// program receives no more, which its descriptor does not tell us in every state.
+    fn grant_flow(
+        &mut self,
+        token: Token,
+        number: u64,
+        buffer: u32,
+        refuses: bool,
+    ) -> Result<Reply, (u8, Errno)> {
         let Some(Source::Client(client)) = self.sources.get(token) else {
             return Err((op::FLOW, Errno::INVAL));
         };
         let user = client.peer.uid;
         // Rare enough to look at all of them.
-        let mut flows = self.sources.iter().filter_map(|(_, source)| {
-            if let Source::Flow(flow) = source { Some(flow) } else { None }
+        let mut flows = self.sources.iter_mut().filter_map(|(token, source)| {
+            if let Source::Flow(flow) = source { Some((token, flow)) } else { None }
         });
-        let found = flows.find(|flow| flow.number == number);
-        let flow = found.ok_or((op::FLOW, Errno::NOTCONN))?;
+        let found = flows.find(|(_, flow)| flow.number == number);
+        let (flow_token, flow) = found.ok_or((op::FLOW, Errno::NOTCONN))?;
         if user != 0 && user != flow.peer.uid {
             return Err((op::FLOW, Errno::PERM));
         }
         let (link, id) = (flow.link, flow.id);
         let (ours, theirs) = (flow.ours, flow.theirs);
+        let stopped = (refuses && flow.phase == Phase::Open).then(|| flow.stream.stop());
         let slot = self.links.get_mut(link).ok_or((op::FLOW, Errno::NOTCONN))?;
         if buffer > 0 {
             slot.endpoint.set_buf_alloc(id, buffer);
         }
+        if let Some(taken) = stopped {
+            self.took(link, flow_token, taken);
+        }
+        let slot = self.links.get(link).ok_or((op::FLOW, Errno::NOTCONN))?;
         let peer_buffer = slot.endpoint.info(id).map_or(0, |info| info.peer_buf_alloc);
         self.activate(link);
         Ok(Reply { theirs, peer_buffer, flow: number, ..Reply::ok(op::FLOW, ours) })
