@@ -85,6 +85,16 @@ def test_ls_shows_guests_listeners_and_flows(
         assert "2.0 KiB" in table
 
 
+def test_explain_tells_the_rule(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By name and by CID; the exit code is the verdict."""
+    assert output(capsys, "explain", "alpha", "beta").startswith("allowed: alpha and beta share")
+    assert json.loads(output(capsys, "explain", "host", "5", "--json"))["rule"] == "host"
+    assert main(["explain", "3", "gamma"]) == 1
+    assert capsys.readouterr().out.startswith("refused: alpha and gamma share no group")
+    assert main(["explain", "alpha", "nobody"]) == 1
+    assert "no guest 'nobody'" in capsys.readouterr().err
+
+
 def test_qemu_args_name_the_socket_and_shared_memory(
     switch: Switch, capsys: pytest.CaptureFixture[str]
 ) -> None:

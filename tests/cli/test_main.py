@@ -32,7 +32,7 @@ def test_help_names_every_command_and_imports_none(capsys: pytest.CaptureFixture
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     for name in (
-        *("switch", "guest", "ls", "cat", "run", "ssh-proxy", "ping"),
+        *("switch", "guest", "ls", "explain", "cat", "run", "ssh-proxy", "ping"),
         *("qemu-args", "uml-args", "demo"),
     ):
         assert f"\n  {name} " in shown
@@ -45,6 +45,7 @@ def test_help_names_every_command_and_imports_none(capsys: pytest.CaptureFixture
         "guest",
         "guest add",
         "ls",
+        "explain",
         "cat",
         "run",
         "ssh-proxy",

@@ -12,11 +12,12 @@ import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.model import GuestSpec
+from vsock.switch.policy import Verdict
 from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord, from_json
 
 __all__ = ["Client"]
@@ -71,6 +72,11 @@ class Client:
     def remove_guest(self, guest: str | int) -> None:
         """Ends a guest's attachment and flows, and forgets it. Raises NoSuchGuest."""
         self._ask("DELETE", f"/v1/guests/{quote(str(guest), safe='')}")
+
+    def explain(self, source: str | int, destination: str | int) -> Verdict:
+        """May `source` connect to `destination` (names or CIDs; "host"), and why. Raises NoSuchGuest."""
+        query = urlencode({"source": source, "destination": destination})
+        return from_json(Verdict, self._ask("GET", f"/v1/policy?{query}"))
 
     def _ask(self, method: str, path: str, body: object = None) -> Any:
         connection = _UnixConnection(self._files.control, self._timeout)
