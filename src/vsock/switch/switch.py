@@ -31,6 +31,7 @@ from vsock.switch.claims import RuntimeClaim, clear_socket
 from vsock.switch.model import GuestSpec, conflicts, faults
 from vsock.switch.policy import HOST, Party, Verdict, decide
 from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord
+from vsock.transports import SwitchTransport
 
 __all__ = ["Switch"]
 
@@ -257,6 +258,11 @@ class Switch:
     def runtime_dir(self) -> Path:
         """The directory of the switch's sockets; `VSOCK_RUNTIME_DIR` for programs to use it."""
         return self._files.directory
+
+    @property
+    def transport(self) -> SwitchTransport:
+        """What to pass as ``transport=`` to have any verb of this package act for a host program."""
+        return SwitchTransport(str(self.runtime_dir))
 
     def socket_path(self, name: str) -> Path:
         """Where the VMM of guest `name` connects (or would by default)."""

@@ -1,0 +1,40 @@
+"""A guest gets another CID while it runs, as after a migration: what both sides see.
+
+    python change_cid.py
+
+Everything is in this one program. With a switch that runs already: `vsock guest set alpha --cid 33`.
+"""
+
+import tempfile
+
+import vsock
+
+
+def main() -> None:
+    """Give alpha another CID while a connection is open."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        vsock.Switch({"alpha": 3}, runtime_dir=f"{directory}/run") as switch,
+        vsock.Guest(switch.socket_path("alpha")) as alpha,
+        alpha.create_server(5000) as listener,  # on the wildcard CID, so it goes on
+    ):
+        host = switch.transport
+        with vsock.create_connection("alpha:5000", transport=host) as before:
+            accepted, _ = listener.accept()
+            print(f"connected to {before.getpeername()}")
+            switch.set_guest_cid("alpha", 33)
+            print(f"alpha now has CID {alpha.cid}")
+            print(f"the open connection ends: {before.recv(1)!r} and {accepted.recv(1)!r}")
+            accepted.close()
+        with vsock.create_connection("alpha:5000", transport=host) as after:
+            accepted, _ = listener.accept()
+            accepted.close()
+            print(f"connected to {after.getpeername()} by the same name")
+        try:
+            vsock.create_connection((3, 5000), transport=host)
+        except vsock.NoSuchGuest:
+            print("nobody has CID 3 any more")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Every example does what it says, against a real switch and a userspace guest."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.examples.conftest import EXAMPLES, read_line
+
+import vsock
+
+PORT = 5000
+
+
+def test_echo_server_and_client(guest, serve, run):
+    """The guest serves, the host asks; and the other way round."""
+    server = serve("echo_server.py", PORT, guest=guest)
+    assert run("echo_client.py", f"alpha:{PORT}", "hello") == "hello\n"
+    said = read_line(server)
+    assert said.startswith("2:")
+    assert said.endswith(" sent 5 bytes")
+    serve("echo_server.py", PORT)
+    assert run("echo_client.py", f"host:{PORT}", "back", guest=guest) == "back\n"
+
+
+def test_asyncio_server_has_many_clients_at_once(guest, serve, run):
+    """Each gets its own bytes."""
+    serve("asyncio_echo.py", "serve", PORT, guest=guest)
+    said = run("asyncio_echo.py", "ask", f"alpha:{PORT}", "--clients", 50)
+    assert said == "50 of 50 clients got their own bytes back\n"
+
+
+def test_trio_client_gets_what_it_sent(guest, serve, run):
+    """Over a non-blocking connect; a refusal is an exception."""
+    serve("asyncio_echo.py", "serve", PORT, guest=guest)
+    assert run("trio_client.py", f"alpha:{PORT}", "one", "two") == "one\ntwo\n"
+    assert "ConnectRefused" in run("trio_client.py", "alpha:1", "one", status=1)
+
+
+def test_command_becomes_a_guest(switch, run):
+    """Its CID is the guest's, and its exit code is ours."""
+    program = "import sys, vsock; print(vsock.get_local_cid()); sys.exit(7)"
+    assert run("as_guest.py", "beta", "python3", "-c", "print(1)") == "1\n"
+    assert run("as_guest.py", "beta", sys.executable, "-c", program, status=7) == "4\n"
+    assert "does `vsock guest ls` list nobody?" in run("as_guest.py", "nobody", "true", status=1)
+
+
+def test_guests_of_one_group_talk(run):
+    """And the third one is refused, with the reason."""
+    assert run("guest_to_guest.py").splitlines() == [
+        "alpha -> beta: connected: alpha and beta share the group lab",
+        "beta was called by CID 3",
+        "gamma -> beta: refused: gamma and beta share no group; give both the same one",
+    ]
+
+
+def test_messages_keep_their_borders(guest, serve, run):
+    """One send, one receive."""
+    serve("messages.py", "serve", PORT, guest=guest)
+    said = run("messages.py", "send", f"alpha:{PORT}", "one", "three and four")
+    assert said == "3 bytes: one\n14 bytes: three and four\n"
+
+
+def test_datagrams_go_and_come(guest, serve, run):
+    """Between the host and a userspace guest; nobody there is an error."""
+    receiver = serve("datagrams.py", "receive", PORT, guest=guest)
+    assert run("datagrams.py", "send", f"alpha:{PORT}", "one", "two") == "got one\ngot two\n"
+    assert [read_line(receiver), read_line(receiver)] == ["2 says one", "2 says two"]
+    said = run("datagrams.py", "send", "beta:5000", "one", status=1)
+    assert said.startswith("datagrams.py: ")
+
+
+def test_file_arrives_whole(guest, start, run, tmp_path):
+    """The receiver's checksum is the sender's."""
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.write_bytes(bytes(range(256)) * 10_000)
+    receiver = start("send_file.py", "receive", PORT, copy, guest=guest)
+    assert read_line(receiver).startswith("listening on ")
+    run("send_file.py", "send", f"alpha:{PORT}", original)
+    assert read_line(receiver).startswith("2560000 bytes from 2:")
+    assert copy.read_bytes() == original.read_bytes()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
+def test_tls_wants_the_right_name(guest, serve, run, tmp_path):
+    """The server shows the certificate, and it must be for whom we ask."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=alpha"
+        f" -addext subjectAltName=DNS:alpha -keyout {key} -out {certificate}"
+    )
+    subprocess.run(make.split(), check=True, capture_output=True)
+    serve("tls.py", "serve", PORT, certificate, key, guest=guest)
+    assert run("tls.py", "ask", f"alpha:{PORT}", certificate, "secret") == "TLSv1.3 secret\n"
+    said = run("tls.py", "ask", f"alpha:{PORT}", certificate, "x", "--name", "beta", status=1)
+    assert "CERTIFICATE_VERIFY_FAILED" in said
+
+
+def test_http_serves_files(guest, serve, run, tmp_path):
+    """One that is there, and one that is not."""
+    (tmp_path / "page").write_text("a page\n")
+    serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
+    assert run("http_over_vsock.py", "get", f"alpha:{PORT}", "/page") == "a page\n"
+    assert "404" in run("http_over_vsock.py", "get", f"alpha:{PORT}", "/none", status=1)
+
+
+def test_hybrid_socket_goes_both_ways(switch, serve, run):
+    """Called and calling, through Unix sockets only."""
+    switch.add_guest("delta", 6, hybrid=True)
+    path = switch.hybrid_path("delta")
+    with vsock.Guest(switch.socket_path("delta")) as delta:
+        serve("echo_server.py", PORT, guest=delta)
+        assert run("hybrid.py", "call", path, PORT, "hello") == "hello\n"
+        listener = serve("hybrid.py", "listen", path, 6000)
+        with delta.create_connection((vsock.CID_HOST, 6000)) as connection:
+            connection.sendall(b"from the guest")
+        assert read_line(listener) == "from the guest"
+        assert listener.wait(30) == 0
+
+
+def test_options_hold_for_the_connection(guest, run):
+    """The buffer is what was asked for, and our timeout ends a call."""
+    with guest.create_server(PORT):
+        said = run("options.py", f"alpha:{PORT}", "--buffer", 1 << 20).splitlines()
+    assert said == [
+        "receive buffer by default: 262144",
+        "receive buffer now: 1048576",
+        "nothing came within 0.2 s",
+    ]
+
+
+def test_errors_are_told_in_words(guest, run):
+    """Each kind by its cause."""
+    with guest.create_server(PORT):
+        assert run("errors_in_words.py", "alpha:5000") == "connected to 3:5000\n"
+    for address, words in {
+        "alpha:5000": "nobody listens on this port",
+        "beta:5000": "the guest does not answer",
+        "delta:5000": "no guest of this name",
+        "9:5000": "no guest of this name",
+        "alpha": "not an address",
+    }.items():
+        assert words in run("errors_in_words.py", address, status=1)
+
+
+def test_errors_without_a_switch_say_so(runtime_dir, run):
+    """The most common one."""
+    assert run("errors_in_words.py", "alpha:5000", status=1).startswith("no switch runs here")
+
+
+def test_connections_end_when_the_cid_changes(run):
+    """And the name leads to the new one."""
+    assert run("change_cid.py").splitlines() == [
+        "connected to 3:5000",
+        "alpha now has CID 33",
+        "the open connection ends: b'' and b''",
+        "connected to 33:5000 by the same name",
+        "nobody has CID 3 any more",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_example_is_short_explained_and_tested(path):
+    """Under 60 lines; it begins with how to run it; README and a test know it."""
+    source = path.read_text()
+    assert len(source.splitlines()) < 60
+    assert f"{path.name}" in source.split('"""')[1]
+    assert f"[{path.name}]({path.name})" in (EXAMPLES / "README.md").read_text()
+    tests = [file.read_text() for file in Path(__file__).parent.glob("test_*.py")]
+    assert any(f'"{path.name}"' in text for text in tests)
