@@ -44,6 +44,7 @@ def test_help_names_every_command_and_imports_none(capsys: pytest.CaptureFixture
         "switch",
         "guest",
         "guest add",
+        "guest run",
         "ls",
         "explain",
         "cat",

@@ -1,9 +1,10 @@
-"""`vsock guest`: the guests of a running switch."""
+"""`vsock guest`: the guests of a running switch; `run` is in `vsock.cli.guest_run`."""
 
 from pathlib import Path
 
 import click
 
+from vsock.cli.guest_run import run
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table
 from vsock.switch.client import Client
@@ -15,7 +16,10 @@ __all__ = ["guest", "print_guests"]
 
 @click.group()
 def guest() -> None:
-    """Add, change, remove and list guests of a running switch."""
+    """Add, change, remove and list guests of a running switch, or be one."""
+
+
+guest.add_command(run)
 
 
 @guest.command()

@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 _COMMANDS: Final = {
     "switch": ("vsock.cli.switch:switch", "Run a switch: the vsock device of many guests."),
-    "guest": ("vsock.cli.guest:guest", "Add, remove and list guests of a running switch."),
+    "guest": ("vsock.cli.guest:guest", "Add, change, remove, list guests of a switch; be one."),
     "ls": ("vsock.cli.ls:ls", "Show guests, listeners and flows of a switch."),
     "explain": ("vsock.cli.explain:explain", "Say who may connect to whom, and why."),
     "cat": ("vsock.cli.cat:cat", "Connect or listen, and copy standard input and output."),
