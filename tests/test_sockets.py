@@ -291,6 +291,32 @@ def test_non_blocking_connect_refused_can_be_tried_again(guest):
             listener.accept()[0].close()
 
 
+def test_non_blocking_connect_has_its_port_while_it_waits(switch):
+    """The address that the other side will see is known at once, as in the kernel."""
+    with vsock.socket() as sock:
+        sock.setblocking(False)
+        sock.connect_timeout = 0.05
+        assert sock.connect_ex((4, PORT)) == errno.EINPROGRESS
+        port = sock.getsockname().port
+        assert port != vsock.PORT_ANY
+        assert poll(sock, select.POLLOUT, 5)
+        assert sock.getsockname() == (vsock.CID_ANY, port)
+
+
+def test_non_blocking_connect_to_nobody_fails_at_once(switch):
+    """What the switch knows without asking a guest is said by connect itself, once."""
+    with vsock.socket() as sock, vsock.socket(vsock.SOCK_SEQPACKET) as messages:
+        for one, number in ((sock, errno.ENODEV), (messages, errno.ESOCKTNOSUPPORT)):
+            room = one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            one.setblocking(False)
+            assert one.connect_ex((99, PORT)) == number
+            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == room
+        assert sock.connect_ex((4, PORT)) == errno.EINPROGRESS
+        # Guest 4 has not come yet, and has not said that it knows messages.
+        assert messages.connect_ex((4, PORT)) == errno.ESOCKTNOSUPPORT
+
+
 # Listening
 
 

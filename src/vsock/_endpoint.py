@@ -133,7 +133,7 @@ def send(sock: _Base, request: Request, extra: bytes = b"") -> None:
     deadline = time.monotonic() + ANSWER_TIMEOUT
     while message:
         if not wait(sock, select.POLLOUT, deadline):
-            raise _silent(request.op)
+            raise silent(request.op)
         try:
             message = message[_Base.send(sock, message, _socket.MSG_DONTWAIT) :]
         except BlockingIOError:
@@ -173,7 +173,7 @@ def ask(sock: _Base, request: Request, extra: bytes = b"") -> Reply:
     send(sock, request, extra)
     reply = receive(sock, Op(request.op), time.monotonic() + ANSWER_TIMEOUT)
     if reply is None:
-        raise _silent(request.op)
+        raise silent(request.op)
     return reply
 
 
@@ -222,6 +222,7 @@ def wait(sock: _Base, events: int, deadline: float) -> bool:
     return bool(poller.poll(left * 1000))
 
 
-def _silent(op: int) -> SwitchGone:
+def silent(op: int) -> SwitchGone:
+    """Return the error for a switch that owes an answer to `op` and gives none."""
     text = f"{Op(op).name}: the switch did not answer within {ANSWER_TIMEOUT:g} s"
     return SwitchGone(errno.ENODEV, text)

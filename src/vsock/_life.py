@@ -39,6 +39,7 @@ class Life:
         is_attached: the descriptor leads to the switch.
         has_stream: the descriptor is the connection, and not the way to the switch.
         send_buffer: of the descriptor; not 0 while it is made small for a connect.
+        has_begun: of a non-blocking connect: the switch has said that it is under way.
         error: how a connect ended, until somebody asks about it.
         shut: `RECEIVING` and `SENDING`, where the user has shut a direction.
         flow: the connection's number in the switch.
@@ -51,7 +52,7 @@ class Life:
     __slots__ = (
         *("state", "transport", "ours", "theirs", "options", "is_attached", "has_stream"),
         *("send_buffer", "error", "shut", "flow", "peer_buffer", "backlog", "low_water"),
-        "wants_zerocopy",
+        *("has_begun", "wants_zerocopy"),
     )
 
     def __init__(self, state: State, transport: "SwitchTransport | None" = None) -> None:
@@ -69,6 +70,7 @@ class Life:
         self.backlog = 0
         self.low_water = 1
         self.wants_zerocopy = False
+        self.has_begun = False
 
     @classmethod
     def connected(

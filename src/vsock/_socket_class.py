@@ -320,12 +320,23 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         buffer = self._buffer_to_announce()
         request = Request(Op.CONNECT, theirs.cid, theirs.port, milliseconds, buffer, flags=flags)
         life.theirs = theirs
+        life.has_begun = False
         life.state = State.CONNECTING
         try:
             _endpoint.send(self, request, padding)
         except OSError:
             self._end_attempt()
             raise
+        if padding:
+            self._await_beginning()
+
+    def _await_beginning(self) -> None:
+        """Wait until the switch says that an attempt is under way, or why not: it does so at once."""
+        self._settle(_endpoint.ANSWER_TIMEOUT)
+        self._raise_pending_error()
+        if self._life.state is State.CONNECTING and not self._life.has_begun:
+            self._end_attempt()
+            raise _endpoint.silent(Op.CONNECT)
 
     def _await_verdict(self) -> None:
         """Wait for the verdict of a connect as a blocking socket does, and raise if it is bad."""
@@ -340,7 +351,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         raise transport_error(errno.ETIMEDOUT, f"connect to {self._life.theirs}")
 
     def _settle(self, seconds: float = 0) -> None:
-        """If a connect is under way, take its verdict if that comes within `seconds`."""
+        """If a connect is under way, take what is said of it if that comes within `seconds`."""
         life = self._life
         if life.state is not State.CONNECTING or self.fileno() < 0:
             return
@@ -351,6 +362,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
             cid = CID_ANY if life.ours.cid == CID_ANY else reply.our_cid
             life.ours = Address(cid, reply.our_port)
+            if reply.errno == errno.EINPROGRESS:
+                life.has_begun = True
+                return
             if reply.errno:
                 raise transport_error(reply.errno, f"connect to {life.theirs}")
         except OSError as error:

@@ -80,7 +80,7 @@ _CLASSES: dict[int, tuple[type[TransportError], str]] = {
     _errno.EACCES: (AccessDenied, "permission denied"),
     _errno.EPERM: (AccessDenied, "operation not permitted by the switch"),
     _errno.EPROTO: (TransportError, "the other side broke the virtio-vsock protocol"),
-    _errno.ESOCKTNOSUPPORT: (TransportError, "the other side does not know this socket type"),
+    _errno.ESOCKTNOSUPPORT: (TransportError, "no guest runs there that knows this socket type"),
 }
 
 

@@ -73,7 +73,9 @@ impl Flags {
     pub(crate) const NO_SENDING: Self = Self(128);
     /// The peer's address has VMADDR_FLAG_TO_HOST.
     pub(crate) const TO_HOST: Self = Self(256);
-    const ALL: u32 = 511;
+    /// The node has said that the connect under way has begun.
+    pub(crate) const BEGUN: Self = Self(512);
+    const ALL: u32 = 1023;
 
     /// Whether all of `flags` are set.
     pub(crate) fn has(self, flags: Self) -> bool {

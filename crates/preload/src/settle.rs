@@ -8,7 +8,7 @@ use crate::note::{Flags, Note, State};
 use crate::sys::{Answer, Errno, Fd, give_way, now_ms, tick_us};
 use crate::wire::{Reply, op};
 
-/// Brings a socket's note up to date: if a connect is under way and its verdict is there, takes it.
+/// Brings a socket's note up to date: if a connect is under way and there is word of it, takes that.
 pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
     if note.state != State::Connecting {
         return Ok(note);
@@ -29,6 +29,11 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
             note.ours.port = reply.ours.port;
             match error {
                 None => begin_stream(&mut note, &reply),
+                Some(Errno(libc::EINPROGRESS)) => {
+                    note.flags = note.flags.with(Flags::BEGUN);
+                    note.put(fd)?;
+                    return Ok(note);
+                }
                 Some(error) => end_attempt(&mut note, error),
             }
         }
@@ -49,6 +54,22 @@ fn begin_stream(note: &mut Note, reply: &Reply) {
 fn end_attempt(note: &mut Note, error: Errno) {
     note.state = if note.ours.port == ANY { State::Fresh } else { State::Bound };
     note.error = error.0.unsigned_abs();
+}
+
+/// Waits until the node says that a held connect has begun, or why it has not: it does so at once.
+pub(crate) fn await_beginning(fd: Fd, mut note: Note) -> Answer<Note> {
+    let deadline = now_ms() + ANSWER_MS;
+    while note.state == State::Connecting && !note.flags.has(Flags::BEGUN) {
+        let left = deadline.saturating_sub(now_ms());
+        if left == 0 {
+            return Err(Errno(libc::ENODEV));
+        }
+        match fd.poll(libc::POLLIN, left) {
+            Ok(_) | Err(Errno(libc::EINTR)) => note = settle(fd, note)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(note)
 }
 
 /// Waits for the verdict of a connect under way, and gives it. A signal ends the wait with EINTR.
@@ -84,7 +105,7 @@ pub(crate) fn take_error(fd: Fd, mut note: Note) -> Answer<()> {
 /// Makes the send buffer as small as it gets: then 2048 bytes in it are enough for "not writable".
 pub(crate) fn begin_hold(fd: Fd, note: &mut Note) -> Answer<()> {
     note.send_buffer = fd.option::<u32>(libc::SOL_SOCKET, libc::SO_SNDBUF)?;
-    note.flags = note.flags.with(Flags::HELD);
+    note.flags = note.flags.with(Flags::HELD).without(Flags::BEGUN);
     fd.set_option(libc::SO_SNDBUF, &1u32)
 }
 

@@ -1,6 +1,6 @@
 """Ports that the kernel chooses, in bind() and in connect() (section 3)."""
 
-from tests.oracle.case import OK, Steps, case, do, family, ours
+from tests.oracle.case import OK, Steps, case, do, family
 from tests.oracle.env import ANY, LOCAL, OWN, SEQPACKET, STREAM, Env
 
 TRIES = 24
@@ -153,9 +153,9 @@ def connect_to_a_missing_guest(env: Env) -> Steps:
     first = chosen(env)
     sock = env.socket()
     yield do(sock.connect, env.MISSING), "ENODEV"
-    yield do(sock.getsockname), (ANY, after(first)), ours("D18", (ANY, ANY))
+    yield do(sock.getsockname), (ANY, after(first))
     other = env.socket(SEQPACKET)
-    yield do(other.connect, env.MISSING), "ESOCKTNOSUPPORT", ours("D19", "ENODEV")
+    yield do(other.connect, env.MISSING), "ESOCKTNOSUPPORT"
     yield do(other.getsockname), (ANY, ANY)
 
 

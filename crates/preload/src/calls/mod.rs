@@ -11,7 +11,7 @@ use core::ffi::c_int;
 use crate::address::{ANY, Address};
 use crate::node;
 use crate::note::{Flags, Note, State};
-use crate::settle::{await_verdict, begin_hold, end_hold, settle, take_error};
+use crate::settle::{await_beginning, await_verdict, begin_hold, end_hold, settle, take_error};
 use crate::suspects;
 use crate::sys::{Answer, Errno, Fd, tick_us};
 use crate::wire::{HELD, PADDING, Request, op};
@@ -147,6 +147,7 @@ pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>, to_host: boo
             }
             note = request_connect(fd, note, address, is_nonblocking)?;
             if is_nonblocking {
+                take_error(fd, await_beginning(fd, note)?)?;
                 return Err(Errno(libc::EINPROGRESS));
             }
         }

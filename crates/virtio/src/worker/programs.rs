@@ -293,10 +293,17 @@ impl Worker {
         if kind == SocketType::Datagram {
             return Err(Errno::OPNOTSUPP);
         }
+        // The order of the kernel: what is known of the way, then a port, then whether anybody is there.
         let link = self.route_to(to.cid, kind)?;
         let bound = match bound {
             Some(bound) => bound,
             None => self.bind_ephemeral()?,
+        };
+        let Some(link) = link else {
+            if let Some(Source::Client(client)) = self.sources.get_mut(token) {
+                client.bound = Some(bound);
+            }
+            return Err(Errno::NODEV);
         };
         let (connection, key) =
             self.start_connection(link, bound, to, kind, timeout).inspect_err(|_| {
@@ -311,6 +318,10 @@ impl Worker {
         let Source::Client(client) = std::mem::replace(entry, Source::Ended) else {
             return Err(Errno::INVAL);
         };
+        if held > 0 {
+            // Should it fail, the program is gone, which an event will tell.
+            let _ = client.reply(&Reply::not_connected(Errno::INPROGRESS, bound.address));
+        }
         let flow = self.new_flow(link, connection, key, kind, client.fd, client.peer);
         let phase = Phase::Connecting(Greeting::Reply { held });
         self.begin_flow(token, Flow { phase, binding: Some(bound), ..flow });
@@ -341,15 +352,20 @@ impl Worker {
         self.activate(link);
     }
 
-    /// Which link leads to a CID, for a socket of this kind.
-    fn route_to(&self, cid: Cid, kind: SocketType) -> Result<LinkId, Errno> {
+    /// Which link leads to a CID, for a socket of this kind; `None`: guests may have it, and none has.
+    ///
+    /// Errors are those that the kernel's choice of a transport gives (kernel-semantics, 1.3): only a driver that runs
+    /// can have said that it knows SEQPACKET.
+    fn route_to(&self, cid: Cid, kind: SocketType) -> Result<Option<LinkId>, Errno> {
         if cid == self.local || cid == Cid::LOCAL {
-            return Ok(self.loopback);
+            return Ok(Some(self.loopback));
         }
-        let id = self.routes.get(&cid).copied().or(self.default_route).ok_or(Errno::NODEV)?;
-        let slot = self.links.get(id).ok_or(Errno::NODEV)?;
-        let negotiated = slot.features != 0;
-        if kind == SocketType::SeqPacket && negotiated && slot.features & F_SEQPACKET == 0 {
+        let id = self.routes.get(&cid).copied().or(self.default_route);
+        if id.is_none() && cid == Cid::HYPERVISOR {
+            return Err(Errno::NODEV);
+        }
+        let features = id.and_then(|id| self.links.get(id)).map_or(0, |slot| slot.features);
+        if kind == SocketType::SeqPacket && features & F_SEQPACKET == 0 {
             return Err(Errno::SOCKTNOSUPPORT);
         }
         Ok(id)
