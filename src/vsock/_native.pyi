@@ -9,6 +9,7 @@ from os import PathLike
 from typing import final
 
 __all__ = [
+    "DatagramInfo",
     "Event",
     "FlowInfo",
     "GuestInfo",
@@ -119,6 +120,8 @@ class Snapshot:
     @property
     def listeners(self) -> list[ListenerInfo]: ...
     @property
+    def datagrams(self) -> list[DatagramInfo]: ...
+    @property
     def flows(self) -> list[FlowInfo]: ...
     @property
     def counters(self) -> dict[str, int]: ...
@@ -179,6 +182,31 @@ class ListenerInfo:
     @property
     def waiting(self) -> int:
         """Connections that it has not taken yet."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+
+@final
+class DatagramInfo:
+    """One datagram socket: what it is bound to, and what became of its datagrams."""
+
+    @property
+    def cid(self) -> int: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def sent(self) -> int:
+        """By it, and not lost before they left this node."""
+
+    @property
+    def received(self) -> int:
+        """For it, read by it or not yet."""
+
+    @property
+    def dropped(self) -> int:
+        """For it, and lost because it did not receive."""
 
     @property
     def pid(self) -> int: ...

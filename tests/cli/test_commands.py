@@ -85,6 +85,25 @@ def test_ls_shows_guests_listeners_and_flows(
         assert "2.0 KiB" in table
 
 
+def test_ls_shows_datagram_sockets_if_there_are_any(
+    switch: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With their owner, and what they sent and received."""
+    import vsock
+
+    assert json.loads(output(capsys, "ls", "--json"))["datagrams"] == []
+    assert "Datagram" not in output(capsys, "ls")
+    with vsock.socket(vsock.SOCK_DGRAM) as sock:
+        sock.bind((vsock.CID_ANY, 6123))
+        sock.sendto(b"to myself", (vsock.CID_LOCAL, 6123))
+        (shown,) = json.loads(output(capsys, "ls", "--json"))["datagrams"]
+        assert (shown["port"], shown["sent"], shown["received"]) == (6123, 1, 1)
+        assert (shown["pid"], shown["uid"]) == (os.getpid(), os.getuid())
+        table = output(capsys, "ls")
+        assert "Datagram sockets" in table
+        assert "6123" in table
+
+
 def test_explain_tells_the_rule(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
     """By name and by CID; the exit code is the verdict."""
     assert output(capsys, "explain", "alpha", "beta").startswith("allowed: alpha and beta share")

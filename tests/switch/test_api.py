@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import threading
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,39 @@ def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: Client) ->
     client.remove_guest("delta")
     with pytest.raises(NoSuchGuest, match="delta"):
         client.guest("delta")
+
+
+def test_datagram_sockets_are_listed_with_what_became_of_their_datagrams(
+    switch: Switch, client: Client
+) -> None:
+    """Sent, received, and dropped for want of somebody who receives."""
+    import vsock
+
+    assert client.datagrams() == []
+    with vsock.socket(vsock.SOCK_DGRAM) as receiver, vsock.socket(vsock.SOCK_DGRAM) as sender:
+        receiver.bind((vsock.CID_HOST, 6000))
+        sender.bind((vsock.CID_ANY, 7000))
+        with pytest.raises(OSError, match="host"):
+            sender.sendto(b"to nobody", (vsock.CID_HOST, 6001))
+        count = 0
+        while not client.datagrams()[0].dropped and count < 10_000:
+            sender.sendto(bytes(60_000), receiver.getsockname())
+            count += 1
+        ours = {"pid": os.getpid(), "uid": os.getuid()}
+        heard, sent = (asdict(one) for one in client.datagrams())
+        assert sent == {
+            "cid": vsock.CID_ANY,
+            "port": 7000,
+            "sent": count,
+            "received": 0,
+            "dropped": 0,
+            **ours,
+        }
+        dropped = {"sent": 0, "received": count - 1, "dropped": 1}
+        assert heard == {"cid": 2, "port": 6000, **dropped, **ours}
+    deadline = time.monotonic() + 10
+    while client.datagrams():
+        assert time.monotonic() < deadline
 
 
 def test_listeners_and_flows_are_listed_with_their_bytes(
@@ -121,6 +156,7 @@ def test_openapi_document_names_every_path(switch: Switch) -> None:
         "/v1/guests",
         "/v1/guests/{guest}",
         "/v1/listeners",
+        "/v1/datagrams",
         "/v1/flows",
         "/v1/policy",
     }

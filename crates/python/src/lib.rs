@@ -15,5 +15,5 @@ mod _native {
     #[pymodule_export]
     use super::node::Node;
     #[pymodule_export]
-    use super::records::{Event, FlowInfo, GuestInfo, ListenerInfo, Snapshot};
+    use super::records::{DatagramInfo, Event, FlowInfo, GuestInfo, ListenerInfo, Snapshot};
 }

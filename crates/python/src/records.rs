@@ -106,6 +106,32 @@ impl From<snapshot::ListenerInfo> for ListenerInfo {
     }
 }
 
+/// One datagram socket.
+#[pyclass(frozen, get_all, module = "vsock._native")]
+pub(crate) struct DatagramInfo {
+    cid: u32,
+    port: u32,
+    sent: u64,
+    received: u64,
+    dropped: u64,
+    pid: u32,
+    uid: u32,
+}
+
+impl From<snapshot::DatagramInfo> for DatagramInfo {
+    fn from(socket: snapshot::DatagramInfo) -> Self {
+        Self {
+            cid: socket.address.cid.0,
+            port: socket.address.port.0,
+            sent: socket.sent,
+            received: socket.received,
+            dropped: socket.dropped,
+            pid: socket.pid,
+            uid: socket.uid,
+        }
+    }
+}
+
 /// One connection.
 #[pyclass(frozen, get_all, module = "vsock._native")]
 pub(crate) struct FlowInfo {
@@ -141,6 +167,7 @@ impl From<snapshot::FlowInfo> for FlowInfo {
 pub(crate) struct Snapshot {
     guests: Vec<Py<GuestInfo>>,
     listeners: Vec<Py<ListenerInfo>>,
+    datagrams: Vec<Py<DatagramInfo>>,
     flows: Vec<Py<FlowInfo>>,
     counters: HashMap<&'static str, u64>,
 }
@@ -151,10 +178,13 @@ impl Snapshot {
         let guests = taken.guests.into_iter().map(|item| Py::new(py, GuestInfo::from(item)));
         let listeners =
             taken.listeners.into_iter().map(|item| Py::new(py, ListenerInfo::from(item)));
+        let datagrams =
+            taken.datagrams.into_iter().map(|item| Py::new(py, DatagramInfo::from(item)));
         let flows = taken.flows.into_iter().map(|item| Py::new(py, FlowInfo::from(item)));
         Ok(Self {
             guests: guests.collect::<PyResult<_>>()?,
             listeners: listeners.collect::<PyResult<_>>()?,
+            datagrams: datagrams.collect::<PyResult<_>>()?,
             flows: flows.collect::<PyResult<_>>()?,
             counters: taken.counters.into_iter().collect(),
         })

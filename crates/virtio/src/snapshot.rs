@@ -12,6 +12,8 @@ pub struct Snapshot {
     pub guests: Vec<GuestInfo>,
     /// Ports on which programs listen.
     pub listeners: Vec<ListenerInfo>,
+    /// Programs that are bound to datagram ports.
+    pub datagrams: Vec<DatagramInfo>,
     /// Connections, those between guests included.
     pub flows: Vec<FlowInfo>,
     /// Counters of the node as a whole, by name.
@@ -65,6 +67,23 @@ pub struct ListenerInfo {
     pub backlog: u32,
     /// Connections it has not taken yet.
     pub waiting: u32,
+    /// The program.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+}
+
+/// One datagram socket.
+#[derive(Clone, Debug)]
+pub struct DatagramInfo {
+    /// What it is bound to.
+    pub address: Address,
+    /// Datagrams by it that left this node, or were received on it.
+    pub sent: u64,
+    /// Datagrams for it that it can receive, or has.
+    pub received: u64,
+    /// Datagrams for it that were lost because it did not receive.
+    pub dropped: u64,
     /// The program.
     pub pid: u32,
     /// Its user.

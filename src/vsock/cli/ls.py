@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
+from vsock.address import CID_ANY
 from vsock.cli.guest import print_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, seconds_text
 from vsock.switch.client import Client
-from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord
+from vsock.switch.records import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 
 __all__ = ["ls"]
 
@@ -17,26 +18,27 @@ __all__ = ["ls"]
 @json_option
 @runtime_dir_option
 def ls(as_json: bool, runtime_dir: Path | None) -> None:
-    """Show guests, listeners and flows of a switch."""
+    """Show guests, listeners, datagram sockets and flows of a switch."""
     client = Client(runtime_dir)
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
+    datagrams = client.datagrams()
     if as_json:
-        print_json({"guests": guests, "listeners": listeners, "flows": flows})
+        listed = {"guests": guests, "listeners": listeners, "datagrams": datagrams, "flows": flows}
+        print_json(listed)
         return
     print_guests(guests)
     _print_listeners(listeners)
+    _print_datagrams(datagrams)
     _print_flows(flows, guests)
 
 
 def _print_listeners(listeners: list[ListenerRecord]) -> None:
-    from vsock.address import CID_ANY
-
     print_table(
         "Listeners",
         ("cid", ">port", "type", ">backlog", ">pid", ">uid"),
         [
             (
-                "any" if listener.cid == CID_ANY else str(listener.cid),
+                _cid_text(listener.cid),
                 str(listener.port),
                 listener.type,
                 str(listener.backlog),
@@ -46,6 +48,27 @@ def _print_listeners(listeners: list[ListenerRecord]) -> None:
             for listener in listeners
         ],
     )
+
+
+def _print_datagrams(datagrams: list[DatagramRecord]) -> None:
+    if not datagrams:
+        # Few programs use them: no empty table for all others.
+        return
+    print_table(
+        "Datagram sockets",
+        ("cid", ">port", ">sent", ">received", ">dropped", ">pid", ">uid"),
+        [
+            (
+                _cid_text(one.cid),
+                *map(str, (one.port, one.sent, one.received, one.dropped, one.pid, one.uid)),
+            )
+            for one in datagrams
+        ],
+    )
+
+
+def _cid_text(cid: int) -> str:
+    return "any" if cid == CID_ANY else str(cid)
 
 
 def _print_flows(flows: list[FlowRecord], guests: list[GuestRecord]) -> None:

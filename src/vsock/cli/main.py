@@ -22,7 +22,7 @@ __all__ = ["main"]
 _COMMANDS: Final = {
     "switch": ("vsock.cli.switch:switch", "Run a switch: the vsock device of many guests."),
     "guest": ("vsock.cli.guest:guest", "Add, change, remove, list guests of a switch; be one."),
-    "ls": ("vsock.cli.ls:ls", "Show guests, listeners and flows of a switch."),
+    "ls": ("vsock.cli.ls:ls", "Show guests, listeners, datagram sockets and flows of a switch."),
     "explain": ("vsock.cli.explain:explain", "Say who may connect to whom, and why."),
     "cat": ("vsock.cli.cat:cat", "Connect or listen, and copy standard input and output."),
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),

@@ -18,7 +18,14 @@ from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.model import GuestSpec
 from vsock.switch.policy import Verdict
-from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord, from_json
+from vsock.switch.records import (
+    DatagramRecord,
+    FlowRecord,
+    GuestRecord,
+    ListenerRecord,
+    SwitchRecord,
+    from_json,
+)
 
 __all__ = ["Client"]
 
@@ -51,6 +58,10 @@ class Client:
     def listeners(self) -> list[ListenerRecord]:
         """Host programs that listen, by port."""
         return [from_json(ListenerRecord, item) for item in self._ask("GET", "/v1/listeners")]
+
+    def datagrams(self) -> list[DatagramRecord]:
+        """Datagram sockets of host programs, by port."""
+        return [from_json(DatagramRecord, item) for item in self._ask("GET", "/v1/datagrams")]
 
     def flows(self) -> list[FlowRecord]:
         """Connections, oldest first."""

@@ -14,7 +14,14 @@ from vsock.address import Address
 if TYPE_CHECKING:
     from vsock import _native
 
-__all__ = ["FlowRecord", "GuestRecord", "ListenerRecord", "SwitchRecord", "from_json"]
+__all__ = [
+    "DatagramRecord",
+    "FlowRecord",
+    "GuestRecord",
+    "ListenerRecord",
+    "SwitchRecord",
+    "from_json",
+]
 
 _T = TypeVar("_T")
 
@@ -89,6 +96,36 @@ class ListenerRecord:
             port=info.port,
             type=info.type,
             backlog=info.backlog,
+            pid=info.pid,
+            uid=info.uid,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatagramRecord:
+    """A host program's datagram socket.
+
+    `sent` counts datagrams by it that left the switch or were received on the host, `received`
+    those that it can receive or has, `dropped` those that were lost because it did not receive.
+    """
+
+    cid: int
+    port: int
+    sent: int
+    received: int
+    dropped: int
+    pid: int
+    uid: int
+
+    @classmethod
+    def of(cls, info: "_native.DatagramInfo") -> "DatagramRecord":
+        """The record of what the data plane knows."""
+        return cls(
+            cid=info.cid,
+            port=info.port,
+            sent=info.sent,
+            received=info.received,
+            dropped=info.dropped,
             pid=info.pid,
             uid=info.uid,
         )

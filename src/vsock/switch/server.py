@@ -26,7 +26,13 @@ from vsock.errors import NoSuchGuest, TransportError, UsageError
 from vsock.switch.claims import peer_of
 from vsock.switch.model import FIRST_GUEST_CID, LAST_GUEST_CID
 from vsock.switch.policy import Verdict
-from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord
+from vsock.switch.records import (
+    DatagramRecord,
+    FlowRecord,
+    GuestRecord,
+    ListenerRecord,
+    SwitchRecord,
+)
 
 __all__ = ["ControlServer", "Controlled", "make_app"]
 
@@ -71,6 +77,9 @@ class Controlled(Protocol):
 
     def listeners(self) -> list[ListenerRecord]:
         """All listening host programs."""
+
+    def datagrams(self) -> list[DatagramRecord]:
+        """All datagram sockets of host programs."""
 
     def flows(self) -> list[FlowRecord]:
         """All connections."""
@@ -131,6 +140,11 @@ def _add_questions(app: FastAPI, switch: Controlled) -> None:
     async def list_listeners() -> list[ListenerRecord]:
         """Host programs that listen, by port."""
         return switch.listeners()
+
+    @app.get("/v1/datagrams", operation_id="list_datagrams")
+    async def list_datagrams() -> list[DatagramRecord]:
+        """Datagram sockets of host programs, by port."""
+        return switch.datagrams()
 
     @app.get("/v1/flows", operation_id="list_flows")
     async def list_flows() -> list[FlowRecord]:

@@ -30,7 +30,13 @@ from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.claims import RuntimeClaim, clear_socket
 from vsock.switch.model import GuestSpec, conflicts, faults
 from vsock.switch.policy import HOST, Party, Verdict, decide
-from vsock.switch.records import FlowRecord, GuestRecord, ListenerRecord, SwitchRecord
+from vsock.switch.records import (
+    DatagramRecord,
+    FlowRecord,
+    GuestRecord,
+    ListenerRecord,
+    SwitchRecord,
+)
 from vsock.transports import SwitchTransport
 
 __all__ = ["Switch"]
@@ -307,6 +313,11 @@ class Switch:
         """All host programs that listen, by port."""
         found = map(ListenerRecord.of, self._running().snapshot().listeners)
         return sorted(found, key=lambda listener: (listener.port, listener.cid))
+
+    def datagrams(self) -> list[DatagramRecord]:
+        """All datagram sockets of host programs, by port."""
+        found = map(DatagramRecord.of, self._running().snapshot().datagrams)
+        return sorted(found, key=lambda socket: (socket.port, socket.cid))
 
     def flows(self) -> list[FlowRecord]:
         """All connections, oldest first."""

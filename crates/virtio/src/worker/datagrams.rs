@@ -31,6 +31,19 @@ pub(crate) struct DatagramStats {
     pub(crate) dropped: u64,
 }
 
+/// A program that is bound to a datagram port, and what became of its datagrams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DatagramSocket {
+    /// Its entry, a client.
+    pub(crate) token: Token,
+    /// By it, and not lost before they left this node.
+    pub(crate) sent: u64,
+    /// For it, and not lost.
+    pub(crate) received: u64,
+    /// For it, and lost because it did not receive.
+    pub(crate) dropped: u64,
+}
+
 /// A datagram of which not all packets have come.
 #[derive(Debug)]
 pub(crate) struct Arriving {
@@ -53,7 +66,8 @@ impl Worker {
             }
             outcome => outcome?,
         };
-        self.datagram_sockets.insert(id, token);
+        let socket = DatagramSocket { token, sent: 0, received: 0, dropped: 0 };
+        self.datagram_sockets.insert(id, socket);
         Ok(Bound { id, address: self.datagram_ports.address(id).unwrap_or(address) })
     }
 
@@ -79,11 +93,11 @@ impl Worker {
         }
         if to.cid == self.local || to.cid == Cid::LOCAL {
             let from = Address { cid: self.local, port: from };
-            return if self.deliver_datagram(from, to, payload) {
-                Ok(())
-            } else {
-                Err(Errno::HOSTUNREACH)
-            };
+            if !self.deliver_datagram(from, to, payload) {
+                return Err(Errno::HOSTUNREACH);
+            }
+            self.count_sent(Binding(number));
+            return Ok(());
         }
         let link = self.routes.get(&to.cid).copied().or(self.default_route);
         let link =
@@ -91,12 +105,21 @@ impl Worker {
         let link = link.ok_or(Errno::HOSTUNREACH)?;
         let from = Address { cid: self.local, port: from };
         match self.transmit_datagram(link, from, to, payload) {
-            Ok(true) => self.datagrams.sent += 1,
+            Ok(true) => {
+                self.datagrams.sent += 1;
+                self.count_sent(Binding(number));
+            }
             Ok(false) => self.datagrams.dropped += 1,
             Err(fault) => self.break_link(link, &fault),
         }
         self.activate(link);
         Ok(())
+    }
+
+    fn count_sent(&mut self, binding: Binding) {
+        if let Some(socket) = self.datagram_sockets.get_mut(&binding) {
+            socket.sent += 1;
+        }
     }
 
     /// The port of a datagram socket, if it belongs to the user who asks.
@@ -106,7 +129,7 @@ impl Worker {
             Some(_) | None => return Err(Errno::INVAL),
         };
         let owner =
-            self.datagram_sockets.get(&binding).and_then(|&token| match self.sources.get(token) {
+            self.datagram_sockets.get(&binding).and_then(|it| match self.sources.get(it.token) {
                 Some(Source::Client(client)) => Some((client.peer.uid, client.bound?.address.port)),
                 Some(_) | None => None,
             });
@@ -120,19 +143,25 @@ impl Worker {
     /// Hands a datagram to who is bound to its destination. False: nobody is.
     fn deliver_datagram(&mut self, from: Address, to: Address, payload: &[u8]) -> bool {
         let binding = self.datagram_ports.holder(to);
-        let Some(&token) = binding.and_then(|it| self.datagram_sockets.get(&it)) else {
+        let Some(socket) = binding.and_then(|it| self.datagram_sockets.get_mut(&it)) else {
             return false;
         };
-        let Some(Source::Client(client)) = self.sources.get(token) else { return false };
+        let Some(Source::Client(client)) = self.sources.get(socket.token) else { return false };
         let head = Reply { theirs: from, ..Reply::ok(op::RECEIVED, to) }.encode();
         let parts = [IoSlice::new(&head), IoSlice::new(payload)];
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         // A program that does not receive loses them: that is what best effort means.
         match sendmsg(&client.fd, &parts, &mut SendAncillaryBuffer::default(), flags) {
-            Ok(_) => self.datagrams.received += 1,
+            Ok(_) => {
+                self.datagrams.received += 1;
+                socket.received += 1;
+            }
             // It has closed, and we have not heard of it yet.
             Err(_) if has_hung_up(&client.fd) => return false,
-            Err(_) => self.datagrams.dropped += 1,
+            Err(_) => {
+                self.datagrams.dropped += 1;
+                socket.dropped += 1;
+            }
         }
         true
     }

@@ -39,7 +39,7 @@ use vsock_core::{Binding, Cid, Instant, Ports, Relay, RelayLimits};
 
 pub use self::attach::AddError;
 pub(crate) use self::attach::{GuestPort, NewGuest};
-use self::datagrams::DatagramStats;
+use self::datagrams::{DatagramSocket, DatagramStats};
 use self::inbound::Drained;
 pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
@@ -84,7 +84,7 @@ pub(crate) struct Worker {
     /// Ports of datagram sockets are a space of their own.
     datagram_ports: Ports,
     /// Who receives at a binding of these.
-    datagram_sockets: HashMap<Binding, Token>,
+    datagram_sockets: HashMap<Binding, DatagramSocket>,
     datagrams: DatagramStats,
     relay: Relay,
     active: VecDeque<LinkId>,

@@ -6,7 +6,7 @@ use super::Worker;
 use super::link_slot::LinkSlot;
 use super::source::{Flow, Source};
 use crate::link::{Link, RX_QUEUE, TX_QUEUE};
-use crate::snapshot::{FlowInfo, GuestInfo, GuestState, ListenerInfo, Snapshot};
+use crate::snapshot::{DatagramInfo, FlowInfo, GuestInfo, GuestState, ListenerInfo, Snapshot};
 
 impl Worker {
     /// Everything as it is now.
@@ -40,7 +40,23 @@ impl Worker {
             ("datagrams_dropped", self.datagrams.dropped),
         ]);
         counters.extend(self.relay.stats().named());
-        Snapshot { guests, listeners: listeners.collect(), flows, counters }
+        let listeners = listeners.collect();
+        let datagrams = self.datagram_sockets().collect();
+        Snapshot { guests, listeners, datagrams, flows, counters }
+    }
+
+    fn datagram_sockets(&self) -> impl Iterator<Item = DatagramInfo> + '_ {
+        self.datagram_sockets.values().filter_map(|socket| {
+            let Some(Source::Client(client)) = self.sources.get(socket.token) else { return None };
+            Some(DatagramInfo {
+                address: client.bound?.address,
+                sent: socket.sent,
+                received: socket.received,
+                dropped: socket.dropped,
+                pid: client.peer.pid,
+                uid: client.peer.uid,
+            })
+        })
     }
 
     fn local_flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
