@@ -25,10 +25,42 @@ def test_kernel_is_chosen_only_by_name(runtime_dir, monkeypatch):
     monkeypatch.setenv("VSOCK_TRANSPORT", "kernel")
     assert isinstance(choose(), KernelTransport)
     assert choose("switch") == SwitchTransport(str(runtime_dir))
-    with pytest.raises(UsageError, match="socket.socket"):
-        vsock.socket()
     with pytest.raises(AddressError, match="knows CIDs only"):
         vsock.create_connection("web:80")
+
+
+def test_socket_of_the_kernel_has_the_methods_of_ours(runtime_dir, monkeypatch):
+    """It is asked for by name, and is no Unix socket; nothing is done with it here but to make it."""
+    ours = {name for name in dir(vsock.socket) if not name.startswith("_")}
+    try:
+        sock = vsock.socket(vsock.SOCK_SEQPACKET | socket.SOCK_NONBLOCK, transport="kernel")
+    except OSError as error:
+        assert error.errno == errno.EAFNOSUPPORT  # a kernel without AF_VSOCK
+        pytest.skip("this kernel has no AF_VSOCK")
+    with sock:
+        assert (int(sock.family), sock.type) == (40, vsock.SOCK_SEQPACKET)
+        assert not sock.getblocking()
+        assert ours - {"adopt"} <= set(dir(sock))
+        sock.connect_timeout = 1.5
+        assert sock.connect_timeout == 1.5
+        for address in ("web:80", "unix:/tmp/x", ("3", 80)):
+            with pytest.raises(AddressError):
+                sock.connect(address)
+    monkeypatch.setenv("VSOCK_TRANSPORT", "kernel")
+    with vsock.socket() as sock:
+        assert int(sock.family) == 40
+
+
+def test_subclass_of_socket_lives_in_a_switch(runtime_dir):
+    """A class that builds on ours cannot be a socket of the kernel; the error says what can."""
+
+    class Mine(vsock.socket):
+        pass
+
+    with Mine() as sock:
+        assert sock.family == socket.AF_UNIX
+    with pytest.raises(UsageError, match=r"Mine .*call vsock\.socket"):
+        Mine(transport="kernel")
 
 
 def test_unknown_transport_raises():

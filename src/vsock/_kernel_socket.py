@@ -4,7 +4,9 @@ Python may have been built without AF_VSOCK, and then knows no address of the fa
 sets and gets 64-bit options only, so neither timeouts nor SO_LINGER. So the calls with an address or
 an option are made here, and everything else is the base class's: a descriptor is a descriptor. Timeouts hold as for every Python socket, connect and accept included.
 
-Made only by `vsock.transports.KernelTransport`, that is, when somebody asked for it by name.
+It has the methods of `vsock.socket` and raises the same errors, and is made in its place by
+``vsock.socket(transport="kernel")``: only when somebody asked for it by name. Imports little, so that it can
+be sent to a guest without the package.
 """
 
 import ctypes
@@ -17,20 +19,24 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from vsock.address import Address
-from vsock.errors import state_error
+from vsock.address import Address, KernelAddress, as_target
+from vsock.errors import AddressError, state_error, transport_error
 
 AF_VSOCK: Final = 40
 
 _IOCTL_GET_LOCAL_CID: Final = 0x7B9
 _SOCKADDR: Final = struct.Struct("=HHIIB3x")
+_CONNECT_TIMEOUT: Final = 6
+_TIMEVAL: Final = struct.Struct("@ll")
+_VERDICTS: Final = {errno.ENODEV, errno.ECONNRESET, errno.ETIMEDOUT, errno.ESOCKTNOSUPPORT}
+"""How a connect ends that the other side, or nobody, answers; other errors are the caller's."""
 _SOCK_CLOEXEC: Final = _socket.SOCK_CLOEXEC
 _Base = _socket.socket
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class KernelSocket(_Base):
-    """A socket of the kernel; addresses are pairs ``(cid, port)``.
+    """A socket of the kernel, used like `vsock.socket`; addresses with a CID are pairs or text.
 
     Args:
         type: `SOCK_STREAM`, `SOCK_SEQPACKET` or ``SOCK_DGRAM``.
@@ -61,21 +67,58 @@ class KernelSocket(_Base):
         if type & _socket.SOCK_NONBLOCK:
             self.setblocking(False)
 
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``."""
+        value = self.getsockopt(AF_VSOCK, _CONNECT_TIMEOUT, _TIMEVAL.size)
+        seconds, microseconds = _TIMEVAL.unpack(value)
+        return float(seconds + microseconds / 1e6)
+
+    @connect_timeout.setter
+    def connect_timeout(self, seconds: float) -> None:
+        whole = int(seconds)
+        value = _TIMEVAL.pack(whole, round((seconds - whole) * 1e6))
+        self.setsockopt(AF_VSOCK, _CONNECT_TIMEOUT, value)
+
     def bind(self, address: Any) -> None:
-        """Bind to ``(cid, port)``."""
+        """Take the CID and port of `address`; errors are those of bind(2)."""
         _call(_libc.bind, self.fileno(), *_packed(address))
 
     def connect(self, address: Any) -> None:
-        """Connect to ``(cid, port)``, in the time that `settimeout` and the kernel allow."""
+        """Connect to `address`, in the time that `settimeout` and `connect_timeout` allow.
+
+        Raises:
+            ConnectRefused, ConnectTimeout, NoSuchGuest: as `vsock.socket.connect`.
+            OSError: as connect(2) says.
+        """
+        packed = _packed(address)
         try:
-            _call(_libc.connect, self.fileno(), *_packed(address))
+            _call(_libc.connect, self.fileno(), *packed)
         except BlockingIOError as error:
             if error.errno != errno.EINPROGRESS or self.gettimeout() == 0:
                 raise
             self._wait(select.POLLOUT)
-            number = self.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-            if number:
-                raise state_error(number) from None
+            self._raise_verdict()
+        except OSError as error:
+            if error.errno not in _VERDICTS:
+                raise
+            raise transport_error(error.errno, f"connect to {address}") from None
+
+    def finish_connect(self) -> None:
+        """Take the verdict of a non-blocking connect, after the socket became writable.
+
+        Raises what `connect` would have raised, ``EALREADY`` if there is no verdict yet.
+        """
+        self._raise_verdict()
+        try:
+            self.getpeername()
+        except OSError:
+            raise state_error(errno.EALREADY) from None
+
+    def _raise_verdict(self) -> None:
+        number = self.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if number:
+            raise transport_error(number, "connect")
 
     def connect_ex(self, address: Any) -> int:
         """Connect like `connect`, but return the errno, 0 for success."""
@@ -175,7 +218,10 @@ def kernel_local_cid() -> int:
 
 
 def _packed(address: Any) -> tuple[bytes, int]:
-    cid, port = Address(*address)
+    target = as_target(address)
+    if not isinstance(target, Address | KernelAddress):
+        raise AddressError(f"{target}: the kernel's AF_VSOCK knows CIDs only")
+    cid, port = Address(target.cid, target.port)
     return _SOCKADDR.pack(AF_VSOCK, 0, port, cid, 0), _SOCKADDR.size
 
 

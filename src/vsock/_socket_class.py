@@ -24,7 +24,7 @@ import errno
 import socket as _socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from vsock import _endpoint
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
@@ -58,22 +58,35 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     ``OSError``s with the errno that AF_VSOCK would give. No connection is made before the first
     `bind` or `connect`.
 
+    With the transport ``"kernel"`` this makes a socket of the kernel's own AF_VSOCK instead, which is no
+    instance of this class, has the same methods, and whose descriptor is the kernel's.
+
     Args:
         type: `SOCK_STREAM`, `SOCK_SEQPACKET` or ``SOCK_DGRAM``; SOCK_NONBLOCK and SOCK_CLOEXEC may be or'ed in.
         proto: 0, or 40 (AF_VSOCK).
-        transport: where it lives: a name (``"switch"``), or `Guest.transport`. By default what
+        transport: where it lives: a name (``"switch"``, ``"kernel"``), or `Guest.transport`. By default what
             ``VSOCK_TRANSPORT`` says, else the switch.
     """
 
     __module__ = "vsock"  # where users find it, and what tracebacks and reprs should say
     __slots__ = ()
 
-    def __new__(cls, type: int = SOCK_STREAM, *_: Any, **__: Any) -> "socket":  # noqa: A002
-        """Make a socket of the class for its type: datagrams have one of their own."""
-        if cls is socket:
-            chosen: builtins.type[socket] = CLASSES.get(type & 0xF, socket)
-            return super().__new__(chosen)
-        return super().__new__(cls)
+    def __new__(
+        cls,
+        type: int = SOCK_STREAM,  # noqa: A002 - as in __init__
+        proto: int = 0,
+        *,
+        transport: Transport | str | None = None,
+    ) -> "socket":
+        """Make a socket of the class for its transport and type: datagrams have one of their own."""
+        if cls is not socket:
+            return super().__new__(cls)
+        where = choose(transport)
+        if isinstance(where, KernelTransport):
+            # Of another class, so that Python calls no __init__ of ours.
+            return cast("socket", where.make(type, proto))
+        chosen: builtins.type[socket] = CLASSES.get(type & 0xF, socket)
+        return super().__new__(chosen)
 
     def __init__(
         self,
@@ -85,8 +98,8 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         where = choose(transport)
         if isinstance(where, KernelTransport):
             raise UsageError(
-                "vsock.socket lives in a switch; for the kernel's own use socket.socket(AF_VSOCK), "
-                "or create_connection and create_server, which take either"
+                f"{self.__class__.__name__} is a class for sockets of a switch; "
+                "for the kernel's own call vsock.socket itself"
             )
         if type & 0xF > _LARGEST_TYPE:
             raise state_error(errno.EINVAL)
@@ -110,7 +123,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
 
         For the code that made the connection in another way: `accept` and the hybrid handshake.
         """
-        made = cls.__new__(cls)
+        made = _Base.__new__(cls)
         _Base.__init__(made, _socket.AF_UNIX, kind, fileno=fd)
         made._life = life
         # The sender's O_NONBLOCK came along with the descriptor; ours is what Python's default

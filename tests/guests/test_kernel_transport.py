@@ -1,4 +1,4 @@
-"""The transport ``kernel`` where it belongs: in a guest, on the guest kernel's own AF_VSOCK.
+"""``vsock.socket(transport="kernel")`` where it belongs: in a guest, on the guest kernel's own AF_VSOCK.
 
 The modules are sent to the guest, where the package is not installed; its Python then runs them as if
 it had been built without AF_VSOCK.
@@ -16,10 +16,14 @@ from vsock.testing.plugin import KINDS
 from vsock.transports import SwitchTransport
 
 PACKAGE = Path(vsock.__file__).parent
-MODULES = ("errors", "address", "_kernel_socket")
+MODULES = (
+    *("errors", "address", "_kernel_socket", "_options", "_life", "_endpoint", "transports"),
+    *("_data_calls", "_option_calls", "_socket_class", "_datagrams", "sockets"),
+)
+"""What `vsock.socket` is made of, each after those that it imports."""
 
 PROGRAM = r"""
-import errno, socket, struct, sys, threading, types
+import errno, select, socket, struct, sys, threading, types
 
 if hasattr(socket, "AF_VSOCK"):
     del socket.AF_VSOCK  # a Python without it has no such name
@@ -33,10 +37,14 @@ for name, source in SOURCES.items():
     sys.modules["vsock." + name] = module
     setattr(package, name, module)
     exec(compile(source, name + ".py", "exec"), module.__dict__)
-from vsock._kernel_socket import KernelSocket, kernel_local_cid
+from vsock.errors import ConnectRefused
+from vsock.sockets import get_local_cid, socket as vsock_socket
+
+def kernel(*arguments):
+    return vsock_socket(*arguments, transport="kernel")
 
 port, cid = {port}, {cid}
-assert kernel_local_cid() == cid, kernel_local_cid()
+assert get_local_cid(transport="kernel") == cid
 
 def number(call):
     try:
@@ -45,7 +53,7 @@ def number(call):
         return error.errno
     return 0
 
-with KernelSocket() as listener, KernelSocket() as client:
+with kernel() as listener, kernel() as client:
     assert listener.getsockname() == (0xFFFFFFFF, 0xFFFFFFFF)
     listener.bind((0xFFFFFFFF, port))
     assert listener.getsockname() == (0xFFFFFFFF, port)
@@ -57,6 +65,9 @@ with KernelSocket() as listener, KernelSocket() as client:
     # A timeout of connect, and the kernel's own, which is an option.
     client.setsockopt(40, 6, struct.pack("ll", 1, 0))
     assert struct.unpack("ll", client.getsockopt(40, 6, 16)) == (1, 0)
+    assert client.connect_timeout == 1.0
+    client.connect_timeout = 2.5
+    assert struct.unpack("ll", client.getsockopt(40, 6, 16)) == (2, 500_000)
     linger = struct.pack("ii", 1, 1)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     assert client.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == linger
@@ -68,7 +79,7 @@ with KernelSocket() as listener, KernelSocket() as client:
     assert number(client.getpeername) == errno.ENOTCONN
     client.settimeout(10)
     print("connecting", flush=True)
-    client.connect((2, port))
+    client.connect(f"host:{port}")
     assert client.getpeername() == (2, port)
     assert number(lambda: client.connect((2, port))) == errno.EISCONN
     client.sendall(b"from the guest")
@@ -82,13 +93,28 @@ with KernelSocket() as listener, KernelSocket() as client:
         assert peer[0] == 2 and accepted.getpeername() == peer, peer
         assert accepted.getsockname()[1] == port
         accepted.sendall(accepted.recv(100).upper())
-with KernelSocket() as refused:
+with kernel() as refused:
     refused.settimeout(10)
     assert refused.connect_ex((2, port + 1)) == errno.ECONNRESET
-with KernelSocket(socket.SOCK_SEQPACKET) as messages:
+with kernel() as refused:
+    try:
+        refused.connect((2, port + 1))
+        raise AssertionError("connected to nobody")
+    except ConnectRefused as error:
+        assert error.errno == errno.ECONNRESET
+with kernel(socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as waiting:
+    assert waiting.connect_ex((2, port + 1)) == errno.EINPROGRESS
+    assert select.select([], [waiting], [], 10)[1]
+    try:
+        waiting.finish_connect()
+        raise AssertionError("connected to nobody")
+    except ConnectRefused:
+        pass
+    assert number(waiting.finish_connect) == errno.EALREADY
+with kernel(socket.SOCK_SEQPACKET) as messages:
     assert messages.type == socket.SOCK_SEQPACKET
-assert number(lambda: KernelSocket(socket.SOCK_DGRAM)) == errno.ENODEV
-assert number(lambda: KernelSocket(socket.SOCK_STREAM, 7)) == errno.EPROTONOSUPPORT
+assert number(lambda: kernel(socket.SOCK_DGRAM)) == errno.ENODEV
+assert number(lambda: kernel(socket.SOCK_STREAM, 7)) == errno.EPROTONOSUPPORT
 print("done")
 """
 
