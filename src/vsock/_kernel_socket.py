@@ -81,7 +81,7 @@ class KernelSocket(_Base):
         self.setsockopt(AF_VSOCK, _CONNECT_TIMEOUT, value)
 
     def bind(self, address: Any) -> None:
-        """Take the CID and port of `address`; errors are those of bind(2)."""
+        """Take the CID and port of `address`, as the kernel allows it."""
         _call(_libc.bind, self.fileno(), *_packed(address))
 
     def connect(self, address: Any) -> None:
