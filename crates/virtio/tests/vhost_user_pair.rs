@@ -63,6 +63,17 @@ fn attached_front_end_when_dropped_takes_its_rings_back_and_leaves() {
 }
 
 #[test]
+fn attached_front_end_whose_signals_are_in_use_when_dropped_has_its_rings_back() {
+    let device = Device::new();
+    let mut attached = attach_to(&device, &rings(2)).unwrap();
+    let _signals: Vec<_> = attached.rings.drain(..).collect();
+    device.calls();
+    drop(attached);
+    // They stop before the drop is over, which is what the memory has to wait for. (The end of the socket stops them, too.)
+    assert_eq!(device.calls()[..2], [Call::Stop(0), Call::Stop(1)]);
+}
+
+#[test]
 fn attached_front_end_sees_the_device_stop() {
     let mut device = Device::new();
     let attached = attach_to(&device, &rings(2)).unwrap();

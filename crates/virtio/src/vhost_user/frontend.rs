@@ -122,8 +122,9 @@ pub struct Attached {
     pub features: u64,
     /// Our CID.
     pub cid: u32,
-    /// The eventfds of the rings, in the order of the rings.
+    /// The eventfds of the rings, in the order of the rings; the caller may take them out.
     pub rings: Vec<RingSignals>,
+    ring_count: usize,
     frontend: Frontend,
     socket: UnixStream,
 }
@@ -148,7 +149,8 @@ pub fn attach(
     match result {
         Ok((frontend, features, cid, rings)) if !is_late => {
             let features = features & !F_PROTOCOL_FEATURES;
-            Ok(Attached { features, cid, rings, frontend, socket })
+            let ring_count = rings.len();
+            Ok(Attached { features, cid, rings, ring_count, frontend, socket })
         }
         Ok(_) => Err(FrontendError::TimedOut),
         Err(_) if is_late => Err(FrontendError::TimedOut),
@@ -206,7 +208,7 @@ impl AsFd for Attached {
 impl Drop for Attached {
     /// Takes the rings back, so that the device has let go of the memory before it is reused.
     fn drop(&mut self) {
-        let (frontend, count) = (&mut self.frontend, self.rings.len());
+        let (frontend, count) = (&mut self.frontend, self.ring_count);
         within(LEAVE, &self.socket, || {
             let disabled = (0..count).try_for_each(|index| frontend.set_vring_enable(index, false));
             let stopped =
