@@ -1,6 +1,7 @@
 //! The host's side: what programs say on Unix sockets, and their end of each connection.
 
 pub(crate) mod backlog;
+pub(crate) mod budget;
 pub(crate) mod client;
 pub(crate) mod hybrid;
 pub(crate) mod privilege;

@@ -45,6 +45,7 @@ pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
 pub(crate) use self::source::{Bound, LinkId};
 use self::source::{Flow, Lingering, Source};
+use crate::host::budget::Budget;
 use crate::journal::Journal;
 use crate::link::{Link, TRANSPORT_RESET};
 use crate::loopback::LoopbackLink;
@@ -97,6 +98,9 @@ pub(crate) struct Worker {
     shut_doors: Vec<Token>,
     doors_open_at: Option<Instant>,
     next_number: u64,
+    /// What receive buffers may have above the default.
+    buffers: Budget,
+    buffers_cut: u64,
     bad_requests: u64,
     detach_reasons: HashMap<&'static str, u64>,
     /// Scratch, empty between uses, so that no packet allocates.
@@ -147,6 +151,8 @@ impl Worker {
             shut_doors: Vec::new(),
             doors_open_at: None,
             next_number: 1,
+            buffers: Budget::default(),
+            buffers_cut: 0,
             bad_requests: 0,
             detach_reasons: HashMap::new(),
             slices: Vec::with_capacity(1024),

@@ -221,14 +221,13 @@ impl Worker {
         let (ours, theirs) = (flow.ours, flow.theirs);
         let stopped = (refuses && flow.phase == Phase::Open).then(|| flow.stream.stop());
         let slot = self.links.get_mut(link).ok_or((op::FLOW, Errno::NOTCONN))?;
-        if buffer > 0 {
-            slot.endpoint.set_buf_alloc(id, buffer);
-        }
+        let is_cut = !flow.share.give(&mut slot.endpoint, id, buffer);
+        self.buffers_cut += u64::from(is_cut);
         if let Some(taken) = stopped {
             self.took(link, flow_token, taken);
         }
         let slot = self.links.get(link).ok_or((op::FLOW, Errno::NOTCONN))?;
-        let peer_buffer = slot.endpoint.info(id).map_or(0, |info| info.peer_buf_alloc);
+        let peer_buffer = slot.endpoint.max_message(id);
         self.activate(link);
         Ok(Reply { theirs, peer_buffer, flow: number, ..Reply::ok(op::FLOW, ours) })
     }
@@ -309,11 +308,6 @@ impl Worker {
             self.start_connection(link, bound, to, kind, timeout).inspect_err(|_| {
                 self.release_unless_kept(token, bound);
             })?;
-        if let Some(slot) = self.links.get_mut(link)
-            && buffer > 0
-        {
-            slot.endpoint.set_buf_alloc(connection, narrow(buffer));
-        }
         let Some(entry) = self.sources.get_mut(token) else { return Err(Errno::INVAL) };
         let Source::Client(client) = std::mem::replace(entry, Source::Ended) else {
             return Err(Errno::INVAL);
@@ -322,10 +316,20 @@ impl Worker {
             // Should it fail, the program is gone, which an event will tell.
             let _ = client.reply(&Reply::not_connected(Errno::INPROGRESS, bound.address));
         }
-        let flow = self.new_flow(link, connection, key, kind, client.fd, client.peer);
+        let mut flow = self.new_flow(link, connection, key, kind, client.fd, client.peer);
+        self.set_buffer(&mut flow, narrow(buffer));
         let phase = Phase::Connecting(Greeting::Reply { held });
         self.begin_flow(token, Flow { phase, binding: Some(bound), ..flow });
         Ok(())
+    }
+
+    /// Gives a new flow the receive buffer that its program asks for, or what is left; 0: the default.
+    pub(crate) fn set_buffer(&mut self, flow: &mut Flow, wanted: u32) {
+        if let Some(slot) = self.links.get_mut(flow.link)
+            && !flow.share.give(&mut slot.endpoint, flow.id, wanted)
+        {
+            self.buffers_cut += 1;
+        }
     }
 
     /// An attempt that did not even start.

@@ -32,7 +32,8 @@ impl Worker {
                 uid: program.map_or(0, |peer| peer.uid),
             }
         });
-        let mut counters = vec![("bad_requests", self.bad_requests)];
+        let mut counters =
+            vec![("bad_requests", self.bad_requests), ("buffers_cut", self.buffers_cut)];
         counters.extend(self.detach_reasons.iter().map(|(&name, &count)| (name, count)));
         counters.extend([
             ("datagrams_sent", self.datagrams.sent),

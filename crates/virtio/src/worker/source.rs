@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 
 use vsock_core::{Address, Binding, ConnectionId, Instant, SocketType};
 
+use crate::host::budget::Share;
 use crate::host::client::Client;
 use crate::host::stream::Stream;
 use crate::reactor::Token;
@@ -115,6 +116,8 @@ pub(crate) struct Flow {
     pub(crate) lingers: bool,
     /// A message being sent in pieces.
     pub(crate) outgoing: Option<Outgoing>,
+    /// What its receive buffer has above the default.
+    pub(crate) share: Share,
     /// Its number in listings.
     pub(crate) number: u64,
 }

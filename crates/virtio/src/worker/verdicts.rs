@@ -11,6 +11,7 @@ use vsock_core::{CloseReason, ConnectionId, Event, FlowKey, Shutdown, SocketType
 
 use super::source::{Bound, Flow, Greeting, Lingering, LinkId, Phase, Source};
 use super::{LINGER, Worker};
+use crate::host::budget::Share;
 use crate::host::client::Client;
 use crate::host::stream::{Stream, make_room};
 use crate::host::wire::{NOWHERE, Reply, op};
@@ -53,14 +54,17 @@ impl Worker {
                 self.offer_to_listener(id, connection, key, listener.binding)
             }
             Some(_) => None,
-            None => self.offer_to_hybrid(id, key, kind).map(|fd| (fd, NOBODY)),
+            None => {
+                let fd = self.offer_to_hybrid(id, key, kind);
+                fd.map(|fd| (fd, NOBODY, self.buffers.share()))
+            }
         };
-        let Some((fd, peer)) = granted else {
+        let Some((fd, peer, share)) = granted else {
             self.links[id].endpoint.refuse(connection);
             return;
         };
         let flow = self.new_flow(id, connection, key, kind, fd, peer);
-        let flow = Flow { phase: Phase::Open, is_outgoing: false, ..flow };
+        let flow = Flow { phase: Phase::Open, is_outgoing: false, share, ..flow };
         match self.watch(Source::Flow(Box::new(flow))) {
             Ok(token) => {
                 let slot = &mut self.links[id];
@@ -82,30 +86,30 @@ impl Worker {
         connection: ConnectionId,
         key: FlowKey,
         binding: vsock_core::Binding,
-    ) -> Option<(OwnedFd, PeerCredentials)> {
+    ) -> Option<(OwnedFd, PeerCredentials, Share)> {
         let token = *self.listeners.get(&binding)?;
-        let kind = self.links[id].endpoint.info(connection)?;
+        let kind = self.links[id].endpoint.info(connection)?.kind;
         if !self.ports.admit(binding) {
             return None;
         }
         let number = self.next_number;
         let Some(Source::Listener(listener)) = self.sources.get(token) else { return None };
-        if listener.buffer > 0 {
-            self.links[id].endpoint.set_buf_alloc(connection, listener.buffer);
-        }
+        let mut share = self.buffers.share();
+        let is_cut = !share.give(&mut self.links[id].endpoint, connection, listener.buffer);
+        self.buffers_cut += u64::from(is_cut);
         let reply = Reply {
             op: op::ACCEPT,
             errno: 0,
             ours: key.ours,
             theirs: key.theirs,
-            peer_buffer: kind.peer_buf_alloc,
+            peer_buffer: self.links[id].endpoint.max_message(connection),
             flow: number,
         };
-        let handed = stream_pair(kind.kind)
+        let handed = stream_pair(kind)
             .and_then(|(ours, theirs)| listener.client.reply_with(&reply, &theirs).map(|()| ours));
         let peer = listener.client.peer;
         match handed {
-            Ok(ours) => Some((ours, peer)),
+            Ok(ours) => Some((ours, peer, share)),
             Err(error) => {
                 self.ports.accepted(binding);
                 self.journal.write("refused", key.theirs.cid.0, format!("{}: {error}", key.ours));
@@ -143,6 +147,7 @@ impl Worker {
             refusal_sent: false,
             lingers: false,
             outgoing: None,
+            share: self.buffers.share(),
             number,
         }
     }
@@ -150,18 +155,12 @@ impl Worker {
     /// The other side has accepted: tell the program, and let its bytes go.
     fn connected(&mut self, id: LinkId, connection: ConnectionId) {
         let Some(token) = self.token_of(id, connection) else { return };
-        let info = self.links[id].endpoint.info(connection);
+        let peer_buffer = self.links[id].endpoint.max_message(connection);
         let Some(flow) = self.flow(token) else { return };
         let Phase::Connecting(greeting) = flow.phase else { return };
         let (ours, theirs) = (flow.ours, flow.theirs);
-        let reply = Reply {
-            op: op::CONNECT,
-            errno: 0,
-            ours,
-            theirs,
-            peer_buffer: info.map_or(0, |info| info.peer_buf_alloc),
-            flow: flow.number,
-        };
+        let reply =
+            Reply { op: op::CONNECT, errno: 0, ours, theirs, peer_buffer, flow: flow.number };
         let greeted = match greeting {
             Greeting::Reply { held } => flow.stream.greet(held, &reply.encode()),
             Greeting::Hybrid => flow.stream.greet(0, format!("OK {}\n", ours.port.0).as_bytes()),
