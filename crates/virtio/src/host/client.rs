@@ -1,11 +1,13 @@
 //! A program on the endpoint socket: reads its requests, writes its replies.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recv, recvmsg, send, sendmsg,
 };
 use vsock_core::SocketType;
 
@@ -45,6 +47,19 @@ impl Client {
         Self { fd, kind, peer, bound }
     }
 
+    /// Whether the request may come now: of a program that does not listen, nor is connected. (What it should not ask for
+    /// another reason is told by an errno.)
+    pub(crate) fn may_ask(&self, request: &Request) -> bool {
+        match request {
+            Request::Bind(_) | Request::Connect { .. } | Request::Listen { .. } => true,
+            Request::LocalCid | Request::Resolve { .. } | Request::Flow { .. } => {
+                self.bound.is_none()
+            }
+            Request::Send { .. } => self.kind == SocketType::Datagram,
+            Request::Accepted => false,
+        }
+    }
+
     /// Looks at what the program has written.
     pub(crate) fn hear(&self) -> io::Result<Heard> {
         let mut room = [0; MESSAGE_LEN + MAX_EXTRA];
@@ -55,17 +70,21 @@ impl Client {
         } else {
             room.as_mut_slice()
         };
-        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::TRUNC;
-        let len = match recv(&self.fd, &mut *bytes, self.flags(flags)) {
-            Ok((_, 0)) | Err(Errno::CONNRESET) => return Ok(Heard::Gone),
-            Ok((_, len)) => len,
+        let is_message = self.kind != SocketType::Stream;
+        let (len, has_descriptor) = match peek(&self.fd, self.kind, bytes) {
+            // An empty message reads as the end does.
+            Ok((0, _)) if is_message && polled(&self.fd, PollFlags::RDHUP).is_empty() => {
+                return Ok(Heard::Bad(0, BadRequest::Length));
+            }
+            Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(Heard::Gone),
+            Ok(seen) => seen,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Heard::Nothing),
             Err(error) => return Err(error.into()),
         };
-        let is_message = self.kind != SocketType::Stream;
         let Some(head) = bytes.first_chunk::<MESSAGE_LEN>().filter(|_| len >= MESSAGE_LEN) else {
-            return Ok(if is_message {
-                Heard::Bad(bytes[1], BadRequest::Length)
+            // The rest of a piece with a descriptor would never be seen.
+            return Ok(if is_message || has_descriptor {
+                Heard::Bad(if len > 1 { bytes[1] } else { 0 }, BadRequest::Length)
             } else {
                 Heard::Nothing
             });
@@ -86,14 +105,6 @@ impl Client {
         Ok(Heard::Request(request, extra))
     }
 
-    /// The real length of a message is asked for; a stream has none (and there the flag would discard bytes).
-    fn flags(&self, flags: RecvFlags) -> RecvFlags {
-        match self.kind {
-            SocketType::Stream => flags - RecvFlags::TRUNC,
-            SocketType::SeqPacket | SocketType::Datagram => flags,
-        }
-    }
-
     /// Writes a reply.
     pub(crate) fn reply(&self, reply: &Reply) -> io::Result<()> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -111,4 +122,34 @@ impl Client {
         let sent = sendmsg(&self.fd, &[IoSlice::new(&reply.encode())], &mut control, flags)?;
         if sent == MESSAGE_LEN { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
+}
+
+/// What waits in a socket, and stays there: its length, and whether a descriptor is with it. Behind one, the kernel shows
+/// nothing.
+pub(crate) fn peek(
+    fd: impl AsFd,
+    kind: SocketType,
+    bytes: &mut [u8],
+) -> Result<(usize, bool), Errno> {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    let flags = match kind {
+        // It has no length (and the flag would discard bytes).
+        SocketType::Stream => flags,
+        SocketType::SeqPacket | SocketType::Datagram => flags | RecvFlags::TRUNC,
+    };
+    let mut nothing = RecvAncillaryBuffer::default();
+    let got = recvmsg(fd, &mut [IoSliceMut::new(bytes)], &mut nothing, flags)?;
+    Ok((got.bytes, got.flags.contains(ReturnFlags::CTRUNC)))
+}
+
+/// Whether the program has closed its socket.
+pub(crate) fn has_hung_up(fd: &OwnedFd) -> bool {
+    polled(fd, PollFlags::empty()).contains(PollFlags::HUP)
+}
+
+/// Which of `events` are there now, or that the program has closed its socket.
+fn polled(fd: &OwnedFd, events: PollFlags) -> PollFlags {
+    let mut polled = [PollFd::new(fd, events)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).map_or(PollFlags::empty(), |_| polled[0].revents())
 }

@@ -91,12 +91,15 @@ pub(crate) enum BadRequest {
     /// A field that must be zero, a flag nobody defined, or a length out of range.
     #[error("a field has a value that it must not have")]
     NotZero,
-    /// On a message socket: not 32 bytes and what they announce.
+    /// Not 32 bytes and what they announce: a message, or something that must come in one piece.
     #[error("a request of the wrong length")]
     Length,
     /// A request that makes no sense here.
     #[error("a request out of order")]
     Order,
+    /// Requests without end, and nobody takes the replies.
+    #[error("its replies are not read")]
+    Unread,
 }
 
 /// Numbers of the operations, in requests and replies.
@@ -132,9 +135,11 @@ impl Request {
         let (value, buffer) = (u32_at(bytes, 12), u64_at(bytes, 16));
         let (extra, last) = (u32_at(bytes, 24) as usize, u32_at(bytes, 28));
         let no_address = u64_at(bytes, 4) == 0;
+        let no_numbers = value == 0 && buffer == 0;
         let is_clean = flags == 0 && extra == 0 && last == 0;
+        let is_bare = is_clean && no_address && no_numbers;
         let (request, is_valid) = match bytes[1] {
-            op::BIND => (Self::Bind(address), is_clean && value == 0 && buffer == 0),
+            op::BIND => (Self::Bind(address), is_clean && no_numbers),
             op::CONNECT => {
                 let held = (flags == FLAG_HELD && extra <= MAX_EXTRA).then_some(extra);
                 let request = Self::Connect { to: address, timeout_ms: value, buffer, held };
@@ -146,19 +151,33 @@ impl Request {
                 let request = Self::Flow { number: u64_at(bytes, 4), buffer, refuses };
                 (request, is_clean && (refuses || value == 0))
             }
-            op::ACCEPTED => (Self::Accepted, is_clean && no_address),
-            op::LOCAL_CID => (Self::LocalCid, is_clean && no_address),
+            op::ACCEPTED => (Self::Accepted, is_bare),
+            op::LOCAL_CID => (Self::LocalCid, is_bare),
             op::SEND => {
                 let is_valid = flags == 0 && value == 0 && extra <= MAX_DATAGRAM && last == 0;
                 (Self::Send { to: address, number: buffer, len: extra }, is_valid)
             }
             op::RESOLVE => {
                 let valid = (1..=MAX_NAME).contains(&extra) && flags == 0 && no_address;
-                (Self::Resolve { len: extra }, valid && last == 0)
+                (Self::Resolve { len: extra }, valid && no_numbers && last == 0)
             }
             other => return Err(BadRequest::Operation(other)),
         };
         if is_valid { Ok(request) } else { Err(BadRequest::NotZero) }
+    }
+
+    /// The number of its operation.
+    pub(crate) fn op(&self) -> u8 {
+        match self {
+            Self::Bind(_) => op::BIND,
+            Self::Connect { .. } => op::CONNECT,
+            Self::Listen { .. } => op::LISTEN,
+            Self::Accepted => op::ACCEPTED,
+            Self::LocalCid => op::LOCAL_CID,
+            Self::Flow { .. } => op::FLOW,
+            Self::Send { .. } => op::SEND,
+            Self::Resolve { .. } => op::RESOLVE,
+        }
     }
 
     /// Bytes that belong to the request behind its 32.
@@ -287,6 +306,32 @@ mod tests {
         assert_eq!(Request::parse(&bytes), request(true));
         bytes[12] = 2;
         assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero));
+    }
+
+    #[test]
+    fn byte_that_an_operation_does_not_use_must_be_zero() {
+        // From the table of the specification: what each operation uses, in words of four bytes.
+        let used: [(u8, &[usize]); 6] = [
+            (op::BIND, &[1, 2]),
+            (op::LISTEN, &[3, 4, 5]),
+            (op::ACCEPTED, &[]),
+            (op::LOCAL_CID, &[]),
+            (op::RESOLVE, &[6]),
+            (op::FLOW, &[1, 2, 3, 4, 5]),
+        ];
+        for (op, used) in used {
+            let mut bytes = [0; MESSAGE_LEN];
+            (bytes[0], bytes[1]) = (VERSION, op);
+            if op == op::RESOLVE {
+                bytes[24] = 5;
+            }
+            assert!(Request::parse(&bytes).is_ok(), "{op}");
+            for at in (2..MESSAGE_LEN).filter(|at| !used.contains(&(at / 4))) {
+                bytes[at] = 1;
+                assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero), "{op}: {at}");
+                bytes[at] = 0;
+            }
+        }
     }
 
     #[test]

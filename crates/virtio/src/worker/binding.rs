@@ -4,12 +4,11 @@
 //! a request to bind the same port may be earlier in its round. So a conflict is looked at twice: who has hung up holds
 //! nothing.
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vsock_core::{Address, BindError, Port};
 
 use super::Worker;
 use super::source::{Bound, Source};
-use crate::host::client::Client;
+use crate::host::client::{Client, has_hung_up};
 use crate::reactor::Token;
 
 impl Worker {
@@ -30,7 +29,9 @@ impl Worker {
         let closed: Vec<Token> = self
             .sources
             .iter()
-            .filter(|(_, source)| holder(source, port).is_some_and(has_hung_up))
+            .filter(|(_, source)| {
+                holder(source, port).is_some_and(|client| has_hung_up(&client.fd))
+            })
             .map(|(token, _)| token)
             .collect();
         for &token in &closed {
@@ -54,10 +55,4 @@ fn holder(source: &Source, port: Port) -> Option<&Client> {
         | Source::Flow(_) => return None,
     };
     (bound.address.port == port).then_some(client)
-}
-
-fn has_hung_up(client: &Client) -> bool {
-    let mut polled = [PollFd::new(&client.fd, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }

@@ -6,9 +6,7 @@
 //! ever kept for later: what finds no room is dropped and counted. From one guest to another there is no way, as in VMCI.
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use vsock_core::{Address, BindError, Binding, Cid, EOM, Op, Port, RawHeader, SocketType};
@@ -16,6 +14,7 @@ use vsock_core::{Address, BindError, Binding, Cid, EOM, Op, Port, RawHeader, Soc
 use super::link_slot::LinkFault;
 use super::source::{LinkId, Source};
 use super::{Bound, Worker};
+use crate::host::client::has_hung_up;
 use crate::host::wire::{MAX_DATAGRAM, Reply, op};
 use crate::link::Inbound;
 use crate::reactor::Token;
@@ -243,12 +242,6 @@ impl Worker {
             self.datagrams.dropped += 1;
         }
     }
-}
-
-fn has_hung_up(fd: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(fd, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 fn datagram_header(from: Address, to: Address, len: u32, flags: u32) -> RawHeader {

@@ -74,10 +74,15 @@ impl Worker {
             let Some(Source::Client(client)) = self.sources.get(token) else { return };
             match client.hear() {
                 // Part of a request will never be a whole one then.
-                Ok(Heard::Nothing) if ended => return self.drop_client(token),
+                Ok(Heard::Nothing) if ended => {
+                    return self.refuse_client(token, 0, BadRequest::Length);
+                }
                 Ok(Heard::Nothing) => return,
                 Ok(Heard::Gone) => return self.drop_client(token),
                 Ok(Heard::Bad(op, bad)) => return self.refuse_client(token, op, bad),
+                Ok(Heard::Request(request, _)) if !client.may_ask(&request) => {
+                    return self.refuse_client(token, request.op(), BadRequest::Order);
+                }
                 Ok(Heard::Request(request, extra)) => {
                     if !self.grant(token, request, &extra) {
                         return self.drop_client(token);
@@ -153,14 +158,18 @@ impl Worker {
                     Err(errno) => return self.deny_connect(token, held, errno),
                 }
             }
-            Request::Accepted => {
-                self.refuse_client(token, op::ACCEPTED, BadRequest::Order);
-                return true;
-            }
+            // No client may ask this.
+            Request::Accepted => return false,
         };
         let Some(Source::Client(client)) = self.sources.get(token) else { return false };
         let reply = reply.unwrap_or_else(|(op, errno)| Reply::error(op, errno));
-        client.reply(&reply).is_ok()
+        match client.reply(&reply) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.refuse_client(token, reply.op, BadRequest::Unread);
+                true
+            }
+            told => told.is_ok(),
+        }
     }
 
     fn grant_bind(&mut self, token: Token, address: Address) -> Result<Reply, (u8, Errno)> {
@@ -258,7 +267,9 @@ impl Worker {
             let Some(Source::Listener(listener)) = self.sources.get_mut(token) else { return };
             let (id, kind) = (listener.bound.id, listener.client.kind);
             match listener.client.hear() {
-                Ok(Heard::Nothing) if ended => return self.drop_client(token),
+                Ok(Heard::Nothing) if ended => {
+                    return self.refuse_client(token, 0, BadRequest::Length);
+                }
                 Ok(Heard::Nothing) => return,
                 Ok(Heard::Request(Request::Accepted, _)) => self.ports.accepted(id),
                 Ok(Heard::Request(Request::Listen { backlog, buffer }, _)) => {
@@ -266,8 +277,8 @@ impl Worker {
                     // It listens, so this can only change the backlog.
                     let _ = self.ports.listen(id, kind, backlog);
                 }
-                Ok(Heard::Request(..)) => {
-                    return self.refuse_client(token, op::LISTEN, BadRequest::Order);
+                Ok(Heard::Request(request, _)) => {
+                    return self.refuse_client(token, request.op(), BadRequest::Order);
                 }
                 Ok(Heard::Bad(op, bad)) => return self.refuse_client(token, op, bad),
                 Ok(Heard::Gone) | Err(_) => return self.drop_client(token),

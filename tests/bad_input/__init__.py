@@ -1,0 +1,9 @@
+"""Bad input, gathered: what programs can say wrongly, and that a switch leaks nothing over it.
+
+    lab            a switch as a process, and what it holds: descriptors, flows, listeners
+    raw            clients that speak the endpoint protocol byte by byte
+    conversations  everything a program may be in the middle of
+
+Each test here also has to leave the switch as it was (`conftest`), and the next client must be well.
+What a *guest* can do wrongly is in crates/virtio/tests/hostile_*.rs.
+"""

@@ -1,0 +1,64 @@
+"""Clients that say what they like on the endpoint sockets."""
+
+import errno
+import socket
+import struct
+
+from tests.bad_input.lab import DEADLINE, Lab
+
+from vsock._endpoint import MESSAGE_SIZE, Op, Reply, Request
+
+DOORS = {
+    "stream": socket.SOCK_STREAM,
+    "seqpacket": socket.SOCK_SEQPACKET,
+    "dgram": socket.SOCK_SEQPACKET,
+}
+"""The endpoint sockets, and their Unix types."""
+ANY = 0xFFFFFFFF
+NAME = b"alpha"
+REQUESTS = {
+    "BIND": Request(Op.BIND, ANY, ANY).encode(),
+    "CONNECT": Request(Op.CONNECT, 3, 1, 500).encode(),
+    "held CONNECT": Request(Op.CONNECT, 3, 1, 500, extra=2016, flags=1).encode() + bytes(2016),
+    "LISTEN": Request(Op.LISTEN, value=1).encode(),
+    "LOCAL_CID": Request(Op.LOCAL_CID).encode(),
+    "RESOLVE": Request(Op.RESOLVE, extra=len(NAME)).encode() + NAME,
+    "FLOW": Request(Op.FLOW, 0, 0x7FFFFFFF).encode(),
+    "SEND": Request(Op.SEND, 2, 7000, extra=4).encode() + b"data",
+}
+"""One request for each operation that a client may begin with, and the bytes behind it."""
+
+
+def dial(lab: Lab, door: str) -> socket.socket:
+    """A client of one of the doors, whose calls wait no longer than a test may take."""
+    client = socket.socket(socket.AF_UNIX, DOORS[door])
+    client.settimeout(DEADLINE)
+    client.connect(str(lab.directory / door))
+    return client
+
+
+def reply(client: socket.socket) -> Reply | None:
+    """The next reply; None at the end."""
+    got = b""
+    while len(got) < MESSAGE_SIZE and (piece := client.recv(MESSAGE_SIZE - len(got))):
+        got += piece
+    return Reply.decode(got) if got else None
+
+
+def ask(client: socket.socket, request: bytes) -> str:
+    """Send a request; the name of the errno that comes back, OK, or END."""
+    client.sendall(request)
+    return name(reply(client))
+
+
+def name(answer: Reply | None) -> str:
+    """What a reply says: the name of an errno, OK, or END if there is none."""
+    if answer is None:
+        return "END"
+    known = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
+    return known[answer.errno] if answer.errno else "OK"
+
+
+def changed(request: bytes, offset: int, value: int) -> bytes:
+    """The request with one byte of another value."""
+    return request[:offset] + struct.pack("B", value) + request[offset + 1 :]
