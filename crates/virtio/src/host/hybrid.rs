@@ -8,7 +8,9 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rustix::net::{RecvFlags, recv};
-use vsock_core::Port;
+use vsock_core::{Port, SocketType};
+
+use super::client::peek;
 
 /// A longer line is refused: `CONNECT ` and ten digits fit with room to spare.
 pub(crate) const MAX_LINE: usize = 64;
@@ -55,23 +57,27 @@ pub(crate) enum Progress {
     Waiting,
     /// The line was there and has been taken out.
     Connect(Port),
-    /// Refuse: a bad line, or the program left.
-    Refuse,
+    /// Not a line that is known, or too long.
+    Bad,
+    /// The program left before its line ended.
+    Gone,
 }
 
 /// Looks at what the program has written so far; `ended`: it will write no more.
 pub(crate) fn advance(fd: impl AsFd, ended: bool) -> io::Result<Progress> {
     let mut line = [0u8; MAX_LINE];
-    let seen = match recv(&fd, &mut line, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
-        Ok((_, 0)) => return Ok(Progress::Refuse),
-        Ok((_, n)) => n,
+    let (seen, has_descriptor) = match peek(&fd, SocketType::Stream, &mut line) {
+        Ok((0, _)) => return Ok(Progress::Gone),
+        Ok(seen) => seen,
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Progress::Waiting),
         Err(error) => return Err(error.into()),
     };
     match parse(&line[..seen]) {
-        Line::Incomplete if ended => Ok(Progress::Refuse),
+        Line::Incomplete if ended => Ok(Progress::Gone),
+        // The rest would never be seen.
+        Line::Incomplete if has_descriptor => Ok(Progress::Bad),
         Line::Incomplete => Ok(Progress::Waiting),
-        Line::Bad => Ok(Progress::Refuse),
+        Line::Bad => Ok(Progress::Bad),
         Line::Connect { port, len } => {
             recv(&fd, &mut line[..len], RecvFlags::DONTWAIT)?;
             Ok(Progress::Connect(port))
@@ -126,11 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn program_that_leaves_before_the_end_of_the_line_is_refused() {
+    fn program_that_leaves_before_the_end_of_the_line_is_gone() {
         let (mut program, ours) = UnixStream::pair().unwrap();
         program.write_all(b"CONN").unwrap();
         assert_eq!(advance(&ours, false).unwrap(), Progress::Waiting);
         drop(program);
-        assert_eq!(advance(&ours, true).unwrap(), Progress::Refuse);
+        assert_eq!(advance(&ours, true).unwrap(), Progress::Gone);
     }
 }

@@ -13,6 +13,7 @@ use super::Worker;
 use super::programs::{PROGRAMS_PER_TURN, accept};
 use super::source::{Flow, Greeting, HybridClient, LinkId, Phase, Source};
 use crate::host::hybrid::{Progress, advance};
+use crate::host::stream::finish;
 use crate::reactor::{Readiness, Token};
 use crate::vhost_user::PeerCredentials;
 
@@ -48,19 +49,34 @@ impl Worker {
     fn read_line(&mut self, token: Token, ended: bool) {
         let Some(Source::HybridClient(client)) = self.sources.get(token) else { return };
         let link = client.link;
+        let guest = self.links.get(link).and_then(super::LinkSlot::guest);
         match advance(&client.fd, ended) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Connect(port)) => {
-                let cid = self.links.get(link).and_then(super::LinkSlot::guest);
-                let connected = cid
+                let connected = guest
                     .ok_or(Errno::NODEV)
                     .and_then(|cid| self.connect_hybrid(token, link, Address { cid, port }));
                 if connected.is_err() {
-                    self.end_source(token);
+                    self.let_go(token);
                 }
             }
-            Ok(Progress::Refuse) | Err(_) => self.end_source(token),
+            Ok(Progress::Bad) => {
+                let text =
+                    format!("hybrid line of pid {}: not CONNECT and a port", client.peer.pid);
+                self.journal.write("bad-request", guest.map_or(u32::MAX, |cid| cid.0), text);
+                self.bad_requests += 1;
+                self.let_go(token);
+            }
+            Ok(Progress::Gone) | Err(_) => self.let_go(token),
         }
+    }
+
+    /// Ends a program's connection: with something unread in it, a plain close would read as a reset.
+    fn let_go(&mut self, token: Token) {
+        if let Some(Source::HybridClient(client)) = self.sources.get(token) {
+            finish(&client.fd);
+        }
+        self.end_source(token);
     }
 
     fn connect_hybrid(&mut self, token: Token, link: LinkId, to: Address) -> Result<(), Errno> {

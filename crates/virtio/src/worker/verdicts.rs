@@ -221,6 +221,7 @@ impl Worker {
         let Greeting::Reply { held } = greeting else {
             self.release(binding);
             self.ended.push(token);
+            stream.finish();
             return;
         };
         // The port stays bound, as the kernel keeps it after a connect that failed.
