@@ -1,0 +1,189 @@
+"""Runs what a page of docs/guide tells its reader to do, in order, and compares what comes out.
+
+```python    a whole program; a ```text block right after it is what it prints
+```console   commands with their output, where … stands for anything. `$ ` is a command on the host,
+             `alpha# ` one in the Linux guest alpha. A command that ends in `# leave it running` has a
+             terminal of its own: it goes on, and has its output by the end of the page
+
+Other blocks are not run. A reader waits for a program to be ready before typing on; so a command
+is tried again, for a while, until it does what the page says.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vsock.runtime import RuntimeFiles
+from vsock.testing import GuestProcess, UmlGuest
+
+DEADLINE = 30
+GUEST = "alpha"
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PROMPT = re.compile(rf"(\$|{GUEST}#) (.*)")
+_LEFT_RUNNING = re.compile(r" +# leave it running.*")
+
+
+@dataclass
+class Command:
+    """One command and what it prints; None: the page does not say."""
+
+    where: str
+    text: str
+    lines: list[str] = field(default_factory=list)
+    is_left_running: bool = False
+
+    @property
+    def output(self) -> str | None:
+        """What the page shows as its output."""
+        return "\n".join(self.lines) if self.lines else None
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: (language, content)."""
+    return _BLOCK.findall(page)
+
+
+def commands(block: str) -> Iterator[Command]:
+    """The commands of a ```console block."""
+    command: Command | None = None
+    for line in block.splitlines():
+        if prompt := _PROMPT.fullmatch(line):
+            if command:
+                yield command
+            text, is_left = _LEFT_RUNNING.subn("", prompt[2])
+            command = Command(prompt[1], text.partition("  # ")[0], is_left_running=bool(is_left))
+        else:
+            assert command, f"output of no command: {line}"
+            command.lines.append(line)
+    if command:
+        yield command
+
+
+def matches(expected: str, output: str) -> bool:
+    """Whether `output` is as a page says; how many spaces there are does not count."""
+    pattern = ".*?".join(map(re.escape, _spaced(expected).split("…")))
+    return re.fullmatch(pattern, _spaced(output), re.DOTALL) is not None
+
+
+def _spaced(text: str) -> str:
+    """The text with one space for many: columns are as wide as what is in them."""
+    return re.sub(r" *\n *", "\n", re.sub(" +", " ", text)).strip()
+
+
+class Session:
+    """A reader in an empty directory, with the package installed and the examples at hand."""
+
+    def __init__(self, directory: Path, runtime_dir: Path) -> None:
+        self._directory = directory
+        self._runtime_dir = runtime_dir
+        (directory / "examples").symlink_to(Path(__file__).parents[2] / "examples")
+        tools = Path(sys.executable).parent
+        self._environment = os.environ | {
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "VSOCK_RUNTIME_DIR": str(runtime_dir),
+            "COLUMNS": "100",
+        }
+        self._running: list[tuple[Command, subprocess.Popen[str], Path]] = []
+        self._guest: UmlGuest | None = None
+        self._in_guest: list[tuple[Command, GuestProcess]] = []
+
+    def read(self, page: str) -> None:
+        """Do all that a page says."""
+        found = blocks(page)
+        for number, (language, content) in enumerate(found):
+            if language == "python":
+                follower = found[number + 1] if number + 1 < len(found) else ("", "")
+                self._program(content, follower[1] if follower[0] == "text" else None)
+            elif language == "console":
+                for command in commands(content):
+                    self._do(command)
+        for command, _, log in self._running:
+            if command.output:
+                _until(command, log.read_text)
+        for command, running in self._in_guest:
+            for line in command.lines:
+                assert matches(line, running.read_line(DEADLINE)), command.text
+
+    def close(self) -> None:
+        """End all that was left running."""
+        for _, process, _ in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(DEADLINE)
+        if self._guest:
+            self._guest.kill()
+
+    def _program(self, source: str, output: str | None) -> None:
+        done = self._run([sys.executable, "-W", "error", "-c", source])
+        assert done.returncode == 0, done.stdout
+        assert output is None or matches(output, done.stdout), done.stdout
+
+    def _do(self, command: Command) -> None:
+        if command.where != "$":
+            self._do_in_guest(command)
+        elif command.is_left_running:
+            log = self._directory / f"log-{len(self._running)}"
+            with log.open("w") as sink:
+                process = subprocess.Popen(
+                    ["sh", "-c", command.text],
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    cwd=self._directory,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+            self._running.append((command, process, log))
+        else:
+            _until(command, lambda: _said(self._run(["sh", "-c", command.text]), command))
+
+    def _do_in_guest(self, command: Command) -> None:
+        if self._guest is None:
+            self._guest = UmlGuest(RuntimeFiles(self._runtime_dir).guest_socket(GUEST), GUEST)
+            self._guest.start()
+        guest = self._guest
+        if command.is_left_running:
+            self._in_guest.append((command, guest.spawn(command.text)))
+        else:
+            _until(command, lambda: _said(guest.run(f"{command.text} 2>&1", check=False), command))
+
+    def _run(self, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self._directory,
+            env=self._environment,
+            timeout=DEADLINE,
+            check=False,
+        )
+
+
+def _said(done: object, command: Command) -> str:
+    """What a command printed; with its status, if that is bad and the page shows no output."""
+    status = getattr(done, "returncode", None) or getattr(done, "status", None)
+    output = str(getattr(done, "stdout", ""))
+    return f"status {status}: {output}" if status and command.output is None else output
+
+
+def _until(command: Command, output: Callable[[], str]) -> None:
+    """Try until the output is as the page says, or that it succeeds."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        said = output()
+        expected = command.output
+        if matches(expected, said) if expected is not None else not said.startswith("status "):
+            return
+        assert time.monotonic() < deadline, f"{command.text}\nprints\n{said}\nand not\n{expected}"
+        time.sleep(0.05)
