@@ -368,6 +368,15 @@ impl DeviceLink {
         event
     }
 
+    pub(crate) fn has_inbound(&self) -> bool {
+        self.queues[TX_QUEUE].as_ref().is_some_and(|queue| queue.ring.has_chain())
+    }
+
+    pub(crate) fn has_space_again(&self) -> bool {
+        let Some(queue) = &self.queues[RX_QUEUE] else { return false };
+        self.starved && self.gate == Gate::Open && queue.ring.has_chain()
+    }
+
     pub(crate) fn disarm(&mut self) {
         self.starved = false;
         for queue in [RX_QUEUE, TX_QUEUE] {

@@ -306,6 +306,14 @@ impl DriverLink {
         events
     }
 
+    pub(crate) fn has_inbound(&self) -> bool {
+        [RX_QUEUE, EVENT_QUEUE].iter().any(|&queue| self.queues[queue].ring.has_used())
+    }
+
+    pub(crate) fn has_space_again(&self) -> bool {
+        self.starved && self.queues[TX_QUEUE].ring.has_used()
+    }
+
     pub(crate) fn disarm(&mut self) {
         self.starved = false;
         for queue in [RX_QUEUE, TX_QUEUE] {

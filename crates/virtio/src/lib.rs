@@ -9,7 +9,7 @@
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
 //! | [`memory`], [`slice`](mod@slice), `sigbus` | memory shared with somebody who may be hostile |
-//! | `reactor`, `mailbox` | one epoll set; how other threads talk to the worker |
+//! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
 //! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
@@ -26,6 +26,7 @@ pub mod loopback;
 mod mailbox;
 pub mod memory;
 pub mod node;
+pub mod polling;
 mod reactor;
 pub mod ring;
 mod sigbus;

@@ -200,6 +200,18 @@ impl Link {
         }
     }
 
+    /// What [`arm`](Self::arm) would find, without asking for signals: for somebody who looks again and again.
+    #[must_use]
+    pub fn has_inbound(&self) -> bool {
+        either!(self, link => link.has_inbound())
+    }
+
+    /// There was no room, and now there is some; the other half of what [`arm`](Self::arm) would find.
+    #[must_use]
+    pub fn has_space_again(&self) -> bool {
+        either!(self, link => link.has_space_again())
+    }
+
     /// Asks for no signals while we look at the rings anyway, and forgets that there was no space: who still needs
     /// some tries again before the next [`arm`](Self::arm).
     pub fn disarm(&mut self) {
@@ -215,12 +227,6 @@ impl Link {
             Self::Driver(link) => link.notify_fd(queue),
             Self::Loopback(_) => None,
         }
-    }
-
-    /// Something that was sent has come back already; only a loopback knows without looking.
-    #[must_use]
-    pub fn has_come_back(&self) -> bool {
-        matches!(self, Self::Loopback(link) if link.has_inbound())
     }
 
     /// The fds of all queues that run.

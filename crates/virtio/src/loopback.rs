@@ -124,7 +124,11 @@ impl LoopbackLink {
 
     /// There is nobody to ask for signals; true when there is something to do.
     pub(crate) fn arm(&mut self) -> bool {
-        self.has_inbound() || (self.starved && !self.free.is_empty())
+        self.has_inbound() || self.has_space_again()
+    }
+
+    pub(crate) fn has_space_again(&self) -> bool {
+        self.starved && !self.free.is_empty()
     }
 
     pub(crate) fn disarm(&mut self) {

@@ -11,11 +11,12 @@ use vsock_core::{
     Address, Cid, ConnectionId, Endpoint, Event, FlowKey, Instant, Limits, Port, RawHeader,
     Received, Shutdown, SocketType,
 };
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::driver::DriverLink;
 use vsock_virtio::link::{Inbound, Link, QUEUE_COUNT, TRANSPORT_RESET};
 use vsock_virtio::slice::{self, Slice};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
 
+use super::Plan;
 use super::flow::{Flow, Tally};
 use super::job::Job;
 use crate::Result;
@@ -50,8 +51,8 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Joins the device behind `socket`.
-    pub(super) fn join(socket: &Path, options: &DriverOptions, checks: bool) -> Result<Self> {
-        let mut link = DriverLink::new(options)?;
+    pub(super) fn join(socket: &Path, plan: &Plan) -> Result<Self> {
+        let mut link = DriverLink::new(&plan.options)?;
         let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
         let region = link.region();
         let shared =
@@ -63,8 +64,12 @@ impl Machine {
         for (queue, signals) in attached.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call)?;
         }
-        let limits =
-            Limits { max_connections: 1 << 20, max_half_open: 1 << 12, ..Limits::default() };
+        let limits = Limits {
+            buf_alloc: plan.buffer,
+            max_connections: 1 << 20,
+            max_half_open: 1 << 12,
+            ..Limits::default()
+        };
         Ok(Self {
             link: Link::Driver(link),
             cid: Cid(attached.cid),
@@ -75,7 +80,7 @@ impl Machine {
             job: None,
             turn: 0,
             next_port: FIRST_PORT,
-            checks,
+            checks: plan.checks,
             slices: Vec::new(),
             scratch: Vec::new(),
         })

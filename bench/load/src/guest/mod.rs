@@ -1,8 +1,9 @@
 //! Userspace guests: one process, one thread, one or many machines.
 //!
-//! `vsock-load guest [--check] [--rx COUNT,PAYLOAD] [--tx COUNT,PAYLOAD] SOCKET...` joins the device behind each socket.
-//! Its orders are in [`Guests::obey`]. The loop sleeps like a guest that waits for interrupts: it asks for
-//! notifications on every link and looks once more before it waits.
+//! `vsock-load guest [--check] [--rx COUNT,PAYLOAD] [--tx COUNT,PAYLOAD] [--buffer BYTES] SOCKET...` joins the device
+//! behind each socket. Its orders are in [`Guests::obey`]. The loop sleeps like a guest that waits for interrupts: it asks
+//! for notifications on every link and looks once more before it waits. As KVM does for a virtual processor that has
+//! nothing to do (`halt_poll_ns`), it looks for up to 200 µs before that.
 
 mod flow;
 mod job;
@@ -10,10 +11,12 @@ mod machine;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::fs::OFlags;
 use vsock_virtio::driver::DriverOptions;
+use vsock_virtio::polling::Polling;
 
 use crate::Result;
 use crate::clock;
@@ -24,23 +27,35 @@ use machine::Machine;
 
 const STDIN: u64 = u64::MAX;
 
+/// KVM's default.
+const HALT_POLL: Duration = Duration::from_micros(200);
+
 /// All machines of the process.
 struct Guests {
     machines: Vec<Machine>,
     epoll: rustix::fd::OwnedFd,
     /// Machines that may have work.
     awake: BTreeSet<usize>,
+    /// When one of them last had some.
+    worked_at: u64,
+    polling: Polling,
     /// The machine that carries out an order that takes time.
     busy: Option<usize>,
 }
 
 /// Runs the role.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let (options, sockets, check) = parse(arguments)?;
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut guests = Guests { machines: Vec::new(), epoll, awake: BTreeSet::new(), busy: None };
-    for socket in sockets {
-        guests.machines.push(Machine::join(Path::new(&socket), &options, check)?);
+    let plan = parse(arguments)?;
+    let mut guests = Guests {
+        machines: Vec::new(),
+        epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        awake: BTreeSet::new(),
+        worked_at: 0,
+        polling: Polling::up_to(HALT_POLL),
+        busy: None,
+    };
+    for socket in &plan.sockets {
+        guests.machines.push(Machine::join(Path::new(socket), &plan)?);
     }
     guests.watch()?;
     let cids: Vec<String> =
@@ -49,9 +64,18 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     guests.serve()
 }
 
-fn parse(arguments: &[String]) -> Result<(DriverOptions, Vec<String>, bool)> {
-    let mut options = DriverOptions::default();
-    let (mut sockets, mut check) = (Vec::new(), false);
+/// What the arguments say.
+struct Plan {
+    options: DriverOptions,
+    /// Receive buffer of every connection: what Linux gives by default, and the most it gives without being asked.
+    buffer: u32,
+    checks: bool,
+    sockets: Vec<String>,
+}
+
+fn parse(arguments: &[String]) -> Result<Plan> {
+    let options = DriverOptions::default();
+    let mut plan = Plan { options, buffer: 256 * 1024, checks: false, sockets: Vec::new() };
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         let mut pair = || -> Result<(u16, u32)> {
@@ -60,13 +84,14 @@ fn parse(arguments: &[String]) -> Result<(DriverOptions, Vec<String>, bool)> {
             Ok((count.parse()?, payload.parse()?))
         };
         match word.as_str() {
-            "--check" => check = true,
-            "--rx" => (options.rx_buffers, options.rx_payload) = pair()?,
-            "--tx" => (options.tx_buffers, options.tx_payload) = pair()?,
-            socket => sockets.push(socket.to_owned()),
+            "--check" => plan.checks = true,
+            "--rx" => (plan.options.rx_buffers, plan.options.rx_payload) = pair()?,
+            "--tx" => (plan.options.tx_buffers, plan.options.tx_payload) = pair()?,
+            "--buffer" => plan.buffer = words.next().ok_or("BYTES is missing")?.parse()?,
+            socket => plan.sockets.push(socket.to_owned()),
         }
     }
-    Ok((options, sockets, check))
+    Ok(plan)
 }
 
 impl Guests {
@@ -90,7 +115,7 @@ impl Guests {
         let mut lines = Lines::default();
         let mut events: Vec<epoll::Event> = Vec::with_capacity(256);
         loop {
-            self.pump()?;
+            let had_work = self.pump()?;
             if self.busy.is_none()
                 && let Some(order) = lines.next()
             {
@@ -98,15 +123,7 @@ impl Guests {
                 continue;
             }
             events.clear();
-            let timeout = self.timeout();
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                timeout.as_ref(),
-            ) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            self.wait(had_work, &mut events)?;
             for event in &events {
                 match event.data.u64() {
                     STDIN => {
@@ -122,12 +139,35 @@ impl Guests {
         }
     }
 
-    /// Lets every machine that may have work do some; those that have none ask for notifications.
-    fn pump(&mut self) -> Result<()> {
+    fn wait(&mut self, had_work: bool, events: &mut Vec<epoll::Event>) -> Result<()> {
+        let (timeout, sleeps) = (self.timeout(), self.awake.is_empty());
+        if !had_work && !sleeps {
+            self.polling.give_way();
+        }
+        let before = clock::now();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if sleeps {
+            self.polling.slept(Duration::from_nanos(clock::now() - before));
+        }
+        Ok(())
+    }
+
+    /// Lets every machine that may have work do some; those that had none for a while ask for notifications. True when
+    /// there was any.
+    fn pump(&mut self) -> Result<bool> {
         let mut asleep = Vec::new();
+        let mut had_work = false;
         for &index in &self.awake {
             let machine = &mut self.machines[index];
-            if !machine.pump()? && !machine.arm() {
+            if machine.pump()? {
+                had_work = true;
+                self.worked_at = clock::now();
+            } else if Duration::from_nanos(clock::now() - self.worked_at) >= self.polling.window()
+                && !machine.arm()
+            {
                 asleep.push(index);
             }
             if self.busy == Some(index)
@@ -140,7 +180,7 @@ impl Guests {
         for index in asleep {
             self.awake.remove(&index);
         }
-        Ok(())
+        Ok(had_work)
     }
 
     /// How long to wait: not while a machine is awake, not beyond a deadline.

@@ -172,6 +172,12 @@ impl DeviceRing {
         }
         // The wish must be visible before we look again (see the module's primer).
         fence(Ordering::SeqCst);
+        self.has_chain()
+    }
+
+    /// The driver offers a chain. A broken ring has nothing more.
+    #[must_use]
+    pub fn has_chain(&self) -> bool {
         self.broken.is_none() && self.areas.avail_idx() != self.next_avail
     }
 

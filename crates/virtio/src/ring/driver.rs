@@ -195,6 +195,12 @@ impl DriverRing {
         }
         // The wish must be visible before we look again (see the module's primer).
         fence(Ordering::SeqCst);
+        self.has_used()
+    }
+
+    /// The device has used a chain. A broken ring has nothing more.
+    #[must_use]
+    pub fn has_used(&self) -> bool {
         self.broken.is_none() && self.areas.used_idx() != self.next_used
     }
 

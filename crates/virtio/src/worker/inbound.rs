@@ -20,10 +20,10 @@ use crate::vhost_user::F_DGRAM;
 const PACKETS_PER_TURN: usize = 256;
 
 /// Bytes taken from one link in one turn: what another guest's packet may have to wait for.
-const BYTES_PER_TURN: usize = 256 * 1024;
+const BYTES_PER_TURN: usize = 128 * 1024;
 
 /// Bytes handed to a program at once.
-const BYTES_PER_CALL: usize = 256 * 1024;
+const BYTES_PER_CALL: usize = BYTES_PER_TURN;
 
 /// Pieces handed to the kernel at once; it takes 1024.
 const PIECES_PER_CALL: usize = 960;

@@ -171,6 +171,9 @@ pub(crate) struct LinkSlot {
     pub(crate) is_blocked: bool,
     /// Its packets stay in the ring until there is room for the answers they may cause.
     pub(crate) is_paused: bool,
+    /// When the last packet came or went, and how many had by then.
+    pub(crate) worked_at: Instant,
+    packets_then: u64,
     pub(crate) deadline: Option<Instant>,
     pub(crate) front_end: Option<PeerCredentials>,
     pub(crate) features: u64,
@@ -204,6 +207,8 @@ impl LinkSlot {
             is_unarmed: false,
             is_blocked: false,
             is_paused: false,
+            worked_at: Instant::default(),
+            packets_then: 0,
             deadline: None,
             front_end: None,
             features: 0,
@@ -245,6 +250,20 @@ impl LinkSlot {
     pub(crate) fn arm(&mut self) -> bool {
         self.is_unarmed = false;
         if self.is_paused { self.link.arm_for_space() } else { self.link.arm() }
+    }
+
+    /// After a turn: whether there was anything to do in it.
+    pub(crate) fn note_work(&mut self, now: Instant) {
+        let packets = self.traffic.packets_in + self.traffic.packets_out;
+        if packets != self.packets_then {
+            self.packets_then = packets;
+            self.worked_at = now;
+        }
+    }
+
+    /// What [`arm`](Self::arm) would say, with notifications left off.
+    pub(crate) fn has_news(&self) -> bool {
+        self.link.has_space_again() || (!self.is_paused && self.link.has_inbound())
     }
 
     /// Notifications off while we are busy with it anyhow.

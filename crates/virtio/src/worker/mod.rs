@@ -9,8 +9,8 @@
 //! The node's link to itself (CID 1, and its own CID) is one more `LinkSlot`, whose packets come back.
 //!
 //! A round is: hear what happened (`reactor`), run what other threads asked (`mailbox`), let timers expire, then serve
-//! each link that has work, with a budget, and signal each link once. Before it sleeps, it asks for notifications on
-//! every link served since, and looks again, so that nothing is missed.
+//! each link that has work, with a budget, and signal each link once. Before it sleeps, it looks at the links served
+//! since for a while, then asks for notifications, and looks again, so that nothing is missed (`rest`).
 //!
 //! No state is shared: other threads come in through the mailbox only. What a guest does wrong ends that guest's
 //! attachment, never the round.
@@ -26,6 +26,7 @@ mod outbound;
 mod programs;
 mod renumber;
 mod report;
+mod rest;
 mod source;
 mod verdicts;
 
@@ -50,6 +51,7 @@ use crate::journal::Journal;
 use crate::link::{Link, TRANSPORT_RESET};
 use crate::loopback::LoopbackLink;
 use crate::mailbox::Mailbox;
+use crate::polling::Polling;
 use crate::reactor::{BELL, Events, Reactor, Readiness, Token};
 use crate::slice::Slice;
 
@@ -91,6 +93,7 @@ pub(crate) struct Worker {
     active: VecDeque<LinkId>,
     /// Served since the last sleep, notifications off.
     unarmed: Vec<LinkId>,
+    polling: Polling,
     deadlines: BTreeSet<(Instant, LinkId)>,
     /// Flows of programs that are gone, by deadline.
     lingering: VecDeque<Lingering>,
@@ -146,6 +149,7 @@ impl Worker {
             relay: Relay::new(RelayLimits::default(), seed),
             active: VecDeque::new(),
             unarmed: Vec::new(),
+            polling: Polling::default(),
             deadlines: BTreeSet::new(),
             lingering: VecDeque::new(),
             shut_doors: Vec::new(),
@@ -167,13 +171,11 @@ impl Worker {
     pub(crate) fn run(mut self) {
         let (mut events, mut happened) = (Events::new(), Vec::new());
         while !self.stopping {
-            let timeout = self.timeout();
             happened.clear();
-            if let Err(error) = self.reactor.wait(timeout, &mut events, &mut happened) {
+            if let Err(error) = self.rest(&mut events, &mut happened) {
                 self.journal.write("failed", u32::MAX, format!("waiting for events: {error}"));
                 break;
             }
-            self.now = self.clock();
             for ready in &happened {
                 self.hear_safely(*ready);
             }
@@ -203,29 +205,6 @@ impl Worker {
 
     fn clock(&self) -> Instant {
         Instant(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
-    }
-
-    /// How long the next wait may be: not at all while there is work.
-    fn timeout(&mut self) -> Option<Duration> {
-        debug_assert!(self.unarmed.len() <= self.links.len(), "each link once");
-        // Also while other links have work: nobody looks at this one until it signals.
-        let mut busy = std::mem::take(&mut self.unarmed);
-        busy.retain(|&id| {
-            let Some(slot) = self.links.get_mut(id) else { return false };
-            if !slot.is_active && slot.arm() {
-                self.activate(id);
-            }
-            self.links.get(id).is_some_and(|slot| slot.is_unarmed)
-        });
-        self.unarmed = busy;
-        if !self.active.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        let next = self.deadlines.first().map(|&(at, _)| at);
-        let linger = self.lingering.front().map(|flow| flow.at);
-        let relay = self.relay.deadline();
-        let soonest = [next, linger, relay, self.doors_open_at].into_iter().flatten().min()?;
-        Some(soonest.since(self.clock()))
     }
 
     /// A fault in our own code, met on behalf of one program, must not end the others.
@@ -278,36 +257,6 @@ impl Worker {
         }
     }
 
-    fn expire(&mut self) {
-        while let Some(&(at, id)) = self.deadlines.first() {
-            if at > self.now {
-                break;
-            }
-            self.deadlines.pop_first();
-            if let Some(slot) = self.links.get_mut(id) {
-                slot.deadline = None;
-                slot.endpoint.expire(self.now);
-                self.activate(id);
-            }
-        }
-        while self.lingering.front().is_some_and(|flow| flow.at <= self.now) {
-            if let Some(flow) = self.lingering.pop_front() {
-                self.linger_is_over(&flow);
-            }
-        }
-        if self.relay.deadline().is_some_and(|at| at <= self.now) {
-            self.relay.expire(self.now);
-            self.activate_relayed();
-        }
-        if self.doors_open_at.is_some_and(|at| at <= self.now) {
-            self.doors_open_at = None;
-            for token in std::mem::take(&mut self.shut_doors) {
-                self.accept_programs(token);
-                self.accept_hybrid(token);
-            }
-        }
-    }
-
     fn serve_active(&mut self) {
         for _ in 0..self.active.len() {
             let Some(id) = self.active.pop_front() else { break };
@@ -336,10 +285,11 @@ impl Worker {
         self.settle(id);
         let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
         slot.link.publish().map_err(sort_signal)?;
+        slot.note_work(self.now);
         let can_answer = slot.endpoint.accepts_packets()
             && slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
         let more_inbound = match drained {
-            Drained::Empty => slot.link.has_come_back(),
+            Drained::Empty => slot.link.has_inbound(),
             Drained::Budget => true,
             Drained::Paused => can_answer,
         };
@@ -402,22 +352,6 @@ impl Worker {
         {
             slot.is_active = true;
             self.active.push_back(id);
-        }
-    }
-
-    /// Keeps the order of deadlines in step with what the link's endpoint waits for.
-    fn note_deadline(&mut self, id: LinkId) {
-        let Some(slot) = self.links.get_mut(id) else { return };
-        let next = slot.endpoint.deadline();
-        if next == slot.deadline {
-            return;
-        }
-        if let Some(old) = slot.deadline {
-            self.deadlines.remove(&(old, id));
-        }
-        slot.deadline = next;
-        if let Some(new) = next {
-            self.deadlines.insert((new, id));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::slice::{self, Slice};
 const QUANTUM: usize = 64 * 1024;
 
 /// Bytes into one link before other links have their turn.
-const BYTES_PER_TURN: usize = 256 * 1024;
+const BYTES_PER_TURN: usize = 128 * 1024;
 
 /// What a packet of another guest costs besides its bytes, as a receiver may have tiny buffers.
 const PACKET_COST: usize = 256;
