@@ -24,6 +24,8 @@ from vsock.errors import ProtocolError, SwitchGone, state_error
 
 VERSION = 1
 MESSAGE_SIZE = 32
+INHERITED_SIZE = 32
+"""Bytes of what accepted sockets inherit: left with a LISTEN, given back with each ACCEPT."""
 HELD = 1
 """Flag of a CONNECT that the node leaves unread, with its padding, until it has answered."""
 REFUSES = 1
@@ -177,15 +179,15 @@ def ask(sock: _Base, request: Request, extra: bytes = b"") -> Reply:
     return reply
 
 
-def receive_accepted(sock: _Base) -> tuple[Reply, int]:
-    """Take the next ACCEPT off a listener: the reply and the connection's file descriptor.
+def receive_accepted(sock: _Base) -> tuple[Reply, bytes, int]:
+    """Take the next ACCEPT off a listener: the reply, what LISTEN left, and the connection's descriptor.
 
     This waits as the socket's own timeout says, and raises what a timed-out `recv` raises.
     """
     room = _socket.CMSG_SPACE(4)
     try:
         message, ancillary, flags, _ = _Base.recvmsg(
-            sock, MESSAGE_SIZE, room, _socket.MSG_CMSG_CLOEXEC
+            sock, MESSAGE_SIZE + INHERITED_SIZE, room, _socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionResetError:
         message, ancillary, flags = b"", [], 0
@@ -198,20 +200,21 @@ def receive_accepted(sock: _Base) -> tuple[Reply, int]:
     try:
         if not message:
             raise _gone("accept")
-        reply = Reply.decode(message)
+        reply, inherited = Reply.decode(message[:MESSAGE_SIZE]), message[MESSAGE_SIZE:]
         if flags & _socket.MSG_CTRUNC and not fds:
             # The kernel has closed the descriptor, but its place in the backlog is still to be
             # given back.
             send(sock, Request(Op.ACCEPTED))
             raise state_error(errno.EMFILE)
-        if reply.op != Op.ACCEPT or len(fds) != 1:
+        is_whole = len(inherited) in (0, INHERITED_SIZE)
+        if reply.op != Op.ACCEPT or len(fds) != 1 or not is_whole:
             raise _broken(f"a listener got op {reply.op} with {len(fds)} file descriptors")
         send(sock, Request(Op.ACCEPTED))
     except OSError:
         for fd in fds:
             os.close(fd)
         raise
-    return reply, fds[0]
+    return reply, inherited, fds[0]
 
 
 def wait(sock: _Base, events: int, deadline: float) -> bool:

@@ -79,8 +79,8 @@ class OptionCalls(DataCalls):
                 if isinstance(value, int)
                 else bytes(value or b"")
             )
-            if self._life.options.set(optname, given):
-                self._announce_buffer()
+            if self._life.options.set(optname, given) or self._life.state is State.LISTENING:
+                self._announce_options()
             return
         if level != _socket.SOL_SOCKET:
             raise state_error(errno.ENOPROTOOPT)
@@ -135,16 +135,20 @@ class OptionCalls(DataCalls):
         size = self._life.options.size
         return 0 if size == DEFAULT_BUFFER else max(1, min(size, _LARGEST_BUFFER))
 
-    def _announce_buffer(self) -> None:
-        """Tell the switch of a new buffer size, if it knows of the old one."""
+    def _announce_options(self) -> None:
+        """Tell the switch of options that have changed, if it knows of the old ones."""
         life, options = self._life, self._life.options
         if life.has_stream:
             self._limit_buffer()
             if life.flow and life.transport is not None:
                 life.peer_buffer = life.transport.set_buffer(life.flow, max(1, options.size))
         elif life.state is State.LISTENING:
-            buffer = max(1, min(options.size, _LARGEST_BUFFER))
-            _endpoint.send(self, Request(Op.LISTEN, value=life.backlog, buffer=buffer))
+            # No reply is due here: it could not be told from the ACCEPTs that wait before it.
+            _endpoint.send(self, self._listen_request(), options.encode())
+
+    def _listen_request(self) -> Request:
+        buffer = max(1, min(self._life.options.size, _LARGEST_BUFFER))
+        return Request(Op.LISTEN, value=self._life.backlog, buffer=buffer)
 
     def _longest_message(self, length: int) -> int:
         """Return the length that a message may have, after asking for the peer's newest buffer."""

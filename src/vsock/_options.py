@@ -26,6 +26,8 @@ CONNECT_TIMEOUT = 2.0
 
 _HZ: Final = 250
 _LONGEST_TICKS: Final = (1 << 63) - 1
+_LARGEST: Final = (1 << 64) - 1
+_INHERITED: Final = struct.Struct("<QQQQ")
 _SIZE: Final = struct.Struct("=Q")
 _TIMEVAL: Final = struct.Struct("=qq")
 _STRUCTS: Final = {
@@ -87,11 +89,18 @@ class VsockOptions:
         before, self.size = self.size, min(max(wanted, self.smallest), self.largest)
         return self.size != before
 
-    def copy(self) -> "VsockOptions":
-        """Return the options that an accepted connection inherits."""
-        child = VsockOptions()
-        for name in VsockOptions.__slots__:
-            setattr(child, name, getattr(self, name))
+    def encode(self) -> bytes:
+        """Return what a listener leaves with the switch for the connections that come from now on."""
+        microseconds = min(round(self.connect_timeout * 1e6), _LARGEST)
+        return _INHERITED.pack(self.size, self.smallest, self.largest, microseconds)
+
+    @classmethod
+    def decode(cls, inherited: bytes) -> "VsockOptions":
+        """Return the options that an accepted connection inherits; the defaults if none came."""
+        child = cls()
+        if inherited:
+            child.size, child.smallest, child.largest, timeout = _INHERITED.unpack(inherited)
+            child.connect_timeout = timeout / 1e6
         return child
 
 

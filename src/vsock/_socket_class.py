@@ -31,7 +31,7 @@ from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
 from vsock._life import Life, State
 from vsock._option_calls import OptionCalls
-from vsock._options import CONNECT_TIMEOUT
+from vsock._options import CONNECT_TIMEOUT, VsockOptions
 from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress, as_target
 from vsock.errors import AddressError, ConnectTimeout, UsageError, state_error, transport_error
 from vsock.transports import KernelTransport, Transport, choose
@@ -143,6 +143,8 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     @connect_timeout.setter
     def connect_timeout(self, seconds: float) -> None:
         self._life.options.connect_timeout = seconds
+        if self._life.state is State.LISTENING:
+            self._announce_options()
 
     def bind(self, address: Any) -> None:
         """Take the port of `address`, or any free one for `PORT_ANY`; only once in a socket's life.
@@ -171,12 +173,10 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         if life.state not in (State.LISTENING, State.BOUND):
             raise state_error(errno.EINVAL)
         life.backlog = backlog
-        request = Request(Op.LISTEN, value=backlog, buffer=self._buffer_to_announce())
         if life.state is State.LISTENING:
-            # No reply is due here: it could not be told from the ACCEPTs that wait before it.
-            _endpoint.send(self, request)
+            self._announce_options()
             return
-        self._ask(request, f"listen on {life.ours}")
+        self._ask(self._listen_request(), f"listen on {life.ours}", life.options.encode())
         life.state = State.LISTENING
 
     def accept(self) -> tuple["socket", Address]:
@@ -191,11 +191,11 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         life = self._life
         if life.state is not State.LISTENING:
             raise state_error(errno.EINVAL)
-        reply, fd = _endpoint.receive_accepted(self)
+        reply, inherited, fd = _endpoint.receive_accepted(self)
         ours = Address(reply.our_cid, reply.our_port)
         theirs = Address(reply.their_cid, reply.their_port)
         child = Life.connected(ours, theirs, life.transport)
-        child.options = life.options.copy()
+        child.options = VsockOptions.decode(inherited)
         child.flow, child.peer_buffer = reply.flow, reply.peer_buf_alloc
         accepted = socket.adopt(fd, self.type, child)
         accepted._limit_buffer()
@@ -307,9 +307,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         assert transport is not None, "only sockets of a switch look names up"
         return transport.resolve(name)
 
-    def _ask(self, request: Request, doing: str) -> Reply:
+    def _ask(self, request: Request, doing: str, extra: bytes = b"") -> Reply:
         self._attach()
-        reply = _endpoint.ask(self, request)
+        reply = _endpoint.ask(self, request, extra)
         if reply.errno:
             raise transport_error(reply.errno, doing)
         return reply

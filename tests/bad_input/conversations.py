@@ -249,7 +249,7 @@ def among_programs(directory: Path) -> Steps:
         client.sendall(bytes(1000))
         client.sendall(bytes(100_000))
         yield "sent"
-        answer, fd = receive_accepted(listener)
+        answer, _, fd = receive_accepted(listener)
         accepted = program.keep(fd)
         assert len(accepted.recv(2000)) == 1000, answer
         yield "took one message"

@@ -104,10 +104,15 @@ struct Timeval {
 
 /// Sends a request and gives the answer that the node owes at once.
 pub(crate) fn ask(fd: Fd, request: &Request) -> Answer<Reply> {
-    send(fd, &request.encode())?;
+    ask_message(fd, request.op, &request.encode())
+}
+
+/// Sends a request that is encoded already, perhaps with bytes behind it, and gives the answer.
+pub(crate) fn ask_message(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
+    send(fd, message)?;
     let deadline = now_ms() + ANSWER_MS;
     loop {
-        if let Some((reply, error)) = hear(fd, request.op)? {
+        if let Some((reply, error)) = hear(fd, op)? {
             return error.map_or(Ok(reply), Err);
         }
         let left = deadline.saturating_sub(now_ms());

@@ -10,6 +10,7 @@
 
 use crate::address::{ANY, Address};
 use crate::sys::{Answer, Fd};
+use crate::wire::INHERITED;
 
 const SO_GET_FILTER: core::ffi::c_int = libc::SO_GET_FILTER;
 const MARK: u32 = 0x5653_4b31; // "VSK1"
@@ -157,6 +158,27 @@ impl Note {
     /// The receive buffer as a request says it; 0 is the node's own default.
     pub(crate) fn buffer_to_announce(&self) -> u64 {
         if self.buffer == BUFFER { 0 } else { self.buffer.clamp(1, u32::MAX.into()) }
+    }
+
+    /// What accepted sockets inherit of a listener: its sizes, and the connect timeout in microseconds.
+    pub(crate) fn inherited(&self, tick: u64) -> [u8; INHERITED] {
+        let mut bytes = [0; INHERITED];
+        let numbers =
+            [self.buffer, self.buffer_min, self.buffer_max, self.connect_timeout_us(tick)];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The note with what its listener left for it; for a `tick` of so many microseconds.
+    pub(crate) fn with_inherited(self, bytes: &[u8; INHERITED], tick: u64) -> Self {
+        let mut numbers = [0; 4];
+        for (number, place) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
+            *number = u64::from_le_bytes(place.try_into().unwrap_or_default());
+        }
+        let [buffer, buffer_min, buffer_max, timeout] = numbers;
+        Self { buffer, buffer_min, buffer_max, connect_ticks: timeout / tick, ..self }
     }
 
     /// The note of a socket, if it is one of ours.
@@ -314,6 +336,14 @@ mod tests {
         let both = Flags::HELD.with(Flags::STREAM);
         assert!(both.has(Flags::HELD) && both.has(Flags::STREAM) && !both.has(Flags::MESSAGES));
         assert_eq!(both.without(Flags::HELD), Flags::STREAM);
+    }
+
+    #[test]
+    fn inherited_options_are_those_of_the_listener() {
+        let note = Note { connect_ticks: 250, ..some_note() };
+        let child = Note::FRESH.with_inherited(&note.inherited(4000), 4000);
+        assert_eq!((child.buffer, child.buffer_min), (note.buffer, note.buffer_min));
+        assert_eq!((child.buffer_max, child.connect_ticks), (note.buffer_max, 250));
     }
 
     #[test]

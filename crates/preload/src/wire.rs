@@ -8,6 +8,9 @@ pub(crate) const MESSAGE: usize = 32;
 /// Bytes behind a held CONNECT: enough to keep a socket with the smallest send buffer from being writable.
 pub(crate) const PADDING: usize = 2016;
 
+/// Bytes of what accepted sockets inherit: left with a LISTEN, given back with each ACCEPT.
+pub(crate) const INHERITED: usize = 32;
+
 const VERSION: u8 = 1;
 
 /// Flag of a CONNECT that the node leaves unread until it has answered.

@@ -7,8 +7,8 @@ use crate::address::Address;
 use crate::node;
 use crate::note::{Flags, Note, State};
 use crate::suspects;
-use crate::sys::{Answer, Errno, Fd};
-use crate::wire::{MESSAGE, Reply, Request, op};
+use crate::sys::{Answer, Errno, Fd, tick_us};
+use crate::wire::{INHERITED, MESSAGE, Reply, Request, op};
 
 /// Room for one control message with one descriptor: CMSG_SPACE(sizeof(int)).
 #[repr(C)]
@@ -36,7 +36,8 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || note.state != State::Listening {
         return Err(Errno(libc::EINVAL));
     }
-    let (reply, fd) = receive(listener, flags & libc::SOCK_CLOEXEC != 0)?;
+    let (reply, inherited, fd) = receive(listener, flags & libc::SOCK_CLOEXEC != 0)?;
+    let note = note.with_inherited(&inherited, tick_us());
     let connected = Note {
         state: State::Connected,
         flags: note.flags.with(Flags::STREAM).without(Flags::LOW_WATER),
@@ -45,7 +46,7 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
         flow: reply.flow,
         peer_buffer: reply.peer_buffer,
         buffer: note.buffer.min(u32::MAX.into()),
-        ..*note
+        ..note
     };
     let is_ready =
         fd.set_nonblocking(flags & libc::SOCK_NONBLOCK != 0).and_then(|()| connected.put(fd));
@@ -60,12 +61,13 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
 }
 
 /// Receives one ACCEPT as the program's own settings for waiting say, and acknowledges it.
-fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, Fd)> {
-    let mut bytes = [0; MESSAGE];
+fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED], Fd)> {
+    let mut bytes = [0; MESSAGE + INHERITED];
     // SAFETY: all zeros is a valid Control and a valid msghdr.
     let (mut control, mut message): (Control, libc::msghdr) =
         unsafe { (core::mem::zeroed(), core::mem::zeroed()) };
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast::<c_void>(), iov_len: MESSAGE };
+    let mut part =
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast::<c_void>(), iov_len: bytes.len() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = (&raw mut control).cast::<c_void>();
@@ -80,12 +82,12 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, Fd)> {
         && control.header.cmsg_level == libc::SOL_SOCKET
         && control.header.cmsg_type == libc::SCM_RIGHTS;
     let fd = has_fd.then_some(Fd(control.fd));
-    let reply =
-        if got == MESSAGE { Reply::decode(&bytes, op::ACCEPT) } else { Err(Errno(libc::EPROTO)) };
+    let reply = split(&bytes).filter(|_| got == bytes.len()).ok_or(Errno(libc::EPROTO));
+    let reply = reply.and_then(|(head, rest)| Ok((Reply::decode(head, op::ACCEPT)?, *rest)));
     // Also when there was no descriptor left for it: its place in the backlog is free again.
     let acknowledged = node::send(listener, &Request::new(op::ACCEPTED).encode());
     match (reply, fd, acknowledged) {
-        (Ok(reply), Some(fd), Ok(())) => Ok((reply, fd)),
+        (Ok((reply, inherited)), Some(fd), Ok(())) => Ok((reply, inherited, fd)),
         (Ok(_), None, Ok(())) => Err(Errno(libc::EMFILE)),
         (reply, fd, acknowledged) => {
             if let Some(fd) = fd {
@@ -94,4 +96,9 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, Fd)> {
             Err(reply.err().or(acknowledged.err()).unwrap_or(Errno(libc::EPROTO)))
         }
     }
+}
+
+fn split(bytes: &[u8]) -> Option<(&[u8; MESSAGE], &[u8; INHERITED])> {
+    let (head, rest) = bytes.split_first_chunk::<MESSAGE>()?;
+    Some((head, rest.try_into().ok()?))
 }

@@ -14,7 +14,7 @@ use crate::note::{Flags, Note, State};
 use crate::settle::{await_beginning, await_verdict, begin_hold, end_hold, settle, take_error};
 use crate::suspects;
 use crate::sys::{Answer, Errno, Fd, tick_us};
-use crate::wire::{HELD, PADDING, Request, op};
+use crate::wire::{HELD, INHERITED, MESSAGE, PADDING, Request, op};
 
 const INVALID: Errno = Errno(libc::EINVAL);
 const NOT_CONNECTED: Errno = Errno(libc::ENOTCONN);
@@ -99,9 +99,7 @@ pub(crate) fn listen(fd: Fd, note: Note, backlog: c_int) -> Answer<()> {
             note.put(fd)
         }
         State::Bound => {
-            let buffer = note.buffer_to_announce();
-            let request = Request { value: note.backlog, buffer, ..Request::new(op::LISTEN) };
-            node::ask(fd, &request)?;
+            node::ask_message(fd, op::LISTEN, &listen_message(&note))?;
             note.state = State::Listening;
             note.put(fd)
         }
@@ -114,9 +112,18 @@ pub(crate) fn listen(fd: Fd, note: Note, backlog: c_int) -> Answer<()> {
 /// Tells the node of a listener's new backlog or buffer. No reply is due: it could not be told from the ACCEPTs that
 /// wait before it.
 fn listen_again(fd: Fd, note: &Note) -> Answer<()> {
+    node::send(fd, &listen_message(note))
+}
+
+/// A LISTEN, and behind it what the connections that come from now on inherit.
+fn listen_message(note: &Note) -> [u8; MESSAGE + INHERITED] {
     let buffer = note.buffer.clamp(1, u32::MAX.into());
-    let request = Request { value: note.backlog, buffer, ..Request::new(op::LISTEN) };
-    node::send(fd, &request.encode())
+    let extra = u32::try_from(INHERITED).unwrap_or(0);
+    let request = Request { value: note.backlog, buffer, extra, ..Request::new(op::LISTEN) };
+    let mut message = [0; MESSAGE + INHERITED];
+    message[..MESSAGE].copy_from_slice(&request.encode());
+    message[MESSAGE..].copy_from_slice(&note.inherited(tick_us()));
+    message
 }
 
 /// `connect`.

@@ -135,6 +135,7 @@ pub(crate) unsafe fn set(
         CONNECT_TIMEOUT_OLD | CONNECT_TIMEOUT_NEW => {
             // SAFETY: as the caller says.
             note.connect_ticks = ticks(unsafe { read(at, len) }?, tick_us())?;
+            announce(fd, &mut note, before)?;
             note.put(fd)?;
             return Ok(true);
         }
@@ -149,15 +150,12 @@ pub(crate) unsafe fn set(
     Ok(true)
 }
 
-/// Tells the node of a new buffer size, if it knows of the old one.
+/// Tells the node of options that have changed (the buffer was of size `before`), if it knows of the old ones.
 fn announce(fd: Fd, note: &mut Note, before: u64) -> Answer<()> {
-    if note.buffer == before {
-        return Ok(());
-    }
     if note.state == State::Listening {
         return listen_again(fd, note);
     }
-    if note.has_stream() {
+    if note.buffer != before && note.has_stream() {
         note.buffer = note.buffer.min(u32::MAX.into()); // a transport has no larger ones
         // A connection that has ended has no buffer either.
         if let Ok(peer_buffer) = node::set_buffer(note.flow, note.buffer.max(1)) {

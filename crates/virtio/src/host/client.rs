@@ -112,15 +112,21 @@ impl Client {
         if sent == MESSAGE_LEN { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
-    /// Writes a reply that carries a descriptor.
-    pub(crate) fn reply_with(&self, reply: &Reply, fd: impl AsFd) -> io::Result<()> {
+    /// Writes a reply that carries a descriptor, and `extra` behind it.
+    pub(crate) fn reply_with(&self, reply: &Reply, extra: &[u8], fd: impl AsFd) -> io::Result<()> {
         let fds = [fd.as_fd()];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = sendmsg(&self.fd, &[IoSlice::new(&reply.encode())], &mut control, flags)?;
-        if sent == MESSAGE_LEN { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        let head = reply.encode();
+        let parts = [IoSlice::new(&head), IoSlice::new(extra)];
+        let sent = sendmsg(&self.fd, &parts, &mut control, flags)?;
+        if sent == MESSAGE_LEN + extra.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 }
 

@@ -24,6 +24,9 @@ pub(crate) const MAX_EXTRA: usize = 4096;
 /// Longest datagram: 17 pages less a header, as in VMCI.
 pub(crate) const MAX_DATAGRAM: usize = 17 * 4096 - 24;
 
+/// Length of what accepted sockets inherit: four numbers that mean something to programs only.
+pub(crate) const INHERITED_LEN: usize = 32;
+
 /// Longest name of a guest in bytes.
 pub(crate) const MAX_NAME: usize = 255;
 
@@ -49,6 +52,8 @@ pub(crate) enum Request {
         backlog: u32,
         /// Receive buffer of the connections, bytes; 0: default.
         buffer: u64,
+        /// Bytes behind the request that are given back with each connection, 0 or all.
+        extra: usize,
     },
     /// One connection handed over has been taken by the program.
     Accepted,
@@ -145,7 +150,11 @@ impl Request {
                 let request = Self::Connect { to: address, timeout_ms: value, buffer, held };
                 (request, last == 0 && (held.is_some() || is_clean))
             }
-            op::LISTEN => (Self::Listen { backlog: value, buffer }, is_clean && no_address),
+            op::LISTEN => {
+                let is_valid = flags == 0 && last == 0 && no_address;
+                let request = Self::Listen { backlog: value, buffer, extra };
+                (request, is_valid && (extra == 0 || extra == INHERITED_LEN))
+            }
             op::FLOW => {
                 let refuses = value == FLOW_REFUSES;
                 let request = Self::Flow { number: u64_at(bytes, 4), buffer, refuses };
@@ -185,11 +194,8 @@ impl Request {
         match self {
             Self::Connect { held, .. } => held.unwrap_or(0),
             Self::Resolve { len } | Self::Send { len, .. } => *len,
-            Self::Bind(_)
-            | Self::Listen { .. }
-            | Self::Accepted
-            | Self::LocalCid
-            | Self::Flow { .. } => 0,
+            Self::Listen { extra, .. } => *extra,
+            Self::Bind(_) | Self::Accepted | Self::LocalCid | Self::Flow { .. } => 0,
         }
     }
 }
@@ -293,6 +299,18 @@ mod tests {
         bytes = connect_bytes();
         bytes[24] = 1;
         assert_eq!(Request::parse(&bytes), Err(BadRequest::NotZero));
+    }
+
+    #[test]
+    fn listen_request_has_all_that_is_inherited_behind_it_or_nothing() {
+        let mut bytes = [0; MESSAGE_LEN];
+        bytes[..2].copy_from_slice(&[VERSION, op::LISTEN]);
+        for (extra, is_valid) in [(0, true), (32, true), (31, false), (64, false)] {
+            bytes[24] = extra;
+            let request = Request::parse(&bytes);
+            assert_eq!(request.is_ok(), is_valid, "{extra}");
+            assert!(request.is_err() || request.unwrap().extra() == usize::from(extra));
+        }
     }
 
     #[test]

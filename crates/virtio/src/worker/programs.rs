@@ -136,8 +136,8 @@ impl Worker {
     fn grant(&mut self, token: Token, request: Request, extra: &[u8]) -> bool {
         let reply = match request {
             Request::Bind(address) => self.grant_bind(token, address),
-            Request::Listen { backlog, buffer } => {
-                return self.grant_listen(token, backlog, narrow(buffer));
+            Request::Listen { backlog, buffer, .. } => {
+                return self.grant_listen(token, backlog, narrow(buffer), extra);
             }
             Request::Flow { number, buffer, refuses } => {
                 self.grant_flow(token, number, narrow(buffer), refuses)
@@ -241,7 +241,7 @@ impl Worker {
         Ok(Reply { theirs, peer_buffer, flow: number, ..Reply::ok(op::FLOW, ours) })
     }
 
-    fn grant_listen(&mut self, token: Token, backlog: u32, buffer: u32) -> bool {
+    fn grant_listen(&mut self, token: Token, backlog: u32, buffer: u32, extra: &[u8]) -> bool {
         let Some(entry) = self.sources.get_mut(token) else { return false };
         let Source::Client(client) = entry else { return false };
         let Some(bound) = client.bound else {
@@ -254,7 +254,8 @@ impl Worker {
             return false;
         }
         if let Source::Client(client) = std::mem::replace(entry, Source::Ended) {
-            *entry = Source::Listener(Listener { client, bound, buffer });
+            let inherited = extra.to_vec();
+            *entry = Source::Listener(Listener { client, bound, buffer, inherited });
             self.listeners.insert(bound.id, token);
             self.renew(token);
         }
@@ -272,9 +273,10 @@ impl Worker {
                 }
                 Ok(Heard::Nothing) => return,
                 Ok(Heard::Request(Request::Accepted, _)) => self.ports.accepted(id),
-                Ok(Heard::Request(Request::Listen { backlog, buffer }, _)) => {
+                Ok(Heard::Request(Request::Listen { backlog, buffer, .. }, extra)) => {
                     listener.buffer = narrow(buffer);
-                    // It listens, so this can only change the backlog.
+                    listener.inherited = extra;
+                    // It listens, so this can only change these.
                     let _ = self.ports.listen(id, kind, backlog);
                 }
                 Ok(Heard::Request(request, _)) => {

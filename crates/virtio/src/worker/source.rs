@@ -65,6 +65,8 @@ pub(crate) struct Listener {
     pub(crate) bound: Bound,
     /// Receive buffer of the connections it takes; 0: the default.
     pub(crate) buffer: u32,
+    /// What the program wants back with each of them: the options that they inherit as of now.
+    pub(crate) inherited: Vec<u8>,
 }
 
 /// How a program wants to hear that it is connected.

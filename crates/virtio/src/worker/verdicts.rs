@@ -105,8 +105,10 @@ impl Worker {
             peer_buffer: self.links[id].endpoint.max_message(connection),
             flow: number,
         };
-        let handed = stream_pair(kind)
-            .and_then(|(ours, theirs)| listener.client.reply_with(&reply, &theirs).map(|()| ours));
+        let handed = stream_pair(kind).and_then(|(ours, theirs)| {
+            let told = listener.client.reply_with(&reply, &listener.inherited, &theirs);
+            told.map(|()| ours)
+        });
         let peer = listener.client.peer;
         match handed {
             Ok(ours) => Some((ours, peer, share)),
