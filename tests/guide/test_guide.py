@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,13 @@ def test_page_does_what_it_says(page, tmp_path, runtime_dir):
     """In an empty directory, with nothing running."""
     if has_guest(page) and not _has_image():
         pytest.skip("no image of a User-Mode Linux guest: run `make guests`")
+    text = page.read_text(encoding="utf-8")
+    for program in set(re.findall(r"^\$ .*vsock run -- (\w+)", text, re.MULTILINE)):
+        if not shutil.which(program):
+            pytest.skip(f"not installed: {program}")
     session = Session(tmp_path, runtime_dir)
     try:
-        session.read(page.read_text(encoding="utf-8"))
+        session.read(text)
     finally:
         session.close()
 
