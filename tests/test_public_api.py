@@ -1,6 +1,9 @@
 """The public surface is written by hand; these tests keep it true."""
 
 import ast
+import inspect
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,9 @@ import vsock
 
 HEAVY = {"asyncio", "ssl", "pydantic", "fastapi", "click", "rich", "dataclasses", "vsock._native"}
 """What `import vsock` must not cost."""
+
+ROOTS = {"VsockError", "UsageError", "AddressError", "TransportError"}
+"""Errors without an errno, or with any."""
 
 
 def test_all_is_sorted_and_without_doubles():
@@ -51,6 +57,44 @@ def test_unknown_name_raises_attribute_error():
 def test_public_callable_has_a_docstring(name):
     """What is public is explained."""
     assert (getattr(vsock, name).__doc__ or "").strip()
+
+
+def public_functions():
+    """Each public function, and each public method of a public class, with its docstrings."""
+    for name in vsock.__all__:
+        found = getattr(vsock, name)
+        if inspect.isclass(found):
+            for method, function in inspect.getmembers(found, inspect.isfunction):
+                is_ours = function.__module__.startswith("vsock")
+                if is_ours and (method == "__init__" or not method.startswith("_")):
+                    yield f"{name}.{method}", function, f"{found.__doc__} {function.__doc__}"
+        elif inspect.isfunction(found):
+            yield name, found, found.__doc__
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [pytest.param(function, text, id=name) for name, function, text in public_functions()],
+)
+def test_public_function_explains_its_arguments(function, text):
+    """Each by its name, but for those that are passed on and those that `socket.socket` has too."""
+    same_in_python = function.__name__ != "__init__" and hasattr(socket.socket, function.__name__)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self" or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            continue
+        is_said = re.search(rf"\b{parameter.name}\b", text)
+        assert is_said or same_in_python or "; see `vsock." in text, parameter.name
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in vsock.__all__ if name in vars(vsock.errors) and name not in ROOTS]
+)
+def test_error_says_its_errno(name):
+    """What a program that knows AF_VSOCK would see."""
+    assert re.search(r"\bE[A-Z]{3,}\b", getattr(vsock, name).__doc__)
 
 
 def test_import_is_light():

@@ -13,12 +13,17 @@ from vsock.errors import state_error
 
 AF_VSOCK: Final = 40
 SO_VM_SOCKETS_BUFFER_SIZE: Final = 0
+"""Receive buffer in bytes, 64 bits; 262144 unless set."""
 SO_VM_SOCKETS_BUFFER_MIN_SIZE: Final = 1
+"""What the buffer size is raised to, in bytes, 64 bits; 128 unless set."""
 SO_VM_SOCKETS_BUFFER_MAX_SIZE: Final = 2
+"""What the buffer size is cut to, in bytes, 64 bits; 262144 unless set. The maximum wins."""
 SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD: Final = 6
 SO_VM_SOCKETS_CONNECT_TIMEOUT_NEW: Final = 8
 SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD
-"""On 64-bit machines both are the same structure, and C programs get the old number."""
+"""How long the other side may take to answer a connect: a timeval of two 64-bit numbers; 2 s unless set.
+
+On 64-bit machines old and new are the same structure, and C programs get the old number."""
 
 DEFAULT_BUFFER: Final = 262144
 CONNECT_TIMEOUT = 2.0

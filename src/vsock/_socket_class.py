@@ -58,14 +58,21 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     ``OSError``s with the errno that AF_VSOCK would give. No connection is made before the first
     `bind` or `connect`.
 
+    The rules are those of vsock(7) and of net/vmw_vsock/af_vsock.c in Linux; each method names its function there.
+    docs/reference has all errors, options and differences.
+
     With the transport ``"kernel"`` this makes a socket of the kernel's own AF_VSOCK instead, which is no
     instance of this class, has the same methods, and whose descriptor is the kernel's.
 
     Args:
         type: `SOCK_STREAM`, `SOCK_SEQPACKET` or ``SOCK_DGRAM``; SOCK_NONBLOCK and SOCK_CLOEXEC may be or'ed in.
         proto: 0, or 40 (AF_VSOCK).
-        transport: where it lives: a name (``"switch"``, ``"kernel"``), or `Guest.transport`. By default what
-            ``VSOCK_TRANSPORT`` says, else the switch.
+        transport: where it lives: a name (``"switch"``, ``"kernel"``), `Guest.transport` or
+            `Switch.transport`. By default what ``VSOCK_TRANSPORT`` says, else the switch.
+
+    Raises:
+        OSError: EPROTONOSUPPORT (`proto`), ESOCKTNOSUPPORT or EINVAL (`type`), EMFILE (`vsock_create`).
+        UsageError: there is no such transport.
     """
 
     __module__ = "vsock"  # where users find it, and what tracebacks and reprs should say
@@ -135,8 +142,8 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     def connect_timeout(self) -> float:
         """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``.
 
-        This is SO_VM_SOCKETS_CONNECT_TIMEOUT, and not `settimeout`, which bounds how long Python
-        waits.
+        This is SO_VM_SOCKETS_CONNECT_TIMEOUT, 2.0 unless set, and not `settimeout`, which bounds how
+        long Python waits.
         """
         return self._life.options.connect_timeout
 
@@ -149,10 +156,14 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     def bind(self, address: Any) -> None:
         """Take the port of `address`, or any free one for `PORT_ANY`; only once in a socket's life.
 
+        The CID is `CID_ANY`, `CID_LOCAL` or our own. A free one is never below 1024 (`__vsock_bind`).
+
         Raises:
-            OSError: EADDRINUSE, EADDRNOTAVAIL (the CID is not ours), EACCES (a port below 1024),
+            AccessDenied: EACCES: a port below 1024, without root or CAP_NET_BIND_SERVICE.
+            OSError: EADDRINUSE (taken, by a socket of either type), EADDRNOTAVAIL (the CID is not ours),
                 EINVAL (bound already).
             NoSwitch: there is no switch to bind at.
+            AddressError: `address` is none.
         """
         wanted = as_address(address, self._lookup)
         life = self._life
@@ -165,7 +176,11 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     def listen(self, backlog: int = 128, /) -> None:
         """Accept connections to the bound port; `backlog` + 1 of them wait for `accept`.
 
-        A negative backlog means 0, as for every socket of Python's. Calling it again changes the backlog. Raises ``EINVAL`` unless the socket is bound.
+        A negative backlog means 0, as for every socket of Python's. Calling it again changes the
+        backlog. Who finds it full is refused (`vsock_listen`).
+
+        Raises:
+            OSError: EINVAL unless the socket is bound, and only that.
         """
         backlog = min(max(backlog, 0), _LONGEST_BACKLOG)
         self._require_open_file()
@@ -184,7 +199,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
 
         Raises:
             OSError: EINVAL if the socket does not listen; `BlockingIOError` or `TimeoutError` if
-                none came; EMFILE.
+                none came; EMFILE, and the connection is lost (`vsock_accept`).
             SwitchGone: the switch went away, and with it everything that could ever come.
         """
         self._require_open_file()
@@ -203,6 +218,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
 
     def connect(self, address: Any) -> None:
         """Connect to `address`; without waiting (``BlockingIOError``, EINPROGRESS) if non-blocking.
+
+        The socket is bound to a free port if it was not bound. What happens after `connect_timeout`,
+        and to a non-blocking connect, is as in `vsock_connect`.
 
         Raises:
             ConnectRefused: ECONNRESET: nobody listens there.
@@ -252,13 +270,20 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         return 0
 
     def getsockname(self) -> Address:
-        """Return our address: ``(any, any)`` at first; the CID stays ``any`` unless bound to one."""
+        """Return our address: ``(any, any)`` at first; the CID stays ``any`` unless bound to one.
+
+        An accepted socket has the CID that was connected to (`vsock_getname`).
+        """
         self._require_open_file()
         self._settle()
         return self._life.ours
 
     def getpeername(self) -> Address:
-        """Return the other side's address; ENOTCONN unless connected, and after `shutdown`."""
+        """Return the other side's address.
+
+        Raises:
+            OSError: ENOTCONN unless connected, and after a `shutdown` of ours (`vsock_getname`).
+        """
         self._require_open_file()
         self._settle()
         if self._life.state is not State.CONNECTED:
@@ -269,7 +294,10 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         """End one direction or both: ``SHUT_RD``, ``SHUT_WR``, ``SHUT_RDWR``.
 
         Afterwards there is no peer name any more, and nothing is received after ``SHUT_RD``, not
-        even what came before. A connect under way is given up.
+        even what came before. A connect under way is given up (`vsock_shutdown`).
+
+        Raises:
+            OSError: EINVAL (`how` is none of the three), ENOTCONN.
         """
         self._require_open_file()
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):

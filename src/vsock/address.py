@@ -58,6 +58,10 @@ class _CidAndPort(NamedTuple):
 class Address(_CidAndPort):
     """A CID and a port: an immutable pair that compares equal to the tuple ``(cid, port)``.
 
+    Args:
+        cid: a machine, 32 bits: `CID_HOST`, `CID_LOCAL`, `CID_ANY` or a guest's.
+        port: a program there, 32 bits.
+
     Raises:
         AddressError: a part is no integer from 0 to 4294967295.
     """
@@ -74,7 +78,7 @@ class Address(_CidAndPort):
 
 
 class NamedAddress(NamedTuple):
-    """A port of a guest known by its name."""
+    """A `port` of a guest known by its `name`, which a switch turns into a CID when it is used."""
 
     name: str
     port: int
@@ -85,7 +89,7 @@ class NamedAddress(NamedTuple):
 
 
 class UnixAddress(NamedTuple):
-    """A Unix stream socket, used as it is."""
+    """A Unix stream socket at `path` (at most 107 bytes), used as it is."""
 
     path: str
 
@@ -95,7 +99,7 @@ class UnixAddress(NamedTuple):
 
 
 class HybridAddress(NamedTuple):
-    """A guest's port behind the Unix socket of its hypervisor (``CONNECT`` handshake)."""
+    """A guest's `port` behind the Unix socket of its hypervisor at `path` (``CONNECT`` handshake)."""
 
     path: str
     port: int
@@ -106,7 +110,7 @@ class HybridAddress(NamedTuple):
 
 
 class KernelAddress(NamedTuple):
-    """An address in the kernel's own AF_VSOCK."""
+    """An address, `cid` and `port`, in the kernel's own AF_VSOCK."""
 
     cid: int
     port: int

@@ -39,7 +39,7 @@ class AddressError(UsageError):
 
 
 class ProtocolError(VsockError, OSError):
-    """The other end of a local protocol said something it must not say."""
+    """The other end of the endpoint protocol or of a hybrid socket said what it must not (``EPROTO``)."""
 
 
 class TransportError(VsockError, OSError):
@@ -47,15 +47,15 @@ class TransportError(VsockError, OSError):
 
 
 class NoSwitch(TransportError):
-    """There is no switch to talk to; the message names the alternatives."""
+    """There is no switch to talk to (``ENODEV``, as a kernel without a transport says); the message names the alternatives."""
 
 
 class SwitchGone(TransportError):
-    """The switch went away, or did not answer, while it was asked something."""
+    """The switch went away, or did not answer in 5 seconds, while it was asked something (``ENODEV``)."""
 
 
 class NoSuchGuest(TransportError):
-    """No guest has this CID or name, or there is no way to it."""
+    """No guest has this CID or name, or there is no way to it (``ENODEV``, of `vsock_assign_transport`)."""
 
 
 class ConnectRefused(TransportError, ConnectionResetError):
@@ -66,11 +66,11 @@ class ConnectRefused(TransportError, ConnectionResetError):
 
 
 class ConnectTimeout(TransportError, TimeoutError):
-    """The other side did not answer within the connect timeout."""
+    """The other side did not answer within the connect timeout (``ETIMEDOUT``, of `vsock_connect`)."""
 
 
 class AccessDenied(TransportError, PermissionError):
-    """A rule of the switch, or a missing privilege, forbids it."""
+    """A missing privilege or a rule forbids it (``EACCES``, ``EPERM``): a port below 1024, another user's switch."""
 
 
 _CLASSES: dict[int, tuple[type[TransportError], str]] = {

@@ -46,7 +46,11 @@ class Guest:
 
     @property
     def cid(self) -> int:
-        """The guest's CID, which the switch may change; `UsageError` unless it has joined."""
+        """The guest's CID, which the switch may change.
+
+        Raises:
+            UsageError: it has not joined.
+        """
         return self.transport.local_cid()
 
     @property
@@ -57,7 +61,12 @@ class Guest:
         return SwitchTransport(self._directory)
 
     def start(self) -> None:
-        """Join the device; ``with`` does it."""
+        """Join the device; ``with`` does it.
+
+        Raises:
+            OSError: the socket is not there, or nothing that is a vhost-user-vsock device answers in time.
+            UsageError: it has joined already.
+        """
         if self._node is not None:
             raise UsageError("this guest has joined already")
         self._directory = tempfile.mkdtemp(prefix="vsock-guest-")  # mode 0700
@@ -86,7 +95,7 @@ class Guest:
         type: int = sockets.SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
         proto: int = 0,
     ) -> sockets.socket:
-        """Return a `vsock.socket` of this guest."""
+        """Return a `vsock.socket` of this guest; `type` and `proto` as there."""
         return sockets.socket(type, proto, transport=self.transport)
 
     def create_connection(

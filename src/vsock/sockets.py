@@ -77,7 +77,8 @@ def create_connection(
         transport: where to connect from, as for `socket`.
 
     Raises:
-        OSError: as `socket.connect` says.
+        OSError: as `socket.connect` says; of a ``unix:`` or ``hvsock:`` path, as of every Unix socket.
+        ProtocolError: a hybrid socket answered with something else than ``OK <port>``.
     """
     target = as_target(address)
     if isinstance(target, HybridAddress | UnixAddress):
@@ -112,6 +113,12 @@ def create_server(
 
     A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its
     guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path.
+
+    Args:
+        address: a port, a pair, one of the address types, or text; a port means all CIDs that are ours.
+        backlog: `backlog` + 1 connections may wait for `accept`; more are refused.
+        type: `SOCK_STREAM` or `SOCK_SEQPACKET`.
+        transport: where to listen, as for `socket`.
 
     Raises:
         OSError: as `socket.bind` says.
@@ -148,7 +155,16 @@ def listen(
 
 
 def get_local_cid(*, transport: Transport | str | None = None) -> int:
-    """Return the CID of this machine: 2 on the host of a switch, a guest's own in that guest."""
+    """Return the CID of this machine: 2 on the host of a switch, a guest's own in that guest.
+
+    As the ioctl IOCTL_VM_SOCKETS_GET_LOCAL_CID of vsock(7).
+
+    Args:
+        transport: of which machine, as for `socket`.
+
+    Raises:
+        NoSwitch: there is none; with the transport ``"kernel"``, an OSError of /dev/vsock.
+    """
     where = choose(transport)
     return where.local_cid()
 

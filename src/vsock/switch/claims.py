@@ -62,7 +62,8 @@ class RuntimeClaim:
         except OSError as error:
             if isinstance(error, TransportError):
                 raise
-            raise _world(error, f"cannot use the runtime directory {directory}") from error
+            hint = "; choose another one with --runtime-dir or VSOCK_RUNTIME_DIR"
+            raise _world(error, f"cannot use the runtime directory {directory}", hint) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -171,5 +172,5 @@ def _check_length(path: Path) -> None:
         )
 
 
-def _world(error: OSError, what: str) -> TransportError:
-    return TransportError(error.errno, f"{what}: {error.strerror}")
+def _world(error: OSError, what: str, hint: str = "") -> TransportError:
+    return TransportError(error.errno, f"{what}: {error.strerror}{hint}")

@@ -255,7 +255,7 @@ class Switch:
         return self.guest(new.name)
 
     def resolved(self, guest: GuestSpec) -> GuestSpec:
-        """The specification with the socket path that this switch would give it."""
+        """The specification `guest` with the socket path that this switch would give it."""
         return replace(guest, socket=guest.socket or self.socket_path(guest.name))
 
     # Questions
