@@ -305,18 +305,7 @@ impl Worker {
         if kind == SocketType::Datagram {
             return Err(Errno::OPNOTSUPP);
         }
-        // The order of the kernel: what is known of the way, then a port, then whether anybody is there.
-        let link = self.route_to(to.cid, kind)?;
-        let bound = match bound {
-            Some(bound) => bound,
-            None => self.bind_ephemeral()?,
-        };
-        let Some(link) = link else {
-            if let Some(Source::Client(client)) = self.sources.get_mut(token) {
-                client.bound = Some(bound);
-            }
-            return Err(Errno::NODEV);
-        };
+        let (link, bound) = self.begin_attempt(token, to.cid, kind, bound)?;
         let (connection, key) =
             self.start_connection(link, bound, to, kind, timeout).inspect_err(|_| {
                 self.release_unless_kept(token, bound);
@@ -343,6 +332,25 @@ impl Worker {
         {
             self.buffers_cut += 1;
         }
+    }
+
+    /// The way and the port of an attempt, in the order of the kernel: what is known of the way, then a port, then
+    /// whether anybody is there. The port stays, also if nobody is.
+    fn begin_attempt(
+        &mut self,
+        token: Token,
+        to: Cid,
+        kind: SocketType,
+        bound: Option<Bound>,
+    ) -> Result<(LinkId, Bound), Errno> {
+        let link = self.route_to(to, kind)?;
+        let bound = bound.map_or_else(|| self.bind_ephemeral(), Ok)?;
+        if link.is_none()
+            && let Some(Source::Client(client)) = self.sources.get_mut(token)
+        {
+            client.bound = Some(bound);
+        }
+        Ok((link.ok_or(Errno::NODEV)?, bound))
     }
 
     /// An attempt that did not even start.
