@@ -23,7 +23,7 @@ from pathlib import Path
 from vsock.runtime import RuntimeFiles
 from vsock.testing import GuestProcess, UmlGuest
 
-DEADLINE = 30
+DEADLINE = 60
 GUEST = "alpha"
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from vsock.errors import VsockError
+from vsock.errors import ConnectTimeout, VsockError
 
 __all__ = ["main"]
 
@@ -85,5 +85,6 @@ def _complain(error: Exception) -> int:
     reason = error.strerror if isinstance(error, OSError) else None
     if reason and isinstance(error, OSError) and error.filename:
         reason = f"{error.filename}: {reason}"
-    click.echo(f"vsock: {reason or error}", err=True)
+    hint = "; does it run? see `vsock guest ls`" if isinstance(error, ConnectTimeout) else ""
+    click.echo(f"vsock: {reason or error}{hint}", err=True)
     return 1
