@@ -16,6 +16,7 @@ use vsock_core::SocketType;
 
 pub(crate) use super::backlog::End;
 use super::backlog::{Bytes, Messages};
+use super::client::has_hung_up;
 use super::record;
 use super::wire::{MAX_EXTRA, MESSAGE_LEN};
 use crate::reactor::Readiness;
@@ -134,6 +135,13 @@ impl Stream {
                 recv(&self.fd, &mut scratch, RecvFlags::DONTWAIT | RecvFlags::PEEK),
                 Ok((_, 0)) | Err(Errno::CONNRESET)
             )
+    }
+
+    /// The program has closed the socket, and not only ended its data. epoll may not have told yet: asked at the end of
+    /// the data, so that a close is told to the other side as one, and not as a half close first.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        self.hung_up = self.hung_up || has_hung_up(&self.fd);
+        self.hung_up
     }
 
     /// Remembers what epoll said; false if it was nothing new.
@@ -434,6 +442,15 @@ mod tests {
         assert_eq!(program.read(&mut [0; 8]).unwrap(), 0);
         let error = program.write(b"x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn closed_stream_is_told_from_a_half_closed_one_before_any_event() {
+        let (mut stream, program) = stream();
+        program.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!stream.is_closed());
+        drop(program);
+        assert!(stream.is_closed());
     }
 
     #[test]

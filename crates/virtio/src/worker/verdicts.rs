@@ -244,7 +244,7 @@ impl Worker {
         let Some(Source::Flow(flow)) = self.sources.get_mut(token) else { return };
         let Some(slot) = self.links.get_mut(flow.link) else { return };
         flow.our_end_sent = true;
-        if flow.stream.hung_up {
+        if flow.stream.is_closed() {
             slot.endpoint.close(now, flow.id);
             slot.untie(flow.id);
             let link = flow.link;
