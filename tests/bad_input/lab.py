@@ -70,6 +70,7 @@ class Lab:
         self._log.start()
         self.guest = Guest(self.directory / "guests/alpha.sock", timeout=DEADLINE)
         self._api = Client(self.directory, timeout=DEADLINE)
+        self._seen: Holdings | None = None
         self._servers: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -98,13 +99,14 @@ class Lab:
         """What the switch holds now."""
         said = self._api.switch()
         descriptors = len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
-        return Holdings(descriptors, said.flows, said.listeners)
+        self._seen = Holdings(descriptors, said.flows, said.listeners)
+        return self._seen
 
     def wait_until(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait for a condition."""
         end = time.monotonic() + DEADLINE
         while not condition():
-            assert time.monotonic() < end, f"{what}: still {self.holdings()}, {self._api.flows()}"
+            assert time.monotonic() < end, f"{what}: last seen {self._seen}"
 
     def bad_requests(self) -> int:
         """How many requests the switch has counted as bad."""

@@ -109,15 +109,19 @@ impl Reactor {
         events: &mut Events,
         out: &mut Vec<Readiness>,
     ) -> std::io::Result<()> {
-        let timeout = timeout.map(|t| Timespec {
+        let mut timeout = timeout.map(|t| Timespec {
             tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(t.subsec_nanos()),
         });
         events.0.clear();
-        let spare = rustix::buffer::spare_capacity(&mut events.0);
-        match epoll::wait(&self.epoll, spare, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        loop {
+            let spare = rustix::buffer::spare_capacity(&mut events.0);
+            match epoll::wait(&self.epoll, spare, timeout.as_ref()) {
+                Ok(_) => break,
+                // The process was stopped, perhaps for long: what happened meanwhile is heard before time is looked at.
+                Err(Errno::INTR) => timeout = Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+                Err(error) => return Err(error.into()),
+            }
         }
         out.extend(events.0.iter().map(readiness));
         Ok(())

@@ -8,8 +8,8 @@
 //!
 //! The node's link to itself (CID 1, and its own CID) is one more `LinkSlot`, whose packets come back.
 //!
-//! A round is: hear what happened (`reactor`), run what other threads asked (`mailbox`), let timers expire, then serve
-//! each link that has work, with a budget, and signal each link once. Before it sleeps, it looks at the links served
+//! A round is: hear what happened (`reactor`), run what other threads asked (`mailbox`), serve each link that has work,
+//! with a budget, and signal each link once, then let timers expire. Before it sleeps, it looks at the links served
 //! since for a while, then asks for notifications, and looks again, so that nothing is missed (`rest`).
 //!
 //! No state is shared: other threads come in through the mailbox only. What a guest does wrong ends that guest's
@@ -180,8 +180,9 @@ impl Worker {
                 self.hear_safely(*ready);
             }
             self.run_requests();
-            self.expire();
+            // Before deadlines: who comes late to both finds an answer that came in time.
             self.serve_active();
+            self.expire();
             for token in self.ended.drain(..) {
                 self.sources.remove(token);
             }
