@@ -77,7 +77,7 @@ class OptionCalls(DataCalls):
             given = (
                 (value & _LARGEST_INTEGER).to_bytes(_INTEGER_BYTES, "little")
                 if isinstance(value, int)
-                else bytes(value or b"")
+                else bytes(memoryview(value or b""))
             )
             if self._life.options.set(optname, given) or self._life.state is State.LISTENING:
                 self._announce_options()
@@ -162,7 +162,7 @@ def _as_integer(value: Any) -> int:
     """Return the number that an integer option is set to, be it given as one or as its bytes."""
     if isinstance(value, int):
         return value
-    given = bytes(value or b"")
+    given = bytes(memoryview(value or b""))
     if len(given) < 4:
         raise state_error(errno.EINVAL)
     return int.from_bytes(given[:4], "little", signed=True)

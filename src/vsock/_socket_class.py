@@ -21,6 +21,7 @@ make on the descriptor, and those must fit what it is. This module is not for ch
 
 import contextlib
 import errno
+import math
 import socket as _socket
 import time
 from collections.abc import Callable
@@ -143,12 +144,14 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``.
 
         This is SO_VM_SOCKETS_CONNECT_TIMEOUT, 2.0 unless set, and not `settimeout`, which bounds how
-        long Python waits.
+        long Python waits. Setting it to what is no time raises `UsageError`.
         """
         return self._life.options.connect_timeout
 
     @connect_timeout.setter
     def connect_timeout(self, seconds: float) -> None:
+        if not 0 <= seconds < math.inf:
+            raise UsageError(f"a connect timeout is a number of seconds, not {seconds!r}")
         self._life.options.connect_timeout = seconds
         if self._life.state is State.LISTENING:
             self._announce_options()
