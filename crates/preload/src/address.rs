@@ -11,6 +11,8 @@ use crate::sys::{Answer, Errno};
 pub(crate) const ANY: u32 = u32::MAX;
 /// Bytes in a sockaddr_vm.
 pub(crate) const LEN: socklen_t = 16;
+/// Bytes in a sockaddr_storage: no system call takes a longer address, nor a negative length.
+pub(crate) const LONGEST: socklen_t = 128;
 const FLAG_TO_HOST: u8 = 1;
 
 const _: () = assert!(size_of::<sockaddr_vm>() == LEN as usize);
@@ -32,6 +34,11 @@ pub(crate) unsafe fn family(at: *const c_void, len: socklen_t) -> Option<i32> {
     }
     // SAFETY: two bytes are readable, says the caller.
     Some(i32::from(unsafe { at.cast::<u16>().read_unaligned() }))
+}
+
+/// Whether a system call refuses an address for its length, before it looks at anything else.
+pub(crate) fn is_too_long(len: socklen_t) -> bool {
+    len > LONGEST
 }
 
 /// Reads the address that a program passes. Whatever is wrong with it, the kernel says EINVAL.

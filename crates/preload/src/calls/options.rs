@@ -120,6 +120,9 @@ pub(crate) unsafe fn set(
     at: *const c_void,
     len: socklen_t,
 ) -> Answer<bool> {
+    if len.cast_signed() < 0 {
+        return Err(INVALID);
+    }
     if level == libc::SOL_SOCKET {
         // SAFETY: as the caller says.
         return unsafe { set_of_socket(fd, note, name, at, len) };

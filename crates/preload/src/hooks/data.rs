@@ -7,6 +7,7 @@ use core::ptr::{null, null_mut};
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
 use super::{give, keep_errno, pass};
+use crate::address::LONGEST;
 use crate::calls::data::{
     Verdict, before_receiving, before_sending, message_of, receive_message, send_message, total,
 };
@@ -221,7 +222,9 @@ unsafe extern "C" fn sendto(
     address: *const sockaddr,
     address_len: socklen_t,
 ) -> ssize_t {
-    let note = check_sending!(fd, flags, len, !address.is_null());
+    // One of no bytes is none; one that is too long is refused by the kernel, whatever the socket is.
+    let has_address = !address.is_null() && (1..=LONGEST).contains(&address_len);
+    let note = check_sending!(fd, flags, len, has_address);
     if flags & libc::MSG_EOR != 0
         && let Some(note) = note
     {
@@ -243,7 +246,8 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) ->
     // SAFETY: the program vouches for its message.
     let (has_address, has_control, len) = unsafe {
         let len = total((*message).msg_iov, (*message).msg_iovlen);
-        (!(*message).msg_name.is_null(), (*message).msg_controllen > 0, len)
+        let has_address = !(*message).msg_name.is_null() && (*message).msg_namelen > 0;
+        (has_address, (*message).msg_controllen > 0, len)
     };
     let note = check!(
         matters(fd, has_address || has_control || flags & SPECIAL_SENDING != 0),

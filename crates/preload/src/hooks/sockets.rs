@@ -41,6 +41,9 @@ unsafe extern "C" fn socketpair(
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn bind(fd: c_int, at: *const sockaddr, len: socklen_t) -> c_int {
     if let Some(note) = ours(fd) {
+        if address::is_too_long(len) {
+            return give(Err(Errno(libc::EINVAL)));
+        }
         // SAFETY: the program vouches for its address.
         let address = unsafe { address::read(at.cast(), len) };
         return give(address.and_then(|address| calls::bind(Fd(fd), note, address)).map(|()| 0));
@@ -58,6 +61,9 @@ unsafe extern "C" fn connect(fd: c_int, at: *const sockaddr, len: socklen_t) -> 
     // A connect to the Internet is not asked whether it is ours; the kernel refuses it on a Unix socket.
     if !matches!(family, Some(libc::AF_INET | libc::AF_INET6)) {
         if let Some(note) = ours(fd) {
+            if address::is_too_long(len) {
+                return give(Err(Errno(libc::EINVAL)));
+            }
             // SAFETY: as above.
             let address = unsafe { address::read(at.cast(), len) };
             // SAFETY: an address that could be read is as long as it must be.
