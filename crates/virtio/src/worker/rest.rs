@@ -19,17 +19,18 @@ impl Worker {
         events: &mut Events,
         happened: &mut Vec<Readiness>,
     ) -> io::Result<()> {
-        self.look_at_links();
+        let before = self.clock();
+        self.look_at_links(before);
         let is_polling = !self.unarmed.is_empty();
         if !self.active.is_empty() || is_polling {
             if self.active.is_empty() {
                 self.polling.give_way();
             }
             self.reactor.wait(Some(Duration::ZERO), events, happened)?;
-            self.now = self.clock();
+            // Not later than the look at the rings: what came in time has been seen before its deadline is over.
+            self.now = before;
             return Ok(());
         }
-        let before = self.clock();
         self.reactor.wait(self.timeout(before), events, happened)?;
         self.now = self.clock();
         self.polling.slept(self.now.since(before));
@@ -47,12 +48,12 @@ impl Worker {
 
     /// Looks at the links that do not notify us, and lets those do so that have been quiet for long enough. Also while
     /// other links have work: nobody else tells us of these.
-    fn look_at_links(&mut self) {
+    fn look_at_links(&mut self, now: Instant) {
         if self.unarmed.is_empty() {
             return;
         }
         debug_assert!(self.unarmed.len() <= self.links.len(), "each link once");
-        let (now, window) = (self.clock(), self.polling.window());
+        let window = self.polling.window();
         let mut unarmed = std::mem::take(&mut self.unarmed);
         unarmed.retain(|&id| {
             let Some(slot) = self.links.get_mut(id) else { return false };
