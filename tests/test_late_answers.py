@@ -57,7 +57,7 @@ def test_answer_that_came_in_time_is_found_behind_the_deadline(lab: Lab) -> None
         stop(lab, guest.pid)
         try:
             with dial(lab, "stream") as client:
-                seconds = 4
+                seconds = 5
                 deadline = time.monotonic() + seconds
                 client.sendall(Request(Op.CONNECT, SILENT, 5000, seconds * 1000).encode())
                 lab.wait_until("it is asked", lambda: lab.holdings().flows == 1)

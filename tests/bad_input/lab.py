@@ -20,7 +20,7 @@ import vsock
 from vsock.guest import Guest
 from vsock.switch.client import Client
 
-DEADLINE = 20.0
+DEADLINE = 40.0
 """Seconds that anything may take on a loaded machine; reached only when a test fails."""
 ECHO = 5000
 """Port on which the guest sends back what it gets."""

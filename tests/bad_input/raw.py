@@ -21,6 +21,7 @@ REQUESTS = {
     "CONNECT": Request(Op.CONNECT, 3, 1, 500).encode(),
     "held CONNECT": Request(Op.CONNECT, 3, 1, 500, extra=2016, flags=1).encode() + bytes(2016),
     "LISTEN": Request(Op.LISTEN, value=1).encode(),
+    "full LISTEN": Request(Op.LISTEN, value=1, extra=32).encode() + bytes(32),
     "LOCAL_CID": Request(Op.LOCAL_CID).encode(),
     "RESOLVE": Request(Op.RESOLVE, extra=len(NAME)).encode() + NAME,
     "FLOW": Request(Op.FLOW, 0, 0x7FFFFFFF).encode(),

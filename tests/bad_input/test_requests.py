@@ -6,7 +6,7 @@ import random
 import socket
 
 import pytest
-from tests.bad_input.lab import ECHO, Lab
+from tests.bad_input.lab import DEADLINE, ECHO, Lab
 from tests.bad_input.raw import ANY, DOORS, REQUESTS, ask, changed, dial, name, reply
 
 from vsock._endpoint import MESSAGE_SIZE, Op, Request
@@ -116,7 +116,7 @@ def test_announced_length_out_of_range_is_refused(lab: Lab, door: str, request_:
     refused(lab, door, request_.encode() + bytes(min(request_.extra, 4000)))
 
 
-@pytest.mark.parametrize("what", ["held CONNECT", "RESOLVE", "SEND"])
+@pytest.mark.parametrize("what", ["held CONNECT", "full LISTEN", "RESOLVE", "SEND"])
 def test_stream_request_whose_rest_comes_later_is_refused(lab: Lab, what: str) -> None:
     """These must come in one piece; else padding would be taken for data."""
     for length in (MESSAGE_SIZE, len(REQUESTS[what]) - 1):
@@ -161,7 +161,7 @@ LISTENING = [*BOUND, Request(Op.LISTEN, value=1)]
             (door, LISTENING, what, "EPROTO")
             for door in ("stream", "seqpacket")
             for what in REQUESTS
-            if what != "LISTEN"
+            if "LISTEN" not in what
         ),
         ("dgram", BOUND, "BIND", "EINVAL"),
         ("dgram", BOUND, "LISTEN", "EOPNOTSUPP"),
@@ -219,7 +219,7 @@ def test_descriptors_with_a_request_are_closed(lab: Lab, door: str, count: int) 
         socket.send_fds(client, [REQUESTS["LOCAL_CID"]], [right.fileno()] * count)
         right.close()
         assert name(reply(client)) == "OK"
-        left.settimeout(20)
+        left.settimeout(DEADLINE)
         assert left.recv(1) == b"", "nobody has the other end any more"
 
 
@@ -232,7 +232,7 @@ def test_descriptors_with_part_of_a_request_are_closed(lab: Lab, door: str) -> N
         right.close()
         assert name(reply(client)) == "EPROTO"
         assert reply(client) is None
-        left.settimeout(20)
+        left.settimeout(DEADLINE)
         assert left.recv(1) == b""
 
 
@@ -246,7 +246,7 @@ def test_descriptors_with_data_of_a_connection_are_closed(lab: Lab) -> None:
         right.close()
         with client.makefile("rb") as file:
             assert file.read(40) == b"data" * 10
-        left.settimeout(20)
+        left.settimeout(DEADLINE)
         assert left.recv(1) == b""
 
 
