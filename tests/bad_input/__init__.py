@@ -4,6 +4,12 @@
     raw            clients that speak the endpoint protocol byte by byte
     conversations  everything a program may be in the middle of
 
+    test_requests       messages on the endpoint sockets: cut, over-long, unknown, out of order, with descriptors
+    test_hybrid_lines   lines on hybrid sockets
+    test_dying          programs that close or are killed at every step
+    test_calls          arguments of socket calls, under `vsock run` and of `vsock.socket`
+    test_shortage       no descriptor left
+
 Each test here also has to leave the switch as it was (`conftest`), and the next client must be well.
 What a *guest* can do wrongly is in crates/virtio/tests/hostile_*.rs.
 """

@@ -98,9 +98,12 @@ class Lab:
     def holdings(self) -> Holdings:
         """What the switch holds now."""
         said = self._api.switch()
-        descriptors = len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
-        self._seen = Holdings(descriptors, said.flows, said.listeners)
+        self._seen = Holdings(len(self.descriptors()), said.flows, said.listeners)
         return self._seen
+
+    def descriptors(self) -> set[int]:
+        """The switch's open descriptors."""
+        return {int(entry.name) for entry in Path(f"/proc/{self.process.pid}/fd").iterdir()}
 
     def wait_until(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait for a condition."""

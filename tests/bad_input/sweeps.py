@@ -29,6 +29,7 @@ INT_OPTIONS = [
     18,
     60,
 ]  # REUSEADDR BROADCAST KEEPALIVE OOBINLINE REUSEPORT RCVLOWAT ZEROCOPY
+LONGER_OPTIONS = {13: 8, 20: 16, 21: 16}  # LINGER RCVTIMEO SNDTIMEO, and the bytes that they need
 BITS = [1 << bit for bit in range(31)]
 
 Said = dict[str, Any]
@@ -124,6 +125,12 @@ def socket_options() -> Said:
         "short": {
             name: [outcome(libc.set_option, sock, SOL, name, bytes(8), n) for n in (*range(4), -1)]
             for name in INT_OPTIONS
+        },
+        "longer": {
+            name: [
+                outcome(libc.set_option, sock, SOL, name, bytes(64), n) for n in (*range(size), -1)
+            ]
+            for name, size in LONGER_OPTIONS.items()
         },
         "nowhere": [outcome(libc.set_option, sock, SOL, name, None, 4) for name in INT_OPTIONS],
         "levels": [

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.bad_input.lab import ECHO, Lab
-from tests.bad_input.sweeps import BITS, INT_OPTIONS, LENGTHS, outcome
+from tests.bad_input.sweeps import BITS, INT_OPTIONS, LENGTHS, LONGER_OPTIONS, outcome
 
 import vsock
 from vsock import AddressError
@@ -93,6 +93,8 @@ def test_option_of_other_levels(swept: Said) -> None:
     """Integers need four bytes; other levels are not there; SO_RCVLOWAT is at most the buffer."""
     said = swept["socket_options"]
     assert said["short"] == {str(name): ["EINVAL"] * 5 for name in INT_OPTIONS}
+    longer = {str(name): ["EINVAL"] * (size + 1) for name, size in LONGER_OPTIONS.items()}
+    assert said["longer"] == longer
     assert said["nowhere"] == ["EFAULT"] * len(INT_OPTIONS)
     assert set(said["levels"]) == {"ENOPROTOOPT"}
     assert said["low water"] == ["EINVAL"] * 4 + ["ok"] * 2
