@@ -4,8 +4,9 @@
     python datagrams.py send alpha:5000 one two three
 
 They go between programs on the host and guests that are processes (`vsock.Guest`); a Linux kernel
-in a virtual machine has no datagrams over virtio. A datagram that the receiver has no room for is
-lost, and nobody is told; one to a port that nobody has is an error of the sender.
+in a virtual machine has no datagrams over virtio. A datagram that the receiver has no room for, or
+to a port that nobody has in the guest, is lost, and nobody is told. So the sender here waits for
+an answer, but not for ever.
 """
 
 import argparse

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vsock.runtime import RuntimeFiles
@@ -107,7 +108,7 @@ class Session:
                     self._do(command)
         for command, _, log in self._running:
             if command.output:
-                _until(command, log.read_text)
+                _until(command, partial(_printed, log))
         for command, running in self._in_guest:
             for line in command.lines:
                 assert matches(line, running.read_line(DEADLINE)), command.text
@@ -122,9 +123,9 @@ class Session:
             self._guest.kill()
 
     def _program(self, source: str, output: str | None) -> None:
-        done = self._run([sys.executable, "-W", "error", "-c", source])
-        assert done.returncode == 0, done.stdout
-        assert output is None or matches(output, done.stdout), done.stdout
+        status, said = self._run([sys.executable, "-W", "error", "-c", source])
+        assert status == 0, said
+        assert output is None or matches(output, said), said
 
     def _do(self, command: Command) -> None:
         if command.where != "$":
@@ -144,7 +145,7 @@ class Session:
                 )
             self._running.append((command, process, log))
         else:
-            _until(command, lambda: _said(self._run(["sh", "-c", command.text]), command))
+            _until(command, lambda: self._run(["sh", "-c", command.text]))
 
     def _do_in_guest(self, command: Command) -> None:
         if self._guest is None:
@@ -153,11 +154,17 @@ class Session:
         guest = self._guest
         if command.is_left_running:
             self._in_guest.append((command, guest.spawn(command.text)))
-        else:
-            _until(command, lambda: _said(guest.run(f"{command.text} 2>&1", check=False), command))
+            return
 
-    def _run(self, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
+        def attempt() -> tuple[int, str]:
+            done = guest.run(f"{command.text} 2>&1", check=False)
+            return done.status, done.stdout
+
+        _until(command, attempt)
+
+    def _run(self, arguments: list[str]) -> tuple[int, str]:
+        """Run to the end: status and output."""
+        done = subprocess.run(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -168,22 +175,23 @@ class Session:
             timeout=DEADLINE,
             check=False,
         )
+        return done.returncode, done.stdout
 
 
-def _said(done: object, command: Command) -> str:
-    """What a command printed; with its status, if that is bad and the page shows no output."""
-    status = getattr(done, "returncode", None) or getattr(done, "status", None)
-    output = str(getattr(done, "stdout", ""))
-    return f"status {status}: {output}" if status and command.output is None else output
+def _printed(log: Path) -> tuple[int, str]:
+    """What a command that still runs has printed so far."""
+    return 0, log.read_text()
 
 
-def _until(command: Command, output: Callable[[], str]) -> None:
-    """Try until the output is as the page says, or that it succeeds."""
+def _until(command: Command, attempt: Callable[[], tuple[int, str]]) -> None:
+    """Try until the output is as the page says; or if it says nothing, until the status is 0."""
     deadline = time.monotonic() + DEADLINE
     while True:
-        said = output()
+        status, said = attempt()
         expected = command.output
-        if matches(expected, said) if expected is not None else not said.startswith("status "):
+        if status == 0 if expected is None else matches(expected, said):
             return
-        assert time.monotonic() < deadline, f"{command.text}\nprints\n{said}\nand not\n{expected}"
+        assert time.monotonic() < deadline, (
+            f"{command.text}\nends with {status} and prints\n{said}\nand not\n{expected}"
+        )
         time.sleep(0.05)
