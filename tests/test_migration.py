@@ -106,11 +106,14 @@ def test_blocked_calls_return_and_nothing_hangs(switch, guest):
 
 async def test_asyncio_server_goes_on(switch, guest):
     """A server in the guest sees its clients go, and the next ones come."""
+    gone: asyncio.Queue[None] = asyncio.Queue()
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(100):
             writer.write(data)
         writer.close()
+        await writer.wait_closed()
+        gone.put_nowait(None)
 
     server = await guest.start_server(echo, (CID_ANY, PORT))
     for before, after in ((3, 33), (33, 34)):
@@ -120,4 +123,5 @@ async def test_asyncio_server_goes_on(switch, guest):
         await asyncio.to_thread(switch.set_guest_cid, "alpha", after)
         assert await reader.read() == b""
         writer.close()
+        await asyncio.wait_for(gone.get(), 30)
     server.close()
