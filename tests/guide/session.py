@@ -4,6 +4,7 @@
 ```console   commands with their output, where … stands for anything. `$ ` is a command on the host,
              `alpha# ` one in the Linux guest alpha. A command that ends in `# leave it running` has a
              terminal of its own: it goes on, and has its output by the end of the page
+```toml      the file that its first line names
 
 Other blocks are not run. A reader waits for a program to be ready before typing on; so a command
 is tried again, for a while, until it does what the page says.
@@ -106,6 +107,9 @@ class Session:
             elif language == "console":
                 for command in commands(content):
                     self._do(command)
+            elif language == "toml":
+                name = content.partition("\n")[0].removeprefix("# ")
+                (self._directory / name).write_text(content)
         for command, _, log in self._running:
             if command.output:
                 _until(command, partial(_printed, log))
