@@ -93,6 +93,8 @@ pub struct DriverLink {
     free: Vec<u16>,
     /// Transmit buffers handed out as spaces, oldest first.
     reserved: VecDeque<u16>,
+    /// The device's used transmit buffers were taken back since the last publish.
+    is_reclaimed: bool,
     /// A space was wanted and there was none.
     starved: bool,
     stats: LinkStats,
@@ -124,7 +126,17 @@ impl DriverLink {
         let free = (0..tx_count).rev().collect();
         let reserved = VecDeque::with_capacity(tx_count.into());
         let stats = LinkStats::default();
-        Ok(Self { memory, file, plan, queues, free, reserved, starved: false, stats })
+        Ok(Self {
+            memory,
+            file,
+            plan,
+            queues,
+            free,
+            reserved,
+            is_reclaimed: false,
+            starved: false,
+            stats,
+        })
     }
 
     /// The memory to show to the device.
@@ -222,7 +234,8 @@ impl DriverLink {
         &mut self,
         slices: &mut Vec<Slice>,
     ) -> Result<Option<Space>, LinkError> {
-        if self.free.is_empty() {
+        // Once a batch, so that the same few are used as long as few are needed: their memory is in the cache.
+        if self.free.is_empty() || !std::mem::replace(&mut self.is_reclaimed, true) {
             self.reclaim()?;
         }
         let Some(buffer) = self.free.pop() else {
@@ -278,6 +291,7 @@ impl DriverLink {
     }
 
     pub(crate) fn publish(&mut self) -> io::Result<()> {
+        self.is_reclaimed = false;
         for queue in &mut self.queues {
             if queue.ring.publish()
                 && let Some(kick) = &queue.kick

@@ -34,7 +34,7 @@ impl Default for DriverOptions {
         Self {
             rx_buffers: 256,
             rx_payload: MAX_PAYLOAD,
-            tx_buffers: 64,
+            tx_buffers: 256,
             tx_payload: MAX_PAYLOAD,
             split_header: false,
         }
