@@ -19,12 +19,6 @@ use crate::vhost_user::F_DGRAM;
 /// Packets taken from one link in one turn.
 const PACKETS_PER_TURN: usize = 256;
 
-/// Bytes taken from one link in one turn: what another guest's packet may have to wait for.
-const BYTES_PER_TURN: usize = 128 * 1024;
-
-/// Bytes handed to a program at once.
-const BYTES_PER_CALL: usize = BYTES_PER_TURN;
-
 /// Pieces handed to the kernel at once; it takes 1024.
 const PIECES_PER_CALL: usize = 960;
 
@@ -69,9 +63,9 @@ impl Worker {
         run: &mut Run,
         slices: &mut Vec<Slice>,
     ) -> Result<Drained, LinkFault> {
-        let mut bytes = 0;
+        let (turn, mut bytes) = (self.turns.bytes(self.now), 0);
         for _ in 0..PACKETS_PER_TURN {
-            if bytes >= BYTES_PER_TURN {
+            if bytes >= turn {
                 break;
             }
             let Some(slot) = self.links.get_mut(id) else { return Ok(Drained::Empty) };
@@ -87,7 +81,7 @@ impl Worker {
             bytes += inbound.payload_len as usize;
             self.route(id, &inbound, slices, run)?;
             run.buffers.push(inbound.token);
-            let is_full = run.bytes >= BYTES_PER_CALL || run.pieces.len() >= PIECES_PER_CALL;
+            let is_full = run.bytes >= turn || run.pieces.len() >= PIECES_PER_CALL;
             if is_full || run.end != End::None {
                 self.hand_over(id, run)?;
             }

@@ -253,12 +253,14 @@ impl LinkSlot {
     }
 
     /// After a turn: whether there was anything to do in it.
-    pub(crate) fn note_work(&mut self, now: Instant) {
+    pub(crate) fn note_work(&mut self, now: Instant) -> bool {
         let packets = self.traffic.packets_in + self.traffic.packets_out;
-        if packets != self.packets_then {
+        let had_work = packets != self.packets_then;
+        if had_work {
             self.packets_then = packets;
             self.worked_at = now;
         }
+        had_work
     }
 
     /// What [`arm`](Self::arm) would say, with notifications left off.

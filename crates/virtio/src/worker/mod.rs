@@ -28,6 +28,7 @@ mod renumber;
 mod report;
 mod rest;
 mod source;
+mod turns;
 mod verdicts;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -46,6 +47,7 @@ pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
 pub(crate) use self::source::{Bound, LinkId};
 use self::source::{Flow, Lingering, Source};
+use self::turns::Turns;
 use crate::host::budget::Budget;
 use crate::journal::Journal;
 use crate::link::{Link, TRANSPORT_RESET};
@@ -94,6 +96,7 @@ pub(crate) struct Worker {
     /// Served since the last sleep, notifications off.
     unarmed: Vec<LinkId>,
     polling: Polling,
+    turns: Turns,
     deadlines: BTreeSet<(Instant, LinkId)>,
     /// Flows of programs that are gone, by deadline.
     lingering: VecDeque<Lingering>,
@@ -150,6 +153,7 @@ impl Worker {
             active: VecDeque::new(),
             unarmed: Vec::new(),
             polling: Polling::default(),
+            turns: Turns::default(),
             deadlines: BTreeSet::new(),
             lingering: VecDeque::new(),
             shut_doors: Vec::new(),
@@ -286,7 +290,9 @@ impl Worker {
         self.settle(id);
         let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
         slot.link.publish().map_err(sort_signal)?;
-        slot.note_work(self.now);
+        if slot.note_work(self.now) {
+            self.turns.note(id, self.now);
+        }
         let can_answer = slot.endpoint.accepts_packets()
             && slot.guest().is_none_or(|cid| self.relay.accepts_packets(cid));
         let more_inbound = match drained {

@@ -17,9 +17,6 @@ use crate::slice::{self, Slice};
 /// Bytes of one flow before the next has its turn.
 const QUANTUM: usize = 64 * 1024;
 
-/// Bytes into one link before other links have their turn.
-const BYTES_PER_TURN: usize = 128 * 1024;
-
 /// What a packet of another guest costs besides its bytes, as a receiver may have tiny buffers.
 const PACKET_COST: usize = 256;
 
@@ -60,8 +57,8 @@ impl Worker {
     }
 
     fn fill(&mut self, id: LinkId, batch: &mut Batch) -> Result<bool, LinkFault> {
-        let mut sent = 0;
-        while sent < BYTES_PER_TURN {
+        let (turn, mut sent) = (self.turns.bytes(self.now), 0);
+        while sent < turn {
             if !self.send_control(id, batch)? {
                 return Ok(false);
             }
@@ -187,13 +184,14 @@ impl Worker {
         token: Token,
         batch: &mut Batch,
     ) -> Result<Turn, LinkFault> {
+        let turn = self.turns.bytes(self.now);
         let (Some(slot), Some(Source::Flow(flow))) =
             (self.links.get_mut(id), self.sources.get_mut(token))
         else {
             return Ok(Turn::Done);
         };
         let window = slot.endpoint.window(flow.id);
-        let room = QUANTUM.min(window.bytes as usize);
+        let room = turn.min(QUANTUM).min(window.bytes as usize);
         let packets = SPACES_PER_READ.min(window.packets as usize);
         if room == 0 || packets == 0 {
             slot.endpoint.wants_to_send(self.now, flow.id);
