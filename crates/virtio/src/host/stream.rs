@@ -59,6 +59,8 @@ pub(crate) struct Stream {
     /// The program has closed the socket.
     pub(crate) hung_up: bool,
     discarding: bool,
+    /// Something happened, and that may have been more than the data there is to read.
+    may_refuse: bool,
     backlog: Backlog,
 }
 
@@ -98,6 +100,7 @@ impl Stream {
             read_closed: false,
             hung_up: false,
             discarding: false,
+            may_refuse: false,
             backlog,
         }
     }
@@ -144,7 +147,7 @@ impl Stream {
         self.hung_up
     }
 
-    /// Remembers what epoll said; false if it was nothing new.
+    /// Remembers what epoll said; false if it was nothing new, and no data either that would explain it.
     pub(crate) fn note(&mut self, ready: Readiness) -> bool {
         let is_news = (ready.readable && !self.readable)
             || (ready.writable && !self.writable)
@@ -154,7 +157,14 @@ impl Stream {
         self.writable |= ready.writable;
         self.read_closed |= ready.read_closed;
         self.hung_up |= ready.hung_up;
-        is_news
+        // What comes in while there is more to read is no news but most likely the cause.
+        self.may_refuse |= !is_news && ready.readable;
+        is_news || ready.readable
+    }
+
+    /// Something happened that data did not explain for certain; once.
+    pub(crate) fn take_suspicion(&mut self) -> bool {
+        std::mem::take(&mut self.may_refuse)
     }
 
     /// Asks whether the program has shut down its reading half, and discards what waits for it then.

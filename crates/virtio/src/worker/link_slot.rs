@@ -289,6 +289,11 @@ impl LinkSlot {
         }
     }
 
+    /// Some flow waits for its turn.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// A flow has something to send, after the others.
     pub(crate) fn push_ready(&mut self, id: ConnectionId) {
         if self.ready.len() > FEW + 2 * self.flows.len() {

@@ -191,7 +191,8 @@ impl Worker {
             return Ok(Turn::Done);
         };
         let window = slot.endpoint.window(flow.id);
-        let room = turn.min(QUANTUM).min(window.bytes as usize);
+        let quantum = if slot.has_ready() { QUANTUM } else { turn };
+        let room = turn.min(quantum).min(window.bytes as usize);
         let packets = SPACES_PER_READ.min(window.packets as usize);
         if room == 0 || packets == 0 {
             slot.endpoint.wants_to_send(self.now, flow.id);
@@ -225,7 +226,12 @@ impl Worker {
         slot.link.return_spaces(u16::try_from(batch.spaces.len()).unwrap_or(u16::MAX) - used);
         match read {
             Ok(Read::Bytes(n)) if flow.stream.readable => Ok(Turn::Again(n)),
-            Ok(Read::Bytes(_) | Read::Empty) => Ok(Turn::Done),
+            Ok(Read::Bytes(_) | Read::Empty) => {
+                if flow.stream.take_suspicion() {
+                    self.look_for_refusal(token);
+                }
+                Ok(Turn::Done)
+            }
             Ok(Read::End) => {
                 self.program_ended(token);
                 Ok(Turn::Done)
@@ -337,6 +343,8 @@ impl Worker {
             self.flow(token).is_some_and(|it| it.outgoing.is_none() && it.stream.is_at_end());
         if is_done {
             self.program_ended(token);
+        } else if self.flow(token).is_some_and(|it| it.stream.take_suspicion()) {
+            self.look_for_refusal(token);
         }
     }
 }
