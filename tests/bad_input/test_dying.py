@@ -1,10 +1,11 @@
 """Programs that die in the middle of something: nothing of theirs stays, and who talked with them is told."""
 
 import contextlib
+import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -39,6 +40,12 @@ class Callers:
                     pass
 
 
+def close(conversation: Iterator[str]) -> None:
+    """Break a conversation off."""
+    if isinstance(conversation, Generator):
+        conversation.close()
+
+
 def is_free(lab: Lab) -> None:
     """Nobody has the port, on any door."""
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -61,7 +68,7 @@ def test_program_that_closes_all_after_any_step(lab: Lab, name: str) -> None:
             if done == steps:
                 break
         lab.wait_until(f"it has something, {step!r}", lambda: lab.holdings() != before)
-        conversation.close()  # type: ignore[attr-defined] # they are generators
+        close(conversation)
         callers.all_hear_of_it()
         lab.wait_until(f"all is given back after step {done}", lambda: lab.holdings() == before)
         is_free(lab)
@@ -148,4 +155,26 @@ def test_many_programs_killed_at_once(lab: Lab) -> None:
         assert program.stdout.readline() == "there\n"
         assert lab.holdings().descriptors >= before.descriptors + 36
         program.kill()
+    lab.wait_until("all is given back", lambda: lab.holdings() == before)
+
+
+def test_programs_that_come_and_go_in_any_order(lab: Lab) -> None:
+    """A hundred conversations at a time, each taken on or broken off by chance."""
+    print("seed", seed := 53)
+    chance = random.Random(seed)
+    before = lab.holdings()
+    names = ["asking", "connecting_without_waiting", "talking", "not_listening", "hybrid"]
+    under_way: list[Iterator[str]] = []
+    for _ in range(1000):
+        if len(under_way) < 100 and chance.random() < 0.5:
+            under_way.append(CONVERSATIONS[chance.choice(names)](lab.directory))
+            continue
+        steps = under_way.pop(chance.randrange(len(under_way))) if under_way else iter(())
+        if chance.random() < 0.8 and next(steps, None):
+            under_way.append(steps)
+        else:
+            close(steps)
+    assert len(under_way) > 20
+    for steps in under_way:
+        close(steps)
     lab.wait_until("all is given back", lambda: lab.holdings() == before)
