@@ -116,6 +116,7 @@ PATHS := target/release/vsock-paths
 
 .PHONY: bench
 bench: build $(LOAD) ## Measure against limits and peers, 10 minutes; QUICK=1: under 2; results in bench/results
+	@guests/fetch
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: bench-peers

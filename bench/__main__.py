@@ -79,7 +79,9 @@ def _print(row: Row) -> None:
 def _print_goals(goals: list[Goal]) -> None:
     for goal in goals:
         if goal.value is not None:
-            print(f"{'ok' if goal.ok else 'NO':3} {goal.name:50} {goal.value:8.3f}  {goal.goal}")
+            limit = "" if goal.limit is None else f"   ({goal.limit_is}: {goal.limit:.3f})"
+            mark = "ok" if goal.ok else "NO"
+            print(f"{mark:3} {goal.name:50} {goal.value:8.3f}  {goal.goal:7}{limit}")
 
 
 def main() -> int:

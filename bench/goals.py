@@ -1,4 +1,8 @@
-"""What is to be reached: one goal per line, computed from the rows."""
+"""What is to be reached: one goal per line, computed from the rows.
+
+Beside some goals stands what a limit measured in the same run comes to on the same scale, such as a
+plain Unix pair in place of our device: a goal beyond its limit says more of the machine than of us.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +24,9 @@ class Goal:
     value: float | None  # None: not measured
     goal: str
     ok: bool | None
+    limit: float | None = None
+    """What the limit comes to."""
+    limit_is: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class _Rule:
     value: Value
     bound: float
     at_most: bool = False
+    limit: tuple[str, Value] | None = None
+    """What would be there in our place, and its value."""
 
 
 def _ratio(row: str, to: str, *, of: str = "ours") -> Value:
@@ -60,14 +69,18 @@ def _with_many(row: str) -> Value:
     return _ratio(row, "alone", of="with many")
 
 
-def _tail(rows: dict[str, Row]) -> float | None:
-    """p99.9 over p50 of our ping-pong, round by round."""
-    if "ping-pong 64 B p99.9" not in rows:
-        return None
-    tail = rows["ping-pong 64 B p99.9"].samples.get("ours", [])
-    middle = rows["ping-pong 64 B p50"].samples.get("ours", [])
-    ratios = sorted(t / m for t, m in zip(tail, middle, strict=True))
-    return ratios[len(ratios) // 2] if ratios else None
+def _tail(of: str) -> Value:
+    """p99.9 over p50 of a ping-pong, round by round."""
+
+    def value(rows: dict[str, Row]) -> float | None:
+        if "ping-pong 64 B p99.9" not in rows:
+            return None
+        tail = rows["ping-pong 64 B p99.9"].samples.get(of, [])
+        middle = rows["ping-pong 64 B p50"].samples.get(of, [])
+        ratios = sorted(t / m for t, m in zip(tail, middle, strict=True))
+        return ratios[len(ratios) // 2] if ratios else None
+
+    return value
 
 
 _RULES = [
@@ -75,7 +88,16 @@ _RULES = [
     _Rule("1 bulk g2h 64 KiB of Unix pair", _ratio("bulk g2h 64 KiB", "unix"), 0.95),
     _Rule("2 bulk h2g 4 KiB of Unix pair", _ratio("bulk h2g 4 KiB", "unix"), 0.9),
     _Rule("2 bulk g2h 4 KiB of Unix pair", _ratio("bulk g2h 4 KiB", "unix"), 1.5),
-    _Rule("3 bulk g2g 64 KiB of memcpy", _ratio("bulk g2g 64 KiB", "memcpy", of="ours g2g"), 0.6),
+    _Rule(
+        "3 bulk g2g 64 KiB of memcpy, 256 KiB of credit",
+        _ratio("bulk g2g 64 KiB", "memcpy", of="ours g2g"),
+        0.6,
+    ),
+    _Rule(
+        "3 bulk g2g 64 KiB of memcpy, 4 MiB of credit",
+        _ratio("bulk g2g 64 KiB", "memcpy", of="ours g2g wide"),
+        0.6,
+    ),
     _Rule("4 64 B g2h of Unix pair", _ratio("bulk g2h 64 B", "unix"), 3.0),
     _Rule("4 64 B h2g of Unix pair", _ratio("bulk h2g 64 B", "unix"), 0.9),
     _Rule(
@@ -84,13 +106,21 @@ _RULES = [
         1.25,
         True,
     ),
-    _Rule("5 ping-pong p99.9 of p50", _tail, 5.0, True),
+    _Rule(
+        "5 ping-pong p99.9 of p50", _tail("ours"), 5.0, True, ("eventfd alone", _tail("eventfd"))
+    ),
     _Rule("6 connects of Unix connect/accept", _ratio("connect, byte, close", "unix"), 0.5),
     _Rule("7 32 flows h2g of one", _ratio("flows h2g", "1", of="32"), 0.95),
     _Rule("7 32 flows g2h of one", _ratio("flows g2h", "1", of="32"), 0.95),
     _Rule("7 slowest of 32 h2g", _median("slowest of 32 h2g"), 0.8),
     _Rule("7 slowest of 32 g2h", _median("slowest of 32 g2h"), 0.8),
-    _Rule("8 polite p50 of alone", _ratio("polite ping p50", "alone", of=BESIDE), 2.0, True),
+    _Rule(
+        "8 polite p50 of alone",
+        _ratio("polite ping p50", "alone", of=BESIDE),
+        2.0,
+        True,
+        ("beside Unix streams", _ratio("polite ping p50", "alone", of="beside Unix streams")),
+    ),
     _Rule("8 polite share of the rate", _median("polite share", "polite guest"), 0.45),
     _Rule("9 memory of an idle guest, KiB", _median("1,000 guests: memory of each"), 150, True),
     _Rule("9 idle, % of a core", _median("1,000 guests: idle"), 1.0, True),
@@ -126,17 +156,28 @@ def _peer_rules(peer: str) -> list[_Rule]:
         us, them = ("ours g2g", f"{peer} g2g") if direction == "g2g" else ("ours", peer)
         for size in ("64 KiB", "4 KiB"):
             what = f"{direction} {size}"
-            rules.append(
-                _Rule(f"12 bulk {what} of {peer}", _ratio(f"bulk {what}", them, of=us), 3.0)
-            )
+            limit = None if direction == "g2g" else _unix(f"bulk {what}", them)
+            rate = _ratio(f"bulk {what}", them, of=us)
+            rules.append(_Rule(f"12 bulk {what} of {peer}", rate, 3.0, limit=limit))
             cpu = _ratio(f"CPU per GiB {what}", them, of=us)
             rules.append(_Rule(f"12 CPU per GiB {what} of {peer}", cpu, 1.0, True))
     rules += [
-        _Rule(f"4 64 B {direction} of {peer}", _ratio(f"bulk {direction} 64 B", peer), 5.0)
+        _Rule(
+            f"4 64 B {direction} of {peer}",
+            _ratio(f"bulk {direction} 64 B", peer),
+            5.0,
+            limit=_unix(f"bulk {direction} 64 B", peer),
+        )
         for direction in ("h2g", "g2h")
     ]
-    rules.append(_Rule(f"6 connects of {peer}", _ratio("connect, byte, close", peer), 5.0))
+    connects = "connect, byte, close"
+    limit = _unix(connects, peer)
+    rules.append(_Rule(f"6 connects of {peer}", _ratio(connects, peer), 5.0, limit=limit))
     return rules
+
+
+def _unix(row: str, peer: str) -> tuple[str, Value]:
+    return "Unix pair", _ratio(row, peer, of="unix")
 
 
 def judge(rows: list[Row], peers: list[str]) -> list[Goal]:
@@ -152,5 +193,7 @@ def judge(rows: list[Row], peers: list[str]) -> list[Goal]:
             if value is None
             else (value <= rule.bound if rule.at_most else value >= rule.bound)
         )
-        goals.append(Goal(rule.name, value, f"{sign} {rule.bound:g}", ok))
+        limit_is, limit = rule.limit or ("", None)
+        reached = limit(by_name) if limit else None
+        goals.append(Goal(rule.name, value, f"{sign} {rule.bound:g}", ok, reached, limit_is))
     return goals

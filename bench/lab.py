@@ -105,9 +105,10 @@ class Lab:
                 f"{label}-linux", device, seats[2], self.host, guests[2]
             )
         if len(seats) > 1:
-            self._sites[f"{name} g2g"] = SiblingSite(
-                label, device, guests[0], guests[1], seats[1].cid
-            )
+            for kind in ("g2g", "g2g wide"):
+                self._sites[f"{name} {kind}"] = SiblingSite(
+                    label, device, guests[0], guests[1], seats[1].cid, wide="wide" in kind
+                )
         if device.programs:
             self._sites[f"{name} endpoint"] = GuestSite(
                 f"{label}-endpoint", device, seats[0], self.host, guests[0], endpoint=True

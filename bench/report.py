@@ -82,11 +82,18 @@ def markdown(rows: list[Row], goals: list[Goal], about: dict[str, Any]) -> str:
     """Goals first, then every row: median, and quartiles in brackets."""
     lines = ["# Benchmark results", ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
-    lines += ["", "## Goals", "", "| goal | value | to reach | |", "| --- | ---: | --- | --- |"]
+    lines += [
+        "",
+        "## Goals",
+        "",
+        "| goal | value | to reach | | limit |",
+        "| --- | ---: | --- | --- | --- |",
+    ]
     marks = {True: "yes", False: "**no**", None: "not measured"}
     for goal in goals:
         value = "\N{EN DASH}" if goal.value is None else f"{goal.value:.3g}"
-        lines.append(f"| {goal.name} | {value} | {goal.goal} | {marks[goal.ok]} |")
+        limit = "" if goal.limit is None else f"{goal.limit_is}: {goal.limit:.3g}"
+        lines.append(f"| {goal.name} | {value} | {goal.goal} | {marks[goal.ok]} | {limit} |")
     lines += [
         "",
         "## Figures",

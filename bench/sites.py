@@ -23,7 +23,7 @@ __all__ = [
     "transfer",
 ]
 
-DISCARD, SOURCE, ECHO, GREET = 1, 2, 3, 4
+DISCARD, SOURCE, ECHO, GREET, WIDE = 1, 2, 3, 4, 5
 GROUP = 100
 
 
@@ -158,16 +158,26 @@ class PlainSite(_Flows):
 class SiblingSite:
     """From guest to guest through one device."""
 
-    def __init__(self, name: str, device: Device, source: Agent, target: Agent, cid: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        source: Agent,
+        target: Agent,
+        cid: int,
+        *,
+        wide: bool = False,
+    ) -> None:
         self.name = name
         self._device, self._source, self._target, self._cid = device, source, target, cid
+        self._service = WIDE if wide else DISCARD
         self._opened: set[int] = set()
 
     def bulk(self, direction: str, size: int, seconds: float, *, flows: int = 1) -> Bulk:
         """Moves bytes for a time; `direction` is `g2g`."""
         assert direction == "g2g"
-        group = GROUP + 10 + (flows > 1)
-        self._dial(group, DISCARD, flows)
+        group = GROUP + 10 + self._service + 10 * (flows > 1)
+        self._dial(group, self._service, flows)
         receiver = End(self._target, "counts", group)
         sender = End(self._source, "source", group)
         ends = [self._source, self._target]
@@ -175,8 +185,9 @@ class SiblingSite:
 
     def ping(self, size: int, seconds: float) -> Answer:
         """Round trips."""
-        self._dial(GROUP + 12, ECHO, 1)
-        return self._source.ask("ping", GROUP + 12, size, seconds)
+        group = GROUP + 10 + ECHO
+        self._dial(group, ECHO, 1)
+        return self._source.ask("ping", group, size, seconds)
 
     def churn(self, seconds: float) -> Answer:
         """Not measured between guests."""

@@ -96,7 +96,7 @@ impl Served {
     fn welcome(&self, port: u32, stream: Stream) {
         let Some((group, service)) = service::of_port(port) else { return };
         match service {
-            Service::Discard => {
+            Service::Discard | Service::Wide => {
                 let counter = Arc::new(Counter::new(self.checks));
                 lock(&self.counters).entry(group).or_default().push(Arc::clone(&counter));
                 spawn(move || counter.read(stream, READ));

@@ -139,6 +139,10 @@ impl Machine {
             .endpoint
             .connect(now, key, SocketType::Stream, None)
             .map_err(|error| format!("dial: {error:?}"))?;
+        if let Some((_, Service::Wide)) = service::of_port(port) {
+            // Linux sends no more than its own buffer would hold.
+            self.endpoint.set_buf_alloc(id, service::WIDE);
+        }
         self.keep(Flow::new(id, group, Service::Source));
         Ok(())
     }
@@ -310,6 +314,9 @@ impl Machine {
 
     fn welcome(&mut self, mut flow: Flow) {
         flow.is_open = true;
+        if flow.service == Service::Wide {
+            self.endpoint.set_buf_alloc(flow.id, service::WIDE);
+        }
         self.endpoint.accept(flow.id);
         if flow.service == Service::Greet {
             flow.pending.push(b'!');
