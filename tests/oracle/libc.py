@@ -81,6 +81,21 @@ def get_option(sock: socket.socket, level: int, option: int, room: int) -> bytes
     return buffer.raw[: length.value]
 
 
+def bind_length(sock: socket.socket, address: bytes, length: int) -> None:
+    """Bind to an address of which the kernel is told another length."""
+    call("bind", sock.fileno(), address + bytes(512), length)
+
+
+def connect_length(sock: socket.socket, address: bytes, length: int) -> None:
+    """Connect to an address of which the kernel is told another length."""
+    call("connect", sock.fileno(), address + bytes(512), length)
+
+
+def send_to(sock: socket.socket, data: bytes, address: bytes, length: int) -> int:
+    """Call sendto(2) with any length of the address."""
+    return call("sendto", sock.fileno(), data, len(data), 0, address + bytes(512), length)
+
+
 def receive_into_nowhere(sock: socket.socket, length: int, flags: int = 0) -> int:
     """Call recv(2) into a buffer that is not there."""
     return call("recv", sock.fileno(), None, length, flags)

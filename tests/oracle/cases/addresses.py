@@ -52,6 +52,31 @@ def longer_address(env: Env) -> Steps:
     yield do(sock.getsockname), (LOCAL, port)
 
 
+LENGTHS = {"128": 128, "129": 129, "2^31 - 1": 2**31 - 1, "-1": -1, "-2^31": -(2**31)}
+
+
+@family("1.1", LENGTHS, api="a Python address has no length")
+def longest_address(env: Env, length: int) -> Steps:
+    """No system call takes more than 128 bytes for an address, or less than none, whatever the socket is."""
+    sock, connected = env.socket(), env.pair()[0]
+    yield (
+        do(env.libc.bind_length, sock, sockaddr(LOCAL, env.port()), length),
+        OK if length == 128 else "EINVAL",
+    )
+    again = "EISCONN" if length == 128 else "EINVAL"
+    yield do(env.libc.connect_length, connected, sockaddr(LOCAL, 1), length), again
+    yield do(env.libc.send_to, connected, b"x", sockaddr(LOCAL, 1), length), again
+
+
+@case("1.1", api="a Python address has no length")
+def address_of_no_length(env: Env) -> Steps:
+    """An address of no bytes is none to sendto(), and not enough to connect()."""
+    client, server = env.pair()
+    yield do(env.libc.send_to, client, b"x", sockaddr(LOCAL, 1), 0), 1
+    yield do(server.recv, 10), b"x"
+    yield do(env.libc.connect_length, env.socket(), sockaddr(LOCAL, 1), 0), "EINVAL"
+
+
 @family(
     "1.1",
     {

@@ -210,6 +210,24 @@ def short_length(env: Env, option: int, length: int) -> Steps:
     yield do(sock.setsockopt, SOL, option, bytes(length)), "EINVAL"
 
 
+@family(
+    "10.1",
+    {
+        "a size": (AF_VSOCK, 0),
+        "a time": (AF_VSOCK, CONNECT_TIMEOUT),
+        "none of this level": (AF_VSOCK, 9),
+        "another level": (6, 1),
+        "an int": (SOL, socket.SO_REUSEADDR),
+    },
+    api="a Python value has the length that it has",
+)
+def negative_length(env: Env, level: int, option: int) -> Steps:
+    """A negative length is EINVAL before all else."""
+    sock = env.socket()
+    for length in (-1, -(2**31)):
+        yield do(env.libc.set_option, sock, level, option, bytes(16), length), "EINVAL"
+
+
 @case("10.2")
 def short_room(env: Env) -> Steps:
     """The generic ones are cut to the room that there is."""
