@@ -210,6 +210,13 @@ pub struct Effects {
     pub again: bool,
 }
 
+impl Effects {
+    /// Nothing but what becomes of the payload.
+    pub(crate) fn are_quiet(&self) -> bool {
+        *self == Self { payload: self.payload, ..QUIET }
+    }
+}
+
 type Step = (State, Effects);
 
 /// The next state and what to do.

@@ -68,6 +68,9 @@ impl Endpoint {
         };
         let before = connection.state;
         let (after, effects) = step(before, input);
+        if after == before && effects.are_quiet() {
+            return (effects.payload, false);
+        }
         connection.state = after;
         let had_more = !connection.due().is_none();
         connection.settle();
