@@ -22,6 +22,9 @@ use crate::memory::GuestMemory;
 use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
 use crate::slice::{self, Slice};
 
+/// Chains of no use in a row before others have their turn: a driver may offer them as fast as they are given back.
+const MOST_SKIPPED: u32 = 256;
+
 /// A ring that runs.
 struct Queue {
     ring: DeviceRing,
@@ -229,16 +232,12 @@ impl DeviceLink {
     pub fn send_event(&mut self, id: u32) -> Result<bool, LinkError> {
         let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return Ok(false) };
         let mut slices = Vec::new();
-        let bytes = id.to_le_bytes();
-        while let Some(chain) = pop(queue, EVENT_QUEUE, &mut slices)? {
-            if chain.writable_len >= 4 && chain.readable_len == 0 {
-                slice::copy_in(&slices[chain.writable], &bytes);
-                self.stats.skipped += queue.complete(chain.head, 4);
-                return Ok(true);
-            }
-            self.stats.skipped += queue.skip(chain.head);
-        }
-        Ok(false)
+        let holds_id = |chain: &Chain| chain.writable_len >= 4 && chain.readable_len == 0;
+        let popped = pop(queue, EVENT_QUEUE, &mut slices, &mut self.stats, holds_id)?;
+        let Some(chain) = popped else { return Ok(false) };
+        slice::copy_in(&slices[chain.writable], &id.to_le_bytes());
+        self.stats.skipped += queue.complete(chain.head, 4);
+        Ok(true)
     }
 
     pub(crate) fn next_inbound(
@@ -246,18 +245,14 @@ impl DeviceLink {
         slices: &mut Vec<Slice>,
     ) -> Result<Option<Inbound>, LinkError> {
         let Some(queue) = &mut self.queues[TX_QUEUE] else { return Ok(None) };
-        while let Some(chain) = pop(queue, TX_QUEUE, slices)? {
-            if chain.readable_len < HEADER_BYTES || chain.writable_len > 0 {
-                slices.truncate(chain.readable.start);
-                self.stats.skipped += queue.skip(chain.head);
-                continue;
-            }
-            let (header, payload) = take_header(slices, chain.readable);
-            let token = Token { index: chain.head, epoch: self.epochs[TX_QUEUE] };
-            let payload_len = chain.readable_len - HEADER_BYTES;
-            return Ok(Some(Inbound { header, payload, payload_len, token }));
-        }
-        Ok(None)
+        let is_packet =
+            |chain: &Chain| chain.readable_len >= HEADER_BYTES && chain.writable_len == 0;
+        let popped = pop(queue, TX_QUEUE, slices, &mut self.stats, is_packet)?;
+        let Some(chain) = popped else { return Ok(None) };
+        let (header, payload) = take_header(slices, chain.readable);
+        let token = Token { index: chain.head, epoch: self.epochs[TX_QUEUE] };
+        let payload_len = chain.readable_len - HEADER_BYTES;
+        Ok(Some(Inbound { header, payload, payload_len, token }))
     }
 
     pub(crate) fn finish_inbound(&mut self, token: Token) {
@@ -276,21 +271,15 @@ impl DeviceLink {
             return Ok(None);
         }
         let Some(queue) = &mut self.queues[RX_QUEUE] else { return Ok(None) };
-        while let Some(chain) = pop(queue, RX_QUEUE, slices)? {
-            // Room for a header alone would never let data on.
-            if chain.writable_len <= HEADER_BYTES || chain.readable_len > 0 {
-                slices.truncate(chain.readable.start);
-                self.stats.skipped += queue.skip(chain.head);
-                continue;
-            }
-            self.starved = false;
-            let (header, payload) = split_header(slices, chain.writable.start);
-            let capacity = (chain.writable_len - HEADER_BYTES).min(crate::link::MAX_PAYLOAD);
-            let token = Token { index: chain.head, epoch: self.epochs[RX_QUEUE] };
-            return Ok(Some(Space { header, payload, capacity, token }));
-        }
-        self.starved = true;
-        Ok(None)
+        // Room for a header alone would never let data on.
+        let has_room = |chain: &Chain| chain.writable_len > HEADER_BYTES && chain.readable_len == 0;
+        let popped = pop(queue, RX_QUEUE, slices, &mut self.stats, has_room)?;
+        self.starved = popped.is_none();
+        let Some(chain) = popped else { return Ok(None) };
+        let (header, payload) = split_header(slices, chain.writable.start);
+        let capacity = (chain.writable_len - HEADER_BYTES).min(crate::link::MAX_PAYLOAD);
+        let token = Token { index: chain.head, epoch: self.epochs[RX_QUEUE] };
+        Ok(Some(Space { header, payload, capacity, token }))
     }
 
     pub(crate) fn return_spaces(&mut self, n: u16) {
@@ -401,16 +390,28 @@ impl DeviceLink {
     }
 }
 
-/// Pops from a queue; where nothing sensible comes, the cause may be memory that is gone.
+/// Pops the next chain that is of use; those before it are given back and counted, and what they added to `slices` is
+/// taken out. Where nothing sensible comes, the cause may be memory that is gone.
 fn pop(
     queue: &mut Queue,
     number: usize,
     slices: &mut Vec<Slice>,
+    stats: &mut LinkStats,
+    is_useful: impl Fn(&Chain) -> bool,
 ) -> Result<Option<Chain>, LinkError> {
-    match queue.pop(slices) {
-        Ok(Some(chain)) => Ok(Some(chain)),
-        Ok(None) if !queue.ring.is_dead() => Ok(None),
-        Err(error) if !queue.ring.is_dead() => Err(LinkError::Ring { queue: number, error }),
-        Ok(None) | Err(_) => Err(LinkError::MemoryDead),
+    for _ in 0..=MOST_SKIPPED {
+        match queue.pop(slices) {
+            Ok(Some(chain)) if is_useful(&chain) => return Ok(Some(chain)),
+            Ok(Some(chain)) => {
+                slices.truncate(chain.readable.start);
+                stats.skipped += queue.skip(chain.head);
+            }
+            Ok(None) if !queue.ring.is_dead() => return Ok(None),
+            Err(error) if !queue.ring.is_dead() => {
+                return Err(LinkError::Ring { queue: number, error });
+            }
+            Ok(None) | Err(_) => return Err(LinkError::MemoryDead),
+        }
     }
+    Ok(None)
 }

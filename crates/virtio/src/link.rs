@@ -133,7 +133,8 @@ macro_rules! either {
 
 impl Link {
     /// The next packet from the other side; its payload pieces are appended to `slices`. `None` when there is
-    /// none (or the ring is stopped). Chains that cannot hold a header are completed and counted on the way.
+    /// none (or the ring is stopped). Chains that cannot hold a header are completed and counted on the way; after
+    /// many in a row it is `None` as well, while [`has_inbound`](Self::has_inbound) says that there is more.
     ///
     /// # Errors
     /// The other side broke the rules, or its memory is gone.

@@ -116,6 +116,34 @@ fn outbound_chain_that_holds_no_packet_is_completed_in_its_turn() {
 }
 
 #[test]
+fn odd_chains_without_end_do_not_keep_us() {
+    const MANY: u16 = 500;
+    // (queue, of no use there, of use)
+    for (queue, odd, packet) in [(TX_QUEUE, (43, 0), (44, 0)), (RX_QUEUE, (44, WRITE), (45, WRITE))]
+    {
+        let guest = Guest::new(512, true);
+        guest.descriptors(&[desc(LOW, odd.0, odd.1, 0), desc(LOW, packet.0, packet.1, 0)]);
+        for position in 0..=MANY {
+            guest.head(position, u16::from(position == MANY));
+        }
+        guest.avail_idx(MANY + 1);
+        let (mut link, mut slices) = (link(&guest, queue), Vec::new());
+        let mut is_found = |link: &mut Link| {
+            if queue == TX_QUEUE {
+                link.next_inbound(&mut slices).unwrap().is_some()
+            } else {
+                link.next_space(&mut slices).unwrap().is_some()
+            }
+        };
+        assert!(!is_found(&mut link), "others have their turn");
+        assert!((1..u64::from(MANY)).contains(&link.stats().skipped));
+        assert!(link.arm(), "and then we go on");
+        assert!(is_found(&mut link));
+        assert_eq!(link.stats().skipped, u64::from(MANY));
+    }
+}
+
+#[test]
 fn returned_space_takes_the_odd_chains_behind_it_along() {
     let guest = offering(&[
         desc(LOW, 54, WRITE, 0),
