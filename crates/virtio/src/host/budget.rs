@@ -56,7 +56,7 @@ impl Share {
         granted == wanted
     }
 
-    /// The buffer that a flow gets that asks for `wanted` bytes: all of it, or at most the default.
+    /// The buffer that a flow gets that asks for `wanted` bytes: all of it, or at most the default and what it has had.
     fn grant(&mut self, wanted: u32) -> u32 {
         let above = u64::from(wanted.saturating_sub(DEFAULT_BUFFER));
         let more = above.saturating_sub(self.bytes);
@@ -65,7 +65,8 @@ impl Share {
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(more));
         if taken.is_err() {
-            return wanted.min(DEFAULT_BUFFER);
+            // Less than it asked for, but not less than was announced before it did.
+            return DEFAULT_BUFFER + u32::try_from(self.bytes).unwrap_or(0);
         }
         self.bytes += more;
         wanted
@@ -108,6 +109,10 @@ mod tests {
             last = shares.last_mut().unwrap().grant(LARGE);
         }
         assert_eq!((shares.len(), last), (17, DEFAULT_BUFFER));
+        // What is left is less than one needs that has something already: it keeps that.
+        let left = u32::try_from(budget.left()).unwrap();
+        assert_eq!(shares[16].grant(DEFAULT_BUFFER + left), DEFAULT_BUFFER + left);
+        assert_eq!(shares[16].grant(LARGE), DEFAULT_BUFFER + left);
         assert_eq!(shares[16].grant(1000), 1000);
         shares.remove(0);
         assert_eq!(shares[15].grant(LARGE), LARGE);
