@@ -41,8 +41,12 @@ def test_socket_of_the_kernel_has_the_methods_of_ours(runtime_dir, monkeypatch):
         assert (int(sock.family), sock.type) == (40, vsock.SOCK_SEQPACKET)
         assert not sock.getblocking()
         assert ours - {"adopt"} <= set(dir(sock))
-        sock.connect_timeout = 1.5
-        assert sock.connect_timeout == 1.5
+        for seconds in (1.5, 1.9999999):
+            sock.connect_timeout = seconds
+            assert sock.connect_timeout == pytest.approx(seconds)
+        for nonsense in (-0.5, float("nan"), float("inf")):
+            with pytest.raises(UsageError):
+                sock.connect_timeout = nonsense
         for address in ("web:80", "unix:/tmp/x", ("3", 80)):
             with pytest.raises(AddressError):
                 sock.connect(address)

@@ -11,6 +11,7 @@ be sent to a guest without the package.
 
 import ctypes
 import errno
+import math
 import os
 import select
 import socket as _socket
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vsock.address import Address, KernelAddress, as_target
-from vsock.errors import AddressError, state_error, transport_error
+from vsock.errors import AddressError, UsageError, state_error, transport_error
 
 AF_VSOCK: Final = 40
 
@@ -69,15 +70,20 @@ class KernelSocket(_Base):
 
     @property
     def connect_timeout(self) -> float:
-        """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``."""
+        """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``.
+
+        Setting it to what is no time raises `UsageError`.
+        """
         value = self.getsockopt(AF_VSOCK, _CONNECT_TIMEOUT, _TIMEVAL.size)
         seconds, microseconds = _TIMEVAL.unpack(value)
         return float(seconds + microseconds / 1e6)
 
     @connect_timeout.setter
     def connect_timeout(self, seconds: float) -> None:
-        whole = int(seconds)
-        value = _TIMEVAL.pack(whole, round((seconds - whole) * 1e6))
+        if not 0 <= seconds < math.inf:  # the kernel takes some of these, for a time of its own
+            raise UsageError(f"a connect timeout is a number of seconds, not {seconds!r}")
+        # Rounded before it is split: the microseconds must stay below a million.
+        value = _TIMEVAL.pack(*divmod(round(seconds * 1e6), 1_000_000))
         self.setsockopt(AF_VSOCK, _CONNECT_TIMEOUT, value)
 
     def bind(self, address: Any) -> None:
