@@ -86,7 +86,7 @@ groups = [
 ]
 
 [[guest]]
-name = "gamma"
+name = "gam ma"
 cid = true
 hybrid = 7
 
@@ -99,6 +99,7 @@ hybrid = 7
         "c.toml:8: guest has no name",
         "c.toml:9: cid must be a whole number, not 'four'",
         "c.toml:10: group 5 is not a string",
+        "c.toml:16: name: 'gam ma' is no guest name: a letter, then letters, digits and . _ -, at most 63",
         "c.toml:17: cid must be a whole number, not True",
         "c.toml:18: hybrid must be true, false or a path",
         "c.toml:20: unknown key guests: did you mean guest?",

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 
 from vsock.errors import UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
-from vsock.switch.model import GuestSpec, conflicts, faults
+from vsock.switch.model import FIRST_GUEST_CID, GuestSpec, conflicts, faults
 from vsock.switch.toml_lines import line_of
 
 __all__ = ["Config", "ConfigError", "ConfigFault", "load", "parse"]
@@ -152,6 +152,7 @@ class _Reader:
         if not isinstance(hybrid, str | bool):
             self.found.append(((*place, "hybrid"), "hybrid must be true, false or a path"))
         if len(self.found) > before or name is None or cid is None:
+            self._rest_of_faults(place, name, cid)
             return None
         if hybrid is True:
             hybrid = str(files.hybrid_socket(name))
@@ -163,6 +164,14 @@ class _Reader:
             hybrid=Path(hybrid) if hybrid else None,
             memory_slots=memory_slots,
         )
+
+    def _rest_of_faults(self, place: Place, name: str | None, cid: int | None) -> None:
+        """Notes what is wrong with a name and a CID although there is no whole guest."""
+        whole = GuestSpec(
+            name="none" if name is None else name, cid=FIRST_GUEST_CID if cid is None else cid
+        )
+        for fault in faults(whole):
+            self.found.append(((*place, fault.field), f"{fault.field}: {fault.reason}"))
 
     def _table(self, place: Place, value: object, kind: str) -> Mapping[str, Any]:
         if not isinstance(value, dict):
