@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import vsock
+from vsock.cli.main import main
+
 DEADLINE = 20
 
 
@@ -170,7 +173,7 @@ def test_exec_of_nothing_is_one_line(runtime_dir: Path) -> None:
     """The command is named, not a traceback."""
     with listening(runtime_dir, "--exec", "no-such-program") as process, connected(runtime_dir):
         _, errors = process.communicate(b"", DEADLINE)
-        assert errors.splitlines()[-1].startswith(b"Error: cannot run 'no-such-program'")
+        assert errors.splitlines()[-1].startswith(b"vsock: cannot run 'no-such-program'")
         assert process.returncode == 1
 
 
@@ -185,3 +188,21 @@ def test_kept_cat_serves_connections_side_by_side(runtime_dir: Path) -> None:
             first.shutdown(socket.SHUT_WR)
             assert read_all(first) == b"one"
         process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("3:5000", "that CID is not this machine's, leave it out to listen on all that are"),
+        ("5000", "`vsock ls` shows by whom"),
+    ],
+)
+def test_listening_where_one_cannot_says_what_to_do(
+    address: str, said: str, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The errno alone means little to who does not know it."""
+    with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir), vsock.create_server(5000):
+        assert main(["cat", "-l", address]) == 1
+    captured = capsys.readouterr().err
+    assert captured.startswith("vsock: bind ")
+    assert captured.endswith(f"; {said}\n")

@@ -97,7 +97,9 @@ def test_without_a_switch_every_command_says_so_in_one_line(
     [
         (["nonsense"], "No such command"),
         (["guest", "add", "alpha"], "CID"),
-        (["guest", "add", "alpha", "2"], "2 is not in the range"),
+        (["guest", "add", "alpha", "2"], "2 is no guest's CID: 3 to 4294967294"),
+        (["guest", "add", "alpha", "three"], "'three' is no CID: a decimal number"),
+        (["guest", "set", "alpha", "--cid", "9" * 5000], "is no CID"),
         (["guest", "add", "host", "3"], "'host' is CID 2"),
         (["switch", "--guest", "alpha"], "is not NAME=CID"),
         (["switch", "--guest", "alpha=x"], "is not NAME=CID"),
@@ -123,8 +125,8 @@ def test_wrong_usage_is_exit_code_2(
 def test_bad_address_is_one_line(
     address: str, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The address parser's reason reaches the user."""
-    assert main(["cat", address]) == 1
+    """The address parser's reason reaches the user; it is the user's fault, so exit code 2."""
+    assert main(["cat", address]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("vsock: ")
     assert captured.err.count("\n") == 1

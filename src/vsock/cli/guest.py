@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from vsock.cli.guest_run import run
-from vsock.cli.options import json_option, runtime_dir_option
+from vsock.cli.options import guest_cid, json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table
 from vsock.switch.client import Client
-from vsock.switch.model import FIRST_GUEST_CID, LAST_GUEST_CID, GuestSpec, faults
+from vsock.switch.model import GuestSpec, faults
 from vsock.switch.records import GuestRecord
 
 __all__ = ["guest", "print_guests"]
@@ -24,7 +24,7 @@ guest.add_command(run)
 
 @guest.command()
 @click.argument("name")
-@click.argument("cid", type=click.IntRange(FIRST_GUEST_CID, LAST_GUEST_CID))
+@click.argument("cid", type=guest_cid)
 @click.option(
     "--group",
     "groups",
@@ -69,7 +69,8 @@ def add(
 @click.option(
     "--cid",
     required=True,
-    type=click.IntRange(FIRST_GUEST_CID, LAST_GUEST_CID),
+    type=guest_cid,
+    metavar="CID",
     help="The new CID. Connections of the guest end, its listeners go on.",
 )
 @json_option
@@ -83,7 +84,7 @@ def set_(name: str, cid: int, as_json: bool, runtime_dir: Path | None) -> None:
         click.echo(f"guest {record.name} has CID {record.cid}")
 
 
-@guest.command()
+@guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")
 @click.argument("name")
 @runtime_dir_option
 def remove(name: str, runtime_dir: Path | None) -> None:

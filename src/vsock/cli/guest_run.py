@@ -21,7 +21,10 @@ _CANNOT = 126
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    short_help="Be guest NAME while COMMAND runs.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @runtime_dir_option

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 it did not work (one line says what and what to do), 2 use
 130 interrupted.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Final
 
 import click
 
-from vsock.errors import ConnectTimeout, VsockError
+from vsock.errors import AddressError, ConnectTimeout, VsockError
 
 __all__ = ["main"]
 
@@ -32,6 +33,12 @@ _COMMANDS: Final = {
     "qemu-args": ("vsock.cli.vmm_args:qemu_args", "Print what to add to QEMU's command line."),
     "uml-args": ("vsock.cli.vmm_args:uml_args", "Print what to add to User-Mode Linux's."),
     "demo": ("vsock.cli.demo:demo", "Boot guests and show what the switch does."),
+}
+
+_BIND_HINTS: Final = {
+    errno.EACCES: "; ports below 1024 are for root and CAP_NET_BIND_SERVICE",
+    errno.EADDRINUSE: "; `vsock ls` shows by whom",
+    errno.EADDRNOTAVAIL: "; that CID is not this machine's, leave it out to listen on all that are",
 }
 
 
@@ -67,8 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. `arguments` are the process's own by default."""
     try:
         result = vsock.main(arguments, prog_name="vsock", standalone_mode=False)
-    except click.ClickException as error:
+    except click.UsageError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        click.echo(f"vsock: {error.format_message()}", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -85,6 +95,15 @@ def _complain(error: Exception) -> int:
     reason = error.strerror if isinstance(error, OSError) else None
     if reason and isinstance(error, OSError) and error.filename:
         reason = f"{error.filename}: {reason}"
-    hint = "; does it run? see `vsock guest ls`" if isinstance(error, ConnectTimeout) else ""
-    click.echo(f"vsock: {reason or error}{hint}", err=True)
-    return 1
+    click.echo(f"vsock: {reason or error}{_hint(error)}", err=True)
+    return 2 if isinstance(error, AddressError) else 1
+
+
+def _hint(error: Exception) -> str:
+    """What to do about it, where the reason alone does not say."""
+    if isinstance(error, ConnectTimeout):
+        return "; does it run? see `vsock guest ls`"
+    reason = str(error.strerror) if isinstance(error, OSError) else ""
+    if not reason.startswith("bind ") or not isinstance(error, OSError):
+        return ""
+    return _BIND_HINTS.get(error.errno or 0, "")

@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from vsock.transports import Transport
 
-__all__ = ["json_option", "runtime_dir_option", "transport_of", "transport_option"]
+__all__ = ["guest_cid", "json_option", "runtime_dir_option", "transport_of", "transport_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -29,6 +29,19 @@ transport_option: Callable[[_F], _F] = click.option(
     type=click.Choice(["switch", "kernel"]),
     help="Where sockets live: the switch, or the kernel's own AF_VSOCK (inside a guest).",
 )
+
+
+def guest_cid(text: str) -> int:
+    """The CID of a guest, as a parameter's type."""
+    from vsock.switch.model import GuestSpec, faults
+
+    # The longest CID has ten digits; Python refuses to read thousands.
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise click.BadParameter(f"{text!r} is no CID: a decimal number")
+    wrong = faults(GuestSpec(name="any-guest", cid=int(text)))
+    if wrong:
+        raise click.BadParameter(wrong[0].reason)
+    return int(text)
 
 
 def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
