@@ -17,6 +17,7 @@
 
 mod attach;
 mod binding;
+mod connecting;
 mod datagrams;
 mod forward;
 mod hybrid;
