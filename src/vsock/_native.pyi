@@ -35,6 +35,13 @@ class Node:
     def cid(self) -> int:
         """The local CID."""
 
+    def set_polling(self, microseconds: int) -> None:
+        """How long at most to look for packets before sleeping; 0: not at all.
+
+        Raises:
+            OSError: the node has stopped.
+        """
+
     def add_guest(
         self,
         *,

@@ -61,6 +61,17 @@ def test_empty_config_is_a_switch_without_guests(monkeypatch: pytest.MonkeyPatch
     assert parse("") == Config(Path("/run/mine"), ())
 
 
+def test_polling_is_taken_within_its_bounds() -> None:
+    """A switch may not look for packets before it sleeps, or for up to a millisecond."""
+    assert parse("[switch]\npoll_us = 0\n").poll_us == 0
+    assert faults_of("[switch]\npoll_us = 1001\n") == [
+        "c.toml:2: poll_us must be 0 to 1000 microseconds, not 1001"
+    ]
+    assert faults_of("[switch]\npoll_us = true\n") == [
+        "c.toml:2: poll_us must be a whole number, not True"
+    ]
+
+
 def test_runtime_dir_given_by_the_caller_wins() -> None:
     """The command line is nearer to the user than the file."""
     config = parse(FULL, runtime_dir=Path("/tmp/x"))

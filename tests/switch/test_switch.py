@@ -11,6 +11,7 @@ import pytest
 
 from vsock.errors import NoSuchGuest, TransportError, UsageError
 from vsock.guest import Guest
+from vsock.sockets import create_connection
 from vsock.switch import Switch
 from vsock.switch.model import GuestSpec
 
@@ -168,3 +169,21 @@ def _protocol_features(path: Path) -> int:
     request, _flags, size, features = struct.unpack("<IIIQ", answer)
     assert (request, size) == (15, 8)
     return int(features)
+
+
+def test_polling_can_be_set_and_nothing_waits_for_it(runtime_dir: Path) -> None:
+    """With and without looking before it sleeps a switch answers; a wrong time is told at once."""
+    with pytest.raises(UsageError, match="0 to 1000"):
+        Switch(runtime_dir=runtime_dir, poll_us=1001)
+    with (
+        Switch({"alpha": 3}, runtime_dir=runtime_dir, poll_us=0) as switch,
+        Guest(switch.socket_path("alpha")) as guest,
+        guest.create_server(1024) as listener,
+    ):
+        for microseconds in (0, 1000, 50):
+            switch.set_polling(microseconds)
+            with create_connection((3, 1024), transport=switch.transport) as client:
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.sendall(b"hello")
+                    assert client.recv(5) == b"hello"

@@ -34,6 +34,11 @@ impl Node {
         self.cid.load(Ordering::Relaxed)
     }
 
+    fn set_polling(&self, py: Python<'_>, microseconds: u32) -> PyResult<()> {
+        let most = Duration::from_micros(microseconds.into());
+        py.detach(|| self.node.set_polling(most)).map_err(|error| to_python(&error))
+    }
+
     #[pyo3(signature = (*, name, cid, socket, hybrid=None, groups=Vec::new(), memory_slots=false))]
     #[allow(clippy::too_many_arguments)] // keywords in Python
     fn add_guest(

@@ -20,6 +20,7 @@ use crate::journal::{Journal, Record};
 use crate::link::QUEUE_COUNT;
 use crate::loopback::LoopbackLink;
 use crate::mailbox::{Mailbox, Stopped};
+use crate::polling::Polling;
 use crate::reactor::Reactor;
 use crate::snapshot::Snapshot;
 use crate::vhost_user::{
@@ -209,6 +210,14 @@ impl Node {
         guest.control.stop();
         let link = guest.link;
         Ok(self.mailbox.call(move |worker| worker.remove_link(link))?)
+    }
+
+    /// How long at most the node looks for packets before it sleeps (see [`Polling`]); nothing: it sleeps at once.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub fn set_polling(&self, most: Duration) -> Result<(), NodeError> {
+        Ok(self.mailbox.call(move |worker| worker.set_polling(Polling::up_to(most)))?)
     }
 
     /// Gives a guest another CID while it runs. All its connections end; programs here keep their listeners, and what

@@ -86,6 +86,13 @@ mod tests {
     }
 
     #[test]
+    fn bound_of_nothing_is_kept() {
+        let mut polling = Polling::up_to(Duration::ZERO);
+        polling.slept(Duration::ZERO);
+        assert_eq!(polling.window(), Duration::ZERO);
+    }
+
+    #[test]
     fn new_one_does_not_wait() {
         assert_eq!(after(&[]), Duration::ZERO);
         assert_eq!(after(&[50]), Duration::ZERO);

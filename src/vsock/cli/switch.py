@@ -1,5 +1,6 @@
 """`vsock switch`: the daemon, in the foreground."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -79,4 +80,4 @@ def _combined(file: Path | None, runtime_dir: Path | None, named: list[GuestSpec
             reasons = "; ".join(fault.reason for fault in taken)
             raise click.BadParameter(reasons, param_hint="--guest")
         guests.append(spec)
-    return Config(config.runtime_dir, tuple(guests))
+    return replace(config, guests=tuple(guests))

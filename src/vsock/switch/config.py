@@ -2,6 +2,7 @@
 
     [switch]
     runtime_dir = "/run/vsock"    # optional
+    poll_us = 50                  # optional: microseconds to look for packets before sleeping
 
     [[guest]]
     name = "alpha"
@@ -25,7 +26,7 @@ from typing import Any, Final, TypeVar
 
 from vsock.errors import UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
-from vsock.switch.model import FIRST_GUEST_CID, GuestSpec, conflicts, faults
+from vsock.switch.model import FIRST_GUEST_CID, POLL_US, GuestSpec, checked_poll, conflicts, faults
 from vsock.switch.toml_lines import line_of
 
 __all__ = ["Config", "ConfigError", "ConfigFault", "load", "parse"]
@@ -42,6 +43,7 @@ class Config:
 
     runtime_dir: Path
     guests: tuple[GuestSpec, ...] = ()
+    poll_us: int = POLL_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ _KINDS: Final[dict[type, str]] = {
     list: "a list",
     bool: "true or false",
 }
-_TABLES: Final = {"switch": ("runtime_dir",), "guest": tuple(GuestSpec.__dataclass_fields__)}
+_TABLES: Final = {
+    "switch": ("runtime_dir", "poll_us"),
+    "guest": tuple(GuestSpec.__dataclass_fields__),
+}
 
 
 def load(path: Path, *, runtime_dir: Path | None = None) -> Config:
@@ -120,6 +125,7 @@ class _Reader:
         switch = self._table(("switch",), document.get("switch", {}), "switch")
         said = self._typed(("switch", "runtime_dir"), switch, str)
         directory = runtime_dir or (Path(said) if said else default_runtime_dir())
+        poll_us = self._polling(switch)
         tables = document.get("guest", [])
         if not isinstance(tables, list):
             self.found.append((("guest",), "write [[guest]], with two brackets, once per guest"))
@@ -134,7 +140,16 @@ class _Reader:
                     reason = f"{fault.field}: {fault.reason}"
                     self.found.append(((*place, fault.field), reason))
                 guests.append(guest)
-        return Config(directory, tuple(guests))
+        return Config(directory, tuple(guests), poll_us)
+
+    def _polling(self, switch: Mapping[str, Any]) -> int:
+        place = ("switch", "poll_us")
+        said = self._typed(place, switch, int)
+        try:
+            return POLL_US if said is None else checked_poll(said)
+        except UsageError as error:
+            self.found.append((place, str(error)))
+            return POLL_US
 
     def _guest(
         self, place: Place, table: Mapping[str, Any], files: RuntimeFiles

@@ -44,7 +44,9 @@ class _Daemon:
     def __init__(self, config: Config, reload: Callable[[], Config] | None) -> None:
         self._configured = config.guests
         self._reload = reload
-        self._switch = Switch(config.guests, runtime_dir=config.runtime_dir, control=True)
+        self._switch = Switch(
+            config.guests, runtime_dir=config.runtime_dir, control=True, poll_us=config.poll_us
+        )
         self._over = asyncio.Event()
 
     async def run(self) -> None:
@@ -83,6 +85,7 @@ class _Daemon:
         """Takes the steps; guests that came by the control API stay."""
         if config.runtime_dir.absolute() != self._switch.runtime_dir:
             _log.warning("config: a new runtime_dir needs a restart of the switch")
+        self._switch.set_polling(config.poll_us)
         failed: list[GuestSpec] = []
         for step in steps(config.guests, self._configured):
             try:

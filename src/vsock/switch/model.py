@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from vsock.address import CID_ANY, CID_HOST, WELL_KNOWN_CIDS, is_name
+from vsock.errors import UsageError
 from vsock.runtime import LONGEST_SOCKET_PATH
 
 FIRST_GUEST_CID: Final = CID_HOST + 1
@@ -18,14 +19,22 @@ FIRST_GUEST_CID: Final = CID_HOST + 1
 LAST_GUEST_CID: Final = CID_ANY - 1
 """The CID above is the wildcard."""
 
+POLL_US: Final = 50
+"""How long a switch looks for packets before it sleeps, in microseconds: two wake-ups within a VM."""
+
+LONGEST_POLL_US: Final = 1000
+
 __all__ = [
     "FIRST_GUEST_CID",
     "LAST_GUEST_CID",
+    "LONGEST_POLL_US",
+    "POLL_US",
     "Add",
     "Fault",
     "GuestSpec",
     "Remove",
     "Step",
+    "checked_poll",
     "conflicts",
     "faults",
     "steps",
@@ -50,6 +59,13 @@ class GuestSpec:
     socket: Path | None = None
     hybrid: Path | None = None
     memory_slots: bool = False
+
+
+def checked_poll(microseconds: int) -> int:
+    """The same, if a switch can poll for so long. Raises UsageError."""
+    if not 0 <= microseconds <= LONGEST_POLL_US:
+        raise UsageError(f"poll_us must be 0 to {LONGEST_POLL_US} microseconds, not {microseconds}")
+    return microseconds
 
 
 @dataclass(frozen=True, slots=True)

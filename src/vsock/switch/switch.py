@@ -28,7 +28,7 @@ from vsock.address import CID_ANY, CID_HOST
 from vsock.errors import NoSuchGuest, TransportError, UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.claims import RuntimeClaim, clear_socket
-from vsock.switch.model import GuestSpec, conflicts, faults
+from vsock.switch.model import POLL_US, GuestSpec, checked_poll, conflicts, faults
 from vsock.switch.policy import HOST, Party, Verdict, decide
 from vsock.switch.records import (
     DatagramRecord,
@@ -54,6 +54,8 @@ class Switch:
         guests: names and CIDs, or full specifications.
         runtime_dir: where the sockets go; else the user's usual runtime directory.
         control: serve the control API too, so that the `vsock` command can talk to this switch.
+        poll_us: how long at most, in microseconds, to look for packets before sleeping
+            (docs/reference/tuning.md).
 
     A switch is started by `with`, `async with` or `start`, and once only.
     """
@@ -64,6 +66,7 @@ class Switch:
         *,
         runtime_dir: str | os.PathLike[str] | None = None,
         control: bool = False,
+        poll_us: int = POLL_US,
     ) -> None:
         if isinstance(guests, Mapping):
             guests = [GuestSpec(name=name, cid=cid) for name, cid in guests.items()]
@@ -71,6 +74,7 @@ class Switch:
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
         self._files = RuntimeFiles(directory.absolute())
         self._serves_control = control
+        self._poll_us = checked_poll(poll_us)
         self._guests: dict[str, GuestSpec] = {}
         self._node: _native.Node | None = None
         self._claim: RuntimeClaim | None = None
@@ -95,6 +99,7 @@ class Switch:
         self._claim = RuntimeClaim(self.runtime_dir)
         try:
             self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
+            self._node.set_polling(self._poll_us)
             self._started = time.monotonic()
             for guest in self._first_guests:
                 self.add(guest)
@@ -111,6 +116,16 @@ class Switch:
                 _remove_sockets(guest)
         if self._claim:
             self._claim.release()
+
+    def set_polling(self, microseconds: int) -> None:
+        """How long at most to look for packets before sleeping, from now on; 0: not at all.
+
+        Raises:
+            UsageError: it is not 0 to 1000.
+        """
+        self._poll_us = checked_poll(microseconds)
+        if self._node:
+            self._node.set_polling(self._poll_us)
 
     def __enter__(self) -> Self:
         self.start()

@@ -10,9 +10,15 @@ use std::time::Duration;
 use vsock_core::Instant;
 
 use super::{LinkId, Worker};
+use crate::polling::Polling;
 use crate::reactor::{Events, Readiness};
 
 impl Worker {
+    /// How long to look before sleeping, from now on.
+    pub(crate) fn set_polling(&mut self, polling: Polling) {
+        self.polling = polling;
+    }
+
     /// Waits for something to do, if there is nothing; appends what happened to `happened`.
     pub(super) fn rest(
         &mut self,
