@@ -141,12 +141,10 @@ _RULES = [
         )
         for way in ("h2g", "g2h")
     ),
-    _Rule("10 memory of an idle flow, KiB", _median("100,000 flows: memory of each"), 2.0, True),
-    _Rule(
-        "10 active flows slower by", _slower("100,000 flows: one active flow per guest"), 1.2, True
-    ),
-    _Rule("10 active bulk slower by", _slower("100,000 flows: active bulk h2g"), 1.2, True),
-    _Rule("10 active ping slower by", _with_many("100,000 flows: active ping p50"), 1.2, True),
+    _Rule("10 memory of an idle flow, KiB", _median("many flows: memory of each"), 2.0, True),
+    _Rule("10 active flows slower by", _slower("many flows: one active flow per guest"), 1.2, True),
+    _Rule("10 active bulk slower by", _slower("many flows: active bulk h2g"), 1.2, True),
+    _Rule("10 active ping slower by", _with_many("many flows: active ping p50"), 1.2, True),
 ]
 
 
