@@ -157,8 +157,9 @@ impl Stream {
         self.writable |= ready.writable;
         self.read_closed |= ready.read_closed;
         self.hung_up |= ready.hung_up;
-        // What comes in while there is more to read is no news but most likely the cause.
-        self.may_refuse |= !is_news && ready.readable;
+        // What comes in while there is more to read is no news but most likely the cause. And a full socket is not
+        // written to, so that no write finds out.
+        self.may_refuse |= ready.readable && !(is_news && self.writable);
         is_news || ready.readable
     }
 
@@ -169,8 +170,8 @@ impl Stream {
 
     /// Asks whether the program has shut down its reading half, and discards what waits for it then.
     ///
-    /// epoll has no flag for this: it wakes us with nothing new. (Or together with something new, and then the next
-    /// write finds out.) An empty write puts nothing into a stream; into a socket of messages it would.
+    /// epoll has no flag for this: it wakes us with nothing new. (Or together with something new, and where there is
+    /// room the next write finds out.) An empty write puts nothing into a stream; into a socket of messages it would.
     pub(crate) fn refuses(&mut self) -> Option<Taken> {
         if self.discarding || !matches!(self.backlog, Backlog::Bytes(_)) {
             return None;
