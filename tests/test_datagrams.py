@@ -140,7 +140,44 @@ def test_datagram_to_a_guests_port_that_nobody_has_is_lost_silently(guest, sende
     """What happens behind the link is nobody's error."""
     assert sender.sendto(b"x", (3, 7777)) == 1
     with guest.socket(SOCK_DGRAM) as theirs:
-        assert theirs.sendto(b"x", (4, PORT)) == 1  # guest to guest: no way, and no word
+        assert theirs.sendto(b"x", (4, PORT)) == 1  # nobody has joined there, and no word
+
+
+@pytest.mark.parametrize("size", [0, 1, 65537, LONGEST])
+def test_datagrams_between_guests_that_share_a_group_arrive_whole(switch, guest, size):
+    """Both ways, with the sender's address."""
+    payload = os.urandom(size)
+    with (
+        vsock.Guest(switch.socket_path("beta")) as other,
+        other.socket(SOCK_DGRAM) as theirs,
+        guest.socket(SOCK_DGRAM) as ours,
+    ):
+        theirs.bind((CID_ANY, PORT))
+        for sock in (theirs, ours):
+            sock.settimeout(10)
+        ours.sendto(payload, (4, PORT))
+        received, sender = theirs.recvfrom(1 << 17)
+        assert (received, sender) == (payload, (3, ours.getsockname().port))
+        theirs.sendto(b"answer", sender)
+        assert ours.recvfrom(100) == (b"answer", (4, PORT))
+
+
+def test_datagram_between_guests_without_a_group_in_common_is_lost(switch, guest, receiver):
+    """Policy is the same as for connections; what may pass arrives behind it."""
+    with (
+        vsock.Guest(switch.socket_path("gamma")) as stranger,
+        vsock.Guest(switch.socket_path("beta")) as friend,
+        stranger.socket(SOCK_DGRAM) as refused,
+        friend.socket(SOCK_DGRAM) as allowed,
+        guest.socket(SOCK_DGRAM) as theirs,
+    ):
+        theirs.bind((CID_ANY, PORT))
+        theirs.settimeout(10)
+        assert refused.sendto(b"refused", (3, PORT)) == 7
+        refused.sendto(b"mark", (CID_HOST, PORT))
+        assert receiver.recvfrom(100)[0] == b"mark"  # the switch has seen what came before
+        assert allowed.sendto(b"allowed", (3, PORT)) == 7
+        assert theirs.recvfrom(100)[0] == b"allowed"
 
 
 @pytest.mark.parametrize(("size", "number"), [(LONGEST, 0), (LONGEST + 1, errno.EMSGSIZE)])

@@ -3,7 +3,8 @@
 //! A program binds on its connection to the door `dgram` and receives there; what it sends comes as requests, each with a
 //! verdict. Ports are a space of their own. On a link a datagram is a run of RW packets of type 3 with neither credit nor
 //! answers, the last one with EOM, and only where both sides have negotiated it, which no Linux guest does. Nothing is
-//! ever kept for later: what finds no room is dropped and counted. From one guest to another there is no way, as in VMCI.
+//! ever kept for later: what finds no room is dropped and counted. From one guest to another they go under the same policy
+//! as connections, one whole datagram at a time, so that those of several senders are not mixed.
 
 use std::io::IoSlice;
 
@@ -222,7 +223,6 @@ impl Worker {
                 return;
             }
         };
-        let is_ours = header.dst.cid == self.local;
         let mut arriving = match slot.arriving.take() {
             Some(one) if one.from == header.src && one.to == header.dst => one,
             // One whose end never came.
@@ -230,7 +230,7 @@ impl Worker {
         };
         let before = arriving.bytes.len();
         let len = header.len as usize;
-        if !is_ours || before + len > MAX_DATAGRAM {
+        if before + len > MAX_DATAGRAM {
             self.datagrams.dropped += 1;
             return;
         }
@@ -238,9 +238,31 @@ impl Worker {
         slice::copy_out(&slices[inbound.payload.clone()], &mut arriving.bytes[before..]);
         if header.flags & EOM == 0 {
             slot.arriving = Some(arriving);
-        } else if !self.deliver_datagram(arriving.from, arriving.to, &arriving.bytes) {
+        } else if !self.pass_datagram(id, &arriving) {
             self.datagrams.dropped += 1;
         }
+    }
+
+    /// A whole datagram of a link, for a program here or another guest. False: there is nobody, or no room.
+    fn pass_datagram(&mut self, from: LinkId, datagram: &Arriving) -> bool {
+        let Arriving { from: sender, to, bytes } = datagram;
+        if to.cid == self.local {
+            return self.deliver_datagram(*sender, *to, bytes);
+        }
+        let Some(&link) = self.routes.get(&to.cid) else { return false };
+        let (Some(source), Some(target)) = (self.links.get(from), self.links.get(link)) else {
+            return false;
+        };
+        if link == from || target.features & F_DGRAM == 0 || !source.shares_group(target) {
+            return false;
+        }
+        let sent = self.transmit_datagram(link, *sender, *to, bytes);
+        self.activate(link);
+        // The receiver's fault must not end the sender's turn.
+        sent.unwrap_or_else(|fault| {
+            self.break_link(link, &fault);
+            false
+        })
     }
 }
 

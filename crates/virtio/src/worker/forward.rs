@@ -39,7 +39,7 @@ impl Worker {
     /// A packet of the guest on `from` for the guest on `to`.
     pub(crate) fn forward(&mut self, from: LinkId, to: LinkId, header: &Header, payload: &[Slice]) {
         let Some((source, target)) = self.links.get2_mut(from, to) else { return };
-        let allowed = || source.groups.iter().any(|group| target.groups.contains(group));
+        let allowed = || source.shares_group(target);
         let verdict = self.relay.receive(self.now, header, allowed);
         if let Verdict::Forward(header) = verdict {
             // A reset that waits was caused before this packet, and must arrive before it.

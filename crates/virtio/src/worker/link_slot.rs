@@ -231,6 +231,11 @@ impl LinkSlot {
         }
     }
 
+    /// Whether its guest and another's may talk to each other.
+    pub(crate) fn shares_group(&self, other: &Self) -> bool {
+        self.groups.iter().any(|group| other.groups.contains(group))
+    }
+
     /// The CID for records and listings.
     pub(crate) fn label(&self) -> u32 {
         match self.role {
