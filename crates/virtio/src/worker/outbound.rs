@@ -136,6 +136,7 @@ impl Worker {
 
     /// Packets of other guests that found no room before, a quantum of them.
     fn send_stored(&mut self, id: LinkId, batch: &mut Batch) -> Result<Turn, LinkFault> {
+        let quantum = QUANTUM.min(self.turns.bytes(self.now));
         let Some(slot) = self.links.get_mut(id) else { return Ok(Turn::Done) };
         let mut bytes = 0;
         while let Some(stored) = slot.store.front() {
@@ -154,7 +155,7 @@ impl Worker {
             if stored.is_sent() {
                 slot.store.pop();
             }
-            if bytes >= QUANTUM {
+            if bytes >= quantum {
                 return Ok(Turn::Again(bytes));
             }
         }
