@@ -16,6 +16,9 @@ use crate::host::wire::{NOWHERE, Reply};
 use crate::reactor::Token;
 use crate::vhost_user::F_SEQPACKET;
 
+/// From a close to the end of its connection: SHUTDOWN goes out, comes in, and so does RST.
+const OWN_ANSWERS: usize = 3;
+
 impl Worker {
     /// Starts a connection for a program; its entry becomes the flow.
     pub(super) fn grant_connect(
@@ -34,10 +37,12 @@ impl Worker {
             return Err(Errno::OPNOTSUPP);
         }
         let (link, bound) = self.begin_attempt(token, to.cid, kind, bound)?;
-        let (connection, key) =
-            self.start_connection(link, bound, to, kind, timeout).inspect_err(|_| {
-                self.release_unless_kept(token, bound);
-            })?;
+        let mut started = self.start_connection(link, bound, to, kind, timeout);
+        if started == Err(Errno::ADDRINUSE) && link == self.loopback {
+            self.hear_ourselves();
+            started = self.start_connection(link, bound, to, kind, timeout);
+        }
+        let (connection, key) = started.inspect_err(|_| self.release_unless_kept(token, bound))?;
         let Some(entry) = self.sources.get_mut(token) else { return Err(Errno::INVAL) };
         let Source::Client(client) = std::mem::replace(entry, Source::Ended) else {
             return Err(Errno::INVAL);
@@ -122,6 +127,16 @@ impl Worker {
             return Err(Errno::SOCKTNOSUPPORT);
         }
         Ok(id)
+    }
+
+    /// Takes in what we have told ourselves. The port of a closed socket is free, and its connection between the same
+    /// ports may only wait for our own answer: whoever comes back from there must not meet it.
+    fn hear_ourselves(&mut self) {
+        for _ in 0..OWN_ANSWERS {
+            if let Err(fault) = self.serve(self.loopback) {
+                return self.break_link(self.loopback, &fault);
+            }
+        }
     }
 
     /// Sends REQUEST over a link.
