@@ -465,6 +465,25 @@ mod tests {
     }
 
     #[test]
+    fn full_socket_told_of_data_and_shut_rd_by_one_event_finds_both() {
+        let (mut stream, mut program) = stream();
+        let reactor = crate::reactor::Reactor::new().unwrap();
+        reactor.watch(stream.fd(), 0).unwrap();
+        while send(&stream.fd, &[0; 4096], SendFlags::DONTWAIT).is_ok() {}
+        let (mut events, mut happened) = (crate::reactor::Events::new(), Vec::new());
+        let no_time = Some(std::time::Duration::ZERO);
+        reactor.wait(no_time, &mut events, &mut happened).unwrap();
+        (stream.readable, stream.writable) = (false, false);
+        happened.clear();
+        program.write_all(b"enough").unwrap();
+        program.shutdown(std::net::Shutdown::Read).unwrap();
+        reactor.wait(no_time, &mut events, &mut happened).unwrap();
+        assert_eq!(happened.len(), 1);
+        assert!(stream.note(happened[0]));
+        assert!(stream.take_suspicion() && stream.refuses().is_some());
+    }
+
+    #[test]
     fn read_after_half_close_gives_the_rest_then_the_end() {
         let (mut stream, mut program) = stream();
         program.write_all(b"last words").unwrap();
