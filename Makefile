@@ -6,6 +6,9 @@
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
+# What is built is looked for in target/, wherever else this user's cargo usually builds.
+unexport CARGO_TARGET_DIR
+
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
