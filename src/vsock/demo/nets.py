@@ -40,7 +40,8 @@ class KernelNet:
         made = socket.socket(socket.AF_VSOCK, kind)
         made.settimeout(20)
         made.bind((socket.VMADDR_CID_ANY, port))
-        made.listen(128)
+        # More than any check opens at once: a kernel refuses what a slow guest has no room for.
+        made.listen(1024)
         return made
 
 
@@ -57,6 +58,6 @@ class SwitchNet:
         """A listener on every CID that is ours."""
         from vsock import sockets
 
-        made = sockets.create_server(port, type=kind, backlog=128)
+        made = sockets.create_server(port, type=kind, backlog=1024)
         made.settimeout(20)
         return made
