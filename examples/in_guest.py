@@ -4,10 +4,13 @@
     python3 in_guest.py ask 7000 hello      # with, on the host: vsock cat -l 7000
 
 The guest's kernel has AF_VSOCK, and its socket leads to the switch. The host is always CID 2.
+Elsewhere AF_VSOCK would be that machine's own: so it runs only where guests that `boot_guest.py`
+boots have left a mark (in a guest of your own: `touch /run/boot-id`).
 """
 
 import argparse
 import socket
+from pathlib import Path
 
 HOST = 2
 
@@ -44,6 +47,8 @@ if __name__ == "__main__":
     asking.add_argument("port", type=int)
     asking.add_argument("text")
     arguments = parser.parse_args()
+    if not Path("/run/boot-id").exists():
+        parser.error("this machine is no guest: AF_VSOCK would be its own, and not the switch's")
     if arguments.command == "serve":
         serve(arguments.port)
     else:

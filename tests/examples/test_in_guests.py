@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,14 @@ def test_guest_serves_and_asks_with_plain_python(
     assert run("echo_client.py", "alpha:5000", "to the guest") == "to the guest\n"
     serve("echo_server.py", 7000)
     assert prompt("python3 /tmp/in_guest.py ask 7000 'to the host'") == "to the host\n"
+
+
+def test_the_guests_example_refuses_a_machine_that_is_none() -> None:
+    """Before it makes a socket: there AF_VSOCK would be the kernel's own."""
+    command = [sys.executable, str(EXAMPLES / "in_guest.py"), "serve", "5000"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 2
+    assert "no guest" in ended.stderr
 
 
 def test_the_guest_needs_nothing_of_ours() -> None:
