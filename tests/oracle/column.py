@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -60,7 +61,13 @@ def environment(column: str) -> Callable[[], Env]:
 
         return ApiEnv
     release = None
+    if column == "preload":
+        from vsock.cli.guard import raise_guard
+
+        raise_guard(kill=True)
     if column == "kernel":
+        if not Path("/run/boot-id").exists():
+            raise SystemExit("column kernel: only in a guest that vsock.testing booted")
         release = kernel_release(f"{platform.version()} {platform.release()}")
     return lambda: PlainEnv(column, release)
 
