@@ -5,12 +5,13 @@
 //! ([`region`](DriverLink::region), [`ring_config`](DriverLink::ring_config)) and brings the notification fds
 //! ([`connect`](DriverLink::connect)).
 //!
-//! Receive buffers are all offered from the start, and again as soon as their packet is finished. Transmit buffers
-//! are taken from a free list; the last freed is used first, because its memory is still in the cache.
+//! Receive buffers are on offer from the start, as many as `supply` says, and again when their packet is finished.
+//! Transmit buffers are taken from a free list; the last freed is used first, because its memory is still in the cache.
 //!
 //! The device is not trusted; see [`ring`](crate::ring).
 
 mod plan;
+mod supply;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -27,6 +28,7 @@ use crate::ring::{DriverRing, RingConfig, RingError};
 use crate::slice::{self, Slice};
 pub use plan::DriverOptions;
 use plan::{Buffers, Plan};
+use supply::Supply;
 
 /// The memory of a userspace guest as a front end describes it to the device.
 #[derive(Debug)]
@@ -89,6 +91,9 @@ pub struct DriverLink {
     file: File,
     plan: Plan,
     queues: [Queue; QUEUE_COUNT],
+    /// Receive buffers that are not on offer, the last used on top.
+    idle: Vec<u16>,
+    supply: Supply,
     /// Transmit buffers that nobody uses.
     free: Vec<u16>,
     /// Transmit buffers handed out as spaces, oldest first.
@@ -101,7 +106,7 @@ pub struct DriverLink {
 }
 
 impl DriverLink {
-    /// Makes memory, rings and buffers, and offers all receive and event buffers.
+    /// Makes memory, rings and buffers, and offers receive and event buffers.
     ///
     /// # Errors
     /// The options ask for more buffers than a queue can have, or the kernel refuses the memory.
@@ -114,29 +119,42 @@ impl DriverLink {
                 .map_err(io::Error::other)
         };
         let mut queues = [queue(RX_QUEUE)?, queue(TX_QUEUE)?, queue(EVENT_QUEUE)?];
-        for queue in [RX_QUEUE, EVENT_QUEUE] {
-            let queue = &mut queues[queue];
-            for buffer in 0..queue.buffers.count {
-                queue.offer(buffer, queue.buffers.len, true);
-            }
-            // Nobody is there to be kicked yet: `connect` does it.
-            queue.ring.publish();
+        let events = &mut queues[EVENT_QUEUE];
+        for buffer in 0..events.buffers.count {
+            events.offer(buffer, events.buffers.len, true);
         }
         let tx_count = queues[TX_QUEUE].buffers.count;
-        let free = (0..tx_count).rev().collect();
-        let reserved = VecDeque::with_capacity(tx_count.into());
-        let stats = LinkStats::default();
-        Ok(Self {
+        let rx = &queues[RX_QUEUE].buffers;
+        let mut link = Self {
+            idle: (0..rx.count).rev().collect(),
+            supply: Supply::new(rx.count, rx.len - HEADER_BYTES),
             memory,
             file,
             plan,
             queues,
-            free,
-            reserved,
+            free: (0..tx_count).rev().collect(),
+            reserved: VecDeque::with_capacity(tx_count.into()),
             is_reclaimed: false,
             starved: false,
-            stats,
-        })
+            stats: LinkStats::default(),
+        };
+        link.offer_idle();
+        for queue in &mut link.queues {
+            // Nobody is there to be kicked yet: `connect` does it.
+            queue.ring.publish();
+        }
+        Ok(link)
+    }
+
+    /// Puts idle receive buffers on offer, up to what is wanted.
+    fn offer_idle(&mut self) {
+        let queue = &mut self.queues[RX_QUEUE];
+        let wanted = self.supply.wanted();
+        while queue.ring.in_flight() < wanted
+            && let Some(buffer) = self.idle.pop()
+        {
+            queue.offer(buffer, queue.buffers.len, true);
+        }
     }
 
     /// The memory to show to the device.
@@ -213,6 +231,7 @@ impl DriverLink {
                 self.stats.skipped += 1;
                 continue;
             }
+            self.supply.note(len - HEADER_BYTES);
             let start = slices.len();
             self.memory
                 .slice(queue.buffers.address(buffer), len, slices)
@@ -226,8 +245,8 @@ impl DriverLink {
     }
 
     pub(crate) fn finish_inbound(&mut self, token: Token) {
-        let queue = &mut self.queues[RX_QUEUE];
-        queue.offer(token.index, queue.buffers.len, true);
+        self.idle.push(token.index);
+        self.offer_idle();
     }
 
     pub(crate) fn next_space(

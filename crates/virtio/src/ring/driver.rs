@@ -179,6 +179,12 @@ impl DriverRing {
         self.in_flight -= 1;
     }
 
+    /// Chains offered and not taken back.
+    #[must_use]
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
     /// Descriptors that can still be used by [`add`](Self::add).
     #[must_use]
     pub fn free_descriptors(&self) -> u16 {
