@@ -14,6 +14,10 @@ use std::time::Duration;
 /// Where growing begins and shrinking ends.
 const LEAST: Duration = Duration::from_micros(10);
 
+/// A sleep is short up to so many times the longest look: to wake up takes long itself, and longest where looking would
+/// have spared most.
+const SHORT: u32 = 4;
+
 /// The time learned so far: none at first.
 #[derive(Debug, Clone, Copy)]
 pub struct Polling {
@@ -48,7 +52,7 @@ impl Polling {
 
     /// A sleep is over that took so long.
     pub fn slept(&mut self, time: Duration) {
-        self.window = if time < self.most {
+        self.window = if time < self.most * SHORT {
             (self.window * 2).max(LEAST).min(self.most)
         } else if self.window > LEAST {
             self.window / 2
@@ -75,7 +79,7 @@ mod tests {
     #[test]
     fn short_sleeps_grow_the_window_to_its_bound() {
         assert_eq!(after(&[20]), LEAST);
-        assert_eq!(after(&[20, 49]), 2 * LEAST);
+        assert_eq!(after(&[20, 199]), 2 * LEAST);
         assert_eq!(after(&[1; 10]), MOST);
     }
 
@@ -95,6 +99,6 @@ mod tests {
     #[test]
     fn new_one_does_not_wait() {
         assert_eq!(after(&[]), Duration::ZERO);
-        assert_eq!(after(&[50]), Duration::ZERO);
+        assert_eq!(after(&[200]), Duration::ZERO);
     }
 }
