@@ -214,7 +214,11 @@ impl Worker {
         let (packets, end) = (std::mem::take(&mut run.packets), std::mem::take(&mut run.end));
         run.bytes = 0;
         let delivered = match self.sources.get_mut(token) {
-            Some(Source::Flow(flow)) => flow.stream.deliver(&run.pieces, packets, end),
+            Some(Source::Flow(flow)) => {
+                let delivered = flow.stream.deliver(&run.pieces, packets, end);
+                self.is_ahead |= flow.stream.backlog() > 0;
+                delivered
+            }
             _ => Ok(Taken::default()),
         };
         run.pieces.clear();

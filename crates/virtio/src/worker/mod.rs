@@ -97,6 +97,8 @@ pub(crate) struct Worker {
     /// Served since the last sleep, notifications off.
     unarmed: Vec<LinkId>,
     polling: Polling,
+    /// A program has not kept up with its guest in this round.
+    is_ahead: bool,
     turns: Turns,
     deadlines: BTreeSet<(Instant, LinkId)>,
     /// Flows of programs that are gone, by deadline.
@@ -154,6 +156,7 @@ impl Worker {
             active: VecDeque::new(),
             unarmed: Vec::new(),
             polling: Polling::default(),
+            is_ahead: false,
             turns: Turns::default(),
             deadlines: BTreeSet::new(),
             lingering: VecDeque::new(),

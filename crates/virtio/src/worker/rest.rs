@@ -29,7 +29,8 @@ impl Worker {
         self.look_at_links(before);
         let is_polling = !self.unarmed.is_empty();
         if !self.active.is_empty() || is_polling {
-            if self.active.is_empty() {
+            // A program that has not kept up may be waiting for this very processor.
+            if std::mem::take(&mut self.is_ahead) || self.active.is_empty() {
                 self.polling.give_way();
             }
             self.reactor.wait(Some(Duration::ZERO), events, happened)?;
