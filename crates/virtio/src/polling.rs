@@ -6,10 +6,14 @@
 //!
 //! Whether that pays is learned as KVM's `halt_poll_ns` learns it: a sleep that was short could have been spared, so the
 //! time grows; after a long one it shrinks, to nothing at last. Who is idle sleeps, and a wake-up now and then does not
-//! keep it up. Between two looks the processor is offered to others ([`Polling::give_way`]): on one that is shared, looking
-//! must not delay what is looked for.
+//! keep it up.
+//!
+//! Between two looks the processor is offered to others ([`Polling::give_way`]): on one that is shared, looking must not
+//! delay what is looked for. Those we work with give it back within microseconds. Somebody with work of his own keeps it
+//! for a whole time slice, and the kernel counts what was offered as used; a thread that is woken, on the other hand, has
+//! its turn at once. So after such an offer there is no looking and no offering for a while.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where growing begins and shrinking ends.
 const LEAST: Duration = Duration::from_micros(10);
@@ -18,11 +22,21 @@ const LEAST: Duration = Duration::from_micros(10);
 /// have spared most.
 const SHORT: u32 = 4;
 
-/// The time learned so far: none at first.
+/// Nobody we work with keeps the processor for so long.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// For how long it counts as crowded then, at first and at most.
+const CROWDED: Duration = Duration::from_millis(10);
+const MOST_CROWDED: Duration = Duration::from_millis(640);
+
+/// What was learned so far: nothing at first.
 #[derive(Debug, Clone, Copy)]
 pub struct Polling {
     most: Duration,
     window: Duration,
+    crowded_until: Option<Instant>,
+    /// How long the processor counted as crowded the last time.
+    crowded: Duration,
 }
 
 impl Default for Polling {
@@ -36,18 +50,37 @@ impl Polling {
     /// Never looks for longer than `most`.
     #[must_use]
     pub const fn up_to(most: Duration) -> Self {
-        Self { most, window: Duration::ZERO }
+        Self { most, window: Duration::ZERO, crowded_until: None, crowded: Duration::ZERO }
     }
 
     /// How long after the last packet to look without sleeping.
     #[must_use]
-    pub const fn window(&self) -> Duration {
-        self.window
+    pub fn window(&self) -> Duration {
+        if self.is_crowded() { Duration::ZERO } else { self.window }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.crowded_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Lets others have the processor if somebody waits for it.
-    pub fn give_way(&self) {
+    pub fn give_way(&mut self) {
+        if self.is_crowded() {
+            return;
+        }
+        let before = Instant::now();
         std::thread::yield_now();
+        self.was_away(before, before.elapsed());
+    }
+
+    /// The processor came back after `time`.
+    fn was_away(&mut self, since: Instant, time: Duration) {
+        if time < SLICE {
+            return;
+        }
+        let is_again = self.crowded_until.is_some_and(|until| since < until + 2 * self.crowded);
+        self.crowded = if is_again { (2 * self.crowded).min(MOST_CROWDED) } else { CROWDED };
+        self.crowded_until = Some(since + time + self.crowded);
     }
 
     /// A sleep is over that took so long.
@@ -94,6 +127,33 @@ mod tests {
         let mut polling = Polling::up_to(Duration::ZERO);
         polling.slept(Duration::ZERO);
         assert_eq!(polling.window(), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_whose_offer_was_kept_for_a_slice_does_not_look_for_a_while() {
+        let mut polling = Polling::up_to(MOST);
+        polling.slept(Duration::from_micros(1));
+        let start = Instant::now();
+        polling.was_away(start, SLICE / 2);
+        assert_eq!(polling.window(), LEAST);
+        polling.was_away(start, Duration::from_secs(60));
+        assert_eq!(polling.window(), Duration::ZERO);
+    }
+
+    #[test]
+    fn while_it_stays_crowded_the_times_without_looking_grow_to_a_bound() {
+        let mut polling = Polling::up_to(MOST);
+        let mut now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            polling.was_away(now, SLICE);
+            waits.push(polling.crowded);
+            now = polling.crowded_until.unwrap();
+        }
+        assert_eq!(waits[..3], [CROWDED, 2 * CROWDED, 4 * CROWDED]);
+        assert_eq!(waits[8], MOST_CROWDED);
+        polling.was_away(now + 2 * MOST_CROWDED, SLICE);
+        assert_eq!(polling.crowded, CROWDED);
     }
 
     #[test]
