@@ -6,5 +6,6 @@ pub(crate) mod client;
 pub(crate) mod hybrid;
 pub(crate) mod privilege;
 pub(crate) mod record;
+pub(crate) mod room;
 pub(crate) mod stream;
 pub(crate) mod wire;

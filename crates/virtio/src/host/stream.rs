@@ -17,13 +17,10 @@ use vsock_core::SocketType;
 pub(crate) use super::backlog::End;
 use super::backlog::{Bytes, Messages};
 use super::client::has_hung_up;
-use super::record;
 use super::wire::{MAX_EXTRA, MESSAGE_LEN};
+use super::{record, room};
 use crate::reactor::Readiness;
 use crate::slice::{self, Slice, TransferError};
-
-/// Send buffer asked for on sockets that keep messages: what a flow may have under way at most.
-const LONGEST_MESSAGE: usize = 16 << 20;
 
 /// How a read from the program's socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +201,11 @@ impl Stream {
         }
     }
 
+    /// The program has left much of what it was sent unread.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.is_flushed() || room::is_half_taken(self.fd())
+    }
+
     /// Reads up to the room in `into`, which may be guest memory.
     pub(crate) fn read(&mut self, into: &[Slice]) -> Result<Read, TransferError> {
         match slice::recvmsg(self.fd.as_fd(), into, 0) {
@@ -360,27 +362,13 @@ impl Stream {
                 Ok(false)
             }
             Some(Errno::INTR) => Ok(false),
-            Some(Errno::MSGSIZE) if self.make_room(len) => Ok(false),
+            Some(Errno::MSGSIZE) if room::for_message(&self.fd, len) => Ok(false),
             Some(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => {
                 self.discarding = true;
                 Ok(true)
             }
             Some(_) | None => Err(error),
         }
-    }
-
-    /// A message is longer than our socket's buffer, though not than the one we announced. False: it cannot be helped.
-    fn make_room(&self, len: usize) -> bool {
-        use rustix::net::sockopt::{
-            set_socket_send_buffer_size, set_socket_send_buffer_size_force, socket_send_buffer_size,
-        };
-        let size = || socket_send_buffer_size(&self.fd).unwrap_or(0);
-        let before = size();
-        // The kernel doubles the number, and needs a little of the buffer for itself.
-        if set_socket_send_buffer_size_force(&self.fd, len).is_err() {
-            let _ = set_socket_send_buffer_size(&self.fd, len);
-        }
-        size() > before
     }
 
     fn discard(&mut self, taken: &mut Taken) {
@@ -415,15 +403,6 @@ impl Stream {
         if !self.hung_up {
             finish(&self.fd);
         }
-    }
-}
-
-/// Lets a program send long messages: one must fit its send buffer as a whole, or it is EMSGSIZE. The kernel gives what its
-/// settings allow (`net.core.wmem_max`, doubled), by default enough for the default receive buffer.
-pub(crate) fn make_room(fd: &OwnedFd, kind: SocketType) {
-    if kind != SocketType::Stream {
-        // Fails for no Unix socket.
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(fd, LONGEST_MESSAGE);
     }
 }
 

@@ -13,7 +13,8 @@ use super::source::{Bound, Flow, Greeting, Lingering, LinkId, Phase, Source};
 use super::{LINGER, Worker};
 use crate::host::budget::Share;
 use crate::host::client::Client;
-use crate::host::stream::{Stream, make_room};
+use crate::host::room;
+use crate::host::stream::Stream;
 use crate::host::wire::{NOWHERE, Reply, op};
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
@@ -420,6 +421,6 @@ fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
     };
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
-    make_room(&theirs, kind);
+    room::for_messages(&theirs, kind);
     Ok((ours, theirs))
 }
