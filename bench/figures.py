@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from bench.agents import once
+from bench.busy import busy
 from bench.lab import Lab
 from bench.plan import Plan
 from bench.real import real_guests
@@ -166,21 +167,30 @@ def churn(lab: Lab, plan: Plan) -> list[Row]:
 
 
 def flows(lab: Lab, plan: Plan) -> list[Row]:
-    """32 flows against one: their total, and the slowest of them."""
+    """32 flows against one: their total, and the slowest of them; and what Unix pairs do."""
     rows = []
     for direction in ("h2g", "g2h", "g2g"):
-        name = "ours g2g" if direction == "g2g" else "ours"
-        measure = partial(_bulk_over, lab, name, direction, plan.seconds)
-        measures = {str(count): partial(measure, count) for count in (1, 32)}
+        names = {"": "ours g2g"} if direction == "g2g" else {"": "ours", " unix": "unix"}
+        measures = {
+            f"{count}{label}": partial(_bulk_over, lab, name, direction, plan.seconds, count)
+            for label, name in names.items()
+            for count in (1, 32)
+        }
         samples, failures = alternate(measures, plan.rounds, broken=lambda _: lab.revive("ours"))
-        rates = {count: [bulk.rate / MIB for bulk in bulks] for count, bulks in samples.items()}
-        shares = [min(bulk.flows) / (sum(bulk.flows) / len(bulk.flows)) for bulk in samples["32"]]
+        rates = {name: [bulk.rate / MIB for bulk in bulks] for name, bulks in samples.items()}
+        shares = {
+            label.strip() or "ours": [_slowest(bulk.flows) for bulk in samples[f"32{label}"]]
+            for label in names
+        }
         command = f"{direction} 65536 for {plan.seconds} s over 32 flows"
         rows.append(Row(f"flows {direction}", "MiB/s", rates, command, failures))
-        rows.append(
-            Row(f"slowest of 32 {direction}", "of the mean", {"ours": shares}, command, failures)
-        )
+        rows.append(Row(f"slowest of 32 {direction}", "of the mean", shares, command, failures))
     return rows
+
+
+def _slowest(flows: list[int]) -> float:
+    """Bytes of the slowest flow, of their mean."""
+    return min(flows) / (sum(flows) / len(flows))
 
 
 def _bulk_over(lab: Lab, name: str, direction: str, seconds: float, flows: int) -> Bulk:
@@ -197,6 +207,7 @@ FIGURES: dict[str, Figure] = {
     "churn": churn,
     "flows": flows,
     "greedy": greedy,
+    "busy": busy,
     "many-guests": many_guests,
     "many-flows": many_flows,
     "content": content,

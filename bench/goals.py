@@ -110,10 +110,24 @@ _RULES = [
         "5 ping-pong p99.9 of p50", _tail("ours"), 5.0, True, ("eventfd alone", _tail("eventfd"))
     ),
     _Rule("6 connects of Unix connect/accept", _ratio("connect, byte, close", "unix"), 0.5),
-    _Rule("7 32 flows h2g of one", _ratio("flows h2g", "1", of="32"), 0.95),
-    _Rule("7 32 flows g2h of one", _ratio("flows g2h", "1", of="32"), 0.95),
-    _Rule("7 slowest of 32 h2g", _median("slowest of 32 h2g"), 0.8),
-    _Rule("7 slowest of 32 g2h", _median("slowest of 32 g2h"), 0.8),
+    *(
+        _Rule(
+            f"7 32 flows {way} of one",
+            _ratio(f"flows {way}", "1", of="32"),
+            0.95,
+            limit=("Unix pairs", _ratio(f"flows {way}", "1 unix", of="32 unix")),
+        )
+        for way in ("h2g", "g2h")
+    ),
+    *(
+        _Rule(
+            f"7 slowest of 32 {way}",
+            _median(f"slowest of 32 {way}"),
+            0.8,
+            limit=("Unix pairs", _median(f"slowest of 32 {way}", "unix")),
+        )
+        for way in ("h2g", "g2h")
+    ),
     _Rule(
         "8 polite p50 of alone",
         _ratio("polite ping p50", "alone", of=BESIDE),
