@@ -22,6 +22,9 @@ use super::{record, room};
 use crate::reactor::Readiness;
 use crate::slice::{self, Slice, TransferError};
 
+/// Bytes handed over at once after which it pays to ask whether the program has read them.
+const MUCH: usize = 128 * 1024;
+
 /// How a read from the program's socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Read {
@@ -201,9 +204,9 @@ impl Stream {
         }
     }
 
-    /// The program has left much of what it was sent unread.
-    pub(crate) fn is_behind(&self) -> bool {
-        !self.is_flushed() || room::is_half_taken(self.fd())
+    /// The program has not kept up, after `len` bytes were handed to it at once: some wait here, or much is unread.
+    pub(crate) fn is_behind(&self, len: usize) -> bool {
+        !self.is_flushed() || (len >= MUCH && room::is_half_taken(self.fd()))
     }
 
     /// Reads up to the room in `into`, which may be guest memory.

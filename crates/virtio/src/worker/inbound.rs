@@ -22,9 +22,6 @@ const PACKETS_PER_TURN: usize = 256;
 /// Pieces handed to the kernel at once; it takes 1024.
 const PIECES_PER_CALL: usize = 960;
 
-/// Bytes handed over at once after which it is worth a look whether the program keeps up.
-const MANY_BYTES: usize = 64 * 1024;
-
 /// Payload in a row for one flow, not handed over yet, and the buffers it lies in.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
@@ -219,7 +216,7 @@ impl Worker {
         let delivered = match self.sources.get_mut(token) {
             Some(Source::Flow(flow)) => {
                 let delivered = flow.stream.deliver(&run.pieces, packets, end);
-                self.is_ahead |= bytes >= MANY_BYTES && flow.stream.is_behind();
+                self.is_ahead |= flow.stream.is_behind(bytes);
                 delivered
             }
             _ => Ok(Taken::default()),
