@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::link::{
     EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TRANSPORT_RESET, TX_QUEUE, Token, prepare_signal, signal, split_header, take_header,
+    Space, TRANSPORT_RESET, TX_QUEUE, Token, signal, split_header, take_header,
 };
 use crate::memory::GuestMemory;
 use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
@@ -147,7 +147,6 @@ impl DeviceLink {
         }
         self.bases[queue] = config.base;
         let ring = DeviceRing::new(Arc::clone(memory), config)?;
-        let call = call.filter(|fd| prepare_signal(fd).is_ok());
         let skipped = VecDeque::new();
         self.queues[queue] = Some(Queue { ring, kick, call, popped: 0, done: 0, skipped });
         self.epochs[queue] = self.epochs[queue].wrapping_add(1);
@@ -178,7 +177,7 @@ impl DeviceLink {
     /// got lost on the old one.
     pub fn set_call(&mut self, queue: usize, call: Option<OwnedFd>) {
         if let Some(Some(queue)) = self.queues.get_mut(queue) {
-            queue.call = call.filter(|fd| prepare_signal(fd).is_ok());
+            queue.call = call;
             if let Some(call) = &queue.call {
                 self.stats.signals += 1;
                 // An fd that cannot be written will say so again at the next publish.

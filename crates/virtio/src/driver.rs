@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::link::{
     EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TX_QUEUE, Token, prepare_signal, signal, split_header, take_header,
+    Space, TX_QUEUE, Token, signal, split_header, take_header,
 };
 use crate::memory::GuestMemory;
 use crate::ring::{DriverRing, RingConfig, RingError};
@@ -185,7 +185,6 @@ impl DriverLink {
     /// The kick cannot be written.
     pub fn connect(&mut self, queue: usize, kick: OwnedFd, call: OwnedFd) -> io::Result<()> {
         if let Some(queue) = self.queues.get_mut(queue) {
-            prepare_signal(&kick)?;
             self.stats.signals += 1;
             signal(&kick)?;
             queue.kick = Some(kick);

@@ -21,7 +21,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::OFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::device::DeviceLink;
 use crate::driver::DriverLink;
@@ -273,16 +275,101 @@ pub(crate) fn split_header(slices: &mut Vec<Slice>, start: usize) -> (Range<usiz
     (start..middle, payload)
 }
 
-/// Makes an fd to signal on safe to write: a full pipe or counter must not stop us.
-pub(crate) fn prepare_signal(fd: &OwnedFd) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(fd)?;
-    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
+/// Whether an fd can be one to signal on: an eventfd, a pipe, or a socket (as User-Mode Linux has). A write to
+/// anything else may take as long as a file system pleases, which may be the front end's own (FUSE).
+pub(crate) fn can_signal(fd: impl AsFd) -> bool {
+    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    // An eventfd has no file type.
+    matches!(kind, Ok(FileType::Fifo | FileType::Socket | FileType::Unknown))
 }
 
-/// Signals on an eventfd (or a pipe, as User-Mode Linux has). One that is full has a signal waiting already.
+/// Signals on an eventfd, pipe or socket. One that is full has a signal waiting already.
+///
+/// The other side shares the open file description and may read from it: a thread that waits in read(2) would fail
+/// with EAGAIN if we set `O_NONBLOCK`, and the other side can take that back. So we look for room before each write;
+/// only who fills it at that very moment could make us wait.
 pub(crate) fn signal(fd: &OwnedFd) -> io::Result<()> {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut room = [PollFd::new(fd, PollFlags::OUT)];
+    retry_on_intr(|| poll(&mut room, Some(&at_once)))?;
+    if !room[0].revents().contains(PollFlags::OUT) {
+        return Ok(());
+    }
     match rustix::io::write(fd.as_fd(), &1_u64.to_ne_bytes()) {
-        Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{OFlags, fcntl_getfl};
+    use rustix::io::{read, write};
+
+    use super::*;
+
+    /// Signals on `fd`, which nobody empties: fails if that waits.
+    fn signal_in_time(fd: OwnedFd) -> OwnedFd {
+        let (done, over) = channel();
+        std::thread::spawn(move || {
+            signal(&fd).unwrap();
+            done.send(fd).unwrap();
+        });
+        over.recv_timeout(Duration::from_secs(10)).expect("a signal does not wait")
+    }
+
+    /// Writes until there is no room.
+    fn fill(fd: &OwnedFd) {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        while poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&at_once)).unwrap() > 0 {
+            write(fd, &[1; 8]).unwrap();
+        }
+    }
+
+    fn is_blocking(fd: &OwnedFd) -> bool {
+        !fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK)
+    }
+
+    #[test]
+    fn signal_leaves_the_fd_as_the_other_side_made_it() {
+        let fd = signal_in_time(eventfd(0, EventfdFlags::empty()).unwrap());
+        assert!(is_blocking(&fd));
+        let mut count = [0; 8];
+        read(&fd, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    #[test]
+    fn signal_on_a_full_fd_that_blocks_does_not_wait() {
+        let counter = eventfd(0, EventfdFlags::empty()).unwrap();
+        write(&counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let (_reader, pipe) = rustix::pipe::pipe().unwrap();
+        fill(&pipe);
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(socket);
+        fill(&socket);
+        for fd in [counter, pipe, socket] {
+            assert!(is_blocking(&fd) && can_signal(&fd));
+            signal_in_time(fd);
+        }
+    }
+
+    #[test]
+    fn signal_that_nobody_can_receive_is_an_error() {
+        let (reader, pipe) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        assert!(signal(&pipe).is_err());
+    }
+
+    #[test]
+    fn file_is_nothing_to_signal_on() {
+        for path in ["/proc/self/exe", "/dev/null", "/"] {
+            assert!(!can_signal(std::fs::File::open(path).unwrap()), "{path}");
+        }
     }
 }

@@ -215,6 +215,15 @@ fn ring_without_a_kick_eventfd_is_refused() {
 }
 
 #[test]
+fn ring_with_a_file_to_signal_on_is_refused() {
+    let file = memory(LEN);
+    for request in [FrontendReq::SET_VRING_KICK, FrontendReq::SET_VRING_CALL] {
+        let reason = fate_when_ready(|front| front.say(request, &words(&[0]), &[file.as_fd()]));
+        assert!(wrong_fds(&reason, request), "{reason}");
+    }
+}
+
+#[test]
 fn memory_larger_than_its_file_is_refused() {
     let file = memory(LEN);
     for (len, offset) in [(LEN + 4096, 0), (LEN, 4096), (u64::MAX - USER, 0)] {

@@ -8,6 +8,7 @@ use vm_memory::ByteValued;
 use super::super::message::Message;
 use super::super::{Detach, F_EVENT_IDX, F_PROTOCOL_FEATURES, RING_COUNT};
 use super::{Answer, Handler};
+use crate::link::can_signal;
 
 /// Bit 8 of the vring fd messages: no fd comes with it.
 const NO_FD: u64 = 1 << 8;
@@ -97,7 +98,11 @@ impl Handler {
             message.expect_no_fds()?;
             return Ok((index, None));
         }
-        Ok((index, Some(message.take_fd()?)))
+        let fd = message.take_fd()?;
+        if !can_signal(&fd) {
+            return Err(message.wrong_fds("the fd is no eventfd, pipe or socket"));
+        }
+        Ok((index, Some(fd)))
     }
 }
 
