@@ -246,6 +246,7 @@ impl Link {
 }
 
 /// Copies the header out of the pieces in `range`; returns it and the range behind it.
+#[inline]
 pub(crate) fn take_header(
     slices: &mut [Slice],
     range: Range<usize>,
@@ -257,6 +258,7 @@ pub(crate) fn take_header(
 
 /// Splits the pieces from `start` to the end of the list behind the header; at least a header must fit. The
 /// payload is cut to what one packet may have.
+#[inline]
 pub(crate) fn split_header(slices: &mut Vec<Slice>, start: usize) -> (Range<usize>, Range<usize>) {
     let mut left = HEADER_LEN;
     let mut middle = start;
