@@ -1,6 +1,5 @@
 //! One flow between two guests: who may send how much, and which directions are shut.
 
-use super::FlowInfo;
 use crate::address::{Address, FlowKey, SocketType};
 use crate::credit::{Acknowledged, Flight, is_after};
 use crate::packet::{Header, Op, RawHeader, Shutdown};
@@ -62,6 +61,33 @@ pub(super) enum Excess {
     Bytes,
     /// More packets than the budget allows.
     Packets,
+}
+
+/// A frozen snapshot of one flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowInfo {
+    /// Names the flow for ever.
+    pub id: u64,
+    /// Socket type.
+    pub kind: SocketType,
+    /// Who asked for it.
+    pub source: Address,
+    /// Who was asked.
+    pub destination: Address,
+    /// Name of its state.
+    pub state: &'static str,
+    /// Payload bytes from source to destination.
+    pub bytes_out: u64,
+    /// Payload bytes from destination to source.
+    pub bytes_in: u64,
+    /// RW packets from source to destination.
+    pub packets_out: u64,
+    /// RW packets from destination to source.
+    pub packets_in: u64,
+    /// When it was asked for.
+    pub opened_at: Instant,
+    /// The most credit that is passed on, either way.
+    pub grant: u32,
 }
 
 #[derive(Debug)]
@@ -132,6 +158,7 @@ impl Flow {
     }
 
     /// Accounts for payload of one side.
+    #[inline]
     pub(super) fn send(&mut self, from: Side, len: u32) -> Result<(), Excess> {
         let budget = self.packet_budget();
         let way = &mut self.ways[from.index()];
@@ -157,6 +184,7 @@ impl Flow {
 
     /// A CREDIT_REQUEST to the receiver of one side's packets, when many are unacknowledged:
     /// Linux keeps its news to itself while the window is wide, whatever it has consumed.
+    #[inline]
     pub(super) fn question(&mut self, from: Side) -> Option<RawHeader> {
         let half = self.packet_budget() / 2;
         let way = &mut self.ways[from.index()];

@@ -7,33 +7,44 @@
 //! flight, in the receiver's ring or waiting here, than its flow was granted. A sender that does
 //! not keep to it is reset, with the other side.
 //!
-//! The share is at most an eighth of what is left of the budget. It never becomes smaller while the
-//! flow lives: a credit that shrinks under way could leave a sender waiting for an update that the
-//! receiver, who knows nothing of it, sees no reason to send. It becomes larger, out of the same
-//! budget, when a guest announces a larger buffer: its program may wait for all that it made room
-//! for before it reads any of it.
-//!
 //! A `fwd_cnt` that cannot be true is replaced by the last one that was. RST is never answered;
 //! packets of no flow are answered with RST. REQUEST between addresses of a live flow means that
 //! the sender has forgotten it (see `state.rs`): the old flow ends, the new request is looked at.
 //!
 //! The caller sends what [`Relay::next_packet`] has for a guest before what is forwarded to that
 //! guest later; otherwise packets of a flow keep the order in which they were forwarded.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `mod.rs` | the types, and what the shell calls |
+//! | `opening.rs` | REQUESTs, and packets of no flow |
+//! | `passing.rs` | packets of a flow |
+//! | `ending.rs` | how flows end, and who is told |
+//! | `flow.rs` | one flow: what each side may send, and has shut |
+//! | `grants.rs` | the credit that flows get out of the pair's budget |
+//! | `guests.rs` | what is kept per guest |
+//! | `stats.rs` | counters |
 
+mod ending;
 mod flow;
+mod grants;
 mod guests;
+mod opening;
+mod passing;
+mod stats;
 
-use crate::address::{Address, Cid, FlowKey, SocketType};
-use crate::endpoint::stats::counters;
-use crate::packet::{EOM, Header, Op, RawHeader, Shutdown};
+use crate::address::{Address, Cid, FlowKey};
+use crate::packet::{Header, RawHeader};
 use crate::slots::Slots;
 use crate::table::Table;
 use crate::time::{Duration, Instant};
 use crate::timers::Timers;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use flow::{Excess, Flow, Side};
+pub use flow::FlowInfo;
+use flow::{Flow, Side};
+use grants::Grants;
 use guests::Guests;
+pub use stats::RelayStats;
 
 /// What a relay may hold, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -84,75 +95,6 @@ pub enum Verdict {
     Drop,
 }
 
-/// A frozen snapshot of one flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FlowInfo {
-    /// Names the flow for ever.
-    pub id: u64,
-    /// Socket type.
-    pub kind: SocketType,
-    /// Who asked for it.
-    pub source: Address,
-    /// Who was asked.
-    pub destination: Address,
-    /// Name of its state.
-    pub state: &'static str,
-    /// Payload bytes from source to destination.
-    pub bytes_out: u64,
-    /// Payload bytes from destination to source.
-    pub bytes_in: u64,
-    /// RW packets from source to destination.
-    pub packets_out: u64,
-    /// RW packets from destination to source.
-    pub packets_in: u64,
-    /// When it was asked for.
-    pub opened_at: Instant,
-    /// The most credit that is passed on, either way.
-    pub grant: u32,
-}
-
-counters! {
-    /// Counters of a relay since it was made.
-    RelayStats {
-        /// Flows at this moment, in any state.
-        flows,
-        /// REQUESTs passed on.
-        opened,
-        /// REQUESTs refused because the caller did not allow them.
-        refused,
-        /// REQUESTs refused because of the limit on flows.
-        requests_over_limit,
-        /// REQUESTs refused because of the limit on unanswered ones.
-        requests_over_half_open_limit,
-        /// RW packets passed on.
-        packets,
-        /// Payload bytes passed on.
-        bytes,
-        /// RSTs and other packets of ours that were sent.
-        packets_sent,
-        /// Packets of ours not sent, because too many were waiting.
-        replies_dropped,
-        /// Packets that belonged to no flow, RST aside.
-        unknown_flows,
-        /// Packets of another socket type than their flow.
-        type_mismatches,
-        /// Flows ended because their sender had forgotten them: it asked again.
-        forgotten,
-        /// Flows ended because a guest sent more bytes than announced.
-        over_credit,
-        /// Flows ended because a guest sent too many small packets.
-        over_packets,
-        /// Flows ended because a guest broke the protocol.
-        protocol_errors,
-        /// `fwd_cnt` fields that claimed more than was sent.
-        impossible_credit,
-        /// Flows ended because an answer did not come in time.
-        timeouts,
-        /// Flows ended by [`Relay::reset_flow`].
-        given_up,
-    }
-}
-
 /// All flows between guests of one node.
 #[derive(Debug)]
 pub struct Relay {
@@ -160,8 +102,7 @@ pub struct Relay {
     table: Table,
     flows: Slots<Flow>,
     guests: Guests,
-    /// Credit granted between two guests, lower CID first.
-    granted: BTreeMap<(Cid, Cid), u32>,
+    grants: Grants,
     timers: Timers,
     stats: RelayStats,
 }
@@ -184,7 +125,7 @@ impl Relay {
             table: Table::new(hash_seed),
             flows: Slots::new(),
             guests: Guests::default(),
-            granted: BTreeMap::new(),
+            grants: Grants::default(),
             timers: Timers::default(),
             stats: RelayStats::default(),
         }
@@ -202,45 +143,9 @@ impl Relay {
         if header.src.cid == header.dst.cid {
             return self.stray(header);
         }
-        let Some(id) = self.table.get(key(header)) else {
-            return match header.op {
-                Op::Request => self.open(now, header, allow),
-                Op::Rst => Verdict::Drop,
-                Op::Response
-                | Op::Shutdown
-                | Op::Rw
-                | Op::CreditUpdate
-                | Op::CreditRequest
-                | Op::Invalid
-                | Op::Unknown => self.stray(header),
-            };
-        };
-        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
-        if flow.kind != header.kind {
-            self.stats.type_mismatches += 1;
-            return self.answer(header);
-        }
-        let side = flow.side_of(header.src);
-        // The source may have given its attempt up in silence and repeat it (see `state.rs`).
-        let is_repeated =
-            side == Side::Source && !flow.is_source_heard && !flow.shut(side).is_both();
-        let is_proof = header.op == Op::Rw || header.fwd_cnt != 0;
-        flow.is_source_heard |= side == Side::Source && is_proof;
-        match header.op {
-            Op::Request if is_repeated => self.pass(id, side, header),
-            Op::Request => {
-                self.forget(id, side);
-                self.open(now, header, allow)
-            }
-            Op::Rst => {
-                self.remove(id);
-                Verdict::Forward(*header)
-            }
-            Op::Response => self.pass_response(id, side, header),
-            Op::Shutdown => self.pass_shutdown(now, id, side, header),
-            Op::Rw => self.pass_payload(id, side, header),
-            Op::CreditUpdate | Op::CreditRequest => self.pass(id, side, header),
-            Op::Invalid | Op::Unknown => Verdict::Drop,
+        match self.table.get(key(header)) {
+            Some(id) => self.receive_of_flow(now, id, header, allow),
+            None => self.receive_stray(now, header, allow),
         }
     }
 
@@ -323,211 +228,6 @@ impl Relay {
         let flows = u64::try_from(self.flows.len()).unwrap_or(u64::MAX);
         RelayStats { flows, ..self.stats }
     }
-}
-
-/// What becomes of packets.
-impl Relay {
-    fn open(&mut self, now: Instant, header: &Header, allow: impl FnOnce() -> bool) -> Verdict {
-        let source = header.src.cid;
-        if self.guests.flows(source) >= self.limits.max_flows_per_guest {
-            self.stats.requests_over_limit += 1;
-            return self.answer(header);
-        }
-        if self.guests.half_open(source) >= self.limits.max_half_open_per_guest {
-            self.stats.requests_over_half_open_limit += 1;
-            return self.answer(header);
-        }
-        if !allow() {
-            self.stats.refused += 1;
-            return self.answer(header);
-        }
-        let grant = self.grant(header);
-        let mut flow = Flow::new(header, grant, now);
-        let (forwarded, _) = flow.clamp(Side::Source, header);
-        let Some(id) = self.flows.insert(flow) else {
-            self.stats.requests_over_limit += 1;
-            return self.answer(header);
-        };
-        *self.granted.entry(pair(header.src, header.dst)).or_default() += grant;
-        self.table.insert(key(header), id);
-        self.guests.flow_opened(source);
-        self.arm(id, now.after(self.limits.half_open_timeout));
-        self.stats.opened += 1;
-        Verdict::Forward(forwarded)
-    }
-
-    /// The credit of a new flow: a share of what is left for its pair of guests.
-    fn grant(&self, header: &Header) -> u32 {
-        self.share(header).min(self.wanted(header)).max(self.limits.min_flow_credit)
-    }
-
-    /// The credit that a flow with such an announcement should have.
-    fn wanted(&self, header: &Header) -> u32 {
-        header.buf_alloc.max(self.limits.usual_flow_credit).min(self.limits.max_flow_credit)
-    }
-
-    /// What the pair of guests has left for one flow.
-    fn share(&self, header: &Header) -> u32 {
-        let granted = self.granted.get(&pair(header.src, header.dst)).copied().unwrap_or(0);
-        self.limits.pair_budget.saturating_sub(granted) / 8
-    }
-
-    /// A guest announces its buffer: the flow's credit follows, as far as the budget goes.
-    fn raise_grant(&mut self, id: u64, header: &Header) {
-        let (wanted, share) = (self.wanted(header), self.share(header));
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        let more = wanted.saturating_sub(flow.grant).min(share);
-        flow.grant += more;
-        *self.granted.entry(pair(header.src, header.dst)).or_default() += more;
-    }
-
-    fn pass_response(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
-        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
-        if flow.is_answered || side == Side::Source {
-            // The destination has made a second connection; the two must not mix.
-            return self.broken(id);
-        }
-        flow.is_answered = true;
-        if !flow.shut(Side::Source).is_both() {
-            flow.deadline = None;
-        }
-        self.guests.flow_answered(flow.source.cid);
-        self.pass(id, side, header)
-    }
-
-    fn pass_shutdown(&mut self, now: Instant, id: u64, side: Side, header: &Header) -> Verdict {
-        let flags = Shutdown::from_flags(header.flags);
-        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
-        let had_all = flow.shut(side).is_both();
-        if flow.shut_down(side, flags).is_both() && !had_all && flow.is_answered {
-            self.arm(id, now.after(self.limits.close_timeout));
-        }
-        self.pass(id, side, &Header { flags: flags.flags(), ..*header })
-    }
-
-    fn pass_payload(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
-        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
-        let ends_message = flow.kind == SocketType::SeqPacket && header.flags & EOM != 0;
-        if !flow.is_answered || flow.shut(side).contains(Shutdown::SEND) {
-            return self.broken(id);
-        }
-        if header.len == 0 && !ends_message {
-            return Verdict::Drop;
-        }
-        match flow.send(side, header.len) {
-            Ok(()) => {}
-            Err(excess) => {
-                match excess {
-                    Excess::Bytes => self.stats.over_credit += 1,
-                    Excess::Packets => self.stats.over_packets += 1,
-                }
-                self.reset_both(id);
-                return Verdict::Drop;
-            }
-        }
-        let to = flow.address(side.other()).cid;
-        if let Some(question) = flow.question(side) {
-            self.notify(to, question);
-        }
-        self.stats.packets += 1;
-        self.stats.bytes += u64::from(header.len);
-        self.pass(id, side, header)
-    }
-
-    /// Passes a packet on with clamped credit.
-    fn pass(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
-        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
-        if !flow.is_answered && side == Side::Destination {
-            // Anything before RESPONSE would end the attempt with EPROTO.
-            return self.broken(id);
-        }
-        if header.buf_alloc > flow.grant && matches!(header.op, Op::Response | Op::CreditUpdate) {
-            self.raise_grant(id, header);
-        }
-        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
-        let (forwarded, is_possible) = flow.clamp(side, header);
-        self.stats.impossible_credit += u64::from(!is_possible);
-        Verdict::Forward(forwarded)
-    }
-
-    fn broken(&mut self, id: u64) -> Verdict {
-        self.stats.protocol_errors += 1;
-        self.reset_both(id);
-        Verdict::Drop
-    }
-
-    /// A packet of no flow.
-    fn stray(&mut self, header: &Header) -> Verdict {
-        self.stats.unknown_flows += u64::from(header.op != Op::Rst);
-        self.answer(header)
-    }
-
-    /// Answers with RST, unless it is a RST.
-    fn answer(&mut self, header: &Header) -> Verdict {
-        if let Some(reset) = header.raw().reset_reply()
-            && !self.guests.reply(header.src.cid, reset, &self.limits)
-        {
-            self.stats.replies_dropped += 1;
-        }
-        Verdict::Drop
-    }
-
-    /// One side asked again: it has forgotten the flow.
-    fn forget(&mut self, id: u64, by: Side) {
-        self.stats.forgotten += 1;
-        let Some(flow) = self.flows.get(id) else { return };
-        // Who has been told of both directions has freed the addresses by itself.
-        if !flow.shut(by).is_both() {
-            self.reset_one(id, by.other());
-        }
-        self.remove(id);
-    }
-
-    fn reset_both(&mut self, id: u64) {
-        self.reset_one(id, Side::Source);
-        self.reset_one(id, Side::Destination);
-        self.remove(id);
-    }
-
-    fn reset_one(&mut self, id: u64, side: Side) {
-        let Some(flow) = self.flows.get(id) else { return };
-        let (to, packet) = (flow.address(side).cid, flow.reset_to(side));
-        self.notify(to, packet);
-    }
-
-    fn notify(&mut self, to: Cid, packet: RawHeader) {
-        if !self.guests.notify(to, packet, &self.limits) {
-            self.stats.replies_dropped += 1;
-        }
-    }
-
-    fn remove(&mut self, id: u64) {
-        let Some(flow) = self.flows.remove(id) else { return };
-        self.table.remove(pair_key(flow.source, flow.destination), id);
-        self.guests.flow_ended(flow.source.cid, !flow.is_answered);
-        let pair = pair(flow.source, flow.destination);
-        if let Some(granted) = self.granted.get_mut(&pair) {
-            *granted = granted.saturating_sub(flow.grant);
-            if *granted == 0 {
-                self.granted.remove(&pair);
-            }
-        }
-    }
-
-    fn arm(&mut self, id: u64, at: Instant) {
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        flow.deadline = Some(at);
-        self.timers.add(at, id);
-        let flows = &self.flows;
-        self.timers.clean(flows.len(), |at, id| {
-            flows.get(id).is_some_and(|flow| flow.deadline == Some(at))
-        });
-    }
-}
-
-/// The guests of a flow, lower CID first.
-fn pair(one: Address, other: Address) -> (Cid, Cid) {
-    (one.cid.min(other.cid), one.cid.max(other.cid))
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 mod grants;
 
 use super::*;
-use crate::packet::EOR;
+use crate::address::SocketType;
+use crate::packet::{EOM, EOR, Op};
 
 const A: Address = Address::new(3, 1024);
 const B: Address = Address::new(4, 22);
@@ -87,7 +88,7 @@ impl Bench {
     fn assert_forgotten(&mut self) {
         assert_eq!(self.relay.flows().count(), 0);
         assert_eq!(self.relay.stats().flows, 0);
-        assert!(self.relay.granted.is_empty());
+        assert!(self.relay.grants.granted.is_empty());
         assert_eq!(self.relay.guests.flows(A.cid), 0);
         assert_eq!(self.relay.guests.half_open(A.cid), 0);
         self.wait(Duration::from_secs(3600));

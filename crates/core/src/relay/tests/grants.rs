@@ -33,7 +33,7 @@ fn announcement_shrunk_and_raised_again_keeps_the_credit() {
         let update = Header { buf_alloc, ..from_b(Op::CreditUpdate) };
         assert_eq!(bench.pass(update), update);
     }
-    let granted: Vec<u32> = bench.relay.granted.values().copied().collect();
+    let granted: Vec<u32> = bench.relay.grants.granted.values().copied().collect();
     assert_eq!(granted, [2 << 20]);
 }
 
@@ -68,7 +68,7 @@ fn larger_buffers_share_the_budget_of_their_pair() {
         assert!(asked_again >= first && asked_again >= 4096);
         total += u64::from(asked_again);
     }
-    let granted: u64 = bench.relay.granted.values().copied().map(u64::from).sum();
+    let granted: u64 = bench.relay.grants.granted.values().copied().map(u64::from).sum();
     assert_eq!(granted, total);
     assert!(total <= (32 << 20) + 200 * 4096, "{total}");
     bench.relay.remove_guest(A.cid);
