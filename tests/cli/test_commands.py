@@ -63,6 +63,15 @@ def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "vsock: CID 3 belongs to guest alpha\n"
 
 
+@pytest.mark.parametrize("cid", ["3", "9"])
+def test_guest_that_exists_already_is_said_once(
+    switch: Switch, cid: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That its socket, and perhaps its CID, are taken too follows from its name."""
+    assert main(["guest", "add", "alpha", cid]) == 1
+    assert capsys.readouterr().err == "vsock: guest alpha exists already, with CID 3\n"
+
+
 def test_ls_shows_guests_listeners_and_flows(
     switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
 ) -> None:

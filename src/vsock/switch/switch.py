@@ -212,9 +212,7 @@ class Switch:
         guest = self.resolved(guest)
         assert guest.socket
         with self._changing:
-            taken = conflicts(guest, self._guests.values())
-            if taken:
-                raise TransportError(errno.EADDRINUSE, "; ".join(fault.reason for fault in taken))
+            _refuse_conflicts(guest, self._guests.values())
             for path in (guest.socket, guest.hybrid):
                 if path:
                     clear_socket(path)
@@ -261,9 +259,7 @@ class Switch:
             if wrong:
                 raise UsageError("; ".join(f"{fault.field}: {fault.reason}" for fault in wrong))
             others = [spec for spec in self._guests.values() if spec.name != old.name]
-            taken = conflicts(new, others)
-            if taken:
-                raise TransportError(errno.EADDRINUSE, "; ".join(fault.reason for fault in taken))
+            _refuse_conflicts(new, others)
             self._running().set_guest_cid(old.cid, cid)
             self._guests[new.name] = new
         _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, cid, old.cid)
@@ -428,3 +424,12 @@ def _remove_sockets(guest: GuestSpec) -> None:
     for path in (guest.socket, guest.hybrid):
         if path and path.is_socket():
             path.unlink(missing_ok=True)
+
+
+def _refuse_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:
+    """Raises TransportError (EADDRINUSE) if `guest` claims what one of `others` has."""
+    taken = conflicts(guest, others)
+    # A guest of that name has the sockets of that name too: this alone says nothing new.
+    taken = [fault for fault in taken if fault.field == "name"] or taken
+    if taken:
+        raise TransportError(errno.EADDRINUSE, "; ".join(fault.reason for fault in taken))
