@@ -33,8 +33,23 @@ def test_guests_are_added_listed_and_removed(
         ("delta", 6),
     ]
     assert listed[3]["hybrid"] == str(switch.hybrid_path("delta"))
-    output(capsys, "guest", "remove", "delta")
+    assert output(capsys, "guest", "remove", "6") == "guest delta removed\n"
     assert "delta" not in output(capsys, "guest", "ls")
+
+
+def test_every_change_of_a_guest_can_be_read_by_programs(
+    switch: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As JSON each prints the guest; one that is removed as it was before."""
+    changes = (("add", "delta", "6"), ("set", "delta", "--cid", "7"), ("remove", "delta"))
+    said = [json.loads(output(capsys, "guest", *change, "--json")) for change in changes]
+    assert [(guest["name"], guest["cid"]) for guest in said] == [
+        ("delta", 6),
+        ("delta", 7),
+        ("delta", 7),
+    ]
+    assert main(["guest", "remove", "delta", "--json"]) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_guest_is_given_another_cid_while_it_runs(

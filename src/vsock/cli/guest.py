@@ -86,11 +86,20 @@ def set_(name: str, cid: int, as_json: bool, runtime_dir: Path | None) -> None:
 
 @guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")
 @click.argument("name")
+@json_option
 @runtime_dir_option
-def remove(name: str, runtime_dir: Path | None) -> None:
-    """End the attachment and all flows of guest NAME (or CID), and forget it."""
-    Client(runtime_dir).remove_guest(name)
-    click.echo(f"guest {name} removed")
+def remove(name: str, as_json: bool, runtime_dir: Path | None) -> None:
+    """End the attachment and all flows of guest NAME (or CID), and forget it.
+
+    With --json: the guest as it was just before.
+    """
+    client = Client(runtime_dir)
+    record = client.guest(name)
+    client.remove_guest(record.name)
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(f"guest {record.name} removed")
 
 
 @guest.command()
