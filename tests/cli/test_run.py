@@ -118,6 +118,20 @@ def test_missing_program_is_127_and_unusable_one_126(tmp_path: Path) -> None:
     assert vsock_run(str(file)).returncode == 126
 
 
+def test_what_is_there_and_no_program_is_126(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory, and a file without the x bit: by its path, and by its name in PATH."""
+    (tmp_path / "notes").write_text("no program")
+    for name, reason in ((tmp_path, "is a directory"), (tmp_path / "notes", "is not executable")):
+        done = vsock_run(str(name))
+        assert (done.returncode, done.stderr) == (126, f"vsock run: {name}: {reason}\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    assert vsock_run("notes").returncode == 126
+    assert vsock_run("folder").returncode == 127
+
+
 @pytest.mark.skipif(not shutil.which("ldconfig", path="/sbin:/usr/sbin"), reason="no ldconfig here")
 def test_static_program_of_the_system_is_found_out() -> None:
     """glibc's own ldconfig is linked statically."""

@@ -28,16 +28,15 @@ _NOT_FOUND = 127
 def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path | None) -> int:
     """Run COMMAND with AF_VSOCK sockets of the switch, in it and in all it starts.
 
-    Exit code: that of COMMAND; 127 if there is no such program, 126 if it cannot be run this way
-    (it is statically linked, say).
+    Exit code: that of COMMAND; 127 if there is no such program, 126 if what is there cannot be run,
+    or not this way (it is a directory, say, or statically linked).
     """
     from vsock.preload import preload_environment
     from vsock.runtime import default_runtime_dir
 
     path = shutil.which(command[0])
     if path is None:
-        click.echo(f"vsock run: {command[0]}: no such program", err=True)
-        return _NOT_FOUND
+        return _refuse(command[0])
     if reason := _why_not(Path(path), guard):
         click.echo(f"vsock run: {path} {reason}", err=True)
         return _CANNOT
@@ -47,6 +46,19 @@ def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path 
     if guard:
         _raise_guard()
     return _become(path, command, environment)
+
+
+def _refuse(name: str) -> int:
+    """Say why `name` is no program, and return the exit code that a shell gives."""
+    # A name without a slash is looked for in PATH, where a directory is passed over.
+    if "/" in name and Path(name).is_dir():
+        reason, status = "is a directory", _CANNOT
+    elif shutil.which(name, os.F_OK):
+        reason, status = "is not executable", _CANNOT
+    else:
+        reason, status = "no such program", _NOT_FOUND
+    click.echo(f"vsock run: {name}: {reason}", err=True)
+    return status
 
 
 def _why_not(path: Path, guard: bool) -> str | None:
