@@ -90,6 +90,15 @@ def transport_error(errno: int, doing: str) -> TransportError:
     return kind(errno, f"{doing}: {text}")
 
 
+def no_switch(directory: "str | os.PathLike[str]", instead: str = "") -> NoSwitch:
+    """Return the exception for a `directory` that no switch answers in; `instead` names what else there is."""
+    return NoSwitch(
+        _errno.ENODEV,
+        f"no switch answers in {os.fspath(directory)}: start one with `vsock switch`, or say where "
+        f"it is with VSOCK_RUNTIME_DIR or --runtime-dir{instead}",
+    )
+
+
 def state_error(errno: int) -> OSError:
     """Return the plain ``OSError`` the kernel gives for an operation in the wrong socket state."""
     return OSError(errno, os.strerror(errno))

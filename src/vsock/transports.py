@@ -25,16 +25,19 @@ from vsock._endpoint import Op, Reply, Request
 from vsock.address import HybridAddress, UnixAddress
 from vsock.errors import (
     AccessDenied,
-    NoSwitch,
     ProtocolError,
     SwitchGone,
     UsageError,
+    no_switch,
     transport_error,
 )
 
 LONGEST_HYBRID_ANSWER: Final = 32
 """Bytes in the longest answer line of a hybrid socket that is still believed."""
 
+_KERNEL_INSTEAD: Final = (
+    "; VSOCK_TRANSPORT=kernel or --transport kernel choose the kernel's own AF_VSOCK"
+)
 _Base = _socket.socket
 _DIRECTORIES: Final = {
     _socket.SOCK_STREAM: "stream",
@@ -67,7 +70,7 @@ class SwitchTransport(NamedTuple):
         except BlockingIOError:
             raise SwitchGone(errno.ENODEV, f"{path}: the switch takes no connections") from None
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            raise NoSwitch(errno.ENODEV, _no_switch(path)) from None
+            raise no_switch(self.directory, _KERNEL_INSTEAD) from None
 
     def local_cid(self) -> int:
         """Return the CID of the node that serves the directory."""
@@ -244,11 +247,3 @@ def _connect_unix(sock: _Base, path: str) -> None:
 def _set_send_timeout(sock: _Base, seconds: int) -> None:
     timeval = struct.pack("@ll", seconds, 0)
     _Base.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
-
-
-def _no_switch(path: str) -> str:
-    return (
-        f"no switch answers at {path}: start one with `vsock switch`, say where it is with "
-        "VSOCK_RUNTIME_DIR, or choose the kernel's own AF_VSOCK with VSOCK_TRANSPORT=kernel "
-        "or --transport kernel"
-    )

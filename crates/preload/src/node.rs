@@ -22,7 +22,9 @@ pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
         let reason: &[u8] = match error.0 {
             libc::EACCES | libc::EPERM => b"this user may not use the switch",
             libc::EAGAIN => b"the switch takes no connections",
-            _ => b"no switch answers; start one with `vsock switch`, or set VSOCK_RUNTIME_DIR",
+            _ => {
+                b"no switch answers: start one with `vsock switch`, or say where it is with VSOCK_RUNTIME_DIR"
+            }
         };
         setup::explain(reason);
         GONE

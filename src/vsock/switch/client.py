@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
+from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError, no_switch
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.model import GuestSpec
 from vsock.switch.policy import Verdict
@@ -101,11 +101,7 @@ class Client:
             response = connection.getresponse()
             content = response.read()
         except _ABSENT:
-            raise NoSwitch(
-                errno.ENODEV,
-                f"no switch in {self._files.directory}; start one with `vsock switch` "
-                "or name its directory with --runtime-dir",
-            ) from None
+            raise no_switch(self._files.directory) from None
         except TimeoutError:
             raise SwitchGone(
                 errno.ETIMEDOUT, f"the switch did not answer within {self._timeout:g} s"
