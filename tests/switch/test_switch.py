@@ -142,6 +142,23 @@ def test_attachment_is_logged_with_the_guests_name(
     assert any("guest=alpha cid=3" in line and "attached" in line for line in caplog.messages)
 
 
+def test_each_change_of_a_guest_is_logged_once(
+    runtime_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the control plane, which was told to make it; the data plane has nothing to add."""
+    with (
+        caplog.at_level(logging.INFO, "vsock.switch"),
+        Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch,
+    ):
+        switch.set_guest_cid("alpha", 33)
+        switch.remove_guest("alpha")
+    assert [line.partition(":")[0] for line in caplog.messages] == [
+        "guest added",
+        "guest renumbered",
+        "guest removed",
+    ]
+
+
 def test_switch_stopped_by_hand_inside_with_leaves_quietly(
     runtime_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,7 +57,6 @@ impl Worker {
         }
         self.routes.remove(&old);
         self.routes.insert(cid, id);
-        self.journal.write("renumbered", cid.0, format!("the guest had CID {old} before"));
         self.activate(id);
         Ok(())
     }
