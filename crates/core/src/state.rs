@@ -33,7 +33,13 @@
 //! to an open connection ends it as well, where Linux looks away: the peer has made a second one
 //! between the same addresses, and the bytes of the two must not mix.
 
+mod effects;
+mod input;
+
 use crate::packet::Shutdown;
+use effects::QUIET;
+pub use effects::{Effects, Payload, Say, Tell, Timer};
+pub use input::Input;
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,137 +89,52 @@ pub enum State {
     },
 }
 
-/// What can happen to a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Input {
-    /// REQUEST came.
-    Request,
-    /// REQUEST came again, and nothing since the first that proves RESPONSE arrived.
-    RequestRepeated,
-    /// RESPONSE came.
-    Response,
-    /// RST came.
-    Rst,
-    /// SHUTDOWN came.
-    Shutdown {
-        /// Its flags.
-        flags: Shutdown,
-        /// Whether there are bytes that our user has not consumed.
-        unread: bool,
-    },
-    /// RW came, within credit.
-    Rw,
-    /// RW came, beyond credit.
-    RwOverCredit,
-    /// CREDIT_UPDATE came.
-    CreditUpdate,
-    /// CREDIT_REQUEST came.
-    CreditRequest,
-    /// A packet with operation zero came.
-    Invalid,
-    /// A packet with another unknown operation came.
-    Unknown,
-    /// RW came that cannot be right: its length is wrong, or our RESPONSE has not left yet.
-    Garbled,
-    /// Our user wants a connection.
-    Connect,
-    /// Our user takes the offer.
-    Accept,
-    /// Our user does not take the offer.
-    Refuse,
-    /// Our user shuts directions down.
-    ShutDown(Shutdown),
-    /// Our user has consumed all data.
-    Drained,
-    /// Our user is gone.
-    Close,
-    /// Our user wants it to end at once.
-    Reset,
-    /// The timer of the state ran out.
-    Expired,
-    /// The link is gone.
-    LinkGone,
-}
+impl State {
+    /// Its name, for people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Offered { .. } => "offered",
+            Self::Connecting { .. } => "connecting",
+            Self::Closing { .. } => "closing",
+            Self::Open { theirs, .. } if theirs.is_both() => "draining",
+            Self::Open { ours, theirs } if ours.is_none() && theirs.is_none() => "open",
+            Self::Open { .. } => "half-closed",
+        }
+    }
 
-/// A packet to send.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Say {
-    /// None.
-    #[default]
-    Nothing,
-    /// REQUEST.
-    Request,
-    /// RESPONSE.
-    Response,
-    /// RST.
-    Reset,
-    /// SHUTDOWN with these flags.
-    Shutdown(Shutdown),
-    /// CREDIT_UPDATE.
-    CreditUpdate,
-}
+    /// Whether our user may send payload.
+    #[must_use]
+    pub fn can_send(self) -> bool {
+        match self {
+            Self::Open { ours, theirs } => {
+                !ours.contains(Shutdown::SEND) && !theirs.contains(Shutdown::RCV)
+            }
+            Self::Closed
+            | Self::Offered { .. }
+            | Self::Connecting { .. }
+            | Self::Closing { .. } => false,
+        }
+    }
 
-/// What to tell our user.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Tell {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// The peer asks for a connection.
-    Offered,
-    /// The peer agreed.
-    Connected,
-    /// All directions that the peer has shut.
-    TheirsShutDown(Shutdown),
-    /// It is over.
-    Closed(CloseReason),
-}
+    /// Whether packets that carry credit may be sent.
+    #[must_use]
+    pub fn can_talk(self) -> bool {
+        match self {
+            Self::Open { theirs, .. } | Self::Closing { theirs } => !theirs.is_both(),
+            Self::Closed | Self::Offered { .. } | Self::Connecting { .. } => false,
+        }
+    }
 
-/// What to do with the timer of the connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Timer {
-    /// Leave it.
-    #[default]
-    Keep,
-    /// Wait for an answer to REQUEST, the peer's or our user's.
-    Connect,
-    /// Wait for RST.
-    Close,
-    /// None any more.
-    Off,
-}
-
-/// What to do with a packet's payload.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Payload {
-    /// Skip it; it was never part of the stream.
-    #[default]
-    Skip,
-    /// Hand it to our user.
-    Deliver,
-    /// Nobody reads any more: count it as consumed.
-    Discard,
-}
-
-/// What has to be done besides changing the state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Effects {
-    /// The packet to send.
-    pub say: Say,
-    /// What to tell our user.
-    pub tell: Tell,
-    /// The timer.
-    pub timer: Timer,
-    /// The payload.
-    pub payload: Payload,
-    /// Offer the same packet again, to the closed state: it is not about this connection.
-    pub again: bool,
-}
-
-impl Effects {
-    /// Nothing but what becomes of the payload.
-    pub(crate) fn are_quiet(&self) -> bool {
-        *self == Self { payload: self.payload, ..QUIET }
+    /// Whether the address pair belongs to this connection.
+    #[must_use]
+    pub fn has_address(self) -> bool {
+        match self {
+            Self::Closed => false,
+            Self::Open { theirs, .. } => !theirs.is_both(),
+            Self::Offered { .. } | Self::Connecting { .. } | Self::Closing { .. } => true,
+        }
     }
 }
 
@@ -234,14 +155,6 @@ pub fn step(state: State, input: Input) -> Step {
 const fn stay(state: State) -> Step {
     (state, QUIET)
 }
-
-const QUIET: Effects = Effects {
-    say: Say::Nothing,
-    tell: Tell::Nothing,
-    timer: Timer::Keep,
-    payload: Payload::Skip,
-    again: false,
-};
 
 /// The end, with a packet to the peer and a word to our user.
 const fn end(say: Say, tell: Tell) -> Step {
@@ -368,22 +281,18 @@ fn open(ours: Shutdown, theirs: Shutdown, input: Input) -> Step {
         Input::Shutdown { flags, unread } => their_shutdown(ours, theirs, flags, unread),
         Input::Rw if theirs.contains(Shutdown::SEND) => broken(),
         Input::Garbled | Input::Response => broken(),
-        Input::Rw => {
-            let is_read = !ours.contains(Shutdown::RCV);
-            let payload = if is_read { Payload::Deliver } else { Payload::Discard };
-            (state, Effects { payload, ..QUIET })
+        Input::Rw if ours.contains(Shutdown::RCV) => {
+            (state, Effects { payload: Payload::Discard, ..QUIET })
         }
+        Input::Rw => (state, Effects { payload: Payload::Deliver, ..QUIET }),
         Input::RwOverCredit => end(Say::Reset, Tell::Closed(CloseReason::OverCredit)),
         Input::CreditRequest if !is_last_word_ours => {
             (state, Effects { say: Say::CreditUpdate, ..QUIET })
         }
-        Input::ShutDown(how) => {
-            let is_said = !is_last_word_ours && !how.is_none();
-            let say = if is_said { Say::Shutdown(how) } else { Say::Nothing };
-            (State::Open { ours: ours.with(how), theirs }, Effects { say, ..QUIET })
+        Input::ShutDown(how) => our_shutdown(ours, theirs, how),
+        Input::Drained | Input::Close if is_last_word_ours => {
+            end(Say::Reset, Tell::Closed(CloseReason::Done))
         }
-        Input::Drained if is_last_word_ours => end(Say::Reset, Tell::Closed(CloseReason::Done)),
-        Input::Close if is_last_word_ours => end(Say::Reset, Tell::Closed(CloseReason::Done)),
         Input::Close => {
             let say = if ours.is_both() { Say::Nothing } else { Say::Shutdown(Shutdown::BOTH) };
             (State::Closing { theirs }, Effects { say, timer: Timer::Close, ..QUIET })
@@ -401,6 +310,13 @@ fn open(ours: Shutdown, theirs: Shutdown, input: Input) -> Step {
         | Input::Drained
         | Input::Expired => stay(state),
     }
+}
+
+/// Our user shuts directions of an open connection down.
+fn our_shutdown(ours: Shutdown, theirs: Shutdown, how: Shutdown) -> Step {
+    let is_said = !theirs.is_both() && !how.is_none();
+    let say = if is_said { Say::Shutdown(how) } else { Say::Nothing };
+    (State::Open { ours: ours.with(how), theirs }, Effects { say, ..QUIET })
 }
 
 /// SHUTDOWN on an open connection.
@@ -440,55 +356,6 @@ fn closing(theirs: Shutdown, input: Input) -> Step {
         | Input::ShutDown(_)
         | Input::Drained
         | Input::Close => stay(state),
-    }
-}
-
-impl State {
-    /// Its name, for people.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Offered { .. } => "offered",
-            Self::Connecting { .. } => "connecting",
-            Self::Closing { .. } => "closing",
-            Self::Open { theirs, .. } if theirs.is_both() => "draining",
-            Self::Open { ours, theirs } if ours.is_none() && theirs.is_none() => "open",
-            Self::Open { .. } => "half-closed",
-        }
-    }
-
-    /// Whether our user may send payload.
-    #[must_use]
-    pub fn can_send(self) -> bool {
-        match self {
-            Self::Open { ours, theirs } => {
-                !ours.contains(Shutdown::SEND) && !theirs.contains(Shutdown::RCV)
-            }
-            Self::Closed
-            | Self::Offered { .. }
-            | Self::Connecting { .. }
-            | Self::Closing { .. } => false,
-        }
-    }
-
-    /// Whether packets that carry credit may be sent.
-    #[must_use]
-    pub fn can_talk(self) -> bool {
-        match self {
-            Self::Open { theirs, .. } | Self::Closing { theirs } => !theirs.is_both(),
-            Self::Closed | Self::Offered { .. } | Self::Connecting { .. } => false,
-        }
-    }
-
-    /// Whether the address pair belongs to this connection.
-    #[must_use]
-    pub fn has_address(self) -> bool {
-        match self {
-            Self::Closed => false,
-            Self::Open { theirs, .. } => !theirs.is_both(),
-            Self::Offered { .. } | Self::Connecting { .. } | Self::Closing { .. } => true,
-        }
     }
 }
 
