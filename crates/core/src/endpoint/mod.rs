@@ -11,12 +11,14 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `mod.rs` | the types, and what the shell calls |
+//! | `mod.rs` | what an endpoint holds, and what the shell calls |
+//! | `event.rs` | what the shell is told |
 //! | `effects.rs` | carries out what a state change asks for |
 //! | `outbox.rs` | what waits for room on the link |
 //! | `stats.rs` | counters |
 
 mod effects;
+mod event;
 mod outbox;
 pub(crate) mod stats;
 
@@ -25,11 +27,12 @@ use crate::connection::{Connection, ConnectionInfo, Due};
 use crate::credit::Window;
 use crate::packet::{Header, Malformed, Op, RawHeader, Shutdown};
 use crate::slots::Slots;
-use crate::state::{CloseReason, Input};
+use crate::state::Input;
 use crate::table::Table;
 use crate::time::{Duration, Instant};
 use crate::timers::Timers;
 use alloc::collections::VecDeque;
+pub use event::{ConnectError, Event, Received};
 use outbox::Outbox;
 pub use stats::EndpointStats;
 
@@ -69,63 +72,6 @@ impl Default for Limits {
 /// Names one connection for ever: a slot and its generation. A stale id is harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
-
-/// What the shell has to do with an inbound packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Received {
-    /// Take `header.len` bytes of payload for this connection.
-    Data(ConnectionId),
-    /// Nothing; payload, if any, is skipped.
-    Handled,
-}
-
-/// Why `connect` made no connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectError {
-    /// There is a connection between these addresses.
-    InUse,
-    /// A limit is reached.
-    TooMany,
-}
-
-/// What our user is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The peer asks for a connection: answer with `accept` or `refuse`.
-    Offered {
-        /// The connection.
-        id: ConnectionId,
-        /// Both addresses.
-        key: FlowKey,
-        /// Socket type.
-        kind: SocketType,
-    },
-    /// The peer accepted our connection.
-    Connected {
-        /// The connection.
-        id: ConnectionId,
-    },
-    /// More may be sent than when `wants_to_send` was called.
-    Writable {
-        /// The connection.
-        id: ConnectionId,
-    },
-    /// The peer shut directions down. Data received before is still to be read.
-    TheirsShutDown {
-        /// The connection.
-        id: ConnectionId,
-        /// All directions shut so far, as the peer sees them.
-        flags: Shutdown,
-    },
-    /// The connection is over and its id dead.
-    Closed {
-        /// The connection.
-        id: ConnectionId,
-        /// Why.
-        reason: CloseReason,
-    },
-}
 
 /// All connections between us and the other side of one link.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod opening;
 use super::*;
 use crate::address::Address;
 use crate::packet::EOM;
+use crate::state::CloseReason;
 use alloc::vec::Vec;
 
 const KEY: FlowKey = FlowKey { ours: Address::new(2, 5000), theirs: Address::new(3, 1024) };
