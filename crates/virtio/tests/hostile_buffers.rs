@@ -21,6 +21,7 @@ const BIND: u8 = 1;
 const CONNECT: u8 = 2;
 const LISTEN: u8 = 3;
 const FLOW: u8 = 8;
+const ENOTCONN: u16 = 107;
 
 fn with_buffer(mut request: [u8; 32], buffer: u32) -> [u8; 32] {
     request[16..20].copy_from_slice(&buffer.to_le_bytes());
@@ -83,6 +84,12 @@ fn buffers_above_the_default_come_out_of_one_budget_and_go_back_with_their_flow(
     assert_eq!(open(&lab, &mut guest).2, DEFAULT);
     drop((programs.remove(0), late));
     wait_until("two flows are over", || is_closed(&lab, &mut guest, FIT));
-    assert_eq!(open(&lab, &mut guest).2, LARGEST);
-    assert_eq!(node_counter(&lab.switch, "buffers_cut"), 4);
+    let (_new, new_number, told) = open(&lab, &mut guest);
+    assert_eq!((told, node_counter(&lab.switch, "buffers_cut")), (LARGEST, 4));
+
+    // A flow that is over has no number any more.
+    for (number, errno) in [(number, ENOTCONN), (new_number, 0), (programs[0].1, 0)] {
+        question[4..12].copy_from_slice(&number);
+        assert_eq!(ask(&mut asking, &question).0, errno);
+    }
 }

@@ -104,6 +104,7 @@ impl Worker {
         if let Some(slot) = self.links.get_mut(link) {
             slot.tie(id, token);
         }
+        self.numbers.insert(flow.number, token);
         self.sources[token] = Source::Flow(Box::new(flow));
         // A program may have ended its data right behind the request, and that has been told already.
         self.renew(token);

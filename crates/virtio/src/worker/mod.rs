@@ -107,6 +107,8 @@ pub(crate) struct Worker {
     shut_doors: Vec<Token>,
     doors_open_at: Option<Instant>,
     next_number: u64,
+    /// The entry of each flow, by its number.
+    numbers: HashMap<u64, Token>,
     /// What receive buffers may have above the default.
     buffers: Budget,
     buffers_cut: u64,
@@ -163,6 +165,7 @@ impl Worker {
             shut_doors: Vec::new(),
             doors_open_at: None,
             next_number: 1,
+            numbers: HashMap::new(),
             buffers: Budget::default(),
             buffers_cut: 0,
             bad_requests: 0,
@@ -194,6 +197,7 @@ impl Worker {
             for token in self.ended.drain(..) {
                 self.sources.remove(token);
             }
+            debug_assert!(self.numbers.len() <= self.sources.len(), "each flow once");
         }
         self.end_all();
     }

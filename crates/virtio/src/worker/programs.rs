@@ -215,12 +215,10 @@ impl Worker {
             return Err((op::FLOW, Errno::INVAL));
         };
         let user = client.peer.uid;
-        // Rare enough to look at all of them.
-        let mut flows = self.sources.iter_mut().filter_map(|(token, source)| {
-            if let Source::Flow(flow) = source { Some((token, flow)) } else { None }
-        });
-        let found = flows.find(|(_, flow)| flow.number == number);
-        let (flow_token, flow) = found.ok_or((op::FLOW, Errno::NOTCONN))?;
+        let flow_token = *self.numbers.get(&number).ok_or((op::FLOW, Errno::NOTCONN))?;
+        let Some(Source::Flow(flow)) = self.sources.get_mut(flow_token) else {
+            return Err((op::FLOW, Errno::NOTCONN));
+        };
         if user != 0 && user != flow.peer.uid {
             return Err((op::FLOW, Errno::PERM));
         }

@@ -65,9 +65,11 @@ impl Worker {
             return;
         };
         let flow = self.new_flow(id, connection, key, kind, fd, peer);
+        let number = flow.number;
         let flow = Flow { phase: Phase::Open, is_outgoing: false, share, ..flow };
         match self.watch(Source::Flow(Box::new(flow))) {
             Ok(token) => {
+                self.numbers.insert(number, token);
                 let slot = &mut self.links[id];
                 slot.tie(connection, token);
                 slot.endpoint.accept(connection);
@@ -220,7 +222,8 @@ impl Worker {
         };
         let Some(entry) = self.sources.get_mut(token) else { return };
         let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) else { return };
-        let Flow { kind, peer, binding, mut stream, .. } = *flow;
+        let Flow { kind, peer, binding, mut stream, number, .. } = *flow;
+        self.numbers.remove(&number);
         let Greeting::Reply { held } = greeting else {
             self.release(binding);
             self.ended.push(token);
@@ -401,6 +404,7 @@ impl Worker {
         }
         if let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) {
             self.ended.push(token);
+            self.numbers.remove(&flow.number);
             self.release(flow.binding);
             flow.stream.finish();
         }
