@@ -2,18 +2,18 @@
 //!
 //! Every queue has a life of its own: it exists from [`start_ring`](DeviceLink::start_ring) to
 //! [`stop_ring`](DeviceLink::stop_ring), and while it does not, there is simply nothing inbound, or no space.
-//!
-//! **Order.** Chains are given back in the order they were popped (see [`ring`](crate::ring)). A chain that is of
-//! no use (no packet fits) cannot be given back at once when older ones are still in use; it waits in `skipped`.
+//! In which order chains are given back is told in `device/queue.rs`.
 //!
 //! The event queue only carries TRANSPORT_RESET. Most front ends (QEMU) keep it to themselves; User-Mode Linux
 //! hands it over.
 
-use std::collections::VecDeque;
+mod queue;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use self::queue::Queue;
 use crate::link::{
     EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
     Space, TRANSPORT_RESET, TX_QUEUE, Token, signal, split_header, take_header,
@@ -21,74 +21,6 @@ use crate::link::{
 use crate::memory::GuestMemory;
 use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
 use crate::slice::{self, Slice};
-
-/// Chains of no use in a row before others have their turn: a driver may offer them as fast as they are given back.
-const MOST_SKIPPED: u32 = 256;
-
-/// A ring that runs.
-struct Queue {
-    ring: DeviceRing,
-    kick: OwnedFd,
-    call: Option<OwnedFd>,
-    /// Number of chains popped, and of chains given back: free-running.
-    popped: u16,
-    done: u16,
-    /// Chains of no use that wait for their turn: number and head.
-    skipped: VecDeque<(u16, u16)>,
-}
-
-impl Queue {
-    fn pop(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Chain>, RingError> {
-        let chain = self.ring.pop(slices)?;
-        if chain.is_some() {
-            self.popped = self.popped.wrapping_add(1);
-        }
-        Ok(chain)
-    }
-
-    /// Gives a chain back, and those of no use right behind it. Returns how many those were.
-    fn complete(&mut self, head: u16, len: u32) -> u64 {
-        self.ring.push_used(head, len);
-        self.done = self.done.wrapping_add(1);
-        self.flush_skipped()
-    }
-
-    /// The chain popped last is of no use.
-    fn skip(&mut self, head: u16) -> u64 {
-        self.skipped.push_back((self.popped.wrapping_sub(1), head));
-        self.flush_skipped()
-    }
-
-    fn flush_skipped(&mut self) -> u64 {
-        let mut count = 0;
-        while let Some(&(_, head)) = self.skipped.front().filter(|(n, _)| *n == self.done) {
-            self.skipped.pop_front();
-            self.ring.push_used(head, 0);
-            self.done = self.done.wrapping_add(1);
-            count += 1;
-        }
-        count
-    }
-
-    /// Returns the last `n` chains that were of use, and with them all that came in between.
-    fn unpop(&mut self, n: u16) {
-        let mut useful = n;
-        let mut count = 0;
-        while self.popped != self.done {
-            let newest = self.popped.wrapping_sub(1);
-            if self.skipped.back().is_some_and(|(n, _)| *n == newest) {
-                self.skipped.pop_back();
-            } else if useful > 0 {
-                useful -= 1;
-            } else {
-                break;
-            }
-            self.popped = newest;
-            count += 1;
-        }
-        self.ring.unpop(count);
-    }
-}
 
 /// The device's end of a link.
 #[derive(Default)]
@@ -147,8 +79,7 @@ impl DeviceLink {
         }
         self.bases[queue] = config.base;
         let ring = DeviceRing::new(Arc::clone(memory), config)?;
-        let skipped = VecDeque::new();
-        self.queues[queue] = Some(Queue { ring, kick, call, popped: 0, done: 0, skipped });
+        self.queues[queue] = Some(Queue::new(ring, kick, call));
         self.epochs[queue] = self.epochs[queue].wrapping_add(1);
         Ok(())
     }
@@ -232,7 +163,7 @@ impl DeviceLink {
         let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return Ok(false) };
         let mut slices = Vec::new();
         let holds_id = |chain: &Chain| chain.writable_len >= 4 && chain.readable_len == 0;
-        let popped = pop(queue, EVENT_QUEUE, &mut slices, &mut self.stats, holds_id)?;
+        let popped = queue.pop_useful(EVENT_QUEUE, &mut slices, &mut self.stats, holds_id)?;
         let Some(chain) = popped else { return Ok(false) };
         slice::copy_in(&slices[chain.writable], &id.to_le_bytes());
         self.stats.skipped += queue.complete(chain.head, 4);
@@ -246,7 +177,7 @@ impl DeviceLink {
         let Some(queue) = &mut self.queues[TX_QUEUE] else { return Ok(None) };
         let is_packet =
             |chain: &Chain| chain.readable_len >= HEADER_BYTES && chain.writable_len == 0;
-        let popped = pop(queue, TX_QUEUE, slices, &mut self.stats, is_packet)?;
+        let popped = queue.pop_useful(TX_QUEUE, slices, &mut self.stats, is_packet)?;
         let Some(chain) = popped else { return Ok(None) };
         let (header, payload) = take_header(slices, chain.readable);
         let token = Token { index: chain.head, epoch: self.epochs[TX_QUEUE] };
@@ -272,7 +203,7 @@ impl DeviceLink {
         let Some(queue) = &mut self.queues[RX_QUEUE] else { return Ok(None) };
         // Room for a header alone would never let data on.
         let has_room = |chain: &Chain| chain.writable_len > HEADER_BYTES && chain.readable_len == 0;
-        let popped = pop(queue, RX_QUEUE, slices, &mut self.stats, has_room)?;
+        let popped = queue.pop_useful(RX_QUEUE, slices, &mut self.stats, has_room)?;
         self.starved = popped.is_none();
         let Some(chain) = popped else { return Ok(None) };
         let (header, payload) = split_header(slices, chain.writable.start);
@@ -387,30 +318,4 @@ impl DeviceLink {
     pub fn is_dead(&self) -> bool {
         self.queues.iter().flatten().any(|queue| queue.ring.is_dead())
     }
-}
-
-/// Pops the next chain that is of use; those before it are given back and counted, and what they added to `slices` is
-/// taken out. Where nothing sensible comes, the cause may be memory that is gone.
-fn pop(
-    queue: &mut Queue,
-    number: usize,
-    slices: &mut Vec<Slice>,
-    stats: &mut LinkStats,
-    is_useful: impl Fn(&Chain) -> bool,
-) -> Result<Option<Chain>, LinkError> {
-    for _ in 0..=MOST_SKIPPED {
-        match queue.pop(slices) {
-            Ok(Some(chain)) if is_useful(&chain) => return Ok(Some(chain)),
-            Ok(Some(chain)) => {
-                slices.truncate(chain.readable.start);
-                stats.skipped += queue.skip(chain.head);
-            }
-            Ok(None) if !queue.ring.is_dead() => return Ok(None),
-            Err(error) if !queue.ring.is_dead() => {
-                return Err(LinkError::Ring { queue: number, error });
-            }
-            Ok(None) | Err(_) => return Err(LinkError::MemoryDead),
-        }
-    }
-    Ok(None)
 }
