@@ -73,6 +73,45 @@ def test_broken_runtime_directory_is_no_way_to_the_kernel(
     assert said == ["ENODEV"]
 
 
+CLOSE_UNDER_CONNECT = """
+s = socket.socket(AF_VSOCK, SOCK_STREAM)
+s.setblocking(sys.argv[1] == "blocking")
+def close():
+    sys.stdin.readline()
+    os.close(s.fileno())
+    say("closed")
+closer = threading.Thread(target=close)
+closer.start()
+say(error(s.connect, (3, 1)), "with much work" if time.thread_time() > 0.5 else "with little work")
+closer.join()
+s.detach()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"), [("blocking", True), ("non-blocking", True), ("non-blocking", False)]
+)
+def test_connect_whose_descriptor_is_closed_by_another_thread_ends(
+    runtime_dir: Path, start_python: Any, kind: str, word: bool
+) -> None:
+    """EBADF with the next word of the switch; and soon, without any, if that was owed at once."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(30)
+        listener.bind(str(runtime_dir / "stream"))
+        listener.listen()
+        program = start_python(CLOSE_UNDER_CONNECT, kind, stdin=subprocess.PIPE)
+        node, _ = listener.accept()
+        with node:
+            node.settimeout(30)
+            assert node.recv(1)  # the request: the program waits now, or is about to
+            program.stdin.write("close\n")
+            program.stdin.flush()
+            assert program.stdout.readline() == "closed\n"
+            if word:
+                node.sendall(bytes(32))
+            assert program.communicate(timeout=30) == ("EBADF with little work\n", "")
+
+
 @needs_strace
 def test_no_system_call_asks_for_af_vsock(
     switch: object, run: Callable[..., str], tmp_path: Path

@@ -8,6 +8,13 @@ use crate::note::{Flags, Note, State};
 use crate::sys::{Answer, Errno, Fd, give_way, now_ms, tick_us};
 use crate::wire::{Reply, op};
 
+/// Another thread has closed the descriptor, or put something else in its place.
+const CLOSED: Errno = Errno(libc::EBADF);
+
+/// How often a wait for what is owed at once looks whether the descriptor is still there: a poll keeps the socket that
+/// it began with, and is not told.
+const LOOK_MS: u64 = 100;
+
 /// Brings a socket's note up to date: if a connect is under way and there is word of it, takes that.
 pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
     if note.state != State::Connecting {
@@ -15,7 +22,7 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
     }
     // Of two threads that come here only one may read the 32 bytes: what follows them is data.
     let _turn = Turn::take();
-    let Some(mut note) = Note::of(fd) else { return Ok(note) };
+    let Some(mut note) = Note::of(fd) else { return Err(CLOSED) };
     if note.state != State::Connecting {
         return Ok(note);
     }
@@ -64,7 +71,7 @@ pub(crate) fn await_beginning(fd: Fd, mut note: Note) -> Answer<Note> {
         if left == 0 {
             return Err(Errno(libc::ENODEV));
         }
-        match fd.poll(libc::POLLIN, left) {
+        match fd.poll(libc::POLLIN, left.min(LOOK_MS)) {
             Ok(_) | Err(Errno(libc::EINTR)) => note = settle(fd, note)?,
             Err(error) => return Err(error),
         }
