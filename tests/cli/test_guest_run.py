@@ -1,12 +1,15 @@
 """`vsock guest run`: a command as a guest of the switch."""
 
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 import vsock
+from vsock.cli.guest_run import Signals
 from vsock.cli.main import main
 from vsock.guest import Guest
 from vsock.switch import Switch
@@ -51,6 +54,59 @@ def test_command_serves_the_host_and_ends_by_our_signal(switch: Switch) -> None:
             assert process.wait(30) == 128 + signal.SIGTERM
             assert connection.recv(10) == b""
     assert switch.guest("beta").connections == 0
+
+
+def test_signal_before_the_command_runs_leaves_nothing_behind(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made for the guest goes, also if it came while the device did not answer."""
+    temporary = switch.runtime_dir / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    path = switch.runtime_dir / "silent.sock"
+    switch.add_guest("delta", 6, socket=path)
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as device:
+        device.settimeout(30)
+        device.bind(str(path))
+        device.listen()
+        with guest_run("delta", "true") as process:
+            connection, _ = device.accept()
+            with connection:
+                assert list(temporary.iterdir())
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 1
+    assert not list(temporary.iterdir())
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """What a command's parent does with signals, in this process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    yield Signals()
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def test_signal_while_the_command_is_started_is_passed_on(signals: Signals) -> None:
+    """Between fork and the return to us it waits; it neither ends us alone nor is lost."""
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    assert signals.kept == [signal.SIGINT, signal.SIGTERM]
+    with subprocess.Popen(["sleep", "60"]) as child:
+        signals.give_to(child)
+        assert child.wait(30) == -signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # too late for anybody
+
+
+def test_ignored_signal_stays_ignored_in_the_command(switch: Switch) -> None:
+    """As `nohup` wants it."""
+    command = f"trap '' HUP; exec {sys.executable} -m vsock.cli guest run beta grep SigIgn /proc/self/status"
+    shown = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=30, check=True
+    ).stdout
+    assert int(shown.split()[1], 16) & 1 << (signal.SIGHUP - 1)
 
 
 def test_guest_that_runs_already_is_refused(
