@@ -61,20 +61,7 @@ class GuestRecord:
     @classmethod
     def of(cls, info: "_native.GuestInfo") -> "GuestRecord":
         """The record of what the data plane knows."""
-        return cls(
-            name=info.name,
-            cid=info.cid,
-            socket=info.socket,
-            hybrid=info.hybrid,
-            groups=list(info.groups),
-            state=info.state,
-            connections=info.connections,
-            bytes_in=info.bytes_in,
-            bytes_out=info.bytes_out,
-            packets_in=info.packets_in,
-            packets_out=info.packets_out,
-            errors=info.errors,
-        )
+        return _same(cls, info)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +78,7 @@ class ListenerRecord:
     @classmethod
     def of(cls, info: "_native.ListenerInfo") -> "ListenerRecord":
         """The record of what the data plane knows."""
-        return cls(
-            cid=info.cid,
-            port=info.port,
-            type=info.type,
-            backlog=info.backlog,
-            pid=info.pid,
-            uid=info.uid,
-        )
+        return _same(cls, info)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +100,7 @@ class DatagramRecord:
     @classmethod
     def of(cls, info: "_native.DatagramInfo") -> "DatagramRecord":
         """The record of what the data plane knows."""
-        return cls(
-            cid=info.cid,
-            port=info.port,
-            sent=info.sent,
-            received=info.received,
-            dropped=info.dropped,
-            pid=info.pid,
-            uid=info.uid,
-        )
+        return _same(cls, info)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,17 +120,14 @@ class FlowRecord:
     @classmethod
     def of(cls, info: "_native.FlowInfo") -> "FlowRecord":
         """The record of what the data plane knows."""
-        return cls(
-            id=info.id,
-            type=info.type,
-            source=str(Address(*info.source)),
-            destination=str(Address(*info.destination)),
-            state=info.state,
-            bytes_out=info.bytes_out,
-            bytes_in=info.bytes_in,
-            age=info.age,
-            pid=info.pid,
-        )
+        source, destination = str(Address(*info.source)), str(Address(*info.destination))
+        return _same(cls, info, source=source, destination=destination)
+
+
+def _same(kind: type[_T], info: object, **others: object) -> _T:
+    """The record with the values that `info` has under the same names, and `others`."""
+    names = {field.name for field in fields(kind)} - others.keys()  # type: ignore[arg-type] # records only
+    return kind(**{name: getattr(info, name) for name in names}, **others)
 
 
 def from_json(kind: type[_T], data: Mapping[str, Any]) -> _T:
