@@ -21,8 +21,6 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 /// The most pieces that one vectored system call takes (`IOV_MAX` of Linux).
 const MAX_VECTOR: usize = 1024;
-/// The most bytes that are moved through memory of our own when there are more pieces than that.
-const MAX_BOUNCE: usize = 1 << 20;
 
 /// A piece of guest memory: pointer and length, laid out as the `iovec` of readv(2).
 #[repr(transparent)]
@@ -265,7 +263,8 @@ fn message(pieces: &[Slice]) -> libc::msghdr {
 /// Sends all the pieces as one message (sendmsg(2)), without SIGPIPE and without waiting. `flags` are added.
 ///
 /// A guest may cut its packets into more pieces than one call takes; those are copied together first, as a part
-/// of a message would be another message.
+/// of a message would be another message. How many bytes that are is up to the caller, who has a turn's worth: a
+/// packet of more than 64 KiB never gets this far.
 ///
 /// # Errors
 /// What sendmsg says; EFAULT as [`TransferError::MemoryDead`].
@@ -283,10 +282,9 @@ pub fn sendmsg(fd: BorrowedFd<'_>, pieces: &[Slice], flags: i32) -> Result<usize
     retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
 }
 
-/// Memory for all the bytes of pieces that are too many for one call; `None` when they are not (or when they
-/// are so large that the kernel shall say EMSGSIZE).
+/// Memory for all the bytes of pieces that are too many for one call; `None` when they are not.
 fn bounce(pieces: &[Slice]) -> Option<Vec<u8>> {
-    (pieces.len() > MAX_VECTOR && total(pieces) <= MAX_BOUNCE).then(|| vec![0; total(pieces)])
+    (pieces.len() > MAX_VECTOR).then(|| vec![0; total(pieces)])
 }
 
 /// What [`recvmsg`] got.
