@@ -19,10 +19,12 @@ mod attach;
 mod binding;
 mod connecting;
 mod datagrams;
+mod flows;
 mod forward;
 mod hybrid;
 mod inbound;
 mod link_slot;
+mod offers;
 mod outbound;
 mod programs;
 mod renumber;
@@ -57,9 +59,6 @@ use crate::mailbox::Mailbox;
 use crate::polling::Polling;
 use crate::reactor::{BELL, Events, Reactor, Readiness, Token};
 use crate::slice::Slice;
-
-/// The flow of a program that closed with data unsent is reset after this long without progress.
-const LINGER: Duration = Duration::from_secs(8);
 
 /// How long a device may take to say what our CID is.
 const CONFIG_WAIT: Duration = Duration::from_secs(1);

@@ -1,0 +1,112 @@
+//! The other side asks for a connection: a listener's queue, a hybrid socket, or a refusal.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
+use vsock_core::{Binding, ConnectionId, FlowKey, SocketType};
+
+use super::Worker;
+use super::source::{Flow, LinkId, Phase, Source};
+use crate::host::budget::Share;
+use crate::host::room;
+use crate::host::wire::{Reply, op};
+use crate::vhost_user::PeerCredentials;
+
+/// The program behind a hybrid socket, which is not asked.
+const NOBODY: PeerCredentials = PeerCredentials { pid: 0, uid: u32::MAX, gid: u32::MAX };
+
+impl Worker {
+    /// The other side asks for a connection: a listener's queue, a hybrid socket, or a refusal.
+    pub(super) fn offered(
+        &mut self,
+        id: LinkId,
+        connection: ConnectionId,
+        key: FlowKey,
+        kind: SocketType,
+    ) {
+        let granted = match self.ports.lookup(key.ours) {
+            Some(listener) if listener.kind == kind => {
+                self.offer_to_listener(id, connection, key, listener.binding)
+            }
+            Some(_) => None,
+            None => {
+                let fd = self.offer_to_hybrid(id, key, kind);
+                fd.map(|fd| (fd, NOBODY, self.buffers.share()))
+            }
+        };
+        let Some((fd, peer, share)) = granted else {
+            self.links[id].endpoint.refuse(connection);
+            return;
+        };
+        let flow = self.new_flow(id, connection, key, kind, fd, peer);
+        let number = flow.number;
+        let flow = Flow { phase: Phase::Open, is_outgoing: false, share, ..flow };
+        match self.watch(Source::Flow(Box::new(flow))) {
+            Ok(token) => {
+                self.numbers.insert(number, token);
+                let slot = &mut self.links[id];
+                slot.tie(connection, token);
+                slot.endpoint.accept(connection);
+                self.queue_flow(token);
+            }
+            Err(error) => {
+                self.journal.write("failed", key.theirs.cid.0, format!("new connection: {error}"));
+                self.links[id].endpoint.refuse(connection);
+            }
+        }
+    }
+
+    /// Hands a new stream to the program that listens; `None`: its queue is full or it is gone.
+    fn offer_to_listener(
+        &mut self,
+        id: LinkId,
+        connection: ConnectionId,
+        key: FlowKey,
+        binding: Binding,
+    ) -> Option<(OwnedFd, PeerCredentials, Share)> {
+        let token = *self.listeners.get(&binding)?;
+        let kind = self.links[id].endpoint.info(connection)?.kind;
+        if !self.ports.admit(binding) {
+            return None;
+        }
+        let number = self.next_number;
+        let Some(Source::Listener(listener)) = self.sources.get(token) else { return None };
+        let mut share = self.buffers.share();
+        let is_cut = !share.give(&mut self.links[id].endpoint, connection, listener.buffer);
+        self.buffers_cut += u64::from(is_cut);
+        let reply = Reply {
+            op: op::ACCEPT,
+            errno: 0,
+            ours: key.ours,
+            theirs: key.theirs,
+            peer_buffer: self.links[id].endpoint.max_message(connection),
+            flow: number,
+        };
+        let handed = stream_pair(kind).and_then(|(ours, theirs)| {
+            let told = listener.client.reply_with(&reply, &listener.inherited, &theirs);
+            told.map(|()| ours)
+        });
+        let peer = listener.client.peer;
+        match handed {
+            Ok(ours) => Some((ours, peer, share)),
+            Err(error) => {
+                self.ports.accepted(binding);
+                self.journal.write("refused", key.theirs.cid.0, format!("{}: {error}", key.ours));
+                None
+            }
+        }
+    }
+}
+
+/// A connected pair of Unix sockets of the kind: our end, and the program's.
+fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+    let unix = match kind {
+        SocketType::Stream => UnixType::STREAM,
+        SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
+    };
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
+    room::for_messages(&theirs, kind);
+    Ok((ours, theirs))
+}
