@@ -25,6 +25,7 @@ mod hearing;
 mod hybrid;
 mod inbound;
 mod link_slot;
+mod messages;
 mod offers;
 mod outbound;
 mod programs;

@@ -2,17 +2,18 @@
 //!
 //! The order is fixed: control packets first (an answer must precede the data it permits), then packets of other guests
 //! that found no room before, then flows by turns, a quantum each. A turn of a stream is one vectored read from its
-//! program's socket, straight into as many of the other side's buffers as credit and quantum allow.
+//! program's socket, straight into as many of the other side's buffers as credit and quantum allow. A turn of a flow of
+//! messages is one message (`messages.rs`).
 
-use vsock_core::{EOM, EOR, SocketType};
+use vsock_core::{ConnectionId, SocketType};
 
 use super::Worker;
-use super::link_slot::{LinkFault, gather, sort_transfer};
-use super::source::{LinkId, Outgoing, Phase, Source};
-use crate::host::stream::{End, Read};
+use super::link_slot::{LinkFault, LinkSlot, gather, sort_transfer};
+use super::source::{LinkId, Phase, Source};
+use crate::host::stream::Read;
 use crate::link::{Link, Space};
 use crate::reactor::Token;
-use crate::slice::{self, Slice};
+use crate::slice::{self, Slice, TransferError};
 
 /// Bytes of one flow before the next has its turn.
 const QUANTUM: usize = 64 * 1024;
@@ -35,7 +36,7 @@ pub(crate) struct Batch {
 }
 
 /// How a flow's turn ended.
-enum Turn {
+pub(super) enum Turn {
     /// It may have more.
     Again(usize),
     /// Nothing to send, or no credit; an event will tell.
@@ -206,140 +207,37 @@ impl Worker {
             return Ok(Turn::NoRoom);
         }
         let read = flow.stream.read(&batch.pieces);
-        let mut left = if let Ok(Read::Bytes(n)) = read { n } else { 0 };
-        let mut used = 0u16;
-        for space in &batch.spaces {
-            let len = left.min(space.capacity as usize);
-            // `len` is at most the capacity, which is a u32.
-            #[allow(clippy::cast_possible_truncation)]
-            let Some(header) =
-                (len > 0).then(|| slot.endpoint.data_header(flow.id, len as u32, 0)).flatten()
-            else {
-                break;
-            };
-            slot.link.send(space, &batch.slices, &header.encode(), header.len);
-            left -= len;
-            used += 1;
-            slot.traffic.packets_out += 1;
-            slot.traffic.bytes_out += len as u64;
-        }
-        // At most `SPACES_PER_READ` spaces.
-        slot.link.return_spaces(u16::try_from(batch.spaces.len()).unwrap_or(u16::MAX) - used);
+        let came = if let Ok(Read::Bytes(n)) = read { n } else { 0 };
+        send_filled(slot, flow.id, batch, came);
         match read {
             Ok(Read::Bytes(n)) if flow.stream.readable => Ok(Turn::Again(n)),
+            last => self.pause(token, last),
+        }
+    }
+
+    /// A stream has no more to read: for now, for ever, or because its socket failed.
+    fn pause(
+        &mut self,
+        token: Token,
+        last: Result<Read, TransferError>,
+    ) -> Result<Turn, LinkFault> {
+        match last {
             Ok(Read::Bytes(_) | Read::Empty) => {
-                if flow.stream.take_suspicion() {
+                if self.flow(token).is_some_and(|it| it.stream.take_suspicion()) {
                     self.look_for_refusal(token);
                 }
-                Ok(Turn::Done)
             }
-            Ok(Read::End) => {
-                self.program_ended(token);
-                Ok(Turn::Done)
-            }
+            Ok(Read::End) => self.program_ended(token),
             Err(error) => {
                 let error = sort_transfer(error)?;
                 self.fail_flow(token, &error);
-                Ok(Turn::Done)
             }
         }
-    }
-
-    /// One message, or the next part of one, when all of it can be sent or it is longer than credit will ever be.
-    fn send_message(
-        &mut self,
-        id: LinkId,
-        token: Token,
-        batch: &mut Batch,
-    ) -> Result<Turn, LinkFault> {
-        match self.fetch_message(id, token) {
-            Ok(true) => {}
-            Ok(false) => {
-                let may_have_more = self.flow(token).is_some_and(|it| {
-                    it.stream.readable && it.phase == Phase::Open && !it.our_end_sent
-                });
-                return Ok(if may_have_more { Turn::Again(0) } else { Turn::Done });
-            }
-            Err(error) => {
-                self.fail_flow(token, &error);
-                return Ok(Turn::Done);
-            }
-        }
-        let (Some(slot), Some(Source::Flow(flow))) =
-            (self.links.get_mut(id), self.sources.get_mut(token))
-        else {
-            return Ok(Turn::Done);
-        };
-        let Some(message) = flow.outgoing.as_mut() else { return Ok(Turn::Done) };
-        let mut bytes = 0;
-        while message.sent < message.bytes.len() {
-            let window = slot.endpoint.window(flow.id);
-            let left = message.bytes.len() - message.sent;
-            let len = left.min(window.bytes as usize);
-            if len == 0 || window.packets == 0 {
-                slot.endpoint.wants_to_send(self.now, flow.id);
-                self.stalled(token);
-                return Ok(Turn::Done);
-            }
-            batch.slices.clear();
-            let Some(space) = slot.link.next_space(&mut batch.slices)? else {
-                slot.is_blocked = true;
-                self.stalled(token);
-                return Ok(Turn::NoRoom);
-            };
-            let len = len.min(space.capacity as usize);
-            let flags = if len == left { message.last_flags } else { 0 };
-            // `len` is at most the capacity, which is a u32.
-            #[allow(clippy::cast_possible_truncation)]
-            let Some(header) = slot.endpoint.data_header(flow.id, len as u32, flags) else {
-                slot.link.return_spaces(1);
-                return Ok(Turn::Done);
-            };
-            let part = &message.bytes[message.sent..message.sent + len];
-            slice::copy_in(&batch.slices[space.payload.clone()], part);
-            slot.link.send(&space, &batch.slices, &header.encode(), header.len);
-            message.sent += len;
-            bytes += len;
-            slot.traffic.packets_out += 1;
-            slot.traffic.bytes_out += len as u64;
-        }
-        flow.outgoing = None;
-        Ok(Turn::Again(bytes))
-    }
-
-    /// Makes sure that there is a message to send; false when there is none.
-    fn fetch_message(&mut self, id: LinkId, token: Token) -> std::io::Result<bool> {
-        let (Some(slot), Some(Source::Flow(flow))) =
-            (self.links.get_mut(id), self.sources.get_mut(token))
-        else {
-            return Ok(false);
-        };
-        if flow.outgoing.is_some() {
-            return Ok(true);
-        }
-        let longest = slot.endpoint.max_message(flow.id) as usize;
-        self.scratch.resize(longest.max(1), 0);
-        let (read, end) = flow.stream.read_message(&mut self.scratch)?;
-        match read {
-            Read::Bytes(n) if n <= longest => {
-                let last_flags = if end == End::Record { EOM | EOR } else { EOM };
-                let bytes = self.scratch[..n].to_vec();
-                flow.outgoing = Some(Outgoing { bytes, sent: 0, last_flags });
-                Ok(true)
-            }
-            Read::Bytes(n) => Err(std::io::Error::other(format!(
-                "a message of {n} bytes is longer than the peer's buffer of {longest}"
-            ))),
-            Read::Empty => Ok(false),
-            Read::End => {
-                self.program_ended(token);
-                Ok(false)
-            }
-        }
+        Ok(Turn::Done)
     }
 
     /// A flow that cannot send: that its program has nothing more to send need not wait for room.
-    fn stalled(&mut self, token: Token) {
+    pub(super) fn stalled(&mut self, token: Token) {
         let is_done =
             self.flow(token).is_some_and(|it| it.outgoing.is_none() && it.stream.is_at_end());
         if is_done {
@@ -369,4 +267,26 @@ fn reserve(
         batch.spaces.push(space);
     }
     Ok(!batch.spaces.is_empty())
+}
+
+/// Sends as many of the reserved buffers as `left` bytes have filled, and returns the others.
+fn send_filled(slot: &mut LinkSlot, id: ConnectionId, batch: &Batch, mut left: usize) {
+    let mut used = 0u16;
+    for space in &batch.spaces {
+        let len = left.min(space.capacity as usize);
+        // `len` is at most the capacity, which is a u32.
+        #[allow(clippy::cast_possible_truncation)]
+        let Some(header) =
+            (len > 0).then(|| slot.endpoint.data_header(id, len as u32, 0)).flatten()
+        else {
+            break;
+        };
+        slot.link.send(space, &batch.slices, &header.encode(), header.len);
+        left -= len;
+        used += 1;
+        slot.traffic.packets_out += 1;
+        slot.traffic.bytes_out += len as u64;
+    }
+    // At most `SPACES_PER_READ` spaces.
+    slot.link.return_spaces(u16::try_from(batch.spaces.len()).unwrap_or(u16::MAX) - used);
 }
