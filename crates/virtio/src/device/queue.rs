@@ -33,6 +33,7 @@ impl Queue {
 
     /// Pops the next chain that is of use; those before it are given back and counted, and what they added to `slices` is
     /// taken out. Where nothing sensible comes, the cause may be memory that is gone.
+    #[inline]
     pub(super) fn pop_useful(
         &mut self,
         number: usize,
