@@ -39,7 +39,7 @@ counters! {
         impossible_credit,
         /// Flows ended because an answer did not come in time.
         timeouts,
-        /// Flows ended by [`Relay::reset_flow`].
+        /// Flows ended by [`Relay::reset_flow`](super::Relay::reset_flow).
         given_up,
     }
 }
