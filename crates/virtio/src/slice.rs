@@ -294,8 +294,8 @@ pub struct Received {
     pub len: usize,
     /// The message was longer than the pieces and its rest is lost.
     pub truncated: bool,
-    /// The socket marks the end of a record here.
-    pub end_of_record: bool,
+    /// Descriptors came with it, which are dropped. A Unix stream ends a read behind them, whatever else is there.
+    pub had_descriptors: bool,
 }
 
 /// Receives one message into all the pieces (recvmsg(2)), without waiting. `flags` are added. More pieces than one
@@ -323,6 +323,6 @@ pub fn recvmsg(
     Ok(Received {
         len,
         truncated: message.msg_flags & libc::MSG_TRUNC != 0,
-        end_of_record: message.msg_flags & libc::MSG_EOR != 0,
+        had_descriptors: message.msg_flags & libc::MSG_CTRUNC != 0,
     })
 }

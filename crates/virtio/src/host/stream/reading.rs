@@ -40,8 +40,10 @@ impl Stream {
                 Ok(Read::End)
             }
             Ok(received) => {
-                // A short read leaves nothing behind unless the end is what comes next.
-                self.readable = received.len == slice::total(into) || self.read_closed;
+                // A short read leaves nothing behind unless the end is what comes next, or something had to end the read.
+                self.readable = received.len == slice::total(into)
+                    || received.had_descriptors
+                    || self.read_closed;
                 Ok(Read::Bytes(received.len))
             }
             Err(TransferError::Io(error)) => self.read_failed(error).map_err(TransferError::Io),

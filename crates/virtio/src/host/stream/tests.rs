@@ -4,6 +4,9 @@ use super::*;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
+use crate::host::record;
+use crate::memory::sealed_memory;
+
 fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     (Stream::new(ours.into(), SocketType::Stream), theirs)
@@ -63,4 +66,18 @@ fn read_after_half_close_gives_the_rest_then_the_end() {
     assert_eq!(stream.read_message(&mut scratch).unwrap(), (Read::Bytes(10), End::Message));
     assert!(stream.readable);
     assert_eq!(stream.read_message(&mut scratch).unwrap(), (Read::End, End::None));
+}
+
+#[test]
+fn bytes_behind_descriptors_of_the_program_are_read_without_another_event() {
+    let (mut stream, mut program) = stream();
+    record::send_record(&program, b"with a descriptor").unwrap();
+    program.write_all(b"and more").unwrap();
+    let (_file, memory) = sealed_memory("room", 0x1000, 0x1000).unwrap();
+    let mut room = Vec::new();
+    memory.slice(0x1000, 0x1000, &mut room).unwrap();
+    assert_eq!(stream.read(&room).unwrap(), Read::Bytes(17));
+    assert!(stream.readable);
+    assert_eq!(stream.read(&room).unwrap(), Read::Bytes(8));
+    assert!(!stream.readable);
 }
