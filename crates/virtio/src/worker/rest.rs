@@ -25,12 +25,13 @@ impl Worker {
         events: &mut Events,
         happened: &mut Vec<Readiness>,
     ) -> io::Result<()> {
+        let is_ahead = std::mem::take(&mut self.is_ahead);
         let before = self.clock();
         self.look_at_links(before);
         let is_polling = !self.unarmed.is_empty();
         if !self.active.is_empty() || is_polling {
             // A program that has not kept up may be waiting for this very processor.
-            if std::mem::take(&mut self.is_ahead) || self.active.is_empty() {
+            if is_ahead || self.active.is_empty() {
                 self.polling.give_way();
             }
             self.reactor.wait(Some(Duration::ZERO), events, happened)?;
