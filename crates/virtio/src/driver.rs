@@ -7,6 +7,7 @@
 //!
 //! Receive buffers are on offer from the start, as many as `supply` says, and again when their packet is finished.
 //! Transmit buffers are taken from a free list; the last freed is used first, because its memory is still in the cache.
+//! For the same reason no more than so many bytes are under way to the device: many flows could send far more at once.
 //!
 //! The device is not trusted; see [`ring`](crate::ring).
 
@@ -28,7 +29,7 @@ use crate::ring::{DriverRing, RingConfig, RingError};
 use crate::slice::{self, Slice};
 pub use plan::DriverOptions;
 use plan::{Buffers, Plan};
-use supply::Supply;
+use supply::{HOT, Supply};
 
 /// The memory of a userspace guest as a front end describes it to the device.
 #[derive(Debug)]
@@ -96,6 +97,9 @@ pub struct DriverLink {
     supply: Supply,
     /// Transmit buffers that nobody uses.
     free: Vec<u16>,
+    /// What each transmit buffer holds that the device has not used, and all of them, bytes.
+    unsent: Vec<u32>,
+    unsent_bytes: u32,
     /// Transmit buffers handed out as spaces, oldest first.
     reserved: VecDeque<u16>,
     /// The device's used transmit buffers were taken back since the last publish.
@@ -133,6 +137,8 @@ impl DriverLink {
             plan,
             queues,
             free: (0..tx_count).rev().collect(),
+            unsent: vec![0; tx_count.into()],
+            unsent_bytes: 0,
             reserved: VecDeque::with_capacity(tx_count.into()),
             is_reclaimed: false,
             starved: false,
@@ -253,10 +259,11 @@ impl DriverLink {
         slices: &mut Vec<Slice>,
     ) -> Result<Option<Space>, LinkError> {
         // Once a batch, so that the same few are used as long as few are needed: their memory is in the cache.
-        if self.free.is_empty() || !std::mem::replace(&mut self.is_reclaimed, true) {
+        let is_full = self.free.is_empty() || self.unsent_bytes >= HOT;
+        if is_full || !std::mem::replace(&mut self.is_reclaimed, true) {
             self.reclaim()?;
         }
-        let Some(buffer) = self.free.pop() else {
+        let Some(buffer) = self.free.pop_if(|_| self.unsent_bytes < HOT) else {
             self.starved = true;
             return Ok(None);
         };
@@ -279,6 +286,7 @@ impl DriverLink {
         let ring_error = |error| LinkError::Ring { queue: TX_QUEUE, error };
         while let Some((buffer, _)) = queue.take().map_err(ring_error)? {
             self.free.push(buffer);
+            self.unsent_bytes -= std::mem::take(&mut self.unsent[usize::from(buffer)]);
         }
         Ok(())
     }
@@ -306,6 +314,8 @@ impl DriverLink {
         slice::copy_in(&slices[space.header.clone()], header);
         let len = HEADER_BYTES + len.min(space.capacity);
         self.queues[TX_QUEUE].offer(space.token.index, len, false);
+        self.unsent[usize::from(space.token.index)] = len;
+        self.unsent_bytes += len;
     }
 
     pub(crate) fn publish(&mut self) -> io::Result<()> {

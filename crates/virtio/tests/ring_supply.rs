@@ -1,14 +1,15 @@
 //! A driver with more receive buffers than it offers, and a device that uses them as it likes: in any order, hardly at
-//! all or to the brim, and many late. No buffer is lost, and there are always some on offer.
+//! all or to the brim, and many late. No buffer is lost, and there are always some on offer. And a driver that sends more
+//! than is to be under way.
 
 #![allow(clippy::unwrap_used, reason = "tests panic")]
 
 mod ring_support;
 
-use ring_support::Random;
-use ring_support::pair::{Pair, header};
+use ring_support::pair::{Pair, header, receive, send};
+use ring_support::{Random, signals};
 use vsock_virtio::driver::DriverOptions;
-use vsock_virtio::link::{Link, RX_QUEUE};
+use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::ring::{Chain, DeviceRing};
 use vsock_virtio::slice::{Slice, copy_in};
 
@@ -126,4 +127,31 @@ fn device_that_gives_nothing_back_gets_no_more_than_it_was_offered() {
     pair.driver.publish().unwrap();
     device.take_all();
     assert_eq!(device.held.len(), FEW);
+}
+
+#[test]
+fn driver_with_much_under_way_is_told_when_the_device_has_used_some() {
+    let mut pair = Pair::new(&DriverOptions::default(), true);
+    let payload = vec![0; PAYLOAD as usize];
+    let mut sent = 0;
+    while send(&mut pair.driver, sent, &payload) {
+        sent += 1;
+    }
+    assert_eq!(sent, 32, "2 MiB");
+    pair.driver.publish().unwrap();
+    assert!(!pair.driver.arm(), "nothing to do");
+    assert_eq!(signals(&pair.calls[TX_QUEUE]), 0);
+    assert_eq!(receive(&mut pair.device).unwrap().0, 0);
+    pair.device.publish().unwrap();
+    assert_eq!(signals(&pair.calls[TX_QUEUE]), 1);
+    assert!(send(&mut pair.driver, sent, &payload));
+    assert!(!send(&mut pair.driver, sent, &payload));
+}
+
+#[test]
+fn small_packets_are_under_way_in_all_buffers() {
+    let options = DriverOptions::default();
+    let mut pair = Pair::new(&options, true);
+    let sent = (0..1000).take_while(|number| send(&mut pair.driver, *number, b"small")).count();
+    assert_eq!(sent, usize::from(options.tx_buffers));
 }

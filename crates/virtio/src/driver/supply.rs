@@ -7,7 +7,7 @@
 //! fixed number of bytes with packets of the size that comes.
 
 /// Bytes that packets go through, headers not counted: what a processor has for itself, or a little more.
-const HOT: u32 = 2 << 20;
+pub(super) const HOT: u32 = 2 << 20;
 
 /// Buffers on offer even if packets fill them.
 const LEAST: u16 = 32;
