@@ -4,9 +4,9 @@
 //! the memory that packets go through, and when that is more than a processor's cache holds, every packet is fetched
 //! from memory and written back. Large packets need few buffers, as a flow has no more under way than its credit. Small
 //! ones need many, so that the device does not wait for us, but fill little of each. So as many are offered as hold a
-//! fixed number of bytes with packets of the size that comes.
+//! fixed number of bytes with packets of the size that comes. The other way no more than that is under way at once.
 
-/// Bytes that packets go through, headers not counted: what a processor has for itself, or a little more.
+/// Bytes that packets go through, each way: what a processor's own cache holds, or a little more.
 pub(super) const HOT: u32 = 2 << 20;
 
 /// Buffers on offer even if packets fill them.
