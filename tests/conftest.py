@@ -116,11 +116,11 @@ def start_preloaded() -> Iterator[Start]:
 
 @pytest.fixture
 def run_preloaded(start_preloaded: Start) -> Callable[..., str]:
-    """Runs a program to its end and gives what it printed; it must end well."""
+    """Runs a program to its end, within `timeout` seconds, and gives what it printed; it must end well."""
 
-    def run(*command: str, **options: object) -> str:
+    def run(*command: str, timeout: float = 30, **options: object) -> str:
         process = start_preloaded(*command, **options)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=timeout)
         assert process.returncode == 0, (process.returncode, out, err)
         return out
 

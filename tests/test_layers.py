@@ -25,10 +25,12 @@ SOCKETS = {
     "_data_calls",
     "_option_calls",
     "_life",
+    "_note",
     "_options",
 }
 """The public socket API."""
 
+STATE = {"_options", "_note"}
 BELOW_SOCKETS = LEAVES | {"_endpoint", "_kernel_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
 BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm", "preload"}
@@ -43,15 +45,17 @@ ALLOWED: dict[str, set[str]] = {
     # the endpoint protocol and the choice of a transport
     "_endpoint": LEAVES,
     "_kernel_socket": LEAVES,
-    "transports": LEAVES | {"_endpoint", "_kernel_socket"},
-    # the socket API
+    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note"},
+    # what a socket is, kept in the socket
     "_options": LEAVES,
-    "_life": BELOW_SOCKETS | {"_options"},
+    "_note": LEAVES | {"_options"},
+    # the socket API
+    "_life": BELOW_SOCKETS | STATE,
     "_data_calls": BELOW_SOCKETS | {"_life"},
-    "_option_calls": BELOW_SOCKETS | {"_options", "_life", "_data_calls"},
-    "_socket_class": BELOW_SOCKETS | {"_options", "_life", "_option_calls", "_data_calls"},
-    "_datagrams": BELOW_SOCKETS | {"_options", "_life", "_socket_class"},
-    "sockets": BELOW_SOCKETS | {"_options", "_life", "_socket_class", "_datagrams"},
+    "_option_calls": BELOW_SOCKETS | STATE | {"_life", "_data_calls"},
+    "_socket_class": BELOW_SOCKETS | STATE | {"_life", "_option_calls", "_data_calls"},
+    "_datagrams": BELOW_SOCKETS | STATE | {"_life", "_socket_class"},
+    "sockets": BELOW_SOCKETS | STATE | {"_life", "_socket_class", "_datagrams"},
     "_accept_loop": BELOW_SOCKETS | {"_socket_class"},
     "aio": BELOW_SOCKETS | {"_socket_class", "_datagrams", "_accept_loop", "sockets"},
     "guest": BELOW_SOCKETS | {"sockets", "aio", "_native"},

@@ -19,7 +19,7 @@ import socket as _socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from vsock._life import RECEIVING, SENDING, Life
+from vsock._life import Life
 from vsock.errors import state_error
 
 SOCK_STREAM: Final = _socket.SOCK_STREAM
@@ -48,17 +48,27 @@ class DataCalls(_Base):
         """Return the length that a message may have; asked when `length` seems too much."""
         raise NotImplementedError
 
+    def _check_end(self) -> None:
+        """Raise ECONNRESET, once, if the data ends because the connection did not end well."""
+        raise NotImplementedError
+
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive up to `bufsize` bytes, or one message; empty at the end of the data."""
         if self._is_over(bufsize, flags):
             return b""
-        return super().recv(bufsize, flags)
+        data = super().recv(bufsize, flags)
+        if not data:
+            self._check_end()
+        return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Receive into `buffer` (its first `nbytes`, if given) and return how much came."""
         if self._is_over(nbytes or memoryview(buffer).nbytes, flags):
             return 0
-        return super().recv_into(buffer, nbytes, flags)
+        length = super().recv_into(buffer, nbytes, flags)
+        if not length:
+            self._check_end()
+        return length
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """Receive like `recv`; there is no address with it, as on every connected AF_VSOCK socket."""
@@ -75,6 +85,8 @@ class DataCalls(_Base):
         if self._is_over(bufsize, flags):
             return b"", [], 0, None
         data, _, flags, _ = super().recvmsg(bufsize, 0, flags)
+        if not data:
+            self._check_end()
         return data, [], self._told_flags(flags), None
 
     def recvmsg_into(
@@ -85,6 +97,8 @@ class DataCalls(_Base):
         if self._is_over(sum(view.nbytes for view in views), flags):
             return 0, [], 0, None
         length, _, flags, _ = super().recvmsg_into(views, 0, flags)
+        if not length:
+            self._check_end()
         return length, [], self._told_flags(flags), None
 
     def send(self, data: Any, flags: int = 0, /) -> int:
@@ -141,7 +155,7 @@ class DataCalls(_Base):
             self._require_stream()
         if flags & _MSG_OOB:
             raise state_error(errno.EOPNOTSUPP)
-        if life.shut & RECEIVING or length == 0:
+        if not life.receives or length == 0:
             return True
         if flags & _MSG_WAITALL or life.low_water > 1 or life.options.size <= 1:
             target = length if flags & _MSG_WAITALL else min(life.low_water, length)
@@ -162,7 +176,7 @@ class DataCalls(_Base):
             raise state_error(errno.EOPNOTSUPP)
         if address is not None:
             raise state_error(errno.EISCONN if life.has_stream else errno.EOPNOTSUPP)
-        if life.shut & SENDING and not (self.type == SOCK_STREAM and life.has_stream):
+        if not life.sends and not (self.type == SOCK_STREAM and life.has_stream):
             # A stream's descriptor says it by itself, and with a signal, as it should.
             raise state_error(errno.EPIPE)
         if not life.has_stream:

@@ -18,7 +18,8 @@ from typing import Any, Final, cast
 
 from vsock import _endpoint
 from vsock._endpoint import MESSAGE_SIZE, Op, Reply, Request
-from vsock._life import RECEIVING, SENDING, Life, State
+from vsock._life import Life
+from vsock._note import ATTACHED, State, shut
 from vsock._options import AF_VSOCK
 from vsock._socket_class import CLASSES, as_address, socket
 from vsock.address import CID_ANY, PORT_ANY, Address
@@ -73,7 +74,14 @@ class DatagramSocket(socket):
         self._require_open_file()
         self._bind_if_needed()
         self._life.theirs = theirs
-        self._life.state = State.CONNECTED
+        self._life.note = self._life.note._replace(state=State.CONNECTED)
+
+    def getpeername(self) -> Address:
+        """Return the destination of `send`; ENOTCONN if there is none."""
+        self._require_open_file()
+        if self._life.state is not State.CONNECTED:
+            raise state_error(errno.ENOTCONN)
+        return self._life.theirs
 
     def listen(self, backlog: int = 128, /) -> None:
         """Refuse: EOPNOTSUPP."""
@@ -88,7 +96,7 @@ class DatagramSocket(socket):
         self._require_open_file()
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
             raise state_error(errno.EINVAL)
-        self._life.shut |= how + 1
+        self._life.note = self._life.note.plus(shut(how))
         if self._life.is_attached and how != _socket.SHUT_WR:
             # For poll. The other direction of the descriptor carries no datagrams.
             _Base.shutdown(self, _socket.SHUT_RD)
@@ -128,7 +136,7 @@ class DatagramSocket(socket):
         self._require_open_file()
         if flags & _socket.MSG_OOB:
             raise state_error(errno.EOPNOTSUPP)
-        if self._life.shut & SENDING:
+        if not self._life.sends:
             raise state_error(errno.EPIPE)
         if address is not None:
             to = as_address(address, self._lookup)
@@ -177,7 +185,7 @@ class DatagramSocket(socket):
         self._require_open_file()
         if flags & _REFUSED:
             raise state_error(errno.EOPNOTSUPP)
-        if self._life.shut & RECEIVING:
+        if not self._life.receives:
             return 0, [], 0, None
         self._attach()
         head = bytearray(MESSAGE_SIZE)
@@ -226,7 +234,7 @@ class DatagramSocket(socket):
         life = self._life
         if not life.is_attached and life.transport is not None:
             life.transport.attach(self, _socket.SOCK_DGRAM)
-            life.is_attached = True
+            life.note = life.note.plus(ATTACHED)
 
     def _bind_if_needed(self) -> None:
         if self._life.ours.port == PORT_ANY:

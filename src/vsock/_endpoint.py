@@ -27,14 +27,17 @@ MESSAGE_SIZE = 32
 INHERITED_SIZE = 32
 """Bytes of what accepted sockets inherit: left with a LISTEN, given back with each ACCEPT."""
 HELD = 1
-"""Flag of a CONNECT that the node leaves unread, with its padding, until it has answered."""
+"""Flag of a CONNECT that the node leaves unread, with what is behind it, until its outcome is known."""
+PROMPT = 2
+"""Flag of a held CONNECT: the node says at once that it has begun."""
 REFUSES = 1
 """Value of a FLOW: the connection receives no more."""
 PADDING = 2016
-"""Bytes sent after a held request, to keep the socket from being writable until the verdict."""
+"""Bytes behind a held request, the socket's cookie first, to keep it from being writable until the outcome."""
 ANSWER_TIMEOUT = 5.0
 """Seconds until a switch that owes an immediate answer is taken for gone."""
 
+_TIOCOUTQ = 0x5411
 _REQUEST = struct.Struct("<BBHIIIQII")
 _REPLY = struct.Struct("<BBHIIIIIQ")
 _Base = _socket.socket
@@ -81,7 +84,7 @@ class Request(NamedTuple):
         """Read a request; raise `ProtocolError` if it is none of this version."""
         _check(message)
         _, op, flags, cid, port, value, buffer, extra, zero = _REQUEST.unpack(message)
-        if flags & ~HELD or zero:
+        if flags & ~(HELD | PROMPT) or zero:
             raise _broken("a reserved field of a request is not zero")
         return cls(op, cid, port, value, buffer, extra, flags)
 
@@ -177,6 +180,51 @@ def ask(sock: _Base, request: Request, extra: bytes = b"") -> Reply:
     if reply is None:
         raise silent(request.op)
     return reply
+
+
+def held(cookie: int) -> bytes:
+    """Return what is sent behind a held CONNECT of the socket with this cookie."""
+    return cookie.to_bytes(8, "little") + bytes(PADDING - 8)
+
+
+def outcome(sock: _Base, cookie: int) -> Reply | None:
+    """Return how a held CONNECT ended, None if it has not; nothing is taken off the socket.
+
+    A connection has errno 0 and says nothing else: what can be read then is the connection's.
+
+    Raises:
+        SwitchGone: the node has closed its end with the request unread in it.
+    """
+    # fcntl is a module of its own, and only connecting needs it.
+    from fcntl import ioctl
+
+    if struct.unpack("@i", ioctl(sock.fileno(), _TIOCOUTQ, bytes(4)))[0]:
+        return None
+    try:
+        head = _receive_now(sock, _socket.MSG_PEEK)
+    except ConnectionResetError:
+        raise _gone(f"waiting for the answer to {Op.CONNECT.name}") from None
+    if len(head) == MESSAGE_SIZE and (head[0], head[1]) == (VERSION, Op.CONNECT):
+        reply = Reply.decode(head)
+        if reply.errno and reply.flow == cookie:
+            return reply
+    return Reply(Op.CONNECT)
+
+
+def take_refusal(sock: _Base) -> None:
+    """Take the reply to a CONNECT that came to nothing off the socket, unless another process has."""
+    _receive_now(sock, 0)
+
+
+def _receive_now(sock: _Base, flags: int) -> bytes:
+    """Return what can be read now, of the length of a message; empty if nothing can."""
+    # Python waits for a socket with a timeout, whatever the flags say.
+    if not wait(sock, select.POLLIN, 0.0):
+        return b""
+    try:
+        return _Base.recv(sock, MESSAGE_SIZE, flags | _socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
 
 
 def receive_accepted(sock: _Base) -> tuple[Reply, bytes, int]:

@@ -68,6 +68,16 @@ class KernelSocket(_Base):
         if type & _socket.SOCK_NONBLOCK:
             self.setblocking(False)
 
+    @classmethod
+    def from_fd(cls, fd: int) -> "KernelSocket":
+        """Make a socket of `fd`, an AF_VSOCK socket of the kernel, and own it; `UsageError` if it is none."""
+        probe = _Base(fileno=fd)
+        family, kind = probe.family, probe.type
+        probe.detach()
+        if family != AF_VSOCK:
+            raise UsageError(f"descriptor {fd} is no AF_VSOCK socket of the kernel")
+        return cls(kind, fileno=fd)
+
     @property
     def connect_timeout(self) -> float:
         """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``.

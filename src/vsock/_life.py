@@ -1,12 +1,23 @@
-"""What all descriptors of one VSOCK socket have in common: its state, addresses and options.
+"""What one process knows of a VSOCK socket, beside what is kept in the socket (`vsock._note`).
 
-`dup` makes a second Python object for the same socket of the switch, and what one of them does (a
-shutdown, an option) holds for the other. So both share one `Life`. No I/O here.
+`dup` makes a second Python object for the same socket, and both share one `Life`. What another process
+may change (the state, an error, what is shut) is only remembered here from the last look at the note. No I/O.
 """
 
-from enum import Enum, auto
+import _thread
 from typing import TYPE_CHECKING, Final
 
+from vsock._note import (
+    ATTACHED,
+    END_TOLD,
+    LOW_WATER,
+    NO_RECEIVING,
+    NO_SENDING,
+    STREAM,
+    ZEROCOPY,
+    Note,
+    State,
+)
 from vsock._options import VsockOptions
 from vsock.address import CID_ANY, PORT_ANY, Address
 
@@ -15,68 +26,75 @@ if TYPE_CHECKING:
 
 UNKNOWN: Final = Address(CID_ANY, PORT_ANY)
 
-RECEIVING: Final = 1
-"""Bit of `Life.shut`: our user receives no more."""
-SENDING: Final = 2
-"""Bit of `Life.shut`: our user sends no more."""
-
-
-class State(Enum):
-    """How far a socket has come; SHUT_DOWN is after any `shutdown`."""
-
-    FRESH = auto()
-    BOUND = auto()
-    LISTENING = auto()
-    CONNECTING = auto()
-    CONNECTED = auto()
-    SHUT_DOWN = auto()
-
 
 class Life:
     """One VSOCK socket, whatever number of descriptors it has.
 
     Attributes:
-        is_attached: the descriptor leads to the switch.
-        has_stream: the descriptor is the connection, and not the way to the switch.
-        send_buffer: of the descriptor; not 0 while it is made small for a connect.
-        has_begun: of a non-blocking connect: the switch has said that it is under way.
-        error: how a connect ended, until somebody asks about it.
-        shut: `RECEIVING` and `SENDING`, where the user has shut a direction.
-        flow: the connection's number in the switch.
+        note: what the socket's note was at the last look.
+        transport: where the socket lives; None for one that needs no switch.
+        ours: our address, as far as it is known.
+        theirs: the other side's.
+        options: those of level AF_VSOCK.
+        error: the exception for the errno in the note, if this process met it.
+        flow: the number of a datagram socket in the switch.
         peer_buffer: the other side's receive buffer when it was last heard of, in bytes.
-        backlog: of a listener.
         low_water: SO_RCVLOWAT.
-        wants_zerocopy: SO_ZEROCOPY, which no connection here has.
+        turn: held by the thread that begins a connect, or looks how one ended.
     """
 
     __slots__ = (
-        *("state", "transport", "ours", "theirs", "options", "is_attached", "has_stream"),
-        *("send_buffer", "error", "shut", "flow", "peer_buffer", "backlog", "low_water"),
-        *("has_begun", "wants_zerocopy"),
+        *("note", "transport", "ours", "theirs", "options", "error", "flow", "peer_buffer"),
+        *("low_water", "turn"),
     )
 
-    def __init__(self, state: State, transport: "SwitchTransport | None" = None) -> None:
-        self.state = state
+    def __init__(self, note: Note, transport: "SwitchTransport | None" = None) -> None:
+        self.note = note
         self.transport = transport
         self.ours = self.theirs = UNKNOWN
         self.options = VsockOptions()
-        self.is_attached = False
-        self.has_stream = False
-        self.send_buffer = 0
         self.error: OSError | None = None
-        self.shut = 0
         self.flow = 0
         self.peer_buffer = 0
-        self.backlog = 0
         self.low_water = 1
-        self.wants_zerocopy = False
-        self.has_begun = False
+        self.turn = _thread.allocate_lock()
 
-    @classmethod
-    def connected(
-        cls, ours: Address, theirs: Address, transport: "SwitchTransport | None" = None
-    ) -> "Life":
-        """Return the life of a socket whose descriptor is a connection already."""
-        life = cls(State.CONNECTED, transport)
-        life.ours, life.theirs, life.has_stream = ours, theirs, True
-        return life
+    @property
+    def state(self) -> State:
+        """How far the socket has come."""
+        return self.note.state
+
+    @property
+    def has_stream(self) -> bool:
+        """Whether the descriptor is the connection, and not the way to the switch."""
+        return bool(self.note.flags & STREAM)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the descriptor leads to the switch."""
+        return bool(self.note.flags & ATTACHED)
+
+    @property
+    def receives(self) -> bool:
+        """Whether our user still receives."""
+        return not self.note.flags & NO_RECEIVING
+
+    @property
+    def sends(self) -> bool:
+        """Whether our user still sends."""
+        return not self.note.flags & NO_SENDING
+
+    @property
+    def wants_zerocopy(self) -> bool:
+        """SO_ZEROCOPY, which no connection here has."""
+        return bool(self.note.flags & ZEROCOPY)
+
+    @property
+    def has_low_water(self) -> bool:
+        """Whether our user has set SO_RCVLOWAT."""
+        return bool(self.note.flags & LOW_WATER)
+
+    @property
+    def is_end_told(self) -> bool:
+        """Whether it is settled how the connection ended."""
+        return bool(self.note.flags & END_TOLD)

@@ -5,20 +5,24 @@ new buffer size. Options of SOL_SOCKET are the descriptor's own, but for those t
 it is a Unix socket, or that Unix sockets have and AF_VSOCK has not.
 """
 
+import contextlib
 import errno
 import socket as _socket
 from typing import Any, Final, overload
 
-from vsock import _endpoint
+from vsock import _endpoint, _note
 from vsock._data_calls import SOCK_STREAM, DataCalls
 from vsock._endpoint import Op, Request
-from vsock._life import State
+from vsock._note import LOW_WATER, OPTIONS, ZEROCOPY, Note, State
 from vsock._options import AF_VSOCK, DEFAULT_BUFFER
 from vsock.errors import state_error
 
 _SO_ZEROCOPY: Final = 60
-_NOT_OURS: Final = {_socket.SO_PASSCRED, 34, 42, 76}
-"""Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD."""
+_NOT_OURS: Final = {_socket.SO_PASSCRED, 34, 42, 76} | _note.NOT_THE_PROGRAMS
+"""Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD; and those of the note."""
+_LEAST_SEND_BUFFER: Final = 4608
+"""The smallest send buffer of a socket as the kernel counts it."""
+_USUAL_SEND_BUFFER: Final = 212992
 _LARGEST_BUFFER: Final = 0xFFFFFFFF
 _INTEGER_BYTES: Final = 8
 _LARGEST_INTEGER: Final = 0xFFFFFFFFFFFFFFFF
@@ -36,6 +40,18 @@ class OptionCalls(DataCalls):
     def _require_open_file(self) -> None:
         """Raise EBADF after close."""
         raise NotImplementedError
+
+    def _look(self) -> Note:
+        """Return what the socket is now, whoever made it so."""
+        note = _note.read(self)
+        if note is not None:
+            self._life.note = note
+        return self._life.note
+
+    def _put(self, note: Note) -> None:
+        """Write the socket's note."""
+        _note.write(self, note)
+        self._life.note = note
 
     @overload
     def getsockopt(self, level: int, optname: int, /) -> int: ...
@@ -79,14 +95,17 @@ class OptionCalls(DataCalls):
                 if isinstance(value, int)
                 else bytes(memoryview(value or b""))
             )
-            if self._life.options.set(optname, given) or self._life.state is State.LISTENING:
-                self._announce_options()
+            self._settle()
+            is_other_size = self._life.options.set(optname, given)
+            self._keep_options(announce=is_other_size)
             return
         if level != _socket.SOL_SOCKET:
             raise state_error(errno.ENOPROTOOPT)
         if optname in _NOT_OURS:
             raise state_error(errno.EOPNOTSUPP)
-        if optname == _SO_ZEROCOPY:
+        if optname == _socket.SO_SNDBUF and self._is_connecting():
+            self._hold_send_buffer(_as_integer(value))
+        elif optname == _SO_ZEROCOPY:
             self._set_zerocopy(_as_integer(value))
         elif optname == _socket.SO_RCVLOWAT:
             self._set_low_water(_as_integer(value))
@@ -102,8 +121,14 @@ class OptionCalls(DataCalls):
             self._settle()
             if life.has_stream:
                 return None
-            error, life.error = life.error, None
-            return (error.errno or 0) if error else 0
+            if code := life.note.error:
+                self._put(life.note._replace(code=0))
+                life.error = None
+            return code
+        if optname == _socket.SO_SNDBUF and self._is_connecting():
+            return self._held_send_buffer()
+        if optname == _socket.SO_RCVLOWAT and not life.has_low_water:
+            return 1
         if optname == _socket.SO_ACCEPTCONN:
             return int(life.state is State.LISTENING)
         if optname == _socket.SO_DOMAIN:
@@ -117,18 +142,67 @@ class OptionCalls(DataCalls):
             raise state_error(errno.EINVAL)
         if self._life.has_stream:
             raise state_error(errno.EOPNOTSUPP)
-        self._life.wants_zerocopy = bool(value)
+        note = self._life.note
+        self._put(note.plus(ZEROCOPY) if value else note.minus(ZEROCOPY))
 
     def _set_low_water(self, value: int) -> None:
         is_stream = self.type == SOCK_STREAM
         if is_stream and not 0 <= value <= self._life.options.size:
             raise state_error(errno.EINVAL)
         super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, value)
-        self._life.low_water = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
+        life = self._life
+        life.low_water = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
+        note = life.note
+        self._put(note.plus(LOW_WATER) if life.low_water > 1 else note.minus(LOW_WATER))
+
+    def _is_connecting(self) -> bool:
+        self._settle()
+        return self._life.state is State.CONNECTING
+
+    def _begin_hold(self) -> None:
+        """Make the send buffer as small as it gets: then 2048 bytes in it are enough for "not writable".
+
+        What it was is put where a connection keeps SO_RCVLOWAT, unless our user has set that.
+        """
+        if not self._life.has_low_water:
+            size = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
+            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, size)
+        super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1)
+
+    def _held_send_buffer(self) -> int:
+        """Return the send buffer that the socket has again after its connect, as the kernel counts it."""
+        if self._life.has_low_water:
+            return _USUAL_SEND_BUFFER
+        return super().getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
+
+    def _hold_send_buffer(self, size: int) -> None:
+        """Change the send buffer that the socket will have after its connect, as SO_SNDBUF would now."""
+        if not self._life.has_low_water:
+            size = min(max(2 * size, _LEAST_SEND_BUFFER), 0x7FFFFFFF)
+            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, size)
+
+    def _end_hold(self) -> None:
+        """Give the socket its send buffer back, if nobody has yet."""
+        size = self._held_send_buffer()
+        if size >= _LEAST_SEND_BUFFER:
+            # The kernel doubles what it is told.
+            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, size // 2)
+            if not self._life.has_low_water:
+                super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, 1)
 
     def _limit_buffer(self) -> None:
         """Cut the buffer size to what a connection can have, now that there is one."""
         self._life.options.size = min(self._life.options.size, _LARGEST_BUFFER)
+
+    def _keep_options(self, *, announce: bool) -> None:
+        """Keep the options with the socket, and tell the switch if it knows of the old ones."""
+        life = self._life
+        if life.has_stream:
+            self._limit_buffer()
+        is_kept = _note.write_options(self, life.options)
+        self._put(life.note.plus(OPTIONS) if is_kept else life.note.minus(OPTIONS))
+        if announce or life.state is State.LISTENING:
+            self._announce_options()
 
     def _buffer_to_announce(self) -> int:
         """Return the buffer size for a request; 0 is the switch's own default."""
@@ -138,23 +212,28 @@ class OptionCalls(DataCalls):
     def _announce_options(self) -> None:
         """Tell the switch of options that have changed, if it knows of the old ones."""
         life, options = self._life, self._life.options
-        if life.has_stream:
-            self._limit_buffer()
-            if life.flow and life.transport is not None:
-                life.peer_buffer = life.transport.set_buffer(life.flow, max(1, options.size))
+        if life.has_stream and life.transport is not None:
+            # A connection that has ended has no buffer either.
+            with contextlib.suppress(OSError):
+                size = max(1, options.size)
+                life.peer_buffer = life.transport.set_buffer(_note.cookie(self), size)
         elif life.state is State.LISTENING:
             # No reply is due here: it could not be told from the ACCEPTs that wait before it.
             _endpoint.send(self, self._listen_request(), options.encode())
 
     def _listen_request(self) -> Request:
         buffer = max(1, min(self._life.options.size, _LARGEST_BUFFER))
-        return Request(Op.LISTEN, value=self._life.backlog, buffer=buffer)
+        return Request(Op.LISTEN, value=self._life.note.number, buffer=buffer)
 
     def _longest_message(self, length: int) -> int:
         """Return the length that a message may have, after asking for the peer's newest buffer."""
         life = self._life
-        if length <= life.options.size and life.flow and life.transport is not None:
-            life.peer_buffer = life.transport.set_buffer(life.flow, 0)
+        if length <= life.options.size and life.transport is not None:
+            try:
+                life.peer_buffer = life.transport.set_buffer(_note.cookie(self), 0)
+            except OSError:
+                # It is over, which the system call says best.
+                return length
         return min(life.options.size, life.peer_buffer)
 
 

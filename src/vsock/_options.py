@@ -55,6 +55,11 @@ class VsockOptions:
         self.largest = DEFAULT_BUFFER
         self.connect_timeout = CONNECT_TIMEOUT
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The buffer's size, its minimum and its maximum."""
+        return (self.size, self.smallest, self.largest)
+
     def get(self, name: int, room: int) -> bytes:
         """Return option `name` for a caller with `room` bytes.
 
@@ -68,7 +73,7 @@ class VsockOptions:
             # Exact ticks stay exact: 2.0 s are 500.
             ticks = -int(-self.connect_timeout * _HZ // 1)
             return layout.pack(ticks // _HZ, ticks % _HZ * (1_000_000 // _HZ))
-        return layout.pack((self.size, self.smallest, self.largest)[name])
+        return layout.pack(self.sizes[name])
 
     def set(self, name: int, value: bytes) -> bool:
         """Change option `name`; tell whether the receive buffer has another size now.

@@ -8,10 +8,12 @@ module adds is the order in which vsock(7) and the kernel let things happen::
     FRESH ──bind──▶ BOUND ──listen──▶ LISTENING
       └───connect─────┴──▶ CONNECTING ──verdict──▶ CONNECTED ──shutdown──▶ SHUT_DOWN
 
-A refused or timed out connect leads back to FRESH or BOUND. Non-blocking connects need the
-descriptor to become writable only with the verdict: the request is sent with padding that fills a
-send buffer made small for the moment, and the node takes the padding off only after it has
-answered.
+A refused or timed out connect leads back to FRESH or BOUND. The descriptor becomes writable only with
+the outcome: the request is sent with padding that fills a send buffer made small for the moment, and
+the node takes it off when it knows the outcome. Where that is a connection it says nothing else, so
+there is nothing that two threads, or two processes with the same socket, could both take.
+
+Where a socket stands is kept in the socket (`vsock._note`), as it may have other holders.
 
 ``family`` is AF_UNIX and not AF_VSOCK: ssl, uvloop and others choose by it which system calls to
 make on the descriptor, and those must fit what it is. This module is not for choosing a transport
@@ -22,19 +24,21 @@ make on the descriptor, and those must fit what it is. This module is not for ch
 import contextlib
 import errno
 import math
+import select
 import socket as _socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from vsock import _endpoint
+from vsock import _endpoint, _note
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
-from vsock._life import Life, State
+from vsock._life import UNKNOWN, Life
+from vsock._note import ATTACHED, BEGUN, END_TOLD, MESSAGES, STREAM, Note, State
 from vsock._option_calls import OptionCalls
 from vsock._options import CONNECT_TIMEOUT, VsockOptions
-from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress, as_target
-from vsock.errors import AddressError, ConnectTimeout, UsageError, state_error, transport_error
+from vsock.address import CID_ANY, CID_LOCAL, PORT_ANY, Address, NamedAddress, as_target
+from vsock.errors import AddressError, UsageError, state_error, transport_error
 from vsock.transports import KernelTransport, Transport, choose
 
 if TYPE_CHECKING:
@@ -115,7 +119,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             raise state_error(errno.EPROTONOSUPPORT)
         if type & 0xF not in (SOCK_STREAM, SOCK_SEQPACKET, _socket.SOCK_DGRAM):
             raise state_error(errno.ESOCKTNOSUPPORT)
-        self._open(type, Life(State.FRESH, where))
+        self._open(type, Life(Note(), where))
 
     def _open(self, kind: int, life: Life) -> None:
         """Make the descriptor."""
@@ -124,12 +128,15 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         if self.type == SOCK_SEQPACKET:
             # A message must fit the send buffer as a whole.
             _Base.setsockopt(self, _socket.SOL_SOCKET, _socket.SO_SNDBUF, _LONGEST_MESSAGE)
+            self._put(life.note.plus(MESSAGES))
+        else:
+            self._put(life.note)
 
     @classmethod
     def adopt(cls, fd: int, kind: int, life: Life) -> "socket":
-        """Make a connected socket of the descriptor `fd`, which the socket then owns.
+        """Make a socket of the descriptor `fd`, which the socket then owns.
 
-        For the code that made the connection in another way: `accept` and the hybrid handshake.
+        For the code that got it in another way: `accept`, `from_fd` and the hybrid handshake.
         """
         made = _Base.__new__(cls)
         _Base.__init__(made, _socket.AF_UNIX, kind, fileno=fd)
@@ -137,6 +144,67 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         # The sender's O_NONBLOCK came along with the descriptor; ours is what Python's default
         # says.
         made.settimeout(_socket.getdefaulttimeout())
+        return made
+
+    @classmethod
+    def from_fd(cls, fd: int, *, transport: Transport | str | None = None) -> "socket":
+        """Make a socket of a descriptor that was passed on: inherited, received, or detached in this process.
+
+        A connection has its addresses, a listener can accept, an attempt to connect goes on. The socket owns `fd`
+        then, as with ``socket.socket(fileno=fd)``; it may come from a program under ``vsock run`` too.
+
+        Args:
+            fd: the descriptor of a `vsock.socket` of type `SOCK_STREAM` or `SOCK_SEQPACKET`; with the transport
+                ``"kernel"``, of an AF_VSOCK socket of the kernel.
+            transport: where it lives, as for `socket`.
+
+        Raises:
+            UsageError: it is no such socket; `fd` stays open.
+            OSError: EBADF.
+        """
+        where = choose(transport)
+        if isinstance(where, KernelTransport):
+            return cast("socket", where.from_fd(fd))
+        probe = _Base(fileno=fd)
+        kind = probe.type
+        note = _note.read(probe) if probe.family == _socket.AF_UNIX else None
+        if note is None:
+            probe.detach()
+            raise UsageError(f"descriptor {fd} is no VSOCK socket of a switch")
+        life = Life(note, where)
+        life.ours = _note.name(probe) or UNKNOWN
+        life.theirs = Address(note.number, _note.read_port(probe))
+        life.options = _note.read_options(probe, note)
+        life.peer_buffer = 1 << note.code if note.has_stream and note.code else 0
+        if life.has_low_water:
+            life.low_water = probe.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
+        return cls.adopt(probe.detach(), kind, life)
+
+    @classmethod
+    def adopt_connection(
+        cls,
+        fd: int,
+        kind: int,
+        life: Life,
+        *,
+        ours: Address,
+        theirs: Address,
+        peer_buffer: int = 0,
+    ) -> "socket":
+        """Make a socket of the descriptor `fd`, which is a connection of type `kind` without a note.
+
+        For `accept` and the hybrid handshake: from `ours` to `theirs`, whose receive buffer has
+        `peer_buffer` bytes (0: not known). `life` has the transport and the options.
+        """
+        made = cls.adopt(fd, kind, life)
+        life.ours, life.theirs, life.peer_buffer = ours, theirs, peer_buffer
+        if ours.port != PORT_ANY:
+            _note.give_name(made, ours)
+        _note.write_port(made, theirs.port)
+        flags = STREAM | (MESSAGES if kind == SOCK_SEQPACKET else 0)
+        code = max(0, peer_buffer.bit_length() - 1)
+        life.note = Note(State.CONNECTED, flags, code, theirs.cid)
+        made._keep_options(announce=False)
         return made
 
     @property
@@ -152,9 +220,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     def connect_timeout(self, seconds: float) -> None:
         if not 0 <= seconds < math.inf:
             raise UsageError(f"a connect timeout is a number of seconds, not {seconds!r}")
+        self._look()
         self._life.options.connect_timeout = seconds
-        if self._life.state is State.LISTENING:
-            self._announce_options()
+        self._keep_options(announce=False)
 
     def bind(self, address: Any) -> None:
         """Take the port of `address`, or any free one for `PORT_ANY`; only once in a socket's life.
@@ -169,12 +237,14 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             AddressError: `address` is none.
         """
         wanted = as_address(address, self._lookup)
+        self._require_open_file()
         life = self._life
+        self._settle()
         if life.state is not State.FRESH:
             raise state_error(errno.EINVAL)
         reply = self._ask(Request(Op.BIND, wanted.cid, wanted.port), f"bind {wanted}")
-        life.ours = Address(reply.our_cid, reply.our_port)
-        life.state = State.BOUND
+        self._take_port(reply)
+        self._put(life.note._replace(state=State.BOUND))
 
     def listen(self, backlog: int = 128, /) -> None:
         """Accept connections to the bound port; `backlog` + 1 of them wait for `accept`.
@@ -188,14 +258,15 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         backlog = min(max(backlog, 0), _LONGEST_BACKLOG)
         self._require_open_file()
         life = self._life
+        self._settle()
         if life.state not in (State.LISTENING, State.BOUND):
             raise state_error(errno.EINVAL)
-        life.backlog = backlog
+        self._put(life.note._replace(number=backlog))
         if life.state is State.LISTENING:
             self._announce_options()
             return
         self._ask(self._listen_request(), f"listen on {life.ours}", life.options.encode())
-        life.state = State.LISTENING
+        self._put(life.note._replace(state=State.LISTENING))
 
     def accept(self) -> tuple["socket", Address]:
         """Wait for a connection: a new socket, blocking by default, and the other side's address.
@@ -207,16 +278,16 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         """
         self._require_open_file()
         life = self._life
-        if life.state is not State.LISTENING:
+        if life.state is not State.LISTENING and self._look().state is not State.LISTENING:
             raise state_error(errno.EINVAL)
         reply, inherited, fd = _endpoint.receive_accepted(self)
         ours = Address(reply.our_cid, reply.our_port)
         theirs = Address(reply.their_cid, reply.their_port)
-        child = Life.connected(ours, theirs, life.transport)
+        child = Life(Note(), life.transport)
         child.options = VsockOptions.decode(inherited)
-        child.flow, child.peer_buffer = reply.flow, reply.peer_buf_alloc
-        accepted = socket.adopt(fd, self.type, child)
-        accepted._limit_buffer()
+        accepted = socket.adopt_connection(
+            fd, self.type, child, ours=ours, theirs=theirs, peer_buffer=reply.peer_buf_alloc
+        )
         return accepted, theirs
 
     def connect(self, address: Any) -> None:
@@ -238,8 +309,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             raise state_error(errno.EISCONN)
         if state in (State.LISTENING, State.SHUT_DOWN):
             raise state_error(errno.EINVAL)
-        if isinstance(self._life.error, ConnectTimeout):
-            self._life.error = None  # a new attempt begins, whether the last one was asked about
+        if self._life.note.error == errno.ETIMEDOUT:
+            # A new attempt begins, whether the last one was asked about.
+            self._put(self._life.note._replace(code=0))
         self._raise_pending_error()
         if state is not State.CONNECTING:
             theirs = as_address(address, self._lookup)
@@ -279,7 +351,14 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         """
         self._require_open_file()
         self._settle()
-        return self._life.ours
+        life = self._life
+        if life.ours.port == PORT_ANY:
+            life.ours = _note.name(self) or self._ask_for_name()
+        # A connection that was made here and leads back here has become one of CID 1, whatever it was bound to.
+        is_bound_to_one = life.note.flags & ATTACHED and life.ours.cid != CID_ANY
+        if is_bound_to_one and life.has_stream and life.note.number in (CID_LOCAL, life.ours.cid):
+            return Address(CID_LOCAL, life.ours.port)
+        return life.ours
 
     def getpeername(self) -> Address:
         """Return the other side's address.
@@ -291,7 +370,7 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         self._settle()
         if self._life.state is not State.CONNECTED:
             raise state_error(errno.ENOTCONN)
-        return self._life.theirs
+        return Address(self._life.note.number, _note.read_port(self))
 
     def shutdown(self, how: int, /) -> None:
         """End one direction or both: ``SHUT_RD``, ``SHUT_WR``, ``SHUT_RDWR``.
@@ -309,17 +388,16 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         life = self._life
         if life.state is State.CONNECTING:
             super().shutdown(_socket.SHUT_RDWR)
+            self._end_hold()
         elif life.has_stream:
             super().shutdown(how)
-            if how == _socket.SHUT_RD and life.flow and life.transport is not None:
+            if how == _socket.SHUT_RD and life.transport is not None:
                 # A connection that has ended meanwhile, or a switch that has, wants to hear nothing.
                 with contextlib.suppress(OSError):
-                    life.transport.stop_receiving(life.flow)
+                    life.transport.stop_receiving(_note.cookie(self))
         else:
             raise state_error(errno.ENOTCONN)
-        # SHUT_RD, SHUT_WR, SHUT_RDWR are 0, 1, 2 and the bits 1, 2, 3.
-        life.shut |= how + 1
-        life.state = State.SHUT_DOWN
+        self._put(life.note.plus(_note.shut(how))._replace(state=State.SHUT_DOWN))
 
     def dup(self) -> "socket":
         """Return another descriptor for the same socket: what is done to one holds for both."""
@@ -329,7 +407,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
 
     def detach(self) -> int:
         """Give up the descriptor without closing it, and return it."""
-        self._settle()
+        if self._life.state is State.CONNECTING:
+            # A connection that has come has its send buffer again.
+            self._settle()
         return super().detach()
 
     def _lookup(self, name: str) -> int:
@@ -350,44 +430,85 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         life = self._life
         if not life.is_attached and life.transport is not None:
             life.transport.attach(self, self.type)
-            life.is_attached = True
+            self._put(life.note.plus(ATTACHED))
+
+    def _take_port(self, reply: Reply) -> None:
+        """Take what a reply says that we are bound to."""
+        if reply.our_port != PORT_ANY:
+            _note.give_name(self, Address(reply.our_cid, reply.our_port))
+        self._life.ours = _note.name(self) or UNKNOWN
+
+    def _ask_for_name(self) -> Address:
+        """Ask for the port that the switch chose for our connect; it is wanted for the first time."""
+        life = self._life
+        if not life.has_stream or life.transport is None:
+            return life.ours
+        port = life.transport.our_port(_note.cookie(self))
+        # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
+        ours = Address(CID_ANY, port)
+        if port != PORT_ANY:
+            _note.give_name(self, ours)
+        return ours
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep other threads from looking how a connect ends while this one begins it, or looks."""
+        # A fork may have copied a turn that nobody ends: so nobody waits for ever.
+        is_taken = self._life.turn.acquire(timeout=_endpoint.ANSWER_TIMEOUT)
+        try:
+            yield
+        finally:
+            if is_taken:
+                self._life.turn.release()
 
     def _request_connect(self, theirs: Address) -> None:
         self._attach()
         life = self._life
-        padding, flags = b"", 0
-        if self.gettimeout() == 0:
-            life.send_buffer = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
-            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1)
-            padding, flags = bytes(_endpoint.PADDING), _endpoint.HELD
         milliseconds = max(1, min(round(self.connect_timeout * 1000), 0xFFFFFFFF))
         buffer = self._buffer_to_announce()
+        is_prompt = self.gettimeout() == 0
+        flags = _endpoint.HELD | (_endpoint.PROMPT if is_prompt else 0)
         request = Request(Op.CONNECT, theirs.cid, theirs.port, milliseconds, buffer, flags=flags)
-        life.theirs = theirs
-        life.has_begun = False
-        life.state = State.CONNECTING
-        try:
-            _endpoint.send(self, request, padding)
-        except OSError:
-            self._end_attempt()
-            raise
-        if padding:
-            self._await_beginning()
+        with self._turn():
+            before = self._look()
+            note = before._replace(state=State.CONNECTING, number=theirs.cid)
+            _note.write_port(self, theirs.port)
+            life.theirs = theirs
+            self._begin_hold()
+            self._put(note)
+            try:
+                _endpoint.send(self, request, _endpoint.held(_note.cookie(self)))
+            except OSError:
+                self._end_hold()
+                self._put(before)
+                raise
+            if is_prompt:
+                self._await_beginning(note)
+            else:
+                self._put(note.plus(BEGUN))
 
-    def _await_beginning(self) -> None:
+    def _await_beginning(self, note: Note) -> None:
         """Wait until the switch says that an attempt is under way, or why not: it does so at once."""
-        self._settle(_endpoint.ANSWER_TIMEOUT)
-        self._raise_pending_error()
-        if self._life.state is State.CONNECTING and not self._life.has_begun:
-            self._end_attempt()
-            raise _endpoint.silent(Op.CONNECT)
+        reply = None
+        try:
+            deadline = time.monotonic() + _endpoint.ANSWER_TIMEOUT
+            reply = _endpoint.receive(self, Op.CONNECT, deadline)
+            if reply is None:
+                raise _endpoint.silent(Op.CONNECT)
+            if reply.errno != errno.EINPROGRESS:
+                raise transport_error(reply.errno, f"connect to {self._life.theirs}")
+        except OSError:
+            self._put(self._end_attempt(note, reply))
+            raise
+        self._take_port(reply)
+        self._put(note.plus(BEGUN))
 
     def _await_verdict(self) -> None:
-        """Wait for the verdict of a connect as a blocking socket does, and raise if it is bad."""
+        """Wait for the outcome of a connect as a blocking socket does, and raise if it is bad."""
         allowed = self.connect_timeout + _endpoint.ANSWER_TIMEOUT
         timeout = self.gettimeout()
         self._settle(allowed if timeout is None else min(allowed, timeout))
-        if self._life.state is State.CONNECTED:
+        if self._life.has_stream:
             return
         self._raise_pending_error()
         if timeout is not None and timeout < allowed:
@@ -395,44 +516,77 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         raise transport_error(errno.ETIMEDOUT, f"connect to {self._life.theirs}")
 
     def _settle(self, seconds: float = 0) -> None:
-        """If a connect is under way, take what is said of it if that comes within `seconds`."""
-        life = self._life
-        if life.state is not State.CONNECTING or self.fileno() < 0:
+        """Look at the socket; if a connect is under way, see how it ends, if it does within `seconds`."""
+        if self.fileno() < 0 or self._look().state is not State.CONNECTING:
             return
-        try:
-            reply = _endpoint.receive(self, Op.CONNECT, time.monotonic() + seconds)
-            if reply is None:
-                return
-            # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
-            cid = CID_ANY if life.ours.cid == CID_ANY else reply.our_cid
-            life.ours = Address(cid, reply.our_port)
-            if reply.errno == errno.EINPROGRESS:
-                life.has_begun = True
-                return
-            if reply.errno:
-                raise transport_error(reply.errno, f"connect to {life.theirs}")
-        except OSError as error:
-            self._end_attempt()
-            life.error = error
-            return
-        life.flow, life.peer_buffer = reply.flow, reply.peer_buf_alloc
-        self._end_attempt()
-        life.state, life.has_stream = State.CONNECTED, True
-        self._limit_buffer()
+        deadline = time.monotonic() + seconds
+        while not self._see_outcome() and _endpoint.wait(self, select.POLLOUT, deadline):
+            pass
 
-    def _end_attempt(self) -> None:
-        """Go back to where the attempt started, and give the descriptor its send buffer again."""
-        life = self._life
-        life.state = State.FRESH if life.ours.port == PORT_ANY else State.BOUND
-        if life.send_buffer:
-            # The kernel doubles what it is told.
-            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, life.send_buffer // 2)
-            life.send_buffer = 0
+    def _see_outcome(self) -> bool:
+        """Note how the connect under way ended; false if it has not."""
+        with self._turn():
+            note = self._look()
+            if note.state is not State.CONNECTING:
+                return True
+            if not note.flags & BEGUN:
+                return False
+            reply = None
+            try:
+                reply = _endpoint.outcome(self, _note.cookie(self))
+                if reply is None:
+                    # What is unread may be data of another process: then it has noted that there is a connection.
+                    return self._look().state is not State.CONNECTING
+                if reply.errno:
+                    raise transport_error(reply.errno, f"connect to {self._life.theirs}")
+            except OSError as error:
+                self._life.error = error
+                code = error.errno or errno.EPROTO
+                self._put(self._end_attempt(note, reply)._replace(code=code))
+                if reply is not None:
+                    _endpoint.take_refusal(self)
+            else:
+                self._end_hold()
+                note = note._replace(state=State.CONNECTED, code=0)
+                self._life.note = note.plus(STREAM).minus(BEGUN)
+                self._keep_options(announce=False)
+            return True
+
+    def _end_attempt(self, note: Note, reply: Reply | None) -> Note:
+        """Return the note of a socket whose connect came to nothing: the port that it had stays the socket's."""
+        self._end_hold()
+        if reply is not None:
+            self._take_port(reply)
+        state = State.FRESH if _note.name(self) is None else State.BOUND
+        return note._replace(state=state).minus(BEGUN)
 
     def _raise_pending_error(self) -> None:
-        error, self._life.error = self._life.error, None
-        if error is not None:
-            raise error
+        life = self._life
+        code = life.note.error
+        if not code:
+            return
+        error, life.error = life.error, None
+        self._put(life.note._replace(code=0))
+        if error is None or error.errno != code:
+            error = transport_error(code, f"connect to {life.theirs}")
+        raise error
+
+    def _check_end(self) -> None:
+        life = self._life
+        if life.is_end_told or life.transport is None or not life.receives:
+            return
+        # While the other end is open, the other side has only ended its data.
+        poller = select.poll()
+        poller.register(self, 0)
+        if not poller.poll(0) or self._look().flags & END_TOLD:
+            return
+        is_good = life.transport.has_ended_well(self)
+        self._put(life.note.plus(END_TOLD))
+        if not is_good:
+            raise ConnectionResetError(
+                errno.ECONNRESET,
+                f"the connection to {life.theirs} did not end well: data may be missing",
+            )
 
     def _require_open_file(self) -> None:
         if self.fileno() < 0:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vsock import _datagrams  # noqa: F401 - it adds the class for its type
 from vsock._life import UNKNOWN, Life
+from vsock._note import Note
 from vsock._options import (
     SO_VM_SOCKETS_BUFFER_MAX_SIZE,
     SO_VM_SOCKETS_BUFFER_MIN_SIZE,
@@ -196,8 +197,8 @@ def wrap_hybrid(sock: _Base, target: HybridAddress | UnixAddress, our_port: int)
     else:
         ours = theirs = UNKNOWN
     timeout = sock.gettimeout()
-    life = Life.connected(ours, theirs)
-    made = socket.adopt(sock.detach(), SOCK_STREAM, life)
+    fd, life = sock.detach(), Life(Note())
+    made = socket.adopt_connection(fd, SOCK_STREAM, life, ours=ours, theirs=theirs)
     made.settimeout(timeout)
     return made
 

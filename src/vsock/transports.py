@@ -22,11 +22,13 @@ from typing import Final, NamedTuple
 
 from vsock import _endpoint
 from vsock._endpoint import Op, Reply, Request
+from vsock._note import cookie
 from vsock.address import HybridAddress, UnixAddress
 from vsock.errors import (
     AccessDenied,
     ProtocolError,
     SwitchGone,
+    TransportError,
     UsageError,
     no_switch,
     transport_error,
@@ -80,28 +82,62 @@ class SwitchTransport(NamedTuple):
         """Return the CID of the guest called `name`; raise `NoSuchGuest` if there is none."""
         return self._ask(Request(Op.RESOLVE), name.encode(), f"guest {name!r}").their_cid
 
-    def set_buffer(self, flow: int, size: int) -> int:
-        """Give a connection of ours another receive buffer (0: none) and return the peer's."""
-        request = Request(Op.FLOW, flow & 0xFFFFFFFF, flow >> 32, buffer=size)
-        return self._ask(request, b"", f"flow {flow}").peer_buf_alloc
+    def set_buffer(self, cookie: int, size: int) -> int:
+        """Give the connection of the socket with this cookie another receive buffer (0: none); return the peer's."""
+        return self._ask(
+            _about(cookie, buffer=size), b"", "asking about a connection"
+        ).peer_buf_alloc
 
-    def stop_receiving(self, flow: int) -> None:
+    def our_port(self, cookie: int) -> int:
+        """Return the port that a connection of ours has, also if it is over; PORT_ANY if it is not known any more."""
+        return self._reply(_about(cookie)).our_port
+
+    def has_ended_well(self, sock: _Base) -> bool:
+        """Tell whether a connection that is over came to a good end.
+
+        A node that has forgotten it, among thousands that ended later, did not lose it; one that has
+        gone did, and another that serves in its place knows nothing of it.
+        """
+        try:
+            with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as aside:
+                self.attach(aside, _socket.SOCK_STREAM)
+                is_same = _node_pid(aside) == _node_pid(sock)
+                code = _endpoint.ask(aside, _about(cookie(sock))).errno
+        except TransportError:
+            return False
+        return is_same if code == errno.ENOTCONN else code != errno.ECONNRESET
+
+    def stop_receiving(self, cookie: int) -> None:
         """Say that a connection of ours receives no more.
 
         Its descriptor has been shut down, but while that is full, or carries messages, the switch
         would not see it before it has something to write.
         """
-        request = Request(Op.FLOW, flow & 0xFFFFFFFF, flow >> 32, _endpoint.REFUSES)
-        self._ask(request, b"", f"flow {flow}")
+        self._ask(_about(cookie, value=_endpoint.REFUSES), b"", "asking about a connection")
 
     def _ask(self, request: Request, extra: bytes, doing: str) -> Reply:
-        """Ask one thing over a connection of its own."""
-        with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
-            self.attach(sock, _socket.SOCK_STREAM)
-            reply = _endpoint.ask(sock, request, extra)
+        """Ask one thing; an errno in the answer is raised."""
+        reply = self._reply(request, extra)
         if reply.errno:
             raise transport_error(reply.errno, doing)
         return reply
+
+    def _reply(self, request: Request, extra: bytes = b"") -> Reply:
+        """Ask one thing over a connection of its own."""
+        with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
+            self.attach(sock, _socket.SOCK_STREAM)
+            return _endpoint.ask(sock, request, extra)
+
+
+def _about(cookie: int, *, value: int = 0, buffer: int = 0) -> Request:
+    return Request(Op.FLOW, cookie & 0xFFFFFFFF, cookie >> 32, value, buffer)
+
+
+def _node_pid(sock: _Base) -> int:
+    """Return the process at the other end of `sock`: the one that listened, or made the pair."""
+    peer = _Base.getsockopt(sock, _socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    pid: int = struct.unpack("@iII", peer)[0]
+    return pid
 
 
 class KernelTransport:
@@ -115,6 +151,12 @@ class KernelTransport:
         from vsock._kernel_socket import KernelSocket
 
         return KernelSocket(kind, proto)
+
+    def from_fd(self, fd: int) -> _Base:
+        """Return the kernel socket that `fd` is."""
+        from vsock._kernel_socket import KernelSocket
+
+        return KernelSocket.from_fd(fd)
 
     def local_cid(self) -> int:
         """Return the CID of this machine as the kernel knows it."""

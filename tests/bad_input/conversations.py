@@ -172,12 +172,12 @@ def connecting_without_waiting(directory: Path) -> Steps:
     with Program(directory) as program:
         for door in ("stream", "seqpacket"):
             client = program.dial(door)
-            request = Request(Op.CONNECT, SILENT, 1, PATIENT, extra=2016, flags=1)
+            request = Request(Op.CONNECT, SILENT, 1, PATIENT, extra=2016, flags=3)
             client.sendall(request.encode() + bytes(2016))
             yield f"asked by {door}"
         late = program.dial("stream")
         late.sendall(
-            Request(Op.CONNECT, 3, ECHO, PATIENT, extra=2016, flags=1).encode() + bytes(2016)
+            Request(Op.CONNECT, 3, ECHO, PATIENT, extra=2016, flags=3).encode() + bytes(2016)
         )
         yield "asked a guest that answers"
         assert late.recv(1, socket.MSG_PEEK) != b""

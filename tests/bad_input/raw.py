@@ -19,7 +19,7 @@ NAME = b"alpha"
 REQUESTS = {
     "BIND": Request(Op.BIND, ANY, ANY).encode(),
     "CONNECT": Request(Op.CONNECT, 3, 1, 500).encode(),
-    "held CONNECT": Request(Op.CONNECT, 3, 1, 500, extra=2016, flags=1).encode() + bytes(2016),
+    "held CONNECT": Request(Op.CONNECT, 3, 1, 500, extra=2016, flags=3).encode() + bytes(2016),
     "LISTEN": Request(Op.LISTEN, value=1).encode(),
     "full LISTEN": Request(Op.LISTEN, value=1, extra=32).encode() + bytes(32),
     "LOCAL_CID": Request(Op.LOCAL_CID).encode(),

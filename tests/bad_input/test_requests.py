@@ -15,7 +15,7 @@ EVERY = pytest.mark.parametrize("door", DOORS)
 MESSAGES = pytest.mark.parametrize("door", ["seqpacket", "dgram"])
 UNUSED = {
     "BIND": [2, 3, *range(12, 32)],
-    "CONNECT": [3, *range(24, 32)],
+    "CONNECT": [3, *range(25, 32)],
     "LISTEN": [2, 3, *range(4, 12), *range(24, 32)],
     "LOCAL_CID": [2, 3, *range(4, 32)],
     "RESOLVE": [2, 3, *range(4, 24), *range(28, 32)],
@@ -101,8 +101,10 @@ def test_every_field_without_meaning_must_be_zero(lab: Lab, door: str, what: str
     [
         Request(Op.CONNECT, 3, 1, extra=4097, flags=1),
         Request(Op.CONNECT, 3, 1, extra=0xFFFFFFFF, flags=1),
-        Request(Op.CONNECT, 3, 1, flags=2),
-        Request(Op.CONNECT, 3, 1, extra=10),
+        Request(Op.CONNECT, 3, 1, flags=1),
+        Request(Op.CONNECT, 3, 1, extra=7, flags=3),
+        Request(Op.CONNECT, 3, 1, extra=8, flags=2),
+        Request(Op.CONNECT, 3, 1, extra=7),
         Request(Op.RESOLVE),
         Request(Op.RESOLVE, extra=256),
         Request(Op.RESOLVE, extra=0xFFFFFFFF),

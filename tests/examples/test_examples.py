@@ -156,7 +156,8 @@ def test_connections_end_when_the_cid_changes(run):
     assert run("change_cid.py").splitlines() == [
         "connected to 3:5000",
         "alpha now has CID 33",
-        "the open connection ends: b'' and b''",
+        "an open connection ends with ECONNRESET",
+        "an open connection ends with ECONNRESET",
         "connected to 33:5000 by the same name",
         "nobody has CID 3 any more",
     ]

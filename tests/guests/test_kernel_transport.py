@@ -17,7 +17,8 @@ from vsock.transports import SwitchTransport
 
 PACKAGE = Path(vsock.__file__).parent
 MODULES = (
-    *("errors", "address", "_kernel_socket", "_options", "_life", "_endpoint", "transports"),
+    *("errors", "address", "_kernel_socket", "_options", "_note", "_life", "_endpoint"),
+    "transports",
     *("_data_calls", "_option_calls", "_socket_class", "_datagrams", "sockets"),
 )
 """What `vsock.socket` is made of, each after those that it imports."""

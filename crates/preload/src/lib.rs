@@ -6,9 +6,9 @@
 //!     ▼
 //!   calls     what socket, bind, connect, accept, … do to one of our sockets
 //!     ▼
-//!   settle    the verdict of a connect under way        node   asking the switch (endpoint protocol)
+//!   settle    how a connect under way ends              node   asking the switch (endpoint protocol)
 //!     ▼                                                   ▼
-//!   note      what a socket is, kept in the socket itself       wire  messages    address  sockaddr_vm
+//!   note  name  vm_options   what a socket is, kept in the socket itself       wire  messages    address  sockaddr_vm
 //!     ▼
 //!   sys       system calls        next  libc's own functions        setup  environment, the hint to the user
 //! ```
@@ -31,6 +31,7 @@ extern crate std; // brings what the test harness and debug builds need; nothing
 mod address;
 mod calls;
 mod hooks;
+mod name;
 mod next;
 mod node;
 mod note;
@@ -38,6 +39,7 @@ mod settle;
 mod setup;
 mod suspects;
 mod sys;
+mod vm_options;
 mod wire;
 
 /// Nothing here panics; were something to, the program must not go on.

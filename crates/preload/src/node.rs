@@ -2,10 +2,11 @@
 
 use libc::sockaddr_un;
 
+use crate::address::ANY;
 use crate::note::{Flags, Note};
 use crate::setup::{self, LONGEST_PATH};
 use crate::sys::{Answer, Errno, Fd, now_ms};
-use crate::wire::{MESSAGE, PADDING, REFUSES, Reply, Request, op};
+use crate::wire::{HELD, MESSAGE, PADDING, REFUSES, Reply, Request, op};
 
 /// How long a node may take for an immediate answer before it is taken for gone.
 pub(crate) const ANSWER_MS: u64 = 5000;
@@ -39,28 +40,59 @@ pub(crate) fn local_cid() -> Answer<u32> {
 }
 
 /// Gives a connection another receive buffer (0: leaves it as it is), and returns how large the other side's is.
-pub(crate) fn set_buffer(flow: u64, buffer: u64) -> Answer<u32> {
-    ask_aside(&Request { buffer, ..about(flow) }).map(|reply| reply.peer_buffer)
+pub(crate) fn set_buffer(stream: Fd, buffer: u64) -> Answer<u32> {
+    ask_aside(&Request { buffer, ..about(stream)? }).map(|reply| reply.peer_buffer)
 }
 
 /// Says that a connection receives no more: while its descriptor is full, or carries messages, the node would not see it
 /// before it has something to write.
-pub(crate) fn stop_receiving(flow: u64) -> Answer<()> {
-    ask_aside(&Request { value: REFUSES, ..about(flow) }).map(|_| ())
+pub(crate) fn stop_receiving(stream: Fd) -> Answer<()> {
+    ask_aside(&Request { value: REFUSES, ..about(stream)? }).map(|_| ())
 }
 
-fn about(flow: u64) -> Request {
-    let [cid, port] = [flow & 0xffff_ffff, flow >> 32].map(|half| u32::try_from(half).unwrap_or(0));
-    Request { cid, port, ..Request::new(op::FLOW) }
+/// The port that a connection has at our side, also when it is over; `None` if the node does not remember it.
+pub(crate) fn our_port(stream: Fd) -> Option<u32> {
+    let request = about(stream).ok()?;
+    let (reply, _) = aside(|fd| ask_for_verdict(fd, op::FLOW, &request.encode())).ok()?;
+    (reply.ours.port != ANY).then_some(reply.ours.port)
+}
+
+/// Whether a connection that is over came to a good end.
+///
+/// A node that has forgotten it, among thousands that ended later, did not lose it; one that has gone did, and another
+/// that serves in its place knows nothing of it.
+pub(crate) fn has_ended_well(stream: Fd) -> bool {
+    let Ok(request) = about(stream) else { return true };
+    let answer = aside(|fd| {
+        let is_same = fd.peer_pid() == stream.peer_pid();
+        ask_for_verdict(fd, op::FLOW, &request.encode()).map(|(_, error)| (is_same, error))
+    });
+    match answer {
+        Ok((_, Some(Errno(libc::ECONNRESET)))) => false,
+        Ok((is_same, Some(Errno(libc::ENOTCONN)))) => is_same,
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
+fn about(stream: Fd) -> Answer<Request> {
+    let cookie = stream.cookie()?;
+    let [cid, port] =
+        [cookie & 0xffff_ffff, cookie >> 32].map(|half| u32::try_from(half).unwrap_or(0));
+    Ok(Request { cid, port, ..Request::new(op::FLOW) })
+}
+
+fn ask_aside(request: &Request) -> Answer<Reply> {
+    aside(|fd| ask(fd, request))
 }
 
 /// Asks over a connection of its own: that of a stream carries no requests any more.
-fn ask_aside(request: &Request) -> Answer<Reply> {
+fn aside<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
     let fd = Fd::unix_socket(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?;
     let mut note = Note::FRESH;
-    let reply = attach(fd, &mut note).and_then(|()| ask(fd, request));
+    let answer = attach(fd, &mut note).and_then(|()| ask(fd));
     fd.close();
-    reply
+    answer
 }
 
 /// Connects without waiting; but if the queue is full, which only shows as EAGAIN, waits a while.
@@ -111,11 +143,16 @@ pub(crate) fn ask(fd: Fd, request: &Request) -> Answer<Reply> {
 
 /// Sends a request that is encoded already, perhaps with bytes behind it, and gives the answer.
 pub(crate) fn ask_message(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
+    let (reply, error) = ask_for_verdict(fd, op, message)?;
+    error.map_or(Ok(reply), Err)
+}
+
+fn ask_for_verdict(fd: Fd, op: u8, message: &[u8]) -> Answer<(Reply, Option<Errno>)> {
     send(fd, message)?;
     let deadline = now_ms() + ANSWER_MS;
     loop {
-        if let Some((reply, error)) = hear(fd, op)? {
-            return error.map_or(Ok(reply), Err);
+        if let Some(verdict) = hear(fd, op)? {
+            return Ok(verdict);
         }
         let left = deadline.saturating_sub(now_ms());
         if left == 0 {
@@ -129,10 +166,13 @@ pub(crate) fn ask_message(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     }
 }
 
-/// Sends a request that a held connect stands behind: with padding, in one piece.
-pub(crate) fn send_held(fd: Fd, request: &Request) -> Answer<()> {
+/// Sends a request that stays unread until its outcome is known: with the socket's cookie and padding, in one piece.
+pub(crate) fn send_held(fd: Fd, request: Request) -> Answer<()> {
     let mut bytes = [0; MESSAGE + PADDING];
+    let extra = u32::try_from(PADDING).unwrap_or(0);
+    let request = Request { flags: request.flags | HELD, extra, ..request };
     bytes[..MESSAGE].copy_from_slice(&request.encode());
+    bytes[MESSAGE..MESSAGE + 8].copy_from_slice(&fd.cookie()?.to_le_bytes());
     send(fd, &bytes)
 }
 

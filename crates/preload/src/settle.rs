@@ -1,87 +1,154 @@
-//! The verdict of a connect under way: taken off the socket by whichever call comes first.
+//! How a connect under way ends: seen by whoever looks, taken from nobody.
+//!
+//! The request stays unread in the socket until its outcome is known. Then the node takes it out, and where there is no
+//! connection it has sent its reply, with the socket's cookie in it, before. So two looks tell: is our request still
+//! there, and is such a reply the first that can be read? A connection has nothing in front of its data that two
+//! threads, or two processes that share the socket, could both take.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::address::ANY;
+use crate::name;
 use crate::node::{self, ANSWER_MS};
 use crate::note::{Flags, Note, State};
 use crate::sys::{Answer, Errno, Fd, give_way, now_ms, tick_us};
-use crate::wire::{Reply, op};
+use crate::vm_options::VmOptions;
+use crate::wire::{MESSAGE, Reply, op};
 
 /// Another thread has closed the descriptor, or put something else in its place.
 const CLOSED: Errno = Errno(libc::EBADF);
 
-/// How often a wait for what is owed at once looks whether the descriptor is still there: a poll keeps the socket that
-/// it began with, and is not told.
+/// How often a wait looks whether the descriptor is still there: a poll keeps the socket that it began with, and is
+/// not told.
 const LOOK_MS: u64 = 100;
 
-/// Brings a socket's note up to date: if a connect is under way and there is word of it, takes that.
+/// The smallest send buffer of a socket as the kernel counts it.
+const LEAST_SEND_BUFFER: u32 = 4608;
+/// And the usual one.
+const USUAL_SEND_BUFFER: u32 = 212_992;
+
+/// What became of a connect.
+enum Outcome {
+    Pending,
+    Connected,
+    /// The errno, and the reply that says what the socket is bound to, if there is one.
+    Failed(Errno, Option<Reply>),
+}
+
+/// Brings a socket's note up to date: if a connect under way has ended, notes how.
 pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
     if note.state != State::Connecting {
         return Ok(note);
     }
-    // Of two threads that come here only one may read the 32 bytes: what follows them is data.
+    // One thread after the other: who comes second finds the note that the first has written.
     let _turn = Turn::take();
-    let Some(mut note) = Note::of(fd) else { return Err(CLOSED) };
-    if note.state != State::Connecting {
+    let Some(note) = Note::of(fd) else { return Err(CLOSED) };
+    if !note.has_begun() {
         return Ok(note);
     }
-    match node::hear(fd, op::CONNECT) {
-        Ok(None) => return Ok(note),
-        Ok(Some((reply, error))) => {
-            // As in the kernel, the CID of a client that did not bind to one stays the wildcard.
-            if note.ours.cid != ANY {
-                note.ours.cid = reply.ours.cid;
+    match outcome(fd)? {
+        // What is unread may be data that another process has sent: then its note says that there is a connection.
+        Outcome::Pending => Note::of(fd).ok_or(CLOSED),
+        Outcome::Connected => {
+            end_hold(fd, &note)?;
+            let note = begin_stream(fd, note)?;
+            note.put(fd).map(|()| note)
+        }
+        Outcome::Failed(error, reply) => {
+            end_hold(fd, &note)?;
+            let note = end_attempt(fd, note, reply)?.with_error(error);
+            note.put(fd)?;
+            if reply.is_some() {
+                take_reply(fd);
             }
-            note.ours.port = reply.ours.port;
-            match error {
-                None => begin_stream(&mut note, &reply),
-                Some(Errno(libc::EINPROGRESS)) => {
-                    note.flags = note.flags.with(Flags::BEGUN);
-                    note.put(fd)?;
-                    return Ok(note);
-                }
-                Some(error) => end_attempt(&mut note, error),
+            Ok(note)
+        }
+    }
+}
+
+fn outcome(fd: Fd) -> Answer<Outcome> {
+    if fd.unsent()? > 0 {
+        return Ok(Outcome::Pending);
+    }
+    let mut bytes = [0; MESSAGE];
+    match fd.peek(&mut bytes) {
+        Ok(MESSAGE) => Ok(match Reply::decode_verdict(&bytes, op::CONNECT) {
+            Ok((reply, Some(error))) if reply.flow == fd.cookie()? => {
+                Outcome::Failed(error, Some(reply))
+            }
+            _ => Outcome::Connected,
+        }),
+        // What a Unix socket says whose other end was closed with our request unread in it.
+        Err(Errno(libc::ECONNRESET)) => Ok(Outcome::Failed(Errno(libc::ENODEV), None)),
+        Ok(_) | Err(Errno(libc::EAGAIN | libc::EINTR)) => Ok(Outcome::Connected),
+        Err(error) => Err(error),
+    }
+}
+
+fn take_reply(fd: Fd) {
+    let mut bytes = [0; MESSAGE];
+    // Another process may have been first.
+    let _ = fd.receive(&mut bytes);
+}
+
+fn begin_stream(fd: Fd, note: Note) -> Answer<Note> {
+    // What was the code of an error is, of a stream, something else.
+    let note = note.with_error(Errno(0)).in_state(State::Connected);
+    let note = note.with(Flags::STREAM).without(Flags::BEGUN);
+    if note.flags.has(Flags::OPTIONS) {
+        VmOptions::of(fd, &note).limited().put(fd, note)
+    } else {
+        Ok(note)
+    }
+}
+
+/// The note after an attempt that came to nothing: the port that it had stays the socket's.
+pub(crate) fn end_attempt(fd: Fd, note: Note, reply: Option<Reply>) -> Answer<Note> {
+    if let Some(reply) = reply.filter(|reply| reply.ours.port != ANY) {
+        name::give(fd, reply.ours)?;
+    }
+    let state = if name::of(fd).is_some() { State::Bound } else { State::Fresh };
+    Ok(note.in_state(state).without(Flags::BEGUN))
+}
+
+/// Waits until the node says that a connect has begun, or why it has not: it does so at once. Only the thread that
+/// asked for it comes here.
+pub(crate) fn await_beginning(fd: Fd, note: Note) -> Answer<()> {
+    let deadline = now_ms() + ANSWER_MS;
+    loop {
+        match node::hear(fd, op::CONNECT) {
+            Ok(None) => {}
+            Ok(Some((reply, Some(Errno(libc::EINPROGRESS))))) => {
+                name::give(fd, reply.ours)?;
+                return note.with(Flags::BEGUN).put(fd);
+            }
+            Ok(Some((reply, error))) => {
+                end_hold(fd, &note)?;
+                end_attempt(fd, note, Some(reply))?.put(fd)?;
+                return Err(error.unwrap_or(Errno(libc::EPROTO)));
+            }
+            Err(error) => {
+                end_hold(fd, &note)?;
+                end_attempt(fd, note, None)?.put(fd)?;
+                return Err(error);
             }
         }
-        Err(error) => end_attempt(&mut note, error),
-    }
-    end_hold(fd, &mut note)?;
-    note.put(fd)?;
-    Ok(note)
-}
-
-fn begin_stream(note: &mut Note, reply: &Reply) {
-    (note.flow, note.peer_buffer) = (reply.flow, reply.peer_buffer);
-    note.state = State::Connected;
-    note.flags = note.flags.with(Flags::STREAM);
-    note.buffer = note.buffer.min(u32::MAX.into()); // a transport has no larger ones
-}
-
-fn end_attempt(note: &mut Note, error: Errno) {
-    note.state = if note.ours.port == ANY { State::Fresh } else { State::Bound };
-    note.error = error.0.unsigned_abs();
-}
-
-/// Waits until the node says that a held connect has begun, or why it has not: it does so at once.
-pub(crate) fn await_beginning(fd: Fd, mut note: Note) -> Answer<Note> {
-    let deadline = now_ms() + ANSWER_MS;
-    while note.state == State::Connecting && !note.flags.has(Flags::BEGUN) {
         let left = deadline.saturating_sub(now_ms());
         if left == 0 {
             return Err(Errno(libc::ENODEV));
         }
         match fd.poll(libc::POLLIN, left.min(LOOK_MS)) {
-            Ok(_) | Err(Errno(libc::EINTR)) => note = settle(fd, note)?,
+            Ok(_) | Err(Errno(libc::EINTR)) => {}
             Err(error) => return Err(error),
         }
+        Note::of(fd).ok_or(CLOSED)?;
     }
-    Ok(note)
 }
 
-/// Waits for the verdict of a connect under way, and gives it. A signal ends the wait with EINTR.
+/// Waits for the end of a connect under way, and gives it. A signal ends the wait with EINTR.
 pub(crate) fn await_verdict(fd: Fd, mut note: Note) -> Answer<()> {
-    let deadline = now_ms() + note.connect_timeout_us(tick_us()) / 1000 + ANSWER_MS;
+    let allowed = VmOptions::of(fd, &note).connect_timeout_us(tick_us()) / 1000 + ANSWER_MS;
+    let deadline = now_ms().saturating_add(allowed);
     loop {
         note = settle(fd, note)?;
         match note.state {
@@ -93,46 +160,66 @@ pub(crate) fn await_verdict(fd: Fd, mut note: Note) -> Answer<()> {
         if left == 0 {
             return Err(Errno(libc::ETIMEDOUT));
         }
-        fd.poll(libc::POLLIN, left)?;
+        fd.poll(libc::POLLOUT, left)?;
     }
     take_error(fd, note)
 }
 
 /// The error of a failed connect, which is told only once.
-pub(crate) fn take_error(fd: Fd, mut note: Note) -> Answer<()> {
-    let error = Errno(note.error.cast_signed());
+pub(crate) fn take_error(fd: Fd, note: Note) -> Answer<()> {
+    let error = Errno(note.error());
     if error.0 == 0 {
         return Ok(());
     }
-    note.error = 0;
-    note.put(fd)?;
+    note.with_error(Errno(0)).put(fd)?;
     Err(error)
 }
 
-/// Makes the send buffer as small as it gets: then 2048 bytes in it are enough for "not writable".
-pub(crate) fn begin_hold(fd: Fd, note: &mut Note) -> Answer<()> {
-    note.send_buffer = fd.option::<u32>(libc::SOL_SOCKET, libc::SO_SNDBUF)?;
-    note.flags = note.flags.with(Flags::HELD).without(Flags::BEGUN);
+/// Makes the send buffer as small as it gets: then 2048 bytes in it are enough for "not writable". What it was is put
+/// where a connection keeps SO_RCVLOWAT, unless the program has set that.
+pub(crate) fn begin_hold(fd: Fd, note: &Note) -> Answer<()> {
+    if !note.flags.has(Flags::LOW_WATER) {
+        let size = fd.option::<u32>(libc::SOL_SOCKET, libc::SO_SNDBUF)?;
+        fd.set_option(libc::SO_RCVLOWAT, &size)?;
+    }
     fd.set_option(libc::SO_SNDBUF, &1u32)
 }
 
-/// Gives the socket its send buffer back.
-pub(crate) fn end_hold(fd: Fd, note: &mut Note) -> Answer<()> {
-    if !note.flags.has(Flags::HELD) {
-        return Ok(());
+/// The send buffer that a socket has again after its connect, as the kernel counts it.
+pub(crate) fn held_send_buffer(fd: Fd, note: &Note) -> Answer<u32> {
+    if note.flags.has(Flags::LOW_WATER) {
+        return Ok(USUAL_SEND_BUFFER);
     }
-    note.flags = note.flags.without(Flags::HELD);
-    fd.set_option(libc::SO_SNDBUF, &(note.send_buffer / 2)) // the kernel doubles what it is told
+    fd.option::<u32>(libc::SOL_SOCKET, libc::SO_RCVLOWAT)
 }
 
-/// One thread at a time; but nobody waits for ever, as a fork may have copied a turn that nobody ends.
-struct Turn;
+/// Changes the send buffer that a socket will have after its connect, as SO_SNDBUF would change it now.
+pub(crate) fn hold_send_buffer(fd: Fd, note: &Note, size: u32) -> Answer<()> {
+    if note.flags.has(Flags::LOW_WATER) {
+        return Ok(());
+    }
+    let doubled = size.saturating_mul(2).clamp(LEAST_SEND_BUFFER, i32::MAX.cast_unsigned());
+    fd.set_option(libc::SO_RCVLOWAT, &doubled)
+}
+
+/// Gives the socket its send buffer back, if nobody has yet.
+pub(crate) fn end_hold(fd: Fd, note: &Note) -> Answer<()> {
+    let size = held_send_buffer(fd, note)?;
+    if size < LEAST_SEND_BUFFER {
+        return Ok(());
+    }
+    fd.set_option(libc::SO_SNDBUF, &(size / 2))?; // the kernel doubles what it is told
+    if note.flags.has(Flags::LOW_WATER) { Ok(()) } else { fd.set_option(libc::SO_RCVLOWAT, &1u32) }
+}
+
+/// One thread at a time, also while it begins a connect; but nobody waits for ever, as a fork may have copied a turn that nobody ends.
+pub(crate) struct Turn;
 
 static IS_TAKEN: AtomicBool = AtomicBool::new(false);
 const TRIES: u32 = 1000;
 
 impl Turn {
-    fn take() -> Self {
+    pub(crate) fn take() -> Self {
         let mut tries = 0;
         while IS_TAKEN.swap(true, Ordering::Acquire) && tries < TRIES {
             give_way();

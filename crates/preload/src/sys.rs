@@ -83,6 +83,71 @@ impl Fd {
         call!(libc::SYS_connect, self.0, &raw const *address, len).map(|_| ())
     }
 
+    /// Gives the socket a Unix address of `len` bytes.
+    pub(crate) fn bind_unix(self, address: &sockaddr_un, len: usize) -> Answer<()> {
+        call!(libc::SYS_bind, self.0, &raw const *address, len).map(|_| ())
+    }
+
+    /// The Unix address that the socket has, and its length.
+    pub(crate) fn unix_name(self) -> Answer<(sockaddr_un, usize)> {
+        // SAFETY: all zeros is a valid sockaddr_un.
+        let mut address: sockaddr_un = unsafe { core::mem::zeroed() };
+        let mut len = size::<sockaddr_un>();
+        call!(libc::SYS_getsockname, self.0, &raw mut address, &raw mut len)
+            .map(|_| (address, usize::try_from(len).unwrap_or(0)))
+    }
+
+    /// The number that the kernel has given this socket and no other.
+    pub(crate) fn cookie(self) -> Answer<u64> {
+        self.option(libc::SOL_SOCKET, libc::SO_COOKIE)
+    }
+
+    /// The process at the other end: the one that listened, or made the pair.
+    pub(crate) fn peer_pid(self) -> Answer<c_int> {
+        // SAFETY: all zeros is a valid ucred.
+        let mut peer: libc::ucred = unsafe { core::mem::zeroed() };
+        let mut len = size::<libc::ucred>();
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+        call!(libc::SYS_getsockopt, self.0, level, name, &raw mut peer, &raw mut len)
+            .map(|_| peer.pid)
+    }
+
+    /// Bytes that we have sent and the other end has not taken, with the kernel's own overhead.
+    pub(crate) fn unsent(self) -> Answer<c_int> {
+        let mut bytes: c_int = 0;
+        call!(libc::SYS_ioctl, self.0, libc::TIOCOUTQ, &raw mut bytes).map(|_| bytes)
+    }
+
+    /// Access and modification time of the inode, in seconds and nanoseconds.
+    pub(crate) fn times(self) -> Answer<[(i64, u32); 2]> {
+        let stat = self.stat()?;
+        let nanoseconds = |value| u32::try_from(value).unwrap_or(0);
+        let access = (stat.st_atime, nanoseconds(stat.st_atime_nsec));
+        Ok([access, (stat.st_mtime, nanoseconds(stat.st_mtime_nsec))])
+    }
+
+    /// Sets both times.
+    pub(crate) fn set_times(self, times: [(i64, u32); 2]) -> Answer<()> {
+        let times = times.map(|(seconds, nanoseconds)| {
+            let mut time = timespec(0);
+            (time.tv_sec, time.tv_nsec) = (seconds, nanoseconds.into());
+            time
+        });
+        let no_path = core::ptr::null::<c_void>();
+        call!(libc::SYS_utimensat, self.0, no_path, times.as_ptr(), 0).map(|_| ())
+    }
+
+    fn stat(self) -> Answer<libc::stat> {
+        // SAFETY: all zeros is a valid stat.
+        let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+        let saved = errno();
+        // SAFETY: fstat writes one stat. libc's own is used, as the system call's layout differs; it is not hooked.
+        let result = unsafe { libc::fstat(self.0, &raw mut stat) };
+        let failure = Errno(errno());
+        set_errno(saved);
+        if result == 0 { Ok(stat) } else { Err(failure) }
+    }
+
     /// Sends without blocking and without SIGPIPE.
     pub(crate) fn send(self, bytes: &[u8]) -> Answer<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -92,8 +157,17 @@ impl Fd {
 
     /// Receives without blocking; 0 is the end of file.
     pub(crate) fn receive(self, bytes: &mut [u8]) -> Answer<usize> {
+        self.receive_with(bytes, 0)
+    }
+
+    /// What `receive` would give, which stays there.
+    pub(crate) fn peek(self, bytes: &mut [u8]) -> Answer<usize> {
+        self.receive_with(bytes, libc::MSG_PEEK)
+    }
+
+    fn receive_with(self, bytes: &mut [u8], flags: c_int) -> Answer<usize> {
         let nobody = core::ptr::null_mut::<c_void>();
-        let (at, len, flags) = (bytes.as_mut_ptr(), bytes.len(), libc::MSG_DONTWAIT);
+        let (at, len, flags) = (bytes.as_mut_ptr(), bytes.len(), flags | libc::MSG_DONTWAIT);
         call!(libc::SYS_recvfrom, self.0, at, len, flags, nobody, nobody).map(as_size)
     }
 
@@ -109,10 +183,20 @@ impl Fd {
 
     /// Waits for `events`; whether one came within `milliseconds`. A signal gives EINTR, always.
     pub(crate) fn poll(self, events: i16, milliseconds: u64) -> Answer<bool> {
+        self.polled(events, milliseconds).map(|events| events != 0)
+    }
+
+    /// Whether the other end has been closed, or both directions are shut.
+    pub(crate) fn has_hung_up(self) -> bool {
+        self.polled(0, 0).is_ok_and(|events| events & libc::POLLHUP != 0)
+    }
+
+    fn polled(self, events: i16, milliseconds: u64) -> Answer<i16> {
         let mut entry = libc::pollfd { fd: self.0, events, revents: 0 };
         let timeout = timespec(milliseconds);
         let no_mask = core::ptr::null::<c_void>();
-        call!(libc::SYS_ppoll, &raw mut entry, 1, &raw const timeout, no_mask, 0).map(|n| n > 0)
+        call!(libc::SYS_ppoll, &raw mut entry, 1, &raw const timeout, no_mask, 0)
+            .map(|_| entry.revents)
     }
 
     /// Reads an option of exactly the size of `T`.
@@ -121,14 +205,6 @@ impl Fd {
         let mut len = size::<T>();
         call!(libc::SYS_getsockopt, self.0, level, name, &raw mut value, &raw mut len)
             .map(|_| value)
-    }
-
-    /// Reads an option whose length is counted by the option's own rules, such as in instructions.
-    pub(crate) fn counted_option<T>(self, name: c_int, into: &mut [T]) -> Answer<usize> {
-        let mut len = socklen_t::try_from(into.len()).unwrap_or(0);
-        let at = into.as_mut_ptr();
-        call!(libc::SYS_getsockopt, self.0, libc::SOL_SOCKET, name, at, &raw mut len)
-            .map(|_| usize::try_from(len).unwrap_or(0))
     }
 
     /// Sets an option.
@@ -149,13 +225,7 @@ impl Fd {
 
     /// Whether this is a character device.
     pub(crate) fn is_device(self) -> bool {
-        // SAFETY: all zeros is a valid stat.
-        let mut stat: libc::stat = unsafe { core::mem::zeroed() };
-        let saved = errno();
-        // SAFETY: fstat writes one stat. libc's own is used, as the system call's layout differs; it is not hooked.
-        let result = unsafe { libc::fstat(self.0, &raw mut stat) };
-        set_errno(saved);
-        result == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+        self.stat().is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR)
     }
 
     fn flags(self) -> c_int {

@@ -5,7 +5,8 @@ use crate::sys::{Answer, Errno};
 
 /// Bytes in a request and in a reply.
 pub(crate) const MESSAGE: usize = 32;
-/// Bytes behind a held CONNECT: enough to keep a socket with the smallest send buffer from being writable.
+/// Bytes behind a held CONNECT, the socket's cookie first: enough to keep one with the smallest send buffer from being
+/// writable.
 pub(crate) const PADDING: usize = 2016;
 
 /// Bytes of what accepted sockets inherit: left with a LISTEN, given back with each ACCEPT.
@@ -13,8 +14,11 @@ pub(crate) const INHERITED: usize = 32;
 
 const VERSION: u8 = 1;
 
-/// Flag of a CONNECT that the node leaves unread until it has answered.
+/// Flag of a CONNECT that the node leaves unread until its outcome is known.
 pub(crate) const HELD: u16 = 1;
+
+/// Flag of a held CONNECT of which the node says at once that it has begun.
+pub(crate) const PROMPT: u16 = 2;
 
 /// Value of a FLOW: the connection receives no more.
 pub(crate) const REFUSES: u32 = 1;
@@ -110,7 +114,7 @@ mod tests {
     fn request_has_each_field_where_the_specification_says() {
         let request = Request {
             op: op::CONNECT,
-            flags: HELD,
+            flags: HELD | PROMPT,
             cid: 3,
             port: 5000,
             value: 1500,
@@ -118,7 +122,7 @@ mod tests {
             extra: 2016,
         };
         let bytes = request.encode();
-        assert_eq!(bytes[..4], [1, 2, 1, 0]);
+        assert_eq!(bytes[..4], [1, 2, 3, 0]);
         assert_eq!(u32_at(&bytes, 4), 3);
         assert_eq!(u32_at(&bytes, 8), 5000);
         assert_eq!(u32_at(&bytes, 12), 1500);

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use node_support::raw::RawGuest;
 use node_support::{DEADLINE, Lab, ask, node_counter, request, wait_until};
+use rustix::net::sockopt::socket_cookie;
 use vsock_core::{Op, RawHeader};
 
 const HOST: u32 = 2;
@@ -22,24 +23,28 @@ const CONNECT: u8 = 2;
 const LISTEN: u8 = 3;
 const FLOW: u8 = 8;
 const ENOTCONN: u16 = 107;
+const ESHUTDOWN: u16 = 108;
 
 fn with_buffer(mut request: [u8; 32], buffer: u32) -> [u8; 32] {
     request[16..20].copy_from_slice(&buffer.to_le_bytes());
     request
 }
 
-/// A connection of a program that asks for the largest buffer: it, its flow's number, and what the guest was told.
+/// A connection of a program that asks for the largest buffer: it, the cookie that it names, and what the guest was told.
 fn open(lab: &Lab, guest: &mut RawGuest) -> (UnixStream, [u8; 8], u32) {
     let mut program = UnixStream::connect(lab.path("host").join("stream")).unwrap();
     program.set_read_timeout(Some(DEADLINE)).unwrap();
-    program.write_all(&with_buffer(request(CONNECT, 3, 7000, 20_000), LARGEST)).unwrap();
+    let cookie = socket_cookie(&program).unwrap().to_le_bytes();
+    let mut connect = with_buffer(request(CONNECT, 3, 7000, 20_000), LARGEST);
+    connect[24] = 8;
+    program.write_all(&[&connect[..], &cookie].concat()).unwrap();
     let asked = guest.expect(Op::Request).header;
     let answer = guest.packet(Op::Response, 7000, (HOST, asked.src_port));
     guest.send(&answer, &[]);
     let mut reply = [0; 32];
     program.read_exact(&mut reply).unwrap();
     assert_eq!(reply[2..4], [0, 0]);
-    (program, reply[24..].try_into().unwrap(), asked.buf_alloc)
+    (program, cookie, asked.buf_alloc)
 }
 
 fn is_closed(lab: &Lab, guest: &mut RawGuest, flows: usize) -> bool {
@@ -87,8 +92,10 @@ fn buffers_above_the_default_come_out_of_one_budget_and_go_back_with_their_flow(
     let (_new, new_number, told) = open(&lab, &mut guest);
     assert_eq!((told, node_counter(&lab.switch, "buffers_cut")), (LARGEST, 4));
 
-    // A flow that is over has no number any more.
-    for (number, errno) in [(number, ENOTCONN), (new_number, 0), (programs[0].1, 0)] {
+    // How a flow ended is told for a while.
+    let unknown = u64::MAX.to_le_bytes();
+    let table = [(number, ESHUTDOWN), (new_number, 0), (programs[0].1, 0), (unknown, ENOTCONN)];
+    for (number, errno) in table {
         question[4..12].copy_from_slice(&number);
         assert_eq!(ask(&mut asking, &question).0, errno);
     }

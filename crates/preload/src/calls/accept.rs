@@ -4,11 +4,11 @@ use core::ffi::{c_int, c_void};
 use core::mem::size_of;
 
 use crate::address::Address;
-use crate::node;
 use crate::note::{Flags, Note, State};
-use crate::suspects;
 use crate::sys::{Answer, Errno, Fd, tick_us};
+use crate::vm_options::VmOptions;
 use crate::wire::{INHERITED, MESSAGE, Reply, Request, op};
+use crate::{name, node, suspects};
 
 /// Room for one control message with one descriptor: CMSG_SPACE(sizeof(int)).
 #[repr(C)]
@@ -37,19 +37,9 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
         return Err(Errno(libc::EINVAL));
     }
     let (reply, inherited, fd) = receive(listener, flags & libc::SOCK_CLOEXEC != 0)?;
-    let note = note.with_inherited(&inherited, tick_us());
-    let connected = Note {
-        state: State::Connected,
-        flags: note.flags.with(Flags::STREAM).without(Flags::LOW_WATER),
-        ours: reply.ours,
-        theirs: reply.theirs,
-        flow: reply.flow,
-        peer_buffer: reply.peer_buffer,
-        buffer: note.buffer.min(u32::MAX.into()),
-        ..note
-    };
-    let is_ready =
-        fd.set_nonblocking(flags & libc::SOCK_NONBLOCK != 0).and_then(|()| connected.put(fd));
+    let is_ready = fd
+        .set_nonblocking(flags & libc::SOCK_NONBLOCK != 0)
+        .and_then(|()| begin(fd, note, &reply, &inherited));
     if let Err(error) = is_ready {
         fd.close();
         return Err(error);
@@ -58,6 +48,17 @@ pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Add
         suspects::add(fd);
     }
     Ok((fd, reply.theirs))
+}
+
+/// Makes a connection that a listener was handed a socket of ours.
+fn begin(fd: Fd, listener: &Note, reply: &Reply, inherited: &[u8; INHERITED]) -> Answer<()> {
+    name::give(fd, reply.ours)?;
+    let fresh = if listener.keeps_messages() { Note::FRESH_MESSAGES } else { Note::FRESH };
+    let note = fresh.in_state(State::Connected).with(Flags::STREAM);
+    let note = note.with_theirs(fd, reply.theirs)?.with_peer_buffer(reply.peer_buffer);
+    let options = VmOptions::from_inherited(inherited, tick_us()).limited();
+    // Of a node of another user the options stay the defaults.
+    options.put(fd, note).unwrap_or(note).put(fd)
 }
 
 /// Receives one ACCEPT as the program's own settings for waiting say, and acknowledges it.

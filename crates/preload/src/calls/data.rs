@@ -11,6 +11,7 @@ use crate::note::{Flags, Note, State};
 use crate::settle::settle;
 use crate::suspects;
 use crate::sys::{Answer, Errno, Fd};
+use crate::vm_options::VmOptions;
 
 const UNSUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
 
@@ -61,7 +62,9 @@ pub(crate) fn before_receiving(fd: Fd, flags: c_int, len: usize) -> Answer<Verdi
     if !note.keeps_messages() {
         let target =
             if flags & libc::MSG_WAITALL != 0 { len } else { low_water(fd, &note).min(len) };
-        if u64::try_from(target).unwrap_or(u64::MAX) >= note.buffer {
+        // More than one byte at once is asked for rarely, and the options are read only then.
+        let is_small = target <= 1 && !note.flags.has(Flags::OPTIONS);
+        if !is_small && u64::try_from(target).unwrap_or(u64::MAX) >= VmOptions::of(fd, &note).size {
             return Err(Errno(libc::ENOMEM));
         }
     }
@@ -102,18 +105,31 @@ pub(crate) fn before_sending(
 }
 
 /// A message must be no longer than the receive buffers of both sides.
-fn check_length(fd: Fd, mut note: Note, len: usize) -> Answer<()> {
-    let too_long = Err(Errno(libc::EMSGSIZE));
+fn check_length(fd: Fd, note: Note, len: usize) -> Answer<()> {
     let len = u64::try_from(len).unwrap_or(u64::MAX);
-    if len > note.buffer {
-        return too_long;
+    if len > VmOptions::of(fd, &note).size {
+        return Err(Errno(libc::EMSGSIZE));
     }
-    if len > note.peer_buffer.into() {
-        // It may have grown since.
-        note.peer_buffer = node::set_buffer(note.flow, 0).unwrap_or(note.peer_buffer);
-        note.put(fd)?;
+    if note.is_known_to_fit(len) {
+        return Ok(());
     }
-    if len > note.peer_buffer.into() { too_long } else { Ok(()) }
+    // A connection that is over says EPIPE by itself.
+    let Ok(buffer) = node::set_buffer(fd, 0) else { return Ok(()) };
+    note.with_peer_buffer(buffer).put(fd)?;
+    if len > buffer.into() { Err(Errno(libc::EMSGSIZE)) } else { Ok(()) }
+}
+
+/// After a receive that gave nothing: ECONNRESET, once, if the data ends because the connection did not end well.
+pub(crate) fn end_of_data(fd: Fd) -> Answer<()> {
+    let Some(note) = Note::of(fd) else { return Ok(()) };
+    let is_told = note.flags.has(Flags::END_TOLD) || note.flags.has(Flags::NO_RECEIVING);
+    // While the other end is open, the other side has only ended its data.
+    if !note.has_stream() || is_told || !fd.has_hung_up() {
+        return Ok(());
+    }
+    let is_good = node::has_ended_well(fd);
+    note.with(Flags::END_TOLD).put(fd)?;
+    if is_good { Ok(()) } else { Err(Errno(libc::ECONNRESET)) }
 }
 
 /// Receives a message by `next`, the program's own `recvmsg`: no address, no ancillary data, and MSG_EOR where the

@@ -9,18 +9,22 @@ pub(crate) mod options;
 use core::ffi::c_int;
 
 use crate::address::{ANY, Address};
-use crate::node;
 use crate::note::{Flags, Note, State};
-use crate::settle::{await_beginning, await_verdict, begin_hold, end_hold, settle, take_error};
-use crate::suspects;
+use crate::settle::{
+    Turn, await_beginning, await_verdict, begin_hold, end_hold, settle, take_error,
+};
 use crate::sys::{Answer, Errno, Fd, tick_us};
-use crate::wire::{HELD, INHERITED, MESSAGE, PADDING, Request, op};
+use crate::vm_options::VmOptions;
+use crate::wire::{INHERITED, MESSAGE, PROMPT, Request, op};
+use crate::{name, node, setup, suspects};
 
 const INVALID: Errno = Errno(libc::EINVAL);
 const NOT_CONNECTED: Errno = Errno(libc::ENOTCONN);
 
 /// The longest backlog: net.core.somaxconn.
 const LONGEST_BACKLOG: u32 = 4096;
+/// VMADDR_CID_LOCAL.
+const LOCAL: u32 = 1;
 /// VMADDR_CID_HOST.
 const HOST: u32 = 2;
 /// Send buffer asked for on sockets that keep messages.
@@ -43,7 +47,7 @@ pub(crate) fn socket(kind: c_int, protocol: c_int) -> Answer<Fd> {
     match kind {
         libc::SOCK_STREAM => make(kind | flags, &Note::FRESH),
         libc::SOCK_SEQPACKET => {
-            let fd = make(kind | flags, &Note { flags: Flags::MESSAGES, ..Note::FRESH })?;
+            let fd = make(kind | flags, &Note::FRESH_MESSAGES)?;
             // A message must fit the send buffer as a whole; what the kernel does not allow it cuts.
             fd.set_option(libc::SO_SNDBUF, &LONGEST_MESSAGE)?;
             Ok(fd)
@@ -57,14 +61,18 @@ pub(crate) fn socket(kind: c_int, protocol: c_int) -> Answer<Fd> {
 pub(crate) fn open_device(open_flags: c_int) -> Answer<Fd> {
     // Both flags have the same values for open and for socket.
     let flags = open_flags & (libc::O_CLOEXEC | libc::O_NONBLOCK);
-    make(libc::SOCK_STREAM | flags, &Note { state: State::Device, ..Note::FRESH })
+    make(libc::SOCK_STREAM | flags, &Note::FRESH.in_state(State::Device))
 }
 
 fn make(kind: c_int, note: &Note) -> Answer<Fd> {
     let fd = Fd::unix_socket(kind)?;
-    if let Err(error) = note.put(fd) {
+    let is_kept = note.put(fd).map(|()| Note::of(fd) == Some(*note));
+    if is_kept != Ok(true) {
         fd.close();
-        return Err(error);
+        setup::explain(
+            b"this kernel keeps no 64 bits in SO_MAX_PACING_RATE, which Linux does since 5.1",
+        );
+        return Err(is_kept.err().unwrap_or(Errno(libc::EAFNOSUPPORT)));
     }
     suspects::add(fd);
     Ok(fd)
@@ -73,7 +81,7 @@ fn make(kind: c_int, note: &Note) -> Answer<Fd> {
 /// `bind`.
 pub(crate) fn bind(fd: Fd, note: Note, address: Address) -> Answer<()> {
     let mut note = settle(fd, note)?;
-    if note.ours.port != ANY || note.state != State::Fresh {
+    if note.state != State::Fresh {
         return Err(INVALID);
     }
     // Without a switch no CID is local.
@@ -81,7 +89,7 @@ pub(crate) fn bind(fd: Fd, note: Note, address: Address) -> Answer<()> {
     let request = Request { cid: address.cid, port: address.port, ..Request::new(op::BIND) };
     let answer = node::ask(fd, &request);
     if let Ok(reply) = answer {
-        note.ours = reply.ours;
+        name::give(fd, reply.ours)?;
         note.state = State::Bound;
     }
     suspects::add(fd);
@@ -91,17 +99,17 @@ pub(crate) fn bind(fd: Fd, note: Note, address: Address) -> Answer<()> {
 
 /// `listen`.
 pub(crate) fn listen(fd: Fd, note: Note, backlog: c_int) -> Answer<()> {
-    let mut note = settle(fd, note)?;
-    note.backlog = u32::try_from(backlog).unwrap_or(u32::MAX).min(LONGEST_BACKLOG);
+    let note = settle(fd, note)?;
+    let backlog = u32::try_from(backlog).unwrap_or(u32::MAX).min(LONGEST_BACKLOG);
+    let options = VmOptions::of(fd, &note);
     match note.state {
         State::Listening => {
-            listen_again(fd, &note)?;
-            note.put(fd)
+            listen_again(fd, backlog, &options)?;
+            note.with_backlog(backlog).put(fd)
         }
         State::Bound => {
-            node::ask_message(fd, op::LISTEN, &listen_message(&note))?;
-            note.state = State::Listening;
-            note.put(fd)
+            node::ask_message(fd, op::LISTEN, &listen_message(backlog, &options))?;
+            note.with_backlog(backlog).in_state(State::Listening).put(fd)
         }
         State::Fresh | State::Connecting | State::Connected | State::ShutDown | State::Device => {
             Err(INVALID)
@@ -111,18 +119,18 @@ pub(crate) fn listen(fd: Fd, note: Note, backlog: c_int) -> Answer<()> {
 
 /// Tells the node of a listener's new backlog or buffer. No reply is due: it could not be told from the ACCEPTs that
 /// wait before it.
-fn listen_again(fd: Fd, note: &Note) -> Answer<()> {
-    node::send(fd, &listen_message(note))
+fn listen_again(fd: Fd, backlog: u32, options: &VmOptions) -> Answer<()> {
+    node::send(fd, &listen_message(backlog, options))
 }
 
 /// A LISTEN, and behind it what the connections that come from now on inherit.
-fn listen_message(note: &Note) -> [u8; MESSAGE + INHERITED] {
-    let buffer = note.buffer.clamp(1, u32::MAX.into());
+fn listen_message(backlog: u32, options: &VmOptions) -> [u8; MESSAGE + INHERITED] {
+    let buffer = options.size.clamp(1, u32::MAX.into());
     let extra = u32::try_from(INHERITED).unwrap_or(0);
-    let request = Request { value: note.backlog, buffer, extra, ..Request::new(op::LISTEN) };
+    let request = Request { value: backlog, buffer, extra, ..Request::new(op::LISTEN) };
     let mut message = [0; MESSAGE + INHERITED];
     message[..MESSAGE].copy_from_slice(&request.encode());
-    message[MESSAGE..].copy_from_slice(&note.inherited(tick_us()));
+    message[MESSAGE..].copy_from_slice(&options.inherited(tick_us()));
     message
 }
 
@@ -136,8 +144,8 @@ pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>, to_host: boo
         State::Connecting if is_nonblocking => return Err(Errno(libc::EALREADY)),
         State::Connecting => {}
         State::Fresh | State::Bound => {
-            if note.error == libc::ETIMEDOUT.unsigned_abs() {
-                note.error = 0; // a new attempt begins, whether the last one was asked about
+            if note.error() == libc::ETIMEDOUT {
+                note = note.with_error(Errno(0)); // a new attempt begins, whether the last one was asked about
             }
             take_error(fd, note)?;
             let address = address?;
@@ -154,7 +162,6 @@ pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>, to_host: boo
             }
             note = request_connect(fd, note, address, is_nonblocking)?;
             if is_nonblocking {
-                take_error(fd, await_beginning(fd, note)?)?;
                 return Err(Errno(libc::EINPROGRESS));
             }
         }
@@ -162,41 +169,55 @@ pub(crate) fn connect(fd: Fd, note: Note, address: Answer<Address>, to_host: boo
     await_verdict(fd, note)
 }
 
+/// Asks for a connection; whoever looks meanwhile waits for its turn, and sees that an outcome is due.
 fn request_connect(fd: Fd, mut note: Note, to: Address, is_nonblocking: bool) -> Answer<Note> {
     node::attach(fd, &mut note)?;
-    let before = note;
+    let options = VmOptions::of(fd, &note);
+    let milliseconds = options.connect_timeout_us(tick_us()).div_ceil(1000);
     let request = Request {
         cid: to.cid,
         port: to.port,
-        value: u32::try_from(note.connect_timeout_us(tick_us()).div_ceil(1000)).unwrap_or(u32::MAX),
-        buffer: note.buffer_to_announce(),
+        value: u32::try_from(milliseconds).unwrap_or(u32::MAX),
+        buffer: options.buffer_to_announce(),
+        flags: if is_nonblocking { PROMPT } else { 0 },
         ..Request::new(op::CONNECT)
     };
-    note.theirs = to;
-    note.state = State::Connecting;
-    if is_nonblocking {
-        begin_hold(fd, &mut note)?;
-    }
-    // First the note, then the request: who sees the verdict must also see that one is due.
-    note.put(fd)?;
     suspects::add(fd);
-    let sent = if is_nonblocking {
-        let extra = u32::try_from(PADDING).unwrap_or(0);
-        node::send_held(fd, &Request { flags: HELD, extra, ..request })
-    } else {
-        node::send(fd, &request.encode())
-    };
-    if let Err(error) = sent {
-        end_hold(fd, &mut note)?;
+    let _turn = Turn::take();
+    let before = note;
+    let note = note.with_theirs(fd, to)?.in_state(State::Connecting);
+    begin_hold(fd, &note)?;
+    note.put(fd)?;
+    if let Err(error) = node::send_held(fd, request) {
+        end_hold(fd, &note)?;
         before.put(fd)?;
         return Err(error);
     }
-    Ok(note)
+    if is_nonblocking {
+        await_beginning(fd, note)?;
+        return Ok(note);
+    }
+    let note = note.with(Flags::BEGUN);
+    note.put(fd).map(|()| note)
 }
 
-/// `getsockname`.
+/// `getsockname`. A port that the node chose for a connect is asked for when it is wanted first.
 pub(crate) fn our_address(fd: Fd, note: Note) -> Answer<Address> {
-    settle(fd, note).map(|note| note.ours)
+    let note = settle(fd, note)?;
+    let nowhere = Address { cid: ANY, port: ANY };
+    if let Some(ours) = name::of(fd) {
+        // A connection that was made here and leads back here has become one of CID 1, whatever it was bound to.
+        let is_made_here = note.has_stream() && note.flags.has(Flags::ATTACHED);
+        let theirs = note.theirs(fd)?.cid;
+        let is_loopback = is_made_here && (theirs == LOCAL || theirs == ours.cid);
+        let cid = if is_loopback && ours.cid != ANY { LOCAL } else { ours.cid };
+        return Ok(Address { cid, ..ours });
+    }
+    // As in the kernel, the CID of a client that did not bind to one stays the wildcard.
+    let port = if note.has_stream() { node::our_port(fd) } else { None };
+    let Some(port) = port else { return Ok(nowhere) };
+    let ours = Address { port, ..nowhere };
+    name::give(fd, ours).map(|()| ours)
 }
 
 /// `getpeername`: the address, and whether it is reached through the host.
@@ -205,7 +226,7 @@ pub(crate) fn their_address(fd: Fd, note: Note) -> Answer<(Address, bool)> {
     if note.state != State::Connected {
         return Err(NOT_CONNECTED);
     }
-    Ok((note.theirs, note.flags.has(Flags::TO_HOST)))
+    Ok((note.theirs(fd)?, note.flags.has(Flags::TO_HOST)))
 }
 
 /// `shutdown`.
@@ -216,12 +237,12 @@ pub(crate) fn shut_down(fd: Fd, note: Note, how: c_int) -> Answer<()> {
     let mut note = settle(fd, note)?;
     if note.state == State::Connecting {
         fd.shut_down(libc::SHUT_RDWR)?; // gives the attempt up
-        end_hold(fd, &mut note)?;
+        end_hold(fd, &note)?;
     } else if note.has_stream() {
         fd.shut_down(how)?;
-        if how == libc::SHUT_RD && note.flow != 0 {
+        if how == libc::SHUT_RD {
             // A connection that has ended meanwhile wants to hear nothing.
-            let _ = node::stop_receiving(note.flow);
+            let _ = node::stop_receiving(fd);
         }
     } else {
         return Err(NOT_CONNECTED);
@@ -233,5 +254,5 @@ pub(crate) fn shut_down(fd: Fd, note: Note, how: c_int) -> Answer<()> {
         note.flags = note.flags.with(Flags::NO_RECEIVING);
         suspects::add(fd);
     }
-    Note { state: State::ShutDown, ..note }.put(fd)
+    note.in_state(State::ShutDown).put(fd)
 }

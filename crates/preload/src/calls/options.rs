@@ -8,9 +8,10 @@ use libc::socklen_t;
 use crate::calls::listen_again;
 use crate::node;
 use crate::note::{Flags, Note, State};
-use crate::settle::{await_verdict, settle};
+use crate::settle::{held_send_buffer, hold_send_buffer, settle, take_error};
 use crate::suspects;
 use crate::sys::{Answer, Errno, Fd, tick_us};
+use crate::vm_options::VmOptions;
 
 const BUFFER_SIZE: c_int = 0;
 const BUFFER_MIN_SIZE: c_int = 1;
@@ -24,9 +25,16 @@ const UNSUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
 
 /// Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD.
 const OF_UNIX: [c_int; 4] = [16, 34, 42, 76];
-/// Options that would replace the filter, which is where the note is kept.
-const FILTERS: [c_int; 4] =
-    [libc::SO_ATTACH_FILTER, libc::SO_DETACH_FILTER, libc::SO_LOCK_FILTER, libc::SO_ATTACH_BPF];
+/// Options in which the note is kept (and which mean nothing to AF_VSOCK either), and filters, which AF_VSOCK never
+/// runs and Unix sockets of messages would.
+const NOT_THE_PROGRAMS: [c_int; 6] = [
+    libc::SO_MAX_PACING_RATE,
+    libc::SO_INCOMING_CPU,
+    libc::SO_ATTACH_FILTER,
+    libc::SO_DETACH_FILTER,
+    libc::SO_LOCK_FILTER,
+    libc::SO_ATTACH_BPF,
+];
 
 /// `IOCTL_VM_SOCKETS_GET_LOCAL_CID`.
 pub(crate) const GET_LOCAL_CID: u64 = 0x7b9;
@@ -51,13 +59,24 @@ pub(crate) fn get(fd: Fd, note: Note, level: c_int, name: c_int) -> Answer<Optio
             Value::Int(c_int::from(note.flags.has(Flags::ZEROCOPY)))
         }
         (libc::SOL_SOCKET, name) if OF_UNIX.contains(&name) => return Err(UNSUPPORTED),
+        (libc::SOL_SOCKET, name) if NOT_THE_PROGRAMS.contains(&name) => return Err(UNSUPPORTED),
         (libc::SOL_SOCKET, libc::SO_ERROR) => Value::Int(error(fd, note)?),
+        // What is in their places while a connect is under way is none of the program's.
+        (libc::SOL_SOCKET, libc::SO_SNDBUF) if settle(fd, note)?.state == State::Connecting => {
+            Value::Int(held_send_buffer(fd, &note)?.cast_signed())
+        }
+        (libc::SOL_SOCKET, libc::SO_RCVLOWAT)
+            if note.state == State::Connecting && !note.flags.has(Flags::LOW_WATER) =>
+        {
+            Value::Int(1)
+        }
         (libc::SOL_SOCKET, _) => return Ok(None),
-        (libc::AF_VSOCK, BUFFER_SIZE) => Value::Wide(note.buffer),
-        (libc::AF_VSOCK, BUFFER_MIN_SIZE) => Value::Wide(note.buffer_min),
-        (libc::AF_VSOCK, BUFFER_MAX_SIZE) => Value::Wide(note.buffer_max),
+        (libc::AF_VSOCK, BUFFER_SIZE) => Value::Wide(VmOptions::of(fd, &note).size),
+        (libc::AF_VSOCK, BUFFER_MIN_SIZE) => Value::Wide(VmOptions::of(fd, &note).min),
+        (libc::AF_VSOCK, BUFFER_MAX_SIZE) => Value::Wide(VmOptions::of(fd, &note).max),
         (libc::AF_VSOCK, CONNECT_TIMEOUT_OLD | CONNECT_TIMEOUT_NEW) => {
-            let us = i64::try_from(note.connect_timeout_us(tick_us())).unwrap_or(i64::MAX);
+            let us = VmOptions::of(fd, &note).connect_timeout_us(tick_us());
+            let us = i64::try_from(us).unwrap_or(i64::MAX);
             Value::Time([us / 1_000_000, us % 1_000_000])
         }
         _ => return Err(UNKNOWN),
@@ -67,20 +86,8 @@ pub(crate) fn get(fd: Fd, note: Note, level: c_int, name: c_int) -> Answer<Optio
 
 /// SO_ERROR: how a connect ended, told once.
 fn error(fd: Fd, note: Note) -> Answer<c_int> {
-    if note.state == State::Connecting && !note.flags.has(Flags::HELD) {
-        // A signal ended a blocking connect: the descriptor is writable all the time, so whoever asks here believes that
-        // the verdict is there.
-        if let Err(error) = await_verdict(fd, note) {
-            return Ok(error.0);
-        }
-    }
-    let mut note = settle(fd, note)?;
-    let error = note.error.cast_signed();
-    if error != 0 {
-        note.error = 0;
-        note.put(fd)?;
-    }
-    Ok(error)
+    let note = settle(fd, note)?;
+    Ok(take_error(fd, note).map_or_else(|error| error.0, |()| 0))
 }
 
 /// Writes an option's value where the program wants it.
@@ -115,7 +122,7 @@ pub(crate) unsafe fn write(value: Value, at: *mut c_void, len: *mut socklen_t) -
 /// `at` is null or points to `len` readable bytes.
 pub(crate) unsafe fn set(
     fd: Fd,
-    mut note: Note,
+    note: Note,
     (level, name): (c_int, c_int),
     at: *const c_void,
     len: socklen_t,
@@ -130,42 +137,43 @@ pub(crate) unsafe fn set(
     if level != libc::AF_VSOCK {
         return Err(UNKNOWN);
     }
-    let before = note.buffer;
-    let size = match name {
-        BUFFER_SIZE => &mut note.buffer,
-        BUFFER_MIN_SIZE => &mut note.buffer_min,
-        BUFFER_MAX_SIZE => &mut note.buffer_max,
+    let note = settle(fd, note)?;
+    let before = VmOptions::of(fd, &note);
+    let mut options = before;
+    match name {
+        // SAFETY: as the caller says.
+        BUFFER_SIZE => options.size = unsafe { read(at, len) }?,
+        // SAFETY: as the caller says.
+        BUFFER_MIN_SIZE => options.min = unsafe { read(at, len) }?,
+        // SAFETY: as the caller says.
+        BUFFER_MAX_SIZE => options.max = unsafe { read(at, len) }?,
         CONNECT_TIMEOUT_OLD | CONNECT_TIMEOUT_NEW => {
             // SAFETY: as the caller says.
-            note.connect_ticks = ticks(unsafe { read(at, len) }?, tick_us())?;
-            announce(fd, &mut note, before)?;
-            note.put(fd)?;
-            return Ok(true);
+            options.connect_ticks = ticks(unsafe { read(at, len) }?, tick_us())?;
         }
         _ => return Err(UNKNOWN),
-    };
-    // SAFETY: as the caller says.
-    *size = unsafe { read(at, len) }?;
+    }
     // In this order the maximum wins over a minimum above it.
-    note.buffer = note.buffer.max(note.buffer_min).min(note.buffer_max);
-    announce(fd, &mut note, before)?;
-    note.put(fd)?;
-    Ok(true)
+    options.size = options.size.max(options.min).min(options.max);
+    if note.has_stream() && options.size != before.size {
+        options = options.limited();
+    }
+    let note = options.put(fd, note)?;
+    let note = announce(fd, note, &before, &options)?;
+    note.put(fd).map(|()| true)
 }
 
-/// Tells the node of options that have changed (the buffer was of size `before`), if it knows of the old ones.
-fn announce(fd: Fd, note: &mut Note, before: u64) -> Answer<()> {
+/// Tells the node of options that have changed, if it knows of the old ones.
+fn announce(fd: Fd, note: Note, before: &VmOptions, options: &VmOptions) -> Answer<Note> {
     if note.state == State::Listening {
-        return listen_again(fd, note);
-    }
-    if note.buffer != before && note.has_stream() {
-        note.buffer = note.buffer.min(u32::MAX.into()); // a transport has no larger ones
+        listen_again(fd, note.backlog(), options)?;
+    } else if note.has_stream() && options.size != before.size {
         // A connection that has ended has no buffer either.
-        if let Ok(peer_buffer) = node::set_buffer(note.flow, note.buffer.max(1)) {
-            note.peer_buffer = peer_buffer;
+        if let Ok(peer_buffer) = node::set_buffer(fd, options.size.max(1)) {
+            return Ok(note.with_peer_buffer(peer_buffer));
         }
     }
-    Ok(())
+    Ok(note)
 }
 
 unsafe fn set_of_socket(
@@ -176,7 +184,11 @@ unsafe fn set_of_socket(
     len: socklen_t,
 ) -> Answer<bool> {
     match name {
-        _ if FILTERS.contains(&name) || OF_UNIX.contains(&name) => Err(UNSUPPORTED),
+        _ if NOT_THE_PROGRAMS.contains(&name) || OF_UNIX.contains(&name) => Err(UNSUPPORTED),
+        libc::SO_SNDBUF if settle(fd, note)?.state == State::Connecting => {
+            // SAFETY: as the caller says.
+            hold_send_buffer(fd, &note, unsafe { read(at, len) }?).map(|()| true)
+        }
         // SAFETY: as the caller says.
         libc::SO_REUSEPORT => match unsafe { read::<c_int>(at, len) }? {
             0 => Ok(false),
@@ -195,15 +207,15 @@ unsafe fn set_of_socket(
         libc::SO_RCVLOWAT => {
             // SAFETY: as the caller says.
             let bytes = unsafe { read::<c_int>(at, len) }?;
-            if note.keeps_messages() {
-                return Ok(false);
+            if !note.keeps_messages() {
+                if u64::try_from(bytes).map_err(|_| INVALID)? > VmOptions::of(fd, &note).size {
+                    return Err(INVALID);
+                }
+                suspects::add(fd);
             }
-            if u64::try_from(bytes).map_err(|_| INVALID)? > note.buffer {
-                return Err(INVALID);
-            }
-            suspects::add(fd);
-            let one = note.flags.without(Flags::LOW_WATER);
-            note.flags = if bytes > 1 { one.with(Flags::LOW_WATER) } else { one };
+            let is_one = bytes == 0 || bytes == 1;
+            let note =
+                if is_one { note.without(Flags::LOW_WATER) } else { note.with(Flags::LOW_WATER) };
             note.put(fd).map(|()| false)
         }
         _ => Ok(false),

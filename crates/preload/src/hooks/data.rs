@@ -9,7 +9,8 @@ use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespe
 use super::{give, keep_errno, pass};
 use crate::address::LONGEST;
 use crate::calls::data::{
-    Verdict, before_receiving, before_sending, message_of, receive_message, send_message, total,
+    Verdict, before_receiving, before_sending, end_of_data, message_of, receive_message,
+    send_message, total,
 };
 use crate::suspects;
 use crate::sys::{Errno, Fd};
@@ -57,22 +58,37 @@ macro_rules! check_sending {
     };
 }
 
+/// What the program is told of a receive of up to `len` bytes: that nothing came may mean that a connection did not end well.
+fn received(fd: c_int, len: impl FnOnce() -> size_t, got: ssize_t) -> ssize_t {
+    if got != 0 || len() == 0 {
+        return got;
+    }
+    match keep_errno(|| end_of_data(Fd(fd))) {
+        Ok(()) => 0,
+        Err(error) => give(Err(error)),
+    }
+}
+
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn read(fd: c_int, at: *mut c_void, len: size_t) -> ssize_t {
     check_receiving!(fd, 0, len, false);
-    pass!(READ: fn(c_int, *mut c_void, size_t) -> ssize_t, fd, at, len)
+    let got = pass!(READ: fn(c_int, *mut c_void, size_t) -> ssize_t, fd, at, len);
+    received(fd, || len, got)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn __read_chk(fd: c_int, at: *mut c_void, len: size_t, room: size_t) -> ssize_t {
     check_receiving!(fd, 0, len, false);
-    pass!(READ_CHK: fn(c_int, *mut c_void, size_t, size_t) -> ssize_t, fd, at, len, room)
+    let got = pass!(READ_CHK: fn(c_int, *mut c_void, size_t, size_t) -> ssize_t, fd, at, len, room);
+    received(fd, || len, got)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
     check_receiving!(fd, 0, 1, false);
-    pass!(READV: fn(c_int, *const iovec, c_int) -> ssize_t, fd, parts, count)
+    let got = pass!(READV: fn(c_int, *const iovec, c_int) -> ssize_t, fd, parts, count);
+    // SAFETY: the program vouches for its pieces, and the kernel has read them.
+    received(fd, || unsafe { total(parts, size_t::try_from(count).unwrap_or(0)) }, got)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -94,7 +110,8 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssi
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn recv(fd: c_int, at: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
     check_receiving!(fd, flags, len, false);
-    pass!(RECV: fn(c_int, *mut c_void, size_t, c_int) -> ssize_t, fd, at, len, flags)
+    let got = pass!(RECV: fn(c_int, *mut c_void, size_t, c_int) -> ssize_t, fd, at, len, flags);
+    received(fd, || len, got)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -106,8 +123,9 @@ unsafe extern "C" fn __recv_chk(
     flags: c_int,
 ) -> ssize_t {
     check_receiving!(fd, flags, len, false);
-    pass!(RECV_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int) -> ssize_t,
-        fd, at, len, room, flags)
+    let got = pass!(RECV_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int) -> ssize_t,
+        fd, at, len, room, flags);
+    received(fd, || len, got)
 }
 
 /// Where the sender's address goes: nowhere for a socket of ours, whose address length is then 0.
@@ -138,8 +156,9 @@ unsafe extern "C" fn recvfrom(
     let note = check_receiving!(fd, flags, len, !address.is_null());
     // SAFETY: as of this call.
     let (address, address_len) = unsafe { no_address(note.is_some(), address, address_len) };
-    pass!(RECVFROM: fn(c_int, *mut c_void, size_t, c_int, *mut sockaddr, *mut socklen_t) -> ssize_t,
-        fd, at, len, flags, address, address_len)
+    let got = pass!(RECVFROM: fn(c_int, *mut c_void, size_t, c_int, *mut sockaddr, *mut socklen_t)
+        -> ssize_t, fd, at, len, flags, address, address_len);
+    received(fd, || len, got)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -155,8 +174,9 @@ unsafe extern "C" fn __recvfrom_chk(
     let note = check_receiving!(fd, flags, len, !address.is_null());
     // SAFETY: as of this call.
     let (address, address_len) = unsafe { no_address(note.is_some(), address, address_len) };
-    pass!(RECVFROM_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int, *mut sockaddr, *mut socklen_t)
-        -> ssize_t, fd, at, len, room, flags, address, address_len)
+    let got = pass!(RECVFROM_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int, *mut sockaddr, *mut socklen_t)
+        -> ssize_t, fd, at, len, room, flags, address, address_len);
+    received(fd, || len, got)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -172,11 +192,13 @@ unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> s
     };
     // SAFETY: as above.
     let note = check_receiving!(fd, flags, unsafe { total(parts, count) }, is_special);
-    match note {
+    let got = match note {
         // SAFETY: as above.
         Some(note) => unsafe { receive_message(message, &note, next) },
         None => next(),
-    }
+    };
+    // SAFETY: as above.
+    received(fd, || unsafe { total(parts, count) }, got)
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -189,8 +211,11 @@ unsafe extern "C" fn recvmmsg(
 ) -> c_int {
     let note = check_receiving!(fd, flags, 1, false);
     if !note.is_some_and(|note| note.keeps_messages()) {
-        return pass!(RECVMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int,
+        let got = pass!(RECVMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int,
             fd, messages, count, flags, timeout);
+        // SAFETY: the kernel has written the first message.
+        let is_over = got > 0 && unsafe { (*messages).msg_len } == 0;
+        return if is_over && received(fd, || 1, 0) < 0 { -1 } else { got };
     }
     let mut taken = 0;
     while taken < count {

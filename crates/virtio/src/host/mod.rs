@@ -7,5 +7,6 @@ pub(crate) mod hybrid;
 pub(crate) mod privilege;
 pub(crate) mod record;
 pub(crate) mod room;
+pub(crate) mod sockets;
 pub(crate) mod stream;
 pub(crate) mod wire;

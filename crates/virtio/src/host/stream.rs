@@ -78,11 +78,13 @@ impl Stream {
         if sent != words.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        if held == 0 { Ok(()) } else { self.release(held) }
+    }
+
+    /// Takes out the `held` bytes of the request that kept the socket from being writable: the program is connected.
+    pub(crate) fn release(&mut self, held: usize) -> io::Result<()> {
         let mut scratch = [0; MESSAGE_LEN + MAX_EXTRA];
-        let held = &mut scratch[..held.min(MESSAGE_LEN + MAX_EXTRA)];
-        if !held.is_empty() {
-            recv(&self.fd, held, RecvFlags::DONTWAIT)?;
-        }
+        recv(&self.fd, &mut scratch[..held.min(MESSAGE_LEN + MAX_EXTRA)], RecvFlags::DONTWAIT)?;
         Ok(())
     }
 

@@ -12,8 +12,14 @@ pub(crate) const MESSAGE_LEN: usize = 32;
 /// The version this node speaks.
 pub(crate) const VERSION: u8 = 1;
 
-/// Flag of a CONNECT request: padding follows, and both stay unread until the verdict (non-blocking connect).
-pub(crate) const FLAG_HELD: u16 = 1;
+/// Flag of a CONNECT request: it stays unread, with all that is behind it, until its outcome is known.
+const FLAG_HELD: u16 = 1;
+
+/// Flag of a held CONNECT request: say at once that the attempt has begun.
+const FLAG_PROMPT: u16 = 2;
+
+/// Bytes behind a CONNECT that are its socket's SO_COOKIE.
+pub(crate) const COOKIE_LEN: usize = 8;
 
 /// Value of a FLOW request: the connection's program receives no more.
 const FLOW_REFUSES: u32 = 1;
@@ -43,8 +49,10 @@ pub(crate) enum Request {
         timeout_ms: u32,
         /// Receive buffer to announce, bytes; 0: default.
         buffer: u64,
-        /// The request, and so many bytes behind it, stay unread until the verdict.
-        held: Option<usize>,
+        /// How its program is told what became of it.
+        how: Telling,
+        /// Bytes behind the request: none, or a cookie and padding.
+        extra: usize,
     },
     /// Take connections to the bound address.
     Listen {
@@ -59,10 +67,10 @@ pub(crate) enum Request {
     Accepted,
     /// Which CID is ours?
     LocalCid,
-    /// How is that connection, and give it another receive buffer.
+    /// How is, or how ended, the connection of that socket; and give it another receive buffer.
     Flow {
-        /// The connection's number, from the reply that began it.
-        number: u64,
+        /// SO_COOKIE of its program's socket.
+        cookie: u64,
         /// Receive buffer, bytes; 0: as it is.
         buffer: u64,
         /// Its program receives no more.
@@ -81,6 +89,18 @@ pub(crate) enum Request {
     Resolve {
         /// Length of the name.
         len: usize,
+    },
+}
+
+/// How a program is told what became of its CONNECT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Telling {
+    /// By a reply, whatever it is.
+    Reply,
+    /// The request is taken out of the socket, which makes that writable; before it a reply, if there is no connection.
+    Held {
+        /// A reply that the attempt has begun comes first.
+        prompt: bool,
     },
 }
 
@@ -146,9 +166,14 @@ impl Request {
         let (request, is_valid) = match bytes[1] {
             op::BIND => (Self::Bind(address), is_clean && no_numbers),
             op::CONNECT => {
-                let held = (flags == FLAG_HELD && extra <= MAX_EXTRA).then_some(extra);
-                let request = Self::Connect { to: address, timeout_ms: value, buffer, held };
-                (request, last == 0 && (held.is_some() || is_clean))
+                let how = match flags & FLAG_HELD {
+                    0 => Telling::Reply,
+                    _ => Telling::Held { prompt: flags & FLAG_PROMPT != 0 },
+                };
+                let may_flags = [0, FLAG_HELD, FLAG_HELD | FLAG_PROMPT].contains(&flags);
+                let is_whole = (COOKIE_LEN..=MAX_EXTRA).contains(&extra);
+                let is_valid = may_flags && (is_whole || extra == 0 && flags == 0) && last == 0;
+                (Self::Connect { to: address, timeout_ms: value, buffer, how, extra }, is_valid)
             }
             op::LISTEN => {
                 let is_valid = flags == 0 && last == 0 && no_address;
@@ -157,7 +182,7 @@ impl Request {
             }
             op::FLOW => {
                 let refuses = value == FLOW_REFUSES;
-                let request = Self::Flow { number: u64_at(bytes, 4), buffer, refuses };
+                let request = Self::Flow { cookie: u64_at(bytes, 4), buffer, refuses };
                 (request, is_clean && (refuses || value == 0))
             }
             op::ACCEPTED => (Self::Accepted, is_bare),
@@ -192,9 +217,8 @@ impl Request {
     /// Bytes that belong to the request behind its 32.
     pub(crate) fn extra(&self) -> usize {
         match self {
-            Self::Connect { held, .. } => held.unwrap_or(0),
+            Self::Connect { extra, .. } | Self::Listen { extra, .. } => *extra,
             Self::Resolve { len } | Self::Send { len, .. } => *len,
-            Self::Listen { extra, .. } => *extra,
             Self::Bind(_) | Self::Accepted | Self::LocalCid | Self::Flow { .. } => 0,
         }
     }
@@ -213,7 +237,7 @@ pub(crate) struct Reply {
     pub(crate) theirs: Address,
     /// The peer's receive buffer in bytes: the longest message it can take.
     pub(crate) peer_buffer: u32,
-    /// The flow's number in listings.
+    /// The flow's number in listings; the socket's cookie where a CONNECT came to nothing.
     pub(crate) flow: u64,
 }
 
@@ -226,9 +250,9 @@ impl Reply {
         Self { errno: errno.raw_os_error(), ..Self::ok(op, NOWHERE) }
     }
 
-    /// A CONNECT that came to nothing; the program's socket is bound to `ours`.
-    pub(crate) fn not_connected(errno: rustix::io::Errno, ours: Address) -> Self {
-        Self { ours, ..Self::error(op::CONNECT, errno) }
+    /// A CONNECT of the socket with this cookie that is no connection (yet, or at all); the socket is bound to `ours`.
+    pub(crate) fn not_connected(errno: rustix::io::Errno, ours: Address, cookie: u64) -> Self {
+        Self { ours, flow: cookie, ..Self::error(op::CONNECT, errno) }
     }
 
     /// The answer to a request that is none.
@@ -280,7 +304,8 @@ mod tests {
             to: Address { cid: Cid(3), port: Port(5000) },
             timeout_ms: 1500,
             buffer: 65536,
-            held: None,
+            how: Telling::Reply,
+            extra: 0,
         };
         assert_eq!(Request::parse(&bytes), Ok(expected));
     }
@@ -302,6 +327,33 @@ mod tests {
     }
 
     #[test]
+    fn connect_request_is_held_only_with_a_cookie_behind_it() {
+        let held = |prompt| Some(Telling::Held { prompt });
+        let table = [
+            (0, 0, Some(Telling::Reply)),
+            (0, 8, Some(Telling::Reply)),
+            (1, 2016, held(false)),
+            (3, 2016, held(true)),
+            (1, 4096, held(false)),
+            (1, 4097, None),
+            (1, 0, None),
+            (0, 7, None),
+            (2, 8, None),
+            (4, 8, None),
+        ];
+        for (flags, extra, expected) in table {
+            let mut bytes = connect_bytes();
+            bytes[2] = flags;
+            bytes[24..28].copy_from_slice(&u32::to_le_bytes(extra));
+            let how = match Request::parse(&bytes) {
+                Ok(Request::Connect { how, .. }) => Some(how),
+                _ => None,
+            };
+            assert_eq!(how, expected, "{flags} {extra}");
+        }
+    }
+
+    #[test]
     fn listen_request_has_all_that_is_inherited_behind_it_or_nothing() {
         let mut bytes = [0; MESSAGE_LEN];
         bytes[..2].copy_from_slice(&[VERSION, op::LISTEN]);
@@ -318,7 +370,7 @@ mod tests {
         let mut bytes = [0; MESSAGE_LEN];
         bytes[..2].copy_from_slice(&[VERSION, op::FLOW]);
         bytes[4] = 7;
-        let request = |refuses| Ok(Request::Flow { number: 7, buffer: 0, refuses });
+        let request = |refuses| Ok(Request::Flow { cookie: 7, buffer: 0, refuses });
         assert_eq!(Request::parse(&bytes), request(false));
         bytes[12] = 1;
         assert_eq!(Request::parse(&bytes), request(true));

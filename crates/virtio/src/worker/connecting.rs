@@ -11,13 +11,36 @@ use super::Worker;
 use super::programs::narrow;
 use super::source::{Bound, Flow, Greeting, LinkId, Phase, Source};
 use crate::host::client::Client;
+use crate::host::sockets::Socket;
 use crate::host::stream::Stream;
-use crate::host::wire::{NOWHERE, Reply};
+use crate::host::wire::{COOKIE_LEN, MESSAGE_LEN, NOWHERE, Reply, Telling};
 use crate::reactor::Token;
 use crate::vhost_user::F_SEQPACKET;
 
 /// From a close to the end of its connection: SHUTDOWN goes out, comes in, and so does RST.
 const OWN_ANSWERS: usize = 3;
+
+/// What a CONNECT says beside where to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    how: Telling,
+    cookie: u64,
+    /// Its length.
+    len: usize,
+}
+
+impl Held {
+    /// Of a request with these bytes behind it.
+    pub(super) fn new(how: Telling, extra: &[u8]) -> Self {
+        let cookie = extra.first_chunk::<COOKIE_LEN>().copied().map_or(0, u64::from_le_bytes);
+        Self { how, cookie, len: MESSAGE_LEN + extra.len() }
+    }
+
+    /// How much of it is still in the socket.
+    fn unread(&self) -> usize {
+        if self.how == Telling::Reply { 0 } else { self.len }
+    }
+}
 
 impl Worker {
     /// Starts a connection for a program; its entry becomes the flow.
@@ -27,7 +50,7 @@ impl Worker {
         to: Address,
         timeout: Option<Duration>,
         buffer: u64,
-        held: usize,
+        request: Held,
     ) -> Result<(), Errno> {
         let Some(Source::Client(client)) = self.sources.get(token) else {
             return Err(Errno::INVAL);
@@ -47,14 +70,23 @@ impl Worker {
         let Source::Client(client) = std::mem::replace(entry, Source::Ended) else {
             return Err(Errno::INVAL);
         };
-        if held > 0 {
-            // Should it fail, the program is gone, which an event will tell.
-            let _ = client.reply(&Reply::not_connected(Errno::INPROGRESS, bound.address));
-        }
+        let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
+        let greeting = match request.how {
+            Telling::Reply => Greeting::Reply,
+            Telling::Held { prompt } => {
+                if prompt {
+                    let begun =
+                        Reply::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
+                    // Should it fail, the program is gone, which an event will tell.
+                    let _ = client.reply(&begun);
+                }
+                Greeting::Held(request.len)
+            }
+        };
         let mut flow = self.new_flow(link, connection, key, kind, client.fd, client.peer);
         self.set_buffer(&mut flow, narrow(buffer));
-        let phase = Phase::Connecting(Greeting::Reply { held });
-        self.begin_flow(token, Flow { phase, binding: Some(bound), ..flow });
+        let phase = Phase::Connecting(greeting);
+        self.begin_flow(token, Flow { phase, binding: Some(bound), socket, ..flow });
         Ok(())
     }
 
@@ -87,13 +119,14 @@ impl Worker {
     }
 
     /// An attempt that did not even start.
-    pub(super) fn deny_connect(&mut self, token: Token, held: usize, errno: Errno) -> bool {
+    pub(super) fn deny_connect(&mut self, token: Token, request: Held, errno: Errno) -> bool {
         let Some(entry) = self.sources.get_mut(token) else { return false };
         let Source::Client(client) = std::mem::replace(entry, Source::Ended) else { return false };
         let Client { fd, kind, peer, bound } = client;
         let ours = bound.map_or(NOWHERE, |bound| bound.address);
         let mut stream = Stream::new(fd, kind);
-        let told = stream.greet(held, &Reply::not_connected(errno, ours).encode());
+        let reply = Reply::not_connected(errno, ours, request.cookie);
+        let told = stream.greet(request.unread(), &reply.encode());
         *entry = Source::Client(Client::new(stream.into_fd(), kind, peer, bound));
         told.is_ok()
     }
@@ -104,7 +137,7 @@ impl Worker {
         if let Some(slot) = self.links.get_mut(link) {
             slot.tie(id, token);
         }
-        self.numbers.insert(flow.number, token);
+        self.sockets.opened(flow.socket, token);
         self.sources[token] = Source::Flow(Box::new(flow));
         // A program may have ended its data right behind the request, and that has been told already.
         self.renew(token);

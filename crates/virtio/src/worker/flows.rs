@@ -6,10 +6,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use vsock_core::{ConnectionId, FlowKey, Shutdown, SocketType};
+use vsock_core::{CloseReason, ConnectionId, FlowKey, Shutdown, SocketType};
 
 use super::Worker;
 use super::source::{Bound, Flow, Greeting, Lingering, LinkId, Phase, Source};
+use crate::host::sockets::{Ended, Socket};
 use crate::host::stream::Stream;
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
@@ -49,6 +50,8 @@ impl Worker {
             outgoing: None,
             share: self.buffers.share(),
             number,
+            socket: Socket { uid: peer.uid, cookie: 0 },
+            reason: CloseReason::Done,
         }
     }
 
@@ -214,9 +217,14 @@ impl Worker {
         }
         if let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) {
             self.ended.push(token);
-            self.numbers.remove(&flow.number);
+            let Flow { ours, theirs, reason, .. } = *flow;
+            self.sockets.closed(flow.socket, Ended { ours, theirs, reason });
             self.release(flow.binding);
-            flow.stream.finish();
+            // Who still waits to be connected is told nothing: a socket closed with the request unread in it gives
+            // ECONNRESET, and that is how a node that has gone is told from a connection.
+            if !matches!(flow.phase, Phase::Connecting(Greeting::Held(_))) {
+                flow.stream.finish();
+            }
         }
     }
 

@@ -54,6 +54,7 @@ pub(crate) use self::source::{Bound, LinkId};
 use self::source::{Lingering, Source};
 use self::turns::Turns;
 use crate::host::budget::Budget;
+use crate::host::sockets::Sockets;
 use crate::journal::Journal;
 use crate::link::{Link, TRANSPORT_RESET};
 use crate::loopback::LoopbackLink;
@@ -108,8 +109,8 @@ pub(crate) struct Worker {
     shut_doors: Vec<Token>,
     doors_open_at: Option<Instant>,
     next_number: u64,
-    /// The entry of each flow, by its number.
-    numbers: HashMap<u64, Token>,
+    /// The flows of programs' sockets, and how the last ones ended.
+    sockets: Sockets,
     /// What receive buffers may have above the default.
     buffers: Budget,
     buffers_cut: u64,
@@ -166,7 +167,7 @@ impl Worker {
             shut_doors: Vec::new(),
             doors_open_at: None,
             next_number: 1,
-            numbers: HashMap::new(),
+            sockets: Sockets::default(),
             buffers: Budget::default(),
             buffers_cut: 0,
             bad_requests: 0,
@@ -198,7 +199,7 @@ impl Worker {
             for token in self.ended.drain(..) {
                 self.sources.remove(token);
             }
-            debug_assert!(self.numbers.len() <= self.sources.len(), "each flow once");
+            debug_assert!(self.sockets.len() <= self.sources.len(), "each flow once");
         }
         self.end_all();
     }

@@ -10,6 +10,7 @@ use super::Worker;
 use super::source::{Flow, LinkId, Phase, Source};
 use crate::host::budget::Share;
 use crate::host::room;
+use crate::host::sockets::Socket;
 use crate::host::wire::{Reply, op};
 use crate::vhost_user::PeerCredentials;
 
@@ -32,19 +33,19 @@ impl Worker {
             Some(_) => None,
             None => {
                 let fd = self.offer_to_hybrid(id, key, kind);
-                fd.map(|fd| (fd, NOBODY, self.buffers.share()))
+                let socket = Socket { uid: NOBODY.uid, cookie: 0 };
+                fd.map(|fd| (fd, NOBODY, self.buffers.share(), socket))
             }
         };
-        let Some((fd, peer, share)) = granted else {
+        let Some((fd, peer, share, socket)) = granted else {
             self.links[id].endpoint.refuse(connection);
             return;
         };
         let flow = self.new_flow(id, connection, key, kind, fd, peer);
-        let number = flow.number;
-        let flow = Flow { phase: Phase::Open, is_outgoing: false, share, ..flow };
+        let flow = Flow { phase: Phase::Open, is_outgoing: false, share, socket, ..flow };
         match self.watch(Source::Flow(Box::new(flow))) {
             Ok(token) => {
-                self.numbers.insert(number, token);
+                self.sockets.opened(socket, token);
                 let slot = &mut self.links[id];
                 slot.tie(connection, token);
                 slot.endpoint.accept(connection);
@@ -64,7 +65,7 @@ impl Worker {
         connection: ConnectionId,
         key: FlowKey,
         binding: Binding,
-    ) -> Option<(OwnedFd, PeerCredentials, Share)> {
+    ) -> Option<(OwnedFd, PeerCredentials, Share, Socket)> {
         let token = *self.listeners.get(&binding)?;
         let kind = self.links[id].endpoint.info(connection)?.kind;
         if !self.ports.admit(binding) {
@@ -83,13 +84,13 @@ impl Worker {
             peer_buffer: self.links[id].endpoint.max_message(connection),
             flow: number,
         };
+        let peer = listener.client.peer;
         let handed = stream_pair(kind).and_then(|(ours, theirs)| {
             let told = listener.client.reply_with(&reply, &listener.inherited, &theirs);
-            told.map(|()| ours)
+            told.map(|()| (ours, Socket::of(theirs, peer.uid)))
         });
-        let peer = listener.client.peer;
         match handed {
-            Ok(ours) => Some((ours, peer, share)),
+            Ok((ours, socket)) => Some((ours, peer, share, socket)),
             Err(error) => {
                 self.ports.accepted(binding);
                 self.journal.write("refused", key.theirs.cid.0, format!("{}: {error}", key.ours));

@@ -11,11 +11,13 @@ use rustix::net::{SocketFlags, accept_with};
 use vsock_core::{Address, BindError, Cid, ListenError, Port, SocketType};
 
 use super::Worker;
+use super::connecting::Held;
 use super::source::{Bound, Listener, Phase, Source};
 use crate::host::client::{Client, Heard};
 use crate::host::privilege::may_bind_any_port;
+use crate::host::sockets::{Ended, Socket};
 use crate::host::stream::finish;
-use crate::host::wire::{BadRequest, MESSAGE_LEN, NOWHERE, Reply, Request, op};
+use crate::host::wire::{BadRequest, NOWHERE, Reply, Request, op};
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
 
@@ -137,8 +139,8 @@ impl Worker {
             Request::Listen { backlog, buffer, .. } => {
                 return self.grant_listen(token, backlog, narrow(buffer), extra);
             }
-            Request::Flow { number, buffer, refuses } => {
-                self.grant_flow(token, number, narrow(buffer), refuses)
+            Request::Flow { cookie, buffer, refuses } => {
+                self.grant_flow(token, cookie, narrow(buffer), refuses)
             }
             Request::LocalCid => {
                 Ok(Reply::ok(op::LOCAL_CID, Address { cid: self.local, port: Port::ANY }))
@@ -148,9 +150,9 @@ impl Worker {
                 .map(|()| Reply::ok(op::SEND, NOWHERE))
                 .map_err(|errno| (op::SEND, errno)),
             Request::Resolve { .. } => self.grant_resolve(extra),
-            Request::Connect { to, timeout_ms, buffer, held } => {
+            Request::Connect { to, timeout_ms, buffer, how, .. } => {
                 let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
-                let held = held.map_or(0, |extra| MESSAGE_LEN + extra);
+                let held = Held::new(how, extra);
                 match self.grant_connect(token, to, timeout, buffer, held) {
                     Ok(()) => return true,
                     Err(errno) => return self.deny_connect(token, held, errno),
@@ -203,26 +205,27 @@ impl Worker {
     }
 
     /// What is to be known of a connection that its program cannot see, its receive buffer from now on, and that the
-    /// program receives no more, which its descriptor does not tell us in every state.
+    /// program receives no more, which its descriptor does not tell us in every state; or how it ended.
     fn grant_flow(
         &mut self,
         token: Token,
-        number: u64,
+        cookie: u64,
         buffer: u32,
         refuses: bool,
     ) -> Result<Reply, (u8, Errno)> {
         let Some(Source::Client(client)) = self.sources.get(token) else {
             return Err((op::FLOW, Errno::INVAL));
         };
-        let user = client.peer.uid;
-        let flow_token = *self.numbers.get(&number).ok_or((op::FLOW, Errno::NOTCONN))?;
+        let socket = Socket { uid: client.peer.uid, cookie };
+        let Some(flow_token) = self.sockets.flow(socket) else {
+            let ended = self.sockets.ended(socket).ok_or((op::FLOW, Errno::NOTCONN))?;
+            let Ended { ours, theirs, .. } = ended;
+            return Ok(Reply { ours, theirs, ..Reply::error(op::FLOW, ended.errno()) });
+        };
         let Some(Source::Flow(flow)) = self.sources.get_mut(flow_token) else {
             return Err((op::FLOW, Errno::NOTCONN));
         };
-        if user != 0 && user != flow.peer.uid {
-            return Err((op::FLOW, Errno::PERM));
-        }
-        let (link, id) = (flow.link, flow.id);
+        let (link, id, number) = (flow.link, flow.id, flow.number);
         let (ours, theirs) = (flow.ours, flow.theirs);
         let stopped = (refuses && flow.phase == Phase::Open).then(|| flow.stream.stop());
         let slot = self.links.get_mut(link).ok_or((op::FLOW, Errno::NOTCONN))?;

@@ -6,10 +6,11 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use vsock_core::{Address, Binding, ConnectionId, Instant, SocketType};
+use vsock_core::{Address, Binding, CloseReason, ConnectionId, Instant, SocketType};
 
 use crate::host::budget::Share;
 use crate::host::client::Client;
+use crate::host::sockets::Socket;
 use crate::host::stream::Stream;
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
@@ -72,11 +73,10 @@ pub(crate) struct Listener {
 /// How a program wants to hear that it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Greeting {
-    /// A reply of the endpoint protocol, after taking out this many unread bytes of the request.
-    Reply {
-        /// Bytes left unread for a non-blocking connect.
-        held: usize,
-    },
+    /// A reply of the endpoint protocol.
+    Reply,
+    /// The request, so many bytes, is taken out of its socket.
+    Held(usize),
     /// `OK <port>\n`.
     Hybrid,
 }
@@ -122,6 +122,10 @@ pub(crate) struct Flow {
     pub(crate) share: Share,
     /// Its number in listings.
     pub(crate) number: u64,
+    /// Its program's socket, for those who ask how it is.
+    pub(crate) socket: Socket,
+    /// Why it is over, once it is.
+    pub(crate) reason: CloseReason,
 }
 
 /// A flow whose program is gone, and when that is looked at.

@@ -47,7 +47,8 @@ impl Worker {
         let reply =
             Reply { op: op::CONNECT, errno: 0, ours, theirs, peer_buffer, flow: flow.number };
         let greeted = match greeting {
-            Greeting::Reply { held } => flow.stream.greet(held, &reply.encode()),
+            Greeting::Reply => flow.stream.greet(0, &reply.encode()),
+            Greeting::Held(len) => flow.stream.release(len),
             Greeting::Hybrid => flow.stream.greet(0, format!("OK {}\n", ours.port.0).as_bytes()),
         };
         flow.phase = Phase::Open;
@@ -77,6 +78,7 @@ impl Worker {
         let Some(token) = self.token_of(id, connection) else { return };
         self.links[id].untie(connection);
         let Some(flow) = self.flow(token) else { return };
+        flow.reason = reason;
         match flow.phase {
             Phase::Connecting(greeting) => self.not_connected(token, greeting, reason),
             Phase::Open | Phase::Draining => {
@@ -102,17 +104,22 @@ impl Worker {
         };
         let Some(entry) = self.sources.get_mut(token) else { return };
         let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) else { return };
-        let Flow { kind, peer, binding, mut stream, number, .. } = *flow;
-        self.numbers.remove(&number);
-        let Greeting::Reply { held } = greeting else {
-            self.release(binding);
-            self.ended.push(token);
-            stream.finish();
-            return;
+        let Flow { kind, peer, binding, mut stream, socket, .. } = *flow;
+        self.sockets.forget(socket);
+        let held = match greeting {
+            Greeting::Reply => 0,
+            Greeting::Held(len) => len,
+            Greeting::Hybrid => {
+                self.release(binding);
+                self.ended.push(token);
+                stream.finish();
+                return;
+            }
         };
         // The port stays bound, as the kernel keeps it after a connect that failed.
         let ours = binding.map_or(NOWHERE, |bound| bound.address);
-        let told = stream.greet(held, &Reply::not_connected(errno, ours).encode());
+        let reply = Reply::not_connected(errno, ours, socket.cookie);
+        let told = stream.greet(held, &reply.encode());
         if told.is_err() || stream.hung_up {
             self.release(binding);
             self.ended.push(token);

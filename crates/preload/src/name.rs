@@ -1,0 +1,105 @@
+//! Our address, kept as the abstract name of the Unix socket.
+//!
+//! A name is given once, and so is an address: by bind, by an attempt to connect that took a port, or by accept. Whoever
+//! comes second has the same to say, and finds the name there. It holds the socket's cookie, which makes it the only one
+//! of its kind. `ss -x` shows it: `@vsock/` and the cookie, the CID and the port, in hexadecimal digits.
+
+use core::mem::size_of;
+
+use libc::sockaddr_un;
+
+use crate::address::Address;
+use crate::sys::{Answer, Errno, Fd};
+
+const PREFIX: &[u8] = b"\0vsock/";
+const LEN: usize = PREFIX.len() + 16 + 1 + 8 + 1 + 8;
+const CID_AT: usize = PREFIX.len() + 17;
+const PORT_AT: usize = CID_AT + 9;
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// Gives the socket its address; it keeps the one that it has.
+pub(crate) fn give(fd: Fd, ours: Address) -> Answer<()> {
+    let mut name = [b'/'; LEN];
+    name[..PREFIX.len()].copy_from_slice(PREFIX);
+    write(&mut name[PREFIX.len()..CID_AT - 1], fd.cookie()?);
+    write(&mut name[CID_AT..PORT_AT - 1], ours.cid.into());
+    write(&mut name[PORT_AT..], ours.port.into());
+    // SAFETY: all zeros is a valid sockaddr_un.
+    let mut address: sockaddr_un = unsafe { core::mem::zeroed() };
+    address.sun_family = u16::try_from(libc::AF_UNIX).unwrap_or(0);
+    for (to, from) in address.sun_path.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    match fd.bind_unix(&address, size_of::<libc::sa_family_t>() + LEN) {
+        Ok(()) | Err(Errno(libc::EINVAL)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The address that a socket was given.
+pub(crate) fn of(fd: Fd) -> Option<Address> {
+    let (address, len) = fd.unix_name().ok()?;
+    if len != size_of::<libc::sa_family_t>() + LEN {
+        return None;
+    }
+    let mut name = [0; LEN];
+    for (to, from) in name.iter_mut().zip(address.sun_path) {
+        *to = from.cast_unsigned();
+    }
+    name.starts_with(PREFIX).then_some(())?;
+    Some(Address { cid: read(&name[CID_AT..PORT_AT - 1])?, port: read(&name[PORT_AT..])? })
+}
+
+fn write(digits: &mut [u8], mut number: u64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = DIGITS[usize::try_from(number & 15).unwrap_or(0)];
+        number >>= 4;
+    }
+}
+
+fn read(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |number: u32, digit| {
+        let value = DIGITS.iter().position(|known| known == digit)?;
+        Some(number << 4 | u32::try_from(value).ok()?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::ANY;
+
+    #[test]
+    fn address_given_is_read_back_and_stays() {
+        let fd = Fd::unix_socket(libc::SOCK_STREAM | libc::SOCK_CLOEXEC).unwrap();
+        assert_eq!(of(fd), None);
+        let ours = Address { cid: ANY, port: 0x1234_abcd };
+        give(fd, ours).unwrap();
+        give(fd, Address { cid: 3, port: 1 }).unwrap();
+        assert_eq!(of(fd), Some(ours));
+        fd.close();
+    }
+
+    #[test]
+    fn two_sockets_may_have_the_same_address() {
+        let ours = Address { cid: 2, port: 5000 };
+        let sockets = [0; 2].map(|_| Fd::unix_socket(libc::SOCK_STREAM).unwrap());
+        for fd in sockets {
+            give(fd, ours).unwrap();
+            assert_eq!(of(fd), Some(ours));
+        }
+        sockets.into_iter().for_each(Fd::close);
+    }
+
+    #[test]
+    fn name_of_somebody_else_is_no_address() {
+        let fd = Fd::unix_socket(libc::SOCK_STREAM | libc::SOCK_CLOEXEC).unwrap();
+        // SAFETY: all zeros is a valid sockaddr_un.
+        let mut address: sockaddr_un = unsafe { core::mem::zeroed() };
+        address.sun_family = u16::try_from(libc::AF_UNIX).unwrap();
+        address.sun_path[1] = b'v'.cast_signed();
+        fd.bind_unix(&address, size_of::<libc::sa_family_t>() + LEN).unwrap();
+        assert_eq!(of(fd), None);
+        fd.close();
+    }
+}

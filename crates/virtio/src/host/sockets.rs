@@ -1,0 +1,165 @@
+//! Which connection the socket of a program is, for those who ask beside it: by its cookie, while it lasts and a while after.
+//!
+//! A stream carries bytes and nothing else, so what its descriptor cannot tell (its port, how the connection ended) is
+//! asked over another one. The key is SO_COOKIE of the program's socket: every holder of the descriptor can read it, the
+//! kernel gives each socket its own and never gives it again. A program may name any number, so it counts only beside
+//! its uid: a false one can only hurt programs of the same user.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_cookie;
+use vsock_core::{Address, CloseReason};
+
+use crate::reactor::Token;
+
+/// How many connections that have ended are remembered.
+const REMEMBERED: usize = 1024;
+
+/// One socket of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Socket {
+    /// Whose program it is.
+    pub(crate) uid: u32,
+    /// Its SO_COOKIE; 0: not known.
+    pub(crate) cookie: u64,
+}
+
+impl Socket {
+    /// A socket that is at hand, of a program of this user.
+    pub(crate) fn of(fd: impl AsFd, uid: u32) -> Self {
+        Self { uid, cookie: socket_cookie(fd).unwrap_or(0) }
+    }
+}
+
+/// A connection that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) ours: Address,
+    pub(crate) theirs: Address,
+    pub(crate) reason: CloseReason,
+}
+
+impl Ended {
+    /// What a program is told that asks how it ended: ESHUTDOWN stands for a good end, of which AF_VSOCK has no error.
+    pub(crate) fn errno(&self) -> Errno {
+        match self.reason {
+            CloseReason::Done | CloseReason::Reset | CloseReason::Refused => Errno::SHUTDOWN,
+            CloseReason::LinkGone
+            | CloseReason::OverCredit
+            | CloseReason::ProtocolError
+            | CloseReason::TimedOut => Errno::CONNRESET,
+        }
+    }
+}
+
+/// The connections of all programs' sockets whose cookie is known.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    open: HashMap<Socket, Token>,
+    ended: HashMap<Socket, Ended>,
+    /// The keys of `ended`, the oldest first.
+    order: VecDeque<Socket>,
+}
+
+impl Sockets {
+    /// A socket has become the flow with this entry.
+    pub(crate) fn opened(&mut self, socket: Socket, token: Token) {
+        if socket.cookie != 0 {
+            self.open.insert(socket, token);
+        }
+    }
+
+    /// A socket is no flow, as the attempt came to nothing: it may be one later.
+    pub(crate) fn forget(&mut self, socket: Socket) {
+        self.open.remove(&socket);
+    }
+
+    /// A socket's flow is over.
+    pub(crate) fn closed(&mut self, socket: Socket, ended: Ended) {
+        if self.open.remove(&socket).is_none() || self.ended.insert(socket, ended).is_some() {
+            return;
+        }
+        self.order.push_back(socket);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ended.remove(&oldest);
+        }
+    }
+
+    /// The flow of a socket.
+    pub(crate) fn flow(&self, socket: Socket) -> Option<Token> {
+        self.open.get(&socket).copied()
+    }
+
+    /// How the flow of a socket ended, if it is one of the last.
+    pub(crate) fn ended(&self, socket: Socket) -> Option<Ended> {
+        self.ended.get(&socket).copied()
+    }
+
+    /// How many flows are known.
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vsock_core::{Cid, Port};
+
+    use super::*;
+
+    const NOWHERE: Address = Address { cid: Cid::ANY, port: Port::ANY };
+
+    fn socket(cookie: u64) -> Socket {
+        Socket { uid: 1000, cookie }
+    }
+
+    fn ended(reason: CloseReason) -> Ended {
+        Ended { ours: NOWHERE, theirs: NOWHERE, reason }
+    }
+
+    #[test]
+    fn flow_is_found_by_the_cookie_and_the_user() {
+        let mut sockets = Sockets::default();
+        sockets.opened(socket(7), 3);
+        assert_eq!(sockets.flow(socket(7)), Some(3));
+        assert_eq!(sockets.flow(Socket { uid: 0, cookie: 7 }), None);
+        assert_eq!(sockets.flow(Socket { uid: 1001, cookie: 7 }), None);
+        // Another user that names the same cookie gets its own flow, and takes nothing away.
+        sockets.opened(Socket { uid: 1001, cookie: 7 }, 4);
+        assert_eq!(sockets.flow(socket(7)), Some(3));
+        sockets.closed(Socket { uid: 1001, cookie: 7 }, ended(CloseReason::Done));
+        assert_eq!(sockets.flow(socket(7)), Some(3));
+    }
+
+    #[test]
+    fn socket_without_a_cookie_is_never_found() {
+        let mut sockets = Sockets::default();
+        sockets.opened(socket(0), 3);
+        assert_eq!((sockets.flow(socket(0)), sockets.len()), (None, 0));
+    }
+
+    #[test]
+    fn end_is_remembered_for_the_last_of_many() {
+        let mut sockets = Sockets::default();
+        for cookie in 1..=REMEMBERED as u64 + 1 {
+            sockets.opened(socket(cookie), 1);
+            sockets.closed(socket(cookie), ended(CloseReason::LinkGone));
+        }
+        assert_eq!(sockets.len(), 0);
+        assert_eq!(sockets.ended(socket(1)), None);
+        assert_eq!(sockets.ended(socket(2)).map(|end| end.errno()), Some(Errno::CONNRESET));
+        assert_eq!(sockets.order.len(), sockets.ended.len());
+    }
+
+    #[test]
+    fn attempt_that_came_to_nothing_has_no_end() {
+        let mut sockets = Sockets::default();
+        sockets.opened(socket(5), 1);
+        sockets.forget(socket(5));
+        assert_eq!((sockets.flow(socket(5)), sockets.ended(socket(5))), (None, None));
+    }
+}

@@ -1,0 +1,215 @@
+"""What a VSOCK socket is, kept in the socket itself: the *note*.
+
+A socket is more than one Python object: `dup`, a fork, a descriptor passed on or inherited by another
+program, each is another way to the same socket, and has to find the same state. So what all have to
+agree on is kept where every holder of the descriptor finds it, in what the kernel keeps for a socket
+and makes no use of on Unix sockets::
+
+    SO_MAX_PACING_RATE   64 bits, written and read whole: 63..54 the mark, 53..51 the state, 50..40
+                         the flags, 39..32 `code`, 31..0 `number` (see `Note`)
+    SO_INCOMING_CPU      32 bits: the other side's port
+    its abstract name    given once: our address
+    times of its inode   the options of level AF_VSOCK, where they are not the defaults
+
+Programs under ``vsock run`` keep the same note (crates/preload), so a socket can go from one kind of program to the
+other. The layout is part of docs/reference/endpoint-protocol.md. A leaf: it decides nothing.
+"""
+
+import contextlib
+import errno
+import os
+import socket as _socket
+import struct
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from vsock._options import VsockOptions
+from vsock.address import Address
+
+_SO_MAX_PACING_RATE: Final = 47
+_SO_INCOMING_CPU: Final = 49
+_SO_COOKIE: Final = 57
+_MARK: Final = 0x2B5
+_WORD: Final = struct.Struct("=Q")
+_PORT: Final = struct.Struct("=I")
+_PREFIX: Final = b"\0vsock/"
+_HZ: Final = 250
+_DEFAULT_TICKS: Final = 500
+_NARROW: Final = (1 << 29) - 1
+_SECOND: Final = 10**9
+_Base = _socket.socket
+
+NOT_THE_PROGRAMS: Final = {_SO_MAX_PACING_RATE, _SO_INCOMING_CPU}
+"""Options of SOL_SOCKET that programs cannot have, as the note is there."""
+
+ATTACHED: Final = 1
+"""Flag: the descriptor leads to the switch."""
+BEGUN: Final = 2
+"""Flag: the connect under way has begun, and nothing but its outcome is to come."""
+STREAM: Final = 4
+"""Flag: the descriptor is the connection, and not the way to the switch."""
+MESSAGES: Final = 8
+"""Flag: SOCK_SEQPACKET."""
+NO_RECEIVING: Final = 16
+"""Flag: our user receives no more."""
+ZEROCOPY: Final = 32
+"""Flag: SO_ZEROCOPY was asked for, which no connection here has."""
+LOW_WATER: Final = 64
+"""Flag: SO_RCVLOWAT is more than one byte."""
+NO_SENDING: Final = 128
+"""Flag: our user sends no more."""
+OPTIONS: Final = 512
+"""Flag: there are options that are not the defaults."""
+END_TOLD: Final = 1024
+"""Flag: how the connection ended has been asked, and told if it was no good end."""
+_ALL: Final = 2047
+
+
+class State(IntEnum):
+    """How far a socket has come; SHUT_DOWN is after any `shutdown`."""
+
+    FRESH = 0
+    BOUND = 1
+    LISTENING = 2
+    CONNECTING = 3
+    CONNECTED = 4
+    SHUT_DOWN = 5
+
+
+def shut(how: int) -> int:
+    """Return the flags for a `shutdown` with `how`."""
+    return {_socket.SHUT_RD: NO_RECEIVING, _socket.SHUT_WR: NO_SENDING}.get(
+        how, NO_RECEIVING | NO_SENDING
+    )
+
+
+class Note(NamedTuple):
+    """What every holder of a socket has to agree on.
+
+    Attributes:
+        state: how far it has come.
+        flags: the constants of this module, or'ed.
+        code: with a stream: messages of up to ``1 << code`` bytes are known to fit the other side's buffer (0: not
+            known); else the errno of a connect that nobody has asked about yet.
+        number: the CID of the other side; of a listener its backlog.
+    """
+
+    state: State = State.FRESH
+    flags: int = 0
+    code: int = 0
+    number: int = 0
+
+    @property
+    def has_stream(self) -> bool:
+        """Whether the descriptor is the connection."""
+        return bool(self.flags & STREAM)
+
+    @property
+    def error(self) -> int:
+        """The errno of a connect that nobody has asked about yet; 0 if there is none."""
+        return 0 if self.has_stream else self.code
+
+    def plus(self, flags: int) -> "Note":
+        """Return the note with these flags too."""
+        return self._replace(flags=self.flags | flags)
+
+    def minus(self, flags: int) -> "Note":
+        """Return the note without these flags."""
+        return self._replace(flags=self.flags & ~flags)
+
+    def encode(self) -> int:
+        """Return the 64 bits that are kept."""
+        state, flags, code, number = self
+        return _MARK << 54 | state << 51 | flags << 40 | code << 32 | number
+
+    @classmethod
+    def decode(cls, word: int) -> "Note | None":
+        """Read 64 bits; None if they are no note."""
+        state = word >> 51 & 7
+        if word >> 54 != _MARK or state > State.SHUT_DOWN:
+            return None
+        return cls(State(state), word >> 40 & _ALL, word >> 32 & 0xFF, word & 0xFFFFFFFF)
+
+
+def read(sock: _Base) -> Note | None:
+    """Return the note of a socket; None if it has none."""
+    word = _Base.getsockopt(sock, _socket.SOL_SOCKET, _SO_MAX_PACING_RATE, 8)
+    return Note.decode(_WORD.unpack(word)[0]) if len(word) == _WORD.size else None
+
+
+def write(sock: _Base, note: Note) -> None:
+    """Write the note of a socket, as a whole."""
+    _Base.setsockopt(sock, _socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _WORD.pack(note.encode()))
+
+
+def write_port(sock: _Base, port: int) -> None:
+    """Note the port of the other side; its CID is the note's `number`."""
+    _Base.setsockopt(sock, _socket.SOL_SOCKET, _SO_INCOMING_CPU, _PORT.pack(port))
+
+
+def read_port(sock: _Base) -> int:
+    """Return the port of the other side."""
+    found: tuple[int] = _PORT.unpack(
+        _Base.getsockopt(sock, _socket.SOL_SOCKET, _SO_INCOMING_CPU, _PORT.size)
+    )
+    return found[0]
+
+
+def cookie(sock: _Base) -> int:
+    """Return the number that the kernel has given this socket and no other (SO_COOKIE)."""
+    found: tuple[int] = _WORD.unpack(_Base.getsockopt(sock, _socket.SOL_SOCKET, _SO_COOKIE, 8))
+    return found[0]
+
+
+def give_name(sock: _Base, ours: Address) -> None:
+    """Give a socket its address, once: it keeps the one that it has."""
+    name = _PREFIX + b"%016x/%08x/%08x" % (cookie(sock), ours.cid, ours.port)
+    try:
+        _Base.bind(sock, name)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def name(sock: _Base) -> Address | None:
+    """Return the address that a socket was given."""
+    given = _Base.getsockname(sock)
+    if not isinstance(given, bytes) or not given.startswith(_PREFIX):
+        return None
+    _, cid, port = given.removeprefix(_PREFIX).split(b"/")
+    return Address(int(cid, 16), int(port, 16))
+
+
+def write_options(sock: _Base, options: VsockOptions) -> bool:
+    """Keep options with the socket; tell whether they are other than the defaults (`OPTIONS`).
+
+    The inode belongs to the socket's creator: options of a connection that a switch of another user has
+    accepted are not kept.
+    """
+    ticks = -int(-options.connect_timeout * _HZ // 1)
+    kept = (options.size, options.smallest, options.largest, ticks)
+    if kept == (*VsockOptions().sizes, _DEFAULT_TICKS):
+        return False
+    size, smallest, largest, ticks = kept
+    ticks = 0 if ticks == _DEFAULT_TICKS else min(ticks, _NARROW)
+    access = _signed(size) * _SECOND + min(smallest, _NARROW)
+    with contextlib.suppress(PermissionError):
+        os.utime(sock.fileno(), ns=(access, _signed(largest) * _SECOND + ticks))
+        return True
+    return False
+
+
+def read_options(sock: _Base, note: Note) -> VsockOptions:
+    """Return the options that are kept with a socket."""
+    options = VsockOptions()
+    if note.flags & OPTIONS:
+        status = os.fstat(sock.fileno())
+        size, options.smallest = divmod(status.st_atime_ns, _SECOND)
+        largest, ticks = divmod(status.st_mtime_ns, _SECOND)
+        options.size, options.largest = size & 0xFFFFFFFFFFFFFFFF, largest & 0xFFFFFFFFFFFFFFFF
+        options.connect_timeout = (ticks or _DEFAULT_TICKS) / _HZ
+    return options
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number
