@@ -17,7 +17,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send};
 use vsock_core::SocketType;
 
 use self::delivery::Backlog;
-pub(crate) use self::delivery::Taken;
+pub(crate) use self::delivery::{Taken, reads_no_more};
 pub(crate) use self::reading::Read;
 pub(crate) use super::backlog::End;
 use super::backlog::{Bytes, Messages};

@@ -73,8 +73,10 @@ impl Worker {
         let Some(flow) = self.flow(token) else { return };
         let (phase, link) = (flow.phase, flow.link);
         match phase {
-            Phase::Connecting(_) => {
-                if flow.stream.hung_up {
+            Phase::Connecting(greeting) => {
+                // Without asking for the protocol, a program may have said all it has to say, and left.
+                let has_spoken = greeting == Greeting::Hybrid && flow.stream.has_input();
+                if flow.stream.hung_up && !has_spoken {
                     self.abandon(token);
                 }
             }
@@ -176,7 +178,7 @@ impl Worker {
     }
 
     /// A flow whose program is gone has a deadline: the ring may be full for ever.
-    fn begin_linger(&mut self, token: Token) {
+    pub(crate) fn begin_linger(&mut self, token: Token) {
         let Some(flow) = self.flow(token).filter(|flow| !flow.lingers) else { return };
         flow.lingers = true;
         let number = flow.number;

@@ -8,6 +8,7 @@ use vsock_core::{CloseReason, ConnectionId, Event, Shutdown};
 use super::Worker;
 use super::source::{Flow, Greeting, LinkId, Phase, Source};
 use crate::host::client::Client;
+use crate::host::stream::reads_no_more;
 use crate::host::wire::{NOWHERE, Reply, op};
 use crate::reactor::Token;
 
@@ -54,8 +55,24 @@ impl Worker {
         flow.phase = Phase::Open;
         match greeted {
             Ok(()) => self.queue_flow(token),
+            Err(error) if greeting == Greeting::Hybrid && reads_no_more(&error) => {
+                self.open_one_way(id, token);
+            }
             Err(error) => self.fail_flow(token, &error),
         }
+    }
+
+    /// A program that did not wait for OK reads no more, or is gone; what it has written is for the other side all the
+    /// same, and the end after it.
+    fn open_one_way(&mut self, id: LinkId, token: Token) {
+        let Some(flow) = self.flow(token) else { return };
+        if flow.stream.is_closed() {
+            self.begin_linger(token);
+        } else {
+            let taken = flow.stream.stop();
+            self.took(id, token, taken);
+        }
+        self.queue_flow(token);
     }
 
     /// The other side will send no more, or takes no more.

@@ -48,6 +48,11 @@ fn narrow(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
+/// A write failed like this because the program has shut down its reading half, or closed.
+pub(crate) fn reads_no_more(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN))
+}
+
 impl Stream {
     /// Hands the payload of `packets` packets to the program, with what ends there (messages only).
     pub(crate) fn deliver(
@@ -160,7 +165,7 @@ impl Stream {
             }
             Some(Errno::INTR) => Ok(false),
             Some(Errno::MSGSIZE) if room::for_message(&self.fd, len) => Ok(false),
-            Some(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => {
+            Some(_) if reads_no_more(&error) => {
                 self.discarding = true;
                 Ok(true)
             }

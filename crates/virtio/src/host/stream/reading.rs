@@ -32,6 +32,12 @@ impl Stream {
             )
     }
 
+    /// Bytes of the program are there to be read.
+    pub(crate) fn has_input(&self) -> bool {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        matches!(recv(&self.fd, &mut [0; 1], flags), Ok((_, n)) if n > 0)
+    }
+
     /// Reads up to the room in `into`, which may be guest memory.
     pub(crate) fn read(&mut self, into: &[Slice]) -> Result<Read, TransferError> {
         match slice::recvmsg(self.fd.as_fd(), into, 0) {
