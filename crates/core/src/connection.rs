@@ -229,6 +229,17 @@ impl Connection {
         self.due.has(Due::REQUEST)
     }
 
+    /// Whether we have asked for it and got no answer.
+    pub(crate) const fn is_attempt(&self) -> bool {
+        matches!(self.state, State::Connecting { .. })
+    }
+
+    /// The link has forgotten what was to be sent.
+    pub(crate) fn forget_due(&mut self) {
+        self.due = Due::default();
+        self.is_queued = false;
+    }
+
     pub(crate) fn is_update_due(&self) -> bool {
         self.state.can_talk() && self.inbound.is_update_due(self.outbound.peer_buf_alloc())
     }

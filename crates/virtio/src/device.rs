@@ -33,6 +33,10 @@ pub struct DeviceLink {
     /// A space was wanted and there was none.
     starved: bool,
     gate: Gate,
+    /// The driver's rings have run in this attachment: what it knows of connections is what we know.
+    knows_driver: bool,
+    /// The driver is to be told TRANSPORT_RESET if the front end hands over the event queue.
+    owes_reset: bool,
     stats: LinkStats,
 }
 
@@ -81,6 +85,18 @@ impl DeviceLink {
         let ring = DeviceRing::new(Arc::clone(memory), config)?;
         self.queues[queue] = Some(Queue::new(ring, kick, call));
         self.epochs[queue] = self.epochs[queue].wrapping_add(1);
+        if queue == TX_QUEUE {
+            let goes_on =
+                std::mem::replace(&mut self.knows_driver, true) && stopped_at == config.base;
+            // A ring that starts anew starts at 0. This one's driver has connections of which nothing is left here: its
+            // front end has attached again, or has restored it from a snapshot.
+            if !goes_on {
+                self.owes_reset = self.bases[TX_QUEUE] != 0;
+            }
+        }
+        if self.owes_reset && self.announce_reset() {
+            self.owes_reset = false;
+        }
         Ok(())
     }
 
@@ -129,8 +145,20 @@ impl DeviceLink {
     }
 
     /// The driver is gone, and with it what it was to be told.
-    pub(crate) fn forget_reset(&mut self) {
+    pub(crate) fn forget_driver(&mut self) {
         self.gate = Gate::Open;
+        self.knows_driver = false;
+        self.owes_reset = false;
+    }
+
+    /// Whether packets may go to the driver: it has handled all events.
+    pub(crate) fn is_open(&self) -> bool {
+        self.gate == Gate::Open
+    }
+
+    /// An event is still to be sent.
+    pub(crate) fn is_reset_due(&self) -> bool {
+        self.gate == Gate::Due
     }
 
     /// Whether packets must wait for the driver to handle an event; sends one that is due.

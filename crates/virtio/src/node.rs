@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
 
@@ -32,6 +32,9 @@ use crate::worker::{GuestPort, LinkId, NewGuest, Worker};
 
 /// Connections that may wait at a socket of ours.
 const BACKLOG: i32 = 1024;
+
+/// How long a guest that leaves may take to hear that its connections are over; all of them together when the node stops.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why a node did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -200,15 +203,19 @@ impl Node {
         Ok(())
     }
 
-    /// Removes a guest: its front end is disconnected and its connections end.
+    /// Removes a guest: its connections end, each with RST, and then its front end is disconnected. A guest that takes
+    /// nothing is waited for a second.
     ///
     /// # Errors
     /// There is no such guest.
     pub fn remove_guest(&self, cid: u32) -> Result<(), NodeError> {
         let guest = self.held().guests.remove(&cid).ok_or(NodeError::NoGuest(cid))?;
         unlink(&guest.paths);
-        guest.control.stop();
         let link = guest.link;
+        let told = self.mailbox.call(move |worker| worker.say_farewell(link))?;
+        // A guest that takes nothing has lost its connections all the same.
+        let _ = told.recv_timeout(FAREWELL);
+        guest.control.stop();
         Ok(self.mailbox.call(move |worker| worker.remove_link(link))?)
     }
 
@@ -244,6 +251,34 @@ impl Node {
             self.journal.write("failed", new, format!("telling the front end of the CID: {error}"));
         }
         Ok(())
+    }
+
+    /// Gives a guest other groups while it runs. Its connections go on: groups say what may begin.
+    ///
+    /// # Errors
+    /// There is no such guest.
+    pub fn set_guest_groups(&self, cid: u32, groups: Vec<String>) -> Result<(), NodeError> {
+        let link = self.link_of(cid)?;
+        Ok(self.mailbox.call(move |worker| {
+            if let Some(slot) = worker.links.get_mut(link) {
+                slot.groups = groups;
+            }
+        })?)
+    }
+
+    /// Waits until a guest has taken what there was to tell it (that it has another CID), `most` at most. False: it has
+    /// not, as it is paused, for example. A guest that cannot be told is not waited for.
+    ///
+    /// # Errors
+    /// There is no such guest.
+    pub fn wait_told(&self, cid: u32, most: Duration) -> Result<bool, NodeError> {
+        let link = self.link_of(cid)?;
+        let told = self.mailbox.call(move |worker| worker.when_told(link))?;
+        Ok(told.recv_timeout(most).is_ok())
+    }
+
+    fn link_of(&self, cid: u32) -> Result<LinkId, NodeError> {
+        self.held().guests.get(&cid).map(|guest| guest.link).ok_or(NodeError::NoGuest(cid))
     }
 
     /// Becomes a guest of the vhost-user-vsock device at `socket`; returns our CID.
@@ -308,6 +343,15 @@ impl Node {
         let mut held = self.held();
         let Held { guests, device, worker, paths } = std::mem::take(&mut *held);
         unlink(&paths);
+        let links: Vec<_> = guests.values().map(|guest| guest.link).collect();
+        let told = self.mailbox.call(move |worker| {
+            links.into_iter().map(|link| worker.say_farewell(link)).collect::<Vec<_>>()
+        });
+        let until = Instant::now() + FAREWELL;
+        for told in told.unwrap_or_default() {
+            // One that takes nothing has lost its connections all the same.
+            let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
+        }
         for (_, guest) in guests {
             unlink(&guest.paths);
             guest.control.stop();

@@ -355,6 +355,24 @@ impl Endpoint {
         self.outbox.clear();
         self.timers.clear();
     }
+
+    /// The other side is gone and another will come in its place: connections end with
+    /// `Closed { LinkGone }`, nothing is sent. Attempts of ours that have no answer go on, and ask
+    /// whoever comes; they still end in time.
+    pub fn start_over(&mut self) {
+        let ids: alloc::vec::Vec<(SlotId, bool)> =
+            self.connections.iter().map(|(id, it)| (id, it.is_attempt())).collect();
+        for &(id, _) in ids.iter().filter(|(_, is_attempt)| !is_attempt) {
+            self.apply(id, Input::LinkGone);
+        }
+        self.outbox.clear();
+        for &(id, _) in ids.iter().filter(|(_, is_attempt)| *is_attempt) {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.forget_due();
+            }
+            self.make_due(id, Due::REQUEST);
+        }
+    }
 }
 
 #[cfg(test)]

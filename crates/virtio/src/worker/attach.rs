@@ -14,7 +14,7 @@ use vsock_core::Cid;
 use super::Worker;
 use super::link_slot::{LinkFault, LinkSlot, Role};
 use super::source::{LinkId, NOWHERE, Source};
-use crate::link::{Link, QUEUE_COUNT, TX_QUEUE};
+use crate::link::{EVENT_QUEUE, Link, QUEUE_COUNT, TX_QUEUE};
 use crate::mailbox::Mailbox;
 use crate::memory::GuestMemory;
 use crate::ring::{RingConfig, RingError};
@@ -82,6 +82,7 @@ impl Worker {
         // First of all, so that no program starts anew over it.
         self.routes.retain(|_, to| *to != id);
         self.clear_link(id);
+        self.forget_connections(id);
         let Some(slot) = self.links.try_remove(id) else { return };
         if let Some(deadline) = slot.deadline {
             self.deadlines.remove(&(deadline, id));
@@ -195,9 +196,11 @@ impl Worker {
         let Link::Device(device) = &mut slot.link else { return Ok(()) };
         let stopped_at = device.stop_ring(queue);
         device.start_ring(queue, memory, config, signals.0, signals.1)?;
-        if queue == TX_QUEUE && stopped_at != config.base {
-            // The driver began anew (reboot, rebind): it knows none of its old connections, and its CID.
-            self.forget_connections(id);
+        let is_anew = queue == TX_QUEUE && stopped_at != config.base;
+        if is_anew || (queue == EVENT_QUEUE && device.is_reset_due()) {
+            // The driver began anew (reboot, rebind), or forgets its connections when it reads the event: it knows none
+            // of its old ones, and its CID.
+            self.forget_driver(id);
             if let Some(slot) = self.links.get_mut(id) {
                 slot.former = None;
             }
@@ -219,8 +222,23 @@ impl Worker {
 
     /// Ends all connections over a link; nothing is sent over it.
     pub(super) fn forget_connections(&mut self, id: LinkId) {
+        if let Some(slot) = self.links.get_mut(id) {
+            slot.endpoint.reset_all();
+        }
+        self.tell_of_ended(id);
+    }
+
+    /// A guest's driver is gone, and its connections with it. What programs here have asked of the guest goes on: it is
+    /// still known, and asked when its next driver comes.
+    fn forget_driver(&mut self, id: LinkId) {
+        if let Some(slot) = self.links.get_mut(id) {
+            slot.endpoint.start_over();
+        }
+        self.tell_of_ended(id);
+    }
+
+    fn tell_of_ended(&mut self, id: LinkId) {
         let Some(slot) = self.links.get_mut(id) else { return };
-        slot.endpoint.reset_all();
         slot.store.clear();
         let guest = slot.guest();
         self.settle(id);
@@ -234,7 +252,10 @@ impl Worker {
         for queue in 0..QUEUE_COUNT {
             self.stop_ring(id, queue);
         }
-        self.forget_connections(id);
+        match self.links.get(id).map(|slot| &slot.role) {
+            Some(Role::Guest(_)) => self.forget_driver(id),
+            Some(Role::Uplink | Role::Loopback) | None => self.forget_connections(id),
+        }
     }
 
     fn detached(&mut self, id: LinkId, reason: &Detach) {
@@ -244,7 +265,7 @@ impl Worker {
         slot.features = 0;
         slot.former = None;
         if let Link::Device(device) = &mut slot.link {
-            device.forget_reset();
+            device.forget_driver();
         }
         let cid = slot.label();
         if reason.is_fault() {

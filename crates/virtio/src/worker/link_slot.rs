@@ -165,6 +165,8 @@ pub(crate) struct LinkSlot {
     ready: VecDeque<ConnectionId>,
     pub(crate) store: Store,
     pub(crate) is_active: bool,
+    /// Its guest is about to be removed: nothing begins any more.
+    pub(crate) is_leaving: bool,
     /// Among those whose notifications are to be turned on again.
     pub(crate) is_unarmed: bool,
     /// No room in the ring to the other side; its next kick will tell.
@@ -204,6 +206,7 @@ impl LinkSlot {
             ready: VecDeque::new(),
             store: Store::default(),
             is_active: false,
+            is_leaving: false,
             is_unarmed: false,
             is_blocked: false,
             is_paused: false,
@@ -233,7 +236,7 @@ impl LinkSlot {
 
     /// Whether its guest and another's may talk to each other.
     pub(crate) fn shares_group(&self, other: &Self) -> bool {
-        self.groups.iter().any(|group| other.groups.contains(group))
+        !self.is_leaving && self.groups.iter().any(|group| other.groups.contains(group))
     }
 
     /// The CID for records and listings.

@@ -19,6 +19,7 @@ mod attach;
 mod binding;
 mod connecting;
 mod datagrams;
+mod farewell;
 mod flows;
 mod forward;
 mod hearing;
@@ -47,6 +48,7 @@ use vsock_core::{Binding, Cid, Instant, Ports, Relay, RelayLimits};
 pub use self::attach::AddError;
 pub(crate) use self::attach::{GuestPort, NewGuest};
 use self::datagrams::{DatagramSocket, DatagramStats};
+use self::farewell::Awaited;
 use self::inbound::Drained;
 pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
@@ -101,6 +103,7 @@ pub(crate) struct Worker {
     polling: Polling,
     /// A program has not kept up with its guest in this round.
     is_ahead: bool,
+    awaited: Awaited,
     turns: Turns,
     deadlines: BTreeSet<(Instant, LinkId)>,
     /// Flows of programs that are gone, by deadline.
@@ -161,6 +164,7 @@ impl Worker {
             unarmed: Vec::new(),
             polling: Polling::default(),
             is_ahead: false,
+            awaited: Awaited::default(),
             turns: Turns::default(),
             deadlines: BTreeSet::new(),
             lingering: VecDeque::new(),
@@ -196,6 +200,7 @@ impl Worker {
             // Before deadlines: who comes late to both finds an answer that came in time.
             self.serve_active();
             self.expire();
+            self.answer_awaiting();
             for token in self.ended.drain(..) {
                 self.sources.remove(token);
             }

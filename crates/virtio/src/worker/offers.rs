@@ -27,6 +27,7 @@ impl Worker {
         kind: SocketType,
     ) {
         let granted = match self.ports.lookup(key.ours) {
+            _ if self.links[id].is_leaving => None,
             Some(listener) if listener.kind == kind => {
                 self.offer_to_listener(id, connection, key, listener.binding)
             }

@@ -74,7 +74,7 @@ impl Worker {
     }
 
     /// Ends all connections of a guest that cannot be told otherwise: RST for each, to all who have a part in it.
-    fn reset_connections(&mut self, id: LinkId, guest: Cid) {
+    pub(super) fn reset_connections(&mut self, id: LinkId, guest: Cid) {
         let Some(slot) = self.links.get_mut(id) else { return };
         let ids: Vec<_> = slot.endpoint.connections().map(|connection| connection.id).collect();
         for connection in ids {

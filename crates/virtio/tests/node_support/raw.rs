@@ -9,6 +9,7 @@ use std::time::Instant;
 use vsock_core::{Op, RawHeader};
 use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT, TRANSPORT_RESET};
+use vsock_virtio::ring::RingConfig;
 use vsock_virtio::slice::{copy_in, copy_out};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
 
@@ -70,6 +71,30 @@ impl RawGuest {
             link.connect(queue, signals.kick, signals.call).unwrap();
         }
         Self { link: Link::Driver(link), cid: attached.cid, attached }
+    }
+
+    /// Its front end goes and comes again while the driver runs on: the same rings, of which the first `queues` are handed
+    /// over, go on where they are.
+    pub(crate) fn reattach(self, socket: &Path, queues: usize) -> Self {
+        let Self { link, cid, attached } = self;
+        drop(attached);
+        let Link::Driver(mut link) = link else { panic!("a guest has a driver") };
+        let region = link.region();
+        let shared =
+            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
+        let used = |config: RingConfig| {
+            let mut index = [0; 2];
+            let at = config.used - region.guest + 2;
+            assert_eq!(rustix::io::pread(region.file, &mut index, at).unwrap(), 2);
+            RingConfig { base: u16::from_le_bytes(index), ..config }
+        };
+        let rings: Vec<_> =
+            (0..queues).filter_map(|queue| link.ring_config(queue)).map(used).collect();
+        let mut attached = attach(socket, shared, &rings, FrontendOptions::default()).unwrap();
+        for (queue, signals) in attached.rings.drain(..).enumerate() {
+            link.connect(queue, signals.kick, signals.call).unwrap();
+        }
+        Self { link: Link::Driver(link), cid, attached }
     }
 
     /// A sound packet from our port to a port of `cid`, for a test to spoil.

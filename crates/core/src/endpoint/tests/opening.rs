@@ -173,3 +173,33 @@ fn connect_between_taken_addresses_is_in_use() {
     let result = bench.endpoint.connect(bench.now, KEY, STREAM, None);
     assert_eq!(result, Err(ConnectError::InUse));
 }
+
+#[test]
+fn attempt_goes_on_when_the_other_side_starts_over_and_asks_again() {
+    let mut bench = Bench::new();
+    let id = bench.connect();
+    bench.endpoint.start_over();
+    assert_eq!((bench.events(), bench.ops()), (Vec::new(), [Op::Request].to_vec()));
+    bench.hear(packet(Op::Response));
+    assert_eq!(bench.events(), [Event::Connected { id }]);
+    // An attempt that nobody has heard of yet is asked once, and one that nobody answers ends in time.
+    let mut bench = Bench::new();
+    let id = bench.endpoint.connect(bench.now, KEY, STREAM, None).unwrap();
+    bench.endpoint.start_over();
+    bench.endpoint.start_over();
+    assert_eq!(bench.ops(), [Op::Request]);
+    bench.wait(Duration::from_secs(2));
+    bench.assert_over(id, CloseReason::TimedOut, &[]);
+}
+
+#[test]
+fn connection_ends_when_the_other_side_starts_over_and_nothing_is_sent() {
+    let (mut bench, id) = Bench::open();
+    bench.endpoint.shut_down(bench.now, id, Shutdown::SEND);
+    bench.endpoint.start_over();
+    bench.assert_over(id, CloseReason::LinkGone, &[]);
+    let mut bench = Bench::new();
+    let id = bench.offered();
+    bench.endpoint.start_over();
+    bench.assert_over(id, CloseReason::LinkGone, &[]);
+}

@@ -1,0 +1,208 @@
+//! Attachments that begin and end while connections are open, and what each side is told of it (F3, F6, N12).
+
+#![allow(clippy::unwrap_used)] // helpers of tests panic as tests do
+
+mod node_support;
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use node_support::raw::RawGuest;
+use node_support::{DEADLINE, Lab, Listener, connect, request, wait_until};
+use vsock_core::Op;
+use vsock_virtio::node::Node;
+use vsock_virtio::snapshot::GuestState;
+
+const ENODEV: u16 = 19;
+const ECONNRESET: u16 = 104;
+const ETIMEDOUT: u16 = 110;
+
+/// Begins a connect of a host program to guest a, without waiting for the verdict.
+fn begin_connect(lab: &Lab, port: u32) -> UnixStream {
+    let mut stream = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(&request(2, 3, port, 20_000)).unwrap();
+    stream
+}
+
+fn errno_of(stream: &mut UnixStream) -> u16 {
+    let mut reply = [0; 32];
+    stream.read_exact(&mut reply).unwrap();
+    u16::from_le_bytes([reply[2], reply[3]])
+}
+
+/// Answers the next REQUEST as a listener does; returns who asked.
+fn accept(guest: &mut RawGuest) -> u32 {
+    let asked = guest.expect(Op::Request).header;
+    let answer = guest.packet(Op::Response, asked.dst_port, (2, asked.src_port));
+    guest.send(&answer, &[]);
+    asked.src_port
+}
+
+/// A guest with a connection of each kind: from a host program, to one, and (the last) to the guest b.
+fn guest_with_connections(lab: &Lab) -> (RawGuest, Vec<UnixStream>) {
+    let mut guest = RawGuest::without_event_queue(&lab.path("a.sock"));
+    let mut on_host = Listener::new(&lab.path("host"), 6000, 8);
+    let mut program = begin_connect(lab, 5000);
+    accept(&mut guest);
+    assert_eq!(errno_of(&mut program), 0);
+    guest.open(1024, (2, 6000));
+    let mut streams = vec![program, on_host.accept()];
+    let directory = lab.directory.sub("b");
+    let peer = Node::start(4, &directory).unwrap();
+    peer.join(&lab.path("b.sock"), Some(4), DEADLINE).unwrap();
+    let mut on_peer = Listener::new(&directory, 7000, 8);
+    guest.open(1025, (4, 7000));
+    streams.push(on_peer.accept());
+    std::mem::forget(peer); // it stays until the test ends
+    (guest, streams)
+}
+
+/// Every connection of `guest_with_connections` ended by RST on the guest's side and by an end on the other.
+fn assert_all_told(guest: &mut RawGuest, streams: Vec<UnixStream>) {
+    let told: HashSet<_> =
+        (0..streams.len()).map(|_| guest.expect(Op::Rst).header.dst_port).collect();
+    assert_eq!(told, HashSet::from([5000, 1024, 1025]));
+    for mut stream in streams {
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the end, not a hang");
+    }
+}
+
+#[test]
+fn guest_that_is_removed_gets_rst_for_each_connection_first() {
+    let lab = Lab::new(0);
+    let (mut guest, streams) = guest_with_connections(&lab);
+    let begun = Instant::now();
+    lab.switch.remove_guest(3).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "it took all there was to tell");
+    assert_all_told(&mut guest, streams);
+}
+
+#[test]
+fn guest_of_a_switch_that_stops_gets_rst_for_each_connection_first() {
+    let lab = Lab::new(0);
+    let (mut guest, streams) = guest_with_connections(&lab);
+    lab.switch.stop();
+    assert_all_told(&mut guest, streams);
+}
+
+#[test]
+fn guest_that_takes_nothing_does_not_keep_the_switch_from_stopping() {
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::with_buffers(&lab.path("a.sock"), 1);
+    let mut on_host = Listener::new(&lab.path("host"), 6000, 8);
+    guest.open(1024, (2, 6000));
+    let mut program = on_host.accept();
+    program.write_all(b"fills the only buffer").unwrap();
+    wait_until("it is full", || {
+        lab.switch.snapshot().unwrap().flows.iter().any(|flow| flow.bytes_in == 21)
+    });
+    let begun = Instant::now();
+    lab.switch.remove_guest(3).unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it was waited for");
+    assert_eq!(program.read(&mut [0; 1]).unwrap(), 0);
+    lab.switch.stop();
+}
+
+#[test]
+fn groups_of_a_running_guest_change_and_its_connections_go_on() {
+    let lab = Lab::new(3);
+    let mut on_b = Listener::new(&lab.path("b"), 7000, 8);
+    let _on_c = Listener::new(&lab.path("c"), 7000, 8);
+    let ours = connect(&lab.path("a"), 4, 7000).unwrap();
+    let theirs = on_b.accept();
+    assert_eq!(connect(&lab.path("a"), 5, 7000).unwrap_err(), ECONNRESET);
+    lab.switch.set_guest_groups(3, vec!["alone".to_owned()]).unwrap();
+    connect(&lab.path("a"), 5, 7000).unwrap();
+    assert_eq!(connect(&lab.path("a"), 4, 7000).unwrap_err(), ECONNRESET);
+    node_support::transfer(ours, theirs, node_support::pattern(100_000, 1));
+    assert!(lab.switch.set_guest_groups(77, Vec::new()).is_err());
+}
+
+#[test]
+fn front_end_that_attaches_again_to_a_running_driver_gets_one_transport_reset() {
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut program = begin_connect(&lab, 5000);
+    accept(&mut guest);
+    assert_eq!(errno_of(&mut program), 0);
+    let mut guest = guest.reattach(&lab.path("a.sock"), 3);
+    assert_eq!(program.read(&mut [0; 1]).unwrap(), 0);
+    wait_until("the event", || guest.handle_event());
+    // It may be talked to again, and is told once.
+    let mut again = begin_connect(&lab, 5000);
+    accept(&mut guest);
+    assert_eq!(errno_of(&mut again), 0);
+    assert!(!guest.handle_event());
+}
+
+#[test]
+fn driver_that_runs_when_a_new_switch_comes_gets_one_transport_reset() {
+    let first = Lab::new(0);
+    let mut guest = RawGuest::join(&first.path("a.sock"));
+    let mut on_host = Listener::new(&first.path("host"), 6000, 8);
+    guest.open(1024, (2, 6000));
+    let _kept = on_host.accept();
+    let second = Lab::new(0);
+    let mut guest = guest.reattach(&second.path("a.sock"), 3);
+    wait_until("the event", || guest.handle_event());
+    let mut program = begin_connect(&second, 5000);
+    accept(&mut guest);
+    assert_eq!(errno_of(&mut program), 0);
+    assert!(!guest.handle_event());
+}
+
+#[test]
+fn front_end_without_event_queue_that_attaches_again_is_served_all_the_same() {
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::without_event_queue(&lab.path("a.sock"));
+    let mut on_host = Listener::new(&lab.path("host"), 6000, 8);
+    guest.open(1024, (2, 6000));
+    let _kept = on_host.accept();
+    let mut guest = guest.reattach(&lab.path("a.sock"), 2);
+    guest.open(1025, (2, 6000));
+}
+
+#[test]
+fn driver_that_begins_and_one_that_was_paused_get_no_event() {
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut on_host = Listener::new(&lab.path("host"), 6000, 8);
+    guest.open(1024, (2, 6000));
+    let mut program = on_host.accept();
+    guest.pause_and_resume();
+    program.write_all(b"x").unwrap();
+    assert_eq!(guest.expect(Op::Rw).payload, b"x");
+    assert!(!guest.handle_event());
+}
+
+#[test]
+fn attempt_during_which_the_guest_goes_and_comes_back_reaches_it() {
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut program = begin_connect(&lab, 5000);
+    guest.expect(Op::Request);
+    drop(guest);
+    let state = || lab.switch.snapshot().unwrap().guests[0].state;
+    wait_until("the guest is gone", || state() == GuestState::Waiting);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    accept(&mut guest);
+    assert_eq!(errno_of(&mut program), 0);
+}
+
+#[test]
+fn attempt_during_which_the_guest_goes_ends_as_one_to_a_waiting_guest_does() {
+    let lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut program = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    program.set_read_timeout(Some(DEADLINE)).unwrap();
+    program.write_all(&request(2, 3, 5000, 300)).unwrap();
+    guest.expect(Op::Request);
+    drop(guest);
+    assert_eq!(errno_of(&mut program), ETIMEDOUT);
+    let mut waiting = begin_connect(&lab, 5000);
+    lab.switch.remove_guest(3).unwrap();
+    assert_eq!(errno_of(&mut waiting), ENODEV, "there is no such guest any more");
+}
