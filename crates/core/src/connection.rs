@@ -234,6 +234,11 @@ impl Connection {
         matches!(self.state, State::Connecting { .. })
     }
 
+    /// Our user has closed it, and the peer cannot know of that yet.
+    pub(crate) const fn is_close_unsaid(&self) -> bool {
+        matches!(self.state, State::Closing { .. }) && self.due.has(Due::SHUTDOWN)
+    }
+
     /// The link has forgotten what was to be sent.
     pub(crate) fn forget_due(&mut self) {
         self.due = Due::default();

@@ -227,6 +227,15 @@ impl Node {
         Ok(self.mailbox.call(move |worker| worker.set_polling(Polling::up_to(most)))?)
     }
 
+    /// How long what a program sent before it closed may wait for the other side to take some of it; then the connection is
+    /// reset. Time during which the other side is paused does not count. Who waits already waits on as it was told.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub fn set_linger_timeout(&self, most: Duration) -> Result<(), NodeError> {
+        Ok(self.mailbox.call(move |worker| worker.set_linger_timeout(most))?)
+    }
+
     /// Gives a guest another CID while it runs. All its connections end; programs here keep their listeners, and what
     /// listens in the guest goes on at the new CID.
     ///

@@ -102,14 +102,14 @@ fn program_that_is_long_gone_when_the_guest_answers_has_sent_all() {
     lab.switch.snapshot().unwrap();
     guest.send(&guest.packet(Op::Response, 5000, (2, asked.src_port)), &[]);
     let mut got = Vec::new();
-    loop {
+    let end = loop {
         let packet = guest.receive();
-        match packet.op() {
-            Op::Rw => got.extend(packet.payload),
-            Op::Shutdown => break assert_eq!(packet.header.flags, 3),
-            other => panic!("{other:?}"),
+        if packet.op() != Op::Rw {
+            break packet;
         }
-    }
+        got.extend(packet.payload);
+    };
+    assert_eq!((end.op(), end.header.flags), (Op::Shutdown, 3));
     assert_eq!(got.len(), data.len());
     assert!(got == data);
 }

@@ -277,6 +277,9 @@ impl Endpoint {
             connection.lose_patience(now);
             self.arm(id);
             self.make_due(id, Due::CREDIT_REQUEST);
+        } else if connection.is_close_unsaid() {
+            // The link takes nothing: the peer may be paused, and is to hear of the close, not of a reset.
+            self.set_timer(id, Timer::Close);
         } else {
             self.apply(id, Input::Expired);
         }

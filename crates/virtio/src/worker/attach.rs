@@ -14,7 +14,7 @@ use vsock_core::Cid;
 use super::Worker;
 use super::link_slot::{LinkFault, LinkSlot, Role};
 use super::source::{LinkId, NOWHERE, Source};
-use crate::link::{EVENT_QUEUE, Link, QUEUE_COUNT, TX_QUEUE};
+use crate::link::{EVENT_QUEUE, Link, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::mailbox::Mailbox;
 use crate::memory::GuestMemory;
 use crate::ring::{RingConfig, RingError};
@@ -204,6 +204,11 @@ impl Worker {
             if let Some(slot) = self.links.get_mut(id) {
                 slot.former = None;
             }
+        }
+        if queue == RX_QUEUE
+            && let Some(slot) = self.links.get_mut(id)
+        {
+            slot.receives_since = self.now;
         }
         if let Err(error) = self.watch_ring(id, queue) {
             self.break_link(id, &LinkFault::Signal(error));

@@ -4,19 +4,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
-
 use vsock_core::{CloseReason, ConnectionId, FlowKey, Shutdown, SocketType};
 
 use super::Worker;
-use super::source::{Bound, Flow, Greeting, Lingering, LinkId, Phase, Source};
+use super::source::{Bound, Flow, Greeting, LinkId, Phase, Source};
 use crate::host::sockets::{Ended, Socket};
 use crate::host::stream::Stream;
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
-
-/// The flow of a program that closed with data unsent is reset after this long without progress.
-const LINGER: Duration = Duration::from_secs(8);
 
 impl Worker {
     /// A flow that is not tied to anything yet.
@@ -46,7 +41,7 @@ impl Worker {
             our_end_sent: false,
             their_end: false,
             refusal_sent: false,
-            lingers: false,
+            lingers_until: None,
             outgoing: None,
             share: self.buffers.share(),
             number,
@@ -90,7 +85,7 @@ impl Worker {
                     self.queue_flow(token);
                 }
                 if is_gone {
-                    self.begin_linger(token);
+                    self.program_left(token);
                 }
                 self.activate(link);
             }
@@ -177,40 +172,6 @@ impl Worker {
         self.activate(link);
     }
 
-    /// A flow whose program is gone has a deadline: the ring may be full for ever.
-    pub(crate) fn begin_linger(&mut self, token: Token) {
-        let Some(flow) = self.flow(token).filter(|flow| !flow.lingers) else { return };
-        flow.lingers = true;
-        let number = flow.number;
-        self.linger(token, number);
-    }
-
-    fn linger(&mut self, token: Token, number: u64) {
-        let at = self.now + LINGER;
-        let bytes_out = self.bytes_out(token);
-        self.lingering.push_back(Lingering { at, token, number, bytes_out });
-    }
-
-    fn bytes_out(&self, token: Token) -> u64 {
-        let Some(Source::Flow(flow)) = self.sources.get(token) else { return 0 };
-        let info = self.links.get(flow.link).and_then(|slot| slot.endpoint.info(flow.id));
-        info.map_or(0, |info| info.bytes_out)
-    }
-
-    /// The deadline of a flow whose program is gone: it ends unless the other side has taken something since.
-    pub(crate) fn linger_is_over(&mut self, lingering: &Lingering) {
-        let Lingering { token, number, .. } = *lingering;
-        if self.flow(token).is_none_or(|flow| flow.number != number) {
-            return;
-        }
-        if self.bytes_out(token) > lingering.bytes_out {
-            self.linger(token, number);
-        } else {
-            let error = io::Error::other("its program left, and what it sent last is not taken");
-            self.fail_flow(token, &error);
-        }
-    }
-
     /// Closes the program's socket and forgets the flow.
     pub(crate) fn end_flow(&mut self, token: Token) {
         let Some(entry) = self.sources.get_mut(token) else { return };
@@ -219,6 +180,7 @@ impl Worker {
         }
         if let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) {
             self.ended.push(token);
+            self.linger.forget(&flow);
             let Flow { ours, theirs, reason, .. } = *flow;
             self.sockets.closed(flow.socket, Ended { ours, theirs, reason });
             self.release(flow.binding);

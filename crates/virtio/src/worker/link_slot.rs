@@ -173,6 +173,8 @@ pub(crate) struct LinkSlot {
     pub(crate) is_blocked: bool,
     /// Its packets stay in the ring until there is room for the answers they may cause.
     pub(crate) is_paused: bool,
+    /// Since when its guest may receive: not while the guest is paused.
+    pub(crate) receives_since: Instant,
     /// When the last packet came or went, and how many had by then.
     pub(crate) worked_at: Instant,
     packets_then: u64,
@@ -210,6 +212,7 @@ impl LinkSlot {
             is_unarmed: false,
             is_blocked: false,
             is_paused: false,
+            receives_since: Instant::default(),
             worked_at: Instant::default(),
             packets_then: 0,
             deadline: None,

@@ -25,6 +25,7 @@ mod forward;
 mod hearing;
 mod hybrid;
 mod inbound;
+mod linger;
 mod link_slot;
 mod messages;
 mod offers;
@@ -50,10 +51,11 @@ pub(crate) use self::attach::{GuestPort, NewGuest};
 use self::datagrams::{DatagramSocket, DatagramStats};
 use self::farewell::Awaited;
 use self::inbound::Drained;
+use self::linger::Linger;
 pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
+use self::source::Source;
 pub(crate) use self::source::{Bound, LinkId};
-use self::source::{Lingering, Source};
 use self::turns::Turns;
 use crate::host::budget::Budget;
 use crate::host::sockets::Sockets;
@@ -106,8 +108,7 @@ pub(crate) struct Worker {
     awaited: Awaited,
     turns: Turns,
     deadlines: BTreeSet<(Instant, LinkId)>,
-    /// Flows of programs that are gone, by deadline.
-    lingering: VecDeque<Lingering>,
+    linger: Linger,
     /// Doors at which nobody could be let in, to be tried again.
     shut_doors: Vec<Token>,
     doors_open_at: Option<Instant>,
@@ -167,7 +168,7 @@ impl Worker {
             awaited: Awaited::default(),
             turns: Turns::default(),
             deadlines: BTreeSet::new(),
-            lingering: VecDeque::new(),
+            linger: Linger::default(),
             shut_doors: Vec::new(),
             doors_open_at: None,
             next_number: 1,

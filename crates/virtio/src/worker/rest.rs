@@ -48,7 +48,7 @@ impl Worker {
     /// How long a sleep may last.
     fn timeout(&self, now: Instant) -> Option<Duration> {
         let next = self.deadlines.first().map(|&(at, _)| at);
-        let linger = self.lingering.front().map(|flow| flow.at);
+        let linger = self.linger.deadline();
         let relay = self.relay.deadline();
         let soonest = [next, linger, relay, self.doors_open_at].into_iter().flatten().min()?;
         Some(soonest.since(now))
@@ -92,11 +92,7 @@ impl Worker {
                 self.activate(id);
             }
         }
-        while self.lingering.front().is_some_and(|flow| flow.at <= self.now) {
-            if let Some(flow) = self.lingering.pop_front() {
-                self.linger_is_over(&flow);
-            }
-        }
+        self.expire_lingers();
         if self.relay.deadline().is_some_and(|at| at <= self.now) {
             self.relay.expire(self.now);
             self.activate_relayed();

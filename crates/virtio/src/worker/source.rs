@@ -12,7 +12,6 @@ use crate::host::budget::Share;
 use crate::host::client::Client;
 use crate::host::sockets::Socket;
 use crate::host::stream::Stream;
-use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
 
 /// Which link of the node; never reused while anything refers to it.
@@ -114,8 +113,8 @@ pub(crate) struct Flow {
     pub(crate) their_end: bool,
     /// That the program takes no more has been passed on.
     pub(crate) refusal_sent: bool,
-    /// It has a deadline, because its program is gone.
-    pub(crate) lingers: bool,
+    /// When it is looked at, because its program is gone.
+    pub(crate) lingers_until: Option<Instant>,
     /// A message being sent in pieces.
     pub(crate) outgoing: Option<Outgoing>,
     /// What its receive buffer has above the default.
@@ -126,17 +125,6 @@ pub(crate) struct Flow {
     pub(crate) socket: Socket,
     /// Why it is over, once it is.
     pub(crate) reason: CloseReason,
-}
-
-/// A flow whose program is gone, and when that is looked at.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lingering {
-    pub(crate) at: Instant,
-    pub(crate) token: Token,
-    /// The flow's number; the entry may be another's by then.
-    pub(crate) number: u64,
-    /// What had been sent before.
-    pub(crate) bytes_out: u64,
 }
 
 /// A message on its way to the other side.

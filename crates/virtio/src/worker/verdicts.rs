@@ -67,7 +67,7 @@ impl Worker {
     fn open_one_way(&mut self, id: LinkId, token: Token) {
         let Some(flow) = self.flow(token) else { return };
         if flow.stream.is_closed() {
-            self.begin_linger(token);
+            self.program_left(token);
         } else {
             let taken = flow.stream.stop();
             self.took(id, token, taken);

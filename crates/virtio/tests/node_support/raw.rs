@@ -125,8 +125,13 @@ impl RawGuest {
 
     /// Stops its rings and lets them run again, as a hypervisor does with a guest that is paused.
     pub(crate) fn pause_and_resume(&mut self) {
-        self.attached.set_running(QUEUE_COUNT, false).unwrap();
-        self.attached.set_running(QUEUE_COUNT, true).unwrap();
+        self.set_running(false);
+        self.set_running(true);
+    }
+
+    /// Stops its rings, or lets them run.
+    pub(crate) fn set_running(&mut self, is_running: bool) {
+        self.attached.set_running(QUEUE_COUNT, is_running).unwrap();
     }
 
     /// The CID that it takes for its own.

@@ -243,3 +243,16 @@ fn reset_leaves_before_a_request_between_the_same_addresses() {
     bench.endpoint.connect(bench.now, KEY, STREAM, None).unwrap();
     assert_eq!(bench.ops(), [Op::Rst, Op::Request]);
 }
+
+#[test]
+fn close_that_the_link_has_not_taken_waits_for_it_and_then_as_long_as_any() {
+    let (mut bench, id) = Bench::open();
+    bench.endpoint.close(bench.now, id);
+    for _ in 0..10 {
+        bench.wait(Duration::from_secs(8));
+    }
+    assert_eq!((bench.events(), bench.state(id)), (Vec::new(), "closing"));
+    assert_eq!(bench.ops(), [Op::Shutdown]);
+    bench.wait(Duration::from_secs(8));
+    bench.assert_over(id, CloseReason::TimedOut, &[Op::Rst]);
+}
