@@ -61,7 +61,7 @@ impl Default for Limits {
         Self {
             buf_alloc: 262_144,
             max_connections: 4096,
-            max_half_open: 256,
+            max_half_open: 1024,
             max_replies: 256,
             connect_timeout: Duration::from_secs(2),
             close_timeout: Duration::from_secs(8),

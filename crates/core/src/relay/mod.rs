@@ -77,7 +77,7 @@ impl Default for RelayLimits {
             pair_budget: 32 << 20,
             min_flow_credit: 4096,
             max_flows_per_guest: 4096,
-            max_half_open_per_guest: 256,
+            max_half_open_per_guest: 1024,
             max_replies: 256,
             half_open_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(30),

@@ -1,5 +1,6 @@
 //! The host's side: what programs say on Unix sockets, and their end of each connection.
 
+pub(crate) mod accept_queue;
 pub(crate) mod backlog;
 pub(crate) mod budget;
 pub(crate) mod client;

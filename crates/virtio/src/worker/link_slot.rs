@@ -19,6 +19,10 @@ use crate::vhost_user::{BackendControl, ConfigSpace, Detach, PeerCredentials};
 /// never reach it. Each sender has its own, so that none can use up what another needs.
 const LIMIT_PER_SENDER: usize = 64 << 20;
 
+/// Ends of connections within a node, two of each: one listener with the longest backlog leaves room for as many others.
+/// What they cost is bounded by the descriptors that programs may have.
+const LOOPBACK_ENDS: usize = 16_384;
+
 /// Entries of ended flows below this number are not worth a clean-up.
 const FEW: usize = 64;
 
@@ -197,13 +201,17 @@ pub(crate) struct LinkSlot {
 
 impl LinkSlot {
     pub(crate) fn new(name: String, role: Role, link: Link, socket: PathBuf, seed: u64) -> Self {
+        let limits = match role {
+            Role::Guest(_) | Role::Uplink => Limits::default(),
+            Role::Loopback => Limits { max_connections: LOOPBACK_ENDS, ..Limits::default() },
+        };
         Self {
             name,
             role,
             groups: Vec::new(),
             socket,
             link,
-            endpoint: Endpoint::new(Limits::default(), seed),
+            endpoint: Endpoint::new(limits, seed),
             flows: Vec::new(),
             ready: VecDeque::new(),
             store: Store::default(),

@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 use vsock_core::{Binding, ConnectionId, FlowKey, SocketType};
 
 use super::Worker;
-use super::source::{Flow, LinkId, Phase, Source};
+use super::source::{Flow, LinkId, Listener, Phase, Source};
 use crate::host::budget::Share;
 use crate::host::room;
 use crate::host::sockets::Socket;
@@ -73,7 +73,7 @@ impl Worker {
             return None;
         }
         let number = self.next_number;
-        let Some(Source::Listener(listener)) = self.sources.get(token) else { return None };
+        let Some(Source::Listener(listener)) = self.sources.get_mut(token) else { return None };
         let mut share = self.buffers.share();
         let is_cut = !share.give(&mut self.links[id].endpoint, connection, listener.buffer);
         self.buffers_cut += u64::from(is_cut);
@@ -87,8 +87,9 @@ impl Worker {
         };
         let peer = listener.client.peer;
         let handed = stream_pair(kind).and_then(|(ours, theirs)| {
-            let told = listener.client.reply_with(&reply, &listener.inherited, &theirs);
-            told.map(|()| (ours, Socket::of(theirs, peer.uid)))
+            let socket = Socket::of(&theirs, peer.uid);
+            let Listener { client, queue, inherited, .. } = listener;
+            queue.push(client, &reply, inherited, theirs).map(|()| (ours, socket))
         });
         match handed {
             Ok((ours, socket)) => Some((ours, peer, share, socket)),

@@ -13,6 +13,7 @@ use vsock_core::{Address, BindError, Cid, ListenError, Port, SocketType};
 use super::Worker;
 use super::connecting::Held;
 use super::source::{Bound, Listener, Phase, Source};
+use crate::host::accept_queue::AcceptQueue;
 use crate::host::client::{Client, Heard};
 use crate::host::privilege::may_bind_any_port;
 use crate::host::sockets::{Ended, Socket};
@@ -26,6 +27,9 @@ pub(crate) const PROGRAMS_PER_TURN: usize = 64;
 
 /// Requests of one program before others have their turn.
 const REQUESTS_PER_TURN: usize = 32;
+
+/// The longest backlog: what the kernel's net.core.somaxconn is by default.
+const SOMAXCONN: u32 = 4096;
 
 /// How long the doors stay shut after the process ran out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -246,7 +250,7 @@ impl Worker {
         let Some(bound) = client.bound else {
             return client.reply(&Reply::error(op::LISTEN, Errno::INVAL)).is_ok();
         };
-        if let Err(error) = self.ports.listen(bound.id, client.kind, backlog) {
+        if let Err(error) = self.ports.listen(bound.id, client.kind, backlog.min(SOMAXCONN)) {
             return client.reply(&Reply::error(op::LISTEN, listen_errno(error))).is_ok();
         }
         if client.reply(&Reply::ok(op::LISTEN, bound.address)).is_err() {
@@ -254,7 +258,8 @@ impl Worker {
         }
         if let Source::Client(client) = std::mem::replace(entry, Source::Ended) {
             let inherited = extra.to_vec();
-            *entry = Source::Listener(Listener { client, bound, buffer, inherited });
+            let queue = AcceptQueue::default();
+            *entry = Source::Listener(Listener { client, bound, buffer, inherited, queue });
             self.listeners.insert(bound.id, token);
             self.renew(token);
         }
@@ -271,12 +276,15 @@ impl Worker {
                     return self.refuse_client(token, 0, BadRequest::Length);
                 }
                 Ok(Heard::Nothing) => return,
-                Ok(Heard::Request(Request::Accepted, _)) => self.ports.accepted(id),
+                Ok(Heard::Request(Request::Accepted, _)) => {
+                    self.ports.accepted(id);
+                    listener.queue.taken(&listener.client);
+                }
                 Ok(Heard::Request(Request::Listen { backlog, buffer, .. }, extra)) => {
                     listener.buffer = narrow(buffer);
                     listener.inherited = extra;
                     // It listens, so this can only change these.
-                    let _ = self.ports.listen(id, kind, backlog);
+                    let _ = self.ports.listen(id, kind, backlog.min(SOMAXCONN));
                 }
                 Ok(Heard::Request(request, _)) => {
                     return self.refuse_client(token, request.op(), BadRequest::Order);

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 
 use vsock_core::{Address, Binding, CloseReason, ConnectionId, Instant, SocketType};
 
+use crate::host::accept_queue::AcceptQueue;
 use crate::host::budget::Share;
 use crate::host::client::Client;
 use crate::host::sockets::Socket;
@@ -58,7 +59,7 @@ pub(crate) struct HybridClient {
     pub(crate) peer: PeerCredentials,
 }
 
-/// A program that listens; its queue is counted by the core.
+/// A program that listens; how long its queue is, is counted by the core.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) client: Client,
@@ -67,6 +68,8 @@ pub(crate) struct Listener {
     pub(crate) buffer: u32,
     /// What the program wants back with each of them: the options that they inherit as of now.
     pub(crate) inherited: Vec<u8>,
+    /// Those it has not taken.
+    pub(crate) queue: AcceptQueue,
 }
 
 /// How a program wants to hear that it is connected.
