@@ -42,6 +42,16 @@ class Node:
             OSError: the node has stopped.
         """
 
+    def set_linger_timeout(self, seconds: float) -> None:
+        """How long what a program sent before it closed may wait for the other side to take some of it.
+
+        Time during which the other side is paused does not count.
+
+        Raises:
+            ValueError: it is negative or no number.
+            OSError: the node has stopped.
+        """
+
     def add_guest(
         self,
         *,
@@ -68,7 +78,10 @@ class Node:
         """
 
     def remove_guest(self, cid: int) -> None:
-        """Disconnects a guest's front end and ends its connections. ENODEV if there is none."""
+        """Ends a guest's connections, tells it so, and disconnects its front end. ENODEV if there is none.
+
+        A guest that takes nothing is waited for a second.
+        """
 
     def set_guest_cid(self, cid: int, new: int) -> None:
         """Gives a guest another CID while it runs; all its connections end.
@@ -76,6 +89,19 @@ class Node:
         Raises:
             ValueError: `new` is not one a guest can have.
             OSError: ENODEV if there is no guest with this CID, EADDRINUSE if `new` is another's.
+        """
+
+    def set_guest_groups(self, cid: int, groups: Sequence[str]) -> None:
+        """Gives a guest other groups while it runs; its connections go on. ENODEV if there is none."""
+
+    def wait_told(self, cid: int, timeout: float) -> bool:
+        """Waits until a guest has taken what there was to tell it, such as its new CID.
+
+        False: it has not within `timeout` seconds. A guest that cannot be told is not waited for.
+
+        Raises:
+            ValueError: `timeout` is negative or no number.
+            OSError: ENODEV if there is no guest with this CID.
         """
 
     def join(

@@ -72,6 +72,23 @@ def test_guest_is_given_another_cid_while_it_runs(
     assert main(["guest", "set", "nobody", "--cid", "40"]) == 1
 
 
+def test_groups_of_a_running_guest_are_replaced_and_taken_away(
+    switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """N6: what is given is what it has from then on; nothing to change is a mistake."""
+    said = output(capsys, "guest", "set", "alpha", "--group", "web", "--group", "db")
+    assert said == "guest alpha has CID 3 and groups web, db\n"
+    said = output(capsys, "guest", "set", "alpha", "--cid", "33", "--no-groups")
+    assert said == "guest alpha has CID 33 and groups none\n"
+    assert switch.guest("alpha").state == "running"
+    for wrong, reason in (
+        ((), "give --cid, --group or --no-groups"),
+        (("--group", "web", "--no-groups"), "exclude each other"),
+    ):
+        assert main(["guest", "set", "alpha", *wrong]) == 2
+        assert reason in capsys.readouterr().err
+
+
 def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
     """The switch's reason reaches the user."""
     assert main(["guest", "add", "other", "3"]) == 1

@@ -62,6 +62,19 @@ def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: Client) ->
         client.guest("delta")
 
 
+def test_groups_and_cid_of_a_running_guest_change(
+    switch: Switch, client: Client, guest: Guest
+) -> None:
+    """N6: its attachment stays, and policy says at once what holds now."""
+    assert not switch.explain("alpha", "gamma").is_allowed
+    record = client.change_guest("alpha", groups=["other"])
+    assert (record.groups, record.state) == (["other"], "running")
+    assert not switch.explain("alpha", "beta").is_allowed
+    record = client.change_guest("alpha", cid=33, groups=[])
+    assert (record.cid, record.groups, record.state) == (33, [], "running")
+    assert guest.cid == 33
+
+
 def test_datagram_sockets_are_listed_with_what_became_of_their_datagrams(
     switch: Switch, client: Client
 ) -> None:
@@ -127,6 +140,11 @@ def test_listeners_and_flows_are_listed_with_their_bytes(
         ("POST", "/v1/guests", b'{"name": "host", "cid": 6}', 422, "'host' is CID 2"),
         ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "socket": "x"}', 422, "socket: "),
         ("POST", "/v1/guests", b'{"name": "alpha", "cid": 6}', 409, "alpha exists already"),
+        ("PATCH", "/v1/guests/alpha", b"{}", 422, "give cid or groups"),
+        ("PATCH", "/v1/guests/alpha", b'{"cid": 2}', 422, "cid: "),
+        ("PATCH", "/v1/guests/alpha", b'{"cid": 4}', 409, "belongs to guest beta"),
+        ("PATCH", "/v1/guests/alpha", b'{"groups": ["a b"]}', 422, "'a b' is no group name"),
+        ("PATCH", "/v1/guests/nobody", b'{"groups": []}', 404, "no guest 'nobody'"),
         ("GET", "/v1/policy?source=alpha", b"", 422, "destination: "),
     ],
 )

@@ -72,6 +72,21 @@ def test_polling_is_taken_within_its_bounds() -> None:
     ]
 
 
+def test_linger_timeout_is_taken_within_its_bounds() -> None:
+    """F2: for how long data of closed sockets may wait; 10 minutes unless something else is said."""
+    assert parse("").linger_timeout == 600
+    assert parse("[switch]\nlinger_timeout = 30\n").linger_timeout == 30
+    assert parse("[switch]\nlinger_timeout = 0.5\n").linger_timeout == 0.5
+    for wrong, reason in (
+        ("0", "linger_timeout must be above 0 and at most 86400 seconds, not 0"),
+        ("86401", "linger_timeout must be above 0 and at most 86400 seconds, not 86401"),
+        ("nan", "linger_timeout must be above 0 and at most 86400 seconds, not nan"),
+        ("true", "linger_timeout must be a number, not True"),
+        ('"8 s"', "linger_timeout must be a number, not '8 s'"),
+    ):
+        assert faults_of(f"[switch]\nlinger_timeout = {wrong}\n") == [f"c.toml:2: {reason}"]
+
+
 def test_runtime_dir_given_by_the_caller_wins() -> None:
     """The command line is nearer to the user than the file."""
     config = parse(FULL, runtime_dir=Path("/tmp/x"))

@@ -12,8 +12,12 @@ from typing import Self
 
 import pytest
 
+from vsock.guest import Guest
+from vsock.runtime import RuntimeFiles
+from vsock.sockets import create_connection
 from vsock.switch.client import Client
 from vsock.switch.model import GuestSpec
+from vsock.transports import SwitchTransport
 
 DEADLINE = 20
 
@@ -117,6 +121,47 @@ def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> N
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for(r"config not taken: .*vsock\.toml:3: ")
         assert guests(runtime_dir) == {"beta": 3, "extra": 9}
+
+
+def test_reloaded_groups_and_cid_leave_the_attachment_alone(
+    runtime_dir: Path, config: Path
+) -> None:
+    """F3: SIGHUP after a change that needs no new attachment makes none, and ends no connection."""
+    with Daemon("--config", str(config)) as daemon:
+        daemon.wait_for("ready")
+        transport = SwitchTransport(str(runtime_dir))
+        with (
+            Guest(RuntimeFiles(runtime_dir).guest_socket("alpha")) as guest,
+            guest.create_server(5000) as listener,
+            create_connection((3, 5000), transport=transport) as ours,
+        ):
+            theirs, _ = listener.accept()
+            config.write_text('[[guest]]\nname = "alpha"\ncid = 3\ngroups = ["lab"]\n')
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.wait_for("guest regrouped: guest=alpha cid=3 groups=lab")
+            with theirs:
+                ours.sendall(b"x")
+                assert theirs.recv(1) == b"x"
+                config.write_text('[[guest]]\nname = "alpha"\ncid = 4\ngroups = ["lab"]\n')
+                daemon.process.send_signal(signal.SIGHUP)
+                daemon.wait_for("guest renumbered: guest=alpha cid=4 before=3")
+                assert theirs.recv(1) == b""
+            record = Client(runtime_dir).guest("alpha")
+            assert (record.cid, record.state, record.groups) == (4, "running", ["lab"])
+            # Removed by the API, changed in the file: it is there as the file says.
+            Client(runtime_dir).remove_guest("alpha")
+            config.write_text('[[guest]]\nname = "alpha"\ncid = 4\n')
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.wait_for("guest added: guest=alpha cid=4")
+
+
+def test_reloaded_linger_timeout_counts(runtime_dir: Path, config: Path) -> None:
+    """F2: the file's, or the command line's."""
+    with Daemon("--config", str(config), "--linger-timeout", "30") as daemon:
+        daemon.wait_for("ready")
+        config.write_text("[switch]\nlinger_timeout = 0\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for(r"config not taken: .*vsock\.toml:2: linger_timeout must be above 0")
 
 
 def test_systemd_hears_ready_and_stopping(

@@ -1,12 +1,14 @@
 """Specifications: what is wrong with one, who collides, and the steps from old to new."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsock.switch.model import Add, GuestSpec, Remove, conflicts, faults, steps
+from vsock.switch.model import Add, Change, GuestSpec, Remove, conflicts, faults, steps
 
 ALPHA = GuestSpec(name="alpha", cid=3)
 
@@ -45,11 +47,40 @@ def test_unlike_guests_do_not_collide() -> None:
     assert conflicts(ALPHA, [GuestSpec(name="beta", cid=4)]) == []
 
 
-def test_changed_guest_is_removed_before_anything_is_added() -> None:
+def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
     """A CID can pass from one guest to another in one go."""
     moved = GuestSpec(name="alpha", cid=4)
     other = GuestSpec(name="beta", cid=3)
-    assert steps([other, moved], [ALPHA]) == [Remove(ALPHA), Add(other), Add(moved)]
+    assert steps([other, moved], [ALPHA]) == [Change(ALPHA, moved), Add(other)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "stays"),
+    [
+        ({"groups": ("lab",)}, True),
+        ({"cid": 9, "groups": ("lab",)}, True),
+        ({"memory_slots": True}, False),
+        ({"socket": Path("/run/x")}, False),
+        ({"hybrid": Path("/run/x")}, False),
+    ],
+)
+def test_attachment_stays_where_its_front_end_need_not_know(
+    changed: dict[str, Any], stays: bool
+) -> None:
+    """F3: a change of groups or CID takes no running guest its device."""
+    new = replace(ALPHA, **changed)
+    wanted = [Change(ALPHA, new)] if stays else [Remove(ALPHA), Add(new)]
+    assert steps([new], [ALPHA]) == wanted
+
+
+def test_guests_that_exchange_cids_are_removed_first() -> None:
+    """Neither can have the other's CID while that has it."""
+    beta = GuestSpec(name="beta", cid=4)
+    wanted = [replace(ALPHA, cid=4), replace(beta, cid=3)]
+    assert steps(wanted, [ALPHA, beta]) == [
+        *map(Remove, (ALPHA, beta)),
+        *map(Add, wanted),
+    ]
 
 
 GUESTS = st.lists(
@@ -71,6 +102,8 @@ def test_steps_lead_from_actual_to_wanted(wanted: list[GuestSpec], actual: list[
         if isinstance(step, Remove):
             now.remove(step.guest)
         else:
+            if isinstance(step, Change):
+                now.remove(step.before)
             assert conflicts(step.guest, now) == []
             now.append(step.guest)
     assert {guest.name: guest for guest in now} == {guest.name: guest for guest in wanted}

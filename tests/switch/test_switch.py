@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vsock.errors import NoSuchGuest, TransportError, UsageError
+from vsock.errors import ConnectRefused, NoSuchGuest, TransportError, UsageError
 from vsock.guest import Guest
 from vsock.sockets import create_connection
 from vsock.switch import Switch
@@ -112,6 +112,44 @@ def test_unknown_guest_is_named_with_those_there_are(switch: Switch) -> None:
 def test_guest_is_found_by_name_cid_and_cid_in_digits(switch: Switch) -> None:
     """A person types what is at hand."""
     assert switch.guest("beta").cid == switch.guest(4).cid == switch.guest("4").cid == 4
+
+
+def test_guest_knows_its_new_cid_when_the_call_returns(switch: Switch, guest: Guest) -> None:
+    """N2: it was a race, which a program that asked at once lost."""
+    for cid in range(100, 150):
+        assert switch.set_guest_cid("alpha", cid).cid == cid
+        assert guest.cid == cid
+
+
+def test_connection_between_guests_outlives_a_change_of_groups(switch: Switch) -> None:
+    """Groups say what may begin; what is open goes on."""
+    with (
+        Guest(switch.socket_path("alpha")) as alpha,
+        Guest(switch.socket_path("beta")) as beta,
+        beta.create_server(5000) as listener,
+        alpha.create_connection((4, 5000)) as ours,
+    ):
+        theirs, _ = listener.accept()
+        with theirs:
+            assert switch.set_guest_groups("alpha", []).groups == []
+            ours.sendall(b"still here")
+            assert theirs.recv(100) == b"still here"
+            with pytest.raises(ConnectRefused):
+                alpha.create_connection((4, 5000))
+            switch.set_guest_groups(3, ["lab"])
+            alpha.create_connection((4, 5000)).close()
+    with pytest.raises(UsageError, match="'a b' is no group name"):
+        switch.set_guest_groups("alpha", ["a b"])
+
+
+def test_linger_timeout_is_checked_and_can_be_set(runtime_dir: Path) -> None:
+    """F2: above 0, at most a day."""
+    for wrong in (0, -1, 86401):
+        with pytest.raises(UsageError, match="linger_timeout must be above 0"):
+            Switch(runtime_dir=runtime_dir, linger_timeout=wrong)
+    with Switch(runtime_dir=runtime_dir, linger_timeout=5) as switch:
+        switch.set_linger_timeout(86400)
+        assert switch.info().counters["linger_timeouts"] == 0
 
 
 def test_explain_answers_for_host_and_guests(switch: Switch) -> None:

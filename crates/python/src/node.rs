@@ -39,6 +39,11 @@ impl Node {
         py.detach(|| self.node.set_polling(most)).map_err(|error| to_python(&error))
     }
 
+    fn set_linger_timeout(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
+        let most = duration("seconds", seconds)?;
+        py.detach(|| self.node.set_linger_timeout(most)).map_err(|error| to_python(&error))
+    }
+
     #[pyo3(signature = (*, name, cid, socket, hybrid=None, groups=Vec::new(), memory_slots=false))]
     #[allow(clippy::too_many_arguments)] // keywords in Python
     fn add_guest(
@@ -63,6 +68,15 @@ impl Node {
         py.detach(|| self.node.set_guest_cid(cid, new)).map_err(|error| to_python(&error))
     }
 
+    fn set_guest_groups(&self, py: Python<'_>, cid: u32, groups: Vec<String>) -> PyResult<()> {
+        py.detach(|| self.node.set_guest_groups(cid, groups)).map_err(|error| to_python(&error))
+    }
+
+    fn wait_told(&self, py: Python<'_>, cid: u32, timeout: f64) -> PyResult<bool> {
+        let most = duration("timeout", timeout)?;
+        py.detach(|| self.node.wait_told(cid, most)).map_err(|error| to_python(&error))
+    }
+
     #[pyo3(signature = (socket, *, cid=None, timeout=10.0))]
     fn join(
         &self,
@@ -71,8 +85,7 @@ impl Node {
         cid: Option<u32>,
         timeout: f64,
     ) -> PyResult<u32> {
-        let timeout = Duration::try_from_secs_f64(timeout)
-            .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
+        let timeout = duration("timeout", timeout)?;
         let joined = py
             .detach(|| self.node.join(&socket, cid, timeout))
             .map_err(|error| to_python(&error))?;
@@ -96,4 +109,9 @@ impl Node {
     fn stop(&self, py: Python<'_>) {
         py.detach(|| self.node.stop());
     }
+}
+
+fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|error| PyValueError::new_err(format!("{name}: {error}")))
 }

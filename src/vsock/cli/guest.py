@@ -68,20 +68,42 @@ def add(
 @click.argument("name")
 @click.option(
     "--cid",
-    required=True,
     type=guest_cid,
     metavar="CID",
-    help="The new CID. Connections of the guest end, its listeners go on.",
+    help="The new CID, as when it migrates. Connections of the guest end, its listeners go on.",
 )
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    help="The groups from now on, in place of those it has. Its connections go on. Repeatable.",
+)
+@click.option("--no-groups", is_flag=True, help="No groups from now on.")
 @json_option
 @runtime_dir_option
-def set_(name: str, cid: int, as_json: bool, runtime_dir: Path | None) -> None:
-    """Change guest NAME (or CID) while it runs, as when it migrates."""
-    record = Client(runtime_dir).set_guest_cid(name, cid)
+def set_(
+    name: str,
+    cid: int | None,
+    groups: tuple[str, ...],
+    no_groups: bool,
+    as_json: bool,
+    runtime_dir: Path | None,
+) -> None:
+    """Change guest NAME (or CID) while it runs."""
+    if groups and no_groups:
+        raise click.UsageError("--group and --no-groups exclude each other")
+    if cid is None and not groups and not no_groups:
+        raise click.UsageError("nothing to change: give --cid, --group or --no-groups")
+    wanted = groups if groups or no_groups else None
+    record = Client(runtime_dir).change_guest(name, cid=cid, groups=wanted)
     if as_json:
         print_json(record)
     else:
-        click.echo(f"guest {record.name} has CID {record.cid}")
+        click.echo(
+            f"guest {record.name} has CID {record.cid}"
+            + (f" and groups {', '.join(record.groups) or 'none'}" if wanted is not None else "")
+        )
 
 
 @guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")

@@ -6,8 +6,15 @@ from pathlib import Path
 import click
 
 from vsock.cli.options import runtime_dir_option
+from vsock.errors import UsageError
 from vsock.switch.config import Config, load
-from vsock.switch.model import GuestSpec, conflicts, faults
+from vsock.switch.model import (
+    LINGER_TIMEOUT,
+    LONGEST_LINGER_TIMEOUT,
+    GuestSpec,
+    conflicts,
+    faults,
+)
 
 __all__ = ["switch"]
 
@@ -29,13 +36,24 @@ __all__ = ["switch"]
 )
 @runtime_dir_option
 @click.option(
+    "--linger-timeout",
+    type=click.FloatRange(min=0, min_open=True, max=LONGEST_LINGER_TIMEOUT),
+    metavar="SECONDS",
+    help="How long what a program sent before it closed may wait to be taken "
+    f"(else the file's, or {LINGER_TIMEOUT:.0f}).",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     help="How much to log to standard error.",
 )
 def switch(
-    guests: tuple[str, ...], config_file: Path | None, runtime_dir: Path | None, log_level: str
+    guests: tuple[str, ...],
+    config_file: Path | None,
+    runtime_dir: Path | None,
+    linger_timeout: float | None,
+    log_level: str,
 ) -> None:
     """Run a switch until SIGTERM or Ctrl-C.
 
@@ -45,12 +63,19 @@ def switch(
     named = [_parse_guest(text) for text in guests]
 
     def read() -> Config:
-        return _combined(config_file, runtime_dir, named)
+        config = _combined(config_file, runtime_dir, named)
+        return replace(config, linger_timeout=linger_timeout or config.linger_timeout)
 
     config = read()
     from vsock.switch.main import run
 
-    run(config, reload=read if config_file else None, level=log_level)
+    def read_again() -> Config:
+        try:
+            return read()
+        except click.BadParameter as error:
+            raise UsageError(error.message) from None
+
+    run(config, reload=read_again if config_file else None, level=log_level)
 
 
 def _parse_guest(text: str) -> GuestSpec:

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -77,8 +78,15 @@ class Client:
 
     def set_guest_cid(self, guest: str | int, cid: int) -> GuestRecord:
         """Gives a guest another CID while it runs; its connections end. Raises NoSuchGuest."""
+        return self.change_guest(guest, cid=cid)
+
+    def change_guest(
+        self, guest: str | int, *, cid: int | None = None, groups: Sequence[str] | None = None
+    ) -> GuestRecord:
+        """Gives a guest another CID, other groups, or both, while it runs. Raises NoSuchGuest."""
         path = f"/v1/guests/{quote(str(guest), safe='')}"
-        return from_json(GuestRecord, self._ask("PATCH", path, {"cid": cid}))
+        body = {"cid": cid, "groups": None if groups is None else list(groups)}
+        return from_json(GuestRecord, self._ask("PATCH", path, body))
 
     def remove_guest(self, guest: str | int) -> None:
         """Ends a guest's attachment and flows, and forgets it. Raises NoSuchGuest."""

@@ -3,6 +3,7 @@
     [switch]
     runtime_dir = "/run/vsock"    # optional
     poll_us = 50                  # optional: microseconds to look for packets before sleeping
+    linger_timeout = 600          # optional: seconds that data of a closed socket may wait
 
     [[guest]]
     name = "alpha"
@@ -19,19 +20,29 @@ numbers, so they are looked up afterwards, and only when there is a fault to rep
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from vsock.errors import UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
-from vsock.switch.model import FIRST_GUEST_CID, POLL_US, GuestSpec, checked_poll, conflicts, faults
+from vsock.switch.model import (
+    FIRST_GUEST_CID,
+    LINGER_TIMEOUT,
+    POLL_US,
+    GuestSpec,
+    checked_linger,
+    checked_poll,
+    conflicts,
+    faults,
+)
 from vsock.switch.toml_lines import line_of
 
 __all__ = ["Config", "ConfigError", "ConfigFault", "load", "parse"]
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
 
 Place = tuple[str | int, ...]
 """Where something is in the document: ("guest", 1, "cid")."""
@@ -44,6 +55,7 @@ class Config:
     runtime_dir: Path
     guests: tuple[GuestSpec, ...] = ()
     poll_us: int = POLL_US
+    linger_timeout: float = LINGER_TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +81,12 @@ class ConfigError(UsageError):
 _KINDS: Final[dict[type, str]] = {
     str: "a string",
     int: "a whole number",
+    float: "a number",
     list: "a list",
     bool: "true or false",
 }
 _TABLES: Final = {
-    "switch": ("runtime_dir", "poll_us"),
+    "switch": ("runtime_dir", "poll_us", "linger_timeout"),
     "guest": tuple(GuestSpec.__dataclass_fields__),
 }
 
@@ -125,7 +138,10 @@ class _Reader:
         switch = self._table(("switch",), document.get("switch", {}), "switch")
         said = self._typed(("switch", "runtime_dir"), switch, str)
         directory = runtime_dir or (Path(said) if said else default_runtime_dir())
-        poll_us = self._polling(switch)
+        poll_us = self._checked(switch, "poll_us", int, checked_poll, POLL_US)
+        # A whole number is a time as good as any.
+        kind = int if type(switch.get("linger_timeout")) is int else float
+        linger = self._checked(switch, "linger_timeout", kind, checked_linger, LINGER_TIMEOUT)
         tables = document.get("guest", [])
         if not isinstance(tables, list):
             self.found.append((("guest",), "write [[guest]], with two brackets, once per guest"))
@@ -140,16 +156,22 @@ class _Reader:
                     reason = f"{fault.field}: {fault.reason}"
                     self.found.append(((*place, fault.field), reason))
                 guests.append(guest)
-        return Config(directory, tuple(guests), poll_us)
+        return Config(directory, tuple(guests), poll_us, linger)
 
-    def _polling(self, switch: Mapping[str, Any]) -> int:
-        place = ("switch", "poll_us")
-        said = self._typed(place, switch, int)
+    def _checked(
+        self,
+        switch: Mapping[str, Any],
+        key: str,
+        kind: type[_N],
+        check: Callable[[_N], _N],
+        default: _N,
+    ) -> _N:
+        said = self._typed(("switch", key), switch, kind)
         try:
-            return POLL_US if said is None else checked_poll(said)
+            return default if said is None else check(said)
         except UsageError as error:
-            self.found.append((place, str(error)))
-            return POLL_US
+            self.found.append((("switch", key), str(error)))
+            return default
 
     def _guest(
         self, place: Place, table: Mapping[str, Any], files: RuntimeFiles

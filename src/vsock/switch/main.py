@@ -16,7 +16,7 @@ from typing import Final
 
 from vsock.errors import NoSuchGuest, VsockError
 from vsock.switch.config import Config
-from vsock.switch.model import GuestSpec, Remove, steps
+from vsock.switch.model import Change, GuestSpec, Remove, steps
 from vsock.switch.notify import notify, watchdog_interval
 from vsock.switch.switch import Switch
 
@@ -45,20 +45,33 @@ class _Daemon:
         self._configured = config.guests
         self._reload = reload
         self._switch = Switch(
-            config.guests, runtime_dir=config.runtime_dir, control=True, poll_us=config.poll_us
+            config.guests,
+            runtime_dir=config.runtime_dir,
+            control=True,
+            poll_us=config.poll_us,
+            linger_timeout=config.linger_timeout,
         )
         self._over = asyncio.Event()
+        self._reading = asyncio.Lock()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
-        loop.add_signal_handler(signal.SIGHUP, self._read_again)
+        readings: set[asyncio.Task[None]] = set()
+
+        def read_again() -> None:
+            readings.add(reading := loop.create_task(self._read_again()))
+            reading.add_done_callback(readings.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, read_again)
         async with self._switch:
             _log.info("ready: runtime_dir=%s", self._switch.runtime_dir)
             notify("READY=1", f"STATUS={len(self._configured)} guests")
             beat = asyncio.create_task(_beat())
             await self._over.wait()
+            loop.remove_signal_handler(signal.SIGHUP)
+            await asyncio.gather(*readings)
             beat.cancel()
             notify("STOPPING=1")
         _log.info("stopped")
@@ -67,13 +80,18 @@ class _Daemon:
         _log.info("stopping: signal=%s", number.name)
         self._over.set()
 
-    def _read_again(self) -> None:
+    async def _read_again(self) -> None:
         if self._reload is None:
             _log.warning("SIGHUP: there is no config file to read again")
             return
+        async with self._reading:
+            # A guest that is removed is told first, which takes a moment.
+            await asyncio.to_thread(self._take, self._reload)
+
+    def _take(self, reload: Callable[[], Config]) -> None:
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            config = self._reload()
+            config = reload()
         except (VsockError, OSError) as error:
             for line in str(error).splitlines():
                 _log.error("config not taken: %s", line)
@@ -86,19 +104,33 @@ class _Daemon:
         if config.runtime_dir.absolute() != self._switch.runtime_dir:
             _log.warning("config: a new runtime_dir needs a restart of the switch")
         self._switch.set_polling(config.poll_us)
+        self._switch.set_linger_timeout(config.linger_timeout)
         failed: list[GuestSpec] = []
+        unchanged: list[GuestSpec] = []
         for step in steps(config.guests, self._configured):
             try:
                 if isinstance(step, Remove):
                     with suppress(NoSuchGuest):  # somebody removed it by the control API
                         self._switch.remove_guest(step.guest.name)
+                elif isinstance(step, Change):
+                    self._change(step)
                 else:
                     self._switch.add(step.guest)
             except (VsockError, OSError) as error:
                 failed.append(step.guest)
+                if isinstance(step, Change):
+                    unchanged.append(step.before)
                 _log.error("config: guest=%s not changed: %s", step.guest.name, error)
         # What failed is tried again by the next SIGHUP.
-        self._configured = tuple(guest for guest in config.guests if guest not in failed)
+        taken = [guest for guest in config.guests if guest not in failed]
+        self._configured = (*taken, *unchanged)
+
+    def _change(self, step: Change) -> None:
+        guest = step.guest
+        try:
+            self._switch.change_guest(guest.name, cid=guest.cid, groups=guest.groups)
+        except NoSuchGuest:  # somebody removed it by the control API
+            self._switch.add(guest)
 
 
 async def _beat() -> None:

@@ -5,7 +5,7 @@ programs all describe a guest by a `GuestSpec`, so the rules for names and CIDs 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,16 +24,26 @@ POLL_US: Final = 50
 
 LONGEST_POLL_US: Final = 1000
 
+LINGER_TIMEOUT: Final = 600.0
+"""How long, in seconds, what a program sent before it closed may wait for the other side to take some."""
+
+LONGEST_LINGER_TIMEOUT: Final = 86_400.0
+"""A day."""
+
 __all__ = [
     "FIRST_GUEST_CID",
     "LAST_GUEST_CID",
+    "LINGER_TIMEOUT",
+    "LONGEST_LINGER_TIMEOUT",
     "LONGEST_POLL_US",
     "POLL_US",
     "Add",
+    "Change",
     "Fault",
     "GuestSpec",
     "Remove",
     "Step",
+    "checked_linger",
     "checked_poll",
     "conflicts",
     "faults",
@@ -68,6 +78,16 @@ def checked_poll(microseconds: int) -> int:
     return microseconds
 
 
+def checked_linger(seconds: float) -> float:
+    """The same, if flows can linger for so long. Raises UsageError."""
+    if not 0 < seconds <= LONGEST_LINGER_TIMEOUT:
+        raise UsageError(
+            f"linger_timeout must be above 0 and at most {LONGEST_LINGER_TIMEOUT:.0f} seconds, "
+            f"not {seconds:g}"
+        )
+    return float(seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing wrong with a specification: which field, and why."""
@@ -90,7 +110,15 @@ class Remove:
     guest: GuestSpec
 
 
-Step = Add | Remove
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Step: give a guest another CID or other groups; its attachment stays."""
+
+    before: GuestSpec
+    guest: GuestSpec
+
+
+Step = Add | Remove | Change
 
 
 def faults(guest: GuestSpec) -> list[Fault]:
@@ -122,13 +150,28 @@ def conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> list[Fault]:
 def steps(wanted: Iterable[GuestSpec], actual: Iterable[GuestSpec]) -> list[Step]:
     """The steps from `actual` to `wanted`; guests that stay as they are take none.
 
-    Removals come first, so that a name or CID can pass from one guest to another.
+    Removals come first, so that a name or CID can pass from one guest to another. A guest whose
+    entry differs in nothing that its front end has been told keeps its attachment.
     """
     old = {guest.name: guest for guest in actual}
     new = {guest.name: guest for guest in wanted}
-    removals = [Remove(guest) for name, guest in old.items() if new.get(name) != guest]
-    additions = [Add(guest) for name, guest in new.items() if old.get(name) != guest]
-    return [*removals, *additions]
+    changes = [
+        Change(before, new[name])
+        for name, before in old.items()
+        if name in new and before != new[name] and _can_change(before, new[name], old.values())
+    ]
+    stay = {change.guest.name for change in changes}
+    stay |= {name for name, guest in new.items() if old.get(name) == guest}
+    removals = [Remove(guest) for name, guest in old.items() if name not in stay]
+    additions = [Add(guest) for name, guest in new.items() if name not in stay]
+    return [*removals, *changes, *additions]
+
+
+def _can_change(before: GuestSpec, after: GuestSpec, others: Iterable[GuestSpec]) -> bool:
+    """Whether a guest can become `after` while it runs: its new CID must not be another's still."""
+    is_told_the_same = replace(before, cid=after.cid, groups=after.groups) == after
+    taken = {other.cid for other in others if other.name != before.name}
+    return is_told_the_same and after.cid not in taken
 
 
 def _name_faults(name: str) -> list[Fault]:

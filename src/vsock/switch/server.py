@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Final, Protocol, Self
@@ -69,8 +69,10 @@ class Controlled(Protocol):
     ) -> GuestRecord:
         """Lets a guest in."""
 
-    def set_guest_cid(self, guest: str | int, cid: int) -> GuestRecord:
-        """Gives a guest another CID."""
+    def change_guest(
+        self, guest: str | int, *, cid: int | None, groups: list[str] | None
+    ) -> GuestRecord:
+        """Gives a guest another CID, other groups, or both."""
 
     def remove_guest(self, guest: str | int) -> None:
         """Forgets a guest."""
@@ -102,9 +104,10 @@ class NewGuest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestChange:
-    """Body of `PATCH /v1/guests/{guest}`."""
+    """Body of `PATCH /v1/guests/{guest}`: what is to change."""
 
-    cid: Annotated[int, Field(ge=FIRST_GUEST_CID, le=LAST_GUEST_CID, strict=True)]
+    cid: Annotated[int, Field(ge=FIRST_GUEST_CID, le=LAST_GUEST_CID, strict=True)] | None = None
+    groups: list[str] | None = None
 
 
 def make_app(switch: Controlled) -> FastAPI:
@@ -158,11 +161,13 @@ def _add_questions(app: FastAPI, switch: Controlled) -> None:
 
 
 def _add_changes(app: FastAPI, switch: Controlled) -> None:
+    # In threads: to tell a guest first may take a second, in which others are answered.
     @app.post("/v1/guests", operation_id="add_guest", status_code=201)
     async def add_guest(new: NewGuest, request: Request) -> GuestRecord:
         """Lets one more guest in."""
         _log.info("add guest %s asked by %s", new.name, request.scope.get(_PEER))
-        return switch.add_guest(
+        return await asyncio.to_thread(
+            switch.add_guest,
             new.name,
             new.cid,
             groups=new.groups,
@@ -173,15 +178,20 @@ def _add_changes(app: FastAPI, switch: Controlled) -> None:
 
     @app.patch("/v1/guests/{guest}", operation_id="change_guest")
     async def change_guest(guest: str, change: GuestChange, request: Request) -> GuestRecord:
-        """Gives a guest another CID while it runs; its connections end."""
-        _log.info("CID %d for %s asked by %s", change.cid, guest, request.scope.get(_PEER))
-        return switch.set_guest_cid(guest, change.cid)
+        """Gives a guest another CID (its connections end) or other groups (they go on) while it runs."""
+        what = {name: value for name, value in asdict(change).items() if value is not None}
+        if not what:
+            raise UsageError("nothing to change: give cid or groups")
+        _log.info("change of %s to %s asked by %s", guest, what, request.scope.get(_PEER))
+        return await asyncio.to_thread(
+            switch.change_guest, guest, cid=change.cid, groups=change.groups
+        )
 
     @app.delete("/v1/guests/{guest}", operation_id="remove_guest", status_code=204)
     async def remove_guest(guest: str, request: Request) -> None:
         """Ends a guest's attachment and flows, and forgets it."""
         _log.info("remove guest %s asked by %s", guest, request.scope.get(_PEER))
-        switch.remove_guest(guest)
+        await asyncio.to_thread(switch.remove_guest, guest)
 
 
 def _refusal(status: int, reason: str) -> JSONResponse:

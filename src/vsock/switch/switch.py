@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,15 @@ from vsock.address import CID_ANY, CID_HOST
 from vsock.errors import NoSuchGuest, TransportError, UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.claims import RuntimeClaim, clear_socket
-from vsock.switch.model import POLL_US, GuestSpec, checked_poll, conflicts, faults
+from vsock.switch.model import (
+    LINGER_TIMEOUT,
+    POLL_US,
+    GuestSpec,
+    checked_linger,
+    checked_poll,
+    conflicts,
+    faults,
+)
 from vsock.switch.policy import HOST, Party, Verdict, decide
 from vsock.switch.records import (
     DatagramRecord,
@@ -46,6 +54,10 @@ _EXPECTED_EVENTS: Final = frozenset({"attached", "detached"})
 """What the data plane notes of itself and is no trouble; what it is told to do is logged here."""
 
 
+_TELLING_SECONDS: Final = 1.0
+"""How long a guest may take to hear of its new CID; a running one takes milliseconds."""
+
+
 class Switch:
     """The vsock device of many guests, and the way between them and host programs.
 
@@ -55,6 +67,8 @@ class Switch:
         control: serve the control API too, so that the `vsock` command can talk to this switch.
         poll_us: how long at most, in microseconds, to look for packets before sleeping
             (docs/reference/tuning.md).
+        linger_timeout: how long, in seconds, what a program sent before it closed may wait for the
+            other side to take some of it; then that side gets RST. A guest's pause does not count.
 
     A switch is started by `with`, `async with` or `start`, and once only.
     """
@@ -66,6 +80,7 @@ class Switch:
         runtime_dir: str | os.PathLike[str] | None = None,
         control: bool = False,
         poll_us: int = POLL_US,
+        linger_timeout: float = LINGER_TIMEOUT,
     ) -> None:
         if isinstance(guests, Mapping):
             guests = [GuestSpec(name=name, cid=cid) for name, cid in guests.items()]
@@ -74,6 +89,8 @@ class Switch:
         self._files = RuntimeFiles(directory.absolute())
         self._serves_control = control
         self._poll_us = checked_poll(poll_us)
+        self._linger_timeout = checked_linger(linger_timeout)
+        # Replaced as a whole: other threads look at it while guests come and go.
         self._guests: dict[str, GuestSpec] = {}
         self._node: _native.Node | None = None
         self._claim: RuntimeClaim | None = None
@@ -99,6 +116,7 @@ class Switch:
         try:
             self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
             self._node.set_polling(self._poll_us)
+            self._node.set_linger_timeout(self._linger_timeout)
             self._started = time.monotonic()
             for guest in self._first_guests:
                 self.add(guest)
@@ -107,7 +125,10 @@ class Switch:
             raise
 
     def stop(self) -> None:
-        """Ends all flows and attachments and gives the sockets up; twice is harmless."""
+        """Ends all flows and attachments and gives the sockets up; twice is harmless.
+
+        Guests get RST for each connection first; those that take nothing are waited for a second.
+        """
         node, self._node = self._node, None
         if node:
             node.stop()
@@ -125,6 +146,16 @@ class Switch:
         self._poll_us = checked_poll(microseconds)
         if self._node:
             self._node.set_polling(self._poll_us)
+
+    def set_linger_timeout(self, seconds: float) -> None:
+        """How long, in seconds, data of closed sockets may wait; for those that close from now on.
+
+        Raises:
+            UsageError: it is not above 0 and at most a day.
+        """
+        self._linger_timeout = checked_linger(seconds)
+        if self._node:
+            self._node.set_linger_timeout(self._linger_timeout)
 
     def __enter__(self) -> Self:
         self.start()
@@ -163,7 +194,7 @@ class Switch:
         try:
             await self._attendant.aclose()
         finally:
-            self.stop()
+            await asyncio.to_thread(self.stop)
 
     # Guests
 
@@ -223,12 +254,14 @@ class Switch:
                 groups=guest.groups,
                 memory_slots=guest.memory_slots,
             )
-            self._guests[guest.name] = guest
+            self._guests = {**self._guests, guest.name: guest}
         _log.info("guest added: guest=%s cid=%d socket=%s", guest.name, guest.cid, guest.socket)
         return self.guest(guest.name)
 
     def remove_guest(self, guest: str | int) -> None:
         """Ends the attachment and all flows of a guest, by name or CID, and forgets it.
+
+        The guest gets RST for each connection first; one that takes nothing is waited for a second.
 
         Raises:
             NoSuchGuest: there is none.
@@ -236,7 +269,7 @@ class Switch:
         with self._changing:
             spec = self._spec(guest)
             self._running().remove_guest(spec.cid)
-            del self._guests[spec.name]
+            self._guests = {n: it for n, it in self._guests.items() if n != spec.name}
             _remove_sockets(spec)
         _log.info("guest removed: guest=%s cid=%d", spec.name, spec.cid)
 
@@ -244,24 +277,56 @@ class Switch:
         """Gives a guest, by name or CID, another CID while it runs; vsock(7) calls it migration.
 
         All its connections end. What listens in the guest on the wildcard CID goes on at the new
-        one, and listeners of host programs stay.
+        one, and listeners of host programs stay. Returns when the guest knows (a userspace guest,
+        User-Mode Linux), or a second later if it takes nothing (it is paused).
 
         Raises:
             NoSuchGuest: there is none.
             UsageError: `cid` is not one a guest can have.
             TransportError: EADDRINUSE when another guest has it.
         """
+        return self.change_guest(guest, cid=cid)
+
+    def set_guest_groups(self, guest: str | int, groups: Sequence[str]) -> GuestRecord:
+        """Gives a guest, by name or CID, other groups while it runs.
+
+        Groups say which guests may connect to each other; connections that are open go on.
+
+        Raises:
+            NoSuchGuest: there is none.
+            UsageError: a group's name is none.
+        """
+        return self.change_guest(guest, groups=groups)
+
+    def change_guest(
+        self, guest: str | int, *, cid: int | None = None, groups: Sequence[str] | None = None
+    ) -> GuestRecord:
+        """Changes what can change of a running guest: `set_guest_cid` and `set_guest_groups` at once."""
         with self._changing:
             old = self._spec(guest)
-            new = replace(old, cid=cid)
+            new = replace(
+                old,
+                cid=old.cid if cid is None else cid,
+                groups=old.groups if groups is None else tuple(groups),
+            )
             wrong = faults(new)
             if wrong:
                 raise UsageError("; ".join(f"{fault.field}: {fault.reason}" for fault in wrong))
             others = [spec for spec in self._guests.values() if spec.name != old.name]
             _refuse_conflicts(new, others)
-            self._running().set_guest_cid(old.cid, cid)
-            self._guests[new.name] = new
-        _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, cid, old.cid)
+            node = self._running()
+            if new.cid != old.cid:
+                node.set_guest_cid(old.cid, new.cid)
+            if new.groups != old.groups:
+                node.set_guest_groups(new.cid, new.groups)
+            self._guests = {**self._guests, new.name: new}
+        if new.cid != old.cid:
+            _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, new.cid, old.cid)
+            with suppress(OSError):  # removed meanwhile
+                node.wait_told(new.cid, _TELLING_SECONDS)
+        if new.groups != old.groups:
+            names = ",".join(new.groups)
+            _log.info("guest regrouped: guest=%s cid=%d groups=%s", new.name, new.cid, names)
         return self.guest(new.name)
 
     def resolved(self, guest: GuestSpec) -> GuestSpec:
