@@ -54,11 +54,10 @@ fn flow_of_which_nothing_is_taken_for_the_whole_timeout_is_reset_counted_and_log
     let mut got = 0;
     let last = loop {
         let packet = guest.receive();
-        match packet.op() {
-            Op::Rw => got += packet.payload.len(),
-            Op::CreditRequest => {}
-            _ => break packet,
+        if !matches!(packet.op(), Op::Rw | Op::CreditRequest) {
+            break packet;
         }
+        got += packet.payload.len();
     };
     assert_eq!((last.op(), last.header.src_port), (Op::Rst, asked.src_port), "no SHUTDOWN");
     assert_eq!(got, BUFFER as usize);
