@@ -301,7 +301,16 @@ class Switch:
     def change_guest(
         self, guest: str | int, *, cid: int | None = None, groups: Sequence[str] | None = None
     ) -> GuestRecord:
-        """Changes what can change of a running guest: `set_guest_cid` and `set_guest_groups` at once."""
+        """Changes what can change of a running guest: `set_guest_cid` and `set_guest_groups` at once.
+
+        Args:
+            guest: its name or CID.
+            cid: its new CID; None: as it is.
+            groups: its groups from now on; None: as they are.
+
+        Raises:
+            NoSuchGuest, UsageError, TransportError: as those two.
+        """
         with self._changing:
             old = self._spec(guest)
             new = replace(
