@@ -101,3 +101,17 @@ def test_two_guests_of_one_group_talk(switch, guest):
                 assert peer.cid == 3
                 theirs.sendall(b"hello")
                 assert ours.recv(10) == b"hello"
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_000, 400_000])
+def test_what_was_sent_before_the_guest_left_arrives(switch, size):
+    """F2: a program sends, closes, and its guest ends, as with `vsock guest run`."""
+    with vsock.create_server(5000, transport=switch.transport) as listener:
+        for _ in range(20):
+            with vsock.Guest(switch.socket_path("alpha")) as guest:
+                connection = guest.create_connection((vsock.CID_HOST, 5000))
+                connection.sendall(bytes(size))
+                connection.close()
+            accepted, _ = listener.accept()
+            with accepted, accepted.makefile("rb") as stream:
+                assert len(stream.read()) == size

@@ -33,6 +33,9 @@ use crate::worker::{GuestPort, LinkId, NewGuest, Worker};
 /// Connections that may wait at a socket of ours.
 const BACKLOG: i32 = 1024;
 
+/// How long what programs have sent may take to leave a userspace guest that stops.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// How long a guest that leaves may take to hear that its connections are over; all of them together when the node stops.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -348,10 +351,18 @@ impl Node {
     }
 
     /// Ends everything: guests are disconnected, programs see the end of their streams. Harmless the second time.
+    ///
+    /// Guests of a switch are told first, and what programs of a userspace guest have sent goes out first; both wait a
+    /// moment, and only for who takes something.
     pub fn stop(&self) {
         let mut held = self.held();
         let Held { guests, device, worker, paths } = std::mem::take(&mut *held);
         unlink(&paths);
+        if device.is_some() {
+            let sent = self.mailbox.call(Worker::end_programs);
+            // A reader who takes nothing has an end that is not a good one.
+            let _ = sent.map(|sent| sent.recv_timeout(LAST_WORDS));
+        }
         let links: Vec<_> = guests.values().map(|guest| guest.link).collect();
         let told = self.mailbox.call(move |worker| {
             links.into_iter().map(|link| worker.say_farewell(link)).collect::<Vec<_>>()

@@ -206,3 +206,50 @@ fn attempt_during_which_the_guest_goes_ends_as_one_to_a_waiting_guest_does() {
     lab.switch.remove_guest(3).unwrap();
     assert_eq!(errno_of(&mut waiting), ENODEV, "there is no such guest any more");
 }
+
+#[test]
+fn what_a_guest_sent_before_it_left_reaches_the_host_and_other_guests() {
+    for len in [1, 1000, 200_000] {
+        let lab = Lab::new(0);
+        let mut peer = RawGuest::join(&lab.path("b.sock"));
+        let mut on_host = Listener::new(&lab.path("host"), 6000, 8);
+        let directory = lab.directory.sub("a");
+        let guest = Node::start(3, &directory).unwrap();
+        guest.join(&lab.path("a.sock"), Some(3), DEADLINE).unwrap();
+        let asking = {
+            let directory = directory.clone();
+            std::thread::spawn(move || connect(&directory, 4, 7000).unwrap())
+        };
+        let asked = peer.expect(Op::Request).header;
+        let answer = peer.packet(Op::Response, 7000, (3, asked.src_port));
+        peer.send(&answer, &[]);
+        let mut to_peer = asking.join().unwrap();
+        let mut to_host = connect(&directory, 2, 6000).unwrap();
+        let data = node_support::pattern(len, 1);
+        // The other guest is paused, so that the switch has to keep what comes for it.
+        peer.set_running(false);
+        for stream in [&mut to_peer, &mut to_host] {
+            stream.write_all(&data).unwrap();
+        }
+        drop(to_peer);
+        guest.stop();
+        let mut got = Vec::new();
+        on_host.accept().read_to_end(&mut got).unwrap();
+        assert!(got == data, "{} of {len}", got.len());
+        wait_until("it is gone", || {
+            lab.switch.snapshot().unwrap().guests[0].state == GuestState::Waiting
+        });
+        peer.set_running(true);
+        let mut got = Vec::new();
+        let end = loop {
+            let packet = peer.receive();
+            if packet.op() != Op::Rw {
+                break packet;
+            }
+            got.extend(packet.payload);
+        };
+        assert!(got == data, "{} of {len}", got.len());
+        assert_eq!(end.op(), Op::Shutdown);
+        assert_eq!(peer.receive().op(), Op::Rst);
+    }
+}

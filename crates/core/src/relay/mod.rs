@@ -183,8 +183,10 @@ impl Relay {
         true
     }
 
-    /// A guest was removed or its link reset: its flows end, the other sides get a RST.
-    pub fn remove_guest(&mut self, guest: Cid) {
+    /// A guest was removed or its link reset: its flows end, the other sides get a RST. `take` is
+    /// offered each of these first, and returns whether it has taken it: who keeps data for that
+    /// side puts it behind the data.
+    pub fn remove_guest(&mut self, guest: Cid, mut take: impl FnMut(Cid, RawHeader) -> bool) {
         let concerned: Vec<(u64, Side)> = self
             .flows
             .iter()
@@ -194,7 +196,11 @@ impl Relay {
             })
             .collect();
         for (id, other) in concerned {
-            self.reset_one(id, other);
+            if let Some(flow) = self.flows.get(id)
+                && !take(flow.address(other).cid, flow.reset_to(other))
+            {
+                self.reset_one(id, other);
+            }
             self.remove(id);
         }
         self.guests.remove(guest);

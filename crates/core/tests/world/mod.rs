@@ -297,7 +297,7 @@ impl World {
         let Some(relay) = &mut self.relay else {
             return self.sides[1 - at].endpoint.reset_all();
         };
-        relay.remove_guest(cid);
+        relay.remove_guest(cid, |_, _| false);
         while !self.sides[1 - at].outbound.is_empty() {
             self.relay_one(1 - at);
         }

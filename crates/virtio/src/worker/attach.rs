@@ -375,7 +375,10 @@ impl Attachment for GuestPort {
     }
 
     fn stop_ring(&mut self, index: usize) -> u16 {
-        self.call(move |worker, id| worker.stop_ring(id, index))
+        self.call(move |worker, id| {
+            worker.hear_out(id, index);
+            worker.stop_ring(id, index)
+        })
     }
 
     fn detached(&mut self, reason: Detach) {

@@ -80,7 +80,14 @@ impl Worker {
 
     /// A guest's connections to other guests end: it was removed, or its device reset.
     pub(crate) fn forget_relayed(&mut self, guest: Cid) {
-        self.relay.remove_guest(guest);
+        let (links, routes) = (&mut self.links, &self.routes);
+        self.relay.remove_guest(guest, |to, reset| {
+            let target = routes.get(&to).and_then(|&id| links.get_mut(id));
+            // What the guest has sent waits there; its end must not overtake that.
+            target.is_some_and(|target| {
+                !target.store.is_empty() && target.store_last_word(reset.check().ok())
+            })
+        });
         self.activate_relayed();
     }
 }

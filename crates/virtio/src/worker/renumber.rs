@@ -83,29 +83,28 @@ impl Worker {
             }
             self.closed(id, connection, CloseReason::LinkGone);
         }
-        let relayed: Vec<_> = self
-            .relay
-            .flows()
-            .filter(|flow| flow.source.cid == guest || flow.destination.cid == guest)
-            .map(|flow| (FlowKey { ours: flow.source, theirs: flow.destination }, flow.kind))
-            .collect();
-        for (key, kind) in relayed {
-            let _ = self.relay.reset_flow(&Header::outbound(key, kind, Op::Rst));
-        }
+        let Some(slot) = self.links.get_mut(id) else { return };
+        slot.store.clear();
         // What the relay has for the guest is filed under its old CID, which nobody asks for any more.
-        if let Some(slot) = self.links.get_mut(id) {
-            slot.store.clear();
-            while let Some(packet) = self.relay.next_packet(guest) {
-                store_last_word(slot, packet.check().ok());
-            }
+        while let Some(packet) = self.relay.next_packet(guest) {
+            slot.store_last_word(packet.check().ok());
+        }
+        for flow in self.relay.flows() {
+            let (ours, theirs) = match (flow.source, flow.destination) {
+                (theirs, ours) | (ours, theirs) if theirs.cid == guest => (ours, theirs),
+                _ => continue,
+            };
+            let reset = Header::outbound(FlowKey { ours, theirs }, flow.kind, Op::Rst);
+            slot.store_last_word(Some(reset));
         }
         self.forget_relayed(guest);
     }
 }
 
-fn store_last_word(slot: &mut LinkSlot, header: Option<Header>) {
-    if let Some(header) = header {
-        // There is room: the store was emptied, and there are no more of these than flows.
-        let _ = slot.store.push(Stored { header, payload: Vec::new(), sent: 0 });
+impl LinkSlot {
+    /// Keeps a packet that ends a flow, behind all that waits; false: there is no room for it.
+    pub(super) fn store_last_word(&mut self, header: Option<Header>) -> bool {
+        header
+            .is_some_and(|header| self.store.push(Stored { header, payload: Vec::new(), sent: 0 }))
     }
 }

@@ -71,7 +71,7 @@ fn larger_buffers_share_the_budget_of_their_pair() {
     let granted: u64 = bench.relay.grants.granted.values().copied().map(u64::from).sum();
     assert_eq!(granted, total);
     assert!(total <= (32 << 20) + 200 * 4096, "{total}");
-    bench.relay.remove_guest(A.cid);
+    bench.relay.remove_guest(A.cid, |_, _| false);
     bench.packets(B);
     bench.assert_forgotten();
 }
