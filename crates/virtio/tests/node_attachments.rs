@@ -89,6 +89,37 @@ fn guest_of_a_switch_that_stops_gets_rst_for_each_connection_first() {
 }
 
 #[test]
+fn what_was_sent_before_a_guest_is_removed_goes_before_the_end() {
+    for _ in 0..20 {
+        let lab = Lab::new(0);
+        let mut guest = RawGuest::join(&lab.path("a.sock"));
+        let mut on_host = Listener::new(&lab.path("host"), 6000, 8);
+        guest.open(1024, (2, 6000));
+        let mut program = on_host.accept();
+        let data = node_support::pattern(50_000, 1);
+        program.write_all(&data).unwrap();
+        // The switch has heard of that when it answers this, but need not have sent all.
+        lab.switch.snapshot().unwrap();
+        let said = guest.packet(Op::Rw, 1024, (2, 6000));
+        guest.send_data(&said, b"last words");
+        lab.switch.remove_guest(3).unwrap();
+        let mut got = Vec::new();
+        program.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"last words");
+        let mut got = Vec::new();
+        let end = loop {
+            let packet = guest.receive();
+            if packet.op() != Op::Rw {
+                break packet;
+            }
+            got.extend(packet.payload);
+        };
+        assert_eq!(end.op(), Op::Rst);
+        assert!(got == data, "{}", got.len());
+    }
+}
+
+#[test]
 fn guest_that_takes_nothing_does_not_keep_the_switch_from_stopping() {
     let lab = Lab::new(0);
     let mut guest = RawGuest::with_buffers(&lab.path("a.sock"), 1);

@@ -11,8 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::Worker;
 use super::inbound::Drained;
-use super::source::LinkId;
-use super::source::{Phase, Source};
+use super::source::{LinkId, Phase, Source};
 use crate::link::{Link, RX_QUEUE, TX_QUEUE};
 
 /// Threads that wait until a guest has taken all there was to tell it.
@@ -23,13 +22,16 @@ pub(crate) struct Awaited {
     leaving: Option<SyncSender<()>>,
 }
 
-/// Turns of taking packets from a ring that is stopped: far more than it can hold at a time.
+/// Turns of taking packets from a ring that is stopped, or of filling it: far more than it can hold at a time.
 const LAST_TURNS: usize = 64;
 
 impl Worker {
-    /// Ends all connections of a guest, each with RST, and lets none begin any more. What is returned yields when that
-    /// is told, or its sending half goes with the guest.
+    /// Ends all connections of a guest, each with RST, and lets none begin any more. What was sent before, either way,
+    /// goes first as far as it can at once. What is returned yields when all is told, or its sending half goes with the
+    /// guest.
     pub(crate) fn say_farewell(&mut self, id: LinkId) -> Receiver<()> {
+        self.hear_out(id, TX_QUEUE);
+        self.speak_out(id);
         self.routes.retain(|_, to| *to != id);
         if let Some(slot) = self.links.get_mut(id)
             && let Some(guest) = slot.guest()
@@ -48,6 +50,17 @@ impl Worker {
             self.settle(id);
             // A ring that is broken has said all that can be understood.
             if !matches!(drained, Ok(Drained::Budget)) {
+                break;
+            }
+        }
+    }
+
+    /// What programs have sent a guest goes into its ring, as far as there is room.
+    fn speak_out(&mut self, id: LinkId) {
+        for _ in 0..LAST_TURNS {
+            let filled = self.fill_outbound(id);
+            self.settle(id);
+            if !matches!(filled, Ok(true)) {
                 break;
             }
         }
