@@ -9,9 +9,11 @@ import pytest
 
 from vsock import sockets
 from vsock.demo.places import LinuxPlace
+from vsock.switch import Switch
 from vsock.switch.client import Client
 from vsock.switch.model import GuestSpec
 from vsock.testing import QemuGuest
+from vsock.testing.plugin import FIRST_CID, KINDS, SharedGuests, guest_or_skip
 from vsock.transports import SwitchTransport
 
 GetPlace = Callable[[str], LinuxPlace]
@@ -53,6 +55,29 @@ def test_guest_that_is_removed_hears_that_its_connections_are_over(
         # The next test that wants this guest boots it again.
         guest.guest.kill()
         client.add_guest(GuestSpec(name=kind, cid=before.cid, groups=tuple(before.groups)))
+
+
+def test_guest_of_a_switch_that_stops_hears_that_its_connections_are_over(
+    runtime_dir: Path, port: int
+) -> None:
+    """F3: a switch of its own, as the others go on."""
+    kind = "qemu-6.12"
+    guests = {kind: FIRST_CID + KINDS.index(kind)}
+    with Switch(guests, runtime_dir=runtime_dir) as switch:
+        shared = SharedGuests(switch)
+        try:
+            guest = guest_or_skip(shared, kind)
+            with sockets.create_server(port, transport=switch.transport) as listener:
+                listener.settimeout(DEADLINE)
+                program = guest.spawn_call(read_to_the_end, port)
+                accepted, _ = listener.accept()
+                with accepted:
+                    assert program.read_line() == "connected"
+                    switch.stop()
+                    assert accepted.recv(1) == b""
+                    assert program.result(DEADLINE) == "b''"
+        finally:
+            shared.kill_all()
 
 
 def read_all(port: int) -> int:
