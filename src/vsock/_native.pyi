@@ -94,6 +94,13 @@ class Node:
     def set_guest_groups(self, cid: int, groups: Sequence[str]) -> None:
         """Gives a guest other groups while it runs; its connections go on. ENODEV if there is none."""
 
+    def set_guest_hybrid(self, cid: int, path: str | PathLike[str] | None) -> None:
+        """Gives a guest another hybrid socket, or none, while it runs; who has come by the old one stays.
+
+        Raises:
+            OSError: ENODEV if there is no guest with this CID; else what the kernel says.
+        """
+
     def wait_told(self, cid: int, timeout: float) -> bool:
         """Waits until a guest has taken what there was to tell it, such as its new CID.
 

@@ -77,12 +77,17 @@ def test_groups_of_a_running_guest_are_replaced_and_taken_away(
 ) -> None:
     """N6: what is given is what it has from then on; nothing to change is a mistake."""
     said = output(capsys, "guest", "set", "alpha", "--group", "web", "--group", "db")
-    assert said == "guest alpha has CID 3 and groups web, db\n"
+    assert said == "guest alpha has CID 3, groups web, db\n"
     said = output(capsys, "guest", "set", "alpha", "--cid", "33", "--no-groups")
-    assert said == "guest alpha has CID 33 and groups none\n"
+    assert said == "guest alpha has CID 33, groups none\n"
+    path = switch.runtime_dir / "guests" / "alpha.vsock"
+    said = output(capsys, "guest", "set", "alpha", "--hybrid")
+    assert (said, path.is_socket()) == (f"guest alpha has CID 33, hybrid socket {path}\n", True)
+    said = output(capsys, "guest", "set", "alpha", "--no-hybrid")
+    assert (said, path.exists()) == ("guest alpha has CID 33, hybrid socket none\n", False)
     assert switch.guest("alpha").state == "running"
     for wrong, reason in (
-        ((), "give --cid, --group or --no-groups"),
+        ((), "give --cid, --group, --no-groups or --hybrid"),
         (("--group", "web", "--no-groups"), "exclude each other"),
     ):
         assert main(["guest", "set", "alpha", *wrong]) == 2

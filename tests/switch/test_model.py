@@ -61,7 +61,7 @@ def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
         ({"cid": 9, "groups": ("lab",)}, True),
         ({"memory_slots": True}, False),
         ({"socket": Path("/run/x")}, False),
-        ({"hybrid": Path("/run/x")}, False),
+        ({"hybrid": Path("/run/x")}, True),
     ],
 )
 def test_attachment_stays_where_its_front_end_need_not_know(

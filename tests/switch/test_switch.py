@@ -142,6 +142,31 @@ def test_connection_between_guests_outlives_a_change_of_groups(switch: Switch) -
         switch.set_guest_groups("alpha", ["a b"])
 
 
+def test_hybrid_socket_of_a_running_guest_comes_moves_and_goes(
+    switch: Switch, guest: Guest, runtime_dir: Path
+) -> None:
+    """F3: the guest's attachment stays, and so does who has come by the old socket."""
+    with guest.create_server(5000) as listener:
+        old = Path(switch.change_guest("alpha", hybrid=True).hybrid or "")
+        with socket.socket(socket.AF_UNIX) as program:
+            program.connect(str(old))
+            program.sendall(b"CONNECT 5000\n")
+            accepted, _ = listener.accept()
+            new = runtime_dir / "other.vsock"
+            assert switch.change_guest("alpha", hybrid=new).hybrid == str(new)
+            assert (old.exists(), new.is_socket()) == (False, True)
+            with accepted:
+                program.sendall(b"still here")
+                assert accepted.recv(100) == b"still here"
+        with pytest.raises(TransportError, match="is used by guest alpha"):
+            switch.change_guest("beta", hybrid=new)
+        with create_connection(f"hvsock://{new}:5000"):
+            listener.accept()[0].close()
+        assert switch.change_guest("alpha", hybrid=False).hybrid is None
+        assert not new.exists()
+        assert switch.guest("alpha").state == "running"
+
+
 def test_linger_timeout_is_checked_and_can_be_set(runtime_dir: Path) -> None:
     """F2: above 0, at most a day."""
     for wrong in (0, -1, 86401):

@@ -72,6 +72,11 @@ impl Node {
         py.detach(|| self.node.set_guest_groups(cid, groups)).map_err(|error| to_python(&error))
     }
 
+    #[pyo3(signature = (cid, path))]
+    fn set_guest_hybrid(&self, py: Python<'_>, cid: u32, path: Option<PathBuf>) -> PyResult<()> {
+        py.detach(|| self.node.set_guest_hybrid(cid, path)).map_err(|error| to_python(&error))
+    }
+
     fn wait_told(&self, py: Python<'_>, cid: u32, timeout: f64) -> PyResult<bool> {
         let most = duration("timeout", timeout)?;
         py.detach(|| self.node.wait_told(cid, most)).map_err(|error| to_python(&error))

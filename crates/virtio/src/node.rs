@@ -103,6 +103,7 @@ pub struct GuestOptions {
 struct Guest {
     link: LinkId,
     control: BackendHandle,
+    /// Its front end's socket, then its hybrid socket if it has one.
     paths: Vec<PathBuf>,
 }
 
@@ -167,19 +168,8 @@ impl Node {
         let mut held = self.held();
         let front_door = listen(&socket, SocketType::Stream).map_err(at(&socket))?;
         let mut paths = vec![socket.clone()];
-        let hybrid = match hybrid {
-            Some(path) => match listen(&path, SocketType::Stream) {
-                Ok(door) => {
-                    paths.push(path.clone());
-                    Some((path, door))
-                }
-                Err(error) => {
-                    unlink(&paths);
-                    return Err(at(&path)(error));
-                }
-            },
-            None => None,
-        };
+        let hybrid = hybrid_door(hybrid).inspect_err(|_| unlink(&paths))?;
+        paths.extend(hybrid.iter().map(|(path, _)| path.clone()));
         let guest = NewGuest { name, cid: Cid(cid), groups, socket, hybrid, seed: random_seed() };
         let added = self.mailbox.call(move |worker| worker.add_guest(guest));
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
@@ -276,6 +266,23 @@ impl Node {
                 slot.groups = groups;
             }
         })?)
+    }
+
+    /// Gives a guest another hybrid socket at `path`, or none, while it runs. Who has come by the old one stays.
+    ///
+    /// # Errors
+    /// There is no such guest, or the socket could not be made.
+    pub fn set_guest_hybrid(&self, cid: u32, path: Option<PathBuf>) -> Result<(), NodeError> {
+        let mut held = self.held();
+        let guest = held.guests.get_mut(&cid).ok_or(NodeError::NoGuest(cid))?;
+        let hybrid = hybrid_door(path)?;
+        let added: Vec<_> = hybrid.iter().map(|(path, _)| path.clone()).collect();
+        let link = guest.link;
+        let set = self.mailbox.call(move |worker| worker.set_hybrid(link, hybrid));
+        set.map_err(NodeError::from).and_then(|set| Ok(set?)).inspect_err(|_| unlink(&added))?;
+        unlink(&guest.paths.split_off(1));
+        guest.paths.extend(added);
+        Ok(())
     }
 
     /// Waits until a guest has taken what there was to tell it (that it has another CID), `most` at most. False: it has
@@ -403,6 +410,13 @@ fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
     rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&fd, BACKLOG)?;
     Ok(fd.into())
+}
+
+/// A listening hybrid socket at `path`, if there is to be one.
+fn hybrid_door(path: Option<PathBuf>) -> Result<Option<(PathBuf, UnixListener)>, NodeError> {
+    let Some(path) = path else { return Ok(None) };
+    let door = listen(&path, SocketType::Stream).map_err(at(&path))?;
+    Ok(Some((path, door)))
 }
 
 fn unlink(paths: &[PathBuf]) {

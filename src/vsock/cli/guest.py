@@ -80,6 +80,11 @@ def add(
     help="The groups from now on, in place of those it has. Its connections go on. Repeatable.",
 )
 @click.option("--no-groups", is_flag=True, help="No groups from now on.")
+@click.option(
+    "--hybrid/--no-hybrid",
+    default=None,
+    help="A hybrid socket (guests/NAME.vsock), or none, from now on.",
+)
 @json_option
 @runtime_dir_option
 def set_(
@@ -87,23 +92,26 @@ def set_(
     cid: int | None,
     groups: tuple[str, ...],
     no_groups: bool,
+    hybrid: bool | None,
     as_json: bool,
     runtime_dir: Path | None,
 ) -> None:
     """Change guest NAME (or CID) while it runs."""
     if groups and no_groups:
         raise click.UsageError("--group and --no-groups exclude each other")
-    if cid is None and not groups and not no_groups:
-        raise click.UsageError("nothing to change: give --cid, --group or --no-groups")
+    if cid is None and hybrid is None and not groups and not no_groups:
+        raise click.UsageError("nothing to change: give --cid, --group, --no-groups or --hybrid")
     wanted = groups if groups or no_groups else None
-    record = Client(runtime_dir).change_guest(name, cid=cid, groups=wanted)
+    record = Client(runtime_dir).change_guest(name, cid=cid, groups=wanted, hybrid=hybrid)
     if as_json:
         print_json(record)
     else:
-        click.echo(
-            f"guest {record.name} has CID {record.cid}"
-            + (f" and groups {', '.join(record.groups) or 'none'}" if wanted is not None else "")
-        )
+        text = f"guest {record.name} has CID {record.cid}"
+        if wanted is not None:
+            text += f", groups {', '.join(record.groups) or 'none'}"
+        if hybrid is not None:
+            text += f", hybrid socket {record.hybrid or 'none'}"
+        click.echo(text)
 
 
 @guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")

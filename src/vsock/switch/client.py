@@ -81,12 +81,17 @@ class Client:
         return self.change_guest(guest, cid=cid)
 
     def change_guest(
-        self, guest: str | int, *, cid: int | None = None, groups: Sequence[str] | None = None
+        self,
+        guest: str | int,
+        *,
+        cid: int | None = None,
+        groups: Sequence[str] | None = None,
+        hybrid: bool | None = None,
     ) -> GuestRecord:
-        """Gives a guest another CID, other groups, or both, while it runs. Raises NoSuchGuest."""
+        """Gives a running guest another CID, groups, a hybrid socket or none. Raises NoSuchGuest."""
         path = f"/v1/guests/{quote(str(guest), safe='')}"
-        body = {"cid": cid, "groups": None if groups is None else list(groups)}
-        return from_json(GuestRecord, self._ask("PATCH", path, body))
+        wanted = {"cid": cid, "groups": groups, "hybrid": hybrid}
+        return from_json(GuestRecord, self._ask("PATCH", path, wanted))
 
     def remove_guest(self, guest: str | int) -> None:
         """Ends a guest's attachment and flows, and forgets it. Raises NoSuchGuest."""

@@ -128,7 +128,9 @@ class _Daemon:
     def _change(self, step: Change) -> None:
         guest = step.guest
         try:
-            self._switch.change_guest(guest.name, cid=guest.cid, groups=guest.groups)
+            self._switch.change_guest(
+                guest.name, cid=guest.cid, groups=guest.groups, hybrid=guest.hybrid or False
+            )
         except NoSuchGuest:  # somebody removed it by the control API
             self._switch.add(guest)
 

@@ -112,7 +112,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Step: give a guest another CID or other groups; its attachment stays."""
+    """Step: give a guest another CID, other groups, another hybrid socket; its attachment stays."""
 
     before: GuestSpec
     guest: GuestSpec
@@ -168,10 +168,9 @@ def steps(wanted: Iterable[GuestSpec], actual: Iterable[GuestSpec]) -> list[Step
 
 
 def _can_change(before: GuestSpec, after: GuestSpec, others: Iterable[GuestSpec]) -> bool:
-    """Whether a guest can become `after` while it runs: its new CID must not be another's still."""
-    is_told_the_same = replace(before, cid=after.cid, groups=after.groups) == after
-    taken = {other.cid for other in others if other.name != before.name}
-    return is_told_the_same and after.cid not in taken
+    """Whether a guest can become `after` while it runs: nothing of it may still be another's."""
+    same = replace(before, cid=after.cid, groups=after.groups, hybrid=after.hybrid) == after
+    return same and not conflicts(after, [other for other in others if other.name != before.name])
 
 
 def _name_faults(name: str) -> list[Fault]:

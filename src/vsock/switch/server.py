@@ -70,9 +70,14 @@ class Controlled(Protocol):
         """Lets a guest in."""
 
     def change_guest(
-        self, guest: str | int, *, cid: int | None, groups: list[str] | None
+        self,
+        guest: str | int,
+        *,
+        cid: int | None,
+        groups: list[str] | None,
+        hybrid: bool | str | None,
     ) -> GuestRecord:
-        """Gives a guest another CID, other groups, or both."""
+        """Gives a guest another CID, other groups, another hybrid socket or none."""
 
     def remove_guest(self, guest: str | int) -> None:
         """Forgets a guest."""
@@ -108,6 +113,7 @@ class GuestChange:
 
     cid: Annotated[int, Field(ge=FIRST_GUEST_CID, le=LAST_GUEST_CID, strict=True)] | None = None
     groups: list[str] | None = None
+    hybrid: bool | _AbsolutePath | None = None
 
 
 def make_app(switch: Controlled) -> FastAPI:
@@ -178,13 +184,17 @@ def _add_changes(app: FastAPI, switch: Controlled) -> None:
 
     @app.patch("/v1/guests/{guest}", operation_id="change_guest")
     async def change_guest(guest: str, change: GuestChange, request: Request) -> GuestRecord:
-        """Gives a guest another CID (its connections end) or other groups (they go on) while it runs."""
+        """Gives a running guest another CID (its connections end), groups, or hybrid socket (they go on)."""
         what = {name: value for name, value in asdict(change).items() if value is not None}
         if not what:
-            raise UsageError("nothing to change: give cid or groups")
+            raise UsageError("nothing to change: give cid, groups or hybrid")
         _log.info("change of %s to %s asked by %s", guest, what, request.scope.get(_PEER))
         return await asyncio.to_thread(
-            switch.change_guest, guest, cid=change.cid, groups=change.groups
+            switch.change_guest,
+            guest,
+            cid=change.cid,
+            groups=change.groups,
+            hybrid=change.hybrid,
         )
 
     @app.delete("/v1/guests/{guest}", operation_id="remove_guest", status_code=204)

@@ -222,14 +222,13 @@ class Switch:
             UsageError: the name, the CID or a path cannot work.
             TransportError: EADDRINUSE when another guest or process has one of them.
         """
-        hybrid_path = self.hybrid_path(name) if hybrid is True else hybrid or None
         return self.add(
             GuestSpec(
                 name=name,
                 cid=cid,
                 groups=tuple(groups),
                 socket=Path(socket).absolute() if socket is not None else None,
-                hybrid=Path(hybrid_path).absolute() if hybrid_path else None,
+                hybrid=self._hybrid(name, hybrid),
                 memory_slots=memory_slots,
             )
         )
@@ -299,14 +298,21 @@ class Switch:
         return self.change_guest(guest, groups=groups)
 
     def change_guest(
-        self, guest: str | int, *, cid: int | None = None, groups: Sequence[str] | None = None
+        self,
+        guest: str | int,
+        *,
+        cid: int | None = None,
+        groups: Sequence[str] | None = None,
+        hybrid: bool | str | os.PathLike[str] | None = None,
     ) -> GuestRecord:
-        """Changes what can change of a running guest: `set_guest_cid` and `set_guest_groups` at once.
+        """Changes what can change of a running guest, as `set_guest_cid` and `set_guest_groups` do.
 
         Args:
             guest: its name or CID.
             cid: its new CID; None: as it is.
             groups: its groups from now on; None: as they are.
+            hybrid: True or a path for a hybrid socket, as for `add_guest`, False for none; None: as
+                it is. Who has come by the old one stays.
 
         Raises:
             NoSuchGuest, UsageError, TransportError: as those two.
@@ -317,6 +323,7 @@ class Switch:
                 old,
                 cid=old.cid if cid is None else cid,
                 groups=old.groups if groups is None else tuple(groups),
+                hybrid=old.hybrid if hybrid is None else self._hybrid(old.name, hybrid),
             )
             wrong = faults(new)
             if wrong:
@@ -328,6 +335,10 @@ class Switch:
                 node.set_guest_cid(old.cid, new.cid)
             if new.groups != old.groups:
                 node.set_guest_groups(new.cid, new.groups)
+            if new.hybrid != old.hybrid:
+                if new.hybrid:
+                    clear_socket(new.hybrid)
+                node.set_guest_hybrid(new.cid, new.hybrid)
             self._guests = {**self._guests, new.name: new}
         if new.cid != old.cid:
             _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, new.cid, old.cid)
@@ -413,6 +424,10 @@ class Switch:
         return decide(self._party(source), self._party(destination))
 
     # Inside
+
+    def _hybrid(self, name: str, wanted: bool | str | os.PathLike[str]) -> Path | None:
+        path = self.hybrid_path(name) if wanted is True else wanted
+        return Path(path).absolute() if path else None
 
     def _party(self, who: str | int) -> Party:
         if who in (HOST.name, HOST.cid, str(HOST.cid)):

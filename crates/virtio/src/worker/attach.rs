@@ -61,17 +61,9 @@ impl Worker {
         let mut slot = LinkSlot::new(name, Role::Guest(cid), link, socket, seed);
         slot.groups = groups;
         let id = self.links.insert(slot);
-        if let Some((path, door)) = hybrid {
-            match self.open_hybrid(door, id) {
-                Ok(token) => {
-                    self.links[id].hybrid = Some(path);
-                    self.links[id].hybrid_door = Some(token);
-                }
-                Err(error) => {
-                    self.links.remove(id);
-                    return Err(error.into());
-                }
-            }
+        if let Err(error) = self.set_hybrid(id, hybrid) {
+            self.links.remove(id);
+            return Err(error.into());
         }
         self.routes.insert(cid, id);
         Ok(id)

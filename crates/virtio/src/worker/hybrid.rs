@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
@@ -18,10 +19,25 @@ use crate::reactor::{Readiness, Token};
 use crate::vhost_user::PeerCredentials;
 
 impl Worker {
-    /// Opens a guest's hybrid socket.
-    pub(crate) fn open_hybrid(&mut self, door: UnixListener, link: LinkId) -> io::Result<Token> {
-        door.set_nonblocking(true)?;
-        self.watch(Source::HybridDoor(door, link))
+    /// Gives a guest another hybrid socket, or none. Who has come by the old one stays.
+    pub(crate) fn set_hybrid(
+        &mut self,
+        link: LinkId,
+        hybrid: Option<(PathBuf, UnixListener)>,
+    ) -> io::Result<()> {
+        let (path, door) = match hybrid {
+            Some((path, door)) => {
+                door.set_nonblocking(true)?;
+                (Some(path), Some(self.watch(Source::HybridDoor(door, link))?))
+            }
+            None => (None, None),
+        };
+        let Some(slot) = self.links.get_mut(link) else { return Ok(()) };
+        slot.hybrid = path;
+        if let Some(old) = std::mem::replace(&mut slot.hybrid_door, door) {
+            self.end_source(old);
+        }
+        Ok(())
     }
 
     /// Takes all programs that wait at a hybrid socket.
