@@ -331,22 +331,11 @@ class Switch:
             others = [spec for spec in self._guests.values() if spec.name != old.name]
             _refuse_conflicts(new, others)
             node = self._running()
-            if new.cid != old.cid:
-                node.set_guest_cid(old.cid, new.cid)
-            if new.groups != old.groups:
-                node.set_guest_groups(new.cid, new.groups)
-            if new.hybrid != old.hybrid:
-                if new.hybrid:
-                    clear_socket(new.hybrid)
-                node.set_guest_hybrid(new.cid, new.hybrid)
+            _change(node, old, new)
             self._guests = {**self._guests, new.name: new}
         if new.cid != old.cid:
-            _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, new.cid, old.cid)
             with suppress(OSError):  # removed meanwhile
                 node.wait_told(new.cid, _TELLING_SECONDS)
-        if new.groups != old.groups:
-            names = ",".join(new.groups)
-            _log.info("guest regrouped: guest=%s cid=%d groups=%s", new.name, new.cid, names)
         return self.guest(new.name)
 
     def resolved(self, guest: GuestSpec) -> GuestSpec:
@@ -506,6 +495,22 @@ class _AttendantThread:
         loop, over = self._loop.result()
         loop.call_soon_threadsafe(over.set)
         self._thread.join()
+
+
+def _change(node: "_native.Node", old: GuestSpec, new: GuestSpec) -> None:
+    """Makes a guest `new` that is `old`, and says so; what its front end knows is the same."""
+    name, cid = new.name, new.cid
+    if cid != old.cid:
+        node.set_guest_cid(old.cid, cid)
+        _log.info("guest renumbered: guest=%s cid=%d before=%d", name, cid, old.cid)
+    if new.groups != old.groups:
+        node.set_guest_groups(cid, new.groups)
+        _log.info("guest regrouped: guest=%s cid=%d groups=%s", name, cid, ",".join(new.groups))
+    if new.hybrid != old.hybrid:
+        if new.hybrid:
+            clear_socket(new.hybrid)
+        node.set_guest_hybrid(cid, new.hybrid)
+        _log.info("guest's hybrid socket: guest=%s cid=%d hybrid=%s", name, cid, new.hybrid)
 
 
 def _remove_sockets(guest: GuestSpec) -> None:
