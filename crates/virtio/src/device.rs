@@ -77,27 +77,34 @@ impl DeviceLink {
             return Err(RingError::BadSize(0));
         }
         let stopped_at = self.stop_ring(queue);
-        if queue != RX_QUEUE && stopped_at != config.base {
-            // A driver that begins anew has no connections to be told about.
-            self.gate = Gate::Open;
-        }
         self.bases[queue] = config.base;
         let ring = DeviceRing::new(Arc::clone(memory), config)?;
         self.queues[queue] = Some(Queue::new(ring, kick, call));
         self.epochs[queue] = self.epochs[queue].wrapping_add(1);
-        if queue == TX_QUEUE {
-            let goes_on =
-                std::mem::replace(&mut self.knows_driver, true) && stopped_at == config.base;
+        self.note_start(queue, stopped_at);
+        Ok(())
+    }
+
+    /// What the start of a ring says about its driver, from where the ring was and is.
+    fn note_start(&mut self, queue: usize, stopped_at: u16) {
+        let is_anew = stopped_at != self.bases[queue];
+        if queue != RX_QUEUE && is_anew {
+            // A driver that begins anew has no connections to be told about.
+            self.gate = Gate::Open;
+        }
+        if queue == TX_QUEUE && (!std::mem::replace(&mut self.knows_driver, true) || is_anew) {
             // A ring that starts anew starts at 0. This one's driver has connections of which nothing is left here: its
             // front end has attached again, or has restored it from a snapshot.
-            if !goes_on {
-                self.owes_reset = self.bases[TX_QUEUE] != 0;
-            }
+            self.owes_reset = self.bases[TX_QUEUE] != 0;
         }
         if self.owes_reset && self.announce_reset() {
             self.owes_reset = false;
         }
-        Ok(())
+    }
+
+    /// Where a ring started last; once it is stopped, where it would go on.
+    pub(crate) fn base(&self, queue: usize) -> u16 {
+        self.bases.get(queue).copied().unwrap_or(0)
     }
 
     /// Stops a ring, after making visible what was completed. Returns where a successor goes on (the *base* of

@@ -188,7 +188,7 @@ impl Worker {
         let Link::Device(device) = &mut slot.link else { return Ok(()) };
         let stopped_at = device.stop_ring(queue);
         device.start_ring(queue, memory, config, signals.0, signals.1)?;
-        let is_anew = queue == TX_QUEUE && stopped_at != config.base;
+        let is_anew = queue == TX_QUEUE && stopped_at != device.base(queue);
         if is_anew || (queue == EVENT_QUEUE && device.is_reset_due()) {
             // The driver began anew (reboot, rebind), or forgets its connections when it reads the event: it knows none
             // of its old ones, and its CID.
