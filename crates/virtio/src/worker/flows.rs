@@ -180,7 +180,7 @@ impl Worker {
         }
         if let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) {
             self.ended.push(token);
-            self.linger.forget(&flow);
+            self.linger.forget(token, &flow);
             let Flow { ours, theirs, reason, .. } = *flow;
             self.sockets.closed(flow.socket, Ended { ours, theirs, reason });
             self.release(flow.binding);

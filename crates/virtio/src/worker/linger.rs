@@ -22,10 +22,10 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(crate) struct Linger {
     timeout: Duration,
-    /// Numbers of those whose programs left in this round; nearly all end in it.
-    left: Vec<u64>,
-    /// The others, by when they are looked at and their number: the bytes that had been sent before, since when.
-    waiting: BTreeMap<(Instant, u64), (u64, Instant)>,
+    /// Those whose programs left in this round; nearly all end in it.
+    left: Vec<Token>,
+    /// The others, by when they are looked at: the bytes that had been sent before, since when.
+    waiting: BTreeMap<(Instant, Token), (u64, Instant)>,
     timeouts: u64,
 }
 
@@ -48,16 +48,16 @@ impl Linger {
 
     /// A flow has ended.
     #[inline]
-    pub(crate) fn forget(&mut self, flow: &Flow) {
+    pub(crate) fn forget(&mut self, token: Token, flow: &Flow) {
         if let Some(at) = flow.lingers_until {
-            self.waiting.remove(&(at, flow.number));
+            self.waiting.remove(&(at, token));
         }
     }
 
-    fn watch(&mut self, flow: &mut Flow, bytes_out: u64, since: Instant) {
+    fn watch(&mut self, token: Token, flow: &mut Flow, bytes_out: u64, since: Instant) {
         let at = since + self.timeout;
         flow.lingers_until = Some(at);
-        self.waiting.insert((at, flow.number), (bytes_out, since));
+        self.waiting.insert((at, token), (bytes_out, since));
     }
 }
 
@@ -69,30 +69,25 @@ impl Worker {
 
     /// A program has closed; its flow may have more to send.
     pub(crate) fn program_left(&mut self, token: Token) {
-        if let Some(number) = self.flow(token).map(|flow| flow.number) {
-            self.linger.left.push(number);
-        }
+        self.linger.left.push(token);
     }
 
     /// Begins to watch those that programs left in this round, and looks at those whose time has come.
     pub(super) fn expire_lingers(&mut self) {
         let mut left = std::mem::take(&mut self.linger.left);
-        for number in left.drain(..) {
-            let Some(&token) = self.numbers.get(&number) else { continue };
+        for token in left.drain(..) {
             let (bytes_out, now) = (self.bytes_out(token), self.now);
             if let Some(Source::Flow(flow)) = self.sources.get_mut(token)
                 && flow.lingers_until.is_none()
             {
-                self.linger.watch(flow, bytes_out, now);
+                self.linger.watch(token, flow, bytes_out, now);
             }
         }
         self.linger.left = left;
         while let Some(due) = self.linger.waiting.first_entry().filter(|it| it.key().0 <= self.now)
         {
-            let ((_, number), (bytes_out, since)) = due.remove_entry();
-            if let Some(&token) = self.numbers.get(&number) {
-                self.look_at_linger(token, bytes_out, since);
-            }
+            let ((_, token), (bytes_out, since)) = due.remove_entry();
+            self.look_at_linger(token, bytes_out, since);
         }
     }
 
@@ -104,7 +99,7 @@ impl Worker {
         let since = if bytes_out > before { now } else { since.max(receives_since) };
         let Some(Source::Flow(flow)) = self.sources.get_mut(token) else { return };
         if since + self.linger.timeout > now {
-            self.linger.watch(flow, bytes_out, since);
+            self.linger.watch(token, flow, bytes_out, since);
             return;
         }
         flow.lingers_until = None;
