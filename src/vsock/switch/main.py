@@ -40,11 +40,15 @@ def run(config: Config, *, reload: Callable[[], Config] | None = None, level: st
     asyncio.run(_Daemon(config, reload).run())
 
 
+class _DaemonSwitch(Switch):
+    _directory_option = "--runtime-dir"
+
+
 class _Daemon:
     def __init__(self, config: Config, reload: Callable[[], Config] | None) -> None:
         self._configured = config.guests
         self._reload = reload
-        self._switch = Switch(
+        self._switch = _DaemonSwitch(
             config.guests, runtime_dir=config.runtime_dir, control=True, poll_us=config.poll_us
         )
         self._over = asyncio.Event()

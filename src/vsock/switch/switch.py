@@ -21,13 +21,13 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from vsock import _native
 from vsock.address import CID_ANY, CID_HOST
 from vsock.errors import NoSuchGuest, TransportError, UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
-from vsock.switch.claims import RuntimeClaim, clear_socket
+from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
 from vsock.switch.model import POLL_US, GuestSpec, checked_poll, conflicts, faults
 from vsock.switch.policy import HOST, Party, Verdict, decide
 from vsock.switch.records import (
@@ -58,6 +58,9 @@ class Switch:
 
     A switch is started by `with`, `async with` or `start`, and once only.
     """
+
+    _directory_option: ClassVar[str] = "runtime_dir="
+    """How whoever made this switch chooses another runtime directory, for messages."""
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Switch:
         """
         if self._claim:
             raise UsageError("this switch was started before; make another one")
-        self._claim = RuntimeClaim(self.runtime_dir)
+        self._claim = RuntimeClaim(self.runtime_dir, option=self._directory_option)
         try:
             self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
             self._node.set_polling(self._poll_us)
@@ -421,8 +424,8 @@ class _AttendantThread:
 
 def _remove_sockets(guest: GuestSpec) -> None:
     for path in (guest.socket, guest.hybrid):
-        if path and path.is_socket():
-            path.unlink(missing_ok=True)
+        if path:
+            remove_socket(path)
 
 
 def _refuse_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:
