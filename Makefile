@@ -21,6 +21,7 @@ BENCH_SOURCES := $(NATIVE_SOURCES) $(shell find bench -name '*.rs' -o -name Carg
 GUEST_PACKAGES := qemu-system-x86
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows what they call.
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace
+TEST_PARTS := check test-rust test-python bench-instructions test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -32,7 +33,8 @@ demo: build ## Boot real guests and show what the switch does
 	$(BIN)/vsock demo
 
 .PHONY: test
-test: build check test-rust test-python bench-instructions test-guests ## Everything that must pass: checks, Rust, Python, real guests
+test: build ## Everything that must pass: checks, Rust, Python, real guests; a line for each at the end
+	@$(PYTHON) tools/test_parts.py '$(MAKE)' $(TEST_PARTS)
 
 .PHONY: help
 help: ## List these targets
