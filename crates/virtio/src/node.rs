@@ -298,6 +298,11 @@ impl Node {
         self.journal.take()
     }
 
+    /// Whether single connections are events too, opened and refused ones; at first they are not.
+    pub fn set_wants_flows(&self, wanted: bool) {
+        self.journal.set_wants_flows(wanted);
+    }
+
     /// Readable while there are events.
     pub fn journal(&self) -> &Journal {
         &self.journal

@@ -42,8 +42,17 @@ from vsock.transports import SwitchTransport
 __all__ = ["Switch"]
 
 _log: Final = logging.getLogger("vsock.switch")
-_EXPECTED_EVENTS: Final = frozenset({"attached", "detached"})
+_LEVELS: Final = {
+    "attached": logging.INFO,
+    "detached": logging.INFO,
+    "running": logging.INFO,
+    "flow": logging.DEBUG,
+    "flow-refused": logging.DEBUG,
+}
 """What the data plane notes of itself and is no trouble; what it is told to do is logged here."""
+
+_HELD_BACK_SECONDS: Final = 1.5
+"""After so long the data plane says how many events it has left out of a storm."""
 
 
 class Switch:
@@ -102,6 +111,7 @@ class Switch:
         try:
             self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
             self._node.set_polling(self._poll_us)
+            self._node.set_wants_flows(_log.isEnabledFor(logging.DEBUG))
             self._started = time.monotonic()
             for guest in self._first_guests:
                 self.add(guest)
@@ -366,7 +376,12 @@ class Switch:
         """Tends to events, and to the control API if asked for, in the running loop."""
         loop = asyncio.get_running_loop()
         events = self._running().event_fd()
-        loop.add_reader(events, self._log_events)
+
+        def look() -> None:
+            if self._log_events():
+                loop.call_later(_HELD_BACK_SECONDS, self._log_events)
+
+        loop.add_reader(events, look)
         try:
             if self._serves_control:
                 from vsock.switch.server import ControlServer
@@ -379,18 +394,21 @@ class Switch:
             loop.remove_reader(events)
             self._log_events()
 
-    def _log_events(self) -> None:
+    def _log_events(self) -> bool:
+        """Logs what has happened; whether anything has."""
         node = self._node
         if node is None:  # stopped by hand inside `with`: its eventfd is gone or about to be
-            return
-        names = {spec.cid: spec.name for spec in self._guests.values()}
-        for event in node.events():
-            level = logging.INFO if event.kind in _EXPECTED_EVENTS else logging.WARNING
+            return False
+        names = {CID_HOST: HOST.name} | {spec.cid: spec.name for spec in self._guests.values()}
+        events = node.events()
+        for event in events:
+            level = _LEVELS.get(event.kind, logging.WARNING)
             if event.cid == CID_ANY:
                 _log.log(level, "%s: %s", event.kind, event.detail)
                 continue
             guest = names.get(event.cid, "?")
             _log.log(level, "%s: guest=%s cid=%d %s", event.kind, guest, event.cid, event.detail)
+        return bool(events)
 
 
 class _AttendantThread:

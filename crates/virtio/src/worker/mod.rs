@@ -19,6 +19,7 @@ mod attach;
 mod binding;
 mod connecting;
 mod datagrams;
+mod flow_log;
 mod flows;
 mod forward;
 mod hearing;
