@@ -7,6 +7,7 @@ the log; who may ask is the socket's mode (0600, in a directory of mode 0700).
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -219,8 +220,8 @@ class ControlServer:
     async def __aenter__(self) -> Self:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            os.fchmod(listener.fileno(), 0o600)  # before it has a name, which gets this mode
             listener.bind(str(self._path))
-            self._path.chmod(0o600)
         except OSError:
             listener.close()
             raise
