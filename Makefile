@@ -17,11 +17,13 @@ CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests: its tests are the Python ones.
 RUST_TESTED := --workspace --exclude vsock-python
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml)
-BENCH_SOURCES := $(NATIVE_SOURCES) $(shell find bench -name '*.rs' -o -name Cargo.toml)
+BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.rs' -o -name Cargo.toml)
+# Benchmarks are a workspace of their own, built beside the package.
+IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 GUEST_PACKAGES := qemu-system-x86
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows what they call.
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace
-TEST_PARTS := check test-rust test-python bench-instructions test-guests
+TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -50,6 +52,10 @@ setup: $(VENV)/.tools ## Make the virtual environment with all tools, in .venv
 .PHONY: build
 build: $(VENV)/.built ## Build both libraries and install the package in .venv (editable)
 
+.PHONY: dist
+dist: $(VENV)/.tools ## Make sdist and wheel, in build/dist
+	$(BIN)/python -m build --outdir build/dist
+
 .PHONY: guests
 guests: ## Fetch guest kernels and make guest images, in build/guests
 	@tools/debian-packages $(GUEST_PACKAGES)
@@ -69,7 +75,9 @@ check: build lint types ## Format, lint, types, layers, stub: quick and without 
 .PHONY: lint
 lint: build ## Formatters (looking only), clippy, ruff, paths
 	cargo fmt --all --check
+	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy $(IN_BENCH) --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	tools/check-paths
@@ -82,17 +90,23 @@ types: build ## mypy, and the stub against the built module
 .PHONY: fmt
 fmt: setup ## Format Rust and Python, and make ruff's safe corrections
 	cargo fmt --all
+	cargo fmt --all --manifest-path bench/Cargo.toml
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 .PHONY: test-rust
 test-rust: build ## Rust tests: core, device against driver
 	$(CARGO) test $(RUST_TESTED) --locked
+	cargo test $(IN_BENCH) --workspace --locked
 
 .PHONY: test-python
 test-python: build ## Python tests that need no VM
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # said what is missing; their tests are skipped
-	$(BIN)/pytest -m 'not vm'
+	$(BIN)/pytest -m 'not vm and not dist'
+
+.PHONY: test-dist
+test-dist: build ## Build sdist and wheel, and install them in an empty environment
+	$(BIN)/pytest -m dist
 
 .PHONY: test-guests
 test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
@@ -130,7 +144,7 @@ bench-peers: ## Install vhost-device-vsock 0.3.0 in build/peers, for `make bench
 
 .PHONY: bench-micro
 bench-micro: ## Times of the per-packet paths, with Criterion
-	cargo bench --locked --package vsock-paths
+	cargo bench $(IN_BENCH) --locked --package vsock-paths
 
 .PHONY: bench-instructions
 bench-instructions: $(PATHS) ## Count the instructions of each packet and compare; UPDATE=1: keep the counts
@@ -144,11 +158,11 @@ $(VENV)/.tools: pyproject.toml tools/make-venv
 	@touch $@
 
 $(LOAD): $(BENCH_SOURCES)
-	cargo build --release --locked --package vsock-load
+	cargo build $(IN_BENCH) --release --locked --package vsock-load
 	@touch $@
 
 $(PATHS): $(BENCH_SOURCES)
-	cargo build --release --locked --package vsock-paths
+	cargo build $(IN_BENCH) --release --locked --package vsock-paths
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
