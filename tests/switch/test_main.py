@@ -125,7 +125,7 @@ def test_directory_for_everybody_is_refused_and_left_as_it_is(
 
 
 def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> None:
-    """Guests of the file change, those of the API stay, faults change nothing."""
+    """N25: guests of the file change, those of the API stay, faults change nothing, and each is said."""
     with Daemon("--config", str(config)) as daemon:
         daemon.wait_for("ready")
         Client(runtime_dir).add_guest(GuestSpec(name="extra", cid=9))
@@ -133,6 +133,8 @@ def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> N
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for("guest added: guest=beta")
         assert guests(runtime_dir) == {"beta": 3, "extra": 9}
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("config read again: no guest changed")
         config.write_text('[[guest]]\nname = "beta"\ncid = 0\n')
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for(r"config not taken: .*vsock\.toml:3: ")

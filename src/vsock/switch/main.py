@@ -91,7 +91,11 @@ class _Daemon:
             _log.warning("config: a new runtime_dir needs a restart of the switch")
         self._switch.set_polling(config.poll_us)
         failed: list[GuestSpec] = []
-        for step in steps(config.guests, self._configured):
+        changes = steps(config.guests, self._configured)
+        _log.info(
+            "config read again: %s", f"{len(changes)} steps" if changes else "no guest changed"
+        )
+        for step in changes:
             try:
                 if isinstance(step, Remove):
                     with suppress(NoSuchGuest):  # somebody removed it by the control API
