@@ -69,11 +69,11 @@ clean: ## Remove all that was built, guest kernels too
 ##@ Checking
 
 .PHONY: check
-check: build lint types ## Format, lint, types, layers, stub: quick and without guests
+check: lint types ## Format, lint, types, layers, stub: quick and without guests
 	$(BIN)/pytest -q tests/test_layers.py
 
 .PHONY: lint
-lint: build ## Formatters (looking only), clippy, ruff, paths
+lint: setup build ## Formatters (looking only), clippy, ruff, paths
 	cargo fmt --all --check
 	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -83,7 +83,7 @@ lint: build ## Formatters (looking only), clippy, ruff, paths
 	tools/check-paths
 
 .PHONY: types
-types: build ## mypy, and the stub against the built module
+types: setup build ## mypy, and the stub against the built module
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest vsock._native
 
@@ -100,28 +100,28 @@ test-rust: build ## Rust tests: core, device against driver
 	cargo test $(IN_BENCH) --workspace --locked
 
 .PHONY: test-python
-test-python: build ## Python tests that need no VM
+test-python: setup build ## Python tests that need no VM
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # said what is missing; their tests are skipped
 	$(BIN)/pytest -m 'not vm and not dist'
 
 .PHONY: test-dist
-test-dist: build ## Build sdist and wheel, and install them in an empty environment
+test-dist: setup build ## Build sdist and wheel, and install them in an empty environment
 	$(BIN)/pytest -m dist
 
 .PHONY: test-guests
-test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
+test-guests: setup build guests ## Tests with real guests: QEMU and User-Mode Linux
 	@tools/debian-packages $(PROGRAM_PACKAGES)
 	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
 
 CONFORMANCE := build/conformance
 
 .PHONY: conformance
-conformance: build guests ## The kernel's own vsock_test over the switch, all roles; RUNS=10: ten times
+conformance: setup build guests ## The kernel's own vsock_test over the switch, all roles; RUNS=10: ten times
 	@tests/conformance/build-suite $(CONFORMANCE)
 	$(BIN)/python -m tests.conformance --suite $(CONFORMANCE) --runs $(or $(RUNS),1)
 
 .PHONY: oracle
-oracle: build guests ## Ask the kernel: every case in guests, with vsock.socket and under vsock run
+oracle: setup build guests ## Ask the kernel: every case in guests, with vsock.socket and under vsock run
 	$(BIN)/python -m tests.oracle $(ORACLE)
 
 .PHONY: fuzz
@@ -153,8 +153,12 @@ bench-instructions: $(PATHS) ## Count the instructions of each packet and compar
 
 # Stamps: when these are newer than what they were made from, there is nothing to do.
 
-$(VENV)/.tools: pyproject.toml tools/make-venv
-	tools/make-venv $(PYTHON) $(VENV)
+$(VENV)/.base: pyproject.toml tools/make-venv
+	@tools/make-venv $(PYTHON) $(VENV) build
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.base
+	@tools/make-venv $(PYTHON) $(VENV) dev
 	@touch $@
 
 $(LOAD): $(BENCH_SOURCES)
@@ -165,7 +169,10 @@ $(PATHS): $(BENCH_SOURCES)
 	cargo build $(IN_BENCH) --release --locked --package vsock-paths
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
-	tools/build-preload
-	PIP_QUIET=1 VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --quiet
+# The package's own backend is what calls maturin here, too; nothing is wrong with that (tools/build_backend.py).
+$(VENV)/.built: export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING = 1
+$(VENV)/.built: $(VENV)/.base $(NATIVE_SOURCES)
+	@tools/sign-of-life "building the preload library" tools/build-preload
+	@PIP_QUIET=1 VIRTUAL_ENV=$(VENV) tools/sign-of-life "building the package" \
+	  $(BIN)/maturin develop --release --quiet
 	@touch $@
