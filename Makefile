@@ -31,7 +31,7 @@ FUZZ_SECONDS ?= 60
 .PHONY: demo
 demo: build ## Boot real guests and show what the switch does
 	@tools/debian-packages $(GUEST_PACKAGES) || true # said what is missing; the demo does without
-	@guests/fetch
+	@tools/sign-of-life --show "making Linux guests" guests/fetch
 	$(BIN)/vsock demo
 
 .PHONY: test

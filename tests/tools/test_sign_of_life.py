@@ -8,10 +8,10 @@ from pathlib import Path
 TOOL = Path(__file__).parents[2] / "tools" / "sign-of-life"
 
 
-def start(script: str, folder: Path) -> "subprocess.Popen[str]":
+def start(script: str, folder: Path, *options: str) -> "subprocess.Popen[str]":
     """The tool with a shell script as its command; errors go where output goes."""
     return subprocess.Popen(
-        [str(TOOL), "doing it", "sh", "-c", script],
+        [str(TOOL), *options, "doing it", "sh", "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -51,3 +51,18 @@ def test_warning_is_shown(tmp_path: Path) -> None:
     process = start("echo 'warning: unused'", tmp_path)
     output, _ = process.communicate(timeout=30)
     assert re.fullmatch(r"doing it \.* \d+ s\nwarning: unused\n", output)
+
+
+def test_output_is_shown_as_it_comes_if_that_is_asked_for(tmp_path: Path) -> None:
+    """For commands that have something to say; the dots are between their lines."""
+    os.mkfifo(tmp_path / "fifo")
+    process = start("echo first; read -r _ <fifo; echo last", tmp_path, "--show")
+    assert process.stdout
+    seen = ""
+    while not seen.endswith("first\n."):
+        seen += process.stdout.read(1)
+    assert re.fullmatch(r"doing it \n\.*first\n\.", seen)
+    with (tmp_path / "fifo").open("w") as fifo:
+        fifo.write("go on\n")
+    output, _ = process.communicate(timeout=30)
+    assert re.fullmatch(r"\.*last\ndoing it \d+ s\n", output)
