@@ -17,10 +17,13 @@ CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests: its tests are the Python ones.
 RUST_TESTED := --workspace --exclude vsock-python
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml)
-BENCH_SOURCES := $(NATIVE_SOURCES) $(shell find bench -name '*.rs' -o -name Cargo.toml)
+BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.rs' -o -name Cargo.toml)
+# Benchmarks are a workspace of their own, built beside the package.
+IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 GUEST_PACKAGES := qemu-system-x86
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows what they call.
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace
+TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -28,11 +31,12 @@ FUZZ_SECONDS ?= 60
 .PHONY: demo
 demo: build ## Boot real guests and show what the switch does
 	@tools/debian-packages $(GUEST_PACKAGES) || true # said what is missing; the demo does without
-	@guests/fetch
+	@tools/sign-of-life --show "making Linux guests" guests/fetch
 	$(BIN)/vsock demo
 
 .PHONY: test
-test: build check test-rust test-python bench-instructions test-guests ## Everything that must pass: checks, Rust, Python, real guests
+test: build ## Everything that must pass: checks, Rust, Python, real guests; a line for each at the end
+	@$(PYTHON) tools/test_parts.py '$(MAKE)' $(TEST_PARTS)
 
 .PHONY: help
 help: ## List these targets
@@ -48,6 +52,10 @@ setup: $(VENV)/.tools ## Make the virtual environment with all tools, in .venv
 .PHONY: build
 build: $(VENV)/.built ## Build both libraries and install the package in .venv (editable)
 
+.PHONY: dist
+dist: $(VENV)/.tools ## Make sdist and wheel, in build/dist
+	$(BIN)/python -m build --outdir build/dist
+
 .PHONY: guests
 guests: ## Fetch guest kernels and make guest images, in build/guests
 	@tools/debian-packages $(GUEST_PACKAGES)
@@ -61,51 +69,59 @@ clean: ## Remove all that was built, guest kernels too
 ##@ Checking
 
 .PHONY: check
-check: build lint types ## Format, lint, types, layers, stub: quick and without guests
+check: lint types ## Format, lint, types, layers, stub: quick and without guests
 	$(BIN)/pytest -q tests/test_layers.py
 
 .PHONY: lint
-lint: build ## Formatters (looking only), clippy, ruff, paths
+lint: setup build ## Formatters (looking only), clippy, ruff, paths
 	cargo fmt --all --check
+	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy $(IN_BENCH) --workspace --all-targets --locked -- -D warnings
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	tools/check-paths
 
 .PHONY: types
-types: build ## mypy, and the stub against the built module
+types: setup build ## mypy, and the stub against the built module
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest vsock._native
 
 .PHONY: fmt
 fmt: setup ## Format Rust and Python, and make ruff's safe corrections
 	cargo fmt --all
+	cargo fmt --all --manifest-path bench/Cargo.toml
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 .PHONY: test-rust
 test-rust: build ## Rust tests: core, device against driver
 	$(CARGO) test $(RUST_TESTED) --locked
+	cargo test $(IN_BENCH) --workspace --locked
 
 .PHONY: test-python
-test-python: build ## Python tests that need no VM
+test-python: setup build ## Python tests that need no VM
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # said what is missing; their tests are skipped
-	$(BIN)/pytest -m 'not vm'
+	$(BIN)/pytest -m 'not vm and not dist'
+
+.PHONY: test-dist
+test-dist: setup build ## Build sdist and wheel, and install them in an empty environment
+	$(BIN)/pytest -m dist
 
 .PHONY: test-guests
-test-guests: build guests ## Tests with real guests: QEMU and User-Mode Linux
+test-guests: setup build guests ## Tests with real guests: QEMU and User-Mode Linux
 	@tools/debian-packages $(PROGRAM_PACKAGES)
 	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
 
 CONFORMANCE := build/conformance
 
 .PHONY: conformance
-conformance: build guests ## The kernel's own vsock_test over the switch, all roles; RUNS=10: ten times
+conformance: setup build guests ## The kernel's own vsock_test over the switch, all roles; RUNS=10: ten times
 	@tests/conformance/build-suite $(CONFORMANCE)
 	$(BIN)/python -m tests.conformance --suite $(CONFORMANCE) --runs $(or $(RUNS),1)
 
 .PHONY: oracle
-oracle: build guests ## Ask the kernel: every case in guests, with vsock.socket and under vsock run
+oracle: setup build guests ## Ask the kernel: every case in guests, with vsock.socket and under vsock run
 	$(BIN)/python -m tests.oracle $(ORACLE)
 
 .PHONY: fuzz
@@ -128,7 +144,7 @@ bench-peers: ## Install vhost-device-vsock 0.3.0 in build/peers, for `make bench
 
 .PHONY: bench-micro
 bench-micro: ## Times of the per-packet paths, with Criterion
-	cargo bench --locked --package vsock-paths
+	cargo bench $(IN_BENCH) --locked --package vsock-paths
 
 .PHONY: bench-instructions
 bench-instructions: $(PATHS) ## Count the instructions of each packet and compare; UPDATE=1: keep the counts
@@ -137,19 +153,26 @@ bench-instructions: $(PATHS) ## Count the instructions of each packet and compar
 
 # Stamps: when these are newer than what they were made from, there is nothing to do.
 
-$(VENV)/.tools: pyproject.toml tools/make-venv
-	tools/make-venv $(PYTHON) $(VENV)
+$(VENV)/.base: pyproject.toml tools/make-venv
+	@tools/make-venv $(PYTHON) $(VENV) build
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.base
+	@tools/make-venv $(PYTHON) $(VENV) dev
 	@touch $@
 
 $(LOAD): $(BENCH_SOURCES)
-	cargo build --release --locked --package vsock-load
+	cargo build $(IN_BENCH) --release --locked --package vsock-load
 	@touch $@
 
 $(PATHS): $(BENCH_SOURCES)
-	cargo build --release --locked --package vsock-paths
+	cargo build $(IN_BENCH) --release --locked --package vsock-paths
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
-	tools/build-preload
-	PIP_QUIET=1 VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --quiet
+# The package's own backend is what calls maturin here, too; nothing is wrong with that (tools/build_backend.py).
+$(VENV)/.built: export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING = 1
+$(VENV)/.built: $(VENV)/.base $(NATIVE_SOURCES)
+	@tools/sign-of-life "building the preload library" tools/build-preload
+	@PIP_QUIET=1 VIRTUAL_ENV=$(VENV) tools/sign-of-life "building the package" \
+	  $(BIN)/maturin develop --release --quiet
 	@touch $@

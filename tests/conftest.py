@@ -23,6 +23,15 @@ KEPT = {"VSOCK_GUEST_IMAGES", "VSOCK_REQUIRE_GUESTS", "VSOCK_TEST_ACCEL"}
 """Settings for the tests themselves."""
 
 
+def pytest_configure() -> None:
+    """Ctrl-C ends programs that tests start, also when these tests are a background job of a script (N2).
+
+    A shell starts those with SIGINT ignored, which every program below would inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees, or talks to, a switch of the person who runs the tests."""

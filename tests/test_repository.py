@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_example_of_the_readme_runs(runtime_dir: Path) -> None:
-    """The first code that anybody tries prints what it says."""
+def test_example_of_the_readme_runs(switch: object) -> None:
+    """N8: the first code that anybody tries prints what it says, also while a switch runs."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = subprocess.run(

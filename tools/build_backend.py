@@ -3,9 +3,16 @@
 maturin builds one Rust library, the native module. The preload library is a second one; it is built
 first and put into the package's folder, from where maturin takes it along (`include` in
 pyproject.toml).
+
+Wheels are built by maturin's command rather than by its own hook, which tags them for this machine
+only: the command asks the native module which C library it needs, and says so in the tag.
 """
 
+import os
+import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +37,24 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
+# maturin warns of any other backend than its own; this one calls it.
+os.environ["MATURIN_NO_MISSING_BUILD_BACKEND_WARNING"] = "1"
 
-def build_wheel(*arguments: Any, **options: Any) -> str:
-    """Build the wheel, with both libraries."""
-    _build_preload()
-    return maturin.build_wheel(*arguments, **options)
+
+def build_wheel(
+    wheel_directory: str,
+    config_settings: dict[str, Any] | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    """Build the wheel, with both libraries, stripped, and without paths of this machine."""
+    environment = os.environ | {"RUSTFLAGS": _flags_without_paths()}
+    _build_preload(environment)
+    with tempfile.TemporaryDirectory() as out:
+        command = ["maturin", "build", "--release", "--strip", "--interpreter", sys.executable]
+        subprocess.run([*command, "--out", out], check=True, env=environment)
+        (wheel,) = Path(out).glob("*.whl")
+        shutil.copy(wheel, wheel_directory)
+    return wheel.name
 
 
 def build_editable(*arguments: Any, **options: Any) -> str:
@@ -43,5 +63,14 @@ def build_editable(*arguments: Any, **options: Any) -> str:
     return maturin.build_editable(*arguments, **options)
 
 
-def _build_preload() -> None:
-    subprocess.run([Path(__file__).parent / "build-preload"], check=True)
+def _build_preload(environment: dict[str, str] | None = None) -> None:
+    # By its interpreter: in a source distribution it is not executable.
+    script = Path(__file__).parent / "build-preload"
+    subprocess.run(["sh", script], check=True, env=environment)
+
+
+def _flags_without_paths() -> str:
+    """Compiler flags under which libraries name sources of dependencies by no path of this machine."""
+    home = os.environ.get("CARGO_HOME") or Path("~/.cargo").expanduser()
+    remap = f"--remap-path-prefix={Path(home) / 'registry' / 'src'}=registry"
+    return f"{os.environ.get('RUSTFLAGS', '')} {remap}".strip()

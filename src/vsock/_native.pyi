@@ -124,6 +124,9 @@ class Node:
     def snapshot(self) -> Snapshot:
         """Everything as it is now. RuntimeError once the node has been stopped."""
 
+    def set_wants_flows(self, wanted: bool) -> None:
+        """Whether single connections, opened and refused, are events too; at first they are not."""
+
     def event_fd(self) -> int:
         """A descriptor that is readable while there are events; it belongs to the node."""
 

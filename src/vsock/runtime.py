@@ -2,7 +2,7 @@
 
 Every program that wants to talk to a switch on this machine looks in the same directory:
 `$VSOCK_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/vsock`, else `/run/vsock`. It belongs to one user
-(mode 0700): who may enter it may use the switch.
+(mode 0700): who may enter it may use the switch. `switch.claims` makes it, and takes no other.
 """
 
 import os

@@ -81,9 +81,9 @@ def test_signal_before_the_command_runs_leaves_nothing_behind(
 
 @pytest.fixture
 def signals() -> Iterator[Signals]:
-    """What a command's parent does with signals, in this process."""
+    """What a command's parent does with signals, in this process; none is ignored, as nohup has it (N2)."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.getsignal(number)) for number in numbers]
+    before = [(number, signal.signal(number, signal.SIG_DFL)) for number in numbers]
     yield Signals()
     for number, handler in before:
         signal.signal(number, handler)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from vsock.runtime import RuntimeFiles
@@ -96,6 +97,12 @@ class Session:
         self._running: list[tuple[Command, subprocess.Popen[str], Path]] = []
         self._guest: UmlGuest | None = None
         self._in_guest: list[tuple[Command, GuestProcess]] = []
+
+    def run_programs(self, page: str) -> None:
+        """Run the whole programs of a page, and nothing else of it."""
+        for (language, content), follower in pairwise([*blocks(page), ("", "")]):
+            if language == "python":
+                self._program(content, follower[1] if follower[0] == "text" else None)
 
     def read(self, page: str) -> None:
         """Do all that a page says."""

@@ -43,6 +43,16 @@ def test_page_does_what_it_says(page, tmp_path, runtime_dir):
         session.close()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_programs_run_while_a_switch_runs(page, tmp_path, runtime_dir, switch):
+    """N8: who follows the guide in order has a switch running since its second page."""
+    session = Session(tmp_path, runtime_dir)
+    try:
+        session.run_programs(page.read_text(encoding="utf-8"))
+    finally:
+        session.close()
+
+
 def _has_image() -> bool:
     try:
         find_image("uml")

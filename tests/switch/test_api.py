@@ -27,12 +27,17 @@ def client(switch: Switch) -> Client:
     return Client(switch.runtime_dir, timeout=10)
 
 
-def ask(runtime_dir: Path, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+JSON = "application/json"
+
+
+def ask(
+    runtime_dir: Path, method: str, path: str, body: bytes = b"", kind: str = JSON
+) -> tuple[int, Any]:
     """One request as another HTTP client would send it."""
     connection = http.client.HTTPConnection("switch", timeout=10)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(RuntimeFiles(runtime_dir).control))
-    connection.request(method, path, body, {"Content-Type": "application/json"})
+    connection.request(method, path, body, {"Content-Type": kind} if kind else {})
     response = connection.getresponse()
     content = response.read()
     connection.close()
@@ -253,3 +258,56 @@ def test_record_of_a_newer_switch_is_understood() -> None:
     """What this version does not know is left out."""
     known = dict.fromkeys(SwitchRecord.__slots__, 0)
     assert from_json(SwitchRecord, known | {"colour": "blue"}) == from_json(SwitchRecord, known)
+
+
+GUEST = b'{"name": "delta", "cid": 6}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("application/x-www-form-urlencoded", "the body is application/x-www-form-urlencoded: "),
+        ("", "the body is of no type: "),
+    ],
+)
+def test_body_that_is_not_said_to_be_json_is_refused_with_what_to_do(
+    switch: Switch, kind: str, said: str
+) -> None:
+    """N24: `curl -d` says that it sends a form, which has nothing to do with what is in it."""
+    status, answer = ask(switch.runtime_dir, "POST", "/v1/guests", GUEST, kind)
+    assert status == 415
+    assert answer == {"error": f"{said}send Content-Type: application/json (curl --json)"}
+    kind = "application/json; charset=utf-8"
+    assert ask(switch.runtime_dir, "POST", "/v1/guests", GUEST, kind)[0] == 201
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("GET", "/v1/nothing", b"", 404, "no /v1/nothing here; /openapi.json says what there is"),
+        ("PUT", "/v1/guests", b"", 405, "PUT /v1/guests: Method Not Allowed"),
+        ("GET", "/v1/guests/nobody", b"", 404, "no guest 'nobody' (guests: alpha, beta, gamma)"),
+        ("POST", "/v1/guests", b'{"name": "delta"}', 422, "cid: Field required"),
+        ("POST", "/v1/guests", b"", 422, "body: Field required"),
+        ("POST", "/v1/guests", b'{"name": "alpha", "cid": 9}', 409, "guest alpha exists already"),
+    ],
+)
+def test_every_refusal_has_the_same_form(
+    switch: Switch, method: str, path: str, body: bytes, status: int, said: str
+) -> None:
+    """N24: one key, `error`, with one line, whoever refuses."""
+    got, answer = ask(switch.runtime_dir, method, path, body)
+    assert got == status
+    assert list(answer) == ["error"]
+    assert answer["error"].startswith(said)
+
+
+def test_description_has_the_form_of_refusals(switch: Switch) -> None:
+    """N24: who generates a client from it gets the answers that come."""
+    _, description = ask(switch.runtime_dir, "GET", "/openapi.json")
+    for path in description["paths"].values():
+        for operation in path.values():
+            for status in ("404", "409", "415", "422"):
+                schema = operation["responses"][status]["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Refusal"}
+    assert list(description["components"]["schemas"]["Refusal"]["properties"]) == ["error"]

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -77,16 +78,125 @@ def test_path_too_long_is_refused(runtime_dir: Path) -> None:
         clear_socket(runtime_dir / ("x" * 107))
 
 
-def test_claimed_directory_is_private_and_empty_of_sockets(runtime_dir: Path) -> None:
-    """Who owns the lock owns the sockets, so stale ones go at once."""
+def test_claimed_directory_is_private_whatever_the_umask(runtime_dir: Path) -> None:
+    """N1: what the switch makes is for its user alone; the directories above are not writable by others."""
     directory = runtime_dir / "deep" / "er"
-    directory.mkdir(parents=True, mode=0o755)
-    bound(directory / "control.sock").close()
-    claim = RuntimeClaim(directory)
-    assert directory.stat().st_mode & 0o777 == 0o700
+    before = os.umask(0)
+    try:
+        RuntimeClaim(directory).release()
+    finally:
+        os.umask(before)
+    made = (directory, directory / "guests", directory / "lock", runtime_dir / "deep")
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in made]
+    assert modes == [0o700, 0o700, 0o600, 0o755]
+
+
+def test_stale_sockets_of_a_switch_go(runtime_dir: Path) -> None:
+    """Who owns the lock owns the sockets; twice released is harmless."""
+    RuntimeClaim(runtime_dir).release()
+    bound(runtime_dir / "control.sock").close()
+    bound(runtime_dir / "guests" / "alpha.sock").close()
+    claim = RuntimeClaim(runtime_dir)
     assert not claim.files.control.exists()
+    assert not claim.files.guest_socket("alpha").exists()
     claim.release()
     claim.release()
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        (0o1777, "is used by other users too; choose a directory of its own"),
+        (0o777, "is used by other users too"),
+        (0o2770, "is used by other users too"),
+        (0o755, r"is open to other users \(mode 0755\); choose a directory of its own"),
+        (0o710, r"is open to other users \(mode 0710\)"),
+    ],
+)
+def test_shared_directory_is_refused_and_left_as_it_is(
+    runtime_dir: Path, mode: int, why: str
+) -> None:
+    """N1: a switch in `/tmp` must not take it from everybody else; it says what to do instead."""
+    shared = runtime_dir / "shared"
+    shared.mkdir()
+    (shared / "file").touch()
+    shared.chmod(mode)
+    with pytest.raises(TransportError, match=why) as caught:
+        RuntimeClaim(shared)
+    assert f"runtime_dir= or VSOCK_RUNTIME_DIR, for example {shared}/vsock" in str(caught.value)
+    assert "chmod" not in str(caught.value)
+    assert stat.S_IMODE(shared.stat().st_mode) == mode
+    assert [path.name for path in shared.iterdir()] == ["file"]
+
+
+def test_open_directory_with_nothing_in_it_may_be_closed(runtime_dir: Path) -> None:
+    """N1: only where it harms nobody is that proposed."""
+    runtime_dir.chmod(0o755)
+    with pytest.raises(TransportError, match=f"or close this one: chmod 700 {runtime_dir}"):
+        RuntimeClaim(runtime_dir)
+    assert stat.S_IMODE(runtime_dir.stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_directory_of_another_user_is_refused(runtime_dir: Path) -> None:
+    """N1: root does not take somebody's directory either."""
+    theirs = runtime_dir / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 12345, 12345)
+    with pytest.raises(TransportError, match="belongs to uid 12345; choose another with runtime_"):
+        RuntimeClaim(theirs)
+    assert list(theirs.iterdir()) == []
+
+
+def test_symbolic_link_is_not_followed(runtime_dir: Path) -> None:
+    """N1: in `/tmp` anybody can make a link that leads to a directory of ours."""
+    (runtime_dir / "private").mkdir(mode=0o700)
+    (runtime_dir / "link").symlink_to("private")
+    with pytest.raises(TransportError, match="is a symbolic link"):
+        RuntimeClaim(runtime_dir / "link")
+    assert list((runtime_dir / "private").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lock", "guests"])
+def test_links_inside_are_not_followed(runtime_dir: Path, name: str) -> None:
+    """N1: the lock is not written, and no socket removed, through a link."""
+    aside = runtime_dir / "aside"
+    target = aside / "precious"
+    if name == "lock":
+        aside.mkdir()
+        target.write_text("data")
+        (runtime_dir / name).symlink_to(target)
+    else:
+        target.mkdir(parents=True)
+        (runtime_dir / name).symlink_to(target)
+        RuntimeClaim(runtime_dir / "other").release()  # shows that nothing else is in the way
+    with pytest.raises(TransportError, match=name if name == "guests" else "runtime directory"):
+        RuntimeClaim(runtime_dir)
+    assert target.is_dir() or target.read_text() == "data"
+
+
+@pytest.mark.parametrize("name", ["stream", "control.sock", "guests/monitor.sock"])
+def test_sockets_of_others_are_left(runtime_dir: Path, name: str) -> None:
+    """N1: a private directory that no switch has used may hold things of the same names."""
+    path = runtime_dir / name
+    path.parent.mkdir(exist_ok=True)
+    with bound(path) as theirs:
+        theirs.listen()
+        with pytest.raises(
+            TransportError, match="of something else; choose a directory of its own"
+        ) as caught:
+            RuntimeClaim(runtime_dir)
+    assert caught.value.errno == errno.EEXIST
+    assert path.exists()
+    assert not (runtime_dir / "lock").exists()
+
+
+def test_lock_file_of_something_else_is_left(runtime_dir: Path) -> None:
+    """N1: a file is not overwritten because of its name."""
+    (runtime_dir / "lock").write_text("held by the other program\n")
+    with pytest.raises(TransportError, match="has a `lock` that is no switch's"):
+        RuntimeClaim(runtime_dir)
+    assert (runtime_dir / "lock").read_text() == "held by the other program\n"
 
 
 def test_second_claim_names_the_first_process(runtime_dir: Path) -> None:

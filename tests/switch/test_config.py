@@ -160,9 +160,10 @@ cid = 3
 socket = "a.sock"
 hybrid = "/{"x" * 107}"
 """
+    room = "a hybrid socket's path at most 96, as _PORT must fit behind it"
     assert faults_of(text) == [
         "c.toml:4: socket: a.sock is relative: the daemon's directory is not yours",
-        "c.toml:5: hybrid: has 108 bytes; a Unix socket's path ends at 107",
+        f"c.toml:5: hybrid: /{'x' * 107} has 108 bytes, {room}",
     ]
 
 

@@ -4,6 +4,7 @@ import queue
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -99,17 +100,36 @@ def test_killed_daemon_can_be_started_again(runtime_dir: Path) -> None:
 
 
 def test_second_daemon_names_the_first_and_leaves(runtime_dir: Path) -> None:
-    """One line, exit code 1, and the first one lives on."""
+    """N8: one line with an option of the command line, exit code 1, and the first one lives on."""
     with Daemon() as first:
         first.wait_for("ready")
         with Daemon() as second:
-            second.wait_for(f"another switch .* process {first.process.pid} ")
+            named = f"another switch .* process {first.process.pid} "
+            second.wait_for(f"{named}.*choose another directory with --runtime-dir or VSOCK_RUN")
             assert second.process.wait(DEADLINE) == 1
         assert guests(runtime_dir) == {}
 
 
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_directory_for_everybody_is_refused_and_left_as_it_is(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """N1: `--runtime-dir /tmp` is one line that says what to do, and changes nothing."""
+    shared = runtime_dir / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    if by == "variable":
+        monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(shared))
+    with Daemon(*(["--runtime-dir", str(shared)] if by == "option" else [])) as daemon:
+        own = f"choose a directory of its own with --runtime-dir .*, for example {shared}/vsock"
+        daemon.wait_for(f"vsock: {shared} is used by other users too; {own}")
+        assert daemon.process.wait(DEADLINE) == 1
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+    assert list(shared.iterdir()) == []
+
+
 def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> None:
-    """Guests of the file change, those of the API stay, faults change nothing."""
+    """N25: guests of the file change, those of the API stay, faults change nothing, and each is said."""
     with Daemon("--config", str(config)) as daemon:
         daemon.wait_for("ready")
         Client(runtime_dir).add_guest(GuestSpec(name="extra", cid=9))
@@ -117,6 +137,8 @@ def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> N
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for("guest added: guest=beta")
         assert guests(runtime_dir) == {"beta": 3, "extra": 9}
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("config read again: no guest changed")
         config.write_text('[[guest]]\nname = "beta"\ncid = 0\n')
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for(r"config not taken: .*vsock\.toml:3: ")

@@ -4,11 +4,13 @@ import errno
 import logging
 import os
 import socket
+import stat
 import struct
 from pathlib import Path
 
 import pytest
 
+import vsock
 from vsock.errors import ConnectRefused, NoSuchGuest, TransportError, UsageError
 from vsock.guest import Guest
 from vsock.sockets import create_connection
@@ -43,10 +45,47 @@ def test_stopped_switch_leaves_no_sockets(runtime_dir: Path) -> None:
     assert [path for path in runtime_dir.rglob("*") if path.is_socket()] == []
 
 
+def test_sockets_are_for_their_user_whatever_the_umask(runtime_dir: Path) -> None:
+    """F8: outside the runtime directory nothing else keeps other users from a guest's device."""
+    before = os.umask(0)
+    try:
+        with Switch(runtime_dir=runtime_dir / "run", control=True) as switch:
+            outside, hybrid = runtime_dir / "out.sock", runtime_dir / "out.vsock"
+            switch.add_guest("alpha", 3, socket=outside, hybrid=hybrid)
+            switch.add_guest("beta", 4, hybrid=True)
+            sockets = [path for path in runtime_dir.rglob("*") if path.is_socket()]
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in sockets}
+    finally:
+        os.umask(before)
+    own = ("stream", "seqpacket", "dgram", "control.sock", "beta.sock", "beta.vsock")
+    assert modes == dict.fromkeys((*own, "out.sock", "out.vsock"), 0o600)
+
+
+@pytest.mark.parametrize("is_usual_place", [True, False])
+def test_hybrid_path_without_room_for_a_port_is_refused(
+    runtime_dir: Path, is_usual_place: bool
+) -> None:
+    """F7: when the guest is added, with path and limit; not when a program listens on a long port."""
+    room = 96 - len(f"{runtime_dir}//guests/alpha.vsock")
+    for extra, is_refused in ((0, False), (1, True), (11, True)):
+        with Switch(runtime_dir=runtime_dir / ("x" * (room + extra))) as switch:
+            hybrid = True if is_usual_place else switch.hybrid_path("alpha")
+            if is_refused:
+                size = 96 + extra
+                why = f"hybrid: {switch.hybrid_path('alpha')} has {size} bytes, .* at most 96"
+                with pytest.raises(UsageError, match=why):
+                    switch.add_guest("alpha", 3, hybrid=hybrid)
+                continue
+            switch.add_guest("alpha", 3, hybrid=hybrid)
+            port = vsock.HybridAddress(str(switch.hybrid_path("alpha")), 0xFFFFFFFE)
+            vsock.create_server(port).close()
+
+
 def test_second_switch_in_the_same_directory_is_refused(switch: Switch) -> None:
-    """The first one's sockets stay its own."""
+    """N8: the first one's sockets stay its own, and the message names the argument to give."""
+    named = f"another switch .* process {os.getpid()} .*choose another directory with runtime_dir="
     with (
-        pytest.raises(TransportError, match=f"another switch .* process {os.getpid()}"),
+        pytest.raises(TransportError, match=named),
         Switch(runtime_dir=switch.runtime_dir),
     ):
         pass

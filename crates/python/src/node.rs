@@ -103,6 +103,10 @@ impl Node {
         Snapshot::new(py, taken)
     }
 
+    fn set_wants_flows(&self, wanted: bool) {
+        self.node.set_wants_flows(wanted);
+    }
+
     fn event_fd(&self) -> i32 {
         self.node.journal().as_fd().as_raw_fd()
     }

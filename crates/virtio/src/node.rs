@@ -352,6 +352,11 @@ impl Node {
         self.journal.take()
     }
 
+    /// Whether single connections are events too, opened and refused ones; at first they are not.
+    pub fn set_wants_flows(&self, wanted: bool) {
+        self.journal.set_wants_flows(wanted);
+    }
+
     /// Readable while there are events.
     pub fn journal(&self) -> &Journal {
         &self.journal
@@ -399,14 +404,18 @@ impl Drop for Node {
     }
 }
 
-/// A listening Unix socket of the type that carries `kind`.
+/// A listening Unix socket of the type that carries `kind`, for our own user: who may enter its directory is not all
+/// that keeps others out, and the umask is somebody else's choice.
 fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
+    use rustix::fs::Mode;
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
     let unix = match kind {
         SocketType::Stream => UnixType::STREAM,
         SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
     };
     let fd = rustix::net::socket_with(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
+    // Before the socket has a name, which gets this mode: nobody comes in between.
+    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&fd, BACKLOG)?;
     Ok(fd.into())

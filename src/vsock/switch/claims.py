@@ -16,15 +16,19 @@ import socket
 import stat
 import struct
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from vsock.errors import TransportError, UsageError
 from vsock.runtime import LONGEST_SOCKET_PATH, RuntimeFiles
 
-__all__ = ["Owner", "RuntimeClaim", "clear_socket", "owner_of", "peer_of"]
+__all__ = ["Owner", "RuntimeClaim", "clear_socket", "owner_of", "peer_of", "remove_socket"]
 
 _UCRED: Final = struct.Struct("3i")
+_LONGEST_PID: Final = 20
+"""Digits: more than any process's number has."""
+
 _ALIVE_ERRORS: Final = frozenset({errno.EAGAIN, errno.EPROTOTYPE})
 
 
@@ -43,54 +47,135 @@ class Owner(NamedTuple):
 class RuntimeClaim:
     """Ownership of one runtime directory, from construction to `release`.
 
-    Makes the directory (mode 0700) if need be and removes stale sockets of ours from it.
+    Makes the directory (mode 0700) if it is not there, and removes stale sockets of ours from it.
+    One that exists must be ours alone, and its mode is left as it is: it may be `/tmp`.
+
+    Args:
+        directory: where the sockets go.
+        option: how the caller's user chooses another directory, for messages.
 
     Raises:
-        TransportError: EADDRINUSE when another switch owns it, with its process; EACCES when it
-            belongs to another user; else what the system said.
+        TransportError: EADDRINUSE when another switch owns it, with its process; EEXIST when it
+            holds things of the same names that are no switch's; EACCES when other users may enter it
+            or it is theirs; else what the system said.
         UsageError: its path leaves no room for the name of a socket.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, option: str = "runtime_dir=") -> None:
         self.files = RuntimeFiles(directory)
+        self._way_out = f"with {option} or VSOCK_RUNTIME_DIR"
+        self._lock = -1
         _check_length(self.files.control)
         try:
-            for folder in (directory, self.files.guests):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_ours(directory)
-            self._lock = os.open(self.files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._take_directory()
+            self._take_lock()
+            self._take_guests()
+        except TransportError:
+            self._close()
+            raise
         except OSError as error:
-            if isinstance(error, TransportError):
-                raise
-            hint = "; choose another one with --runtime-dir or VSOCK_RUNTIME_DIR"
+            self._close()
+            hint = f"; choose another one {self._way_out}"
             raise _world(error, f"cannot use the runtime directory {directory}", hint) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = _lock_owner(self._lock)
-            os.close(self._lock)
-            raise TransportError(
-                errno.EADDRINUSE,
-                f"another switch runs in {directory}: {owner}; "
-                "stop it or choose another directory with --runtime-dir",
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         self._remove_sockets()
 
     def release(self) -> None:
         """Removes our sockets and gives the directory up; twice is harmless."""
-        if self._lock < 0:
+        if self._lock >= 0:
+            self._remove_sockets()
+            self._close()
+
+    def _close(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _take_directory(self) -> None:
+        """Makes the directory, or looks whether the one that is there is for us alone."""
+        directory = self.files.directory
+        for parent in reversed([*takewhile(lambda path: not path.exists(), directory.parents)]):
+            parent.mkdir(mode=0o755, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            status = directory.lstat()
+        else:
             return
-        self._remove_sockets()
-        os.close(self._lock)
-        self._lock = -1
+        if stat.S_ISLNK(status.st_mode):
+            reason = "is a symbolic link; name the directory that it leads to"
+            raise TransportError(errno.ELOOP, f"{directory} {reason} {self._way_out}")
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if status.st_mode & 0o022:
+            raise self._not_alone("is used by other users too")
+        if status.st_uid != os.geteuid():
+            reason = f"the runtime directory {directory} belongs to uid {status.st_uid}"
+            raise TransportError(errno.EACCES, f"{reason}; choose another {self._way_out}")
+        if status.st_mode & 0o077:
+            empty = (
+                "" if any(directory.iterdir()) else f", or close this one: chmod 700 {directory}"
+            )
+            mode = stat.S_IMODE(status.st_mode)
+            raise self._not_alone(f"is open to other users (mode {mode:04o})", empty)
+
+    def _not_alone(self, how: str, hint: str = "", number: int = errno.EACCES) -> TransportError:
+        directory = self.files.directory
+        own = f"choose a directory of its own {self._way_out}, for example {directory / 'vsock'}"
+        return TransportError(number, f"{directory} {how}; {own}{hint}")
+
+    def _take_lock(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._lock = os.open(self.files.lock, flags, 0o600)
+        if not stat.S_ISREG(os.fstat(self._lock).st_mode):
+            raise self._not_alone("has a `lock` that is no file", number=errno.EEXIST)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TransportError(
+                errno.EADDRINUSE,
+                f"another switch runs in {self.files.directory}: {_lock_owner(self._lock)}; "
+                f"stop it or choose another directory {self._way_out}",
+            ) from None
+        written = os.pread(self._lock, 1 + _LONGEST_PID, 0)
+        if not written:
+            self._refuse_strangers()
+        elif not written.isdigit():
+            raise self._not_alone("has a `lock` that is no switch's", number=errno.EEXIST)
+        # Never empty once it was a switch's, whenever the machine stops.
+        pid = str(os.getpid()).encode()
+        os.pwrite(self._lock, pid, 0)
+        os.ftruncate(self._lock, len(pid))
+
+    def _refuse_strangers(self) -> None:
+        """No switch was here before: what has the names of our sockets is somebody else's."""
+        found = [path.name for path in self._own_sockets() if os.path.lexists(path)]
+        if self.files.guests.is_dir() and any(self.files.guests.iterdir()):
+            found.append("guests")
+        if found:
+            self.files.lock.unlink()  # ours, just made
+            names = ", ".join(f"`{name}`" for name in found)
+            raise self._not_alone(f"has {names} of something else", number=errno.EEXIST)
+
+    def _take_guests(self) -> None:
+        guests = self.files.guests
+        with suppress(FileExistsError):
+            guests.mkdir(mode=0o700)
+        if not stat.S_ISDIR(guests.lstat().st_mode):
+            raise self._not_alone("has a `guests` that is no directory", number=errno.EEXIST)
+
+    def _own_sockets(self) -> tuple[Path, ...]:
+        return (self.files.stream, self.files.seqpacket, self.files.dgram, self.files.control)
 
     def _remove_sockets(self) -> None:
-        own = (self.files.stream, self.files.seqpacket, self.files.dgram, self.files.control)
-        for path in (*own, *self.files.guests.iterdir()):
-            if path.is_socket():
-                path.unlink(missing_ok=True)
+        for path in (*self._own_sockets(), *self.files.guests.iterdir()):
+            remove_socket(path)
+
+
+def remove_socket(path: Path) -> None:
+    """Removes the socket at `path`; anything else there, a symbolic link too, stays."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
 
 
 def clear_socket(path: Path) -> None:
@@ -146,21 +231,9 @@ def _command(pid: int) -> str:
 def _lock_owner(lock: int) -> str:
     """The owner as the lock file names it; it may be starting or stopping just now."""
     with suppress(OSError, ValueError):
-        pid = int(os.pread(lock, 20, 0))
+        pid = int(os.pread(lock, _LONGEST_PID, 0))
         return str(Owner(pid, Path(f"/proc/{pid}").stat().st_uid, _command(pid)))
     return "a process that does not tell its number"
-
-
-def _check_ours(directory: Path) -> None:
-    status = directory.stat()
-    if status.st_uid != os.geteuid():
-        raise TransportError(
-            errno.EACCES,
-            f"the runtime directory {directory} belongs to uid {status.st_uid}; "
-            "choose another with --runtime-dir",
-        )
-    if status.st_mode & 0o077:
-        directory.chmod(0o700)
 
 
 def _check_length(path: Path) -> None:

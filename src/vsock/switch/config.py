@@ -146,7 +146,7 @@ class _Reader:
         if not isinstance(tables, list):
             self.found.append((("guest",), "write [[guest]], with two brackets, once per guest"))
             tables = []
-        files = RuntimeFiles(directory)
+        files = RuntimeFiles(directory.absolute())
         guests: list[GuestSpec] = []
         for index, table in enumerate(tables):
             place = ("guest", index)

@@ -40,11 +40,15 @@ def run(config: Config, *, reload: Callable[[], Config] | None = None, level: st
     asyncio.run(_Daemon(config, reload).run())
 
 
+class _DaemonSwitch(Switch):
+    _directory_option = "--runtime-dir"
+
+
 class _Daemon:
     def __init__(self, config: Config, reload: Callable[[], Config] | None) -> None:
         self._configured = config.guests
         self._reload = reload
-        self._switch = Switch(
+        self._switch = _DaemonSwitch(
             config.guests,
             runtime_dir=config.runtime_dir,
             control=True,
@@ -107,7 +111,11 @@ class _Daemon:
         self._switch.set_linger_timeout(config.linger_timeout)
         failed: list[GuestSpec] = []
         unchanged: list[GuestSpec] = []
-        for step in steps(config.guests, self._configured):
+        changes = steps(config.guests, self._configured)
+        _log.info(
+            "config read again: %s", f"{len(changes)} steps" if changes else "no guest changed"
+        )
+        for step in changes:
             try:
                 if isinstance(step, Remove):
                     with suppress(NoSuchGuest):  # somebody removed it by the control API

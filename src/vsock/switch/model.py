@@ -4,6 +4,7 @@ Pure: specifications in, faults or steps out. Config files, the control API and 
 programs all describe a guest by a `GuestSpec`, so the rules for names and CIDs are here, once.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +31,16 @@ LINGER_TIMEOUT: Final = 600.0
 LONGEST_LINGER_TIMEOUT: Final = 86_400.0
 """A day."""
 
+LONGEST_PORT_SUFFIX: Final = f"_{0xFFFFFFFF}"
+"""A program that listens on a port of a hybrid socket has a socket whose path is the hybrid one's and this."""
+
 __all__ = [
     "FIRST_GUEST_CID",
     "LAST_GUEST_CID",
     "LINGER_TIMEOUT",
     "LONGEST_LINGER_TIMEOUT",
     "LONGEST_POLL_US",
+    "LONGEST_PORT_SUFFIX",
     "POLL_US",
     "Add",
     "Change",
@@ -127,8 +132,8 @@ def faults(guest: GuestSpec) -> list[Fault]:
         *_name_faults(guest.name),
         *_cid_faults(guest.cid),
         *_group_faults(guest.groups),
-        *_path_faults("socket", guest.socket),
-        *_path_faults("hybrid", guest.hybrid),
+        *_path_faults("socket", guest.socket, LONGEST_SOCKET_PATH),
+        *_path_faults("hybrid", guest.hybrid, LONGEST_SOCKET_PATH - len(LONGEST_PORT_SUFFIX)),
     ]
 
 
@@ -195,16 +200,18 @@ def _group_faults(groups: tuple[str, ...]) -> list[Fault]:
     ]
 
 
-def _path_faults(field: str, path: Path | None) -> list[Fault]:
+def _path_faults(field: str, path: Path | None, longest: int) -> list[Fault]:
     if path is None:
         return []
     if "\0" in str(path):
         return [Fault(field, "a path has no NUL")]
     if not path.is_absolute():
         return [Fault(field, f"{path} is relative: the daemon's directory is not yours")]
-    size = len(str(path).encode())
-    if size > LONGEST_SOCKET_PATH:
-        return [
-            Fault(field, f"has {size} bytes; a Unix socket's path ends at {LONGEST_SOCKET_PATH}")
-        ]
-    return []
+    size = len(os.fsencode(path))
+    if size <= longest:
+        return []
+    if field == "hybrid":
+        why = f"a hybrid socket's path at most {longest}, as _PORT must fit behind it"
+    else:
+        why = f"a Unix socket's path at most {longest}"
+    return [Fault(field, f"{path} has {size} bytes, {why}")]

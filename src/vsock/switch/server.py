@@ -7,10 +7,12 @@ the log; who may ask is the socket's mode (0600, in a directory of mode 0700).
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Final, Protocol, Self
@@ -20,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
+from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vsock.errors import NoSuchGuest, TransportError, UsageError
@@ -116,16 +119,31 @@ class GuestChange:
     hybrid: bool | _AbsolutePath | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Body of every answer with a status of 400 or more."""
+
+    error: str
+
+
 def make_app(switch: Controlled) -> FastAPI:
     """The API of one switch as an ASGI application."""
-    app = FastAPI(title="vsock switch", version="1", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="vsock switch",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        responses={status: {"model": Refusal} for status in (404, 409, 415, 422)},
+    )
     _add_questions(app, switch)
     _add_changes(app, switch)
     app.exception_handler(UsageError)(lambda _, error: _refusal(422, str(error)))
     app.exception_handler(NoSuchGuest)(lambda _, error: _refusal(404, _reason(error)))
-    app.exception_handler(RequestValidationError)(lambda _, error: _refusal(422, _faults(error)))
+    app.exception_handler(RequestValidationError)(_not_understood)
     app.exception_handler(TransportError)(lambda _, error: _refusal(409, _reason(error)))
     app.exception_handler(OSError)(lambda _, error: _refusal(409, _reason(error)))
+    app.exception_handler(HTTPException)(_not_served)
+    app.exception_handler(Exception)(lambda *_: _refusal(500, "internal error; it is in the log"))
     return app
 
 
@@ -205,7 +223,24 @@ def _add_changes(app: FastAPI, switch: Controlled) -> None:
 
 
 def _refusal(status: int, reason: str) -> JSONResponse:
-    return JSONResponse({"error": reason}, status_code=status)
+    return JSONResponse(asdict(Refusal(reason)), status_code=status)
+
+
+def _not_served(request: Request, error: HTTPException) -> JSONResponse:
+    """No such path, or no such method there."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return _refusal(404, f"no {request.url.path} here; /openapi.json says what there is")
+    return _refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+def _not_understood(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Faults of a body or a query; a body that was not said to be JSON has not even been read as such."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    sent = request.headers.get("transfer-encoding") or request.headers.get("content-length", "0")
+    if sent != "0" and kind != "application/json":
+        reason = f"the body is {kind or 'of no type'}: send Content-Type: application/json"
+        return _refusal(415, f"{reason} (curl --json)")
+    return _refusal(422, _faults(error))
 
 
 def _reason(error: OSError) -> str:
@@ -239,8 +274,8 @@ class ControlServer:
     async def __aenter__(self) -> Self:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            os.fchmod(listener.fileno(), 0o600)  # before it has a name, which gets this mode
             listener.bind(str(self._path))
-            self._path.chmod(0o600)
         except OSError:
             listener.close()
             raise

@@ -21,13 +21,13 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from vsock import _native
 from vsock.address import CID_ANY, CID_HOST
 from vsock.errors import NoSuchGuest, TransportError, UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
-from vsock.switch.claims import RuntimeClaim, clear_socket
+from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
 from vsock.switch.model import (
     LINGER_TIMEOUT,
     POLL_US,
@@ -50,8 +50,17 @@ from vsock.transports import SwitchTransport
 __all__ = ["Switch"]
 
 _log: Final = logging.getLogger("vsock.switch")
-_EXPECTED_EVENTS: Final = frozenset({"attached", "detached"})
+_LEVELS: Final = {
+    "attached": logging.INFO,
+    "detached": logging.INFO,
+    "running": logging.INFO,
+    "flow": logging.DEBUG,
+    "flow-refused": logging.DEBUG,
+}
 """What the data plane notes of itself and is no trouble; what it is told to do is logged here."""
+
+_HELD_BACK_SECONDS: Final = 1.5
+"""After so long the data plane says how many events it has left out of a storm."""
 
 
 _TELLING_SECONDS: Final = 1.0
@@ -72,6 +81,9 @@ class Switch:
 
     A switch is started by `with`, `async with` or `start`, and once only.
     """
+
+    _directory_option: ClassVar[str] = "runtime_dir="
+    """How whoever made this switch chooses another runtime directory, for messages."""
 
     def __init__(
         self,
@@ -112,11 +124,12 @@ class Switch:
         """
         if self._claim:
             raise UsageError("this switch was started before; make another one")
-        self._claim = RuntimeClaim(self.runtime_dir)
+        self._claim = RuntimeClaim(self.runtime_dir, option=self._directory_option)
         try:
             self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
             self._node.set_polling(self._poll_us)
             self._node.set_linger_timeout(self._linger_timeout)
+            self._node.set_wants_flows(_log.isEnabledFor(logging.DEBUG))
             self._started = time.monotonic()
             for guest in self._first_guests:
                 self.add(guest)
@@ -441,7 +454,12 @@ class Switch:
         """Tends to events, and to the control API if asked for, in the running loop."""
         loop = asyncio.get_running_loop()
         events = self._running().event_fd()
-        loop.add_reader(events, self._log_events)
+
+        def look() -> None:
+            if self._log_events():
+                loop.call_later(_HELD_BACK_SECONDS, self._log_events)
+
+        loop.add_reader(events, look)
         try:
             if self._serves_control:
                 from vsock.switch.server import ControlServer
@@ -454,18 +472,21 @@ class Switch:
             loop.remove_reader(events)
             self._log_events()
 
-    def _log_events(self) -> None:
+    def _log_events(self) -> bool:
+        """Logs what has happened; whether anything has."""
         node = self._node
         if node is None:  # stopped by hand inside `with`: its eventfd is gone or about to be
-            return
-        names = {spec.cid: spec.name for spec in self._guests.values()}
-        for event in node.events():
-            level = logging.INFO if event.kind in _EXPECTED_EVENTS else logging.WARNING
+            return False
+        names = {CID_HOST: HOST.name} | {spec.cid: spec.name for spec in self._guests.values()}
+        events = node.events()
+        for event in events:
+            level = _LEVELS.get(event.kind, logging.WARNING)
             if event.cid == CID_ANY:
                 _log.log(level, "%s: %s", event.kind, event.detail)
                 continue
             guest = names.get(event.cid, "?")
             _log.log(level, "%s: guest=%s cid=%d %s", event.kind, guest, event.cid, event.detail)
+        return bool(events)
 
 
 class _AttendantThread:
@@ -515,8 +536,8 @@ def _change(node: "_native.Node", old: GuestSpec, new: GuestSpec) -> None:
 
 def _remove_sockets(guest: GuestSpec) -> None:
     for path in (guest.socket, guest.hybrid):
-        if path and path.is_socket():
-            path.unlink(missing_ok=True)
+        if path:
+            remove_socket(path)
 
 
 def _refuse_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:

@@ -101,11 +101,14 @@ class VmmProcess:
             # The group outlives its first process if helpers are left, and keeps its number then.
             _kill_group(self.pid)
         await self._process.wait()
+        await self.read_last_words()
         if self._reading is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2):  # what it said last is worth a moment
-                    await self._reading
             self._reading.cancel()
+
+    async def read_last_words(self) -> None:
+        """Wait for the end of the console of a VMM that ends or has ended; for a moment, as helpers may keep it open."""
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=2)
 
     async def _read_console(self, on_line: Callable[[str], None]) -> None:
         assert self._process.stdout is not None

@@ -186,7 +186,7 @@ class Agent:
             async with asyncio.timeout(timeout):
                 while self.hello is None or self.hello["boot"] == after:
                     if self._is_gone:
-                        raise GuestGone(f"the guest ended while it booted\n{self.tail()}")
+                        raise GuestGone("the guest ended while it booted")
                     self._hello_changed.clear()
                     await self._hello_changed.wait()
         except TimeoutError:
@@ -220,6 +220,8 @@ class Agent:
         try:
             async with asyncio.timeout(_SEND_SECONDS):
                 await self._lines.send({"id": number, **fields})
+        except ConnectionError:
+            raise GuestGone(f"the guest ended while it was asked\n{self.tail()}") from None
         except TimeoutError:
             raise GuestTimeout(
                 f"the agent took no request for {_SEND_SECONDS:g} s\n{self.tail()}"

@@ -102,7 +102,7 @@ class LinuxGuest(ABC):
         begun = asyncio.get_running_loop().time()
         try:
             await self._launch(image)
-            hello = await self._agent.wait_hello(self._boot_timeout)
+            hello = await self._wait_hello(self._boot_timeout)
         except BaseException:
             await self.kill()
             raise
@@ -144,8 +144,15 @@ class LinuxGuest(ABC):
         await self._wait_next_boot(timeout)
 
     async def _wait_next_boot(self, timeout: float) -> None:
-        hello = await self._agent.wait_hello(timeout, after=self._boot_id)
+        hello = await self._wait_hello(timeout, after=self._boot_id)
         self._boot_id = hello["boot"]
+
+    async def _wait_hello(self, timeout: float, *, after: str | None = None) -> dict[str, Any]:
+        try:
+            return await self._agent.wait_hello(timeout, after=after)
+        except GuestGone as gone:
+            await self._running().read_last_words()
+            raise GuestGone(f"{gone}\n{self.console_tail()}") from None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -333,7 +340,10 @@ class QemuGuest(LinuxGuest):
         try:
             async with asyncio.timeout(self._boot_timeout):
                 await self.qmp.open(qmp_here)
-        except (TimeoutError, GuestGone):
+        except TimeoutError:
+            raise GuestGone(f"QEMU did not come up\n{self.console_tail()}") from None
+        except GuestGone:
+            await self._running().read_last_words()
             raise GuestGone(f"QEMU did not come up\n{self.console_tail()}") from None
 
     async def _close_channels(self) -> None:

@@ -59,8 +59,12 @@ class Qmp:
             async with asyncio.timeout(timeout):
                 await self._lines.send(request)
                 return await answer
+        except ConnectionError:  # it ended while we wrote
+            raise GuestGone("QEMU has ended") from None
         finally:
             self._answers.pop(request["id"], None)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # looked at, also where sending was what failed
 
     async def close(self) -> None:
         """End the connection."""

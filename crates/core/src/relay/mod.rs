@@ -175,6 +175,13 @@ impl Relay {
         self.guests.next_ready()
     }
 
+    /// Whether this packet is of the destination of a flow that has not answered yet.
+    #[must_use]
+    pub fn is_asked(&self, header: &Header) -> bool {
+        let flow = self.table.get(key(header)).and_then(|id| self.flows.get(id));
+        flow.is_some_and(|flow| !flow.is_answered && flow.destination == header.src)
+    }
+
     /// The caller could not pass a packet of this flow on: it ends for both sides. False: there is no such flow.
     pub fn reset_flow(&mut self, header: &Header) -> bool {
         let Some(id) = self.table.get(key(header)) else { return false };

@@ -22,6 +22,9 @@ pub trait Attachment: Send {
     /// This memory replaces the memory before; no ring runs now.
     fn set_memory(&mut self, memory: Arc<GuestMemory>);
 
+    /// The driver took its features a while ago, and there is still no memory: its front end cannot share it.
+    fn without_memory(&mut self) {}
+
     /// The virtio features the driver took (without the vhost-user bit 30); no ring runs now.
     fn set_features(&mut self, features: u64);
 

@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -32,7 +33,7 @@ const STACK: usize = 128 * 1024;
 const BATCH: usize = 64;
 
 /// How long the listener is left alone after it could not accept (no fds left).
-const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a guest's device offers.
 #[derive(Clone, Copy, Debug)]
@@ -180,6 +181,7 @@ impl Guest {
             }
             // The attached one first: if it has just left, the next may be knocking already.
             let is_drained = self.serve();
+            self.handler.complain();
             self.is_listening = self.probes.accept(&self.listener).is_ok();
             if is_drained {
                 self.look_at_probes();
@@ -194,9 +196,11 @@ impl Guest {
         fds.extend(self.is_listening.then(|| PollFd::new(&self.listener, PollFlags::IN)));
         fds.extend(self.attached.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)));
         fds.extend(self.probes.iter().map(|probe| PollFd::new(&probe.socket, PollFlags::IN)));
-        let timeout = (!self.is_listening).then_some(&PAUSE);
+        let pause = (!self.is_listening).then_some(PAUSE);
+        let timeout = pause.into_iter().chain(self.handler.patience()).min();
+        let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
         // Interrupted or out of memory: everything is looked at, nothing is taken for granted.
-        let _ = poll(&mut fds, timeout);
+        let _ = poll(&mut fds, timeout.as_ref());
     }
 
     /// Serves the attached front end; `false` if it may have more to say.

@@ -13,6 +13,7 @@ mod rings;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vhost::vhost_user::message::{
@@ -25,6 +26,9 @@ use super::message::{Message, send_reply};
 use super::rings::RingSetup;
 use super::{Attachment, BackendOptions, Detach, F_PROTOCOL_FEATURES, PeerCredentials, RING_COUNT};
 use crate::memory::{GuestMemory, MAX_REGIONS};
+
+/// From the driver's features to its memory it is one message with every front end; QEMU sends none if it cannot.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What to answer to a request that succeeded.
 enum Answer {
@@ -46,6 +50,8 @@ pub(super) struct Handler {
     features: u64,
     protocol: VhostUserProtocolFeatures,
     memory: Option<Arc<GuestMemory>>,
+    /// When to complain that there is no memory, though there is a driver.
+    memory_due: Option<Instant>,
     rings: [RingSetup; RING_COUNT],
 }
 
@@ -64,7 +70,21 @@ impl Handler {
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
             memory: None,
+            memory_due: None,
             rings: Default::default(),
+        }
+    }
+
+    /// How long until [`Handler::complain`] has something to do.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.memory_due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Says that the front end shares no memory, when that is due.
+    pub(super) fn complain(&mut self) {
+        if self.memory_due.is_some_and(|due| due <= Instant::now()) {
+            self.memory_due = None;
+            self.attachment.without_memory();
         }
     }
 
@@ -90,6 +110,7 @@ impl Handler {
         self.shared.set_channel(None);
         self.attachment.detached(reason);
         self.memory = None;
+        self.memory_due = None;
     }
 
     /// Does what `message` asks and answers it on `socket`.
@@ -172,6 +193,7 @@ impl Handler {
         }
         self.pause_rings();
         self.features = features;
+        self.memory_due = self.memory.is_none().then(|| Instant::now() + MEMORY_PATIENCE);
         self.attachment.set_features(features & !F_PROTOCOL_FEATURES);
         self.start_rings()?;
         Ok(Answer::Done)

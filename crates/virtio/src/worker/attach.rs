@@ -195,6 +195,7 @@ impl Worker {
             self.forget_driver(id);
             if let Some(slot) = self.links.get_mut(id) {
                 slot.former = None;
+                slot.is_announced = false;
             }
         }
         if queue == RX_QUEUE
@@ -205,8 +206,22 @@ impl Worker {
         if let Err(error) = self.watch_ring(id, queue) {
             self.break_link(id, &LinkFault::Signal(error));
         }
+        self.announce(id);
         self.activate(id);
         Ok(())
+    }
+
+    /// Says, once, that the guest's driver is up: both rings run.
+    fn announce(&mut self, id: LinkId) {
+        let Some(slot) = self.links.get_mut(id) else { return };
+        if let Link::Device(device) = &slot.link
+            && !slot.is_announced
+            && device.is_running(RX_QUEUE)
+            && device.is_running(TX_QUEUE)
+        {
+            slot.is_announced = true;
+            self.journal.write("running", slot.label(), "its driver is up");
+        }
     }
 
     fn stop_ring(&mut self, id: LinkId, queue: usize) -> u16 {
@@ -259,6 +274,7 @@ impl Worker {
         self.clear_link(id);
         let Some(slot) = self.links.get_mut(id) else { return };
         slot.front_end = None;
+        slot.is_announced = false;
         slot.features = 0;
         slot.former = None;
         if let Link::Device(device) = &mut slot.link {
@@ -285,6 +301,10 @@ impl Worker {
         }
     }
 }
+
+/// What a front end does whose memory is not shared: it gives up without a word.
+const NO_MEMORY: &str = "its driver is up, but its hypervisor shares no memory with us: \
+    QEMU needs the arguments that `vsock qemu-args` prints, share=on among them";
 
 /// A guest's control thread as seen by the worker, and the other way round.
 pub(crate) struct GuestPort {
@@ -330,6 +350,13 @@ impl Attachment for GuestPort {
 
     fn set_memory(&mut self, memory: Arc<GuestMemory>) {
         self.memory = Some(memory);
+    }
+
+    fn without_memory(&mut self) {
+        self.call(move |worker, id| {
+            let cid = worker.links.get(id).map_or(u32::MAX, LinkSlot::label);
+            worker.journal.write("no-memory", cid, NO_MEMORY);
+        });
     }
 
     fn set_features(&mut self, features: u64) {

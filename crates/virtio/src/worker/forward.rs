@@ -40,6 +40,7 @@ impl Worker {
     pub(crate) fn forward(&mut self, from: LinkId, to: LinkId, header: &Header, payload: &[Slice]) {
         let Some((source, target)) = self.links.get2_mut(from, to) else { return };
         let allowed = || source.shares_group(target);
+        let was_asked = header.op == Op::Rst && self.relay.is_asked(header);
         let verdict = self.relay.receive(self.now, header, allowed);
         if let Verdict::Forward(header) = verdict {
             // A reset that waits was caused before this packet, and must arrive before it.
@@ -54,6 +55,9 @@ impl Worker {
                 Err(fault) => self.break_link(to, &fault),
             }
             self.activate(to);
+        }
+        if header.op != Op::Rw {
+            self.note_relayed((from, to), header, verdict, was_asked);
         }
         self.activate_relayed();
     }

@@ -69,10 +69,10 @@ impl Worker {
         match advance(&client.fd, ended) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Connect(port)) => {
-                let connected = guest
-                    .ok_or(Errno::NODEV)
-                    .and_then(|cid| self.connect_hybrid(token, link, Address { cid, port }));
-                if connected.is_err() {
+                let Some(cid) = guest else { return self.let_go(token) };
+                let to = Address { cid, port };
+                if let Err(errno) = self.connect_hybrid(token, link, to) {
+                    self.note_denied(token, to, errno);
                     self.let_go(token);
                 }
             }

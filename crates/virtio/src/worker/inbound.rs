@@ -137,6 +137,7 @@ impl Worker {
             Some(_) | None => {
                 slot.traffic.unroutable += 1;
                 slot.endpoint.reject(&raw);
+                self.note_unroutable(&header);
             }
         }
         Ok(())

@@ -184,6 +184,8 @@ pub(crate) struct LinkSlot {
     packets_then: u64,
     pub(crate) deadline: Option<Instant>,
     pub(crate) front_end: Option<PeerCredentials>,
+    /// That the guest's driver is up has been said.
+    pub(crate) is_announced: bool,
     pub(crate) features: u64,
     /// Entries of the rings' eventfds, by ring.
     pub(crate) ring_sources: [Option<Token>; QUEUE_COUNT],
@@ -225,6 +227,7 @@ impl LinkSlot {
             packets_then: 0,
             deadline: None,
             front_end: None,
+            is_announced: false,
             features: 0,
             ring_sources: [None; QUEUE_COUNT],
             hybrid: None,

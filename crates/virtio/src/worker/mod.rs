@@ -20,6 +20,7 @@ mod binding;
 mod connecting;
 mod datagrams;
 mod farewell;
+mod flow_log;
 mod flows;
 mod forward;
 mod hearing;

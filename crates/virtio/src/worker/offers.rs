@@ -1,7 +1,7 @@
 //! The other side asks for a connection: a listener's queue, a hybrid socket, or a refusal.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
 use vsock_core::{Binding, ConnectionId, FlowKey, SocketType};
@@ -14,7 +14,7 @@ use crate::host::sockets::Socket;
 use crate::host::wire::{Reply, op};
 use crate::vhost_user::PeerCredentials;
 
-/// The program behind a hybrid socket, which is not asked.
+/// The program behind a hybrid socket that cannot be seen.
 const NOBODY: PeerCredentials = PeerCredentials { pid: 0, uid: u32::MAX, gid: u32::MAX };
 
 impl Worker {
@@ -26,24 +26,34 @@ impl Worker {
         key: FlowKey,
         kind: SocketType,
     ) {
-        let granted = match self.ports.lookup(key.ours) {
-            _ if self.links[id].is_leaving => None,
+        let listener = self.ports.lookup(key.ours);
+        let granted = match listener {
+            _ if self.links[id].is_leaving => Err("the guest is leaving"),
             Some(listener) if listener.kind == kind => {
-                self.offer_to_listener(id, connection, key, listener.binding)
+                let offered = self.offer_to_listener(id, connection, key, listener.binding);
+                offered.ok_or("its queue is full")
             }
-            Some(_) => None,
+            Some(_) => Err("the listener has another socket type"),
             None => {
-                let fd = self.offer_to_hybrid(id, key, kind);
+                let fd = self.offer_to_hybrid(id, key, kind).ok_or("nobody listens there");
                 let socket = Socket { uid: NOBODY.uid, cookie: 0 };
-                fd.map(|fd| (fd, NOBODY, self.buffers.share(), socket))
+                fd.map(|fd| {
+                    let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
+                    (fd, peer, self.buffers.share(), socket)
+                })
             }
         };
-        let Some((fd, peer, share, socket)) = granted else {
-            self.links[id].endpoint.refuse(connection);
-            return;
+        let (fd, peer, share, socket) = match granted {
+            Ok(granted) => granted,
+            Err(why) => {
+                self.note_unwanted(id, key, kind, why);
+                self.links[id].endpoint.refuse(connection);
+                return;
+            }
         };
         let flow = self.new_flow(id, connection, key, kind, fd, peer);
         let flow = Flow { phase: Phase::Open, is_outgoing: false, share, socket, ..flow };
+        self.note_opened(&flow, listener.is_none());
         match self.watch(Source::Flow(Box::new(flow))) {
             Ok(token) => {
                 self.sockets.opened(socket, token);

@@ -159,7 +159,10 @@ impl Worker {
                 let held = Held::new(how, extra);
                 match self.grant_connect(token, to, timeout, buffer, held) {
                     Ok(()) => return true,
-                    Err(errno) => return self.deny_connect(token, held, errno),
+                    Err(errno) => {
+                        self.note_denied(token, to, errno);
+                        return self.deny_connect(token, held, errno);
+                    }
                 }
             }
             // No client may ask this.

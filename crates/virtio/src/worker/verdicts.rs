@@ -53,6 +53,9 @@ impl Worker {
             Greeting::Hybrid => flow.stream.greet(0, format!("OK {}\n", ours.port.0).as_bytes()),
         };
         flow.phase = Phase::Open;
+        if let Some(Source::Flow(flow)) = self.sources.get(token) {
+            self.note_opened(flow, greeting == Greeting::Hybrid);
+        }
         match greeted {
             Ok(()) => self.queue_flow(token),
             Err(error) if greeting == Greeting::Hybrid && reads_no_more(&error) => {
@@ -121,6 +124,7 @@ impl Worker {
         };
         let Some(entry) = self.sources.get_mut(token) else { return };
         let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) else { return };
+        self.note_not_connected(&flow, reason);
         let Flow { kind, peer, binding, mut stream, socket, .. } = *flow;
         self.sockets.forget(socket);
         let held = match greeting {
@@ -142,6 +146,7 @@ impl Worker {
             self.ended.push(token);
             return;
         }
+        let Some(entry) = self.sources.get_mut(token) else { return };
         *entry = Source::Client(Client::new(stream.into_fd(), kind, peer, binding));
         self.renew(token);
     }

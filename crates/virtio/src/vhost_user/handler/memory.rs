@@ -64,6 +64,7 @@ impl Handler {
         let memory = Arc::new(memory);
         self.attachment.set_memory(Arc::clone(&memory));
         self.memory = Some(memory);
+        self.memory_due = None;
     }
 }
 

@@ -1,0 +1,144 @@
+"""The distributions: both can be built, and what is installed from them works where there is nothing else (N4)."""
+
+import email
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Building takes a minute; what was compiled for the distributions before is kept beside what is for use here.
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
+
+
+def run(*command: "str | Path", **environment: str) -> str:
+    """Runs a program to its good end; what it said is the reason if that does not come."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with sdist and wheel; `python -m build` makes the wheel from the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(
+        *(sys.executable, "-m", "build", "--outdir", folder, ROOT),
+        CARGO_TARGET_DIR=str(ROOT / "build/dist-target"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(dist: Path) -> Path:
+    """The wheel."""
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def metadata(wheel: Path) -> Message:
+    """What the wheel says about itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_sdist_has_no_built_library(dist: Path) -> None:
+    """It is for machines of every kind."""
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert any(name.endswith("crates/preload/src/lib.rs") for name in names)
+
+
+def test_tag_names_the_c_library_that_is_needed(wheel: Path, tmp_path: Path) -> None:
+    """As new as the newest symbol of either library, so that an index takes the wheel, and no newer one is asked for."""
+    tag = re.fullmatch(r"vsock-.*-cp311-abi3-manylinux_2_(\d+)_\w+\.whl", wheel.name)
+    assert tag, wheel.name
+    libraries = extracted(wheel, tmp_path)
+    versions = {
+        int(minor)
+        for library in libraries
+        for minor in re.findall(r"\bGLIBC_2\.(\d+)", run("objdump", "-T", library))
+    }
+    assert max(versions) == int(tag[1])
+
+
+def test_libraries_are_stripped_and_name_no_path_of_this_machine(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """Neither where it was built, nor where sources of dependencies were."""
+    home = os.environ.get("CARGO_HOME") or str(Path("~/.cargo").expanduser())
+    for library in extracted(wheel, tmp_path):
+        assert "no symbols" in run("objdump", "-t", library)
+        content = library.read_bytes()
+        for path in (str(ROOT), home, str(Path.home()), "/tmp/"):
+            assert path.encode() not in content, (library.name, path)
+
+
+def extracted(wheel: Path, folder: Path) -> list[Path]:
+    """The two libraries in the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(folder, names)
+    assert sorted(names) == ["vsock/_lib/libvsock_preload.so", "vsock/_native.abi3.so"]
+    return [folder / name for name in names]
+
+
+def test_metadata_is_complete(metadata: Message) -> None:
+    """Who made it, under which licence, for what."""
+    assert metadata["Name"] == "vsock"
+    assert metadata["Author"]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert "Operating System :: POSIX :: Linux" in (metadata.get_all("Classifier") or [])
+    assert str(metadata.get_payload()).startswith("# vsock\n")
+
+
+WORKS = """
+import tempfile, vsock
+from pathlib import Path
+from vsock.preload import preload_environment
+with tempfile.TemporaryDirectory() as directory:
+    with vsock.Switch({"alpha": 3}, runtime_dir=directory, control=True) as switch:
+        with vsock.Guest(switch.socket_path("alpha")) as alpha, alpha.create_server(5000) as server:
+            ours = vsock.create_connection("alpha:5000", transport=switch.transport)
+            theirs, address = server.accept()
+            ours.sendall(b"hello")
+            print(address.cid, theirs.recv(100), preload_environment(Path(directory))["LD_PRELOAD"])
+"""
+
+
+def test_units_for_systemd_are_there(dist: Path, wheel: Path) -> None:
+    """N7: in both."""
+    units = {f"vsock/systemd/{kind}/vsock.service" for kind in ("system", "user")}
+    (path,) = dist.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive, tarfile.open(path) as source:
+        assert units <= set(archive.namelist())
+        assert units <= {name.partition("/src/")[2] for name in source.getnames()}
+
+
+def test_installed_in_an_empty_environment_it_works(wheel: Path, tmp_path: Path) -> None:
+    """Library, switch and command, with nothing from the source tree; it was built from the sdist alone."""
+    python = tmp_path / "venv/bin/python"
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
+    said = run(python, "-I", "-c", WORKS)
+    assert re.fullmatch(rf"2 b'hello' {tmp_path}/venv/\S+/libvsock_preload\.so\n", said)
+    assert run(tmp_path / "venv/bin/vsock", "--version").startswith("vsock")
