@@ -1,7 +1,8 @@
 """What the demo shows on a terminal: steps while guests boot, a line per check, what to try next."""
 
+import errno
+import os
 import shlex
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +21,23 @@ SHELL_PORT = 2323
 """Where `--keep` serves a shell in each Linux guest."""
 
 
-class Screen:
-    """Prints to `console`; steps may come from several threads."""
+class _Output(Console):
+    """A console whose end is told as of any other file, so that the guests are stopped first."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+class Screen:
+    """Prints to standard output or error, for one thread: who prints learns that nobody reads any more.
+
+    Every method may raise OSError.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        self._console = _Output(stderr=stderr)
         self._steps: dict[str, str] = {}
         self._status: Status | None = None
-        self._lock = threading.Lock()
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -51,15 +61,12 @@ class Screen:
 
     def step(self, guest: str, what: str) -> None:
         """A guest has got a step further."""
-        with self._lock:
-            self._steps[guest] = what
-            shown = "   ".join(
-                f"[bold]{name}[/bold] {escape(at)}" for name, at in self._steps.items()
-            )
-            if self._status is not None:
-                self._status.update(shown)
-            if not self._console.is_terminal:
-                self._console.print(f"  {guest}: {escape(what)}")
+        self._steps[guest] = what
+        shown = "   ".join(f"[bold]{name}[/bold] {escape(at)}" for name, at in self._steps.items())
+        if self._status is not None:
+            self._status.update(shown)
+        if not self._console.is_terminal:
+            self._console.print(f"  {guest}: {escape(what)}")
 
     def guests(self, guests: list[GuestReport], notes: list[str]) -> None:
         """The guests that are there."""
@@ -85,7 +92,9 @@ class Screen:
         self._console.print(f"[bold red]FAIL[/bold red] {escape(message)}", soft_wrap=True)
 
     def end(self, report: Report) -> None:
-        """The result of it all."""
+        """The result of it all, if it came to checks."""
+        if not report.checks:
+            return
         passed = sum(check.ok for check in report.checks)
         colour = "green" if report.is_well else "bold red"
         self._console.print(
