@@ -64,7 +64,9 @@ def open_lab(step: Step) -> Iterator[Lab]:
 
 def _start_guests(switch: Switch, lab: Lab, stack: ExitStack, step: Step) -> list[Place]:
     """Boot the Linux guests at the same time; in place of one that cannot be had here, a userspace guest."""
-    steps: Calls = SimpleQueue()  # told by the threads that boot, shown by ours, which may be interrupted
+    steps: Calls = (
+        SimpleQueue()
+    )  # told by the threads that boot, shown by ours, which may be interrupted
 
     def told(name: str) -> Callable[[str], None]:
         return lambda what: steps.put(partial(step, name, what))
