@@ -43,6 +43,23 @@ class Guest:
         self._timeout = timeout
         self._directory: str | None = None
         self._node: Node | None = None
+        self._is_joined = False
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the device is there: False when it has gone away, until `rejoin` or `start`."""
+        for event in self._node.events() if self._node is not None else ():
+            if event.kind == "detached":
+                self._is_joined = False
+        return self._is_joined
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `is_joined` may have changed; asking that empties it.
+
+        Raises:
+            UsageError: it has not joined.
+        """
+        return self._running().event_fd()
 
     @property
     def cid(self) -> int:
@@ -56,7 +73,7 @@ class Guest:
     @property
     def transport(self) -> SwitchTransport:
         """What to pass as ``transport=`` to have any verb of this package act for this guest."""
-        self._require_node()
+        self._running()
         assert self._directory is not None, "a node has a directory"
         return SwitchTransport(self._directory)
 
@@ -73,17 +90,35 @@ class Guest:
         try:
             known = CID_ANY if self._wanted_cid is None else self._wanted_cid
             self._node = Node(cid=known, socket_dir=self._directory)
-            self._node.join(self._path, cid=self._wanted_cid, timeout=self._timeout)
-        except OSError as error:
-            self.stop()
-            raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
+            self.rejoin()
         except BaseException:
             self.stop()
             raise
 
+    def rejoin(self, timeout: float | None = None) -> None:
+        """Join the device again after it went away, as a switch that was restarted.
+
+        Connections ended with it; listeners of this guest go on.
+
+        Args:
+            timeout: seconds that the device has to answer; by default as for `start`.
+
+        Raises:
+            OSError: the socket is not there, or nothing that is a vhost-user-vsock device answers in time.
+            UsageError: it has not been started.
+        """
+        node = self._running()
+        patience = self._timeout if timeout is None else timeout
+        try:
+            node.join(self._path, cid=self._wanted_cid, timeout=patience)
+        except OSError as error:
+            raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
+        self._is_joined = True
+
     def stop(self) -> None:
         """Leave: every connection ends, and the directory goes. Does nothing if not started."""
         node, self._node = self._node, None
+        self._is_joined = False
         if node is not None:
             node.stop()
         directory, self._directory = self._directory, None
@@ -162,6 +197,7 @@ class Guest:
 
         await asyncio.to_thread(self.stop)
 
-    def _require_node(self) -> None:
+    def _running(self) -> Node:
         if self._node is None:
             raise UsageError("this guest has not joined a switch: use it in 'with', or start() it")
+        return self._node

@@ -87,11 +87,20 @@ def test_set_uid_program_is_refused_only_if_it_gets_its_privileges(tmp_path: Pat
     assert why_not(file, keeps_privileges=False) is None
 
 
+@pytest.mark.usefixtures("switch")
 def test_status_and_output_are_those_of_the_command() -> None:
     """Options after the command are the command's."""
     done = vsock_run("sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
     assert vsock_run("--", "echo", "-v", "--help").stdout == "-v --help\n"
+
+
+def test_without_a_switch_a_line_says_so(runtime_dir: Path) -> None:
+    """N14: starting is the one moment when the tool knows; the program runs, as a switch may come yet."""
+    done = vsock_run("sh", "-c", "echo out; exit 7")
+    assert (done.returncode, done.stdout) == (7, "out\n")
+    assert done.stderr.startswith(f"vsock run: no switch answers in {runtime_dir}: until one does")
+    assert done.stderr.count("\n") == 1
 
 
 def test_broken_pipe_ends_the_command_as_it_would_alone() -> None:

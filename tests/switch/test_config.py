@@ -147,8 +147,14 @@ hybrid = "/{"x" * 107}"
 """
     assert faults_of(text) == [
         "c.toml:4: socket: a.sock is relative: the daemon's directory is not yours",
-        "c.toml:5: hybrid: has 108 bytes; a Unix socket's path ends at 107",
+        f"c.toml:5: hybrid: /{'x' * 107} has 108 bytes, a Unix socket's path at most 107",
     ]
+
+
+def test_number_without_end_is_a_fault_with_its_line() -> None:
+    """N13: Python's own limit was a traceback."""
+    text = f'[[guest]]\nname = "alpha"\ncid = {"9" * 5000}\n'
+    assert faults_of(text) == ["c.toml:3: a number of 5000 digits"]
 
 
 def test_single_brackets_are_explained() -> None:

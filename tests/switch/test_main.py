@@ -142,5 +142,5 @@ def test_config_with_faults_lists_them_and_does_not_start(runtime_dir: Path, con
     with Daemon("--config", str(config)) as daemon:
         daemon.wait_for(r"vsock\.toml:2: ")
         daemon.wait_for(r"vsock\.toml:3: ")
-        assert daemon.process.wait(DEADLINE) == 1
+        assert daemon.process.wait(DEADLINE) == 2
     assert [path.name for path in runtime_dir.iterdir()] == ["vsock.toml"]

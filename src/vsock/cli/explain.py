@@ -22,7 +22,7 @@ __all__ = ["explain"]
 def explain(source: str, destination: str, as_json: bool, runtime_dir: Path | None) -> int:
     """Say whether SOURCE may connect to DESTINATION (guests by name or CID, or `host`), and why.
 
-    Exit code 0 when it may, 1 when not.
+    Exit code 0 when it may, 1 when not, 2 when the switch could not be asked or knows no such guest.
     """
     verdict = Client(runtime_dir).explain(source, destination)
     if as_json:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from vsock.cli.groups import Group
 from vsock.cli.guest_run import run
 from vsock.cli.options import guest_cid, json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table
@@ -14,7 +15,7 @@ from vsock.switch.records import GuestRecord
 __all__ = ["guest", "print_guests"]
 
 
-@click.group()
+@click.group(cls=Group)
 def guest() -> None:
     """Add, change, remove and list guests of a running switch, or be one."""
 
@@ -118,17 +119,17 @@ def print_guests(guests: list[GuestRecord]) -> None:
     """Prints a table of guests."""
     print_table(
         "Guests",
-        ("name", ">cid", "state", "groups", ">flows", ">in", ">out", ">errors", "socket"),
+        ("name", ">cid", "state", ">flows", ">sent", ">received", ">errors", "groups", "socket"),
         [
             (
                 guest.name,
                 str(guest.cid),
                 guest.state,
-                ",".join(guest.groups),
                 str(guest.connections),
                 bytes_text(guest.bytes_in),
                 bytes_text(guest.bytes_out),
                 str(guest.errors),
+                ",".join(guest.groups),
                 guest.socket,
             )
             for guest in guests

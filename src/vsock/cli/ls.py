@@ -18,7 +18,13 @@ __all__ = ["ls"]
 @json_option
 @runtime_dir_option
 def ls(as_json: bool, runtime_dir: Path | None) -> None:
-    """Show guests, listeners, datagram sockets and flows of a switch."""
+    """Show guests, listeners, datagram sockets and flows of a switch.
+
+    Guests: `sent` and `received` is what the guest did (`bytes_in` and `bytes_out` in JSON); `errors`
+    counts packets that were malformed or found no room, and attachments that ended by a fault. Flows:
+    `sent` went from source to destination (`bytes_out`), `answered` came back (`bytes_in`). Whose a
+    listener or flow of the host is: pid/program.
+    """
     client = Client(runtime_dir)
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
     datagrams = client.datagrams()
@@ -35,15 +41,15 @@ def ls(as_json: bool, runtime_dir: Path | None) -> None:
 def _print_listeners(listeners: list[ListenerRecord]) -> None:
     print_table(
         "Listeners",
-        ("cid", ">port", "type", ">backlog", ">pid", ">uid"),
+        ("cid", ">port", "type", ">backlog", ">uid", "pid/program"),
         [
             (
                 _cid_text(listener.cid),
                 str(listener.port),
                 listener.type,
                 str(listener.backlog),
-                str(listener.pid),
                 str(listener.uid),
+                _process(listener.pid, listener.program),
             )
             for listener in listeners
         ],
@@ -56,15 +62,20 @@ def _print_datagrams(datagrams: list[DatagramRecord]) -> None:
         return
     print_table(
         "Datagram sockets",
-        ("cid", ">port", ">sent", ">received", ">dropped", ">pid", ">uid"),
+        ("cid", ">port", ">sent", ">received", ">dropped", ">uid", "pid/program"),
         [
             (
                 _cid_text(one.cid),
-                *map(str, (one.port, one.sent, one.received, one.dropped, one.pid, one.uid)),
+                *map(str, (one.port, one.sent, one.received, one.dropped, one.uid)),
+                _process(one.pid, one.program),
             )
             for one in datagrams
         ],
     )
+
+
+def _process(pid: int | None, program: str | None) -> str:
+    return f"{pid}/{program or '?'}" if pid else ""
 
 
 def _cid_text(cid: int) -> str:
@@ -80,17 +91,17 @@ def _print_flows(flows: list[FlowRecord], guests: list[GuestRecord]) -> None:
 
     print_table(
         "Flows",
-        ("source", "destination", "type", "state", ">sent", ">answered", ">age", ">pid"),
+        ("source", "destination", "state", ">sent", ">answered", ">age", "pid/program", "type"),
         [
             (
                 named(flow.source),
                 named(flow.destination),
-                flow.type,
                 flow.state,
                 bytes_text(flow.bytes_out),
                 bytes_text(flow.bytes_in),
                 seconds_text(flow.age),
-                str(flow.pid or ""),
+                _process(flow.pid, flow.program),
+                flow.type,
             )
             for flow in flows
         ],

@@ -16,7 +16,6 @@ from vsock.demo.report import GuestReport, Rate
 from vsock.guest import Guest
 from vsock.switch import Switch
 from vsock.testing import GuestUnavailable, boot, start_all
-from vsock.testing._loop import Calls
 from vsock.testing.images import Vmm
 
 FIRST_PORT = 7000
@@ -64,9 +63,8 @@ def open_lab(step: Step) -> Iterator[Lab]:
 
 def _start_guests(switch: Switch, lab: Lab, stack: ExitStack, step: Step) -> list[Place]:
     """Boot the Linux guests at the same time; in place of one that cannot be had here, a userspace guest."""
-    steps: Calls = (
-        SimpleQueue()
-    )  # told by the threads that boot, shown by ours, which may be interrupted
+    # Told by the threads that boot, shown by ours, which may be interrupted.
+    steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
 
     def told(name: str) -> Callable[[str], None]:
         return lambda what: steps.put(partial(step, name, what))

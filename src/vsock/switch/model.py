@@ -163,6 +163,9 @@ def _path_faults(field: str, path: Path | None) -> list[Fault]:
     size = len(str(path).encode())
     if size > LONGEST_SOCKET_PATH:
         return [
-            Fault(field, f"has {size} bytes; a Unix socket's path ends at {LONGEST_SOCKET_PATH}")
+            Fault(
+                field,
+                f"{path} has {size} bytes, a Unix socket's path at most {LONGEST_SOCKET_PATH}",
+            )
         ]
     return []

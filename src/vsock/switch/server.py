@@ -189,7 +189,8 @@ def _refusal(status: int, reason: str) -> JSONResponse:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def _faults(error: RequestValidationError) -> str:

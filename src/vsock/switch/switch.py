@@ -25,7 +25,7 @@ from typing import Final, Self
 
 from vsock import _native
 from vsock.address import CID_ANY, CID_HOST
-from vsock.errors import NoSuchGuest, TransportError, UsageError
+from vsock.errors import NoSuchGuest, TransportError, UsageError, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.claims import RuntimeClaim, clear_socket
 from vsock.switch.model import POLL_US, GuestSpec, checked_poll, conflicts, faults
@@ -350,8 +350,7 @@ class Switch:
         for spec in self._guests.values():
             if guest in (spec.name, spec.cid, str(spec.cid)):
                 return spec
-        known = ", ".join(sorted(self._guests)) or "none yet"
-        raise NoSuchGuest(errno.ENODEV, f"no guest {guest!r} (guests: {known})")
+        raise no_guest(guest, self._guests)
 
     def _running(self) -> "_native.Node":
         if self._node is None:

@@ -45,7 +45,7 @@ async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> 
         return "kvm" if chosen == "kvm" else "tcg"
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
-    cache, key = _cache_file(), await _machine()
+    cache, key = _cache_file(), _machine(await _qemu_version())
     try:
         known = json.loads(cache.read_text())
         if known["machine"] == key:
@@ -57,9 +57,9 @@ async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> 
     return "kvm" if works else "tcg"
 
 
-async def _machine() -> str:
+def _machine(qemu: str) -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{platform.release()} {boot_id} {await _qemu_version()}"
+    return f"{platform.release()} {boot_id} {qemu}"
 
 
 async def _qemu_version() -> str:

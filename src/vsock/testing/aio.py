@@ -241,6 +241,7 @@ class LinuxGuest(ABC):
 
     # For the two kinds
 
+    @abstractmethod
     async def _prepare(self, image: Image) -> None:
         """Find out what the VMM needs to be told; what that takes is not the guest's time to boot."""
 
@@ -363,6 +364,9 @@ class UmlGuest(LinuxGuest):
             return {}
         has_room = there.f_bavail * there.f_frsize > 2 * self._memory_mib << 20
         return {"TMPDIR": "/dev/shm"} if has_room else {}
+
+    async def _prepare(self, image: Image) -> None:
+        """Nothing: it is an ordinary process, the same everywhere."""
 
     async def _launch(self, image: Image) -> None:
         self._work_dir = Path(tempfile.mkdtemp(prefix="vsock-uml-"))

@@ -198,6 +198,6 @@ def start_all(
 
     async def start() -> list[BaseException | None]:
         starting = (guest._twin.start() for guest in guests)
-        return await asyncio.gather(*starting, return_exceptions=True)
+        return list(await asyncio.gather(*starting, return_exceptions=True))
 
     return loop_thread().call(start(), calls)
