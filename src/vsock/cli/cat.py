@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vsock.cli.completion import addresses
 from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 from vsock.cli.pump import carry
 from vsock.errors import VsockError
@@ -24,7 +25,7 @@ __all__ = ["cat"]
 
 
 @click.command()
-@click.argument("address")
+@click.argument("address", shell_complete=addresses)
 @click.option(
     "-l", "--listen", is_flag=True, help="Wait for a connection to ADDRESS, or to a PORT."
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vsock.cli.completion import parties
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
 from vsock.switch.client import Client
@@ -15,8 +16,8 @@ __all__ = ["explain"]
 
 
 @click.command()
-@click.argument("source")
-@click.argument("destination")
+@click.argument("source", shell_complete=parties)
+@click.argument("destination", shell_complete=parties)
 @json_option
 @runtime_dir_option
 def explain(source: str, destination: str, as_json: bool, runtime_dir: Path | None) -> int:

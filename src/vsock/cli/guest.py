@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from vsock.cli.completion import guests as known_guests
 from vsock.cli.groups import Group
 from vsock.cli.guest_run import run
 from vsock.cli.options import guest_cid, json_option, runtime_dir_option
@@ -66,7 +67,7 @@ def add(
 
 
 @guest.command("set")
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @click.option(
     "--cid",
     required=True,
@@ -86,7 +87,7 @@ def set_(name: str, cid: int, as_json: bool, runtime_dir: Path | None) -> None:
 
 
 @guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @json_option
 @runtime_dir_option
 def remove(name: str, as_json: bool, runtime_dir: Path | None) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import runtime_dir_option
 from vsock.switch.client import Client
 
@@ -34,7 +35,7 @@ _JOIN_SECONDS: Final = 5.0
     short_help="Be guest NAME while COMMAND runs.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
     "--reconnect",

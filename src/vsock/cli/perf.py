@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vsock.cli.completion import parties
 from vsock.cli.connect import connect
 from vsock.cli.options import (
     Seconds,
@@ -27,7 +28,7 @@ _PORT = 5201
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("target", metavar="[ADDRESS]", required=False)
+@click.argument("target", metavar="[ADDRESS]", required=False, shell_complete=parties)
 @click.option("-s", "--server", is_flag=True, help="Be the server, until interrupted.")
 @click.option("-p", "--port", type=click.IntRange(1), default=_PORT, help="The server's port.")
 @click.option("-t", "--time", "seconds", type=Seconds(0.01), default=5.0, help="Seconds.")

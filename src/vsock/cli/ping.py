@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from vsock.cli.completion import parties
 from vsock.cli.connect import connect
 from vsock.cli.options import (
     Seconds,
@@ -49,7 +50,7 @@ _Probe = Callable[[], _Reply | None]
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("target", metavar="NAME[:PORT]")
+@click.argument("target", metavar="NAME[:PORT]", shell_complete=parties)
 @click.option("-c", "--count", type=click.IntRange(min=1), default=5, help="How many times.")
 @click.option("-i", "--interval", type=Seconds(0), default=0.2, help="Seconds between two.")
 @click.option("--timeout", type=Seconds(), default=2.0, help="Seconds to wait for an answer.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _DEFAULT_PORT: Final = "22"
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=known_guests)
 @click.argument("port", default=_DEFAULT_PORT)
 @click.option("--timeout", type=Seconds(), default=5.0, help="Seconds to connect [5].")
 @transport_option
