@@ -2,9 +2,15 @@
 
 import json
 import os
+import re
 import shlex
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -103,10 +109,13 @@ def test_ls_shows_guests_listeners_and_flows(
         shown = json.loads(output(capsys, "ls", "--json"))
         assert [one["name"] for one in shown["guests"]] == ["alpha", "beta", "gamma"]
         assert shown["listeners"][0]["pid"] == os.getpid()
+        program = Path("/proc/self/comm").read_text().strip()
+        assert shown["listeners"][0]["program"] == shown["flows"][0]["program"] == program
         assert shown["flows"][0]["bytes_out"] == 2048
         table = output(capsys, "ls")
         assert "host:5000" in table
         assert "2.0 KiB" in table
+        assert table.count(f"{os.getpid()}/{program}") == 2  # N6: as `ss -p` has it
 
 
 def test_ls_shows_datagram_sockets_if_there_are_any(
@@ -193,6 +202,34 @@ def test_ping_measures_connecting_and_echo(
         text = output(capsys, "ping", "alpha:7", "--echo", "-c", "2", "-i", "0")
         assert "2: echo, " in text
         thread.join()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_interrupted_ping_tells_what_it_has(switch: Switch, guest: Guest, as_json: bool) -> None:
+    """N20: as ping(8) does; the attempt that was interrupted does not count."""
+    command = [sys.executable, "-m", "vsock", "ping", "alpha", "-c", "1000", "-i", "0.01"]
+    with subprocess.Popen(
+        command + ["--json"] * as_json, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        deadline = time.monotonic() + 30
+        if as_json:
+            before = switch.guest("alpha").packets_out
+            while switch.guest("alpha").packets_out < before + 3:
+                assert time.monotonic() < deadline
+        else:
+            for _ in range(3):
+                process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    if as_json:
+        told = json.loads(out)
+        assert 2 <= told["sent"] == told["answered"] < 1000
+    else:
+        assert re.fullmatch(
+            r"alpha:1: (\d+) sent, \1 answered, rtt min/median/max .*", out.splitlines()[-1]
+        )
 
 
 def test_ping_of_a_guest_that_is_not_there_fails(

@@ -107,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = vsock.main(list(words), prog_name="vsock", standalone_mode=False)
         _flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return _MISUSED
     except click.UsageError as error:
         _say(f"{error.format_message().rstrip('.')}; see `{_help_of(error)}`")
         return _MISUSED
