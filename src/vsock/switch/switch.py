@@ -67,9 +67,7 @@ class Switch:
         control: bool = False,
         poll_us: int = POLL_US,
     ) -> None:
-        if isinstance(guests, Mapping):
-            guests = [GuestSpec(name=name, cid=cid) for name, cid in guests.items()]
-        self._first_guests = tuple(guests)
+        self._first_guests = _specs(guests)
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
         self._files = RuntimeFiles(directory.absolute())
         self._serves_control = control
@@ -416,6 +414,19 @@ class _AttendantThread:
         loop, over = self._loop.result()
         loop.call_soon_threadsafe(over.set)
         self._thread.join()
+
+
+def _specs(guests: object) -> tuple[GuestSpec, ...]:
+    """What `Switch` was given, as specifications; UsageError if that is something else."""
+    if isinstance(guests, Mapping):
+        return tuple(GuestSpec(name=name, cid=cid) for name, cid in guests.items())
+    found = tuple(guests) if isinstance(guests, Iterable) else (guests,)
+    for one in found:
+        if not isinstance(one, GuestSpec):
+            raise UsageError(
+                f"guests are a mapping of names to CIDs, or GuestSpec objects, not {one!r}"
+            )
+    return found
 
 
 def _remove_sockets(guest: GuestSpec) -> None:
