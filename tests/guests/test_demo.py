@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import vsock
+from vsock.demo.places import LinuxPlace
+from vsock.demo.programs import shell_server
 from vsock.testing.plugin import SharedGuests, guest_or_skip
+from vsock.transports import SwitchTransport
 
 
 @pytest.mark.usefixtures("vsock_switch")
@@ -70,3 +75,34 @@ def running_from(directory: Path) -> list[str]:
         with contextlib.suppress(OSError):
             found.append((process / "cmdline").read_bytes().decode(errors="replace"))
     return [line for line in found if str(directory) in line]
+
+
+@pytest.mark.usefixtures("vsock_switch")
+def test_shell_that_is_kept_has_a_terminal(
+    vsock_runtime_dir: Path, linux_guests: SharedGuests
+) -> None:
+    """N28: job control works, nothing is said about it, and Ctrl-C ends a command, not the session."""
+    guest = guest_or_skip(linux_guests, "qemu-6.1")
+    server = LinuxPlace(guest, linux_guests.cid("qemu-6.1")).start(shell_server, 2323)
+    assert server.read_line() == "listening"
+    where = SwitchTransport(str(vsock_runtime_dir))
+    with vsock.create_connection("qemu-6.1:2323", 30, transport=where) as shell:
+        shell.settimeout(30)
+        said = read_until(shell, b"# ")
+        shell.sendall(b"sh -c 'echo started; exec sleep 1000'\n")
+        said += read_until(shell, b"\r\nstarted\r\n")
+        shell.sendall(b"\x03")
+        said += read_until(shell, b"# ")
+        shell.sendall(b"echo $((6 * 7))\n")
+        said += read_until(shell, b"\r\n42\r\n")
+    assert b"can't access tty" not in said
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    """What is received, to its first `end`."""
+    said = b""
+    while end not in said:
+        piece = connection.recv(4096)
+        assert piece, said
+        said += piece
+    return said

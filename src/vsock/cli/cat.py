@@ -38,6 +38,12 @@ __all__ = ["cat"]
     help="Run this program with the connection as its standard input and output. It is no shell: "
     "`sh -c '...'` is one.",
 )
+@click.option(
+    "-t",
+    "--tty",
+    is_flag=True,
+    help="For a shell at the other end: every key goes there, Ctrl-C too; Ctrl-] ends it.",
+)
 @click.option("--seqpacket", is_flag=True, help="Messages (SEQPACKET) instead of a stream.")
 @click.option("-v", "--verbose", is_flag=True, help="Say to standard error who is connected.")
 @click.option("--timeout", type=Seconds(), help="Seconds to connect [2].")
@@ -48,6 +54,7 @@ def cat(
     listen: bool,
     keep: bool,
     command: str | None,
+    tty: bool,
     seqpacket: bool,
     verbose: bool,
     timeout: float | None,
@@ -62,6 +69,8 @@ def cat(
 
     if keep and not (listen and command):
         raise click.UsageError("-k is for -l with --exec: standard input can be sent only once")
+    if tty and (command or sys.stdin is None or not sys.stdin.isatty()):
+        raise click.UsageError("--tty is for a terminal as standard input")
     program = None if command is None else _program(command)
     if program is None and sys.stdout is None:
         raise click.ClickException("standard output is closed; >/dev/null throws away what comes")
@@ -70,14 +79,14 @@ def cat(
     if not listen:
         connection = connect(address, timeout, where, type=kind)
         connection.settimeout(None)
-        return _serve(connection, address, program, verbose)
+        return _serve(connection, address, program, tty, verbose)
     with _listen(address, kind, where) as listener:
         if verbose:
             click.echo(f"listening on {listener.getsockname()}", err=True)
         if program and keep:
             _serve_all(listener, program, verbose)
         connection, peer = listener.accept()
-    return _serve(connection, str(peer), program, verbose)
+    return _serve(connection, str(peer), program, tty, verbose)
 
 
 def _program(command: str) -> list[str]:
@@ -106,14 +115,24 @@ def _listen(address: str, kind: int, transport: "Transport") -> socket.socket:
 
 
 def _serve(
-    connection: socket.socket, peer: str, program: Sequence[str] | None, is_verbose: bool
+    connection: socket.socket,
+    peer: str,
+    program: Sequence[str] | None,
+    is_tty: bool,
+    is_verbose: bool,
 ) -> int:
     with connection:
         if is_verbose:
             click.echo(f"connected to {peer}", err=True)
         if program:
             return 1 if _run(connection, peer, program).wait() else 0
-        carry(connection, 0, 1)
+        if is_tty:
+            from vsock.cli.terminal import ESCAPE, raw
+
+            with raw(0):
+                carry(connection, 0, 1, escape=ESCAPE)
+        else:
+            carry(connection, 0, 1)
     return 0
 
 

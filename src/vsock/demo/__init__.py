@@ -76,7 +76,7 @@ def _run(check: Check, lab: Lab) -> CheckReport:
 def _tell(report: Report, screen: Screen, as_json: bool) -> None:
     screen.end(report)
     if as_json:
-        print(json.dumps(report.as_json()), flush=True)
+        print(json.dumps(report.as_json(), indent=2), flush=True)
 
 
 def _keep(lab: Lab, screen: Screen) -> None:
