@@ -1,4 +1,4 @@
-"""N12, N13, N16, N19: some 300 wrong calls, each of which is told in one line, truly, with its exit code.
+"""N12, N13, N16, N19, F9: some 500 wrong calls, each of which is told in one line, truly, with its exit code.
 
 The calls are made of tables: who is called for, with which wrong word. A row that a command is missing
 in shows as a wrong reason.
