@@ -45,7 +45,6 @@ class Guest:
         self._node: Node | None = None
         self._is_joined = False
 
-    @property
     def is_joined(self) -> bool:
         """Whether the device is there: False when it has gone away, until `rejoin` or `start`."""
         for event in self._node.events() if self._node is not None else ():

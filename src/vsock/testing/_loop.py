@@ -45,16 +45,15 @@ class LoopThread:
             calls.put(None)  # wakes the caller
 
         self._loop.call_soon_threadsafe(start)
-        task = started.result()
         try:
             while not over.is_set():
                 if (wanted := calls.get()) is not None:
                     wanted()
         except BaseException:
-            self._loop.call_soon_threadsafe(task.cancel)
+            self._loop.call_soon_threadsafe(lambda: started.result().cancel())
             over.wait(_CLEANING_SECONDS)
             raise
-        return task.result()
+        return started.result().result()
 
 
 _only: list[LoopThread] = []
