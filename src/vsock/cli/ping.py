@@ -96,8 +96,17 @@ class _Run:
         self._count = count
         self._interval = interval
         self._as_json = as_json
-        self.sent = 0
-        self.replies: list[_Reply] = []
+        self._attempts: list[_Reply | None] = []  # None: no answer
+
+    @property
+    def sent(self) -> int:
+        """How many attempts have come to an end."""
+        return len(self._attempts)
+
+    @property
+    def replies(self) -> list[_Reply]:
+        """The answers."""
+        return [reply for reply in self._attempts if reply]
 
     def go(self, probe: _Probe) -> None:
         """Make them all, or those until Ctrl-C; the one that it interrupts does not count."""
@@ -111,9 +120,7 @@ class _Run:
                 click.echo()  # the terminal has shown ^C
 
     def _take(self, number: int, reply: _Reply | None) -> None:
-        self.sent = number
-        if reply:
-            self.replies.append(reply)
+        self._attempts.append(reply)
         if not self._as_json:
             said = f"{reply.answer}, {reply.milliseconds:.3f} ms" if reply else "no answer"
             click.echo(f"{self._target}: {number}: {said}")
