@@ -115,7 +115,11 @@ def test_ls_shows_guests_listeners_and_flows(
         table = output(capsys, "ls")
         assert "host:5000" in table
         assert "2.0 KiB" in table
-        assert table.count(f"{os.getpid()}/{program}") == 2  # N6: as `ss -p` has it
+        # N6: as `ss -p` has it; this process is the guest's machine too.
+        assert table.count(f"{os.getpid()}/{program}") == 3
+        alpha, beta, _ = shown["guests"]
+        assert (alpha["pid"], alpha["program"]) == (os.getpid(), program)
+        assert (beta["pid"], beta["program"]) == (None, None)
 
 
 def test_ls_shows_datagram_sockets_if_there_are_any(

@@ -8,7 +8,7 @@ from vsock.cli.completion import guests as known_guests
 from vsock.cli.groups import Group
 from vsock.cli.guest_run import run
 from vsock.cli.options import guest_cid, json_option, runtime_dir_option
-from vsock.cli.output import bytes_text, print_json, print_table
+from vsock.cli.output import bytes_text, print_json, print_table, process_text
 from vsock.switch.client import Client
 from vsock.switch.model import GuestSpec, faults
 from vsock.switch.records import GuestRecord
@@ -120,7 +120,10 @@ def print_guests(guests: list[GuestRecord]) -> None:
     """Prints a table of guests."""
     print_table(
         "Guests",
-        ("name", ">cid", "state", ">flows", ">sent", ">received", ">errors", "groups", "socket"),
+        (
+            *("name", ">cid", "state", ">flows", ">sent", ">received", ">errors"),
+            *("pid/program", "groups", "socket"),
+        ),
         [
             (
                 guest.name,
@@ -130,6 +133,7 @@ def print_guests(guests: list[GuestRecord]) -> None:
                 bytes_text(guest.bytes_in),
                 bytes_text(guest.bytes_out),
                 str(guest.errors),
+                process_text(guest.pid, guest.program),
                 ",".join(guest.groups),
                 guest.socket,
             )

@@ -7,7 +7,7 @@ import click
 from vsock.address import CID_ANY
 from vsock.cli.guest import print_guests
 from vsock.cli.options import json_option, runtime_dir_option
-from vsock.cli.output import bytes_text, print_json, print_table, seconds_text
+from vsock.cli.output import bytes_text, print_json, print_table, process_text, seconds_text
 from vsock.switch.client import Client
 from vsock.switch.records import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 
@@ -22,8 +22,8 @@ def ls(as_json: bool, runtime_dir: Path | None) -> None:
 
     Guests: `sent` and `received` is what the guest did (`bytes_in` and `bytes_out` in JSON); `errors`
     counts packets that were malformed or found no room, and attachments that ended by a fault. Flows:
-    `sent` went from source to destination (`bytes_out`), `answered` came back (`bytes_in`). Whose a
-    listener or flow of the host is: pid/program.
+    `sent` went from source to destination (`bytes_out`), `answered` came back (`bytes_in`). pid/program is
+    the guest's machine, or whose a listener or flow of the host is.
     """
     client = Client(runtime_dir)
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
@@ -49,7 +49,7 @@ def _print_listeners(listeners: list[ListenerRecord]) -> None:
                 listener.type,
                 str(listener.backlog),
                 str(listener.uid),
-                _process(listener.pid, listener.program),
+                process_text(listener.pid, listener.program),
             )
             for listener in listeners
         ],
@@ -67,15 +67,11 @@ def _print_datagrams(datagrams: list[DatagramRecord]) -> None:
             (
                 _cid_text(one.cid),
                 *map(str, (one.port, one.sent, one.received, one.dropped, one.uid)),
-                _process(one.pid, one.program),
+                process_text(one.pid, one.program),
             )
             for one in datagrams
         ],
     )
-
-
-def _process(pid: int | None, program: str | None) -> str:
-    return f"{pid}/{program or '?'}" if pid else ""
 
 
 def _cid_text(cid: int) -> str:
@@ -100,7 +96,7 @@ def _print_flows(flows: list[FlowRecord], guests: list[GuestRecord]) -> None:
                 bytes_text(flow.bytes_out),
                 bytes_text(flow.bytes_in),
                 seconds_text(flow.age),
-                _process(flow.pid, flow.program),
+                process_text(flow.pid, flow.program),
                 flow.type,
             )
             for flow in flows

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["bytes_text", "plain", "print_json", "print_table", "seconds_text"]
+__all__ = ["bytes_text", "plain", "print_json", "print_table", "process_text", "seconds_text"]
 
 _LEAST: Final = 10  # columns that a long text gets on the narrowest terminal
 
@@ -71,6 +71,11 @@ def bytes_text(count: int) -> str:
     while size >= 1024 and (larger := next(units, None)):
         size, unit = size / 1024, larger
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def process_text(pid: int | None, program: str | None) -> str:
+    """A process for people, as netstat(8) shows it; empty if there is none."""
+    return f"{pid}/{program or '?'}" if pid else ""
 
 
 def seconds_text(seconds: float) -> str:

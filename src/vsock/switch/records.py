@@ -58,11 +58,14 @@ class GuestRecord:
     packets_in: int
     packets_out: int
     errors: int
+    pid: int | None = None
+    program: str | None = None
 
     @classmethod
     def of(cls, info: "_native.GuestInfo") -> "GuestRecord":
         """The record of what the data plane knows."""
-        return _same(cls, info)
+        pid = info.front_end_pid or None
+        return _same(cls, info, pid=pid, program=program_of(pid))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +132,10 @@ class FlowRecord:
         return _same(cls, info, source=source, destination=destination, program=program)
 
 
-def program_of(pid: int) -> str | None:
+def program_of(pid: int | None) -> str | None:
     """The name of a process, as ps(1) has it; None if it has ended, or is not to be seen from here."""
+    if not pid:
+        return None
     try:
         name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
     except OSError:
