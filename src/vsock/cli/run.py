@@ -41,7 +41,9 @@ def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path 
         click.echo(f"vsock run: {path} {reason}", err=True)
         return _CANNOT
     directory = runtime_dir or default_runtime_dir()
-    if not _answers(directory):
+    # With the other explanation wanted, the library gives it when it matters.
+    is_explained = verbose or bool(os.environ.get("VSOCK_PRELOAD_VERBOSE"))
+    if not is_explained and not _answers(directory):
         click.echo(
             f"vsock run: no switch answers in {directory}: until one does, AF_VSOCK fails with ENODEV; "
             "start `vsock switch`, or say where it is with VSOCK_RUNTIME_DIR or --runtime-dir",
@@ -58,18 +60,20 @@ def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path 
 
 
 def _answers(directory: Path) -> bool:
-    """Whether somebody serves sockets there now; a program that runs long may well wait for it."""
+    """Whether somebody serves sockets there now; a program that runs long may well wait for it.
+
+    Asked with a socket of the wrong type, which the kernel refuses only if somebody is there: nobody
+    has to accept it.
+    """
     import socket
 
     from vsock.runtime import RuntimeFiles
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as asking:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
         try:
             asking.connect(os.fspath(RuntimeFiles(directory).stream))
-        except BlockingIOError:
-            return True  # busy
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno in (errno.EPROTOTYPE, errno.EACCES)
     return True
 
 
