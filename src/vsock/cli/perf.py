@@ -1,6 +1,8 @@
 """`vsock perf`: how fast connections are, in the manner of iperf."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,15 +88,8 @@ def perf(
 
         check(plot)
     plan = {"size": size, "seconds": seconds, "flows": parallel, "reverse": reverse}
-    try:
+    with _explained(target, kind):
         result = _measure(target, kind, where, plan, message, is_quiet=as_json)
-    except ends.PerfError as error:
-        reason = f"{target}: {error}; is a `vsock perf --server` there?"
-        raise click.ClickException(reason) from None
-    except ConnectRefused as error:
-        wanted = "vsock perf --server" + (" --seqpacket" if seqpacket else "")
-        reason = f"{error.strerror}; start `{wanted}` at the other end"
-        raise click.ClickException(reason) from None
     if as_json:
         print_json({"target": target, "type": "seqpacket" if seqpacket else "stream", **result})
     else:
@@ -104,6 +99,21 @@ def perf(
 
         draw(result, plot, f"vsock perf {target}")
     return 0
+
+
+@contextmanager
+def _explained(target: str, kind: int) -> Iterator[None]:
+    """Say what a measurement that fails lacks: nearly always a server like ours at the other end."""
+    from vsock.perf.ends import PerfError
+
+    server = "vsock perf --server" + (" --seqpacket" if kind == socket.SOCK_SEQPACKET else "")
+    try:
+        yield
+    except PerfError as error:
+        raise click.ClickException(f"{target}: {error}; is a `{server}` there?") from None
+    except ConnectRefused as error:
+        reason = f"{error.strerror}; start `{server}` at the other end"
+        raise click.ClickException(reason) from None
 
 
 def _serve(port: int, kind: int, transport: "Transport") -> int:
