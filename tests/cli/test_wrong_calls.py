@@ -104,6 +104,9 @@ def usage() -> Iterator[Call]:
             yield (*command, *needs, "more"), 2, "more"
     for words in (("run",), ("guest", "run"), ("guest", "run", "alpha")):
         yield words, 2, "vsock: "
+    yield ("guest", "add", "x", "9", "--group"), 2, "see `vsock guest add --help`"
+    yield ("ping", "alpha", "-c"), 2, "see `vsock ping --help`"
+    yield ("ls", "--runtime-dir"), 2, "see `vsock ls --help`"
     yield ("gest", "ls"), 2, "did you mean guest?"
     yield ("guest", "lss"), 2, "did you mean ls?"
     yield ("--verson",), 2, "--version"
@@ -136,6 +139,9 @@ def addresses() -> Iterator[Call]:
             yield (*command, text), 2, reason
     for port in ("", "x", "-1", BYTE, "4294967296", LONG):
         yield ("ssh-proxy", "alpha", "--", port), 2, "port"
+        yield ("ssh-proxy", "vsock-mux/x", "--", port), 2, "port"
+        if port not in ("", "x", "-1"):
+            yield ("cat", "-l", port), 2, "vsock: "
     for host in ("vsock/", "unix/", "vsock-mux/", "", "a b", BYTE):
         yield ("ssh-proxy", host), 2, "vsock: "
 

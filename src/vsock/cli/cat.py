@@ -105,7 +105,7 @@ def _program(command: str) -> list[str]:
 def _listen(address: str, kind: int, transport: "Transport") -> socket.socket:
     from vsock import sockets
 
-    target = int(address) if address.isascii() and address.isdigit() else address
+    target = f"any:{address}" if address.isascii() and address.isdigit() else address
     try:
         return sockets.create_server(target, type=kind, transport=transport)
     except OSError as error:

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return _MISUSED
     except click.UsageError as error:
-        _say(f"{error.format_message().rstrip('.')}; see `{_help_of(error)}`")
+        _say(f"{error.format_message().rstrip('.')}; see `{_help_of(error, words)}`")
         return _MISUSED
     except click.ClickException as error:
         _say(error.format_message())
@@ -127,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _MISUSED
     except (VsockError, OSError) as error:
         _say(_reason(error))
-        is_question = next((word for word in words if not word.startswith("-")), "") in _QUESTIONS
-        return _MISUSED if is_question else _FAILED
+        return _MISUSED if _first_words(words)[0] in _QUESTIONS else _FAILED
     return result if isinstance(result, int) else 0
 
 
@@ -159,8 +158,19 @@ def _say(text: str) -> None:
         click.echo("\n".join(f"vsock: {line}" for line in text.splitlines()), err=True)
 
 
-def _help_of(error: click.UsageError) -> str:
-    return f"{error.ctx.command_path if error.ctx else 'vsock'} --help"
+def _help_of(error: click.UsageError, words: Sequence[str]) -> str:
+    if error.ctx:
+        return f"{error.ctx.command_path} --help"
+    # The parser of options does not know whose they are.
+    group, command = _first_words(words)
+    path = ("vsock", group, command if group == "guest" else "", "--help")
+    return " ".join(filter(None, path))
+
+
+def _first_words(words: Sequence[str]) -> tuple[str, str]:
+    """The first two words that are no options: a command, or a group and its command."""
+    first, second, *_ = *(word for word in words if not word.startswith("-")), "", ""
+    return first, second
 
 
 def _reason(error: Exception) -> str:

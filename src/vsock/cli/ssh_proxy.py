@@ -17,7 +17,7 @@ from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 
 if TYPE_CHECKING:
-    from vsock.address import HybridAddress, UnixAddress
+    from vsock.address import UnixAddress
 
 __all__ = ["ssh_proxy"]
 
@@ -59,9 +59,9 @@ def ssh_proxy(
     return 0
 
 
-def _target(host: str, port: str) -> "str | HybridAddress | UnixAddress":
+def _target(host: str, port: str) -> "str | UnixAddress":
     """What HOST and PORT mean, as an address that create_connection takes."""
-    from vsock.address import HybridAddress, UnixAddress
+    from vsock.address import UnixAddress
 
     if not (port.isascii() and port.isdigit()):
         raise click.UsageError(f"{port}: a port is a number")
@@ -70,7 +70,7 @@ def _target(host: str, port: str) -> "str | HybridAddress | UnixAddress":
         return f"{rest}:{port}"
     # As systemd does: a path is absolute unless it starts with a dot.
     path = rest if rest.startswith(("/", "./")) else f"/{rest}"
-    return UnixAddress(path) if kind == "unix" else HybridAddress(path, int(port))
+    return UnixAddress(path) if kind == "unix" else f"hvsock://{path}:{port}"
 
 
 def _split(host: str) -> tuple[str, str]:
