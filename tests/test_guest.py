@@ -109,21 +109,19 @@ def test_two_guests_of_one_group_talk(switch, guest):
 def test_guest_whose_switch_ended_knows_and_joins_the_next_one(runtime_dir):
     """N5: its listener goes on there, with the CID that the guest has by then."""
     guest = vsock.Guest(runtime_dir / "guests/alpha.sock")
-    assert not guest.is_joined()
     with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir):
         guest.start()
-        assert guest.is_joined()
+        assert guest.wait(0) is None
         listener = guest.create_server(PORT)
     assert select.select([guest], [], [], 30)[0]
-    assert not guest.is_joined()
+    assert guest.wait(0) == "the device hung up"
     with pytest.raises(OSError, match="alpha.sock"):
         guest.rejoin(0.1)
     with vsock.Switch({"alpha": 33}, runtime_dir=runtime_dir):
         guest.rejoin()
-        assert guest.is_joined()
+        assert guest.wait(0) is None
         with listener, vsock.create_connection("alpha:5000") as ours:
             accepted, _ = listener.accept()
             with accepted:
                 assert accepted.getsockname() == ours.getpeername() == (33, PORT)
         guest.stop()
-    assert not guest.is_joined()

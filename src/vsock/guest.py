@@ -6,8 +6,11 @@ the same as those of a host program; only the directory differs. This module is 
 are virtual machines.
 """
 
+import select
 import shutil
 import tempfile
+import threading
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +23,9 @@ from vsock.transports import SwitchTransport
 if TYPE_CHECKING:
     import asyncio
     from os import PathLike
+
+_LOOK = 1.0
+"""Seconds after which a wait looks whether another thread has stopped the guest."""
 
 
 class Guest:
@@ -38,27 +44,14 @@ class Guest:
     def __init__(
         self, socket: "str | PathLike[str]", *, cid: int | None = None, timeout: float = 10.0
     ) -> None:
+        """Make a guest that has not joined yet; the arguments are the class's."""
         self._path = str(socket)
         self._wanted_cid = cid
         self._timeout = timeout
         self._directory: str | None = None
         self._node: Node | None = None
-        self._is_joined = False
-
-    def is_joined(self) -> bool:
-        """Whether the device is there: False when it has gone away, until `rejoin` or `start`."""
-        for event in self._node.events() if self._node is not None else ():
-            if event.kind == "detached":
-                self._is_joined = False
-        return self._is_joined
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when `is_joined` may have changed; asking that empties it.
-
-        Raises:
-            UsageError: it has not joined.
-        """
-        return self._running().event_fd()
+        self._end: str | None = None
+        self._watching = threading.Lock()
 
     @property
     def cid(self) -> int:
@@ -72,7 +65,7 @@ class Guest:
     @property
     def transport(self) -> SwitchTransport:
         """What to pass as ``transport=`` to have any verb of this package act for this guest."""
-        self._running()
+        self._require_node()
         assert self._directory is not None, "a node has a directory"
         return SwitchTransport(self._directory)
 
@@ -85,6 +78,7 @@ class Guest:
         """
         if self._node is not None:
             raise UsageError("this guest has joined already")
+        self._end = None
         self._directory = tempfile.mkdtemp(prefix="vsock-guest-")  # mode 0700
         try:
             known = CID_ANY if self._wanted_cid is None else self._wanted_cid
@@ -106,23 +100,80 @@ class Guest:
             OSError: the socket is not there, or nothing that is a vhost-user-vsock device answers in time.
             UsageError: it has not been started.
         """
-        node = self._running()
+        node = self._require_node()
+        self._look_for_end(node)  # of the time before, which is over when we have joined
         patience = self._timeout if timeout is None else timeout
         try:
             node.join(self._path, cid=self._wanted_cid, timeout=patience)
         except OSError as error:
             raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
-        self._is_joined = True
+        with self._watching:
+            self._end = None
 
     def stop(self) -> None:
         """Leave: every connection ends, and the directory goes. Does nothing if not started."""
         node, self._node = self._node, None
-        self._is_joined = False
         if node is not None:
             node.stop()
         directory, self._directory = self._directory, None
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def wait(self, timeout: float | None = None) -> str | None:
+        """Wait until this guest's switch is gone, and return why; None if it is still there after `timeout` seconds.
+
+        It is gone when the switch ends, or removes the guest. Connections have ended then, and whatever
+        this guest does comes to nothing; `rejoin` joins again, `stop` and `start` with new sockets. A
+        `stop` by another thread ends the wait too.
+
+        Args:
+            timeout: in seconds; None: for ever, 0: only look.
+
+        Raises:
+            UsageError: it has not joined.
+        """
+        node = self._require_node()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._look_for_end(node) is None:
+            left = _LOOK if deadline is None else min(_LOOK, deadline - time.monotonic())
+            if left <= 0:
+                return None
+            poller = select.poll()
+            poller.register(node.event_fd(), select.POLLIN)
+            poller.poll(left * 1000)
+        return self._end
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when ``wait(0)`` may have news, which empties it; for poll.
+
+        Raises:
+            UsageError: it has not joined.
+        """
+        return self._require_node().event_fd()
+
+    async def wait_async(self) -> str:
+        """Wait, in asyncio, until this guest's switch is gone, and return why; see `wait`.
+
+        Raises:
+            UsageError: it has not joined.
+        """
+        import asyncio
+
+        node = self._require_node()
+        while True:
+            end = self._look_for_end(node)
+            if end is not None:
+                return end
+            await asyncio.sleep(_LOOK / 4)
+
+    def _look_for_end(self, node: Node) -> str | None:
+        with self._watching:
+            if self._node is not node:
+                self._end = self._end or "this guest was stopped"
+            elif self._end is None:
+                ends = [event.detail for event in node.events() if event.kind == "detached"]
+                self._end = ends[-1] if ends else None
+            return self._end
 
     def socket(
         self,
@@ -196,7 +247,8 @@ class Guest:
 
         await asyncio.to_thread(self.stop)
 
-    def _running(self) -> Node:
-        if self._node is None:
+    def _require_node(self) -> Node:
+        node = self._node
+        if node is None:
             raise UsageError("this guest has not joined a switch: use it in 'with', or start() it")
-        return self._node
+        return node

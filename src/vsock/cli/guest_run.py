@@ -107,7 +107,7 @@ class _Attachment:
             poll.register(self._guest, select.POLLIN)
             while child.poll() is None:
                 poll.poll()
-                if child.poll() is None and not self._guest.is_joined():
+                if child.poll() is None and self._guest.wait(0) is not None:
                     if not self._reconnect:
                         return self._end(child)
                     self._come_back(child, pidfd)
