@@ -1,5 +1,6 @@
 """`vsock.Guest`: joining, leaving, and the private directory."""
 
+import select
 import stat
 from pathlib import Path
 
@@ -74,6 +75,8 @@ async def test_guest_in_async_with_joins_and_leaves(switch):
         lambda guest: guest.cid,
         lambda guest: guest.transport,
         lambda guest: guest.socket(),
+        lambda guest: guest.fileno(),
+        lambda guest: guest.rejoin(),
         lambda guest: guest.create_server(PORT),
     ],
 )
@@ -115,3 +118,24 @@ def test_what_was_sent_before_the_guest_left_arrives(switch, size):
             accepted, _ = listener.accept()
             with accepted, accepted.makefile("rb") as stream:
                 assert len(stream.read()) == size
+
+
+def test_guest_whose_switch_ended_knows_and_joins_the_next_one(runtime_dir):
+    """N5: its listener goes on there, with the CID that the guest has by then."""
+    guest = vsock.Guest(runtime_dir / "guests/alpha.sock")
+    with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir):
+        guest.start()
+        assert guest.wait(0) is None
+        listener = guest.create_server(PORT)
+    assert select.select([guest], [], [], 30)[0]
+    assert guest.wait(0) == "the device hung up"
+    with pytest.raises(OSError, match="alpha.sock"):
+        guest.rejoin(0.1)
+    with vsock.Switch({"alpha": 33}, runtime_dir=runtime_dir):
+        guest.rejoin()
+        assert guest.wait(0) is None
+        with listener, vsock.create_connection("alpha:5000") as ours:
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockname() == ours.getpeername() == (33, PORT)
+        guest.stop()

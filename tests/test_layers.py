@@ -67,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": BELOW_TOOLS | {"demo", "perf"},
     "demo": BELOW_TOOLS | {"testing"},
     "perf": {"errors", "runtime"},
+    "__main__": {"cli"},
     # supported test helpers: may import anything
     "testing": BELOW_TOOLS,
 }

@@ -97,11 +97,23 @@ def test_error_says_its_errno(name):
     assert re.search(r"\bE[A-Z]{3,}\b", getattr(vsock, name).__doc__)
 
 
+def modules_after(program):
+    """What a new interpreter has imported after `program`."""
+    program = f"{program}; import sys; print(*sys.modules)"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
 def test_import_is_light():
-    """Importing the package does not load what only some of its users need."""
-    program = "import sys, vsock; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert "vsock.sockets" in loaded
-    assert HEAVY & set(loaded) == set()
+    """Importing the package does not load what only some of its users need; N13: the command has not begun."""
+    before = modules_after("pass")
+    assert modules_after("import vsock") - before == {"vsock"}
+    assert HEAVY & modules_after("import vsock; vsock.create_connection") == set()
+
+
+def test_modules_are_there_without_being_imported_by_name():
+    """`import vsock` is enough to name an error or the verbs by their module."""
+    assert "vsock.errors" in modules_after("import vsock; vsock.errors.NoSwitch, vsock.sockets")

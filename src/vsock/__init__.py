@@ -9,56 +9,54 @@ their asyncio twins; `Guest` makes this process a guest of a switch, and `Switch
 module only gathers the public names.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from vsock.address import (
-    CID_ANY,
-    CID_HOST,
-    CID_HYPERVISOR,
-    CID_LOCAL,
-    PORT_ANY,
-    VMADDR_CID_ANY,
-    VMADDR_CID_HOST,
-    VMADDR_CID_HYPERVISOR,
-    VMADDR_CID_LOCAL,
-    VMADDR_PORT_ANY,
-    Address,
-    HybridAddress,
-    KernelAddress,
-    NamedAddress,
-    UnixAddress,
-    parse,
-)
-from vsock.errors import (
-    AccessDenied,
-    AddressError,
-    ConnectRefused,
-    ConnectTimeout,
-    NoSuchGuest,
-    NoSwitch,
-    ProtocolError,
-    SwitchGone,
-    TransportError,
-    UsageError,
-    VsockError,
-)
-from vsock.sockets import (
-    SO_VM_SOCKETS_BUFFER_MAX_SIZE,
-    SO_VM_SOCKETS_BUFFER_MIN_SIZE,
-    SO_VM_SOCKETS_BUFFER_SIZE,
-    SO_VM_SOCKETS_CONNECT_TIMEOUT,
-    SOCK_DGRAM,
-    SOCK_SEQPACKET,
-    SOCK_STREAM,
-    create_connection,
-    create_server,
-    get_local_cid,
-    socket,
-)
-
+TYPE_CHECKING = False  # as `typing` has it, whose import is most of what ours would cost
 if TYPE_CHECKING:
+    from vsock.address import (
+        CID_ANY,
+        CID_HOST,
+        CID_HYPERVISOR,
+        CID_LOCAL,
+        PORT_ANY,
+        VMADDR_CID_ANY,
+        VMADDR_CID_HOST,
+        VMADDR_CID_HYPERVISOR,
+        VMADDR_CID_LOCAL,
+        VMADDR_PORT_ANY,
+        Address,
+        HybridAddress,
+        KernelAddress,
+        NamedAddress,
+        UnixAddress,
+        parse,
+    )
     from vsock.aio import open_connection, start_server
+    from vsock.errors import (
+        AccessDenied,
+        AddressError,
+        ConnectRefused,
+        ConnectTimeout,
+        NoSuchGuest,
+        NoSwitch,
+        ProtocolError,
+        SwitchGone,
+        TransportError,
+        UsageError,
+        VsockError,
+    )
     from vsock.guest import Guest
+    from vsock.sockets import (
+        SO_VM_SOCKETS_BUFFER_MAX_SIZE,
+        SO_VM_SOCKETS_BUFFER_MIN_SIZE,
+        SO_VM_SOCKETS_BUFFER_SIZE,
+        SO_VM_SOCKETS_CONNECT_TIMEOUT,
+        SOCK_DGRAM,
+        SOCK_SEQPACKET,
+        SOCK_STREAM,
+        create_connection,
+        create_server,
+        get_local_cid,
+        socket,
+    )
     from vsock.switch import Switch
 
 __all__ = [
@@ -106,21 +104,68 @@ __all__ = [
     "start_server",
 ]
 
-# Imported when first used: asyncio and the native module cost more than all the rest together.
-_LATE = {
-    "Guest": "vsock.guest",
-    "Switch": "vsock.switch",
-    "open_connection": "vsock.aio",
-    "start_server": "vsock.aio",
+# Imported when first used, so that a program pays for what it uses: addresses alone, sockets, asyncio, the
+# native module. The `vsock` command starts in less time than all of it would take.
+_NAMES = {
+    "address": (
+        "CID_ANY",
+        "CID_HOST",
+        "CID_HYPERVISOR",
+        "CID_LOCAL",
+        "PORT_ANY",
+        "VMADDR_CID_ANY",
+        "VMADDR_CID_HOST",
+        "VMADDR_CID_HYPERVISOR",
+        "VMADDR_CID_LOCAL",
+        "VMADDR_PORT_ANY",
+        "Address",
+        "HybridAddress",
+        "KernelAddress",
+        "NamedAddress",
+        "UnixAddress",
+        "parse",
+    ),
+    "aio": ("open_connection", "start_server"),
+    "errors": (
+        "AccessDenied",
+        "AddressError",
+        "ConnectRefused",
+        "ConnectTimeout",
+        "NoSuchGuest",
+        "NoSwitch",
+        "ProtocolError",
+        "SwitchGone",
+        "TransportError",
+        "UsageError",
+        "VsockError",
+    ),
+    "guest": ("Guest",),
+    "sockets": (
+        "SO_VM_SOCKETS_BUFFER_MAX_SIZE",
+        "SO_VM_SOCKETS_BUFFER_MIN_SIZE",
+        "SO_VM_SOCKETS_BUFFER_SIZE",
+        "SO_VM_SOCKETS_CONNECT_TIMEOUT",
+        "SOCK_DGRAM",
+        "SOCK_SEQPACKET",
+        "SOCK_STREAM",
+        "create_connection",
+        "create_server",
+        "get_local_cid",
+        "socket",
+    ),
+    "switch": ("Switch",),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_LATE[name]), name)
+    if name in _NAMES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     return value
 
 

@@ -91,6 +91,8 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         transport: Transport | str | None = None,
     ) -> "socket":
         """Make a socket of the class for its transport and type: datagrams have one of their own."""
+        if not isinstance(type, int):
+            raise TypeError(f"a socket's type is an integer, not {type!r}")
         if cls is not socket:
             return super().__new__(cls)
         where = choose(transport)

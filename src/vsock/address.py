@@ -130,6 +130,8 @@ def parse(text: str) -> Target:
     Raises:
         AddressError: `text` has none of the forms; the message says what is wrong with it.
     """
+    if not isinstance(text, str):
+        raise AddressError(f"an address to be read is text, not {type(text).__name__}")
     if text.startswith("unix:"):
         return _parse_unix(text)
     if text.startswith("hvsock:"):

@@ -25,6 +25,10 @@ does that itself.
 import errno as _errno
 import os
 
+TYPE_CHECKING = False  # as `typing` has it, whose import is most of what ours would cost
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class VsockError(Exception):
     """The root of all errors of this package."""
@@ -96,6 +100,22 @@ def no_switch(directory: "str | os.PathLike[str]", instead: str = "") -> NoSwitc
         _errno.ENODEV,
         f"no switch answers in {os.fspath(directory)}: start one with `vsock switch`, or say where "
         f"it is with VSOCK_RUNTIME_DIR or --runtime-dir{instead}",
+    )
+
+
+def no_guest(guest: "str | int", known: "Iterable[str]") -> NoSuchGuest:
+    """Return the exception for a `guest`, a name or CID, that is none of the `known` ones."""
+    names = ", ".join(sorted(known)) or "none yet"
+    return NoSuchGuest(_errno.ENODEV, f"no guest {guest!r} (guests: {names})")
+
+
+def path_too_long(path: "str | os.PathLike[str]") -> UsageError:
+    """Return the exception for the `path` of a socket in a runtime directory that is too long."""
+    size = len(os.fsencode(path))
+    return UsageError(
+        f"the runtime directory's path is too long: that of a socket in it would have {size} bytes, "
+        "and a Unix socket takes at most 107 bytes; choose a shorter one than "
+        f"{os.path.dirname(os.fspath(path))}"  # noqa: PTH120 - pathlib is not paid for by sockets
     )
 
 

@@ -6,8 +6,11 @@ the same as those of a host program; only the directory differs. This module is 
 are virtual machines.
 """
 
+import select
 import shutil
 import tempfile
+import threading
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +23,9 @@ from vsock.transports import SwitchTransport
 if TYPE_CHECKING:
     import asyncio
     from os import PathLike
+
+_LOOK = 1.0
+"""Seconds after which a wait looks whether another thread has stopped the guest."""
 
 
 class Guest:
@@ -38,11 +44,14 @@ class Guest:
     def __init__(
         self, socket: "str | PathLike[str]", *, cid: int | None = None, timeout: float = 10.0
     ) -> None:
+        """Make a guest that has not joined yet; the arguments are the class's."""
         self._path = str(socket)
         self._wanted_cid = cid
         self._timeout = timeout
         self._directory: str | None = None
         self._node: Node | None = None
+        self._end: str | None = None
+        self._watching = threading.Lock()
 
     @property
     def cid(self) -> int:
@@ -69,17 +78,37 @@ class Guest:
         """
         if self._node is not None:
             raise UsageError("this guest has joined already")
+        self._end = None
         self._directory = tempfile.mkdtemp(prefix="vsock-guest-")  # mode 0700
         try:
             known = CID_ANY if self._wanted_cid is None else self._wanted_cid
             self._node = Node(cid=known, socket_dir=self._directory)
-            self._node.join(self._path, cid=self._wanted_cid, timeout=self._timeout)
-        except OSError as error:
-            self.stop()
-            raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
+            self.rejoin()
         except BaseException:
             self.stop()
             raise
+
+    def rejoin(self, timeout: float | None = None) -> None:
+        """Join the device again after it went away, as a switch that was restarted.
+
+        Connections ended with it; listeners of this guest go on.
+
+        Args:
+            timeout: seconds that the device has to answer; by default as for `start`.
+
+        Raises:
+            OSError: the socket is not there, or nothing that is a vhost-user-vsock device answers in time.
+            UsageError: it has not been started.
+        """
+        node = self._require_node()
+        self._look_for_end(node)  # of the time before, which is over when we have joined
+        patience = self._timeout if timeout is None else timeout
+        try:
+            node.join(self._path, cid=self._wanted_cid, timeout=patience)
+        except OSError as error:
+            raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
+        with self._watching:
+            self._end = None
 
     def stop(self) -> None:
         """Leave: every connection ends, and the directory goes. Does nothing if not started."""
@@ -89,6 +118,62 @@ class Guest:
         directory, self._directory = self._directory, None
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def wait(self, timeout: float | None = None) -> str | None:
+        """Wait until this guest's switch is gone, and return why; None if it is still there after `timeout` seconds.
+
+        It is gone when the switch ends, or removes the guest. Connections have ended then, and whatever
+        this guest does comes to nothing; `rejoin` joins again, `stop` and `start` with new sockets. A
+        `stop` by another thread ends the wait too.
+
+        Args:
+            timeout: in seconds; None: for ever, 0: only look.
+
+        Raises:
+            UsageError: it has not joined.
+        """
+        node = self._require_node()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._look_for_end(node) is None:
+            left = _LOOK if deadline is None else min(_LOOK, deadline - time.monotonic())
+            if left <= 0:
+                return None
+            poller = select.poll()
+            poller.register(node.event_fd(), select.POLLIN)
+            poller.poll(left * 1000)
+        return self._end
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when ``wait(0)`` may have news, which empties it; for poll.
+
+        Raises:
+            UsageError: it has not joined.
+        """
+        return self._require_node().event_fd()
+
+    async def wait_async(self) -> str:
+        """Wait, in asyncio, until this guest's switch is gone, and return why; see `wait`.
+
+        Raises:
+            UsageError: it has not joined.
+        """
+        import asyncio
+
+        node = self._require_node()
+        while True:
+            end = self._look_for_end(node)
+            if end is not None:
+                return end
+            await asyncio.sleep(_LOOK / 4)
+
+    def _look_for_end(self, node: Node) -> str | None:
+        with self._watching:
+            if self._node is not node:
+                self._end = self._end or "this guest was stopped"
+            elif self._end is None:
+                ends = [event.detail for event in node.events() if event.kind == "detached"]
+                self._end = ends[-1] if ends else None
+            return self._end
 
     def socket(
         self,
@@ -162,6 +247,8 @@ class Guest:
 
         await asyncio.to_thread(self.stop)
 
-    def _require_node(self) -> None:
-        if self._node is None:
+    def _require_node(self) -> Node:
+        node = self._node
+        if node is None:
             raise UsageError("this guest has not joined a switch: use it in 'with', or start() it")
+        return node

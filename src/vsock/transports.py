@@ -31,6 +31,7 @@ from vsock.errors import (
     TransportError,
     UsageError,
     no_switch,
+    path_too_long,
     transport_error,
 )
 
@@ -62,9 +63,7 @@ class SwitchTransport(NamedTuple):
         """
         path = f"{self.directory}/{_DIRECTORIES[_socket.SocketKind(kind)]}"
         if len(os.fsencode(path)) > 107:
-            raise UsageError(
-                f"{path}: longer than the 107 bytes that a Unix socket's path can have"
-            )
+            raise path_too_long(path)
         try:
             _connect_unix(sock, path)
         except PermissionError:

@@ -5,9 +5,11 @@ The connections are plain Unix sockets (`unix:PATH`), which behave as the switch
 
 import hashlib
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,12 +171,31 @@ def test_exec_that_fails_is_exit_code_1(runtime_dir: Path) -> None:
         assert process.wait(DEADLINE) == 1
 
 
-def test_exec_of_nothing_is_one_line(runtime_dir: Path) -> None:
-    """The command is named, not a traceback."""
-    with listening(runtime_dir, "--exec", "no-such-program") as process, connected(runtime_dir):
-        _, errors = process.communicate(b"", DEADLINE)
-        assert errors.splitlines()[-1].startswith(b"vsock: cannot run 'no-such-program'")
-        assert process.returncode == 1
+def test_exec_of_nothing_is_one_line(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """N23: it is told at once, before anybody can connect, and not when the first has."""
+    assert main(["cat", "-l", f"unix:{runtime_dir}/sock", "--exec", "no-such-program"]) == 1
+    assert capsys.readouterr().err == "vsock: cannot run 'no-such-program': no such program\n"
+    assert not (runtime_dir / "sock").exists()
+
+
+def test_child_of_a_kept_cat_is_reaped_when_it_ends(runtime_dir: Path) -> None:
+    """F9: it stayed a zombie until the next caller."""
+    with listening(runtime_dir, "-k", "--exec", "cat") as process:
+        with connected(runtime_dir) as caller:
+            caller.sendall(b"one")
+            assert caller.recv(3) == b"one"
+            (child,) = children(process.pid)
+        deadline = time.monotonic() + DEADLINE
+        while children(process.pid):
+            assert time.monotonic() < deadline, f"{child} is left"
+            signal.sigtimedwait([], 0.01)
+        process.terminate()
+
+
+def children(pid: int) -> list[str]:
+    """The child processes of `pid`, zombies too, of whichever of its threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
 
 
 def test_kept_cat_serves_connections_side_by_side(runtime_dir: Path) -> None:

@@ -4,7 +4,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +129,67 @@ def test_command_that_is_not_there_is_127(switch: Switch) -> None:
             "vsock guest run: no-such-program: No such file or directory\n",
             127,
         )
+
+
+def test_switch_that_ends_ends_the_command_with_a_line(runtime_dir: Path) -> None:
+    """N5: both waited on, silently, for ever."""
+    with Switch({"beta": 4}, runtime_dir=runtime_dir, control=True):
+        process = guest_run("beta", sys.executable, "-c", SERVER)
+        assert process.stdout
+        assert process.stdout.readline() == "listening\n"
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err == (
+        "vsock guest run: beta: the switch ended, or the guest was removed from it; COMMAND is ended\n"
+    )
+
+
+def test_guest_that_is_removed_ends_the_command_with_a_line(switch: Switch) -> None:
+    """N5: the neighbour; a command that takes no notice of SIGTERM is killed in the end."""
+    with guest_run("beta", sys.executable, "-c", SERVER) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "listening\n"
+        switch.remove_guest("beta")
+        assert process.wait(30) == 1
+
+
+def test_reconnecting_guest_comes_back_with_the_switch(runtime_dir: Path) -> None:
+    """N5: its listener goes on under the next switch, and it says what happens."""
+    with Switch({"beta": 4}, runtime_dir=runtime_dir, control=True):
+        process = guest_run("--reconnect", "beta", sys.executable, "-c", SERVER)
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "listening\n"
+    assert process.stderr.readline().endswith("removed from it; waiting for it\n")
+    with Switch({"beta": 44}, runtime_dir=runtime_dir, control=True):
+        assert process.stderr.readline() == "vsock guest run: beta: back, with CID 44\n"
+        with vsock.create_connection("beta:5000", 30) as connection:
+            assert connection.recv(10) == b"2"
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def test_three_at_once_are_one_guest_and_two_that_are_told(switch: Switch) -> None:
+    """N12: the losers were told what their device did, in words for device makers."""
+    running = [guest_run("beta", sys.executable, "-c", SERVER) for _ in range(3)]
+    said = []
+    try:
+        deadline = time.monotonic() + 60
+        while sum(process.poll() is not None for process in running) < 2:
+            assert time.monotonic() < deadline
+            signal.sigtimedwait([], 0.01)
+        said = [process.communicate()[1] for process in running if process.poll() is not None]
+    finally:
+        for process in running:
+            process.terminate()
+            process.communicate(timeout=30)
+    assert said == ["vsock: guest beta runs already: one machine per guest\n"] * 2
+
+
+def test_program_that_asks_the_kernel_is_told_that_there_is_no_vsock(switch: Switch) -> None:
+    """N14: without `vsock run` it got the kernel's own AF_VSOCK, which is not the guest's."""
+    asked = "import socket; socket.socket(40, socket.SOCK_STREAM)"
+    with guest_run("beta", sys.executable, "-c", asked) as process:
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "Address family not supported" in err

@@ -73,20 +73,24 @@ def test_every_command_has_help_and_imports_no_daemon(command: str) -> None:
         ["guest", "set", "alpha", "--cid", "4"],
         ["guest", "remove", "alpha"],
         ["guest", "run", "alpha", "true"],
-        ["explain", "host", "alpha"],
         ["qemu-args", "alpha"],
         ["uml-args", "alpha"],
         ["cat", "3:80"],
         ["cat", "alpha:80"],
         ["cat", "-l", "80"],
+        ["perf", "3"],
         ["ping", "3"],
+        ["explain", "host", "alpha"],
     ],
 )
 def test_without_a_switch_every_command_says_so_in_one_line(
     arguments: list[str], runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 1, nothing on standard output, and the line says what to do."""
-    assert main(arguments) == 1
+    """Exit code 1, nothing on standard output, and the line says what to do.
+
+    N16: of commands whose 1 is an answer, 2.
+    """
+    assert main(arguments) == (2 if arguments[0] in ("explain", "ping") else 1)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -99,7 +103,7 @@ def test_without_a_switch_every_command_says_so_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["nonsense"], "No such command"),
+        (["nonsense"], "no command 'nonsense'"),
         (["guest", "add", "alpha"], "CID"),
         (["guest", "add", "alpha", "2"], "2 is no guest's CID: 3 to 4294967294"),
         (["guest", "add", "alpha", "three"], "'three' is no CID: a decimal number"),
@@ -159,3 +163,68 @@ def test_reader_of_our_output_that_leaves_is_no_traceback(runtime_dir: Path) -> 
     process.stderr.close()
     assert process.wait(30) == 1
     assert errors == b""
+
+
+def test_faults_of_a_file_each_have_our_name(
+    runtime_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """N19: so that a log says of every line whose it is."""
+    file = runtime_dir / "wrong.toml"
+    file.write_text("[[guest]]\nname = 'host'\ncid = 0\n")
+    assert main(["switch", "--config", str(file)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"vsock: {file}:") for line in lines)
+
+
+@pytest.mark.parametrize("words", [["-V"], ["--version"]])
+def test_version_has_two_names(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """N18."""
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("vsock ")
+
+
+def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """N18: of the whole, of a command, of a group's command; the whole says where to go on."""
+    for words, option in (
+        (["help"], ["--help"]),
+        (["help", "ls"], ["ls", "--help"]),
+        (["help", "guest", "add"], ["guest", "add", "--help"]),
+    ):
+        assert main(words) == main(option) == 0
+        shown = capsys.readouterr().out
+        half = len(shown) // 2
+        assert shown[:half] == shown[half:]
+    assert main([]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Usage: vsock ")
+    assert "docs/guide" in shown
+
+
+def test_package_is_the_command() -> None:
+    """N18: `python -m vsock`, and as before `python -m vsock.cli`."""
+    for module in ("vsock", "vsock.cli"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("vsock ")
+
+
+def test_command_starts_light() -> None:
+    """Nobody waits for sockets to be told the version."""
+    loaded = modules_after(
+        "from vsock.cli.entry import main\nimport sys\nsys.argv[1:] = ['-V']\nmain()"
+    )
+    assert not {"vsock.sockets", "vsock.transports"} & loaded
+
+
+def test_full_disk_is_one_line(switch: object) -> None:
+    """Also when what is printed is so little that it is written at the very end."""
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m vsock ls > /dev/full"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "vsock: No space left on device\n")

@@ -1,5 +1,14 @@
 """Numbers and tables as people see them."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
 import pytest
 
 from vsock.cli.output import bytes_text, print_table, seconds_text
@@ -41,3 +50,61 @@ def test_empty_table_says_none(capsys: pytest.CaptureFixture[str]) -> None:
     """An empty frame would look like a fault."""
     print_table("Flows", ("id",), [])
     assert capsys.readouterr().out == "Flows: none\n"
+
+
+TABLE = """
+from vsock.cli.output import print_table
+print_table(
+    "Guests",
+    ("name", ">cid", "state", ">sent", "socket"),
+    [
+        ("alpha", "3", "running", "1.0 KiB", "/run/user/1000/vsock/guests/alpha.sock"),
+        ("a-name-that-is-as-long-as-one-may-be", "4294967294", "waiting", "0 B", "/x/y.sock"),
+    ],
+)
+"""
+
+
+def on_terminal(width: int, **environment: str) -> list[str]:
+    """The lines of TABLE on a terminal so many columns wide."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-c", TABLE],
+        stdin=theirs,
+        stdout=theirs,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO is how a terminal without processes ends
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        assert process.wait(30) == 0
+    return shown.decode().splitlines()
+
+
+@pytest.mark.parametrize("width", [120, 80, 60, 40, 20])
+def test_row_of_a_table_is_one_line_on_every_terminal(width: int) -> None:
+    """N10: a line per row, none of them empty or longer than the terminal, and names stay whole words."""
+    lines = on_terminal(width)
+    assert len(lines) == 4
+    assert all(0 < len(line) <= width for line in lines)
+    assert lines[0] == "Guests"
+    assert lines[2].startswith("  alpha ")
+
+
+def test_long_column_comes_last_and_is_cut() -> None:
+    """N10: at 80 columns everything but the path and the longest name is there."""
+    _, headings, alpha, longest = on_terminal(80)
+    assert headings.split() == ["name", "cid", "state", "sent", "socket"]
+    assert alpha.split()[:-1] == ["alpha", "3", "running", "1.0", "KiB"]
+    assert alpha.split()[-1].startswith("/run/user/")
+    assert alpha.endswith("…")
+    assert longest.split()[1:] == ["4294967294", "waiting", "0", "B", "/x/y.sock"]
+
+
+def test_cut_is_marked_in_letters_that_the_terminal_has() -> None:
+    """Not by a traceback, where there is no ellipsis."""
+    assert on_terminal(40, PYTHONIOENCODING="ascii")[2].endswith("~")

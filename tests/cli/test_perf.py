@@ -1,6 +1,7 @@
 """`vsock perf` between the host and a userspace guest."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vsock.perf import ends
+from vsock.switch import Switch
 
 if TYPE_CHECKING:
     from vsock.guest import Guest
@@ -62,6 +64,46 @@ def test_no_server_is_said_in_one_line(guest: "Guest") -> None:
     done = perf("alpha", "-t", "0.1")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("perf", "--server"),
+        ("cat", "-v", "-l", "-k", "5000", "--exec", "cat"),
+        ("cat", "-v", "-l", "5000"),
+    ],
+)
+def test_server_whose_switch_ends_says_so(runtime_dir: Path, command: tuple[str, ...]) -> None:
+    """N5: a line, and exit code 1, of every command that listens."""
+    with Switch({"alpha": 3}, runtime_dir=runtime_dir):
+        server = subprocess.Popen(
+            [sys.executable, "-m", "vsock", *command],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert server.stderr
+        assert "listening" in server.stderr.readline()
+    _, errors = server.communicate(timeout=30)
+    assert (server.returncode, errors) == (1, "vsock: accept: the switch went away\n")
+
+
+def test_plot_that_cannot_be_drawn_is_told_before_the_measurement(tmp_path: Path) -> None:
+    """N22: nobody is there to be measured, which comes second."""
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('none here')")
+    done = subprocess.run(
+        [sys.executable, "-m", "vsock", "perf", "alpha", "--plot", "x.png"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "vsock: --plot needs matplotlib: `pip install matplotlib`\n",
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["alpha", "--server"]])

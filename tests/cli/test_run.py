@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -87,11 +88,34 @@ def test_set_uid_program_is_refused_only_if_it_gets_its_privileges(tmp_path: Pat
     assert why_not(file, keeps_privileges=False) is None
 
 
+@pytest.mark.usefixtures("switch")
 def test_status_and_output_are_those_of_the_command() -> None:
     """Options after the command are the command's."""
     done = vsock_run("sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
     assert vsock_run("--", "echo", "-v", "--help").stdout == "-v --help\n"
+
+
+def test_without_a_switch_a_line_says_so(runtime_dir: Path) -> None:
+    """N14: starting is the one moment when the tool knows; the program runs, as a switch may come yet."""
+    done = vsock_run("sh", "-c", "echo out; exit 7")
+    assert (done.returncode, done.stdout) == (7, "out\n")
+    assert done.stderr.startswith(f"vsock run: no switch answers in {runtime_dir}: until one does")
+    assert done.stderr.count("\n") == 1
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(runtime_dir / "stream"))
+    assert vsock_run("true").stderr.count("\n") == 1  # what a killed switch leaves is no switch
+
+
+def test_somebody_who_serves_is_not_disturbed_by_being_looked_for(runtime_dir: Path) -> None:
+    """N14: nothing is said, and nobody gets a connection that is no program's."""
+    with socket.socket(socket.AF_UNIX) as serving:
+        serving.bind(str(runtime_dir / "stream"))
+        serving.listen()
+        assert vsock_run("true").stderr == ""
+        serving.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            serving.accept()
 
 
 def test_broken_pipe_ends_the_command_as_it_would_alone() -> None:

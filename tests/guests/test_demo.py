@@ -1,12 +1,22 @@
 """The demo as `make demo` runs it, with real guests of its own."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+import vsock
+from vsock.demo.places import LinuxPlace
+from vsock.demo.programs import shell_server
 from vsock.testing.plugin import SharedGuests, guest_or_skip
+from vsock.transports import SwitchTransport
 
 
 @pytest.mark.usefixtures("vsock_switch")
@@ -26,3 +36,73 @@ def test_demo_passes_with_real_guests(linux_guests: SharedGuests) -> None:
     assert [guest["vmm"] for guest in report["guests"]] == ["qemu", "uml"]
     assert all(guest["kernel"] for guest in report["guests"])
     assert report["ok"]
+
+
+@pytest.mark.parametrize("way_out", ["signal", "reader leaves", "kill"])
+@pytest.mark.usefixtures("vsock_switch")
+def test_demo_left_in_the_middle_of_a_boot_leaves_no_machine(
+    way_out: str, linux_guests: SharedGuests, tmp_path: Path
+) -> None:
+    """N3: with a real QEMU, whose command line names the demo's directory."""
+    guest_or_skip(linux_guests, "qemu-6.1")
+    with subprocess.Popen(
+        [sys.executable, "-m", "vsock.cli", "demo"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as demo:
+        assert demo.stdout
+        while "alpha: kernel is up" not in demo.stdout.readline():
+            assert demo.poll() is None
+        assert running_from(tmp_path)
+        if way_out == "reader leaves":
+            demo.stdout.close()
+        else:
+            demo.send_signal(signal.SIGINT if way_out == "signal" else signal.SIGKILL)
+        expected = {"signal": 130, "reader leaves": 1, "kill": -signal.SIGKILL}
+        assert demo.wait(60) == expected[way_out]
+    deadline = time.monotonic() + 30
+    while running_from(tmp_path):
+        assert time.monotonic() < deadline, running_from(tmp_path)
+        signal.sigtimedwait([], 0.05)
+    assert way_out == "kill" or not list(tmp_path.iterdir())
+
+
+def running_from(directory: Path) -> list[str]:
+    """Command lines of processes that name a file in `directory`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((process / "cmdline").read_bytes().decode(errors="replace"))
+    return [line for line in found if str(directory) in line]
+
+
+@pytest.mark.usefixtures("vsock_switch")
+def test_shell_that_is_kept_has_a_terminal(
+    vsock_runtime_dir: Path, linux_guests: SharedGuests
+) -> None:
+    """N28: job control works, nothing is said about it, and Ctrl-C ends a command, not the session."""
+    guest = guest_or_skip(linux_guests, "qemu-6.1")
+    server = LinuxPlace(guest, linux_guests.cid("qemu-6.1")).start(shell_server, 2323)
+    assert server.read_line() == "listening"
+    where = SwitchTransport(str(vsock_runtime_dir))
+    with vsock.create_connection("qemu-6.1:2323", 30, transport=where) as shell:
+        shell.settimeout(30)
+        said = read_until(shell, b"# ")
+        shell.sendall(b"sh -c 'echo started; exec sleep 1000'\n")
+        said += read_until(shell, b"\r\nstarted\r\n")
+        shell.sendall(b"\x03")
+        said += read_until(shell, b"# ")
+        shell.sendall(b"echo $((6 * 7))\n")
+        said += read_until(shell, b"\r\n42\r\n")
+    assert b"can't access tty" not in said
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    """What is received, to its first `end`."""
+    said = b""
+    while end not in said:
+        piece = connection.recv(4096)
+        assert piece, said
+        said += piece
+    return said

@@ -96,7 +96,8 @@ def test_datagram_sockets_are_listed_with_what_became_of_their_datagrams(
         while not client.datagrams()[0].dropped and count < 10_000:
             sender.sendto(bytes(60_000), receiver.getsockname())
             count += 1
-        ours = {"pid": os.getpid(), "uid": os.getuid()}
+        program = Path("/proc/self/comm").read_text().strip()
+        ours = {"pid": os.getpid(), "uid": os.getuid(), "program": program}
         heard, sent = (asdict(one) for one in client.datagrams())
         assert sent == {
             "cid": vsock.CID_ANY,

@@ -167,6 +167,12 @@ hybrid = "/{"x" * 107}"
     ]
 
 
+def test_number_without_end_is_a_fault_with_its_line() -> None:
+    """N13: Python's own limit was a traceback."""
+    text = f'[[guest]]\nname = "alpha"\ncid = {"9" * 5000}\n'
+    assert faults_of(text) == ["c.toml:3: a number of 5000 digits"]
+
+
 def test_single_brackets_are_explained() -> None:
     """The commonest slip with lists of tables."""
     assert faults_of('\n[guest]\nname = "a"\n') == [

@@ -99,6 +99,19 @@ def test_killed_daemon_can_be_started_again(runtime_dir: Path) -> None:
         assert guests(runtime_dir) == {"beta": 4}
 
 
+def test_daemon_waits_a_moment_for_one_that_is_ending(runtime_dir: Path) -> None:
+    """N29: a second `vsock switch` right after a signal to the first."""
+    with Daemon("--guest", "alpha=3") as first:
+        first.wait_for("ready")
+        with Daemon("--guest", "beta=4") as second:
+            second.wait_for(f"waiting, in case it is ending: another .* {first.process.pid} ")
+            first.process.terminate()
+            second.wait_for("ready")
+            assert guests(runtime_dir) == {"beta": 4}
+            second.process.terminate()
+            assert second.process.wait(DEADLINE) == 0
+
+
 def test_second_daemon_names_the_first_and_leaves(runtime_dir: Path) -> None:
     """N8: one line with an option of the command line, exit code 1, and the first one lives on."""
     with Daemon() as first:
@@ -209,5 +222,5 @@ def test_config_with_faults_lists_them_and_does_not_start(runtime_dir: Path, con
     with Daemon("--config", str(config)) as daemon:
         daemon.wait_for(r"vsock\.toml:2: ")
         daemon.wait_for(r"vsock\.toml:3: ")
-        assert daemon.process.wait(DEADLINE) == 1
+        assert daemon.process.wait(DEADLINE) == 2
     assert [path.name for path in runtime_dir.iterdir()] == ["vsock.toml"]

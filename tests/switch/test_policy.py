@@ -17,13 +17,15 @@ GAMMA = Party("gamma", 5)
         (ALPHA, BETA, True, "group"),
         (BETA, ALPHA, True, "group"),
         (ALPHA, GAMMA, False, "default"),
-        (GAMMA, GAMMA, False, "default"),
+        (GAMMA, GAMMA, True, "self"),
+        (ALPHA, ALPHA, True, "self"),
+        (HOST, HOST, True, "self"),
     ],
 )
 def test_verdict_and_its_rule(
     source: Party, destination: Party, is_allowed: bool, rule: str
 ) -> None:
-    """The host and a guest may talk, two guests only with a shared group."""
+    """The host and a guest may talk, two guests only with a shared group, and each to itself (N12)."""
     verdict = decide(source, destination)
     assert (verdict.is_allowed, verdict.rule) == (is_allowed, rule)
 

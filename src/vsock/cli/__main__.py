@@ -1,7 +1,7 @@
-"""`python -m vsock.cli`: the `vsock` command for when it is not on PATH."""
+"""`python -m vsock.cli`: as `python -m vsock`."""
 
 import sys
 
-from vsock.cli.main import main
+from vsock.cli.entry import main
 
 sys.exit(main())

@@ -2,21 +2,30 @@
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vsock.cli.options import runtime_dir_option, transport_of, transport_option
+from vsock.cli.completion import addresses
+from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 from vsock.cli.pump import carry
+from vsock.errors import VsockError
+
+if TYPE_CHECKING:
+    from vsock.transports import Transport
 
 __all__ = ["cat"]
 
 
 @click.command()
-@click.argument("address")
+@click.argument("address", shell_complete=addresses)
 @click.option(
     "-l", "--listen", is_flag=True, help="Wait for a connection to ADDRESS, or to a PORT."
 )
@@ -26,13 +35,18 @@ __all__ = ["cat"]
     "--exec",
     "command",
     metavar="COMMAND",
-    help="Run this with the connection as its standard input and output.",
+    help="Run this program with the connection as its standard input and output. It is no shell: "
+    "`sh -c '...'` is one.",
+)
+@click.option(
+    "-t",
+    "--tty",
+    is_flag=True,
+    help="For a shell at the other end: every key goes there, Ctrl-C too; Ctrl-] ends it.",
 )
 @click.option("--seqpacket", is_flag=True, help="Messages (SEQPACKET) instead of a stream.")
 @click.option("-v", "--verbose", is_flag=True, help="Say to standard error who is connected.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to connect [2]."
-)
+@click.option("--timeout", type=Seconds(), help="Seconds to connect [2].")
 @transport_option
 @runtime_dir_option
 def cat(
@@ -40,6 +54,7 @@ def cat(
     listen: bool,
     keep: bool,
     command: str | None,
+    tty: bool,
     seqpacket: bool,
     verbose: bool,
     timeout: float | None,
@@ -50,57 +65,95 @@ def cat(
 
     The end of input closes the sending direction only: what comes back is still read to its end.
     """
-    from vsock import sockets
+    from vsock.cli.connect import connect
 
     if keep and not (listen and command):
         raise click.UsageError("-k is for -l with --exec: standard input can be sent only once")
-    if command is not None and not shlex.split(command):
-        raise click.UsageError("--exec needs a command")
+    if tty and (command or sys.stdin is None or not sys.stdin.isatty()):
+        raise click.UsageError("--tty is for a terminal as standard input")
+    program = None if command is None else _program(command)
+    if program is None and sys.stdout is None:
+        raise click.ClickException("standard output is closed; >/dev/null throws away what comes")
     kind = socket.SOCK_SEQPACKET if seqpacket else socket.SOCK_STREAM
     where = transport_of(runtime_dir, transport)
     if not listen:
-        connection = sockets.create_connection(address, timeout, type=kind, transport=where)
+        connection = connect(address, timeout, where, type=kind)
         connection.settimeout(None)
-        return _serve(connection, address, command, verbose)
-    target = int(address) if address.isascii() and address.isdigit() else address
-    with sockets.create_server(target, type=kind, transport=where) as listener:
+        return _serve(connection, address, program, tty, verbose)
+    with _listen(address, kind, where) as listener:
         if verbose:
             click.echo(f"listening on {listener.getsockname()}", err=True)
-        if command and keep:
-            _serve_all(listener, command, verbose)
+        if program and keep:
+            _serve_all(listener, program, verbose)
         connection, peer = listener.accept()
-    return _serve(connection, str(peer), command, verbose)
+    return _serve(connection, str(peer), program, tty, verbose)
 
 
-def _serve(connection: socket.socket, peer: str, command: str | None, is_verbose: bool) -> int:
+def _program(command: str) -> list[str]:
+    """The words of --exec, if they can be run: better told now than to whoever connects."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise click.UsageError(f"--exec {command!r}: {error}") from None
+    if not words:
+        raise click.UsageError("--exec needs a command")
+    if shutil.which(words[0]) is None:
+        raise click.ClickException(f"cannot run {words[0]!r}: no such program")
+    return words
+
+
+def _listen(address: str, kind: int, transport: "Transport") -> socket.socket:
+    from vsock import sockets
+
+    target = f"any:{address}" if address.isascii() and address.isdigit() else address
+    try:
+        return sockets.create_server(target, type=kind, transport=transport)
+    except OSError as error:
+        if isinstance(error, VsockError) or error.filename or "bind " in str(error):
+            raise
+        raise click.ClickException(f"{address}: {error.strerror or error}") from None
+
+
+def _serve(
+    connection: socket.socket,
+    peer: str,
+    program: Sequence[str] | None,
+    is_tty: bool,
+    is_verbose: bool,
+) -> int:
     with connection:
         if is_verbose:
             click.echo(f"connected to {peer}", err=True)
-        if command:
-            return 1 if _run(connection, peer, command).wait() else 0
-        carry(connection, sys.stdin.fileno(), sys.stdout.fileno())
+        if program:
+            return 1 if _run(connection, peer, program).wait() else 0
+        if is_tty:
+            from vsock.cli.terminal import ESCAPE, raw
+
+            with raw(0):
+                carry(connection, 0, 1, escape=ESCAPE)
+        else:
+            carry(connection, 0, 1)
     return 0
 
 
-def _serve_all(listener: socket.socket, command: str, is_verbose: bool) -> None:
+def _serve_all(listener: socket.socket, program: Sequence[str], is_verbose: bool) -> None:
     """A process for each connection, until we are interrupted."""
-    running: list[subprocess.Popen[bytes]] = []
     while True:
         connection, peer = listener.accept()
         with connection:
             if is_verbose:
                 click.echo(f"connected to {peer}", err=True)
-            running.append(_run(connection, str(peer), command))
-        running = [process for process in running if process.poll() is None]
+            process = _run(connection, str(peer), program)
+        threading.Thread(target=process.wait, daemon=True).start()  # reaps it when it ends
 
 
-def _run(connection: socket.socket, peer: str, command: str) -> "subprocess.Popen[bytes]":
+def _run(connection: socket.socket, peer: str, program: Sequence[str]) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
-            shlex.split(command),
+            program,
             stdin=connection.fileno(),
             stdout=connection.fileno(),
             env=os.environ | {"VSOCK_PEER": peer},
         )
     except OSError as error:
-        raise click.ClickException(f"cannot run {command!r}: {error.strerror}") from error
+        raise click.ClickException(f"cannot run {program[0]!r}: {error.strerror}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vsock.cli.completion import parties
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
 from vsock.switch.client import Client
@@ -15,14 +16,14 @@ __all__ = ["explain"]
 
 
 @click.command()
-@click.argument("source")
-@click.argument("destination")
+@click.argument("source", shell_complete=parties)
+@click.argument("destination", shell_complete=parties)
 @json_option
 @runtime_dir_option
 def explain(source: str, destination: str, as_json: bool, runtime_dir: Path | None) -> int:
     """Say whether SOURCE may connect to DESTINATION (guests by name or CID, or `host`), and why.
 
-    Exit code 0 when it may, 1 when not.
+    Exit code 0 when it may, 1 when not, 2 when the switch could not be asked or knows no such guest.
     """
     verdict = Client(runtime_dir).explain(source, destination)
     if as_json:

@@ -15,7 +15,9 @@ import platform
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["GuardError", "raise_guard"]
+import click
+
+__all__ = ["GuardError", "raise_guard", "raise_guard_or_refuse"]
 
 _AF_VSOCK: Final = 40
 _SOCKETCALL_SOCKET: Final = 1  # SYS_SOCKET of linux/net.h
@@ -80,6 +82,14 @@ def raise_guard(*, kill: bool = False) -> None:
         if libc.prctl(*arguments) != 0:
             code = ctypes.get_errno()
             raise GuardError(code, f"cannot forbid AF_VSOCK: {os.strerror(code)}")
+
+
+def raise_guard_or_refuse() -> None:
+    """As `raise_guard`, for a command; ClickException says how to go without."""
+    try:
+        raise_guard()
+    except GuardError as error:
+        raise click.ClickException(f"{error.strerror}; --no-guard does without") from error
 
 
 def _block(abi: _Abi, refusal: int) -> bytes:

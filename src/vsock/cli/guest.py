@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from vsock.cli.completion import guests as known_guests
+from vsock.cli.groups import Group
 from vsock.cli.guest_run import run
 from vsock.cli.options import guest_cid, json_option, runtime_dir_option
-from vsock.cli.output import bytes_text, print_json, print_table
+from vsock.cli.output import bytes_text, print_json, print_table, process_text
 from vsock.switch.client import Client
 from vsock.switch.model import GuestSpec, faults
 from vsock.switch.records import GuestRecord
@@ -14,7 +16,7 @@ from vsock.switch.records import GuestRecord
 __all__ = ["guest", "print_guests"]
 
 
-@click.group()
+@click.group(cls=Group)
 def guest() -> None:
     """Add, change, remove and list guests of a running switch, or be one."""
 
@@ -65,7 +67,7 @@ def add(
 
 
 @guest.command("set")
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @click.option(
     "--cid",
     type=guest_cid,
@@ -115,7 +117,7 @@ def set_(
 
 
 @guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @json_option
 @runtime_dir_option
 def remove(name: str, as_json: bool, runtime_dir: Path | None) -> None:
@@ -148,17 +150,21 @@ def print_guests(guests: list[GuestRecord]) -> None:
     """Prints a table of guests."""
     print_table(
         "Guests",
-        ("name", ">cid", "state", "groups", ">flows", ">in", ">out", ">errors", "socket"),
+        (
+            *("name", ">cid", "state", ">flows", ">sent", ">received", ">errors"),
+            *("pid/program", "groups", "socket"),
+        ),
         [
             (
                 guest.name,
                 str(guest.cid),
                 guest.state,
-                ",".join(guest.groups),
                 str(guest.connections),
                 bytes_text(guest.bytes_in),
                 bytes_text(guest.bytes_out),
                 str(guest.errors),
+                process_text(guest.pid, guest.program),
+                ",".join(guest.groups),
                 guest.socket,
             )
             for guest in guests

@@ -5,46 +5,139 @@ We are the guest and the program is our child: its sockets live in our node, whi
 """
 
 import os
+import select
 import signal
 import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import runtime_dir_option
 from vsock.switch.client import Client
 
+if TYPE_CHECKING:
+    from vsock.guest import Guest
+
 __all__ = ["Signals", "run"]
 
-_NOT_FOUND = 127
-_CANNOT = 126
-_PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
+_NOT_FOUND: Final = 127
+_CANNOT: Final = 126
+_PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
+_PATIENCE: Final = 10.0  # seconds that a command has to end by SIGTERM
+_RETRY_MILLISECONDS: Final = 200
+_JOIN_SECONDS: Final = 5.0
 
 
 @click.command(
     short_help="Be guest NAME while COMMAND runs.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--reconnect",
+    is_flag=True,
+    help="When the switch ends, wait for it to come back: listeners go on then, connections have ended.",
+)
+@click.option(
+    "--guard/--no-guard",
+    default=True,
+    help="Keep the kernel's own AF_VSOCK out of COMMAND's reach. Set-uid programs then stay "
+    "unprivileged. [on]",
+)
 @runtime_dir_option
-def run(name: str, command: tuple[str, ...], runtime_dir: Path | None) -> int:
+def run(
+    name: str, command: tuple[str, ...], reconnect: bool, guard: bool, runtime_dir: Path | None
+) -> int:
     """Be guest NAME while COMMAND runs: its vsock sockets are the guest's.
 
-    For programs that use this package; others are started by `vsock guest run NAME vsock run ...`.
-    The guest is gone when COMMAND ends. Exit code: that of COMMAND.
+    For programs that use this package; others are started by `vsock guest run NAME vsock run ...`, else
+    they are told that there is no AF_VSOCK: the kernel's own is not the guest's.
+    The guest is gone when COMMAND ends. Exit code: that of COMMAND; 1, and COMMAND is ended, when the
+    switch ends or the guest is removed from it.
     """
-    record = Client(runtime_dir).guest(name)
+    client = Client(runtime_dir)
+    record = client.guest(name)
     if record.state != "waiting":
-        raise click.ClickException(f"guest {record.name} runs already: one machine per guest")
+        raise _runs_already(record.name)
     from vsock.guest import Guest
 
     signals = Signals()
-    with Guest(record.socket) as guest:
+    if guard:
+        from vsock.cli.guard import raise_guard_or_refuse
+
+        raise_guard_or_refuse()
+    guest = Guest(record.socket)
+    try:
+        guest.start()
+    except OSError:
+        # Another one may have been quicker, which its device says in words for device makers.
+        if client.guest(record.name).state != "waiting":
+            raise _runs_already(record.name) from None
+        raise
+    with ExitStack() as stack:
+        stack.callback(guest.stop)
         if signals.kept:
             return 128 + signals.kept[0]
         environment = os.environ | {"VSOCK_RUNTIME_DIR": guest.transport.directory}
-        return _run(command, environment, signals)
+        return _run(command, environment, signals, _Attachment(guest, record.name, reconnect))
+
+
+def _runs_already(name: str) -> click.ClickException:
+    return click.ClickException(f"guest {name} runs already: one machine per guest")
+
+
+class _Attachment:
+    """Our hold on the switch, while the command runs."""
+
+    def __init__(self, guest: "Guest", name: str, reconnect: bool) -> None:
+        self._guest = guest
+        self._name = name
+        self._reconnect = reconnect
+
+    def wait(self, child: "subprocess.Popen[bytes]") -> int:
+        """Wait for the end of `child`, or of the switch; returns the exit code."""
+        pidfd = os.pidfd_open(child.pid)
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.register(self._guest, select.POLLIN)
+            while child.poll() is None:
+                poll.poll()
+                if child.poll() is None and self._guest.wait(0) is not None:
+                    if not self._reconnect:
+                        return self._end(child)
+                    self._come_back(child, pidfd)
+        finally:
+            os.close(pidfd)
+        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+    def _end(self, child: "subprocess.Popen[bytes]") -> int:
+        self._say("the switch ended, or the guest was removed from it; COMMAND is ended")
+        child.terminate()
+        try:
+            child.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        return 1
+
+    def _come_back(self, child: "subprocess.Popen[bytes]", pidfd: int) -> None:
+        """Join again as soon as there is a switch, unless `child` ends before."""
+        self._say("the switch ended, or the guest was removed from it; waiting for it")
+        over = select.poll()
+        over.register(pidfd, select.POLLIN)
+        while not over.poll(_RETRY_MILLISECONDS):
+            with suppress(OSError):  # not there yet: what we are waiting for
+                self._guest.rejoin(_JOIN_SECONDS)
+                self._say(f"back, with CID {self._guest.cid}")
+                return
+
+    def _say(self, what: str) -> None:
+        click.echo(f"vsock guest run: {self._name}: {what}", err=True)
 
 
 class Signals:
@@ -75,12 +168,16 @@ class Signals:
             self._child.send_signal(number)
 
 
-def _run(command: tuple[str, ...], environment: dict[str, str], signals: Signals) -> int:
+def _run(
+    command: tuple[str, ...],
+    environment: dict[str, str],
+    signals: Signals,
+    attachment: _Attachment,
+) -> int:
     try:
         child = subprocess.Popen(command, env=environment)
     except OSError as error:
         click.echo(f"vsock guest run: {command[0]}: {error.strerror}", err=True)
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _CANNOT
     signals.give_to(child)
-    status = child.wait()
-    return status if status >= 0 else 128 - status
+    return attachment.wait(child)

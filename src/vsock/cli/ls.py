@@ -7,7 +7,7 @@ import click
 from vsock.address import CID_ANY
 from vsock.cli.guest import print_guests
 from vsock.cli.options import json_option, runtime_dir_option
-from vsock.cli.output import bytes_text, print_json, print_table, seconds_text
+from vsock.cli.output import bytes_text, print_json, print_table, process_text, seconds_text
 from vsock.switch.client import Client
 from vsock.switch.records import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 
@@ -18,7 +18,13 @@ __all__ = ["ls"]
 @json_option
 @runtime_dir_option
 def ls(as_json: bool, runtime_dir: Path | None) -> None:
-    """Show guests, listeners, datagram sockets and flows of a switch."""
+    """Show guests, listeners, datagram sockets and flows of a switch.
+
+    Guests: `sent` and `received` is what the guest did (`bytes_in` and `bytes_out` in JSON); `errors`
+    counts packets that were malformed or found no room, and attachments that ended by a fault. Flows:
+    `sent` went from source to destination (`bytes_out`), `answered` came back (`bytes_in`). pid/program is
+    the guest's machine, or whose a listener or flow of the host is.
+    """
     client = Client(runtime_dir)
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
     datagrams = client.datagrams()
@@ -35,15 +41,15 @@ def ls(as_json: bool, runtime_dir: Path | None) -> None:
 def _print_listeners(listeners: list[ListenerRecord]) -> None:
     print_table(
         "Listeners",
-        ("cid", ">port", "type", ">backlog", ">pid", ">uid"),
+        ("cid", ">port", "type", ">backlog", ">uid", "pid/program"),
         [
             (
                 _cid_text(listener.cid),
                 str(listener.port),
                 listener.type,
                 str(listener.backlog),
-                str(listener.pid),
                 str(listener.uid),
+                process_text(listener.pid, listener.program),
             )
             for listener in listeners
         ],
@@ -56,11 +62,12 @@ def _print_datagrams(datagrams: list[DatagramRecord]) -> None:
         return
     print_table(
         "Datagram sockets",
-        ("cid", ">port", ">sent", ">received", ">dropped", ">pid", ">uid"),
+        ("cid", ">port", ">sent", ">received", ">dropped", ">uid", "pid/program"),
         [
             (
                 _cid_text(one.cid),
-                *map(str, (one.port, one.sent, one.received, one.dropped, one.pid, one.uid)),
+                *map(str, (one.port, one.sent, one.received, one.dropped, one.uid)),
+                process_text(one.pid, one.program),
             )
             for one in datagrams
         ],
@@ -80,17 +87,17 @@ def _print_flows(flows: list[FlowRecord], guests: list[GuestRecord]) -> None:
 
     print_table(
         "Flows",
-        ("source", "destination", "type", "state", ">sent", ">answered", ">age", ">pid"),
+        ("source", "destination", "state", ">sent", ">answered", ">age", "pid/program", "type"),
         [
             (
                 named(flow.source),
                 named(flow.destination),
-                flow.type,
                 flow.state,
                 bytes_text(flow.bytes_out),
                 bytes_text(flow.bytes_in),
                 seconds_text(flow.age),
-                str(flow.pid or ""),
+                process_text(flow.pid, flow.program),
+                flow.type,
             )
             for flow in flows
         ],

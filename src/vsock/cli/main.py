@@ -3,22 +3,28 @@
 Start-up time is what a user feels most: a command's module, and whatever it needs, is imported
 only when that command runs. So the names and one-line helps of all commands stand here.
 
-Exit codes: 0 done, 1 it did not work (one line says what and what to do), 2 used wrongly,
-130 interrupted.
+`docs/reference/command-line.md` says what the exit codes mean.
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
 import click
 
-from vsock.errors import AddressError, ConnectTimeout, VsockError
+from vsock.cli.groups import Group
+from vsock.errors import ConnectTimeout, UsageError, VsockError
 
 __all__ = ["main"]
+
+_FAILED: Final = 1
+_MISUSED: Final = 2
+_INTERRUPTED: Final = 130
 
 _COMMANDS: Final = {
     "switch": ("vsock.cli.switch:switch", "Run a switch: the vsock device of many guests."),
@@ -33,7 +39,11 @@ _COMMANDS: Final = {
     "qemu-args": ("vsock.cli.vmm_args:qemu_args", "Print what to add to QEMU's command line."),
     "uml-args": ("vsock.cli.vmm_args:uml_args", "Print what to add to User-Mode Linux's."),
     "demo": ("vsock.cli.demo:demo", "Boot guests and show what the switch does."),
+    "help": ("vsock.cli.main:help_", "Show the help of a command."),
 }
+
+_QUESTIONS: Final = {"explain", "ping"}
+"""Commands whose exit code 1 means "no": what keeps them from an answer is 2, as in grep(1) and ping(8)."""
 
 _BIND_HINTS: Final = {
     errno.EACCES: "; ports below 1024 are for root and CAP_NET_BIND_SERVICE",
@@ -42,7 +52,7 @@ _BIND_HINTS: Final = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Group):
     """A group that knows its commands by name, and imports one when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -61,8 +71,13 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="vsock", message="%(package)s %(version)s")
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="To begin: `vsock demo` shows it at work, and the guide is docs/guide in the source tree. "
+    "What the exit codes mean, and how a shell completes commands: docs/reference/command-line.md.",
+)
+@click.version_option(None, "-V", "--version", package_name="vsock", message="vsock %(version)s")
 def vsock() -> None:
     """VSOCK in user space: a switch for virtual machines, and sockets to talk to them.
 
@@ -70,40 +85,104 @@ def vsock() -> None:
     """
 
 
+@click.command("help")
+@click.argument("command", nargs=-1)
+@click.pass_context
+def help_(ctx: click.Context, command: tuple[str, ...]) -> None:
+    """Show the help of COMMAND, or of `vsock`."""
+    assert ctx.parent
+    shown, found = ctx.parent, vsock
+    for name in command:
+        if not isinstance(found, click.Group):
+            raise click.UsageError(f"{found.name!r} has no commands of its own")
+        _, found, _ = found.resolve_command(shown, [name])  # type: ignore[assignment] # raises if there is none
+        shown = click.Context(found, info_name=name, parent=shown)
+    click.echo(found.get_help(shown))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. `arguments` are the process's own by default."""
+    words = sys.argv[1:] if arguments is None else arguments
+    _prepare_standard_streams()
     try:
-        result = vsock.main(arguments, prog_name="vsock", standalone_mode=False)
+        result = vsock.main(list(words), prog_name="vsock", standalone_mode=False)
+        _flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return _MISUSED
     except click.UsageError as error:
-        error.show()
-        return error.exit_code
+        _say(f"{error.format_message().rstrip('.')}; see `{_help_of(error, words)}`")
+        return _MISUSED
     except click.ClickException as error:
-        click.echo(f"vsock: {error.format_message()}", err=True)
+        _say(error.format_message())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         # Who read our output has left, as `head` does. Python must not try to flush it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _FAILED
+    except UsageError as error:
+        _say(str(error))
+        return _MISUSED
     except (VsockError, OSError) as error:
-        return _complain(error)
+        _say(_reason(error))
+        return _MISUSED if _first_words(words)[0] in _QUESTIONS else _FAILED
     return result if isinstance(result, int) else 0
 
 
-def _complain(error: Exception) -> int:
+def _prepare_standard_streams() -> None:
+    """See to it that names of any bytes can be printed, and that no socket of ours becomes a standard stream.
+
+    What is closed of the descriptors 0 to 2 is opened, for reading: standard input is empty then, and
+    writing to the others a fault.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # the lowest that is free: this one
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write what is still in our buffer while somebody is there to tell if it fails."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    """Print to standard error, each line with our name."""
+    with suppress(OSError):  # nobody is left to be told
+        click.echo("\n".join(f"vsock: {line}" for line in text.splitlines()), err=True)
+
+
+def _help_of(error: click.UsageError, words: Sequence[str]) -> str:
+    if error.ctx:
+        return f"{error.ctx.command_path} --help"
+    # The parser of options does not know whose they are.
+    group, command = _first_words(words)
+    path = ("vsock", group, command if group == "guest" else "", "--help")
+    return " ".join(filter(None, path))
+
+
+def _first_words(words: Sequence[str]) -> tuple[str, str]:
+    """The first two words that are no options: a command, or a group and its command."""
+    first, second, *_ = *(word for word in words if not word.startswith("-")), "", ""
+    return first, second
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, and what to do about it where that does not say."""
     reason = error.strerror if isinstance(error, OSError) else None
-    if reason and isinstance(error, OSError) and error.filename:
-        reason = f"{error.filename}: {reason}"
-    click.echo(f"vsock: {reason or error}{_hint(error)}", err=True)
-    return 2 if isinstance(error, AddressError) else 1
-
-
-def _hint(error: Exception) -> str:
-    """What to do about it, where the reason alone does not say."""
+    if not reason or not isinstance(error, OSError):
+        return str(error)
+    if error.filename:
+        name = error.filename
+        reason = f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {reason}"
     if isinstance(error, ConnectTimeout):
-        return "; does it run? see `vsock guest ls`"
-    reason = str(error.strerror) if isinstance(error, OSError) else ""
-    if not reason.startswith("bind ") or not isinstance(error, OSError):
-        return ""
-    return _BIND_HINTS.get(error.errno or 0, "")
+        return f"{reason}; does it run? see `vsock guest ls`"
+    if reason.startswith("bind "):
+        return reason + _BIND_HINTS.get(error.errno or 0, "")
+    return reason

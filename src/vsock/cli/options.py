@@ -9,7 +9,14 @@ import click
 if TYPE_CHECKING:
     from vsock.transports import Transport
 
-__all__ = ["guest_cid", "json_option", "runtime_dir_option", "transport_of", "transport_option"]
+__all__ = [
+    "Seconds",
+    "guest_cid",
+    "json_option",
+    "runtime_dir_option",
+    "transport_of",
+    "transport_option",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -29,6 +36,31 @@ transport_option: Callable[[_F], _F] = click.option(
     type=click.Choice(["switch", "kernel"]),
     help="Where sockets live: the switch, or the kernel's own AF_VSOCK (inside a guest).",
 )
+
+
+_A_YEAR = 365 * 86400
+
+
+class Seconds(click.FloatRange):
+    """A time that one can wait for: a number (no "nan"), at most a year.
+
+    Args:
+        smallest: the least it may be; None for more than 0.
+    """
+
+    name = "seconds"
+
+    def __init__(self, smallest: float | None = None) -> None:
+        super().__init__(smallest or 0, _A_YEAR, min_open=smallest is None)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read the number; BadParameter if it is none of these."""
+        number: float = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def guest_cid(text: str) -> int:

@@ -1,13 +1,17 @@
 """How commands show what they know: tables for people, JSON for programs."""
 
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, Final
 
 import click
 
-__all__ = ["bytes_text", "plain", "print_json", "print_table", "seconds_text"]
+__all__ = ["bytes_text", "plain", "print_json", "print_table", "process_text", "seconds_text"]
+
+_LEAST: Final = 10  # columns that a long text gets on the narrowest terminal
 
 
 def print_json(value: object) -> None:
@@ -27,24 +31,37 @@ def plain(value: object) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table; a column name that starts with `>` is set to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Prints a title and a table, one line per row; a column name that starts with `>` is set to the right.
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in columns:
-        justify = "right" if column.startswith(">") else "left"
-        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")  # type: ignore[arg-type] # a literal, hidden by the if
-    for row in rows:
-        # Text, not str: square brackets in a name must not become markup.
-        table.add_row(*(Text(cell) for cell in row))
-    # In a pipe there is no width to fit: a table that is cut helps no program.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(table if table.row_count else f"{title}: none")
+    On a terminal no line is longer than that is wide: text is cut, that of the last column first.
+    """
+    headings = [column.removeprefix(">") for column in columns]
+    lines = [headings, *rows]
+    if len(lines) == 1:
+        click.echo(f"{title}: none")
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
+    click.echo(title)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if width and 2 * len(widths) + sum(widths) > width:
+        widths = [min(size, max(_LEAST, width // 4)) for size in widths[:-1]] + widths[-1:]
+    for line in lines:
+        cells = [
+            _cut(cell, size).rjust(size) if column.startswith(">") else _cut(cell, size).ljust(size)
+            for column, cell, size in zip(columns, line, widths, strict=True)
+        ]
+        shown = f"  {'  '.join(cells)}".rstrip()
+        click.echo(_cut(shown, width) if width else shown)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}{_mark()}"
+
+
+def _mark() -> str:
+    """What stands for the rest, in the terminal's letters."""
+    encoding = sys.stdout.encoding if sys.stdout else "ascii"
+    return "…" if encoding.lower().startswith("utf") else "~"
 
 
 def bytes_text(count: int) -> str:
@@ -54,6 +71,11 @@ def bytes_text(count: int) -> str:
     while size >= 1024 and (larger := next(units, None)):
         size, unit = size / 1024, larger
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def process_text(pid: int | None, program: str | None) -> str:
+    """A process for people, as netstat(8) shows it; empty if there is none."""
+    return f"{pid}/{program or '?'}" if pid else ""
 
 
 def seconds_text(seconds: float) -> str:

@@ -1,15 +1,25 @@
 """`vsock perf`: how fast connections are, in the manner of iperf."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vsock.cli.options import json_option, runtime_dir_option, transport_of, transport_option
+from vsock.cli.completion import parties
+from vsock.cli.connect import connect
+from vsock.cli.options import (
+    Seconds,
+    json_option,
+    runtime_dir_option,
+    transport_of,
+    transport_option,
+)
 from vsock.cli.output import bytes_text, print_json
-from vsock.errors import UsageError
+from vsock.errors import ConnectRefused
 
 if TYPE_CHECKING:
     from vsock.transports import Transport
@@ -20,17 +30,19 @@ _PORT = 5201
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("target", metavar="[ADDRESS]", required=False)
+@click.argument("target", metavar="[ADDRESS]", required=False, shell_complete=parties)
 @click.option("-s", "--server", is_flag=True, help="Be the server, until interrupted.")
 @click.option("-p", "--port", type=click.IntRange(1), default=_PORT, help="The server's port.")
-@click.option("-t", "--time", "seconds", type=click.FloatRange(0.01), default=5.0, help="Seconds.")
+@click.option("-t", "--time", "seconds", type=Seconds(0.01), default=5.0, help="Seconds.")
 @click.option("-P", "--parallel", type=click.IntRange(1, 1024), default=1, help="Flows at once.")
 @click.option(
     "-l", "--size", type=click.IntRange(1, 1 << 24), default=1 << 16, help="Bytes per operation."
 )
 @click.option("-R", "--reverse", is_flag=True, help="The server sends.")
 @click.option("--message", type=click.IntRange(8, 1 << 16), default=64, help="Bytes of a ping.")
-@click.option("--seqpacket", is_flag=True, help="Messages (SEQPACKET) instead of a stream.")
+@click.option(
+    "--seqpacket", is_flag=True, help="Messages (SEQPACKET) instead of a stream: at both ends."
+)
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the result.")
 @click.option("--program", is_flag=True, help="Print a server and client for a guest, and end.")
 @json_option
@@ -54,8 +66,9 @@ def perf(
 ) -> int:
     """Measure throughput, round trips and connection rate to a server at ADDRESS (NAME[:PORT]).
 
-    Run `vsock perf --server` at the other end first. A guest without this package takes the program
-    that --program prints: `python3 FILE server`.
+    Run `vsock perf --server` at the other end first, with --seqpacket if you measure that. A guest
+    without this package takes the program that --program prints: `python3 FILE server`. In the result,
+    "there" is the way to the server and "back" the way from it: halves of a round trip.
     """
     from vsock.perf import ends
 
@@ -70,11 +83,13 @@ def perf(
         return _serve(port, kind, where)
     if ":" not in target:
         target = f"{target}:{port}"
+    if plot:
+        from vsock.perf.plot import check
+
+        check(plot)
     plan = {"size": size, "seconds": seconds, "flows": parallel, "reverse": reverse}
-    try:
+    with _explained(target, kind):
         result = _measure(target, kind, where, plan, message, is_quiet=as_json)
-    except ends.PerfError as error:
-        raise UsageError(f"{target}: {error}; is a `vsock perf --server` there?") from None
     if as_json:
         print_json({"target": target, "type": "seqpacket" if seqpacket else "stream", **result})
     else:
@@ -84,6 +99,21 @@ def perf(
 
         draw(result, plot, f"vsock perf {target}")
     return 0
+
+
+@contextmanager
+def _explained(target: str, kind: int) -> Iterator[None]:
+    """Say what a measurement that fails lacks: nearly always a server like ours at the other end."""
+    from vsock.perf.ends import PerfError
+
+    server = "vsock perf --server" + (" --seqpacket" if kind == socket.SOCK_SEQPACKET else "")
+    try:
+        yield
+    except PerfError as error:
+        raise click.ClickException(f"{target}: {error}; is a `{server}` there?") from None
+    except ConnectRefused as error:
+        reason = f"{error.strerror}; start `{server}` at the other end"
+        raise click.ClickException(reason) from None
 
 
 def _serve(port: int, kind: int, transport: "Transport") -> int:
@@ -105,21 +135,20 @@ def _measure(
     *,
     is_quiet: bool,
 ) -> dict[str, Any]:
-    from vsock import sockets
     from vsock.perf import ends
     from vsock.perf.processes import switch_usage
     from vsock.transports import SwitchTransport
 
-    connect = partial(sockets.create_connection, target, type=kind, transport=transport)
+    make = partial(connect, target, None, transport, type=kind)
     directory = transport.directory if isinstance(transport, SwitchTransport) else None
     usage = switch_usage(directory) if directory else None
     progress = None if is_quiet else _Progress()
-    result = ends.throughput(connect, **plan, progress=progress)
+    result = ends.throughput(make, **plan, progress=progress)
     if usage:
         gib = result["bytes"] / (1 << 30) or 1
         result["cpu_seconds_per_gib"]["switch"] = usage.seconds() / gib
-    result |= ends.round_trips(connect, size=message, seconds=min(plan["seconds"], 2))
-    result |= ends.connections(connect, seconds=min(plan["seconds"], 2))
+    result |= ends.round_trips(make, size=message, seconds=min(plan["seconds"], 2))
+    result |= ends.connections(make, seconds=min(plan["seconds"], 2))
     return {**plan, **result}
 
 

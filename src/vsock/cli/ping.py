@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from vsock.cli.options import json_option, runtime_dir_option, transport_of, transport_option
+from vsock.cli.completion import parties
+from vsock.cli.connect import connect
+from vsock.cli.options import (
+    Seconds,
+    json_option,
+    runtime_dir_option,
+    transport_of,
+    transport_option,
+)
 from vsock.cli.output import print_json
 from vsock.errors import ConnectRefused, ConnectTimeout
 
@@ -42,17 +50,10 @@ _Probe = Callable[[], _Reply | None]
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("target", metavar="NAME[:PORT]")
+@click.argument("target", metavar="NAME[:PORT]", shell_complete=parties)
 @click.option("-c", "--count", type=click.IntRange(min=1), default=5, help="How many times.")
-@click.option(
-    "-i", "--interval", type=click.FloatRange(min=0), default=0.2, help="Seconds between two."
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
-    help="Seconds to wait for an answer.",
-)
+@click.option("-i", "--interval", type=Seconds(0), default=0.2, help="Seconds between two.")
+@click.option("--timeout", type=Seconds(), default=2.0, help="Seconds to wait for an answer.")
 @click.option("--echo", is_flag=True, help="PORT is an echo service: measure data, not connecting.")
 @json_option
 @transport_option
@@ -69,44 +70,83 @@ def ping(
 ) -> int:
     """Measure how fast a guest (name or CID) answers; a refused port is an answer too.
 
-    Exit code 0 when every attempt was answered.
+    Exit code 0 when every attempt was answered, 1 when one was not, 2 when none could be made. Ctrl-C
+    ends it early, with the summary of what was until then.
     """
     if ":" not in target:
         if echo:
             raise click.UsageError("--echo needs NAME:PORT, the address of an echo service")
         target = f"{target}:{_DEFAULT_PORT}"
     where = transport_of(runtime_dir, transport)
+    run = _Run(target, count, interval, as_json)
     if echo:
-        from vsock import sockets
-
-        with closing(sockets.create_connection(target, timeout, transport=where)) as connection:
-            replies = _ping(target, lambda: _echo(connection), count, interval, as_json)
+        with closing(connect(target, timeout, where)) as connection:
+            run.go(lambda: _echo(connection))
     else:
-        replies = _ping(target, lambda: _connect(target, timeout, where), count, interval, as_json)
-    _print_summary(target, count, replies, as_json)
-    return 0 if len(replies) == count else 1
+        run.go(lambda: _connect(target, timeout, where))
+    run.print_summary()
+    return 0 if run.sent == len(run.replies) > 0 else 1
 
 
-def _ping(target: str, probe: _Probe, count: int, interval: float, is_quiet: bool) -> list[_Reply]:
-    replies = []
-    for number in range(1, count + 1):
-        reply = probe()
-        if reply:
-            replies.append(reply)
-        if not is_quiet:
+class _Run:
+    """Attempts, one after the other, and what came of them."""
+
+    def __init__(self, target: str, count: int, interval: float, as_json: bool) -> None:
+        self._target = target
+        self._count = count
+        self._interval = interval
+        self._as_json = as_json
+        self._attempts: list[_Reply | None] = []  # None: no answer
+
+    @property
+    def sent(self) -> int:
+        """How many attempts have come to an end."""
+        return len(self._attempts)
+
+    @property
+    def replies(self) -> list[_Reply]:
+        """The answers."""
+        return [reply for reply in self._attempts if reply]
+
+    def go(self, probe: _Probe) -> None:
+        """Make them all, or those until Ctrl-C; the one that it interrupts does not count."""
+        try:
+            for number in range(1, self._count + 1):
+                self._take(number, probe())
+                if number < self._count:
+                    time.sleep(self._interval)
+        except KeyboardInterrupt:
+            if not self._as_json:
+                click.echo()  # the terminal has shown ^C
+
+    def _take(self, number: int, reply: _Reply | None) -> None:
+        self._attempts.append(reply)
+        if not self._as_json:
             said = f"{reply.answer}, {reply.milliseconds:.3f} ms" if reply else "no answer"
-            click.echo(f"{target}: {number}: {said}")
-        if number < count:
-            time.sleep(interval)
-    return replies
+            click.echo(f"{self._target}: {number}: {said}")
+
+    def print_summary(self) -> None:
+        """How many were answered, and how fast."""
+        times = [reply.milliseconds for reply in self.replies]
+        rtt = (
+            {"min": min(times), "median": statistics.median(times), "max": max(times)}
+            if times
+            else None
+        )
+        if self._as_json:
+            summary = {"target": self._target, "sent": self.sent, "answered": len(times)}
+            print_json({**summary, "rtt_ms": rtt, "replies": self.replies})
+            return
+        said = f"{self.sent} sent, {len(times)} answered"
+        if rtt:
+            said += f", rtt min/median/max {rtt['min']:.3f}/{rtt['median']:.3f}/{rtt['max']:.3f} ms"
+        click.echo(f"{self._target}: {said}")
 
 
 def _connect(target: str, timeout: float, transport: "Transport") -> _Reply | None:
-    from vsock import sockets
-
     begun = time.perf_counter()
     try:
-        connection = sockets.create_connection(target, timeout, transport=transport)
+        connection = connect(target, timeout, transport)
     except ConnectTimeout:
         return None
     except ConnectRefused:
@@ -132,27 +172,3 @@ def _echo(connection: socket.socket) -> _Reply | None:
     if got != sent:
         raise click.ClickException("this is no echo service: it answered with other bytes")
     return _Reply("echo", (time.perf_counter() - begun) * 1000)
-
-
-def _print_summary(target: str, count: int, replies: list[_Reply], as_json: bool) -> None:
-    times = [reply.milliseconds for reply in replies]
-    rtt = (
-        {"min": min(times), "median": statistics.median(times), "max": max(times)}
-        if times
-        else None
-    )
-    if as_json:
-        print_json(
-            {
-                "target": target,
-                "sent": count,
-                "answered": len(replies),
-                "rtt_ms": rtt,
-                "replies": replies,
-            }
-        )
-        return
-    said = f"{count} sent, {len(replies)} answered"
-    if rtt:
-        said += f", rtt min/median/max {rtt['min']:.3f}/{rtt['median']:.3f}/{rtt['max']:.3f} ms"
-    click.echo(f"{target}: {said}")

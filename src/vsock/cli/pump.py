@@ -17,18 +17,20 @@ _PIECE: Final = 256 * 1024
 _MESSAGE: Final = 64 * 1024
 
 
-def carry(connection: socket.socket, source: int, sink: int) -> None:
+def carry(connection: socket.socket, source: int, sink: int, *, escape: bytes = b"") -> None:
     """Sends what `source` gives and writes what comes to `sink`, until both directions are over.
 
     The end of `source` shuts down our sending direction only; the peer's end of sending does not
     stop ours. When the peer has closed altogether, what `source` may still give has nowhere to go,
-    and is not waited for.
+    and is not waited for. The byte `escape` from `source`, if there is one, ends both directions.
 
     Raises:
         OSError: reading, writing or the connection failed; BrokenPipeError when `sink` is gone.
     """
     failures: list[OSError] = []
-    sender = threading.Thread(target=_send, args=(connection, source, failures), daemon=True)
+    sender = threading.Thread(
+        target=_send, args=(connection, source, escape, failures), daemon=True
+    )
     sender.start()
     while piece := connection.recv(_PIECE):
         _write(sink, piece)
@@ -40,10 +42,14 @@ def carry(connection: socket.socket, source: int, sink: int) -> None:
         raise failures[0]
 
 
-def _send(connection: socket.socket, source: int, failures: list[OSError]) -> None:
+def _send(connection: socket.socket, source: int, escape: bytes, failures: list[OSError]) -> None:
+    how = socket.SHUT_WR
     is_stream = connection.type == socket.SOCK_STREAM
     try:
         while piece := os.read(source, _PIECE if is_stream else _MESSAGE):
+            if escape and escape in piece:
+                how = socket.SHUT_RDWR
+                break
             try:
                 connection.sendall(piece)
             except (BrokenPipeError, ConnectionResetError):
@@ -51,7 +57,7 @@ def _send(connection: socket.socket, source: int, failures: list[OSError]) -> No
     except OSError as error:
         failures.append(error)
     with suppress(OSError):
-        connection.shutdown(socket.SHUT_WR)
+        connection.shutdown(how)
 
 
 def _write(sink: int, piece: bytes) -> None:

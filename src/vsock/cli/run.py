@@ -28,7 +28,7 @@ _NOT_FOUND = 127
 def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path | None) -> int:
     """Run COMMAND with AF_VSOCK sockets of the switch, in it and in all it starts.
 
-    Exit code: that of COMMAND; 127 if there is no such program, 126 if what is there cannot be run,
+    If no switch answers, a line says so, and COMMAND runs all the same. Exit code: that of COMMAND; 127 if there is no such program, 126 if what is there cannot be run,
     or not this way (it is a directory, say, or statically linked).
     """
     from vsock.preload import preload_environment
@@ -40,12 +40,41 @@ def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path 
     if reason := _why_not(Path(path), guard):
         click.echo(f"vsock run: {path} {reason}", err=True)
         return _CANNOT
-    environment = preload_environment(runtime_dir or default_runtime_dir())
+    directory = runtime_dir or default_runtime_dir()
+    # With the other explanation wanted, the library gives it when it matters.
+    is_explained = verbose or bool(os.environ.get("VSOCK_PRELOAD_VERBOSE"))
+    if not is_explained and not _answers(directory):
+        click.echo(
+            f"vsock run: no switch answers in {directory}: until one does, AF_VSOCK fails with ENODEV; "
+            "start `vsock switch`, or say where it is with VSOCK_RUNTIME_DIR or --runtime-dir",
+            err=True,
+        )
+    environment = preload_environment(directory)
     if verbose:
         environment["VSOCK_PRELOAD_VERBOSE"] = "1"
     if guard:
-        _raise_guard()
+        from vsock.cli.guard import raise_guard_or_refuse
+
+        raise_guard_or_refuse()
     return _become(path, command, environment)
+
+
+def _answers(directory: Path) -> bool:
+    """Whether somebody serves sockets there now; a program that runs long may well wait for it.
+
+    Asked with a socket of the wrong type, which the kernel refuses only if somebody is there: nobody
+    has to accept it.
+    """
+    import socket
+
+    from vsock.runtime import RuntimeFiles
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(os.fspath(RuntimeFiles(directory).stream))
+        except OSError as error:
+            return error.errno in (errno.EPROTOTYPE, errno.EACCES)
+    return True
 
 
 def _refuse(name: str) -> int:
@@ -70,15 +99,6 @@ def _why_not(path: Path, guard: bool) -> str | None:
         return None  # one may run what one may not read
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-
-
-def _raise_guard() -> None:
-    from vsock.cli.guard import GuardError, raise_guard
-
-    try:
-        raise_guard()
-    except GuardError as error:
-        raise click.ClickException(f"{error.strerror}; --no-guard does without") from error
 
 
 def _become(path: str, command: tuple[str, ...], environment: dict[str, str]) -> int:

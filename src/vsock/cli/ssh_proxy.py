@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from vsock.cli.options import runtime_dir_option, transport_of, transport_option
+from vsock.cli.completion import guests as known_guests
+from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 
 if TYPE_CHECKING:
-    from vsock.address import HybridAddress, UnixAddress
+    from vsock.address import UnixAddress
 
 __all__ = ["ssh_proxy"]
 
@@ -27,14 +28,9 @@ _DEFAULT_PORT: Final = "22"
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=known_guests)
 @click.argument("port", default=_DEFAULT_PORT)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    help="Seconds to connect [5].",
-)
+@click.option("--timeout", type=Seconds(), default=5.0, help="Seconds to connect [5].")
 @transport_option
 @runtime_dir_option
 def ssh_proxy(
@@ -45,25 +41,27 @@ def ssh_proxy(
     HOST is vsock/CID or vsock/NAME (a guest of the switch, or just NAME), vsock-mux/PATH (the socket
     of Firecracker or Cloud Hypervisor), or unix/PATH.
     """
-    from vsock import sockets
+    from vsock.cli.connect import connect
 
+    if sys.stdout is None:
+        raise click.ClickException("standard output is closed; OpenSSH has it open")
     target = _target(host, port)
     where = transport_of(runtime_dir, transport)
-    connection = sockets.create_connection(target, timeout, transport=where)
+    connection = connect(target, timeout, where)
     with connection:
         connection.settimeout(None)
-        if _takes_descriptor(sys.stdout.fileno()):
+        if _takes_descriptor(1):
             _pass(connection)
         else:
             from vsock.cli.pump import carry
 
-            carry(connection, sys.stdin.fileno(), sys.stdout.fileno())
+            carry(connection, 0, 1)
     return 0
 
 
-def _target(host: str, port: str) -> "str | HybridAddress | UnixAddress":
+def _target(host: str, port: str) -> "str | UnixAddress":
     """What HOST and PORT mean, as an address that create_connection takes."""
-    from vsock.address import HybridAddress, UnixAddress
+    from vsock.address import UnixAddress
 
     if not (port.isascii() and port.isdigit()):
         raise click.UsageError(f"{port}: a port is a number")
@@ -72,7 +70,7 @@ def _target(host: str, port: str) -> "str | HybridAddress | UnixAddress":
         return f"{rest}:{port}"
     # As systemd does: a path is absolute unless it starts with a dot.
     path = rest if rest.startswith(("/", "./")) else f"/{rest}"
-    return UnixAddress(path) if kind == "unix" else HybridAddress(path, int(port))
+    return UnixAddress(path) if kind == "unix" else f"hvsock://{path}:{port}"
 
 
 def _split(host: str) -> tuple[str, str]:
@@ -95,5 +93,5 @@ def _takes_descriptor(fd: int) -> bool:
 
 
 def _pass(connection: socket.socket) -> None:
-    with socket.socket(fileno=os.dup(sys.stdout.fileno())) as ssh:
+    with socket.socket(fileno=os.dup(1)) as ssh:
         socket.send_fds(ssh, [b"\0"], [connection.fileno()])

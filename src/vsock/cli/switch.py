@@ -81,7 +81,8 @@ def switch(
 def _parse_guest(text: str) -> GuestSpec:
     name, equals, rest = text.partition("=")
     cid, *groups = rest.split(",")
-    if not equals or not (cid.isascii() and cid.isdigit()):
+    # The longest CID has ten digits; Python refuses to read thousands.
+    if not equals or not (cid.isascii() and cid.isdigit() and len(cid) <= 10):
         raise click.BadParameter(f"{text!r} is not NAME=CID[,GROUP...]", param_hint="--guest")
     spec = GuestSpec(name=name, cid=int(cid), groups=tuple(groups))
     wrong = faults(spec)

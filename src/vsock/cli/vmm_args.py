@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from vsock import vmm
+from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
 from vsock.switch.client import Client
@@ -23,7 +24,7 @@ _memory_option = click.option(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @_memory_option
 @json_option
 @runtime_dir_option
@@ -37,7 +38,7 @@ def qemu_args(name: str, memory: int, as_json: bool, runtime_dir: Path | None) -
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=known_guests)
 @_memory_option
 @json_option
 @runtime_dir_option

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rich.console import Console
-
 from vsock.demo.checks import CHECKS, Check
 from vsock.demo.lab import Lab, open_lab
 from vsock.demo.places import LinuxPlace
@@ -33,9 +31,9 @@ def main(*, keep: bool = False, as_json: bool = False) -> int:
         keep: leave switch and guests running until Ctrl-C.
         as_json: print one JSON object to standard output, and progress to standard error.
     """
-    screen = Screen(Console(stderr=as_json))
+    screen = Screen(stderr=as_json)
     report = Report(begun=time.monotonic())
-    with _terminate_as_interrupt():
+    with _end_as_interrupt():
         try:
             with screen.working("starting a switch and two guests"), open_lab(screen.step) as lab:
                 _run_checks(lab, report, screen)
@@ -78,7 +76,7 @@ def _run(check: Check, lab: Lab) -> CheckReport:
 def _tell(report: Report, screen: Screen, as_json: bool) -> None:
     screen.end(report)
     if as_json:
-        print(json.dumps(report.as_json()), flush=True)
+        print(json.dumps(report.as_json(), indent=2), flush=True)
 
 
 def _keep(lab: Lab, screen: Screen) -> None:
@@ -94,14 +92,19 @@ def _keep(lab: Lab, screen: Screen) -> None:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM must take everything down too, as Ctrl-C does."""
+def _end_as_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal must take everything down too, as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as `nohup` wants it
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,20 +2,20 @@
 
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 
 from vsock.address import CID_HOST
 from vsock.demo.places import LinuxPlace, Place, ProcessPlace
 from vsock.demo.report import GuestReport, Rate
 from vsock.guest import Guest
 from vsock.switch import Switch
-from vsock.testing import GuestUnavailable, boot
+from vsock.testing import GuestUnavailable, boot, start_all
 from vsock.testing.images import Vmm
 
 FIRST_PORT = 7000
@@ -54,48 +54,43 @@ def open_lab(step: Step) -> Iterator[Lab]:
         switch = stack.enter_context(Switch(runtime_dir=runtime_dir, control=True))
         for name, cid, _ in GUESTS:
             switch.add_guest(name, cid, groups=["demo"])
-        builder = _Builder(switch, stack, step)
-        with ThreadPoolExecutor(len(GUESTS)) as pool:
-            alpha, beta = pool.map(builder.start, *zip(*GUESTS, strict=True))
         host = ProcessPlace("host", CID_HOST, runtime_dir)
-        yield Lab(runtime_dir, host, alpha, beta, builder.reports(), builder.notes)
+        stack.callback(host.end)
+        lab = Lab(runtime_dir, host, host, host, [], [])
+        lab.alpha, lab.beta = _start_guests(switch, lab, stack, step)
+        yield lab
 
 
-class _Builder:
-    """Starts guests, from several threads."""
+def _start_guests(switch: Switch, lab: Lab, stack: ExitStack, step: Step) -> list[Place]:
+    """Boot the Linux guests at the same time; in place of one that cannot be had here, a userspace guest."""
+    # Told by the threads that boot, shown by ours, which may be interrupted.
+    steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
 
-    def __init__(self, switch: Switch, stack: ExitStack, step: Step) -> None:
-        self._switch = switch
-        self._stack = stack
-        self._step = step
-        self._lock = threading.Lock()
-        self._reports: dict[int, GuestReport] = {}
-        self.notes: list[str] = []
+    def told(name: str) -> Callable[[str], None]:
+        return lambda what: steps.put(partial(step, name, what))
 
-    def reports(self) -> list[GuestReport]:
-        """The guests in order of their CIDs."""
-        return [report for _, report in sorted(self._reports.items())]
+    guests = [boot(switch, name, vmm=vmm, progress=told(name)) for name, _, vmm in GUESTS]
+    for guest in guests:
+        stack.callback(guest.kill)
+    places: list[Place] = []
+    for (name, cid, vmm), guest, fault in zip(
+        GUESTS, guests, start_all(guests, steps), strict=True
+    ):
+        if fault is None:
+            lab.guests.append(GuestReport(name, cid, vmm, guest.kernel_release))
+            places.append(LinuxPlace(guest, cid))
+        elif isinstance(fault, GuestUnavailable):
+            lab.notes.append(f"{name} is a userspace guest, not Linux: {fault}")
+            lab.guests.append(GuestReport(name, cid, "userspace", None))
+            places.append(_start_userspace(switch, name, cid, stack))
+            step(name, "ready: userspace guest")
+        else:
+            raise fault
+    return places
 
-    def start(self, name: str, cid: int, vmm: Vmm) -> Place:
-        """Boot a Linux guest, or start a userspace guest if that cannot be had here."""
-        guest = boot(self._switch, name, vmm=vmm, progress=lambda what: self._step(name, what))
-        try:
-            guest.start()
-        except GuestUnavailable as missing:
-            with self._lock:
-                self.notes.append(f"{name} is a userspace guest, not Linux: {missing}")
-            return self._start_userspace(name, cid)
-        with self._lock:
-            self._stack.callback(guest.kill)
-            self._reports[cid] = GuestReport(name, cid, vmm, guest.kernel_release)
-        return LinuxPlace(guest, cid)
 
-    def _start_userspace(self, name: str, cid: int) -> Place:
-        self._step(name, "joining as a userspace guest")
-        guest = Guest(self._switch.socket_path(name), cid=cid)
-        guest.start()
-        with self._lock:
-            self._stack.callback(guest.stop)
-            self._reports[cid] = GuestReport(name, cid, "userspace", None)
-        self._step(name, "ready: userspace guest")
-        return ProcessPlace(name, cid, guest.transport.directory, guest)
+def _start_userspace(switch: Switch, name: str, cid: int, stack: ExitStack) -> Place:
+    guest = stack.enter_context(Guest(switch.socket_path(name), cid=cid))
+    place = ProcessPlace(name, cid, guest.transport.directory, guest)
+    stack.callback(place.end)
+    return place

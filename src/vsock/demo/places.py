@@ -74,11 +74,19 @@ class ProcessPlace:
         self.cid = cid
         self.guest = guest
         self._directory = os.fspath(directory)
+        self._tasks: list[ProcessTask] = []
 
     def start(self, function: Program, *arguments: Any) -> Task:
         """Start a program as a process."""
         source = program(function, *arguments, context=SwitchNet)
-        return ProcessTask(source, {**os.environ, "VSOCK_RUNTIME_DIR": self._directory})
+        task = ProcessTask(source, {**os.environ, "VSOCK_RUNTIME_DIR": self._directory})
+        self._tasks.append(task)
+        return task
+
+    def end(self) -> None:
+        """End the programs that still run here."""
+        for task in self._tasks:
+            task.end()
 
 
 class ProcessTask:
@@ -91,8 +99,15 @@ class ProcessTask:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
+            start_new_session=True,  # Ctrl-C is for us, who then end it
         )
         self._output = b""
+
+    def end(self) -> None:
+        """Kill it if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
 
     def read_line(self, timeout: float = 30) -> str:
         """The next line that it prints."""

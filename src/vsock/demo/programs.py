@@ -196,8 +196,32 @@ def send_messages(net: Net, cid: int, port: int, sizes: list[int]) -> int:
 
 
 def shell_server(net: Net, port: int) -> None:
-    """For `--keep`: a shell for everyone who connects, until the guest ends."""
+    """For `--keep`: a shell on a terminal of its own for everyone who connects, until the guest ends."""
+    import contextlib
+    import os
+    import pty
+    import select
     import subprocess
+    import threading
+    from pathlib import Path
+
+    # Terminals of its own are more than a guest needs to boot.
+    if not Path("/dev/pts/ptmx").exists():
+        Path("/dev/pts").mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "devpts", "devpts", "/dev/pts"], check=True)
+
+    def carry(connection: socket.socket, terminal: int, shell: int) -> None:
+        fd = connection.fileno()
+        with connection, contextlib.suppress(OSError):  # EIO: the shell has ended
+            while ready := select.select([fd, terminal], [], [])[0]:
+                for source, sink in ((fd, terminal), (terminal, fd)):
+                    if source in ready:
+                        data = os.read(source, 4096)
+                        if not data:
+                            raise OSError("the caller has left")
+                        os.write(sink, data)
+        os.close(terminal)
+        os.waitpid(shell, 0)
 
     listener = net.listen(port)
     listener.settimeout(None)
@@ -205,6 +229,8 @@ def shell_server(net: Net, port: int) -> None:
     while True:
         connection = listener.accept()[0]
         connection.settimeout(None)
-        with connection:
-            fd = connection.fileno()
-            subprocess.Popen(["sh", "-i"], stdin=fd, stdout=fd, stderr=fd)
+        shell, terminal = pty.fork()
+        if shell == 0:
+            os.closerange(3, 256)
+            os.execvp("sh", ["sh", "-i"])
+        threading.Thread(target=carry, args=(connection, terminal, shell), daemon=True).start()

@@ -1,7 +1,11 @@
 """What the demo shows on a terminal: steps while guests boot, a line per check, what to try next."""
 
+import contextlib
+import errno
+import os
 import shlex
-import threading
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +24,38 @@ SHELL_PORT = 2323
 """Where `--keep` serves a shell in each Linux guest."""
 
 
-class Screen:
-    """Prints to `console`; steps may come from several threads."""
+_RUNS_IN = {"qemu": "QEMU", "uml": "User-Mode Linux", "userspace": "this process"}
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+
+def _activation() -> str:
+    """The line that makes `vsock` known to the shell, if it is not."""
+    if shutil.which("vsock"):
+        return ""
+    folder = Path(sys.executable).parent
+    with contextlib.suppress(ValueError):
+        folder = folder.relative_to(Path.cwd())
+    if (folder / "activate").exists():
+        return f"  . {shlex.quote(str(folder / 'activate'))}\n"
+    return f"  PATH={shlex.quote(str(folder))}:$PATH\n"
+
+
+class _Output(Console):
+    """A console whose end is told as of any other file, so that the guests are stopped first."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+class Screen:
+    """Prints to standard output or error, for one thread: who prints learns that nobody reads any more.
+
+    Every method may raise OSError.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        self._console = _Output(stderr=stderr)
         self._steps: dict[str, str] = {}
         self._status: Status | None = None
-        self._lock = threading.Lock()
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -51,15 +79,12 @@ class Screen:
 
     def step(self, guest: str, what: str) -> None:
         """A guest has got a step further."""
-        with self._lock:
-            self._steps[guest] = what
-            shown = "   ".join(
-                f"[bold]{name}[/bold] {escape(at)}" for name, at in self._steps.items()
-            )
-            if self._status is not None:
-                self._status.update(shown)
-            if not self._console.is_terminal:
-                self._console.print(f"  {guest}: {escape(what)}")
+        self._steps[guest] = what
+        shown = "   ".join(f"[bold]{name}[/bold] {escape(at)}" for name, at in self._steps.items())
+        if self._status is not None:
+            self._status.update(shown)
+        if not self._console.is_terminal:
+            self._console.print(f"  {guest}: {escape(what)}")
 
     def guests(self, guests: list[GuestReport], notes: list[str]) -> None:
         """The guests that are there."""
@@ -67,25 +92,36 @@ class Screen:
         for heading in ("guest", "CID", "runs in", "kernel"):
             table.add_column(heading)
         for guest in guests:
-            table.add_row(guest.name, str(guest.cid), guest.vmm, guest.kernel or "none")
+            runs_in = _RUNS_IN.get(guest.vmm, guest.vmm)
+            table.add_row(guest.name, str(guest.cid), runs_in, guest.kernel or "none")
         self._console.print(table)
         for note in notes:
-            self._console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+            shown = f"[yellow]{escape(note)}[/yellow]"
+            self._console.print(shown, soft_wrap=not self._console.is_terminal)
         self._console.print()
 
     def check(self, check: CheckReport) -> None:
         """A check is over."""
         mark = "[green]ok  [/green]" if check.ok else "[bold red]FAIL[/bold red]"
-        name = f"{check.name:<24}"
-        detail = escape(check.detail)
-        self._console.print(f"{mark} {name} {check.seconds:5.1f} s  {detail}", soft_wrap=True)
+        line = f"{mark} {check.name:<24} {check.seconds:5.1f} s  "
+        if not self._console.is_terminal:
+            self._console.print(f"{line}{escape(check.detail)}", soft_wrap=True)
+            return
+        # What does not fit goes on below itself, not at the left edge.
+        row = Table.grid()
+        row.add_column(no_wrap=True)
+        row.add_column(overflow="fold")
+        row.add_row(line, escape(check.detail))
+        self._console.print(row)
 
     def fault(self, message: str) -> None:
         """Something went wrong outside of any check."""
         self._console.print(f"[bold red]FAIL[/bold red] {escape(message)}", soft_wrap=True)
 
     def end(self, report: Report) -> None:
-        """The result of it all."""
+        """The result of it all, if it came to checks."""
+        if not report.checks:
+            return
         passed = sum(check.ok for check in report.checks)
         colour = "green" if report.is_well else "bold red"
         self._console.print(
@@ -96,8 +132,8 @@ class Screen:
     def next_steps(self) -> None:
         """What to try when everything is gone again."""
         self._console.print(
-            "\nNext:\n"
-            "  vsock demo --keep              the same, and switch and guests stay for you to use\n"
+            f"\nNext:\n{_activation()}"
+            "  vsock demo --keep              the same, and all of it stays for you to use\n"
             "  vsock switch --guest web=3     a switch of your own, for a guest of your own;\n"
             "  vsock qemu-args web            what to add to QEMU's command line for it\n"
             "  vsock ping web                 once it is up: how fast does it answer?\n"
@@ -111,12 +147,13 @@ class Screen:
         lines = [
             "",
             "Switch and guests stay until Ctrl-C. In another terminal:",
+            *_activation().splitlines(),
             f"  export VSOCK_RUNTIME_DIR={shlex.quote(str(runtime_dir))}",
             "  vsock ls                       guests, listeners and flows",
             f"  vsock ping {guests[0].name}",
         ]
         for guest in guests:
             if guest.kernel is not None:
-                command = f"vsock cat {guest.name}:{SHELL_PORT}"
-                lines.append(f"  {command:<30} a shell in {guest.name}")
+                command = f"vsock cat -t {guest.name}:{SHELL_PORT}"
+                lines.append(f"  {command:<30} a shell in {guest.name}; Ctrl-] ends it")
         self._console.print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ Each connection begins with a `_HEADER` of the client's, which says what the ser
 | GREET | sends one byte and closes |
 """
 
+import errno
 import json
 import socket
 import struct
@@ -47,12 +48,17 @@ class PerfError(Exception):
 
 
 def serve(listener: socket.socket) -> None:
-    """Serve every connection in a thread of its own, until the listener is closed."""
+    """Serve every connection in a thread of its own, until the listener is closed.
+
+    Raises OSError when it can accept no more for another reason, as that its switch has ended.
+    """
     while True:
         try:
             connection = listener.accept()[0]
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.EINVAL):  # closed, or shut down
+                return
+            raise
         threading.Thread(target=_serve_one, args=(connection,), daemon=True).start()
 
 

@@ -1,24 +1,42 @@
 """A picture of a result: throughput over time, and how the round trips are spread."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
-from vsock.errors import UsageError
+from vsock.errors import TransportError, UsageError
 
-__all__ = ["draw"]
+__all__ = ["check", "draw"]
 
 _MIB = 1 << 20
+
+
+def check(path: Path) -> None:
+    """See whether `path` can be drawn here: better before a measurement than after it.
+
+    Raises:
+        TransportError: matplotlib is not installed.
+        UsageError: it knows no such kind of file.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        reason = "--plot needs matplotlib: `pip install matplotlib`"
+        raise TransportError(errno.ENOSYS, reason) from None
+    kinds = Figure().canvas.get_supported_filetypes()
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    if kind not in kinds:
+        raise UsageError(f"--plot {path}: no such kind of file (known: {', '.join(sorted(kinds))})")
 
 
 def draw(result: dict[str, Any], path: Path, title: str) -> None:
     """Draws into a file; its suffix says the format.
 
-    Raises UsageError when matplotlib is not installed.
+    Raises as `check`, and OSError when it cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'vsock[plot]'") from None
+    check(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 4), layout="constrained")
     figure.suptitle(title)
     rate, spread = figure.subplots(1, 2)

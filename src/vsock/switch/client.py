@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError, no_switch
-from vsock.runtime import RuntimeFiles, default_runtime_dir
+from vsock.address import WELL_KNOWN_CIDS, is_name
+from vsock.errors import (
+    NoSuchGuest,
+    NoSwitch,
+    SwitchGone,
+    TransportError,
+    no_guest,
+    no_switch,
+    path_too_long,
+)
+from vsock.runtime import LONGEST_SOCKET_PATH, RuntimeFiles, default_runtime_dir
 from vsock.switch.model import GuestSpec
 from vsock.switch.policy import Verdict
 from vsock.switch.records import (
@@ -54,7 +63,7 @@ class Client:
 
     def guest(self, guest: str | int) -> GuestRecord:
         """One guest, by name or CID. Raises NoSuchGuest."""
-        return from_json(GuestRecord, self._ask("GET", f"/v1/guests/{quote(str(guest), safe='')}"))
+        return from_json(GuestRecord, self._ask("GET", self._path_of(guest)))
 
     def listeners(self) -> list[ListenerRecord]:
         """Host programs that listen, by port."""
@@ -89,20 +98,33 @@ class Client:
         hybrid: bool | None = None,
     ) -> GuestRecord:
         """Gives a running guest another CID, groups, a hybrid socket or none. Raises NoSuchGuest."""
-        path = f"/v1/guests/{quote(str(guest), safe='')}"
         wanted = {"cid": cid, "groups": groups, "hybrid": hybrid}
-        return from_json(GuestRecord, self._ask("PATCH", path, wanted))
+        return from_json(GuestRecord, self._ask("PATCH", self._path_of(guest), wanted))
 
     def remove_guest(self, guest: str | int) -> None:
         """Ends a guest's attachment and flows, and forgets it. Raises NoSuchGuest."""
-        self._ask("DELETE", f"/v1/guests/{quote(str(guest), safe='')}")
+        self._ask("DELETE", self._path_of(guest))
 
     def explain(self, source: str | int, destination: str | int) -> Verdict:
         """May `source` connect to `destination` (names or CIDs; "host"), and why. Raises NoSuchGuest."""
+        for who in (source, destination):
+            self._check(who)
         query = urlencode({"source": source, "destination": destination})
         return from_json(Verdict, self._ask("GET", f"/v1/policy?{query}"))
 
+    def _path_of(self, guest: str | int) -> str:
+        self._check(guest)
+        return f"/v1/guests/{quote(str(guest), safe='')}"
+
+    def _check(self, guest: str | int) -> None:
+        """What no guest can be called must not get into a URL, where it would mean something else."""
+        text = str(guest)
+        if not (is_name(text) or text in WELL_KNOWN_CIDS or (text.isascii() and text.isdigit())):
+            raise no_guest(guest, [record.name for record in self.guests()])
+
     def _ask(self, method: str, path: str, body: object = None) -> Any:
+        if len(os.fsencode(self._files.control)) > LONGEST_SOCKET_PATH:
+            raise path_too_long(self._files.control)
         connection = _UnixConnection(self._files.control, self._timeout)
         try:
             connection.request(

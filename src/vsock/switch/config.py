@@ -110,6 +110,8 @@ def parse(text: str, *, file: str = "vsock.toml", runtime_dir: Path | None = Non
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_syntax_fault(error, text, file)]) from None
+    except ValueError:
+        raise ConfigError([_long_number(text, file)]) from None
     reader = _Reader()
     config = reader.config(document, runtime_dir)
     if reader.found:
@@ -125,6 +127,13 @@ def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> Confi
     at_line = re.match(r"line (\d+)", where)
     line = int(at_line[1]) if at_line else text.count("\n") + 1
     return ConfigFault(file, line, f"not TOML: {reason or error}")
+
+
+def _long_number(text: str, file: str) -> ConfigFault:
+    """Python refuses to read numbers of thousands of digits, and does not say where they are."""
+    longest = max(re.finditer(r"[0-9_]+", text), key=lambda digits: len(digits.group()))
+    line = text.count("\n", 0, longest.start()) + 1
+    return ConfigFault(file, line, f"a number of {len(longest.group())} digits")
 
 
 @dataclass

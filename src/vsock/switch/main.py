@@ -6,15 +6,16 @@ STOPPING and, if it wants, the watchdog's beat.
 """
 
 import asyncio
+import errno
 import logging
 import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
-from vsock.errors import NoSuchGuest, VsockError
+from vsock.errors import NoSuchGuest, TransportError, VsockError
 from vsock.switch.config import Config
 from vsock.switch.model import Change, GuestSpec, Remove, steps
 from vsock.switch.notify import notify, watchdog_interval
@@ -23,6 +24,8 @@ from vsock.switch.switch import Switch
 __all__ = ["run"]
 
 _log: Final = logging.getLogger("vsock.switch")
+_ENDING_SECONDS: Final = 3.0
+"""How long a switch may take to end, after a signal, before the next one calls it a running one."""
 
 
 def run(config: Config, *, reload: Callable[[], Config] | None = None, level: str = "info") -> None:
@@ -69,7 +72,8 @@ class _Daemon:
             reading.add_done_callback(readings.discard)
 
         loop.add_signal_handler(signal.SIGHUP, read_again)
-        async with self._switch:
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
             _log.info("ready: runtime_dir=%s", self._switch.runtime_dir)
             notify("READY=1", f"STATUS={len(self._configured)} guests")
             beat = asyncio.create_task(_beat())
@@ -79,6 +83,24 @@ class _Daemon:
             beat.cancel()
             notify("STOPPING=1")
         _log.info("stopped")
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """Start the switch; one that is just ending in the same place gets a moment to do so."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        is_said = False
+        while True:
+            try:
+                await stack.enter_async_context(self._switch)
+            except TransportError as error:
+                is_in_use = error.errno == errno.EADDRINUSE
+                if not is_in_use or time.monotonic() > deadline or self._over.is_set():
+                    raise
+                if not is_said:
+                    _log.info("waiting, in case it is ending: %s", error.strerror)
+                is_said = True
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     def _end(self, number: signal.Signals) -> None:
         _log.info("stopping: signal=%s", number.name)

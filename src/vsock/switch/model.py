@@ -76,9 +76,9 @@ class GuestSpec:
     memory_slots: bool = False
 
 
-def checked_poll(microseconds: int) -> int:
+def checked_poll(microseconds: object) -> int:
     """The same, if a switch can poll for so long. Raises UsageError."""
-    if not 0 <= microseconds <= LONGEST_POLL_US:
+    if not isinstance(microseconds, int) or not 0 <= microseconds <= LONGEST_POLL_US:
         raise UsageError(f"poll_us must be 0 to {LONGEST_POLL_US} microseconds, not {microseconds}")
     return microseconds
 
@@ -178,7 +178,9 @@ def _can_change(before: GuestSpec, after: GuestSpec, others: Iterable[GuestSpec]
     return same and not conflicts(after, [other for other in others if other.name != before.name])
 
 
-def _name_faults(name: str) -> list[Fault]:
+def _name_faults(name: object) -> list[Fault]:
+    if not isinstance(name, str):
+        return [Fault("name", f"{name!r} is no guest name: text is")]
     if name in WELL_KNOWN_CIDS:
         return [Fault("name", f"{name!r} is CID {WELL_KNOWN_CIDS[name]}: choose another name")]
     if not is_name(name):
@@ -186,17 +188,19 @@ def _name_faults(name: str) -> list[Fault]:
     return []
 
 
-def _cid_faults(cid: int) -> list[Fault]:
+def _cid_faults(cid: object) -> list[Fault]:
+    if isinstance(cid, bool) or not isinstance(cid, int):
+        return [Fault("cid", f"{cid!r} is no CID: an integer is")]
     if FIRST_GUEST_CID <= cid <= LAST_GUEST_CID:
         return []
     return [Fault("cid", f"{cid} is no guest's CID: {FIRST_GUEST_CID} to {LAST_GUEST_CID}")]
 
 
-def _group_faults(groups: tuple[str, ...]) -> list[Fault]:
+def _group_faults(groups: Iterable[object]) -> list[Fault]:
     return [
         Fault("groups", f"{group!r} is no group name: {_NAME_RULE}")
         for group in groups
-        if not is_name(group)
+        if not isinstance(group, str) or not is_name(group)
     ]
 
 

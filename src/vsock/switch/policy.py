@@ -1,8 +1,8 @@
 """Who may talk to whom: parties in, verdict with its reason out.
 
 Pure. The data plane applies the same rule to every connection; here it is said once more in
-words, so that a person can ask why. Today there is one rule: the host and a guest may talk, and
-two guests may if they share a group.
+words, so that a person can ask why. Today there is one rule: each may talk to itself, the host and a
+guest may, and two guests may if they share a group.
 """
 
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ class Verdict:
 
 def decide(source: Party, destination: Party) -> Verdict:
     """May `source` open a connection to `destination`?"""
+    if source.cid == destination.cid:
+        return Verdict(True, "self", f"{source.name} reaches itself without asking")
     if CID_HOST in (source.cid, destination.cid):
         return Verdict(True, "host", "the host and a guest may talk")
     shared = sorted(source.groups & destination.groups)

@@ -7,6 +7,7 @@ can import it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vsock.address import Address
@@ -57,11 +58,14 @@ class GuestRecord:
     packets_in: int
     packets_out: int
     errors: int
+    pid: int | None = None
+    program: str | None = None
 
     @classmethod
     def of(cls, info: "_native.GuestInfo") -> "GuestRecord":
         """The record of what the data plane knows."""
-        return _same(cls, info)
+        pid = info.front_end_pid or None
+        return _same(cls, info, pid=pid, program=program_of(pid))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +78,12 @@ class ListenerRecord:
     backlog: int
     pid: int
     uid: int
+    program: str | None = None
 
     @classmethod
     def of(cls, info: "_native.ListenerInfo") -> "ListenerRecord":
         """The record of what the data plane knows."""
-        return _same(cls, info)
+        return _same(cls, info, program=program_of(info.pid))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +101,12 @@ class DatagramRecord:
     dropped: int
     pid: int
     uid: int
+    program: str | None = None
 
     @classmethod
     def of(cls, info: "_native.DatagramInfo") -> "DatagramRecord":
         """The record of what the data plane knows."""
-        return _same(cls, info)
+        return _same(cls, info, program=program_of(info.pid))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +122,26 @@ class FlowRecord:
     bytes_in: int
     age: float
     pid: int | None
+    program: str | None = None
 
     @classmethod
     def of(cls, info: "_native.FlowInfo") -> "FlowRecord":
         """The record of what the data plane knows."""
         source, destination = str(Address(*info.source)), str(Address(*info.destination))
-        return _same(cls, info, source=source, destination=destination)
+        program = program_of(info.pid)
+        return _same(cls, info, source=source, destination=destination, program=program)
+
+
+def program_of(pid: int | None) -> str | None:
+    """The name of a process, as ps(1) has it; None if it has ended, or is not to be seen from here."""
+    if not pid:
+        return None
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # A program chooses its name itself: it must not write to the terminal of who lists it.
+    return "".join(letter if letter.isprintable() else "?" for letter in name.rstrip("\n"))
 
 
 def _same(kind: type[_T], info: object, **others: object) -> _T:

@@ -244,7 +244,8 @@ def _not_understood(request: Request, error: RequestValidationError) -> JSONResp
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def _faults(error: RequestValidationError) -> str:

@@ -25,7 +25,7 @@ from typing import ClassVar, Final, Self
 
 from vsock import _native
 from vsock.address import CID_ANY, CID_HOST
-from vsock.errors import NoSuchGuest, TransportError, UsageError
+from vsock.errors import NoSuchGuest, TransportError, UsageError, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
 from vsock.switch.model import (
@@ -94,9 +94,7 @@ class Switch:
         poll_us: int = POLL_US,
         linger_timeout: float = LINGER_TIMEOUT,
     ) -> None:
-        if isinstance(guests, Mapping):
-            guests = [GuestSpec(name=name, cid=cid) for name, cid in guests.items()]
-        self._first_guests = tuple(guests)
+        self._first_guests = _specs(guests)
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
         self._files = RuntimeFiles(directory.absolute())
         self._serves_control = control
@@ -441,8 +439,7 @@ class Switch:
         for spec in self._guests.values():
             if guest in (spec.name, spec.cid, str(spec.cid)):
                 return spec
-        known = ", ".join(sorted(self._guests)) or "none yet"
-        raise NoSuchGuest(errno.ENODEV, f"no guest {guest!r} (guests: {known})")
+        raise no_guest(guest, self._guests)
 
     def _running(self) -> "_native.Node":
         if self._node is None:
@@ -532,6 +529,19 @@ def _change(node: "_native.Node", old: GuestSpec, new: GuestSpec) -> None:
             clear_socket(new.hybrid)
         node.set_guest_hybrid(cid, new.hybrid)
         _log.info("guest's hybrid socket: guest=%s cid=%d hybrid=%s", name, cid, new.hybrid)
+
+
+def _specs(guests: object) -> tuple[GuestSpec, ...]:
+    """What `Switch` was given, as specifications; UsageError if that is something else."""
+    if isinstance(guests, Mapping):
+        return tuple(GuestSpec(name=name, cid=cid) for name, cid in guests.items())
+    found = tuple(guests) if isinstance(guests, Iterable) else (guests,)
+    for one in found:
+        if not isinstance(one, GuestSpec):
+            raise UsageError(
+                f"guests are a mapping of names to CIDs, or GuestSpec objects, not {one!r}"
+            )
+    return found
 
 
 def _remove_sockets(guest: GuestSpec) -> None:

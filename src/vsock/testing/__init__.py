@@ -9,7 +9,7 @@ asyncio. Guests are for tests and trying out; nothing here is needed to run a sw
 """
 
 from vsock.testing.agent import Result
-from vsock.testing.blocking import GuestProcess, LinuxGuest, QemuGuest, UmlGuest, boot
+from vsock.testing.blocking import GuestProcess, LinuxGuest, QemuGuest, UmlGuest, boot, start_all
 from vsock.testing.errors import (
     CommandFailed,
     GuestError,
@@ -36,4 +36,5 @@ __all__ = [
     "boot",
     "find_image",
     "find_images",
+    "start_all",
 ]

@@ -2,10 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+
+Calls = SimpleQueue[Callable[[], object] | None]
+"""What the loop's thread wants to have called in the thread that waits for it."""
+
+_CLEANING_SECONDS: Final = 5.0
+"""How long something that was cancelled may take to take down what it had made."""
 
 
 class LoopThread:
@@ -16,14 +24,36 @@ class LoopThread:
         thread = threading.Thread(target=self._loop.run_forever, name="vsock-testing", daemon=True)
         thread.start()
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run it and return its result; it is cancelled if the caller is interrupted."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def call(self, coroutine: Coroutine[Any, Any, T], calls: Calls | None = None) -> T:
+        """Run it and return its result.
+
+        If the caller is interrupted, it is cancelled, and what it had made is gone before the caller
+        goes on. What comes through `calls` meanwhile is called here: in the caller's thread, where a
+        fault of it, as of a `print` that nobody reads, is the caller's and ends the waiting too.
+        """
+        calls = SimpleQueue() if calls is None else calls
+        started: Future[asyncio.Task[T]] = Future()
+        over = threading.Event()
+
+        def start() -> None:
+            task = self._loop.create_task(coroutine)
+            task.add_done_callback(end)
+            started.set_result(task)
+
+        def end(_: object) -> None:
+            over.set()
+            calls.put(None)  # wakes the caller
+
+        self._loop.call_soon_threadsafe(start)
         try:
-            return future.result()
+            while not over.is_set():
+                if (wanted := calls.get()) is not None:
+                    wanted()
         except BaseException:
-            future.cancel()
+            self._loop.call_soon_threadsafe(lambda: started.result().cancel())
+            over.wait(_CLEANING_SECONDS)
             raise
+        return started.result().result()
 
 
 _only: list[LoopThread] = []

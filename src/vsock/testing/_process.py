@@ -3,7 +3,8 @@
 User-Mode Linux is several processes that outlive the first one's SIGKILL, so each VMM gets a process
 group of its own and the whole group is killed. If *we* are killed, nobody is left to do that; so a
 small shell, the watcher, waits on a pipe whose other end only we hold, and kills the group when the
-pipe ends, and removes the folder of its files.
+pipe ends, and removes the folder of its files. The VMM waits until it is watched: no moment is left
+in which our end would make it an orphan.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _WATCH = 'read -r _; kill -KILL "-$1"; [ -z "$2" ] || rm -rf "$2"'
+_HELD = 'read -r _ && exec "$@" </dev/null'
 _CONSOLE_LINES = 400
 
 
@@ -45,8 +47,8 @@ class VmmProcess:
         `work_dir` is a folder to be removed if we are killed; otherwise it is the caller's to remove.
         """
         process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=subprocess.DEVNULL,
+            *("/bin/sh", "-c", _HELD, "vmm", *command),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
@@ -64,6 +66,9 @@ class VmmProcess:
         except BaseException:
             _kill_group(process.pid)
             raise
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.close()
         started = cls(process, watcher)
         started._reading = asyncio.create_task(started._read_console(on_line))
         return started

@@ -4,11 +4,11 @@ That /dev/kvm can be opened says little: in nested or sandboxed machines QEMU ma
 or the guest may hang. So a guest is booted once, and the answer kept until the host reboots.
 """
 
+import asyncio
 import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -28,11 +28,15 @@ PROBE_SECONDS = 4.0
 """A guest under KVM answers within a second or two; one that hangs costs this, once."""
 
 
+_VERSION_SECONDS = 10.0
+"""A QEMU that does not say its version within this time is broken."""
+
+
 async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> Accelerator:
     """The accelerator for this machine; `boots_under_kvm` tries a guest if nothing else decides.
 
     Raises:
-        GuestUnavailable: there is no QEMU.
+        GuestUnavailable: there is no QEMU, or one that does not even say its version.
     """
     if shutil.which(QEMU) is None:
         raise GuestUnavailable(f"no {QEMU} here: apt-get install qemu-system-x86")
@@ -41,7 +45,7 @@ async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> 
         return "kvm" if chosen == "kvm" else "tcg"
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
-    cache, key = _cache_file(), _machine()
+    cache, key = _cache_file(), _machine(await _qemu_version())
     try:
         known = json.loads(cache.read_text())
         if known["machine"] == key:
@@ -53,10 +57,27 @@ async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> 
     return "kvm" if works else "tcg"
 
 
-def _machine() -> str:
-    shown = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=False)
+def _machine(qemu: str) -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{platform.release()} {boot_id} {shown.stdout.partition(chr(10))[0]}"
+    return f"{platform.release()} {boot_id} {qemu}"
+
+
+async def _qemu_version() -> str:
+    devnull, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        QEMU, "--version", stdin=devnull, stdout=pipe, stderr=devnull
+    )
+    try:
+        async with asyncio.timeout(_VERSION_SECONDS):
+            shown, _ = await process.communicate()
+    except TimeoutError:
+        raise GuestUnavailable(
+            f"`{QEMU} --version` said nothing for {_VERSION_SECONDS:g} s: this QEMU does not work"
+        ) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return shown.decode(errors="replace").partition("\n")[0]
 
 
 def _cache_file() -> Path:

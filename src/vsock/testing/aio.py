@@ -99,10 +99,12 @@ class LinuxGuest(ABC):
         if self._process is not None:
             raise GuestError("this guest was started before; make another one")
         image = find_image(self.vmm, self._kernel)
+        await self._prepare(image)
         begun = asyncio.get_running_loop().time()
         try:
             await self._launch(image)
-            hello = await self._wait_hello(self._boot_timeout)
+            took = asyncio.get_running_loop().time() - begun
+            hello = await self._wait_hello(max(1.0, self._boot_timeout - took))
         except BaseException:
             await self.kill()
             raise
@@ -247,6 +249,10 @@ class LinuxGuest(ABC):
     # For the two kinds
 
     @abstractmethod
+    async def _prepare(self, image: Image) -> None:
+        """Find out what the VMM needs to be told; what that takes is not the guest's time to boot."""
+
+    @abstractmethod
     async def _launch(self, image: Image) -> None:
         """Start the VMM and open the channels to it."""
 
@@ -320,9 +326,13 @@ class QemuGuest(LinuxGuest):
         """Let a paused guest go on."""
         await self.qmp.execute("cont")
 
-    async def _launch(self, image: Image) -> None:
+    async def _prepare(self, image: Image) -> None:
         if self.accelerator is None:
+            self._progress("asking QEMU what it can do")
             self.accelerator = await choose_accelerator(lambda: _boots_under_kvm(image))
+
+    async def _launch(self, image: Image) -> None:
+        assert self.accelerator is not None
         with _pair() as (agent, agent_there), _pair() as (qmp, qmp_there):
             command = qemu_command(
                 image,
@@ -364,6 +374,9 @@ class UmlGuest(LinuxGuest):
             return {}
         has_room = there.f_bavail * there.f_frsize > 2 * self._memory_mib << 20
         return {"TMPDIR": "/dev/shm"} if has_room else {}
+
+    async def _prepare(self, image: Image) -> None:
+        """Nothing: it is an ordinary process, the same everywhere."""
 
     async def _launch(self, image: Image) -> None:
         self._work_dir = Path(tempfile.mkdtemp(prefix="vsock-uml-"))

@@ -3,16 +3,17 @@
 Only the waiting is here; what a guest is and how it is booted stands in `aio`.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from vsock.testing import agent, aio
-from vsock.testing._loop import loop_thread
+from vsock.testing._loop import Calls, loop_thread
 from vsock.testing.agent import Result
 from vsock.testing.images import Vmm
 
-__all__ = ["GuestProcess", "LinuxGuest", "QemuGuest", "UmlGuest", "boot"]
+__all__ = ["GuestProcess", "LinuxGuest", "QemuGuest", "UmlGuest", "boot", "start_all"]
 
 _Twin = TypeVar("_Twin", bound=aio.LinuxGuest)
 
@@ -183,3 +184,20 @@ def boot(switch: Any, name: str, *, vmm: Vmm = "qemu", **options: Any) -> QemuGu
     return (
         QemuGuest(switch, name, **options) if vmm == "qemu" else UmlGuest(switch, name, **options)
     )
+
+
+def start_all(
+    guests: Sequence[LinuxGuest[Any]], calls: Calls | None = None
+) -> list[BaseException | None]:
+    """Boot guests at the same time; returns for each what kept it from coming up, or None.
+
+    Args:
+        guests: not started yet. If the caller is interrupted, all of them are ended.
+        calls: what their `progress` puts there is called in the caller's thread, which can print.
+    """
+
+    async def start() -> list[BaseException | None]:
+        starting = (guest._twin.start() for guest in guests)
+        return list(await asyncio.gather(*starting, return_exceptions=True))
+
+    return loop_thread().call(start(), calls)

@@ -42,7 +42,7 @@ pub enum Detach {
         fault: &'static str,
     },
     /// A feature bit that was not offered.
-    #[error("features {0:#x} were not offered")]
+    #[error("not offered, and taken all the same: {}", feature_names(*.0))]
     UnofferedFeatures(u64),
     /// A memory region that cannot be used.
     #[error("guest memory cannot be used: {0}")]
@@ -111,8 +111,32 @@ impl Detach {
     }
 }
 
+/// Features by the names that the virtio specification gives them, with what turns them on in a VMM.
+fn feature_names(features: u64) -> String {
+    let name = |bit: u32| match bit {
+        33 => "VIRTIO_F_ACCESS_PLATFORM (a virtual IOMMU)".to_owned(),
+        34 => "VIRTIO_F_RING_PACKED (packed=on)".to_owned(),
+        _ => format!("feature bit {bit}"),
+    };
+    let taken = (0..u64::BITS).filter(|bit| features & 1 << bit != 0);
+    taken.map(name).collect::<Vec<_>>().join(", ")
+}
+
 impl From<std::io::Error> for Detach {
     fn from(error: std::io::Error) -> Self {
         Self::Socket(error.kind())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// F9: a user who gave QEMU `packed=on` looks for that word.
+    #[test]
+    fn unoffered_features_are_named() {
+        let text = Detach::UnofferedFeatures(1 << 34 | 1 << 33 | 1 << 16).to_string();
+        let names = "feature bit 16, VIRTIO_F_ACCESS_PLATFORM (a virtual IOMMU), VIRTIO_F_RING_PACKED (packed=on)";
+        assert_eq!(text, format!("not offered, and taken all the same: {names}"));
     }
 }

@@ -285,7 +285,9 @@ impl Worker {
             slot.traffic.faults += 1;
         }
         *self.detach_reasons.entry(reason.counter()).or_default() += 1;
-        self.journal.write("detached", cid, reason.to_string());
+        // What the front end did wrong is a warning in the log; that it went away is not.
+        let kind = if reason.is_fault() { "fault" } else { "detached" };
+        self.journal.write(kind, cid, reason.to_string());
     }
 
     /// The other side of a link broke the rules, or its memory is gone: nothing of it is used any more.

@@ -1,0 +1,41 @@
+"""What a shell offers when Tab is pressed: the guests that the switch has just now.
+
+`docs/reference/command-line.md` says how a shell is told of it.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vsock.errors import VsockError
+
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["addresses", "guests", "parties"]
+
+
+def guests(context: "click.Context", _parameter: Any, begun: str) -> list[str]:
+    """Names of guests."""
+    return [name for name in _names(context) if name.startswith(begun)]
+
+
+def parties(context: "click.Context", _parameter: Any, begun: str) -> list[str]:
+    """Names of guests, and `host`."""
+    return [name for name in ("host", *_names(context)) if name.startswith(begun)]
+
+
+def addresses(context: "click.Context", _parameter: Any, begun: str) -> list[str]:
+    """Beginnings of addresses: what comes before the port."""
+    known = (f"{name}:" for name in ("host", "local", *_names(context)))
+    return [start for start in known if start.startswith(begun)]
+
+
+def _names(context: "click.Context") -> Iterator[str]:
+    from vsock.switch.client import Client
+
+    try:
+        found = Client(context.params.get("runtime_dir"), timeout=1).guests()
+    except VsockError:
+        return  # without a switch there is nothing to offer, and nowhere to say why
+    for guest in found:
+        yield guest.name

@@ -1,0 +1,58 @@
+"""How commands connect: with the reason a person needs where the errno alone says too little."""
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from vsock.address import CID_ANY, CID_HYPERVISOR, PORT_ANY, Address, NamedAddress, as_target
+from vsock.errors import AddressError, NoSuchGuest, VsockError, no_guest
+
+if TYPE_CHECKING:
+    from vsock.address import Target
+    from vsock.transports import Transport
+
+__all__ = ["connect"]
+
+
+def connect(
+    address: "Target | str", timeout: float | None, transport: "Transport", **options: Any
+) -> socket.socket:
+    """As `vsock.create_connection`.
+
+    Raises:
+        AddressError: the address is one to listen at only.
+        NoSuchGuest: with the guests that there are, if the switch tells them.
+    """
+    from vsock import sockets
+
+    target = as_target(address)
+    _check(target)
+    try:
+        return sockets.create_connection(target, timeout, transport=transport, **options)
+    except NoSuchGuest as error:
+        raise _with_guests(error, target, transport) from None
+
+
+def _check(target: "Target") -> None:
+    if getattr(target, "port", 0) == PORT_ANY:
+        raise AddressError(f"{target}: no port to connect to; `any` is only for listening")
+    if isinstance(target, Address):
+        if target.cid == CID_ANY:
+            raise AddressError(f"{target}: no CID to connect to; `any` is only for listening")
+        if target.cid == CID_HYPERVISOR:
+            raise AddressError(f"{target}: CID 0 is the hypervisor, which has no services here")
+
+
+def _with_guests(error: NoSuchGuest, target: "Target", transport: "Transport") -> NoSuchGuest:
+    from vsock.switch.client import Client
+    from vsock.transports import SwitchTransport
+
+    if not isinstance(transport, SwitchTransport) or not isinstance(target, Address | NamedAddress):
+        return error
+    try:
+        guests = Client(transport.directory).guests()
+    except VsockError:
+        return error  # a userspace guest's node, or a switch without a control API: nobody to ask
+    who = target.name if isinstance(target, NamedAddress) else target.cid
+    if any(who in (guest.name, guest.cid) for guest in guests):
+        return error
+    return no_guest(who, [guest.name for guest in guests])

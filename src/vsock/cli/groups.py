@@ -1,0 +1,27 @@
+"""Groups of commands: a name that is none is answered with those it may have meant."""
+
+from collections.abc import Sequence
+
+import click
+
+__all__ = ["Group"]
+
+
+class Group(click.Group):
+    """A click group that says what a mistyped command may have been, as it does for options."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that `args` begin with; UsageError if there is none."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            ctx.fail(_no_command(args[0], self.list_commands(ctx)))
+        return super().resolve_command(ctx, args)
+
+
+def _no_command(name: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=2)
+    meant = f", did you mean {' or '.join(near)}?" if near else ""
+    return f"no command {name!r}{meant}"
