@@ -20,9 +20,6 @@ from vsock.errors import state_error
 _SO_ZEROCOPY: Final = 60
 _NOT_OURS: Final = {_socket.SO_PASSCRED, 34, 42, 76} | _note.NOT_THE_PROGRAMS
 """Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD; and those of the note."""
-_LEAST_SEND_BUFFER: Final = 4608
-"""The smallest send buffer of a socket as the kernel counts it."""
-_USUAL_SEND_BUFFER: Final = 212992
 _LARGEST_BUFFER: Final = 0xFFFFFFFF
 _INTEGER_BYTES: Final = 8
 _LARGEST_INTEGER: Final = 0xFFFFFFFFFFFFFFFF
@@ -39,6 +36,14 @@ class OptionCalls(DataCalls):
 
     def _require_open_file(self) -> None:
         """Raise EBADF after close."""
+        raise NotImplementedError
+
+    def _held_send_buffer(self) -> int:
+        """Return the send buffer that the socket has again after its connect, as the kernel counts it."""
+        raise NotImplementedError
+
+    def _hold_send_buffer(self, size: int) -> None:
+        """Change the send buffer that the socket will have after its connect, as SO_SNDBUF would now."""
         raise NotImplementedError
 
     def _look(self) -> Note:
@@ -158,37 +163,6 @@ class OptionCalls(DataCalls):
     def _is_connecting(self) -> bool:
         self._settle()
         return self._life.state is State.CONNECTING
-
-    def _begin_hold(self) -> None:
-        """Make the send buffer as small as it gets: then 2048 bytes in it are enough for "not writable".
-
-        What it was is put where a connection keeps SO_RCVLOWAT, unless our user has set that.
-        """
-        if not self._life.has_low_water:
-            size = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF)
-            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, size)
-        super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1)
-
-    def _held_send_buffer(self) -> int:
-        """Return the send buffer that the socket has again after its connect, as the kernel counts it."""
-        if self._life.has_low_water:
-            return _USUAL_SEND_BUFFER
-        return super().getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
-
-    def _hold_send_buffer(self, size: int) -> None:
-        """Change the send buffer that the socket will have after its connect, as SO_SNDBUF would now."""
-        if not self._life.has_low_water:
-            size = min(max(2 * size, _LEAST_SEND_BUFFER), 0x7FFFFFFF)
-            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, size)
-
-    def _end_hold(self) -> None:
-        """Give the socket its send buffer back, if nobody has yet."""
-        size = self._held_send_buffer()
-        if size >= _LEAST_SEND_BUFFER:
-            # The kernel doubles what it is told.
-            super().setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, size // 2)
-            if not self._life.has_low_water:
-                super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, 1)
 
     def _limit_buffer(self) -> None:
         """Cut the buffer size to what a connection can have, now that there is one."""

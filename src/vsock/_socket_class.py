@@ -26,20 +26,19 @@ import errno
 import math
 import select
 import socket as _socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from vsock import _endpoint, _note
+from vsock import _endpoint, _note, _passing
+from vsock._connecting import Connecting
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
 from vsock._life import UNKNOWN, Life
-from vsock._note import ATTACHED, BEGUN, END_TOLD, MESSAGES, STREAM, Note, State
-from vsock._option_calls import OptionCalls
+from vsock._note import ATTACHED, END_TOLD, MESSAGES, STREAM, Note, State
 from vsock._options import CONNECT_TIMEOUT, VsockOptions
 from vsock.address import CID_ANY, CID_LOCAL, PORT_ANY, Address, NamedAddress, as_target
 from vsock.errors import AddressError, UsageError, state_error, transport_error
-from vsock.transports import KernelTransport, Transport, choose
+from vsock.transports import KernelTransport, SwitchTransport, Transport, choose
 
 if TYPE_CHECKING:
     import builtins
@@ -56,7 +55,7 @@ CLASSES: Final[dict[int, Any]] = {}
 _Base = _socket.socket
 
 
-class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is spelled like it
+class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is spelled like it
     """A VSOCK socket over the switch; use it as a `socket.socket` of family AF_VSOCK.
 
     Addresses are pairs ``(cid, port)``, `Address` values or text such as ``"web:80"``. Errors are
@@ -138,15 +137,17 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
     def adopt(cls, fd: int, kind: int, life: Life) -> "socket":
         """Make a socket of the descriptor `fd`, which the socket then owns.
 
-        For the code that got it in another way: `accept`, `from_fd` and the hybrid handshake.
+        For the code that got it in another way: `accept`, `from_fd` and the hybrid handshake. Whether it blocks
+        is left as it is, since others may hold it too.
         """
         made = _Base.__new__(cls)
         _Base.__init__(made, _socket.AF_UNIX, kind, fileno=fd)
         made._life = life
-        # The sender's O_NONBLOCK came along with the descriptor; ours is what Python's default
-        # says.
-        made.settimeout(_socket.getdefaulttimeout())
         return made
+
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
+        """Go to another process, if it is `multiprocessing` that takes it there; TypeError otherwise."""
+        return _passing.reduce(self) or super().__reduce_ex__(protocol)
 
     @classmethod
     def from_fd(cls, fd: int, *, transport: Transport | str | None = None) -> "socket":
@@ -167,13 +168,18 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         where = choose(transport)
         if isinstance(where, KernelTransport):
             return cast("socket", where.from_fd(fd))
+        return cls.adopt_noted(fd, where)
+
+    @classmethod
+    def adopt_noted(cls, fd: int, transport: SwitchTransport | None) -> "socket":
+        """Make a socket of the descriptor `fd`, which has a note, and lives at `transport`, if anywhere."""
         probe = _Base(fileno=fd)
         kind = probe.type
         note = _note.read(probe) if probe.family == _socket.AF_UNIX else None
         if note is None:
             probe.detach()
             raise UsageError(f"descriptor {fd} is no VSOCK socket of a switch")
-        life = Life(note, where)
+        life = Life(note, transport)
         life.ours = _note.name(probe) or UNKNOWN
         life.theirs = Address(note.number, _note.read_port(probe))
         life.options = _note.read_options(probe, note)
@@ -199,6 +205,9 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         `peer_buffer` bytes (0: not known). `life` has the transport and the options.
         """
         made = cls.adopt(fd, kind, life)
+        # The sender's O_NONBLOCK came along with the descriptor; ours is what Python's default
+        # says.
+        made.settimeout(_socket.getdefaulttimeout())
         life.ours, life.theirs, life.peer_buffer = ours, theirs, peer_buffer
         if ours.port != PORT_ANY:
             _note.give_name(made, ours)
@@ -427,19 +436,6 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
             raise transport_error(reply.errno, doing)
         return reply
 
-    def _attach(self) -> None:
-        self._require_open_file()
-        life = self._life
-        if not life.is_attached and life.transport is not None:
-            life.transport.attach(self, self.type)
-            self._put(life.note.plus(ATTACHED))
-
-    def _take_port(self, reply: Reply) -> None:
-        """Take what a reply says that we are bound to."""
-        if reply.our_port != PORT_ANY:
-            _note.give_name(self, Address(reply.our_cid, reply.our_port))
-        self._life.ours = _note.name(self) or UNKNOWN
-
     def _ask_for_name(self) -> Address:
         """Ask for the port that the switch chose for our connect; it is wanted for the first time."""
         life = self._life
@@ -451,127 +447,6 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
         if port != PORT_ANY:
             _note.give_name(self, ours)
         return ours
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Keep other threads from looking how a connect ends while this one begins it, or looks."""
-        # A fork may have copied a turn that nobody ends: so nobody waits for ever.
-        is_taken = self._life.turn.acquire(timeout=_endpoint.ANSWER_TIMEOUT)
-        try:
-            yield
-        finally:
-            if is_taken:
-                self._life.turn.release()
-
-    def _request_connect(self, theirs: Address) -> None:
-        self._attach()
-        life = self._life
-        milliseconds = max(1, min(round(self.connect_timeout * 1000), 0xFFFFFFFF))
-        buffer = self._buffer_to_announce()
-        is_prompt = self.gettimeout() == 0
-        flags = _endpoint.HELD | (_endpoint.PROMPT if is_prompt else 0)
-        request = Request(Op.CONNECT, theirs.cid, theirs.port, milliseconds, buffer, flags=flags)
-        with self._turn():
-            before = self._look()
-            note = before._replace(state=State.CONNECTING, number=theirs.cid)
-            _note.write_port(self, theirs.port)
-            life.theirs = theirs
-            self._begin_hold()
-            self._put(note)
-            try:
-                _endpoint.send(self, request, _endpoint.held(_note.cookie(self)))
-            except OSError:
-                self._end_hold()
-                self._put(before)
-                raise
-            if is_prompt:
-                self._await_beginning(note)
-            else:
-                self._put(note.plus(BEGUN))
-
-    def _await_beginning(self, note: Note) -> None:
-        """Wait until the switch says that an attempt is under way, or why not: it does so at once."""
-        reply = None
-        try:
-            deadline = time.monotonic() + _endpoint.ANSWER_TIMEOUT
-            reply = _endpoint.receive(self, Op.CONNECT, deadline)
-            if reply is None:
-                raise _endpoint.silent(Op.CONNECT)
-            if reply.errno != errno.EINPROGRESS:
-                raise transport_error(reply.errno, f"connect to {self._life.theirs}")
-        except OSError:
-            self._put(self._end_attempt(note, reply))
-            raise
-        self._take_port(reply)
-        self._put(note.plus(BEGUN))
-
-    def _await_verdict(self) -> None:
-        """Wait for the outcome of a connect as a blocking socket does, and raise if it is bad."""
-        allowed = self.connect_timeout + _endpoint.ANSWER_TIMEOUT
-        timeout = self.gettimeout()
-        self._settle(allowed if timeout is None else min(allowed, timeout))
-        if self._life.has_stream:
-            return
-        self._raise_pending_error()
-        if timeout is not None and timeout < allowed:
-            raise TimeoutError("timed out")
-        raise transport_error(errno.ETIMEDOUT, f"connect to {self._life.theirs}")
-
-    def _settle(self, seconds: float = 0) -> None:
-        """Look at the socket; if a connect is under way, see how it ends, if it does within `seconds`."""
-        if self.fileno() < 0 or self._look().state is not State.CONNECTING:
-            return
-        deadline = time.monotonic() + seconds
-        while not self._see_outcome() and _endpoint.wait(self, select.POLLOUT, deadline):
-            pass
-
-    def _see_outcome(self) -> bool:
-        """Note how the connect under way ended; false if it has not."""
-        with self._turn():
-            note = self._look()
-            if note.state is not State.CONNECTING:
-                return True
-            if not note.flags & BEGUN:
-                return False
-            reply = None
-            try:
-                reply = _endpoint.outcome(self, _note.cookie(self))
-                if reply is None:
-                    # What is unread may be data of another process: then it has noted that there is a connection.
-                    return self._look().state is not State.CONNECTING
-                if reply.errno:
-                    raise transport_error(reply.errno, f"connect to {self._life.theirs}")
-            except OSError as error:
-                self._life.error = error
-                code = error.errno or errno.EPROTO
-                self._put(self._end_attempt(note, reply)._replace(code=code))
-                if reply is not None:
-                    _endpoint.take_refusal(self)
-            else:
-                self._end_hold()
-                note = note._replace(state=State.CONNECTED, code=0)
-                self._life.note = note.plus(STREAM).minus(BEGUN)
-                self._keep_options(announce=False)
-            return True
-
-    def _end_attempt(self, note: Note, reply: Reply | None) -> Note:
-        """Return the note of a socket whose connect came to nothing: the port that it had stays the socket's."""
-        self._end_hold()
-        if reply is not None:
-            self._take_port(reply)
-        state = State.FRESH if _note.name(self) is None else State.BOUND
-        return note._replace(state=state).minus(BEGUN)
-
-    def _raise_pending_error(self) -> None:
-        life = self._life
-        code = life.note.error
-        if not code:
-            return
-        error, life.error = life.error, None
-        self._put(life.note._replace(code=0))
-        if error is None or error.errno != code:
-            error = transport_error(code, f"connect to {life.theirs}")
-        raise error
 
     def _check_end(self) -> None:
         life = self._life
@@ -590,10 +465,6 @@ class socket(OptionCalls):  # noqa: N801 - it stands in for socket.socket and is
                 f"the connection to {life.theirs} did not end well: data may be missing",
             )
 
-    def _require_open_file(self) -> None:
-        if self.fileno() < 0:
-            raise state_error(errno.EBADF)
-
     def _require_stream(self) -> None:
         self._require_open_file()
         self._settle()
@@ -609,3 +480,7 @@ def as_address(address: Any, lookup: Callable[[str], int]) -> Address:
     if not isinstance(target, Address):
         raise AddressError(f"{target}: only create_connection and create_server take this form")
     return target
+
+
+_passing.makers[socket] = socket.adopt_noted
+_passing.register()

@@ -1,0 +1,1 @@
+"""One socket in the hands of several: threads, copies, processes, programs."""
