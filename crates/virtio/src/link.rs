@@ -145,6 +145,15 @@ impl Link {
         either!(self, link => link.next_inbound(slices))
     }
 
+    /// The other side's memory has lost its backing: what was read of it lately may be zeros that nobody wrote.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        match self {
+            Self::Device(device) => device.is_dead(),
+            Self::Driver(_) | Self::Loopback(_) => false,
+        }
+    }
+
     /// We are done with an inbound packet. Call in the order the packets came.
     #[inline]
     pub fn finish_inbound(&mut self, token: Token) {

@@ -45,7 +45,7 @@ impl Worker {
         if let Verdict::Forward(header) = verdict {
             // A reset that waits was caused before this packet, and must arrive before it.
             let is_free = target.store.is_empty() && !self.relay.has_packet(header.dst.cid);
-            match pass_on(target, is_free, &header, payload, &mut self.batch) {
+            match pass_on(source, target, is_free, &header, payload, &mut self.batch) {
                 Ok(true) => {}
                 Ok(false) => {
                     target.traffic.overflows += 1;
@@ -97,7 +97,10 @@ impl Worker {
 }
 
 /// Copies a packet into the receiver's buffers and keeps what finds no room; false when that is too much.
+///
+/// Of a sender whose memory died nothing is passed on; its own turn ends with that fault.
 fn pass_on(
+    source: &LinkSlot,
     target: &mut LinkSlot,
     is_free: bool,
     header: &Header,
@@ -115,6 +118,10 @@ fn pass_on(
         let Some(space) = target.link.next_space(&mut batch.slices)? else { break };
         let piece = header.piece(sent, space.capacity);
         slice::copy(&batch.slices[space.payload.clone()], &batch.pieces[rest.clone()]);
+        if source.link.is_dead() {
+            target.link.return_spaces(1);
+            return Ok(true);
+        }
         rest = slice::advance(&mut batch.pieces, rest, piece.len as usize);
         target.link.send(&space, &batch.slices, &piece.encode(), piece.len);
         target.traffic.packets_out += 1;
@@ -126,6 +133,9 @@ fn pass_on(
     }
     let mut bytes = vec![0; (header.len - sent) as usize];
     slice::copy_out(&batch.pieces[rest], &mut bytes);
+    if source.link.is_dead() {
+        return Ok(true);
+    }
     Ok(target.store.push(Stored {
         header: header.piece(sent, header.len),
         payload: bytes,

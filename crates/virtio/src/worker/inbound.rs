@@ -214,6 +214,10 @@ impl Worker {
         let Some(token) = run.flow.take() else { return Ok(()) };
         let (packets, end) = (std::mem::take(&mut run.packets), std::mem::take(&mut run.end));
         let bytes = std::mem::take(&mut run.bytes);
+        if self.links.get(id).is_some_and(|slot| slot.link.is_dead()) {
+            run.pieces.clear();
+            return Err(LinkFault::MemoryDead);
+        }
         let delivered = match self.sources.get_mut(token) {
             Some(Source::Flow(flow)) => {
                 let delivered = flow.stream.deliver(&run.pieces, packets, end);
