@@ -51,13 +51,11 @@ def test_guest_that_left_can_come_again(switch):
 
 
 def test_guest_that_left_ends_its_connections(switch):
-    """What is connected when a guest leaves is told so, once, and then reads the end of file."""
+    """What is connected when a guest leaves reads the end of file: it closes its sockets, as a process does."""
     with vsock.Guest(switch.socket_path("alpha")) as guest:
         listener = guest.create_server(PORT)
         ours = vsock.create_connection((3, PORT))
     with ours, listener:
-        with pytest.raises(ConnectionResetError):
-            ours.recv(1)
         assert ours.recv(1) == b""
 
 

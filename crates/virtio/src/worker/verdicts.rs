@@ -98,7 +98,8 @@ impl Worker {
         let Some(token) = self.token_of(id, connection) else { return };
         self.links[id].untie(connection);
         let Some(flow) = self.flow(token) else { return };
-        flow.reason = reason;
+        // All that the other side had to say was said before its link went.
+        flow.reason = if flow.their_end { CloseReason::Done } else { reason };
         match flow.phase {
             Phase::Connecting(greeting) => self.not_connected(token, greeting, reason),
             Phase::Open | Phase::Draining => {
