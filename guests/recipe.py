@@ -233,7 +233,7 @@ def with_libraries(program: Path, patchelf: Path, libraries: Path, out: Path) ->
     shutil.copyfile(program, out)
     out.chmod(0o755)
     command = [patchelf, "--set-interpreter", loader, "--set-rpath", libraries, out]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OSError(f"patchelf cannot change {program.name}: {done.stderr.strip()}")
 
