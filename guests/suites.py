@@ -2,13 +2,17 @@
 """Debian's newer suites on a machine of an older one: lists in a folder of ours, nothing installed.
 
     guests/suites.py trixie-backports|sid PACKAGE FOLDER    unpack a package there
+    guests/suites.py --meta trixie-backports|sid PACKAGE FOLDER      that on which it depends: linux-source-7.3 for linux-source
     guests/suites.py --source trixie-backports|sid PACKAGE FOLDER    download its original source there
+
+A package is unpacked in FOLDER/root, and its name and version go to standard output.
 
 The machine's own package lists are neither read nor changed, except that they say which mirror this
 machine uses. The packages are checked by apt as always, with Debian's keys.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +92,7 @@ def main() -> int:
     parser.add_argument("suite", choices=sorted(_BASES))
     parser.add_argument("package")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--meta", action="store_true", help="what the package depends on")
     parser.add_argument("--source", action="store_true", help="its original source, not unpacked")
     options = parser.parse_args()
     folder: Path = options.folder.resolve()
@@ -97,8 +102,11 @@ def main() -> int:
         if options.source:
             print(apt.source(options.package, folder))
         else:
-            (version,) = apt.unpack_together([options.package], folder, folder / "root").values()
-            print(f"{options.package} {version}")
+            name = options.package
+            if options.meta:
+                name = apt.resolve_meta(name, rf"{re.escape(name)}-\S+")
+            (version,) = apt.unpack_together([name], folder, folder / "root").values()
+            print(f"{name} {version}")
     except (PackageMissing, OSError) as fault:
         print(f"suites: {fault}", file=sys.stderr)
         return 1
