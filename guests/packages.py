@@ -9,10 +9,13 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 UPDATE_SECONDS = 300
+LOCK_SECONDS = 600
+LOCK_PAUSE = 3
 
 
 class PackageMissing(Exception):  # noqa: N818 - says what happened
@@ -49,15 +52,33 @@ class Apt:
 
     def update(self) -> None:
         """Fetch the package lists; those of the machine need root."""
-        if not self._is_ours and os.geteuid() != 0:
+        if not self._may_update():
             raise PackageMissing("the package lists are old: run `apt-get update` as root")
-        command = ["apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any"]
-        try:
-            done = self._run(command, seconds=UPDATE_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise PackageMissing(f"{self.archive}: apt-get update did not end") from None
-        if done.returncode != 0 and self._is_ours:
-            raise PackageMissing(f"cannot reach {self.archive}: {_last_words(done)}")
+        print(f"guests: updating the package lists of {self.archive} ...", flush=True)
+        done = self._update_after_others()
+        if done.returncode != 0:
+            raise PackageMissing(f"cannot update {self.archive}: {_last_words(done)}")
+
+    def _update_after_others(self) -> subprocess.CompletedProcess[str]:
+        """Wait for another apt-get, if one is at it."""
+        command = ["apt-get", "update", "-q"]
+        if self._is_ours:
+            # The machine's lists may name archives that cannot be reached and that nobody needs here.
+            command += ["-o", "APT::Update::Error-Mode=any"]
+        give_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                done = self._run(command, seconds=UPDATE_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise PackageMissing(f"{self.archive}: apt-get update does not end") from None
+            locked = [line for line in done.stderr.splitlines() if "Could not get lock" in line]
+            if not locked or time.monotonic() > give_up:
+                return done
+            print(f"guests: waiting: {locked[0].removeprefix('E: ')}", flush=True)
+            time.sleep(LOCK_PAUSE)
+
+    def _may_update(self) -> bool:
+        return self._is_ours or os.geteuid() == 0
 
     def resolve_meta(self, meta: str, pattern: str) -> str:
         """The first dependency of the package `meta` that matches `pattern`: the kernel itself."""
@@ -147,10 +168,11 @@ class Apt:
             files = {name: file for name in names for file in cache.glob(f"{name}_*.deb")}
             if done.returncode == 0 and len(files) == len(names):
                 return files
-            if not last_try:
+            reason = _last_words(done)
+            if not last_try and self._may_update():
                 self.update()
                 versions |= self._versions(names)
-        raise PackageMissing(f"cannot download {', '.join(names)[:60]}: {_last_words(done)}")
+        raise PackageMissing(f"cannot download {', '.join(names)[:60]}: {reason}")
 
     def _fetch(self, command: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
         # As root apt would drop to a user that may not write here, and only warn; say so up front.

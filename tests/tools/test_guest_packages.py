@@ -1,4 +1,7 @@
-"""How guests/ gets Debian packages: apt and dpkg are scripts here, which say what the real ones were seen to say."""
+"""Packages for guests where apt's lists are old, another apt-get is at work, or an archive cannot be reached (N9).
+
+apt and dpkg are scripts here, which say what the real ones were seen to say.
+"""
 
 import os
 import sys
@@ -8,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "guests"))
 
+import packages
 import recipe
 import suites
 from packages import Apt, PackageMissing
@@ -23,7 +27,11 @@ SCRIPTS = {
     "apt-get": """
         echo "$*" >>"$ARCHIVE/calls"
         case "$*" in
-        update*) [ ! -e "$ARCHIVE/down" ] || { echo 'E: cannot reach it' >&2; exit 100; }
+        update*) [ ! -e "$ARCHIVE/locked" ] || {
+                rm "$ARCHIVE/locked"
+                echo 'E: Could not get lock /x (held by apt-get)' >&2; exit 100
+            }
+            [ ! -e "$ARCHIVE/down" ] || { echo 'E: cannot reach it' >&2; exit 100; }
             cp "$ARCHIVE/there" "$ARCHIVE/listed"; exit ;;
         indextargets*) echo 'Debian|Debian-Security|a:/security'; echo 'Debian|Debian|a:/debian'; exit ;;
         esac
@@ -88,8 +96,28 @@ def test_what_cannot_be_had_is_one_line(archive: Path, apt: Apt) -> None:
     with pytest.raises(PackageMissing, match="the test's archive has no package unknown"):
         apt.unpack(["unknown"], archive / "cache", archive / "unpacked")
     (archive / "down").touch()
-    with pytest.raises(PackageMissing, match="cannot reach the test's archive: E: cannot reach it"):
+    with pytest.raises(PackageMissing, match="cannot update the test's archive: E: cannot reach"):
         apt.unpack(["a"], archive / "cache", archive / "unpacked")
+
+
+def test_another_apt_is_waited_for(
+    archive: Path, apt: Apt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And it says for what it waits."""
+    monkeypatch.setattr(packages, "LOCK_PAUSE", 0)
+    (archive / "locked").touch()
+    assert apt.unpack(["a"], archive / "cache", archive / "unpacked") == {"a": "2"}
+    assert "guests: waiting: Could not get lock /x" in capsys.readouterr().out
+
+
+def test_without_root_the_machines_lists_stay_and_the_reason_is_said(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of our own need nobody's leave."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(PackageMissing, match="cannot download a: E: 404 a=1"):
+        Apt().unpack(["a"], archive / "cache", archive / "unpacked")
+    assert "update" not in (archive / "calls").read_text()
 
 
 def test_lists_of_another_suite_are_ours_and_come_from_the_machines_mirror(archive: Path) -> None:
