@@ -131,11 +131,14 @@ class Apt:
 
     def source(self, name: str, cache: Path) -> Path:
         """Download the original source of package `name` to `cache`; for lists with sources."""
-        done = self._fetch(["source", "--download-only", name], cache)
-        found = sorted(cache.glob("*.orig.tar.*"))
-        if not found:
-            raise PackageMissing(f"cannot download the source of {name}: {_last_words(done)}")
-        return found[0]
+        for last_try in (False, True):
+            done = self._fetch(["source", "--download-only", name], cache)
+            found = sorted(cache.glob(f"{name}_*.orig.tar.*"))
+            if done.returncode == 0 and found:
+                return found[0]
+            if not last_try:
+                self.update()
+        raise PackageMissing(f"cannot download the source of {name}: {_last_words(done)}")
 
     def candidates(self, names: Iterable[str]) -> dict[str, str]:
         """The version that apt would take of each package, for those it knows; one call for all."""

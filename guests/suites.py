@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Debian's newer suites on a machine of an older one: lists in a folder of ours, nothing installed.
 
-    guests/suites.py trixie-backports|sid PACKAGE FOLDER    unpack a package there
-    guests/suites.py --meta trixie-backports|sid PACKAGE FOLDER      that on which it depends: linux-source-7.3 for linux-source
-    guests/suites.py --source trixie-backports|sid PACKAGE FOLDER    download its original source there
+    guests/suites.py SUITE PACKAGE FOLDER           unpack a package of trixie, trixie-backports or sid there
+    guests/suites.py --meta SUITE PACKAGE FOLDER    that on which it depends: linux-source-7.3 for linux-source
+    guests/suites.py --source trixie PACKAGE FOLDER download its original source there, and print the path
 
 A package is unpacked in FOLDER/root, and its name and version go to standard output.
 
@@ -21,14 +21,18 @@ sys.dont_write_bytecode = True
 
 from packages import Apt, PackageMissing, check_tools  # noqa: E402 - the line above must come first
 
+STABLE = "trixie"
 BACKPORTS = "trixie-backports"
 SID = "sid"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LISTS = REPOSITORY / "build/guests/lists"
 
-_BASES = {BACKPORTS: ("trixie",), SID: ()}
+_BASES = {STABLE: (), BACKPORTS: (STABLE,), SID: ()}
 """The suites whose packages those of a suite build upon."""
+
+# Of a stable release a mirror keeps the source for sure; the others come and go.
+_WITH_SOURCES = (STABLE,)
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -62,12 +66,13 @@ def newer_suite(suite: str, lists: Path = LISTS) -> Apt:
     signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
     mirror = _mirror()
     sources = [f"deb {signed}{mirror} {name} main\n" for name in (suite, *_BASES[suite])]
-    sources.append(f"deb-src {signed}{mirror} {suite} main\n")
+    if suite in _WITH_SOURCES:
+        sources.append(f"deb-src {signed}{mirror} {suite} main\n")
     (folder / "sources.list").write_text("".join(sources))
     config = folder / "apt.conf"
     config.write_text(_CONFIG.format(folder=folder, suite=suite))
     apt = Apt(f"Debian's {suite}", config)
-    apt.update_if_unknown("libc6" if suite == SID else "qemu-system-x86")
+    apt.update_if_unknown("qemu-system-x86")
     return apt
 
 

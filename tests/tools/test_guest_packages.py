@@ -129,7 +129,6 @@ def test_lists_of_another_suite_are_ours_and_come_from_the_machines_mirror(archi
     assert [line.split()[-3:] for line in lines] == [
         ["a:/debian", "trixie-backports", "main"],
         ["a:/debian", "trixie", "main"],
-        ["a:/debian", "trixie-backports", "main"],
     ]
     config = (folder / "apt.conf").read_text()
     assert f'Dir::State "{folder}";' in config
