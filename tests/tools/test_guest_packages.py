@@ -3,6 +3,9 @@
 apt and dpkg are scripts here, which say what the real ones were seen to say.
 """
 
+import importlib.machinery
+import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -154,3 +157,25 @@ def test_kernel_that_panics_on_this_processor_is_not_made(
     monkeypatch.setattr(recipe, "_PROCESSOR", tmp_path / "cpuinfo")
     assert [kernel.name for kernel in recipe.wanted_kernels(False)] == old
     assert [kernel.name for kernel in recipe.wanted_kernels(True)] == all_kinds
+
+
+def test_images_of_another_kind_of_machine_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may outlive the processor that it was made for."""
+    loader = importlib.machinery.SourceFileLoader("fetch", str(recipe.HERE / "fetch"))
+    spec = importlib.util.spec_from_loader("fetch", loader)
+    assert spec is not None
+    fetch = importlib.util.module_from_spec(spec)
+    loader.exec_module(fetch)
+    monkeypatch.setattr(recipe, "_PROCESSOR", tmp_path / "cpuinfo")
+    images = {}
+    for name in ("6.1", "6.12", "uml", "new", "uml-new"):
+        images[name] = {"kernel": name, "initramfs": name}
+        (tmp_path / name).touch()
+    manifest = fetch.Builder(tmp_path, refresh=False).manifest
+    manifest |= {"images": images, "programs": "6.1", "qemu": "6.1"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for flags, is_complete in (("sse2", True), ("amx_tile", False)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        assert fetch.Builder(tmp_path, refresh=False).is_complete(True) is is_complete
