@@ -59,7 +59,7 @@ dist: $(VENV)/.tools ## Make sdist and wheel, in build/dist
 .PHONY: guests
 guests: ## Fetch guest kernels and make guest images, in build/guests
 	@tools/debian-packages $(GUEST_PACKAGES)
-	@guests/fetch --strict
+	@guests/fetch --newer --strict
 
 .PHONY: clean
 clean: ## Remove all that was built, guest kernels too
@@ -139,8 +139,8 @@ bench: build $(LOAD) ## Measure against limits and peers, 10 minutes; QUICK=1: u
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: bench-peers
-bench-peers: ## Install vhost-device-vsock 0.3.0 in build/peers, for `make bench` to compare with
-	cargo install --locked --root build/peers --version 0.3.0 vhost-device-vsock
+bench-peers: ## Unpack Debian's vhost-device-vsock in build/peers, for `make bench` to compare with
+	guests/suites.py sid vhost-device-vsock build/peers
 
 .PHONY: bench-micro
 bench-micro: ## Times of the per-packet paths, with Criterion

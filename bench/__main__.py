@@ -16,7 +16,7 @@ from bench.report import commit, machine, write
 from bench.rows import Row
 
 ROOT = Path(__file__).resolve().parent.parent
-VDV = ROOT / "build" / "peers" / "bin" / "vhost-device-vsock"
+VDV = ROOT / "build" / "peers" / "root" / "usr" / "bin" / "vhost-device-vsock"
 VDV_COMMAND = "[--vm guest-cid={cid},socket={socket},uds-path={uds},groups=all]"
 
 

@@ -1,19 +1,24 @@
-"""What goes into a guest image: Debian packages, Python's library, kernel modules, our agent.
+"""What goes into a guest image: Debian packages, Python's library, kernel modules, our agent; and a newer QEMU.
 
 An image is a kernel and an uncompressed initramfs. Uncompressed because unpacking runs inside the
 guest, where an emulated CPU makes decompression cost more than reading the larger file.
 """
 
 import compileall
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cpio import CpioWriter
 from modules import load_order
+from suites import BACKPORTS, SID
 
 HERE = Path(__file__).resolve().parent
+
+_PROCESSOR = Path("/proc/cpuinfo")
 
 COMMON_PACKAGES = (
     "busybox-static",
@@ -40,6 +45,14 @@ class Kernel:
     kernel_file: str
     module_folder: str
     modules: tuple[str, ...]
+    suite: str | None = None  # None: of the machine's own Debian
+    parts: tuple[str, ...] = (
+        "linux-image",
+    )  # what the real package is cut into, by the first words of the names
+
+    def packages(self, real: str) -> list[str]:
+        """The packages that hold the kernel and its modules."""
+        return [real.replace("linux-image", part, 1) for part in self.parts]
 
 
 QEMU_MODULES = ("virtio_pci", "virtio_console", "virtio_net", *MODULES)
@@ -73,6 +86,61 @@ KERNELS = (
         modules=MODULES,
     ),
 )
+
+# The newest that Debian has for its stable release, and in its development branch; so they have no number here.
+NEWER_KERNELS = (
+    Kernel(
+        name="new",
+        vmm="qemu",
+        package="linux-image-cloud-amd64",
+        package_pattern=r"linux-image-\d\S+-cloud-amd64",
+        kernel_file="usr/lib/modules/*/vmlinuz",
+        module_folder="usr/lib/modules/*",
+        modules=QEMU_MODULES,
+        suite=BACKPORTS,
+        parts=("linux-base", "linux-binary", "linux-modules"),
+    ),
+    Kernel(
+        name="uml-new",
+        vmm="uml",
+        package="user-mode-linux",
+        package_pattern=None,
+        kernel_file="usr/bin/linux.uml",
+        module_folder="usr/lib/uml/modules/*",
+        modules=MODULES,
+        suite=SID,
+    ),
+)
+
+
+def wanted_kernels(with_newer: bool) -> tuple[Kernel, ...]:
+    """The kernels to make images of, on this machine.
+
+    User-Mode Linux 6.1 panics at its first process on a processor with AMX ("ptrace set fp regs failed"): its room for
+    registers is too small. There the newer one takes its place.
+    """
+    kernels = KERNELS + NEWER_KERNELS if with_newer else KERNELS
+    if "amx_tile" not in _PROCESSOR.read_text().split():
+        return kernels
+    newer_uml = NEWER_KERNELS[1]
+    kept = [kernel for kernel in kernels if kernel.name not in ("uml", newer_uml.name)]
+    return (*kept, newer_uml)
+
+
+NEWER_QEMU = "qemu-system-x86"
+"""Of the suite `BACKPORTS`, with all its libraries."""
+
+# Started by the loader that came with it: this machine's C library may be older.
+_QEMU_SCRIPT = """\
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+usr=$here/{root}/usr
+libraries=$usr/lib/x86_64-linux-gnu
+# The modules of an installed QEMU are not this one's.
+export QEMU_MODULE_DIR="$here"
+exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" \\
+    "$usr/bin/qemu-system-x86_64" -L "$usr/share/qemu" -L "$usr/share/seabios" "$@"
+"""
 
 # Parts of the standard library that a guest under test has no use for, or whose C libraries it lacks.
 _LEFT_OUT = frozenset(
@@ -125,8 +193,10 @@ def compiled_stdlib(packages: Path, into: Path) -> Path:
     return into
 
 
-def write_initramfs(kernel: Kernel, package: str, packages: Path, stdlib: Path, out: Path) -> None:
-    """Write the initramfs of `kernel`, whose unpacked package is `packages`/`package`."""
+def write_initramfs(
+    kernel: Kernel, unpacked: Path, packages: Path, stdlib: Path, out: Path
+) -> None:
+    """Write the initramfs of `kernel`, whose packages are in `unpacked` and all others in `packages`."""
     partial = out.with_suffix(".partial")
     with partial.open("wb") as stream:
         archive = CpioWriter(stream)
@@ -137,7 +207,7 @@ def write_initramfs(kernel: Kernel, package: str, packages: Path, stdlib: Path, 
         for path in sorted(stdlib.rglob("*")):
             if path.is_file():
                 archive.file(f"{_STDLIB}/{path.relative_to(stdlib)}", path)
-        (tree,) = (packages / package).glob(kernel.module_folder)
+        (tree,) = unpacked.glob(kernel.module_folder)
         order = []
         for name, content in load_order(tree, kernel.modules):
             archive.data(f"lib/modules/{name}.ko", content)
@@ -147,11 +217,39 @@ def write_initramfs(kernel: Kernel, package: str, packages: Path, stdlib: Path, 
     partial.rename(out)
 
 
-def kernel_image(kernel: Kernel, package: str, packages: Path) -> tuple[Path, str]:
+def kernel_image(kernel: Kernel, unpacked: Path) -> tuple[Path, str]:
     """The kernel's file, and its release as `uname -r` gives it."""
-    (file,) = (packages / package).glob(kernel.kernel_file)
-    (tree,) = (packages / package).glob(kernel.module_folder)
+    (file,) = unpacked.glob(kernel.kernel_file)
+    (tree,) = unpacked.glob(kernel.module_folder)
     return file, tree.name
+
+
+def with_libraries(program: Path, patchelf: Path, libraries: Path, out: Path) -> None:
+    """Write `program` to `out` so that it runs with the C library in `libraries`, wherever it is started.
+
+    User-Mode Linux executes itself anew, so a script that names the loader would not do.
+    """
+    loader = libraries / "ld-linux-x86-64.so.2"
+    shutil.copyfile(program, out)
+    out.chmod(0o755)
+    command = [patchelf, "--set-interpreter", loader, "--set-rpath", libraries, out]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise OSError(f"patchelf cannot change {program.name}: {done.stderr.strip()}")
+
+
+def write_qemu(root: Path, out: Path) -> str:
+    """Write the script `out` that runs the QEMU unpacked in `root`; returns its version."""
+    for unused in ("share/doc", "share/man", "share/locale", "lib/x86_64-linux-gnu/qemu"):
+        shutil.rmtree(root / "usr" / unused, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_QEMU_SCRIPT.format(root=os.path.relpath(root, out.parent)))
+    out.chmod(0o755)
+    done = subprocess.run([out, "--version"], capture_output=True, text=True, check=False)
+    words = done.stdout.split()
+    if done.returncode != 0 or len(words) < 4:
+        raise OSError(f"the QEMU in {root} does not run: {done.stderr.strip()}")
+    return words[3]
 
 
 def _add_programs(archive: CpioWriter, packages: Path) -> None:

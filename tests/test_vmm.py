@@ -54,6 +54,17 @@ def test_uml_path_that_breaks_the_command_line_is_refused(path: str) -> None:
         uml_args(path, "b")
 
 
+def test_event_queue_comes_with_the_generic_device() -> None:
+    """As it was seen to work with QEMU 11.1; `reconnect` would end that QEMU."""
+    args = qemu_args("/run/a.sock", "alpha", event_queue=True)
+    assert args[-1] == (
+        "vhost-user-test-device-pci,virtio-id=19,num_vqs=3,vq_size=128,config_size=8,"
+        "id=vsock-alpha,chardev=vsock-socket-alpha"
+    )
+    assert args[:-1] == qemu_args("/run/a.sock", "alpha")[:-1]
+    assert all("reconnect" not in value for value in args)
+
+
 @pytest.mark.parametrize("make", [qemu_args, uml_args])
 def test_path_too_long_for_a_unix_socket_is_refused(make: object) -> None:
     """The VMM would fail later with a message about something else."""

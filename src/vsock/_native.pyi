@@ -77,6 +77,14 @@ class Node:
             OSError: EADDRINUSE if name, CID or a path are taken; else what the kernel says.
         """
 
+    def set_host_aliases(self, cid: int, aliases: Sequence[int]) -> None:
+        """Lets a guest reach this node by other CIDs too: what it sends to one of them is for the node.
+
+        Raises:
+            ValueError: one of them is no guest's CID, or this guest's own.
+            OSError: ENODEV if there is no guest with this CID.
+        """
+
     def remove_guest(self, cid: int) -> None:
         """Ends a guest's connections, tells it so, and disconnects its front end. ENODEV if there is none.
 
@@ -183,6 +191,8 @@ class GuestInfo:
     def hybrid(self) -> str | None: ...
     @property
     def groups(self) -> list[str]: ...
+    @property
+    def host_aliases(self) -> list[int]: ...
     @property
     def state(self) -> str:
         """`waiting` (no front end), `attached` (no driver yet) or `running`."""

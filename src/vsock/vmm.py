@@ -9,7 +9,8 @@ Two things are easy to get wrong by hand, and both end in a device that looks al
 - The guest's memory must be shared with us (`share=on`); otherwise QEMU boots, prints `Failed
   initializing vhost-user memory map` and goes on. So the memory is part of these arguments.
 - `reconnect=` must not stand on the chardev: it makes the connection asynchronous, and QEMU 7.2
-  then fails its own start with `vhost_backend_init failed: Protocol error`.
+  then fails its own start with `vhost_backend_init failed: Protocol error`. QEMU 11.1 with the
+  generic device even aborts, VM and all, when it connects again.
 """
 
 import re
@@ -27,6 +28,12 @@ DEFAULT_MEMORY_MIB: Final = 512
 
 __all__ = ["DEFAULT_MEMORY_MIB", "VIRTIO_ID_VSOCK", "qemu_args", "uml_args"]
 
+# QEMU must be told what it otherwise knows of a vsock device: three queues, and a configuration space of the CID.
+_GENERIC_DEVICE: Final = (
+    *("vhost-user-test-device-pci", f"virtio-id={VIRTIO_ID_VSOCK}"),
+    *("num_vqs=3", "vq_size=128", "config_size=8"),
+)
+
 _NOT_IN_QEMU_ID = re.compile(r"[^A-Za-z0-9_.-]")
 _BREAKS_UML_PATH = re.compile(r"[\s:\"']")
 
@@ -37,11 +44,14 @@ def qemu_args(
     *,
     memory_mib: int = DEFAULT_MEMORY_MIB,
     device_options: Sequence[str] = (),
+    event_queue: bool = False,
 ) -> list[str]:
     """Arguments that give a QEMU guest shared memory and the vsock device behind `socket_path`.
 
     `name` becomes part of the ids of QEMU objects, so several devices can live in one QEMU.
-    `device_options` are more properties of the device, such as `"vectors=4"`.
+    `device_options` are more properties of the device, such as `"vectors=4"`. With `event_queue` the
+    device is QEMU's generic one (QEMU 11.1 and later), which hands over the event queue that
+    `vhost-user-vsock-pci` keeps to itself: then changes of the CID reach the guest.
     QEMU merges several `-machine` options, so these arguments can follow one of the user's.
 
     Raises ValueError for a path or size that QEMU cannot take.
@@ -50,7 +60,7 @@ def qemu_args(
     _check_memory(memory_mib)
     tag = _NOT_IN_QEMU_ID.sub("-", name) or "guest"
     device = [
-        "vhost-user-vsock-pci",
+        *(_GENERIC_DEVICE if event_queue else ["vhost-user-vsock-pci"]),
         f"id=vsock-{tag}",
         f"chardev=vsock-socket-{tag}",
         *device_options,

@@ -181,6 +181,8 @@ def test_qemu_args_name_the_socket_and_shared_memory(
     assert any(str(switch.socket_path("alpha")) in word for word in words)
     assert any("share=on" in word for word in words)
     assert json.loads(output(capsys, "qemu-args", "alpha", "--memory", "128", "--json")) == words
+    words = shlex.split(output(capsys, "qemu-args", "alpha", "--event-queue"))
+    assert words[-1].startswith("vhost-user-test-device-pci,virtio-id=19,")
 
 
 def test_uml_args_name_the_socket(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,14 @@ from vsock.switch import Switch
 from vsock.testing import aio
 
 FIRST_CID = 3
-GUESTS = (("6.12", "linux-6.12-a"), ("6.12", "linux-6.12-b"), ("6.1", "linux-6.1"), ("uml", "uml"))
-"""Kind and name of each guest that is booted."""
+GUESTS = (
+    *(("6.12", "linux-6.12"), ("new", "linux-new-a"), ("new", "linux-new-b")),
+    *(("6.1", "linux-6.1"), ("uml", "uml")),
+)
+"""Image and name of each guest that is booted."""
+
+FIRST = "linux-new-a"
+"""Who plays against all others."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,29 +62,37 @@ def loopback_matches(guests: Iterable[GuestSide]) -> Iterator[Match]:
         yield Match(client=local, server=local)
 
 
-def matches(first: Side, *others: Side) -> Iterator[Match]:
-    """The first side against each of the others, both ways."""
-    for other in others:
+def matches(sides: Iterable[Side]) -> Iterator[Match]:
+    """One side against each of the others, both ways."""
+    named = {side.name: side for side in sides}
+    first = named.pop(FIRST)
+    for other in named.values():
         yield Match(client=first, server=other)
         yield Match(client=other, server=first)
+
+
+def kind_of(release: str) -> str:
+    """The kernel as skips name it: "6.12" of "6.12.117+deb12-cloud-amd64"."""
+    return ".".join(release.split(".")[:2])
 
 
 async def boot(switch: Switch, stack: contextlib.AsyncExitStack) -> dict[str, GuestSide]:
     """Boot all guests at once; they end with the stack."""
 
-    async def boot_one(number: int, kind: str, name: str) -> GuestSide:
+    async def boot_one(number: int, image: str, name: str) -> GuestSide:
         cid = FIRST_CID + number
         switch.add_guest(name, cid, groups=["conformance"])
-        if kind == "uml":
+        if image == "uml":
             guest: aio.LinuxGuest = aio.UmlGuest(switch, name)
         else:
-            guest = aio.QemuGuest(switch, name, kernel=kind)
-        return GuestSide(await stack.enter_async_context(guest), kind, cid)
+            guest = aio.QemuGuest(switch, name, kernel=image)
+        await stack.enter_async_context(guest)
+        return GuestSide(guest, kind_of(guest.kernel_release), cid)
 
     async with asyncio.TaskGroup() as booting:
         tasks = [
-            booting.create_task(boot_one(number, kind, name))
-            for number, (kind, name) in enumerate(GUESTS)
+            booting.create_task(boot_one(number, image, name))
+            for number, (image, name) in enumerate(GUESTS)
         ]
     return {task.result().name: task.result() for task in tasks}
 
@@ -111,7 +125,7 @@ async def run(options: argparse.Namespace) -> Counter[Outcome]:
         left_out = {number for number, name in cases.items() if options.case not in name}
         print(f"{len(cases)} cases, {len(guests)} guests", flush=True)
         sides: list[Side] = [*guests.values(), host_side(options.suite / "vsock_test", runtime_dir)]
-        played = list(loopback_matches(guests.values()) if options.loopback else matches(*sides))
+        played = list(loopback_matches(guests.values()) if options.loopback else matches(sides))
         for number in range(1, options.runs + 1):
             if options.runs > 1:
                 print(f"run {number} of {options.runs}", flush=True)

@@ -29,6 +29,7 @@ from vsock.testing.images import find_programs
 from vsock.testing.plugin import (
     FIRST_CID,
     KINDS,
+    NEWER_KINDS,
     REQUIRED_VARIABLE,
     SharedGuests,
     guest_or_skip,
@@ -53,7 +54,8 @@ class SwitchProcess:
     def __init__(self, runtime_dir: Path) -> None:
         self.runtime_dir = runtime_dir
         self.log = runtime_dir.with_suffix(".log")
-        guests = [f"--guest={kind}={FIRST_CID + n},tests" for n, kind in enumerate(KINDS)]
+        kinds = enumerate(KINDS + NEWER_KINDS)
+        guests = [f"--guest={kind}={FIRST_CID + n},tests" for n, kind in kinds]
         command = [sys.executable, "-m", "vsock.cli", "switch", f"--runtime-dir={runtime_dir}"]
         self._notify_path = runtime_dir.with_suffix(".notify")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

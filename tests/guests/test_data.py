@@ -14,7 +14,7 @@ from vsock.demo.programs import (
     send_bytes,
     send_messages,
 )
-from vsock.testing.plugin import KINDS
+from vsock.testing.plugin import KINDS, NEWER_KINDS
 
 SIZE = 32 << 20
 CONNECTIONS = 200
@@ -25,7 +25,13 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 both_ways = pytest.mark.parametrize("direction", ["to guest", "to host"])
 guest_pairs = pytest.mark.parametrize(
     ("source", "destination"),
-    [("qemu-6.1", "uml"), ("uml", "qemu-6.12"), ("qemu-6.12", "qemu-6.1")],
+    [
+        ("qemu-6.1", "uml"),
+        ("uml", "qemu-6.12"),
+        ("qemu-6.12", "qemu-6.1"),
+        ("qemu-new", "uml-new"),
+        ("uml-new", "qemu-events"),
+    ],
 )
 
 
@@ -42,7 +48,7 @@ def transfer(source: Place, destination: Place, port: int) -> None:
     assert received["checksum"] == sent["checksum"]
 
 
-@every_kind
+@pytest.mark.parametrize("kind", KINDS + NEWER_KINDS)
 @both_ways
 def test_bytes_between_host_and_guest_arrive_whole(
     host: ProcessPlace, place: GetPlace, port: int, kind: str, direction: str

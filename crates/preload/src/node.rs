@@ -118,12 +118,17 @@ fn connect_to(fd: Fd, name: &[u8]) -> Answer<()> {
     result
 }
 
+/// Waits for room in the switch's queue. A signal that comes meanwhile changes nothing: the connect goes on (D24).
 fn connect_bounded(fd: Fd, address: &sockaddr_un, len: usize) -> Answer<()> {
     let users: Timeval = fd.option(libc::SOL_SOCKET, libc::SO_SNDTIMEO)?;
     let seconds = i64::try_from(ANSWER_MS / 1000).unwrap_or(5);
     fd.set_option(libc::SO_SNDTIMEO, &Timeval { seconds, microseconds: 0 })?;
     fd.set_nonblocking(false)?;
-    let result = fd.connect_unix(address, len);
+    let deadline = now_ms() + ANSWER_MS;
+    let mut result = fd.connect_unix(address, len);
+    while result == Err(Errno(libc::EINTR)) && now_ms() < deadline {
+        result = fd.connect_unix(address, len);
+    }
     fd.set_option(libc::SO_SNDTIMEO, &users)?;
     result
 }

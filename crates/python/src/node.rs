@@ -60,6 +60,10 @@ impl Node {
         py.detach(|| self.node.add_guest(options)).map_err(|error| to_python(&error))
     }
 
+    fn set_host_aliases(&self, py: Python<'_>, cid: u32, aliases: Vec<u32>) -> PyResult<()> {
+        py.detach(|| self.node.set_host_aliases(cid, &aliases)).map_err(|error| to_python(&error))
+    }
+
     fn remove_guest(&self, py: Python<'_>, cid: u32) -> PyResult<()> {
         py.detach(|| self.node.remove_guest(cid)).map_err(|error| to_python(&error))
     }

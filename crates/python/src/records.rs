@@ -40,6 +40,7 @@ pub(crate) struct GuestInfo {
     socket: String,
     hybrid: Option<String>,
     groups: Vec<String>,
+    host_aliases: Vec<u32>,
     state: &'static str,
     front_end_pid: u32,
     features: u64,
@@ -62,6 +63,7 @@ impl From<snapshot::GuestInfo> for GuestInfo {
             socket: guest.socket.display().to_string(),
             hybrid: guest.hybrid.map(|path| path.display().to_string()),
             groups: guest.groups,
+            host_aliases: guest.host_aliases,
             state: match guest.state {
                 snapshot::GuestState::Waiting => "waiting",
                 snapshot::GuestState::Attached => "attached",

@@ -79,6 +79,7 @@ impl DeviceLink {
         let stopped_at = self.stop_ring(queue);
         self.bases[queue] = config.base;
         let ring = DeviceRing::new(Arc::clone(memory), config)?;
+        self.bases[queue] = ring.next_avail();
         self.queues[queue] = Some(Queue::new(ring, kick, call));
         self.epochs[queue] = self.epochs[queue].wrapping_add(1);
         self.note_start(queue, stopped_at);

@@ -212,6 +212,25 @@ impl Node {
         Ok(self.mailbox.call(move |worker| worker.remove_link(link))?)
     }
 
+    /// Lets a guest reach this node by other CIDs too: the parent of a Nitro enclave is CID 3. What the guest sends to one
+    /// of them is for the node, whichever guest has that CID, and answers come from it.
+    ///
+    /// # Errors
+    /// There is no such guest, or one of `aliases` is no guest's CID, or this guest's own.
+    pub fn set_host_aliases(&self, cid: u32, aliases: &[u32]) -> Result<(), NodeError> {
+        let link = self.held().guests.get(&cid).map(|guest| guest.link);
+        let link = link.ok_or(NodeError::NoGuest(cid))?;
+        let aliases: Vec<_> = aliases.iter().copied().map(Cid).collect();
+        if let Some(bad) = aliases.iter().find(|alias| !alias.is_guest() || alias.0 == cid) {
+            return Err(AddError::BadCid(bad.0).into());
+        }
+        Ok(self.mailbox.call(move |worker| {
+            if let Some(slot) = worker.links.get_mut(link) {
+                slot.host_aliases = aliases;
+            }
+        })?)
+    }
+
     /// How long at most the node looks for packets before it sleeps (see [`Polling`]); nothing: it sleeps at once.
     ///
     /// # Errors

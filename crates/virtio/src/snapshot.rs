@@ -44,6 +44,8 @@ pub struct GuestInfo {
     pub hybrid: Option<PathBuf>,
     /// Groups within which guests may talk to each other.
     pub groups: Vec<String>,
+    /// Other CIDs by which it reaches the host.
+    pub host_aliases: Vec<u32>,
     /// How far it has come.
     pub state: GuestState,
     /// Process id of its front end (0: none, or not visible).

@@ -40,7 +40,7 @@ fn pop_from(guest: &Guest) -> Result<(Vec<usize>, Vec<usize>), RingError> {
 
 #[test]
 fn queue_size_that_is_not_allowed_is_refused() {
-    for size in [0, 3, 6, 1000, 2048, 32768, u16::MAX] {
+    for size in [0, 3, 6, 1000, 32767, 32769, u16::MAX] {
         let config = RingConfig { size, ..config(8, true) };
         let error = DeviceRing::new(memory(), &config).err();
         assert_eq!(error, Some(RingError::BadSize(size)));
@@ -48,6 +48,7 @@ fn queue_size_that_is_not_allowed_is_refused() {
     for size in [1, 2, 1024] {
         assert!(DeviceRing::new(memory(), &config(size, true)).is_ok(), "{size}");
     }
+    // 32768 entries are in ring_largest.rs.
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn malformed_chain_is_its_own_error() {
     assert!(matches!(pop(&[desc(0, 1, 0, 0)]), Err(RingError::OutsideMemory(_))));
     assert!(matches!(pop(&[desc(LOW, u32::MAX, 0, 0)]), Err(RingError::OutsideMemory(_))));
     assert!(matches!(pop(&[desc(u64::MAX, 1, 0, 0)]), Err(RingError::OutsideMemory(_))));
-    for len in [0, 15, 17, 1025 * 16] {
+    for len in [0, 15, 17, 32769 * 16] {
         assert_eq!(pop(&[desc(HIGH, len, INDIRECT, 0)]), Err(BadIndirect(len)));
     }
     assert_eq!(pop(&[desc(HIGH, 16, INDIRECT | NEXT, 1)]), Err(BadIndirect(16)));
@@ -246,6 +247,26 @@ fn chain_that_is_given_back_untouched_is_popped_again() {
     assert_eq!(ring.pop(&mut slices).unwrap().unwrap().readable_len, 6);
     ring.push_used(0, 0);
     assert_eq!(ring.next_avail(), 1);
+}
+
+#[test]
+fn ring_goes_on_at_the_used_index_whatever_the_base_is() {
+    let guest = offering(&[desc(LOW, 5, 0, 0), desc(LOW, 6, 0, 0)]);
+    guest.set_used_idx(41);
+    guest.head(41, 1);
+    guest.avail_idx(42);
+    for base in [0, 40, 41, 42, 49, u16::MAX] {
+        let config = RingConfig { base, ..guest.config };
+        let mut ring = DeviceRing::new(Arc::clone(&guest.memory), &config).unwrap();
+        assert_eq!((ring.next_avail(), ring.available()), (41, 1), "base {base}");
+        assert_eq!(ring.pop(&mut Vec::new()).unwrap().map(|chain| chain.head), Some(1));
+    }
+    // More than the ring can hold, or an index that went back: no driver to go on with.
+    for idx in [40, 50] {
+        guest.avail_idx(idx);
+        let error = Err(RingError::TooManyHeads(idx.wrapping_sub(41)));
+        assert_eq!(ring(&guest).pop(&mut Vec::new()), error);
+    }
 }
 
 #[test]

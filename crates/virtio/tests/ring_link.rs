@@ -348,7 +348,7 @@ fn more_buffers_than_a_queue_can_hold_are_refused() {
         })
     };
     assert!(with(1024, false).is_ok() && with(512, true).is_ok());
-    assert!(with(0, false).is_err() && with(1025, false).is_err() && with(513, true).is_err());
+    assert!(with(0, false).is_err() && with(32769, false).is_err() && with(16385, true).is_err());
     for rx_payload in [0, 65537] {
         let options = DriverOptions { rx_payload, ..DriverOptions::default() };
         assert!(DriverLink::new(&options).is_err());

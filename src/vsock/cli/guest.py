@@ -42,6 +42,14 @@ guest.add_command(run)
 )
 @click.option("--hybrid", is_flag=True, help="Make a hybrid socket too (guests/NAME.vsock).")
 @click.option("--memory-slots", is_flag=True, help="For more than 8 memory regions (hot-plug).")
+@click.option(
+    "--host-alias",
+    "host_aliases",
+    multiple=True,
+    type=guest_cid,
+    metavar="CID",
+    help="Another CID by which it reaches the host, as 3 in Nitro enclaves. Repeatable.",
+)
 @json_option
 @runtime_dir_option
 def add(
@@ -51,11 +59,19 @@ def add(
     socket: Path | None,
     hybrid: bool,
     memory_slots: bool,
+    host_aliases: tuple[int, ...],
     as_json: bool,
     runtime_dir: Path | None,
 ) -> None:
     """Let guest NAME in, with its CID, while others run."""
-    spec = GuestSpec(name=name, cid=cid, groups=groups, socket=socket, memory_slots=memory_slots)
+    spec = GuestSpec(
+        name=name,
+        cid=cid,
+        groups=groups,
+        socket=socket,
+        memory_slots=memory_slots,
+        host_aliases=host_aliases,
+    )
     wrong = faults(spec)
     if wrong:
         raise click.UsageError("; ".join(fault.reason for fault in wrong))

@@ -26,15 +26,25 @@ _memory_option = click.option(
 @click.command()
 @click.argument("name", shell_complete=known_guests)
 @_memory_option
+@click.option(
+    "--event-queue",
+    is_flag=True,
+    help="With QEMU's generic device (QEMU 11.1 and later): changes of the CID and resets reach the guest.",
+)
 @json_option
 @runtime_dir_option
-def qemu_args(name: str, memory: int, as_json: bool, runtime_dir: Path | None) -> None:
+def qemu_args(
+    name: str, memory: int, event_queue: bool, as_json: bool, runtime_dir: Path | None
+) -> None:
     """Print what to add to QEMU's command line for guest NAME.
 
     qemu-system-x86_64 $(vsock qemu-args NAME) -kernel ...
     """
     record = Client(runtime_dir).guest(name)
-    _print_arguments(vmm.qemu_args(record.socket, record.name, memory_mib=memory), as_json)
+    arguments = vmm.qemu_args(
+        record.socket, record.name, memory_mib=memory, event_queue=event_queue
+    )
+    _print_arguments(arguments, as_json)
 
 
 @click.command()

@@ -12,6 +12,7 @@
     hybrid = true                 # optional: a path, or true for the usual place
     socket = "/run/vm/alpha.sock" # optional: where the VMM connects
     memory_slots = true           # optional: for a guest with more than 8 memory regions
+    host_aliases = [3]            # optional: CIDs by which it reaches the host besides 2
 
 Each fault says file, line, what is wrong and what would be right. `tomllib` keeps no line
 numbers, so they are looked up afterwards, and only when there is a fault to report.
@@ -194,6 +195,11 @@ class _Reader:
                 self.found.append(((*place, "groups"), f"group {group!r} is not a string"))
         socket = self._typed((*place, "socket"), table, str)
         memory_slots = self._typed((*place, "memory_slots"), table, bool) or False
+        aliases = self._typed((*place, "host_aliases"), table, list) or []
+        for alias in aliases:
+            if not isinstance(alias, int) or isinstance(alias, bool):
+                reason = f"alias {alias!r} is not a whole number"
+                self.found.append(((*place, "host_aliases"), reason))
         hybrid = table.get("hybrid", False)
         if not isinstance(hybrid, str | bool):
             self.found.append(((*place, "hybrid"), "hybrid must be true, false or a path"))
@@ -209,6 +215,7 @@ class _Reader:
             socket=Path(socket) if socket else None,
             hybrid=Path(hybrid) if hybrid else None,
             memory_slots=memory_slots,
+            host_aliases=tuple(aliases),
         )
 
     def _rest_of_faults(self, place: Place, name: str | None, cid: int | None) -> None:

@@ -20,6 +20,9 @@ FIRST_GUEST_CID: Final = CID_HOST + 1
 LAST_GUEST_CID: Final = CID_ANY - 1
 """The CID above is the wildcard."""
 
+MOST_ALIASES: Final = 8
+"""Looked through for each packet that a guest sends elsewhere than to CID 2."""
+
 POLL_US: Final = 50
 """How long a switch looks for packets before it sleeps, in microseconds: two wake-ups within a VM."""
 
@@ -66,6 +69,8 @@ class GuestSpec:
     socket. Guests that share a group may talk to each other. `memory_slots` is for guests with more
     than 8 memory regions (hot-plugged memory): QEMU then hands regions over one by one, and does not
     do so again to a restarted switch, so that a reboot of the guest no longer heals it.
+    `host_aliases` are CIDs by which the guest reaches the host besides 2: software for Nitro enclaves
+    calls its parent 3.
     """
 
     name: str
@@ -74,6 +79,7 @@ class GuestSpec:
     socket: Path | None = None
     hybrid: Path | None = None
     memory_slots: bool = False
+    host_aliases: tuple[int, ...] = ()
 
 
 def checked_poll(microseconds: object) -> int:
@@ -132,6 +138,7 @@ def faults(guest: GuestSpec) -> list[Fault]:
         *_name_faults(guest.name),
         *_cid_faults(guest.cid),
         *_group_faults(guest.groups),
+        *_alias_faults(guest),
         *_path_faults("socket", guest.socket, LONGEST_SOCKET_PATH),
         *_path_faults("hybrid", guest.hybrid, LONGEST_SOCKET_PATH - len(LONGEST_PORT_SUFFIX)),
     ]
@@ -145,6 +152,7 @@ def conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> list[Fault]:
             found.append(Fault("name", f"guest {other.name} exists already, with CID {other.cid}"))
         if guest.cid == other.cid:
             found.append(Fault("cid", f"CID {other.cid} belongs to guest {other.name}"))
+        found += _alias_conflicts(guest, other)
         theirs = {other.socket, other.hybrid} - {None}
         for field, path in (("socket", guest.socket), ("hybrid", guest.hybrid)):
             if path in theirs:
@@ -202,6 +210,33 @@ def _group_faults(groups: Iterable[object]) -> list[Fault]:
         for group in groups
         if not isinstance(group, str) or not is_name(group)
     ]
+
+
+def _alias_faults(guest: GuestSpec) -> list[Fault]:
+    found = []
+    for alias in guest.host_aliases:
+        if alias == guest.cid:
+            reason = f"{alias} is the guest's own CID, which its kernel never sends out"
+            found.append(Fault("host_aliases", reason))
+        else:
+            found += [Fault("host_aliases", fault.reason) for fault in _cid_faults(alias)]
+    if len(guest.host_aliases) > MOST_ALIASES:
+        found.append(Fault("host_aliases", f"at most {MOST_ALIASES}"))
+    return found
+
+
+def _alias_conflicts(guest: GuestSpec, other: GuestSpec) -> list[Fault]:
+    """Of two guests that may talk, neither can have a CID that is the host to the other: it would never be reached."""
+    if not set(guest.groups) & set(other.groups):
+        return []
+    found = []
+    if other.cid in guest.host_aliases:
+        reason = f"CID {other.cid} belongs to guest {other.name}, of the same group"
+        found.append(Fault("host_aliases", reason))
+    if guest.cid in other.host_aliases:
+        reason = f"CID {guest.cid} is the host to guest {other.name}, of the same group"
+        found.append(Fault("cid", reason))
+    return found
 
 
 def _path_faults(field: str, path: Path | None, longest: int) -> list[Fault]:

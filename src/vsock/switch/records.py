@@ -51,6 +51,7 @@ class GuestRecord:
     socket: str
     hybrid: str | None
     groups: list[str]
+    host_aliases: list[int]
     state: str
     connections: int
     bytes_in: int

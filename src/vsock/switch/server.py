@@ -69,6 +69,7 @@ class Controlled(Protocol):
         socket: str | None,
         hybrid: bool | str,
         memory_slots: bool,
+        host_aliases: list[int],
     ) -> GuestRecord:
         """Lets a guest in."""
 
@@ -108,6 +109,7 @@ class NewGuest:
     socket: _AbsolutePath | None = None
     hybrid: bool | _AbsolutePath = False
     memory_slots: bool = False
+    host_aliases: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +200,7 @@ def _add_changes(app: FastAPI, switch: Controlled) -> None:
             socket=new.socket,
             hybrid=new.hybrid,
             memory_slots=new.memory_slots,
+            host_aliases=new.host_aliases,
         )
 
     @app.patch("/v1/guests/{guest}", operation_id="change_guest")

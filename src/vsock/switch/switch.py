@@ -218,6 +218,7 @@ class Switch:
         socket: str | os.PathLike[str] | None = None,
         hybrid: bool | str | os.PathLike[str] = False,
         memory_slots: bool = False,
+        host_aliases: Sequence[int] = (),
     ) -> GuestRecord:
         """Lets one more guest in, while others run.
 
@@ -228,6 +229,7 @@ class Switch:
             socket: where its VMM connects; else `guests/NAME.sock` in the runtime directory.
             hybrid: True for a hybrid socket at `guests/NAME.vsock`, or a path for one there.
             memory_slots: for a guest with more than 8 memory regions; see `GuestSpec`.
+            host_aliases: CIDs by which it reaches the host besides 2.
 
         Raises:
             UsageError: the name, the CID or a path cannot work.
@@ -241,6 +243,7 @@ class Switch:
                 socket=Path(socket).absolute() if socket is not None else None,
                 hybrid=self._hybrid(name, hybrid),
                 memory_slots=memory_slots,
+                host_aliases=tuple(host_aliases),
             )
         )
 
@@ -264,6 +267,8 @@ class Switch:
                 groups=guest.groups,
                 memory_slots=guest.memory_slots,
             )
+            # Nobody can be attached yet: that takes several messages, and this one.
+            self._running().set_host_aliases(guest.cid, guest.host_aliases)
             self._guests = {**self._guests, guest.name: guest}
         _log.info("guest added: guest=%s cid=%d socket=%s", guest.name, guest.cid, guest.socket)
         return self.guest(guest.name)
@@ -421,7 +426,15 @@ class Switch:
 
     def explain(self, source: str | int, destination: str | int) -> Verdict:
         """May `source` connect to `destination` (names or CIDs; "host" is the host), and why."""
+        if self._is_host_alias(source, destination):
+            destination = CID_HOST
         return decide(self._party(source), self._party(destination))
+
+    def _is_host_alias(self, source: str | int, destination: str | int) -> bool:
+        """Whether `source` is a guest to which the CID `destination` is the host."""
+        if source in (HOST.name, HOST.cid, str(HOST.cid)):
+            return False
+        return str(destination) in map(str, self._spec(source).host_aliases)
 
     # Inside
 

@@ -21,14 +21,16 @@ def qemu_command(
     accelerator: str,
     agent_fd: int,
     qmp_fd: int,
+    qemu: str = QEMU,
+    event_queue: bool = False,
     extra: Sequence[str] = (),
 ) -> list[str]:
     """QEMU with the image, our device, the agent's serial port and QMP, and nothing else."""
     device = ["-m", f"{memory_mib}M"]
     if vsock_socket is not None:
-        device = qemu_args(vsock_socket, name, memory_mib=memory_mib)
+        device = qemu_args(vsock_socket, name, memory_mib=memory_mib, event_queue=event_queue)
     return [
-        *(QEMU, "-name", name.replace(",", "-"), "-nodefaults", "-no-user-config"),
+        *(qemu, "-name", name.replace(",", "-"), "-nodefaults", "-no-user-config"),
         *("-display", "none", "-machine", f"q35,accel={accelerator}"),
         *("-cpu", "host" if accelerator == "kvm" else "max"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),

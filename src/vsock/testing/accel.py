@@ -5,12 +5,14 @@ or the guest may hang. So a guest is booted once, and the answer kept until the 
 """
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
@@ -32,47 +34,52 @@ _VERSION_SECONDS = 10.0
 """A QEMU that does not say its version within this time is broken."""
 
 
-async def choose_accelerator(boots_under_kvm: Callable[[], Awaitable[bool]]) -> Accelerator:
+async def choose_accelerator(
+    boots_under_kvm: Callable[[], Awaitable[bool]], qemu: str = QEMU
+) -> Accelerator:
     """The accelerator for this machine; `boots_under_kvm` tries a guest if nothing else decides.
+
+    Whoever boots guests at the same time, in this process or another, waits for one trial: several at once could
+    each take longer than a trial may.
 
     Raises:
         GuestUnavailable: there is no QEMU, or one that does not even say its version.
     """
-    if shutil.which(QEMU) is None:
-        raise GuestUnavailable(f"no {QEMU} here: apt-get install qemu-system-x86")
+    if shutil.which(qemu) is None:
+        raise GuestUnavailable(f"no {qemu} here: apt-get install qemu-system-x86")
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen in ("kvm", "tcg"):
         return "kvm" if chosen == "kvm" else "tcg"
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
-    cache, key = _cache_file(), _machine(await _qemu_version())
-    try:
-        known = json.loads(cache.read_text())
-        if known["machine"] == key:
-            return "kvm" if known["kvm"] else "tcg"
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no answer yet, or an unreadable one
-    works = await boots_under_kvm()
-    _keep(cache, {"machine": key, "kvm": works})
-    return "kvm" if works else "tcg"
+    machine, version = _machine(), await _version(qemu)
+    cache = _cache_file()
+    if version not in _answers(cache, machine):
+        async with _alone(cache):
+            answers = _answers(cache, machine)
+            if version not in answers:
+                works = await boots_under_kvm()
+                _keep(cache, {"machine": machine, "kvm": answers | {version: works}})
+                return "kvm" if works else "tcg"
+    return "kvm" if _answers(cache, machine)[version] else "tcg"
 
 
-def _machine(qemu: str) -> str:
+def _machine() -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{platform.release()} {boot_id} {qemu}"
+    return f"{platform.release()} {boot_id}"
 
 
-async def _qemu_version() -> str:
+async def _version(qemu: str) -> str:
     devnull, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        QEMU, "--version", stdin=devnull, stdout=pipe, stderr=devnull
+        qemu, "--version", stdin=devnull, stdout=pipe, stderr=devnull
     )
     try:
         async with asyncio.timeout(_VERSION_SECONDS):
             shown, _ = await process.communicate()
     except TimeoutError:
         raise GuestUnavailable(
-            f"`{QEMU} --version` said nothing for {_VERSION_SECONDS:g} s: this QEMU does not work"
+            f"`{qemu} --version` said nothing for {_VERSION_SECONDS:g} s: this QEMU does not work"
         ) from None
     finally:
         if process.returncode is None:
@@ -83,6 +90,31 @@ async def _qemu_version() -> str:
 def _cache_file() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(base) / "vsock" / "accelerator.json"
+
+
+def _answers(cache: Path, machine: str) -> dict[str, bool]:
+    """What is known of each QEMU on this machine since it was booted."""
+    try:
+        known = json.loads(cache.read_text())
+        if known["machine"] == machine:
+            return {str(version): bool(works) for version, works in known["kvm"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # no answer yet, or an unreadable one
+    return {}
+
+
+@contextlib.asynccontextmanager
+async def _alone(cache: Path) -> AsyncIterator[None]:
+    """Keeps all others out who would also make the trial; a folder that cannot be written keeps out nobody."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        lock = cache.with_suffix(".lock").open("w")
+    except OSError:
+        yield
+        return
+    with lock:  # closing it unlocks it
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        yield
 
 
 def _keep(cache: Path, answer: dict[str, object]) -> None:

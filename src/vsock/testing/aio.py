@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
-from vsock.testing._command import qemu_command, uml_command
+from vsock.testing._command import QEMU, qemu_command, uml_command
 from vsock.testing._process import VmmProcess
 from vsock.testing.accel import PROBE_SECONDS, choose_accelerator
 from vsock.testing.agent import Agent, GuestProcess, Result
@@ -295,6 +295,8 @@ class QemuGuest(LinuxGuest):
 
     Args:
         accelerator: "kvm" or "tcg"; None to find out.
+        qemu: the program: a name in PATH or a path.
+        event_queue: attach with QEMU's generic device, which hands over the event queue (QEMU 11.1).
 
     The other arguments are those of `LinuxGuest`.
     """
@@ -307,10 +309,14 @@ class QemuGuest(LinuxGuest):
         name: str,
         *,
         accelerator: str | None = None,
+        qemu: str | os.PathLike[str] = QEMU,
+        event_queue: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(switch, name, **options)
         self.accelerator = accelerator
+        self._qemu = os.fspath(qemu)
+        self._event_queue = event_queue
         self.qmp = Qmp()
 
     async def reset(self, timeout: float = 60) -> None:
@@ -329,7 +335,9 @@ class QemuGuest(LinuxGuest):
     async def _prepare(self, image: Image) -> None:
         if self.accelerator is None:
             self._progress("asking QEMU what it can do")
-            self.accelerator = await choose_accelerator(lambda: _boots_under_kvm(image))
+            self.accelerator = await choose_accelerator(
+                lambda: _boots_under_kvm(image, self._qemu), self._qemu
+            )
 
     async def _launch(self, image: Image) -> None:
         assert self.accelerator is not None
@@ -342,6 +350,8 @@ class QemuGuest(LinuxGuest):
                 accelerator=self.accelerator,
                 agent_fd=agent_there.fileno(),
                 qmp_fd=qmp_there.fileno(),
+                qemu=self._qemu,
+                event_queue=self._event_queue,
                 extra=self._extra,
             )
             await self._spawn(command, [agent_there.fileno(), qmp_there.fileno()])
@@ -407,9 +417,13 @@ def boot(
     )
 
 
-async def _boots_under_kvm(image: Image) -> bool:
+async def _boots_under_kvm(image: Image, qemu: str) -> bool:
     trial = QemuGuest(
-        None, "kvm-trial", kernel=image.name, accelerator="kvm", boot_timeout=PROBE_SECONDS
+        *(None, "kvm-trial"),
+        kernel=image.name,
+        accelerator="kvm",
+        qemu=qemu,
+        boot_timeout=PROBE_SECONDS,
     )
     try:
         async with trial:

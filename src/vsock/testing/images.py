@@ -29,18 +29,39 @@ class Image:
 
 
 def find_image(vmm: Vmm, kernel: str | None = None) -> Image:
-    """The image for this VMM; `kernel` is "6.1" or "6.12" for QEMU, default the first.
+    """The image for this VMM.
+
+    Args:
+        vmm: "qemu" or "uml".
+        kernel: "6.1", "6.12" or "new" for QEMU; "new" for User-Mode Linux; None for the first. "new" is the newest
+            that Debian has, in whatever suite.
 
     Raises:
         GuestUnavailable: there is none; the message says how to get it.
     """
     images = [image for image in find_images() if image.vmm == vmm]
-    if kernel is not None and vmm != "uml":  # User-Mode Linux comes in one version only
-        images = [image for image in images if image.name == kernel]
+    if kernel is not None:
+        name = kernel if vmm == "qemu" else f"{vmm}-{kernel}"
+        images = [image for image in images if image.name == name]
     if not images:
         wanted = vmm if kernel is None else f"{vmm} {kernel}"
         raise GuestUnavailable(f"no image of a {wanted} guest: {_HOW}")
     return images[0]
+
+
+def find_newer_qemu() -> Path:
+    """The newest QEMU that Debian has, which runs without being installed.
+
+    Raises:
+        GuestUnavailable: there is none; the message says how to get it.
+    """
+    for folder in _folders():
+        try:
+            program: Path = folder / json.loads((folder / "manifest.json").read_text())["qemu"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return program
+    raise GuestUnavailable(f"no newer QEMU: {_HOW}")
 
 
 def find_programs() -> Path:

@@ -26,11 +26,16 @@ import pytest
 from vsock.switch import Switch
 from vsock.testing.blocking import QemuGuest, UmlGuest, boot
 from vsock.testing.errors import GuestError, GuestUnavailable
+from vsock.testing.images import find_newer_qemu
 
 REQUIRED_VARIABLE = "VSOCK_REQUIRE_GUESTS"
 
 KINDS = ("qemu-6.1", "qemu-6.12", "uml")
 """What can be asked for: VMM and kernel. Each has its own name and CID in the switch."""
+
+NEWER_KINDS = ("qemu-new", "qemu-events", "uml-new")
+"""With the newest kernels and the newest QEMU that Debian has, in whatever suite. "qemu-events" is kernel 6.12 with the
+generic device of that QEMU, which hands over the event queue."""
 
 FIRST_CID = 3
 
@@ -56,7 +61,7 @@ class SharedGuests:
 
     def cid(self, kind: str) -> int:
         """The CID of the guest of this kind."""
-        return FIRST_CID + KINDS.index(kind)
+        return FIRST_CID + (KINDS + NEWER_KINDS).index(kind)
 
     def kill_all(self) -> None:
         """End all guests."""
@@ -65,9 +70,12 @@ class SharedGuests:
 
     def _boot(self, kind: str) -> QemuGuest | UmlGuest:
         vmm, _, kernel = kind.partition("-")
-        guest = boot(
-            self._switch, kind, vmm="uml" if vmm == "uml" else "qemu", kernel=kernel or None
-        )
+        options: dict[str, object] = {"kernel": kernel or None}
+        if kind in ("qemu-new", "qemu-events"):
+            options["qemu"] = find_newer_qemu()
+        if kind == "qemu-events":
+            options |= {"kernel": "6.12", "event_queue": True}
+        guest = boot(self._switch, kind, vmm="uml" if vmm == "uml" else "qemu", **options)
         guest.start()
         return guest
 
@@ -84,7 +92,7 @@ def vsock_runtime_dir() -> Iterator[Path]:
 def vsock_switch(vsock_runtime_dir: Path) -> Iterator[Switch]:
     """A switch with an entry for each kind of guest; they may all talk to each other."""
     with Switch(runtime_dir=vsock_runtime_dir) as switch:
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(KINDS + NEWER_KINDS):
             switch.add_guest(kind, FIRST_CID + number, groups=["tests"])
         yield switch
 
@@ -101,7 +109,7 @@ def linux_guests(vsock_switch: object) -> Iterator[SharedGuests]:
 def linux_guest(request: pytest.FixtureRequest, linux_guests: SharedGuests) -> QemuGuest | UmlGuest:
     """A running Linux guest of `vsock_switch`.
 
-    QEMU with kernel 6.1 unless the test is parametrized indirectly with another of `KINDS`.
+    QEMU with kernel 6.1 unless the test is parametrized indirectly with another of `KINDS` or `NEWER_KINDS`.
     """
     return guest_or_skip(linux_guests, getattr(request, "param", KINDS[0]))
 

@@ -13,6 +13,10 @@ use crate::slice::Slice;
 /// Chains of no use in a row before others have their turn: a driver may offer them as fast as they are given back.
 const MOST_SKIPPED: u32 = 256;
 
+/// Chains of no use that wait for older ones, at most: what is kept of them must not grow with the size of the ring,
+/// which the guest chooses.
+const MOST_WAITING: usize = 1024;
+
 /// A ring that runs.
 pub(super) struct Queue {
     pub(super) ring: DeviceRing,
@@ -46,6 +50,11 @@ impl Queue {
                 Ok(Some(chain)) if is_useful(&chain) => return Ok(Some(chain)),
                 Ok(Some(chain)) => {
                     slices.truncate(chain.readable.start);
+                    if self.skipped.len() >= MOST_WAITING {
+                        self.popped = self.popped.wrapping_sub(1);
+                        self.ring.unpop(1);
+                        break;
+                    }
                     stats.skipped += self.skip(chain.head);
                 }
                 Ok(None) if !self.ring.is_dead() => return Ok(None),

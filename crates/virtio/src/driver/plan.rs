@@ -17,11 +17,11 @@ const EVENT_LEN: u32 = 4;
 /// How many buffers of what size a userspace guest has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriverOptions {
-    /// Number of receive buffers, at most 1024 (512 with `split_header`).
+    /// Number of receive buffers, at most 32768 (16384 with `split_header`).
     pub rx_buffers: u16,
     /// Payload bytes of one receive buffer: 3732 and 4096 are what Linux guests have.
     pub rx_payload: u32,
-    /// Number of transmit buffers, at most 1024 (512 with `split_header`).
+    /// Number of transmit buffers, at most 32768 (16384 with `split_header`).
     pub tx_buffers: u16,
     /// Payload bytes of one transmit buffer.
     pub tx_payload: u32,
@@ -113,7 +113,7 @@ fn ring(place: &mut u64, buffers: u16, split: bool) -> io::Result<RingConfig> {
     let size = u16::try_from(wanted.next_power_of_two())
         .ok()
         .filter(|size| buffers > 0 && *size <= MAX_QUEUE_SIZE)
-        .ok_or_else(|| misuse("a queue has 1 to 1024 buffers, or 512 with split headers"))?;
+        .ok_or_else(|| misuse("a queue has 1 to 32768 buffers, or 16384 with split headers"))?;
     let layout = RingLayout::new(size);
     let desc = *place;
     *place += layout.len;

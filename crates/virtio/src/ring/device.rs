@@ -5,19 +5,24 @@
 //! written at once but become visible only with [`publish`](DeviceRing::publish), once per batch.
 //!
 //! Chains should be given back in the order they came. Then `used index = number of chains done` is the whole
-//! state of the ring, and a successor can go on from it alone.
+//! state of the ring, and a successor goes on from it alone: what a front end believes the next chain to be may be
+//! behind chains that a lost device took and never gave back.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{Areas, Descriptor, INDIRECT, NEXT, NO_SIGNAL, Table, WRITE, passes_event};
-use super::{MAX_QUEUE_SIZE, RingConfig, RingError};
+use super::{RingConfig, RingError};
 use crate::memory::GuestMemory;
 use crate::slice::Slice;
 
+/// The most descriptors of one chain, however long its ring: a packet needs 18, and what is kept of a chain must not grow
+/// with the size that a guest chooses.
+const MAX_CHAIN: u16 = 1024;
+
 /// The most pieces of one chain: twice the longest chain, as pieces are split where regions meet.
-const MAX_PIECES: usize = 2 * MAX_QUEUE_SIZE as usize;
+const MAX_PIECES: usize = 2 * MAX_CHAIN as usize;
 
 /// A chain of buffers that the driver offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +59,10 @@ pub struct DeviceRing {
 }
 
 impl DeviceRing {
-    /// Resolves the areas; the used index goes on from what is in memory.
+    /// Resolves the areas and goes on at the used index in memory, whatever `config.base` is. A front end that connects
+    /// anew while its driver runs names the index up to which the driver has offered chains (Cloud Hypervisor), as
+    /// it cannot know which of them its old device was done with; QEMU names the used index. A driver that offers
+    /// more than the ring holds beyond it is found when the ring is first looked at.
     ///
     /// # Errors
     /// Size, place or alignment of the areas is not allowed.
@@ -64,8 +72,8 @@ impl DeviceRing {
         Ok(Self {
             areas,
             event_idx: config.event_idx,
-            next_avail: config.base,
-            avail_idx: config.base,
+            next_avail: used,
+            avail_idx: used,
             next_used: used,
             published: used,
             in_flight: 0,
@@ -236,7 +244,7 @@ impl<'a> Walk<'a> {
     #[inline]
     fn chain(mut self, areas: &Areas, head: u16) -> Result<Chain, RingError> {
         let mut index = head;
-        for _ in 0..areas.size() {
+        for _ in 0..areas.size().min(MAX_CHAIN) {
             let descriptor = areas.descriptor(index)?;
             if descriptor.has(INDIRECT) {
                 if descriptor.has(NEXT) {
@@ -252,13 +260,13 @@ impl<'a> Walk<'a> {
             }
             index = descriptor.next;
         }
-        Err(RingError::Loop)
+        Err(endless(areas.size()))
     }
 
     /// Follows the chain in an indirect table, which starts at its first entry.
     fn table(&mut self, memory: &GuestMemory, table: Table) -> Result<(), RingError> {
         let mut index = 0;
-        for _ in 0..table.count {
+        for _ in 0..table.count.min(MAX_CHAIN) {
             let descriptor = table.get(index)?;
             if descriptor.has(INDIRECT) {
                 return Err(RingError::BadIndirect(descriptor.len));
@@ -269,7 +277,7 @@ impl<'a> Walk<'a> {
             }
             index = descriptor.next;
         }
-        Err(RingError::Loop)
+        Err(endless(table.count))
     }
 
     /// Adds the buffer of one descriptor.
@@ -302,4 +310,9 @@ impl<'a> Walk<'a> {
             writable_len: self.total - self.readable_len,
         }
     }
+}
+
+/// What is wrong with a chain in a table of `count` descriptors whose end was not found.
+fn endless(count: u16) -> RingError {
+    if count > MAX_CHAIN { RingError::TooLong } else { RingError::Loop }
 }

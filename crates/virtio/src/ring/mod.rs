@@ -44,7 +44,7 @@ pub struct RingConfig {
     pub avail: u64,
     /// Guest address of the used ring.
     pub used: u64,
-    /// Index of the next available entry to look at.
+    /// Index of the next available entry, as the front end says; a device goes on at the used index in memory.
     pub base: u16,
     /// VIRTIO_F_EVENT_IDX was negotiated.
     pub event_idx: bool,

@@ -246,7 +246,8 @@ impl Worker {
     /// A whole datagram of a link, for a program here or another guest. False: there is nobody, or no room.
     fn pass_datagram(&mut self, from: LinkId, datagram: &Arriving) -> bool {
         let Arriving { from: sender, to, bytes } = datagram;
-        if to.cid == self.local {
+        let is_alias = self.links.get(from).is_some_and(|slot| slot.has_host_alias(to.cid));
+        if to.cid == self.local || is_alias {
             return self.deliver_datagram(*sender, *to, bytes);
         }
         let Some(&link) = self.routes.get(&to.cid) else { return false };

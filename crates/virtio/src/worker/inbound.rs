@@ -127,10 +127,11 @@ impl Worker {
             }
             return Ok(());
         };
-        if header.dst.cid == self.local || id == self.loopback {
+        let cid = header.dst.cid;
+        if cid == self.local || id == self.loopback || slot.has_host_alias(cid) {
             return self.take_local(id, &header, &slices[inbound.payload.clone()], run);
         }
-        match self.routes.get(&header.dst.cid) {
+        match self.routes.get(&cid) {
             Some(&to) if to != id => {
                 self.forward(id, to, &header, &slices[inbound.payload.clone()]);
             }

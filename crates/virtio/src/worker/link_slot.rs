@@ -159,6 +159,8 @@ pub(crate) struct LinkSlot {
     pub(crate) name: String,
     pub(crate) role: Role,
     pub(crate) groups: Vec<String>,
+    /// Other CIDs by which the guest reaches this node.
+    pub(crate) host_aliases: Vec<Cid>,
     pub(crate) socket: PathBuf,
     pub(crate) link: Link,
     pub(crate) endpoint: Endpoint,
@@ -202,6 +204,11 @@ pub(crate) struct LinkSlot {
 }
 
 impl LinkSlot {
+    /// Whether the guest means this node by `cid`, as it does by the node's own.
+    pub(crate) fn has_host_alias(&self, cid: Cid) -> bool {
+        self.host_aliases.contains(&cid)
+    }
+
     pub(crate) fn new(name: String, role: Role, link: Link, socket: PathBuf, seed: u64) -> Self {
         let limits = match role {
             Role::Guest(_) | Role::Uplink => Limits::default(),
@@ -211,6 +218,7 @@ impl LinkSlot {
             name,
             role,
             groups: Vec::new(),
+            host_aliases: Vec::new(),
             socket,
             link,
             endpoint: Endpoint::new(limits, seed),

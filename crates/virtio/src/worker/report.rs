@@ -143,6 +143,7 @@ fn guest_info(slot: &LinkSlot) -> Option<GuestInfo> {
         socket: slot.socket.clone(),
         hybrid: slot.hybrid.clone(),
         groups: slot.groups.clone(),
+        host_aliases: slot.host_aliases.iter().map(|alias| alias.0).collect(),
         state,
         front_end_pid: slot.front_end.map_or(0, |peer| peer.pid),
         features: slot.features,
