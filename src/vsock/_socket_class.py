@@ -147,7 +147,9 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
 
     def __reduce_ex__(self, protocol: Any, /) -> Any:
         """Go to another process, if it is `multiprocessing` that takes it there; TypeError otherwise."""
-        return _passing.reduce(self) or super().__reduce_ex__(protocol)
+        if type(self) is socket and _passing.is_passed_on():
+            return _passing.reduce(self, socket.adopt_noted)
+        return super().__reduce_ex__(protocol)
 
     @classmethod
     def from_fd(cls, fd: int, *, transport: Transport | str | None = None) -> "socket":
@@ -480,7 +482,3 @@ def as_address(address: Any, lookup: Callable[[str], int]) -> Address:
     if not isinstance(target, Address):
         raise AddressError(f"{target}: only create_connection and create_server take this form")
     return target
-
-
-_passing.makers[socket] = socket.adopt_noted
-_passing.register()
