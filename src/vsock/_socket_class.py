@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from vsock import _endpoint, _note, _passing
+from vsock._accepting import receive_accepted
 from vsock._connecting import Connecting
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
@@ -284,14 +285,15 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
 
         Raises:
             OSError: EINVAL if the socket does not listen; `BlockingIOError` or `TimeoutError` if
-                none came; EMFILE, and the connection is lost (`vsock_accept`).
-            SwitchGone: the switch went away, and with it everything that could ever come.
+                none came; EMFILE or ENFILE: no descriptor is left, and the connection waits on (`vsock_accept`).
+            SwitchGone: the switch went away. That is said once; afterwards the socket is as one that
+                nobody connects to, since the loops of servers know no listener that ends.
         """
         self._require_open_file()
         life = self._life
         if life.state is not State.LISTENING and self._look().state is not State.LISTENING:
             raise state_error(errno.EINVAL)
-        reply, inherited, fd = _endpoint.receive_accepted(self)
+        reply, inherited, fd = receive_accepted(self)
         ours = Address(reply.our_cid, reply.our_port)
         theirs = Address(reply.their_cid, reply.their_port)
         child = Life(Note(), life.transport)
