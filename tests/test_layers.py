@@ -31,7 +31,7 @@ SOCKETS = {
 """The public socket API."""
 
 STATE = {"_options", "_note"}
-BELOW_SOCKETS = LEAVES | {"_endpoint", "_accepting", "_kernel_socket", "transports"}
+BELOW_SOCKETS = LEAVES | {"_endpoint", "_accepting", "_arguments", "_kernel_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
 BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm", "preload"}
 
@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     # the endpoint protocol and the choice of a transport
     "_endpoint": LEAVES,
     "_accepting": LEAVES | {"_endpoint", "_note"},
+    "_arguments": set(),
     "_kernel_socket": LEAVES,
     "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note"},
     # what a socket is, kept in the socket

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from vsock import _endpoint, _note, _passing
 from vsock._accepting import receive_accepted
+from vsock._arguments import look_at
 from vsock._connecting import Connecting
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
@@ -109,6 +110,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         *,
         transport: Transport | str | None = None,
     ) -> None:
+        """Make the descriptor; the arguments are the class's."""
         where = choose(transport)
         if isinstance(where, KernelTransport):
             raise UsageError(
@@ -248,8 +250,9 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
             NoSwitch: there is no switch to bind at.
             AddressError: `address` is none.
         """
-        wanted = as_address(address, self._lookup)
+        target = as_target(address)
         self._require_open_file()
+        wanted = as_address(target, self._lookup)
         life = self._life
         self._settle()
         if life.state is not State.FRESH:
@@ -267,6 +270,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         Raises:
             OSError: EINVAL unless the socket is bound, and only that.
         """
+        look_at(_Base.listen, backlog)
         backlog = min(max(backlog, 0), _LONGEST_BACKLOG)
         self._require_open_file()
         life = self._life
@@ -315,6 +319,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
             NoSuchGuest: ENODEV: nothing has this CID or name.
             OSError: EISCONN, EALREADY, EINVAL (it listens, or was shut down).
         """
+        target = as_target(address)
         self._require_open_file()
         self._settle()
         state = self._life.state
@@ -327,7 +332,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
             self._put(self._life.note._replace(code=0))
         self._raise_pending_error()
         if state is not State.CONNECTING:
-            theirs = as_address(address, self._lookup)
+            theirs = as_address(target, self._lookup)
             if self._life.wants_zerocopy:
                 raise state_error(errno.EOPNOTSUPP)
             self._request_connect(theirs)
@@ -394,6 +399,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         Raises:
             OSError: EINVAL (`how` is none of the three), ENOTCONN.
         """
+        look_at(_Base.shutdown, how)
         self._require_open_file()
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
             raise state_error(errno.EINVAL)
