@@ -31,7 +31,14 @@ SOCKETS = {
 """The public socket API."""
 
 STATE = {"_options", "_note"}
-BELOW_SOCKETS = LEAVES | {"_endpoint", "_accepting", "_arguments", "_kernel_socket", "transports"}
+BELOW_SOCKETS = LEAVES | {
+    "_endpoint",
+    "_accepting",
+    "_arguments",
+    "_unix",
+    "_kernel_socket",
+    "transports",
+}
 BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
 BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm", "preload"}
 
@@ -46,8 +53,9 @@ ALLOWED: dict[str, set[str]] = {
     "_endpoint": LEAVES,
     "_accepting": LEAVES | {"_endpoint", "_note"},
     "_arguments": set(),
+    "_unix": LEAVES,
     "_kernel_socket": LEAVES,
-    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note"},
+    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note", "_unix"},
     # what a socket is, kept in the socket
     "_options": LEAVES,
     "_note": LEAVES | {"_options"},

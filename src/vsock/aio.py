@@ -10,9 +10,11 @@ import socket as _socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from vsock import _unix
 from vsock._accept_loop import AcceptLoop
 from vsock._endpoint import ANSWER_TIMEOUT
 from vsock._socket_class import CONNECT_TIMEOUT, SOCK_STREAM, socket
+from vsock._unix import UnixListener
 from vsock.address import (
     Address,
     HybridAddress,
@@ -84,7 +86,9 @@ async def start_server(
     """
     sock = listen(_Listener, address, backlog=backlog, type=SOCK_STREAM, transport=transport)
     loop = asyncio.get_running_loop()
-    if isinstance(sock, _Listener) and not isinstance(loop, asyncio.SelectorEventLoop):
+    is_ours = isinstance(sock, _Listener | UnixListener)
+    if is_ours and not isinstance(loop, asyncio.SelectorEventLoop):
+        # Another loop would accept at the descriptor itself, or take it away from the listener.
         sock.setblocking(False)
         return await _accept_loop(client_connected_cb, sock, options)
     try:
@@ -100,7 +104,7 @@ async def start_server(
 
 
 async def _accept_loop(
-    client_connected_cb: _Callback, sock: socket, options: dict[str, Any]
+    client_connected_cb: _Callback, sock: _Base, options: dict[str, Any]
 ) -> asyncio.AbstractServer:
     """Do what `asyncio.start_server` does, for a loop that would not call `sock.accept`."""
     loop = asyncio.get_running_loop()
@@ -190,7 +194,7 @@ async def _connect_hybrid(target: UnixAddress | HybridAddress, allowed: float) -
     sock.setblocking(False)
     try:
         async with asyncio.timeout(allowed):
-            await loop.sock_connect(sock, target.path)
+            await _connect_unix(sock, target.path)
             if isinstance(target, UnixAddress):
                 return wrap_hybrid(sock, target, 0)
             await loop.sock_sendall(sock, hybrid_request(target.port))
@@ -207,3 +211,12 @@ async def _connect_hybrid(target: UnixAddress | HybridAddress, allowed: float) -
     except BaseException:
         sock.close()
         raise
+
+
+async def _connect_unix(sock: _Base, path: str) -> None:
+    """Connect to a Unix socket, whose loop's own `sock_connect` takes a full queue for a connection."""
+    with _unix.naming(path):
+        for pause in _unix.pauses():
+            if _unix.connect_nowait(sock, path):
+                break
+            await asyncio.sleep(pause)

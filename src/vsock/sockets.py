@@ -20,6 +20,7 @@ from vsock._options import (
     SO_VM_SOCKETS_CONNECT_TIMEOUT,
 )
 from vsock._socket_class import CONNECT_TIMEOUT, SOCK_SEQPACKET, SOCK_STREAM, socket
+from vsock._unix import UnixListener
 from vsock.address import (
     CID_ANY,
     CID_HOST,
@@ -113,7 +114,8 @@ def create_server(
     """Return a listening socket for `address`, or for a port on every CID that is ours.
 
     A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its
-    guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path.
+    guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path. The file goes when the
+    socket is closed; one that a killed server has left is replaced.
 
     Args:
         address: a port, a pair, one of the address types, or text; a port means all CIDs that are ours.
@@ -139,13 +141,12 @@ def listen(
     target = Address(CID_ANY, address) if isinstance(address, int) else as_target(address)
     where: Any = target
     if isinstance(target, UnixAddress):
-        sock, where = _Base(_socket.AF_UNIX, type), target.path
-    elif isinstance(target, HybridAddress):
-        sock, where = _Base(_socket.AF_UNIX, type), hybrid_listening_path(target)
-    else:
-        sock = make_socket(target, type, transport, make)
-        if not isinstance(sock, socket):
-            where = kernel_pair(target)
+        return UnixListener(target.path, type, backlog)
+    if isinstance(target, HybridAddress):
+        return UnixListener(hybrid_listening_path(target), type, backlog)
+    sock = make_socket(target, type, transport, make)
+    if not isinstance(sock, socket):
+        where = kernel_pair(target)
     try:
         sock.bind(where)
         sock.listen(backlog)
@@ -204,10 +205,10 @@ def wrap_hybrid(sock: _Base, target: HybridAddress | UnixAddress, our_port: int)
 
 
 def _connect_hybrid(target: HybridAddress | UnixAddress, timeout: float | None) -> socket:
-    port = 0
+    port, allowed = 0, CONNECT_TIMEOUT if timeout is None else timeout
     if isinstance(target, HybridAddress):
-        sock, port = hybrid_connect(target, CONNECT_TIMEOUT if timeout is None else timeout)
+        sock, port = hybrid_connect(target, allowed)
     else:
-        sock = unix_connect(target)
+        sock = unix_connect(target, allowed)
     sock.settimeout(timeout)
     return wrap_hybrid(sock, target, port)
