@@ -32,6 +32,7 @@ SOCKETS = {
 
 STATE = {"_options", "_note"}
 BELOW_SOCKETS = LEAVES | {
+    "_green",
     "_endpoint",
     "_accepting",
     "_arguments",
@@ -50,15 +51,16 @@ ALLOWED: dict[str, set[str]] = {
     "vmm": LEAVES,
     "preload": LEAVES,
     # the endpoint protocol and the choice of a transport
-    "_endpoint": LEAVES,
-    "_accepting": LEAVES | {"_endpoint", "_note"},
-    "_arguments": set(),
-    "_unix": LEAVES,
+    "_endpoint": LEAVES | {"_green"},
+    "_accepting": LEAVES | {"_endpoint", "_green", "_note"},
+    "_green": set(),
+    "_arguments": {"_green"},
+    "_unix": LEAVES | {"_green"},
     "_kernel_socket": LEAVES,
-    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note", "_unix"},
+    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note", "_unix", "_green"},
     # what a socket is, kept in the socket
     "_options": LEAVES,
-    "_note": LEAVES | {"_options"},
+    "_note": LEAVES | {"_options", "_green"},
     # the socket API
     "_life": BELOW_SOCKETS | STATE,
     "_data_calls": BELOW_SOCKETS | {"_life"},

@@ -22,12 +22,12 @@ from typing import Final, NamedTuple
 
 from vsock import _endpoint, _note
 from vsock._endpoint import INHERITED_SIZE, MESSAGE_SIZE, Op, Reply, Request
+from vsock._green import Base as _Base
 from vsock.errors import ProtocolError, SwitchGone, state_error
 
 _TRIES: Final = 1000
 """How often to ask for another process's turn: one that was stopped in the middle of it must not stop all others."""
 _EPOLL_CTL_DEL: Final = 2
-_Base = _socket.socket
 _turn = threading.Lock()
 
 

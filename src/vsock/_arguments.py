@@ -11,7 +11,8 @@ import socket as _socket
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-_Base = _socket.socket
+from vsock._green import Base as _Base
+
 _AF_VSOCK: Final = 40
 _P = ParamSpec("_P")
 _S = TypeVar("_S", bound=_Base)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from vsock._arguments import arguments_first, look_at, look_at_sendto
+from vsock._green import Base as _Base
 from vsock._life import Life
 from vsock.address import as_target
 from vsock.errors import state_error
@@ -32,7 +33,6 @@ _MSG_WAITALL: Final = _socket.MSG_WAITALL
 _MSG_CTRUNC: Final = _socket.MSG_CTRUNC
 _MSG_ERRQUEUE: Final = 0x2000
 _UNUSUAL: Final = _MSG_OOB | _MSG_ERRQUEUE
-_Base = _socket.socket
 _marks: list[int] = []
 
 

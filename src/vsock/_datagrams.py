@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 from vsock import _endpoint
 from vsock._arguments import look_at, look_at_sendto
 from vsock._endpoint import MESSAGE_SIZE, Op, Reply, Request
+from vsock._green import Base as _Base
 from vsock._life import Life
 from vsock._note import ATTACHED, State, shut
 from vsock._options import AF_VSOCK
@@ -31,7 +32,6 @@ LONGEST_DATAGRAM: Final = 17 * 4096 - 24
 
 _MSG_TRUNC: Final = _socket.MSG_TRUNC
 _REFUSED: Final = _socket.MSG_OOB | 0x2000  # MSG_ERRQUEUE
-_Base = _socket.socket
 
 
 class DatagramSocket(socket):

@@ -19,6 +19,9 @@ import time
 from enum import IntEnum
 from typing import NamedTuple
 
+from vsock._green import Base as _Base
+from vsock._green import is_patched
+from vsock._green import wait as wait_green
 from vsock.errors import ProtocolError, SwitchGone
 
 VERSION = 1
@@ -39,7 +42,6 @@ ANSWER_TIMEOUT = 5.0
 _TIOCOUTQ = 0x5411
 _REQUEST = struct.Struct("<BBHIIIQII")
 _REPLY = struct.Struct("<BBHIIIIIQ")
-_Base = _socket.socket
 
 
 class Op(IntEnum):
@@ -230,9 +232,11 @@ def _receive_now(sock: _Base, flags: int) -> bytes:
 
 def wait(sock: _Base, events: int, deadline: float) -> bool:
     """Wait until one of `events` is on `sock`; False if `deadline` passes first."""
+    left = max(0.0, deadline - time.monotonic())
+    if is_patched():
+        return wait_green(sock.fileno(), events, left)
     poller = select.poll()
     poller.register(sock, events)
-    left = max(0.0, deadline - time.monotonic())
     return bool(poller.poll(left * 1000))
 
 

@@ -14,6 +14,7 @@ from vsock import _endpoint, _note
 from vsock._arguments import arguments_first, look_at
 from vsock._data_calls import SOCK_STREAM, DataCalls
 from vsock._endpoint import Op, Request
+from vsock._green import Base as _Base
 from vsock._note import LOW_WATER, OPTIONS, ZEROCOPY, Note, State
 from vsock._options import AF_VSOCK, DEFAULT_BUFFER
 from vsock.errors import state_error
@@ -22,7 +23,6 @@ _SO_ZEROCOPY: Final = 60
 _NOT_OURS: Final = {_socket.SO_PASSCRED, 34, 42, 76} | _note.NOT_THE_PROGRAMS
 """Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD; and those of the note."""
 _LARGEST_BUFFER: Final = 0xFFFFFFFF
-_Base = _socket.socket
 _INTEGER_BYTES: Final = 8
 _LARGEST_INTEGER: Final = 0xFFFFFFFFFFFFFFFF
 

@@ -24,7 +24,6 @@ make on the descriptor, and those must fit what it is. This module is not for ch
 import contextlib
 import errno
 import math
-import select
 import socket as _socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -35,6 +34,8 @@ from vsock._arguments import look_at
 from vsock._connecting import Connecting
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
+from vsock._green import Base as _Base
+from vsock._green import adapted, plain_poll
 from vsock._life import UNKNOWN, Life
 from vsock._note import ATTACHED, END_TOLD, MESSAGES, STREAM, Note, State
 from vsock._options import CONNECT_TIMEOUT, VsockOptions
@@ -54,7 +55,6 @@ _LONGEST_MESSAGE: Final = 1 << 24
 """Send buffer asked for on message sockets; the kernel gives what its settings allow."""
 CLASSES: Final[dict[int, Any]] = {}
 """Classes of sockets that are made instead of `socket`, by type; they add themselves."""
-_Base = _socket.socket
 
 
 class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is spelled like it
@@ -95,13 +95,13 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         if not isinstance(type, int):
             raise TypeError(f"a socket's type is an integer, not {type!r}")
         if cls is not socket:
-            return super().__new__(cls)
+            return super().__new__(adapted(cls))
         where = choose(transport)
         if isinstance(where, KernelTransport):
             # Of another class, so that Python calls no __init__ of ours.
             return cast("socket", where.make(type, proto))
         chosen: builtins.type[socket] = CLASSES.get(type & 0xF, socket)
-        return super().__new__(chosen)
+        return super().__new__(adapted(chosen))
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         For the code that got it in another way: `accept`, `from_fd` and the hybrid handshake. Whether it blocks
         is left as it is, since others may hold it too.
         """
-        made = _Base.__new__(cls)
+        made = _Base.__new__(adapted(cls))
         _Base.__init__(made, _socket.AF_UNIX, kind, fileno=fd)
         made._life = life
         return made
@@ -461,7 +461,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         if life.is_end_told or life.transport is None or not life.receives:
             return
         # While the other end is open, the other side has only ended its data.
-        poller = select.poll()
+        poller = plain_poll()
         poller.register(self, 0)
         if not poller.poll(0) or self._look().flags & END_TOLD:
             return

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from vsock._green import Base as _Base
 from vsock.errors import UsageError
 
 _LONGEST_PAUSE: Final = 0.01
-_Base = _socket.socket
 
 
 def connect(sock: _Base, path: str, seconds: float) -> None:
@@ -38,7 +38,7 @@ def connect(sock: _Base, path: str, seconds: float) -> None:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             time.sleep(min(next(pauses_left), left))
     finally:
-        os.set_blocking(sock.fileno(), sock.gettimeout() is None)
+        os.set_blocking(sock.fileno(), _Base.gettimeout(sock) is None)
 
 
 def connect_nowait(sock: _Base, path: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from vsock import _unix
 from vsock._accept_loop import AcceptLoop
 from vsock._endpoint import ANSWER_TIMEOUT
+from vsock._green import Base as _Base
 from vsock._socket_class import CONNECT_TIMEOUT, SOCK_STREAM, socket
 from vsock._unix import UnixListener
 from vsock.address import (
@@ -31,7 +32,6 @@ from vsock.transports import (
     hybrid_request,
 )
 
-_Base = _socket.socket
 _Callback = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
 

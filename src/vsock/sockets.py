@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vsock import _datagrams  # noqa: F401 - it adds the class for its type
+from vsock._green import Base as _Base
+from vsock._green import adapted
 from vsock._life import UNKNOWN, Life
 from vsock._note import Note
 from vsock._options import (
@@ -56,7 +58,6 @@ __all__ = [
 ]
 
 SOCK_DGRAM = _socket.SOCK_DGRAM
-_Base = _socket.socket
 
 
 def create_connection(
@@ -141,9 +142,9 @@ def listen(
     target = Address(CID_ANY, address) if isinstance(address, int) else as_target(address)
     where: Any = target
     if isinstance(target, UnixAddress):
-        return UnixListener(target.path, type, backlog)
+        return adapted(UnixListener)(target.path, type, backlog)
     if isinstance(target, HybridAddress):
-        return UnixListener(hybrid_listening_path(target), type, backlog)
+        return adapted(UnixListener)(hybrid_listening_path(target), type, backlog)
     sock = make_socket(target, type, transport, make)
     if not isinstance(sock, socket):
         where = kernel_pair(target)

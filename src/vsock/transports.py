@@ -22,6 +22,8 @@ from typing import Final, NamedTuple
 
 from vsock import _endpoint, _unix
 from vsock._endpoint import Op, Reply, Request
+from vsock._green import Base as _Base
+from vsock._green import adapted, is_patched
 from vsock._note import cookie
 from vsock.address import HybridAddress, UnixAddress
 from vsock.errors import (
@@ -41,7 +43,6 @@ LONGEST_HYBRID_ANSWER: Final = 32
 _KERNEL_INSTEAD: Final = (
     "; VSOCK_TRANSPORT=kernel or --transport kernel choose the kernel's own AF_VSOCK"
 )
-_Base = _socket.socket
 _DIRECTORIES: Final = {
     _socket.SOCK_STREAM: "stream",
     _socket.SOCK_SEQPACKET: "seqpacket",
@@ -98,7 +99,7 @@ class SwitchTransport(NamedTuple):
         gone did, and another that serves in its place knows nothing of it.
         """
         try:
-            with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as aside:
+            with _Base(_socket.AF_UNIX, _socket.SOCK_STREAM) as aside:
                 self.attach(aside, _socket.SOCK_STREAM)
                 is_same = _node_pid(aside) == _node_pid(sock)
                 code = _endpoint.ask(aside, _about(cookie(sock))).errno
@@ -123,7 +124,7 @@ class SwitchTransport(NamedTuple):
 
     def _reply(self, request: Request, extra: bytes = b"") -> Reply:
         """Ask one thing over a connection of its own."""
-        with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
+        with _Base(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
             self.attach(sock, _socket.SOCK_STREAM)
             return _endpoint.ask(sock, request, extra)
 
@@ -145,14 +146,20 @@ class KernelTransport:
     __slots__ = ()
 
     def make(self, kind: int, proto: int = 0) -> _Base:
-        """Return a new kernel socket."""
+        """Return a new kernel socket.
+
+        Raises:
+            UsageError: gevent or eventlet has patched this program: such a socket would stop all greenlets.
+        """
+        _refuse_green()
         # Late, because few ask for it, and ctypes costs more to import than all the rest.
         from vsock._kernel_socket import KernelSocket
 
         return KernelSocket(kind, proto)
 
     def from_fd(self, fd: int) -> _Base:
-        """Return the kernel socket that `fd` is."""
+        """Return the kernel socket that `fd` is; see `make`."""
+        _refuse_green()
         from vsock._kernel_socket import KernelSocket
 
         return KernelSocket.from_fd(fd)
@@ -162,6 +169,14 @@ class KernelTransport:
         from vsock._kernel_socket import kernel_local_cid
 
         return kernel_local_cid()
+
+
+def _refuse_green() -> None:
+    if is_patched():
+        raise UsageError(
+            "the transport 'kernel' does not work with gevent or eventlet; "
+            "their own socket.socket(AF_VSOCK) does"
+        )
 
 
 Transport = SwitchTransport | KernelTransport
@@ -243,7 +258,7 @@ def unix_connect(address: UnixAddress | HybridAddress, timeout: float) -> _Base:
         ConnectTimeout: its queue was full for `timeout` seconds.
         OSError: there is no such Unix socket.
     """
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock = adapted(_Base)(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         with _unix.naming(address.path):
             _unix.connect(sock, address.path, timeout)

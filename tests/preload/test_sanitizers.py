@@ -50,7 +50,7 @@ def program(request, tmp_path_factory) -> Path:
     if "cannot find" in done.stderr:
         pytest.skip(f"gcc has no library for -fsanitize={request.param}")
     assert done.returncode == 0, done.stderr
-    return built
+    return Path(built)
 
 
 def test_program_starts_and_sends(switch, run: Any, program):
