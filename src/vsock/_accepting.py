@@ -31,12 +31,15 @@ _EPOLL_CTL_DEL: Final = 2
 _turn = threading.Lock()
 
 
-class _Message(NamedTuple):
+class Message(NamedTuple):
+    """One message of a listener: its bytes, the descriptors beside it, and whether there was no place for some."""
+
     data: bytes
     fds: list[int]
     was_cut: bool
 
     def close(self) -> None:
+        """Close the descriptors."""
         for fd in self.fds:
             os.close(fd)
 
@@ -54,7 +57,7 @@ def receive_accepted(sock: _Base) -> tuple[Reply, bytes, int]:
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         while True:
-            message = _take_in_turn(sock)
+            message = take_in_turn(sock)
             if message is not None:
                 return _accepted(sock, message)
             _wait(sock, deadline)
@@ -73,8 +76,12 @@ def _wait(sock: _Base, deadline: float | None) -> None:
         _Base.recv(sock, 1, _socket.MSG_PEEK)
 
 
-def _take_in_turn(sock: _Base) -> _Message | None:
-    """Keep other threads, and processes that share the listener, from taking what we look at."""
+def take_in_turn(sock: _Base) -> Message | None:
+    """Take a message, and keep others that share the listener from taking what we look at; None if nothing is there.
+
+    Raises:
+        OSError: EMFILE, ENFILE: no descriptor is left; the message stays.
+    """
     with _turn:
         tries = 0
         while not _lock(sock, fcntl.LOCK_EX | fcntl.LOCK_NB) and tries < _TRIES:
@@ -100,7 +107,7 @@ def _lock(sock: _Base, how: int) -> bool:
     return True
 
 
-def _take(sock: _Base) -> _Message | None:
+def _take(sock: _Base) -> Message | None:
     """Take a message with its descriptor, both or none of them; None if nothing is there."""
     # With a timeout, Python's own calls would wait in spite of MSG_DONTWAIT.
     if _Base.gettimeout(sock) and not _endpoint.wait(sock, select.POLLIN, 0.0):
@@ -118,20 +125,20 @@ def _take(sock: _Base) -> _Message | None:
     return taken
 
 
-def _receive(sock: _Base, flags: int) -> _Message:
+def _receive(sock: _Base, flags: int) -> Message:
     flags |= _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
     size, room = MESSAGE_SIZE + INHERITED_SIZE, _socket.CMSG_SPACE(4)
     try:
         data, ancillary, flags, _ = _Base.recvmsg(sock, size, room, flags)
     except ConnectionResetError:
-        return _Message(b"", [], was_cut=False)
+        return Message(b"", [], was_cut=False)
     fds = [
         fd
         for level, kind, passed in ancillary
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
         for (fd,) in struct.iter_unpack("@i", passed)
     ]
-    return _Message(data, fds, bool(flags & _socket.MSG_CTRUNC))
+    return Message(data, fds, bool(flags & _socket.MSG_CTRUNC))
 
 
 def _no_descriptor() -> OSError:
@@ -143,7 +150,7 @@ def _no_descriptor() -> OSError:
     return state_error(errno.EMFILE)  # there was none a moment ago
 
 
-def _accepted(sock: _Base, message: _Message) -> tuple[Reply, bytes, int]:
+def _accepted(sock: _Base, message: Message) -> tuple[Reply, bytes, int]:
     """Acknowledge an ACCEPT and return what it says."""
     try:
         if not message.data:

@@ -24,7 +24,7 @@ from vsock.address import (
     as_target,
 )
 from vsock.errors import SwitchGone, transport_error
-from vsock.sockets import kernel_pair, listen, make_socket, wrap_hybrid
+from vsock.sockets import kernel_pair, lasting_class, listen, make_socket, wrap_hybrid
 from vsock.transports import (
     LONGEST_HYBRID_ANSWER,
     Transport,
@@ -68,25 +68,29 @@ async def start_server(
     *,
     backlog: int = 128,
     transport: Transport | str | None = None,
+    reconnect: bool = False,
     **options: Any,
 ) -> asyncio.AbstractServer:
     """Accept connections at `address` and give each one's streams to `client_connected_cb`.
 
-    When the switch goes away the server is closed, and the loop's exception handler is told why.
+    When the switch goes away the server is closed, and the loop's exception handler is told why; with `reconnect` it
+    goes on with the next switch.
 
     Args:
         client_connected_cb: called as by `asyncio.start_server`.
         address: as for `vsock.create_server`.
         backlog: how many connections may wait.
         transport: where to listen, as for `vsock.socket`.
+        reconnect: come back by itself when the switch ends and another one starts, as for `vsock.create_server`.
         options: passed on to `asyncio.start_server` (``limit``, ``ssl``, ``start_serving``, …).
 
     Raises:
         OSError: as `vsock.socket.bind` says.
     """
-    sock = listen(_Listener, address, backlog=backlog, type=SOCK_STREAM, transport=transport)
+    make = lasting_class() if reconnect else _Listener
+    sock = listen(make, address, backlog=backlog, type=SOCK_STREAM, transport=transport)
     loop = asyncio.get_running_loop()
-    is_ours = isinstance(sock, _Listener | UnixListener)
+    is_ours = isinstance(sock, socket | UnixListener)
     if is_ours and not isinstance(loop, asyncio.SelectorEventLoop):
         # Another loop would accept at the descriptor itself, or take it away from the listener.
         sock.setblocking(False)

@@ -6,6 +6,7 @@ way. The asyncio twins are in `vsock.aio`; the class itself, and why a socket he
 descriptor, in `vsock._socket_class`.
 """
 
+import builtins
 import socket as _socket
 from collections.abc import Callable
 from typing import Any
@@ -111,6 +112,7 @@ def create_server(
     backlog: int = 128,
     type: int = SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
     transport: Transport | str | None = None,
+    reconnect: bool = False,
 ) -> _Base:
     """Return a listening socket for `address`, or for a port on every CID that is ours.
 
@@ -123,11 +125,21 @@ def create_server(
         backlog: `backlog` + 1 connections may wait for `accept`; more are refused.
         type: `SOCK_STREAM` or `SOCK_SEQPACKET`.
         transport: where to listen, as for `socket`.
+        reconnect: come back by itself when the switch ends and another one starts. A thread does that, of this
+            process, which must live as long as the listener.
 
     Raises:
         OSError: as `socket.bind` says.
     """
-    return listen(socket, address, backlog=backlog, type=type, transport=transport)
+    make = lasting_class() if reconnect else socket
+    return listen(make, address, backlog=backlog, type=type, transport=transport)
+
+
+def lasting_class() -> builtins.type[socket]:
+    """Return the class of listeners that come back with their switch, for which not all should pay."""
+    from vsock._lasting import LastingListener
+
+    return LastingListener
 
 
 def listen(
