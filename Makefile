@@ -124,6 +124,10 @@ conformance: setup build guests ## The kernel's own vsock_test over the switch, 
 oracle: setup build guests ## Ask the kernel: every case in guests, with vsock.socket and under vsock run
 	$(BIN)/python -m tests.oracle $(ORACLE)
 
+.PHONY: cpython-tests
+cpython-tests: build ## CPython's own tests of streams, with vsock.socket and under vsock run
+	$(BIN)/python -m tests.cpython
+
 .PHONY: fuzz
 fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all
 	tools/fuzz $(FUZZ_SECONDS)

@@ -34,7 +34,6 @@ def listen(path: Path, port: int) -> None:
         connection, _ = listener.accept()
         with connection, connection.makefile("r", encoding="utf-8") as said:
             print(said.read())
-    Path(f"{address.path}_{port}").unlink()  # a Unix socket's name stays when it is closed
 
 
 if __name__ == "__main__":

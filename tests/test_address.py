@@ -103,7 +103,7 @@ def test_wrong_text_parsed_raises_with_the_reason(text, reason):
         parse(text)
 
 
-@pytest.mark.parametrize("bad", [-1, 1 << 32, "3", 3.0, None, True])
+@pytest.mark.parametrize("bad", [-2, 1 << 32, "3", 3.0, None, True])
 def test_address_of_no_32_bit_number_raises(bad):
     """CID and port must be integers of 32 bits."""
     with pytest.raises(AddressError, match="CID"):
@@ -125,7 +125,20 @@ def test_kernel_address_as_target_stays_one():
     assert type(as_target(KernelAddress(2, 5))) is KernelAddress
     assert type(as_target((2, 5))) is Address
     with pytest.raises(AddressError, match="pair"):
-        as_target((2, 5, 6))  # type: ignore[arg-type]
+        as_target((2, 5, 6))
+
+
+def test_minus_one_is_the_wildcard():
+    """As C programs write it, and Python's own sockets take it (A6)."""
+    assert Address(-1, -1) == (0xFFFFFFFF, 0xFFFFFFFF)
+
+
+def test_pair_with_a_name_says_how_to_write_it():
+    """Every other Python socket takes a pair of name and port (N27)."""
+    with pytest.raises(AddressError, match="write 'alpha:5000'"):
+        as_target(("alpha", 5000))
+    with pytest.raises(TypeError, match="write 'host:5000'"):
+        as_target(("host", 5000))
 
 
 @pytest.mark.parametrize("name", [*WELL_KNOWN_CIDS, "", "7up", "a:b", "a/b", "x" * 64, "ü"])

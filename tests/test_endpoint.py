@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsock import ProtocolError, SwitchGone
+from vsock._accepting import receive_accepted
 from vsock._endpoint import (
     MESSAGE_SIZE,
     Op,
@@ -18,7 +19,6 @@ from vsock._endpoint import (
     Request,
     ask,
     receive,
-    receive_accepted,
 )
 
 U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
@@ -126,8 +126,8 @@ def test_accept_without_a_descriptor_raises(ends):
         receive_accepted(ends[0])
 
 
-def test_accept_without_a_free_descriptor_raises_emfile_and_is_acknowledged(ends):
-    """A process with too many open files learns so, and the backlog does not stay occupied."""
+def test_accept_without_a_free_descriptor_raises_emfile_and_takes_nothing(ends):
+    """A process with too many open files learns so, and gets the connection when it has room (A4)."""
     ours, theirs = ends
     with socket.socket() as other:
         socket.send_fds(theirs, [Reply(Op.ACCEPT).encode()], [other.fileno()])
@@ -141,6 +141,10 @@ def test_accept_without_a_free_descriptor_raises_emfile_and_is_acknowledged(ends
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert caught.value.errno == errno.EMFILE
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100)
+    os.close(receive_accepted(ours)[2])
     assert Request.decode(theirs.recv(100)) == Request(Op.ACCEPTED)
 
 

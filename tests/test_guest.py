@@ -1,7 +1,9 @@
 """`vsock.Guest`: joining, leaving, and the private directory."""
 
+import asyncio
 import select
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,49 @@ def test_guest_whose_switch_ended_knows_and_joins_the_next_one(runtime_dir):
             with accepted:
                 assert accepted.getsockname() == ours.getpeername() == (33, PORT)
         guest.stop()
+
+
+def test_guest_is_told_that_its_switch_has_ended(runtime_dir):
+    """By wait, as often as it is asked; and it can join the next one."""
+    with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
+        guest = vsock.Guest(switch.socket_path("alpha"))
+        guest.start()
+        assert guest.wait(0) is None
+        switch.set_guest_cid("alpha", 33)
+        assert guest.wait(0.01) is None
+    assert guest.wait(30) == "the device hung up"
+    assert guest.wait() == "the device hung up"
+    guest.stop()
+    with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir), guest:
+        assert guest.wait(0) is None
+
+
+def test_guest_is_told_that_it_was_removed(switch):
+    """Several may wait, threads and tasks."""
+    with vsock.Guest(switch.socket_path("alpha")) as guest:
+        said: list[str | None] = []
+        threads = [threading.Thread(target=lambda: said.append(guest.wait(30))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+
+        async def main() -> None:
+            waiting = asyncio.ensure_future(guest.wait_async())
+            done, _ = await asyncio.wait([waiting], timeout=0.01)
+            assert not done
+            switch.remove_guest("alpha")
+            said.append(await waiting)
+
+        asyncio.run(main())
+        for thread in threads:
+            thread.join()
+        assert said == ["the device hung up"] * 4
+
+
+def test_guest_stopped_by_another_thread_ends_the_wait(switch):
+    """No wait without an end."""
+    guest = vsock.Guest(switch.socket_path("alpha"))
+    guest.start()
+    threading.Timer(0.05, guest.stop).start()
+    assert guest.wait(30) == "this guest was stopped"
+    with pytest.raises(UsageError):
+        guest.wait(0)

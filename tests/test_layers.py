@@ -31,7 +31,15 @@ SOCKETS = {
 """The public socket API."""
 
 STATE = {"_options", "_note"}
-BELOW_SOCKETS = LEAVES | {"_endpoint", "_kernel_socket", "transports"}
+BELOW_SOCKETS = LEAVES | {
+    "_green",
+    "_endpoint",
+    "_accepting",
+    "_arguments",
+    "_unix",
+    "_kernel_socket",
+    "transports",
+}
 BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
 BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm", "preload"}
 
@@ -43,12 +51,16 @@ ALLOWED: dict[str, set[str]] = {
     "vmm": LEAVES,
     "preload": LEAVES,
     # the endpoint protocol and the choice of a transport
-    "_endpoint": LEAVES,
+    "_endpoint": LEAVES | {"_green"},
+    "_accepting": LEAVES | {"_endpoint", "_green", "_note"},
+    "_green": set(),
+    "_arguments": {"_green"},
+    "_unix": LEAVES | {"_green"},
     "_kernel_socket": LEAVES,
-    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note"},
+    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note", "_unix", "_green"},
     # what a socket is, kept in the socket
     "_options": LEAVES,
-    "_note": LEAVES | {"_options"},
+    "_note": LEAVES | {"_options", "_green"},
     # the socket API
     "_life": BELOW_SOCKETS | STATE,
     "_data_calls": BELOW_SOCKETS | {"_life"},
@@ -57,7 +69,8 @@ ALLOWED: dict[str, set[str]] = {
     "_passing": {"transports"},
     "_socket_class": BELOW_SOCKETS | STATE | {"_life", "_connecting", "_data_calls", "_passing"},
     "_datagrams": BELOW_SOCKETS | STATE | {"_life", "_socket_class"},
-    "sockets": BELOW_SOCKETS | STATE | {"_life", "_socket_class", "_datagrams"},
+    "_lasting": BELOW_SOCKETS | STATE | {"_passing", "_socket_class"},
+    "sockets": BELOW_SOCKETS | STATE | {"_life", "_socket_class", "_datagrams", "_lasting"},
     "_accept_loop": BELOW_SOCKETS | {"_socket_class"},
     "aio": BELOW_SOCKETS | {"_socket_class", "_datagrams", "_accept_loop", "sockets"},
     "guest": BELOW_SOCKETS | {"sockets", "aio", "_native"},

@@ -107,6 +107,12 @@ def modules_after(program):
     )
 
 
+@pytest.mark.parametrize("name", ["Guest", "Switch", "socket"])
+def test_help_of_a_class_says_how_to_make_one(name):
+    """And not "Initialize self", which is what `object` says (N27)."""
+    assert getattr(vsock, name).__init__.__doc__ not in (None, object.__init__.__doc__)
+
+
 def test_import_is_light():
     """Importing the package does not load what only some of its users need; N13: the command has not begun."""
     before = modules_after("pass")

@@ -10,7 +10,6 @@ import socket as _socket
 from collections.abc import Callable
 from typing import Any
 
-from vsock._socket_class import socket
 from vsock.errors import SwitchGone
 
 
@@ -18,7 +17,7 @@ class AcceptLoop(asyncio.AbstractServer):
     """Accepts at `listener` and gives each connection a protocol that `make_protocol` makes."""
 
     def __init__(
-        self, listener: socket, make_protocol: Callable[[], asyncio.Protocol], options: Any
+        self, listener: _socket.socket, make_protocol: Callable[[], asyncio.Protocol], options: Any
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
@@ -87,7 +86,7 @@ class AcceptLoop(asyncio.AbstractServer):
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
-    async def _begin(self, connection: socket) -> None:
+    async def _begin(self, connection: _socket.socket) -> None:
         """Hand one connection to the loop; one whose TLS handshake fails is only reported."""
         try:
             await self._loop.connect_accepted_socket(

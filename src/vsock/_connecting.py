@@ -15,13 +15,13 @@ from typing import Final
 
 from vsock import _endpoint, _note
 from vsock._endpoint import Op, Reply, Request
+from vsock._green import Base as _Base
 from vsock._life import UNKNOWN
 from vsock._note import ATTACHED, BEGUN, STREAM, Note, State
 from vsock._option_calls import OptionCalls
 from vsock.address import PORT_ANY, Address
 from vsock.errors import state_error, transport_error
 
-_Base = _socket.socket
 _LEAST_SEND_BUFFER: Final = 4608
 """The smallest send buffer of a socket as the kernel counts it."""
 _USUAL_SEND_BUFFER: Final = 212992

@@ -19,7 +19,10 @@ import socket as _socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from vsock._arguments import arguments_first, look_at, look_at_sendto
+from vsock._green import Base as _Base
 from vsock._life import Life
+from vsock.address import as_target
 from vsock.errors import state_error
 
 SOCK_STREAM: Final = _socket.SOCK_STREAM
@@ -29,8 +32,7 @@ _MSG_EOR: Final = _socket.MSG_EOR
 _MSG_WAITALL: Final = _socket.MSG_WAITALL
 _MSG_CTRUNC: Final = _socket.MSG_CTRUNC
 _MSG_ERRQUEUE: Final = 0x2000
-_UNUSUAL_RECEIVING: Final = _MSG_OOB | _MSG_ERRQUEUE | _MSG_WAITALL
-_Base = _socket.socket
+_UNUSUAL: Final = _MSG_OOB | _MSG_ERRQUEUE
 _marks: list[int] = []
 
 
@@ -52,6 +54,7 @@ class DataCalls(_Base):
         """Raise ECONNRESET, once, if the data ends because the connection did not end well."""
         raise NotImplementedError
 
+    @arguments_first
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receive up to `bufsize` bytes, or one message; empty at the end of the data."""
         if self._is_over(bufsize, flags):
@@ -61,6 +64,7 @@ class DataCalls(_Base):
             self._check_end()
         return data
 
+    @arguments_first
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Receive into `buffer` (its first `nbytes`, if given) and return how much came."""
         if self._is_over(nbytes or memoryview(buffer).nbytes, flags):
@@ -78,10 +82,13 @@ class DataCalls(_Base):
         """Receive like `recv_into`; there is no address with it."""
         return self.recv_into(buffer, nbytes, flags), None
 
+    @arguments_first
     def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[Any], int, Any]:
         """Receive data and flags: MSG_TRUNC (a message was longer), MSG_EOR (it ends a record)."""
+        if ancbufsize:
+            look_at(_Base.recvmsg, bufsize, ancbufsize, flags)
         if self._is_over(bufsize, flags):
             return b"", [], 0, None
         data, _, flags, _ = super().recvmsg(bufsize, 0, flags)
@@ -89,11 +96,14 @@ class DataCalls(_Base):
             self._check_end()
         return data, [], self._told_flags(flags), None
 
+    @arguments_first
     def recvmsg_into(
         self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[Any], int, Any]:
         """Receive like `recvmsg`, into several buffers one after the other."""
         views = [memoryview(buffer) for buffer in buffers]
+        if ancbufsize:
+            look_at(_Base.recvmsg_into, views, ancbufsize, flags)
         if self._is_over(sum(view.nbytes for view in views), flags):
             return 0, [], 0, None
         length, _, flags, _ = super().recvmsg_into(views, 0, flags)
@@ -101,6 +111,7 @@ class DataCalls(_Base):
             self._check_end()
         return length, [], self._told_flags(flags), None
 
+    @arguments_first
     def send(self, data: Any, flags: int = 0, /) -> int:
         """Send `data`, or as much of it as fits now; a message (SOCK_SEQPACKET) whole.
 
@@ -113,6 +124,7 @@ class DataCalls(_Base):
             return self._send_message([data], flags)
         return super().send(data, flags)
 
+    @arguments_first
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """Send all of `data`; a message (SOCK_SEQPACKET) is sent as with `send`."""
         self._may_send(flags)
@@ -123,10 +135,11 @@ class DataCalls(_Base):
 
     def sendto(self, data: Any, *rest: Any) -> int:
         """Refuse to send to an address: EISCONN if connected, else EOPNOTSUPP."""
+        look_at_sendto(data, rest)
         flags = rest[0] if len(rest) > 1 else 0
-        address = rest[-1] if rest else None
-        return self.sendmsg([data], (), flags, address)
+        return self.sendmsg([data], (), flags, as_target(rest[-1]))
 
+    @arguments_first
     def sendmsg(
         self,
         buffers: Iterable[Any],
@@ -136,6 +149,10 @@ class DataCalls(_Base):
         /,
     ) -> int:
         """Send several buffers as one; ancillary data is ignored, as by every AF_VSOCK socket."""
+        if ancdata != ():
+            look_at(_Base.sendmsg, [], ancdata, flags)
+        if address is not None:
+            address = as_target(address)
         self._may_send(flags, address)
         if self.type == SOCK_SEQPACKET:
             return self._send_message(list(buffers), flags)
@@ -149,6 +166,8 @@ class DataCalls(_Base):
     def _is_over(self, length: int, flags: int) -> bool:
         """Do the kernel's checks before a receive; true if it gives nothing, at once."""
         life = self._life
+        if flags & _UNUSUAL and self.fileno() < 0:
+            raise state_error(errno.EBADF)
         if flags & _MSG_ERRQUEUE:
             raise state_error(errno.EAGAIN)
         if not life.has_stream:
@@ -172,6 +191,8 @@ class DataCalls(_Base):
     def _may_send(self, flags: int, address: Any = None) -> None:
         """Do the kernel's checks before a send."""
         life = self._life
+        if (address is not None or flags & _MSG_OOB) and self.fileno() < 0:
+            raise state_error(errno.EBADF)
         if flags & _MSG_OOB:
             raise state_error(errno.EOPNOTSUPP)
         if address is not None:

@@ -17,12 +17,14 @@ from collections.abc import Iterable
 from typing import Any, Final, cast
 
 from vsock import _endpoint
+from vsock._arguments import look_at, look_at_sendto
 from vsock._endpoint import MESSAGE_SIZE, Op, Reply, Request
+from vsock._green import Base as _Base
 from vsock._life import Life
 from vsock._note import ATTACHED, State, shut
 from vsock._options import AF_VSOCK
 from vsock._socket_class import CLASSES, as_address, socket
-from vsock.address import CID_ANY, PORT_ANY, Address
+from vsock.address import CID_ANY, PORT_ANY, Address, as_target
 from vsock.errors import SwitchGone, state_error, transport_error
 
 LONGEST_DATAGRAM: Final = 17 * 4096 - 24
@@ -30,7 +32,6 @@ LONGEST_DATAGRAM: Final = 17 * 4096 - 24
 
 _MSG_TRUNC: Final = _socket.MSG_TRUNC
 _REFUSED: Final = _socket.MSG_OOB | 0x2000  # MSG_ERRQUEUE
-_Base = _socket.socket
 
 
 class DatagramSocket(socket):
@@ -60,7 +61,9 @@ class DatagramSocket(socket):
         Raises:
             OSError: as for other sockets: EADDRINUSE, EADDRNOTAVAIL, EACCES, EINVAL.
         """
-        wanted = as_address(address, self._lookup)
+        target = as_target(address)
+        self._require_open_file()
+        wanted = as_address(target, self._lookup)
         if self._life.ours.port != PORT_ANY:
             raise state_error(errno.EINVAL)
         request = Request(Op.BIND, wanted.cid, wanted.port)
@@ -93,6 +96,7 @@ class DatagramSocket(socket):
 
     def shutdown(self, how: int, /) -> None:
         """End one direction or both, here only: nobody is told. ENOTCONN unless connected."""
+        look_at(_Base.shutdown, how)
         self._require_open_file()
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
             raise state_error(errno.EINVAL)
@@ -119,10 +123,9 @@ class DatagramSocket(socket):
                 guest), EMSGSIZE (longer than 69608 bytes), EINVAL (no destination), EPIPE (shut
                 down).
         """
-        if not rest:
-            raise TypeError("sendto takes an address")
+        look_at_sendto(data, rest)
         flags = rest[0] if len(rest) > 1 else 0
-        return self.sendmsg([data], (), flags, rest[-1])
+        return self.sendmsg([data], (), flags, as_target(rest[-1]))
 
     def sendmsg(
         self,
@@ -133,6 +136,8 @@ class DatagramSocket(socket):
         /,
     ) -> int:
         """Send several buffers as one datagram."""
+        if ancdata != ():
+            look_at(_Base.sendmsg, [], ancdata, flags)
         self._require_open_file()
         if flags & _socket.MSG_OOB:
             raise state_error(errno.EOPNOTSUPP)
@@ -182,6 +187,8 @@ class DatagramSocket(socket):
         self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[Any], int, Any]:
         """Receive like `recvmsg`, into several buffers one after the other."""
+        if ancbufsize:
+            look_at(_Base.recvmsg_into, [], ancbufsize, flags)
         self._require_open_file()
         if flags & _REFUSED:
             raise state_error(errno.EOPNOTSUPP)
@@ -204,14 +211,11 @@ class DatagramSocket(socket):
             return kind.to_bytes(4, "little")[:buflen] if buflen else kind
         return super().getsockopt(level, optname, buflen)
 
-    def setsockopt(self, level: int, optname: int, value: Any, optlen: int = 0, /) -> None:
+    def setsockopt(self, level: int, optname: int, value: Any, *optlen: int) -> None:
         """Set an option of SOL_SOCKET; there are no others (EOPNOTSUPP)."""
         if level == AF_VSOCK:
             raise state_error(errno.EOPNOTSUPP)
-        if value is None:
-            super().setsockopt(level, optname, value, optlen)
-        else:
-            super().setsockopt(level, optname, value)
+        super().setsockopt(level, optname, value, *optlen)
 
     def dup(self) -> "DatagramSocket":
         """Return another descriptor for the same socket."""

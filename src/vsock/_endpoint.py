@@ -12,7 +12,6 @@ may ask what in `vsock.sockets`.
 """
 
 import errno
-import os
 import select
 import socket as _socket
 import struct
@@ -20,7 +19,10 @@ import time
 from enum import IntEnum
 from typing import NamedTuple
 
-from vsock.errors import ProtocolError, SwitchGone, state_error
+from vsock._green import Base as _Base
+from vsock._green import is_patched
+from vsock._green import wait as wait_green
+from vsock.errors import ProtocolError, SwitchGone
 
 VERSION = 1
 MESSAGE_SIZE = 32
@@ -40,7 +42,6 @@ ANSWER_TIMEOUT = 5.0
 _TIOCOUTQ = 0x5411
 _REQUEST = struct.Struct("<BBHIIIQII")
 _REPLY = struct.Struct("<BBHIIIIIQ")
-_Base = _socket.socket
 
 
 class Op(IntEnum):
@@ -143,7 +144,9 @@ def send(sock: _Base, request: Request, extra: bytes = b"") -> None:
             message = message[_Base.send(sock, message, _socket.MSG_DONTWAIT) :]
         except BlockingIOError:
             continue
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                raise
             raise _gone(f"sending {Op(request.op).name}") from None
 
 
@@ -227,49 +230,13 @@ def _receive_now(sock: _Base, flags: int) -> bytes:
         return b""
 
 
-def receive_accepted(sock: _Base) -> tuple[Reply, bytes, int]:
-    """Take the next ACCEPT off a listener: the reply, what LISTEN left, and the connection's descriptor.
-
-    This waits as the socket's own timeout says, and raises what a timed-out `recv` raises.
-    """
-    room = _socket.CMSG_SPACE(4)
-    try:
-        message, ancillary, flags, _ = _Base.recvmsg(
-            sock, MESSAGE_SIZE + INHERITED_SIZE, room, _socket.MSG_CMSG_CLOEXEC
-        )
-    except ConnectionResetError:
-        message, ancillary, flags = b"", [], 0
-    fds = [
-        fd
-        for level, kind, data in ancillary
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
-        for (fd,) in struct.iter_unpack("@i", data)
-    ]
-    try:
-        if not message:
-            raise _gone("accept")
-        reply, inherited = Reply.decode(message[:MESSAGE_SIZE]), message[MESSAGE_SIZE:]
-        if flags & _socket.MSG_CTRUNC and not fds:
-            # The kernel has closed the descriptor, but its place in the backlog is still to be
-            # given back.
-            send(sock, Request(Op.ACCEPTED))
-            raise state_error(errno.EMFILE)
-        is_whole = len(inherited) in (0, INHERITED_SIZE)
-        if reply.op != Op.ACCEPT or len(fds) != 1 or not is_whole:
-            raise _broken(f"a listener got op {reply.op} with {len(fds)} file descriptors")
-        send(sock, Request(Op.ACCEPTED))
-    except OSError:
-        for fd in fds:
-            os.close(fd)
-        raise
-    return reply, inherited, fds[0]
-
-
 def wait(sock: _Base, events: int, deadline: float) -> bool:
     """Wait until one of `events` is on `sock`; False if `deadline` passes first."""
+    left = max(0.0, deadline - time.monotonic())
+    if is_patched():
+        return wait_green(sock.fileno(), events, left)
     poller = select.poll()
     poller.register(sock, events)
-    left = max(0.0, deadline - time.monotonic())
     return bool(poller.poll(left * 1000))
 
 

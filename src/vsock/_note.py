@@ -23,6 +23,7 @@ import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from vsock._green import Base as _Base
 from vsock._options import VsockOptions
 from vsock.address import Address
 
@@ -37,7 +38,6 @@ _HZ: Final = 250
 _DEFAULT_TICKS: Final = 500
 _NARROW: Final = (1 << 29) - 1
 _SECOND: Final = 10**9
-_Base = _socket.socket
 
 NOT_THE_PROGRAMS: Final = {_SO_MAX_PACING_RATE, _SO_INCOMING_CPU}
 """Options of SOL_SOCKET that programs cannot have, as the note is there."""

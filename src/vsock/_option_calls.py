@@ -11,8 +11,10 @@ import socket as _socket
 from typing import Any, Final, overload
 
 from vsock import _endpoint, _note
+from vsock._arguments import arguments_first, look_at
 from vsock._data_calls import SOCK_STREAM, DataCalls
 from vsock._endpoint import Op, Request
+from vsock._green import Base as _Base
 from vsock._note import LOW_WATER, OPTIONS, ZEROCOPY, Note, State
 from vsock._options import AF_VSOCK, DEFAULT_BUFFER
 from vsock.errors import state_error
@@ -62,6 +64,7 @@ class OptionCalls(DataCalls):
     def getsockopt(self, level: int, optname: int, /) -> int: ...
     @overload
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+    @arguments_first
     def getsockopt(self, level: int, optname: int, buflen: int = 0, /) -> int | bytes:
         """Return an option: those of AF_VSOCK (as bytes, with `buflen`) and of SOL_SOCKET.
 
@@ -85,7 +88,7 @@ class OptionCalls(DataCalls):
     def setsockopt(self, level: int, optname: int, value: Any, /) -> None: ...
     @overload
     def setsockopt(self, level: int, optname: int, value: None, optlen: int, /) -> None: ...
-    def setsockopt(self, level: int, optname: int, value: Any, optlen: int = 0, /) -> None:
+    def setsockopt(self, level: int, optname: int, value: Any, *optlen: int) -> None:
         """Set an option: those of AF_VSOCK (64-bit sizes and timevals, as bytes), SOL_SOCKET.
 
         A new buffer size is told to the other side at once.
@@ -93,6 +96,9 @@ class OptionCalls(DataCalls):
         Raises:
             OSError: ENOPROTOOPT, EINVAL, ERANGE or EOPNOTSUPP, as docs/reference/options.md says.
         """
+        look_at(_Base.setsockopt, level, optname, 0)
+        if not isinstance(value, int) and not optlen:
+            memoryview(value)
         self._require_open_file()
         if level == AF_VSOCK:
             given = (
@@ -114,10 +120,12 @@ class OptionCalls(DataCalls):
             self._set_zerocopy(_as_integer(value))
         elif optname == _socket.SO_RCVLOWAT:
             self._set_low_water(_as_integer(value))
-        elif value is None:
-            super().setsockopt(level, optname, value, optlen)
+        elif isinstance(value, int):
+            # Sockets of AF_VSOCK pass numbers of 64 bits on, and the kernel reads the lower half.
+            lower = (value + (1 << 31)) % (1 << 32) - (1 << 31)
+            super().setsockopt(level, optname, lower)
         else:
-            super().setsockopt(level, optname, value)
+            super().setsockopt(level, optname, value, *optlen)
 
     def _own_option(self, optname: int) -> int | None:
         """Return the value of a SOL_SOCKET option that the descriptor does not know."""

@@ -24,15 +24,18 @@ make on the descriptor, and those must fit what it is. This module is not for ch
 import contextlib
 import errno
 import math
-import select
 import socket as _socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from vsock import _endpoint, _note, _passing
+from vsock._accepting import receive_accepted
+from vsock._arguments import look_at
 from vsock._connecting import Connecting
 from vsock._data_calls import SOCK_SEQPACKET, SOCK_STREAM
 from vsock._endpoint import Op, Reply, Request
+from vsock._green import Base as _Base
+from vsock._green import adapted, plain_poll
 from vsock._life import UNKNOWN, Life
 from vsock._note import ATTACHED, END_TOLD, MESSAGES, STREAM, Note, State
 from vsock._options import CONNECT_TIMEOUT, VsockOptions
@@ -52,7 +55,6 @@ _LONGEST_MESSAGE: Final = 1 << 24
 """Send buffer asked for on message sockets; the kernel gives what its settings allow."""
 CLASSES: Final[dict[int, Any]] = {}
 """Classes of sockets that are made instead of `socket`, by type; they add themselves."""
-_Base = _socket.socket
 
 
 class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is spelled like it
@@ -93,13 +95,13 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         if not isinstance(type, int):
             raise TypeError(f"a socket's type is an integer, not {type!r}")
         if cls is not socket:
-            return super().__new__(cls)
+            return super().__new__(adapted(cls))
         where = choose(transport)
         if isinstance(where, KernelTransport):
             # Of another class, so that Python calls no __init__ of ours.
             return cast("socket", where.make(type, proto))
         chosen: builtins.type[socket] = CLASSES.get(type & 0xF, socket)
-        return super().__new__(chosen)
+        return super().__new__(adapted(chosen))
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         *,
         transport: Transport | str | None = None,
     ) -> None:
+        """Make the descriptor; the arguments are the class's."""
         where = choose(transport)
         if isinstance(where, KernelTransport):
             raise UsageError(
@@ -140,7 +143,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         For the code that got it in another way: `accept`, `from_fd` and the hybrid handshake. Whether it blocks
         is left as it is, since others may hold it too.
         """
-        made = _Base.__new__(cls)
+        made = _Base.__new__(adapted(cls))
         _Base.__init__(made, _socket.AF_UNIX, kind, fileno=fd)
         made._life = life
         return made
@@ -249,8 +252,9 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
             NoSwitch: there is no switch to bind at.
             AddressError: `address` is none.
         """
-        wanted = as_address(address, self._lookup)
+        target = as_target(address)
         self._require_open_file()
+        wanted = as_address(target, self._lookup)
         life = self._life
         self._settle()
         if life.state is not State.FRESH:
@@ -268,6 +272,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         Raises:
             OSError: EINVAL unless the socket is bound, and only that.
         """
+        look_at(_Base.listen, backlog)
         backlog = min(max(backlog, 0), _LONGEST_BACKLOG)
         self._require_open_file()
         life = self._life
@@ -286,14 +291,15 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
 
         Raises:
             OSError: EINVAL if the socket does not listen; `BlockingIOError` or `TimeoutError` if
-                none came; EMFILE, and the connection is lost (`vsock_accept`).
-            SwitchGone: the switch went away, and with it everything that could ever come.
+                none came; EMFILE or ENFILE: no descriptor is left, and the connection waits on (`vsock_accept`).
+            SwitchGone: the switch went away. That is said once; afterwards the socket is as one that
+                nobody connects to, since the loops of servers know no listener that ends.
         """
         self._require_open_file()
         life = self._life
         if life.state is not State.LISTENING and self._look().state is not State.LISTENING:
             raise state_error(errno.EINVAL)
-        reply, inherited, fd = _endpoint.receive_accepted(self)
+        reply, inherited, fd = receive_accepted(self)
         ours = Address(reply.our_cid, reply.our_port)
         theirs = Address(reply.their_cid, reply.their_port)
         child = Life(Note(), life.transport)
@@ -315,6 +321,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
             NoSuchGuest: ENODEV: nothing has this CID or name.
             OSError: EISCONN, EALREADY, EINVAL (it listens, or was shut down).
         """
+        target = as_target(address)
         self._require_open_file()
         self._settle()
         state = self._life.state
@@ -327,7 +334,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
             self._put(self._life.note._replace(code=0))
         self._raise_pending_error()
         if state is not State.CONNECTING:
-            theirs = as_address(address, self._lookup)
+            theirs = as_address(target, self._lookup)
             if self._life.wants_zerocopy:
                 raise state_error(errno.EOPNOTSUPP)
             self._request_connect(theirs)
@@ -394,6 +401,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         Raises:
             OSError: EINVAL (`how` is none of the three), ENOTCONN.
         """
+        look_at(_Base.shutdown, how)
         self._require_open_file()
         if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
             raise state_error(errno.EINVAL)
@@ -455,7 +463,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
         if life.is_end_told or life.transport is None or not life.receives:
             return
         # While the other end is open, the other side has only ended its data.
-        poller = select.poll()
+        poller = plain_poll()
         poller.register(self, 0)
         if not poller.poll(0) or self._look().flags & END_TOLD:
             return

@@ -17,9 +17,9 @@ it resolves no names and opens no sockets.
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vsock.errors import AddressError
+from vsock.errors import AddressError, AddressTypeError
 
 CID_ANY = 0xFFFFFFFF
 """The wildcard for `bind`, and "no CID"."""
@@ -63,7 +63,7 @@ class Address(_CidAndPort):
         port: a program there, 32 bits.
 
     Raises:
-        AddressError: a part is no integer from 0 to 4294967295.
+        AddressError: a part is no integer from 0 to 4294967295, nor -1, which means the wildcard.
     """
 
     __slots__ = ()
@@ -150,15 +150,22 @@ def parse(text: str) -> Target:
     return NamedAddress(where, port) if cid is None else Address(cid, port)
 
 
-def as_target(address: Target | tuple[int, int] | str) -> Target:
-    """Return what `address`, in any of the forms the verbs take, stands for."""
+def as_target(address: Any) -> Target:
+    """Return what `address`, in any of the forms the verbs take, stands for.
+
+    Raises:
+        AddressError: it has none of them; `AddressTypeError` if it is not even text or a pair of numbers.
+    """
     if isinstance(address, str):
         return parse(address)
     if isinstance(address, Address | NamedAddress | UnixAddress | HybridAddress | KernelAddress):
         return address
-    if type(address) is tuple and len(address) == 2:
-        return Address(*address)
-    raise AddressError(f"an address is a pair (cid, port) or text, not {address!r}")
+    if not isinstance(address, tuple) or len(address) != 2:
+        raise AddressTypeError(f"an address is a pair (cid, port) or text, not {address!r}")
+    cid, port = address
+    if isinstance(cid, str) and (is_name(cid) or cid in WELL_KNOWN_CIDS):
+        raise AddressTypeError(f"the CID must be an integer, not a name: write '{cid}:{port}'")
+    return Address(cid, port)
 
 
 def is_name(text: str) -> bool:
@@ -217,7 +224,9 @@ def _number(text: str, what: str, digits: str) -> int:
 
 def _checked(what: str, number: int) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
-        raise AddressError(f"the {what} must be an integer, not {type(number).__name__}")
+        raise AddressTypeError(f"the {what} must be an integer, not {type(number).__name__}")
+    if number == -1:  # as C programs write VMADDR_CID_ANY and VMADDR_PORT_ANY
+        return _LIMIT
     if not 0 <= number <= _LIMIT:
         raise AddressError(f"the {what} {number} is not between 0 and {_LIMIT}")
     return number

@@ -10,9 +10,12 @@ import socket as _socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from vsock import _unix
 from vsock._accept_loop import AcceptLoop
 from vsock._endpoint import ANSWER_TIMEOUT
+from vsock._green import Base as _Base
 from vsock._socket_class import CONNECT_TIMEOUT, SOCK_STREAM, socket
+from vsock._unix import UnixListener
 from vsock.address import (
     Address,
     HybridAddress,
@@ -21,7 +24,7 @@ from vsock.address import (
     as_target,
 )
 from vsock.errors import SwitchGone, transport_error
-from vsock.sockets import kernel_pair, listen, make_socket, wrap_hybrid
+from vsock.sockets import kernel_pair, lasting_class, listen, make_socket, wrap_hybrid
 from vsock.transports import (
     LONGEST_HYBRID_ANSWER,
     Transport,
@@ -29,7 +32,6 @@ from vsock.transports import (
     hybrid_request,
 )
 
-_Base = _socket.socket
 _Callback = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
 
@@ -66,25 +68,31 @@ async def start_server(
     *,
     backlog: int = 128,
     transport: Transport | str | None = None,
+    reconnect: bool = False,
     **options: Any,
 ) -> asyncio.AbstractServer:
     """Accept connections at `address` and give each one's streams to `client_connected_cb`.
 
-    When the switch goes away the server is closed, and the loop's exception handler is told why.
+    When the switch goes away the server is closed, and the loop's exception handler is told why; with `reconnect` it
+    goes on with the next switch.
 
     Args:
         client_connected_cb: called as by `asyncio.start_server`.
         address: as for `vsock.create_server`.
         backlog: how many connections may wait.
         transport: where to listen, as for `vsock.socket`.
+        reconnect: come back by itself when the switch ends and another one starts, as for `vsock.create_server`.
         options: passed on to `asyncio.start_server` (``limit``, ``ssl``, ``start_serving``, …).
 
     Raises:
         OSError: as `vsock.socket.bind` says.
     """
-    sock = listen(_Listener, address, backlog=backlog, type=SOCK_STREAM, transport=transport)
+    make = lasting_class() if reconnect else _Listener
+    sock = listen(make, address, backlog=backlog, type=SOCK_STREAM, transport=transport)
     loop = asyncio.get_running_loop()
-    if isinstance(sock, _Listener) and not isinstance(loop, asyncio.SelectorEventLoop):
+    is_ours = isinstance(sock, socket | UnixListener)
+    if is_ours and not isinstance(loop, asyncio.SelectorEventLoop):
+        # Another loop would accept at the descriptor itself, or take it away from the listener.
         sock.setblocking(False)
         return await _accept_loop(client_connected_cb, sock, options)
     try:
@@ -100,7 +108,7 @@ async def start_server(
 
 
 async def _accept_loop(
-    client_connected_cb: _Callback, sock: socket, options: dict[str, Any]
+    client_connected_cb: _Callback, sock: _Base, options: dict[str, Any]
 ) -> asyncio.AbstractServer:
     """Do what `asyncio.start_server` does, for a loop that would not call `sock.accept`."""
     loop = asyncio.get_running_loop()
@@ -190,7 +198,7 @@ async def _connect_hybrid(target: UnixAddress | HybridAddress, allowed: float) -
     sock.setblocking(False)
     try:
         async with asyncio.timeout(allowed):
-            await loop.sock_connect(sock, target.path)
+            await _connect_unix(sock, target.path)
             if isinstance(target, UnixAddress):
                 return wrap_hybrid(sock, target, 0)
             await loop.sock_sendall(sock, hybrid_request(target.port))
@@ -207,3 +215,12 @@ async def _connect_hybrid(target: UnixAddress | HybridAddress, allowed: float) -
     except BaseException:
         sock.close()
         raise
+
+
+async def _connect_unix(sock: _Base, path: str) -> None:
+    """Connect to a Unix socket, whose loop's own `sock_connect` takes a full queue for a connection."""
+    with _unix.naming(path):
+        for pause in _unix.pauses():
+            if _unix.connect_nowait(sock, path):
+                break
+            await asyncio.sleep(pause)

@@ -5,6 +5,7 @@
     VsockError
     ├── UsageError (ValueError)             you: an argument that can never work
     │   └── AddressError                      an address that cannot be read
+    │       └── AddressTypeError (TypeError)    it is not even text or a pair of numbers
     ├── ProtocolError (OSError)             the peer: it broke the endpoint or hybrid protocol
     └── TransportError (OSError)            the world: the errno is what AF_VSOCK would give
         ├── NoSwitch                          ENODEV: there is no switch to talk to
@@ -40,6 +41,10 @@ class UsageError(VsockError, ValueError):
 
 class AddressError(UsageError):
     """A text or tuple that is no VSOCK address; the message says which part and why."""
+
+
+class AddressTypeError(AddressError, TypeError):
+    """What is no address because of its type, where every Python socket raises a ``TypeError``."""
 
 
 class ProtocolError(VsockError, OSError):

@@ -32,11 +32,15 @@ def preload_environment(
 ) -> dict[str, str]:
     """Return `environment` (by default our own) with what sends AF_VSOCK to the switch at `runtime_dir`.
 
-    Other libraries in ``LD_PRELOAD`` stay, after ours.
+    Other libraries in ``LD_PRELOAD`` stay, after ours. The run-time library of gcc's AddressSanitizer, which wants to be the
+    first of all, is told by ``ASAN_OPTIONS`` to do without; ours calls nothing that it needs to be first for.
     """
     changed = dict(os.environ if environment is None else environment)
     others = [name for name in changed.get("LD_PRELOAD", "").replace(":", " ").split() if name]
     ours = str(preload_path())
     changed["LD_PRELOAD"] = ":".join([ours, *(name for name in others if name != ours)])
+    options = changed.get("ASAN_OPTIONS")
+    # What comes later wins there, and that is what the user says.
+    changed["ASAN_OPTIONS"] = ":".join(filter(None, ["verify_asan_link_order=0", options]))
     changed["VSOCK_RUNTIME_DIR"] = str(runtime_dir.absolute())
     return changed

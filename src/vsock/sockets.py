@@ -6,11 +6,14 @@ way. The asyncio twins are in `vsock.aio`; the class itself, and why a socket he
 descriptor, in `vsock._socket_class`.
 """
 
+import builtins
 import socket as _socket
 from collections.abc import Callable
 from typing import Any
 
 from vsock import _datagrams  # noqa: F401 - it adds the class for its type
+from vsock._green import Base as _Base
+from vsock._green import adapted
 from vsock._life import UNKNOWN, Life
 from vsock._note import Note
 from vsock._options import (
@@ -20,6 +23,7 @@ from vsock._options import (
     SO_VM_SOCKETS_CONNECT_TIMEOUT,
 )
 from vsock._socket_class import CONNECT_TIMEOUT, SOCK_SEQPACKET, SOCK_STREAM, socket
+from vsock._unix import UnixListener
 from vsock.address import (
     CID_ANY,
     CID_HOST,
@@ -55,7 +59,6 @@ __all__ = [
 ]
 
 SOCK_DGRAM = _socket.SOCK_DGRAM
-_Base = _socket.socket
 
 
 def create_connection(
@@ -109,22 +112,34 @@ def create_server(
     backlog: int = 128,
     type: int = SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
     transport: Transport | str | None = None,
+    reconnect: bool = False,
 ) -> _Base:
     """Return a listening socket for `address`, or for a port on every CID that is ours.
 
     A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its
-    guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path.
+    guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path. The file goes when the
+    socket is closed; one that a killed server has left is replaced.
 
     Args:
         address: a port, a pair, one of the address types, or text; a port means all CIDs that are ours.
         backlog: `backlog` + 1 connections may wait for `accept`; more are refused.
         type: `SOCK_STREAM` or `SOCK_SEQPACKET`.
         transport: where to listen, as for `socket`.
+        reconnect: come back by itself when the switch ends and another one starts. A thread does that, of this
+            process, which must live as long as the listener.
 
     Raises:
         OSError: as `socket.bind` says.
     """
-    return listen(socket, address, backlog=backlog, type=type, transport=transport)
+    make = lasting_class() if reconnect else socket
+    return listen(make, address, backlog=backlog, type=type, transport=transport)
+
+
+def lasting_class() -> builtins.type[socket]:
+    """Return the class of listeners that come back with their switch, for which not all should pay."""
+    from vsock._lasting import LastingListener
+
+    return LastingListener
 
 
 def listen(
@@ -139,13 +154,12 @@ def listen(
     target = Address(CID_ANY, address) if isinstance(address, int) else as_target(address)
     where: Any = target
     if isinstance(target, UnixAddress):
-        sock, where = _Base(_socket.AF_UNIX, type), target.path
-    elif isinstance(target, HybridAddress):
-        sock, where = _Base(_socket.AF_UNIX, type), hybrid_listening_path(target)
-    else:
-        sock = make_socket(target, type, transport, make)
-        if not isinstance(sock, socket):
-            where = kernel_pair(target)
+        return adapted(UnixListener)(target.path, type, backlog)
+    if isinstance(target, HybridAddress):
+        return adapted(UnixListener)(hybrid_listening_path(target), type, backlog)
+    sock = make_socket(target, type, transport, make)
+    if not isinstance(sock, socket):
+        where = kernel_pair(target)
     try:
         sock.bind(where)
         sock.listen(backlog)
@@ -204,10 +218,10 @@ def wrap_hybrid(sock: _Base, target: HybridAddress | UnixAddress, our_port: int)
 
 
 def _connect_hybrid(target: HybridAddress | UnixAddress, timeout: float | None) -> socket:
-    port = 0
+    port, allowed = 0, CONNECT_TIMEOUT if timeout is None else timeout
     if isinstance(target, HybridAddress):
-        sock, port = hybrid_connect(target, CONNECT_TIMEOUT if timeout is None else timeout)
+        sock, port = hybrid_connect(target, allowed)
     else:
-        sock = unix_connect(target)
+        sock = unix_connect(target, allowed)
     sock.settimeout(timeout)
     return wrap_hybrid(sock, target, port)

@@ -20,8 +20,10 @@ import struct
 import time
 from typing import Final, NamedTuple
 
-from vsock import _endpoint
+from vsock import _endpoint, _unix
 from vsock._endpoint import Op, Reply, Request
+from vsock._green import Base as _Base
+from vsock._green import adapted, is_patched
 from vsock._note import cookie
 from vsock.address import HybridAddress, UnixAddress
 from vsock.errors import (
@@ -41,7 +43,6 @@ LONGEST_HYBRID_ANSWER: Final = 32
 _KERNEL_INSTEAD: Final = (
     "; VSOCK_TRANSPORT=kernel or --transport kernel choose the kernel's own AF_VSOCK"
 )
-_Base = _socket.socket
 _DIRECTORIES: Final = {
     _socket.SOCK_STREAM: "stream",
     _socket.SOCK_SEQPACKET: "seqpacket",
@@ -65,7 +66,7 @@ class SwitchTransport(NamedTuple):
         if len(os.fsencode(path)) > 107:
             raise path_too_long(path)
         try:
-            _connect_unix(sock, path)
+            _unix.connect(sock, path, _endpoint.ANSWER_TIMEOUT)
         except PermissionError:
             raise AccessDenied(errno.EACCES, f"{path}: this user may not use the switch") from None
         except BlockingIOError:
@@ -98,7 +99,7 @@ class SwitchTransport(NamedTuple):
         gone did, and another that serves in its place knows nothing of it.
         """
         try:
-            with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as aside:
+            with _Base(_socket.AF_UNIX, _socket.SOCK_STREAM) as aside:
                 self.attach(aside, _socket.SOCK_STREAM)
                 is_same = _node_pid(aside) == _node_pid(sock)
                 code = _endpoint.ask(aside, _about(cookie(sock))).errno
@@ -123,7 +124,7 @@ class SwitchTransport(NamedTuple):
 
     def _reply(self, request: Request, extra: bytes = b"") -> Reply:
         """Ask one thing over a connection of its own."""
-        with _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
+        with _Base(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
             self.attach(sock, _socket.SOCK_STREAM)
             return _endpoint.ask(sock, request, extra)
 
@@ -145,14 +146,20 @@ class KernelTransport:
     __slots__ = ()
 
     def make(self, kind: int, proto: int = 0) -> _Base:
-        """Return a new kernel socket."""
+        """Return a new kernel socket.
+
+        Raises:
+            UsageError: gevent or eventlet has patched this program: such a socket would stop all greenlets.
+        """
+        _refuse_green()
         # Late, because few ask for it, and ctypes costs more to import than all the rest.
         from vsock._kernel_socket import KernelSocket
 
         return KernelSocket(kind, proto)
 
     def from_fd(self, fd: int) -> _Base:
-        """Return the kernel socket that `fd` is."""
+        """Return the kernel socket that `fd` is; see `make`."""
+        _refuse_green()
         from vsock._kernel_socket import KernelSocket
 
         return KernelSocket.from_fd(fd)
@@ -162,6 +169,14 @@ class KernelTransport:
         from vsock._kernel_socket import kernel_local_cid
 
         return kernel_local_cid()
+
+
+def _refuse_green() -> None:
+    if is_patched():
+        raise UsageError(
+            "the transport 'kernel' does not work with gevent or eventlet; "
+            "their own socket.socket(AF_VSOCK) does"
+        )
 
 
 Transport = SwitchTransport | KernelTransport
@@ -213,14 +228,13 @@ def hybrid_connect(address: HybridAddress, timeout: float) -> tuple[_Base, int]:
     """Connect to a guest's port behind a hybrid socket: the stream, and our port.
 
     Raises:
-        ConnectTimeout: there was no answer within `timeout` seconds.
+        ConnectTimeout: there was no answer within `timeout` seconds, or the queue was full so long.
         ConnectRefused, ProtocolError: as `hybrid_answer` says.
         OSError: there is no such Unix socket.
     """
     deadline = time.monotonic() + timeout
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock = unix_connect(address, timeout)
     try:
-        _connect_foreign(sock, address.path)
         sock.sendall(hybrid_request(address.port))
         line = b""
         # Byte by byte: what follows the line is the guest's data already.
@@ -237,11 +251,20 @@ def hybrid_connect(address: HybridAddress, timeout: float) -> tuple[_Base, int]:
         raise
 
 
-def unix_connect(address: UnixAddress) -> _Base:
-    """Connect to a plain Unix stream socket."""
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+def unix_connect(address: UnixAddress | HybridAddress, timeout: float) -> _Base:
+    """Connect to the Unix stream socket that an address leads to.
+
+    Raises:
+        ConnectTimeout: its queue was full for `timeout` seconds.
+        OSError: there is no such Unix socket.
+    """
+    sock = adapted(_Base)(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        _connect_foreign(sock, address.path)
+        with _unix.naming(address.path):
+            _unix.connect(sock, address.path, timeout)
+    except BlockingIOError:
+        sock.close()
+        raise transport_error(errno.ETIMEDOUT, f"connect to {address}") from None
     except BaseException:
         sock.close()
         raise
@@ -251,40 +274,3 @@ def unix_connect(address: UnixAddress) -> _Base:
 def hybrid_listening_path(address: HybridAddress) -> str:
     """Return the path where a hypervisor looks for the host's listener on a port."""
     return f"{address.path}_{address.port}"
-
-
-def _connect_foreign(sock: _Base, path: str) -> None:
-    """Connect to a Unix socket that is not the switch's; errors name its path."""
-    try:
-        _connect_unix(sock, path)
-    except OSError as error:
-        if error.errno is None:  # Python itself says that the path is too long
-            raise UsageError(f"{path}: {error}") from None
-        raise OSError(error.errno, os.strerror(error.errno), path) from None
-
-
-def _connect_unix(sock: _Base, path: str) -> None:
-    """Connect to a Unix socket; wait a little if its queue of connections is full.
-
-    A full queue is only told by EAGAIN and cannot be polled for, so then the descriptor blocks,
-    bounded by SO_SNDTIMEO, even if it is non-blocking for its user.
-    """
-    seconds = int(_endpoint.ANSWER_TIMEOUT)
-    try:
-        os.set_blocking(sock.fileno(), False)
-        try:
-            _Base.connect(sock, path)
-        except BlockingIOError:
-            _set_send_timeout(sock, seconds)
-            os.set_blocking(sock.fileno(), True)
-            try:
-                _Base.connect(sock, path)
-            finally:
-                _set_send_timeout(sock, 0)
-    finally:
-        os.set_blocking(sock.fileno(), sock.gettimeout() is None)
-
-
-def _set_send_timeout(sock: _Base, seconds: int) -> None:
-    timeval = struct.pack("@ll", seconds, 0)
-    _Base.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)

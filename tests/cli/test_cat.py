@@ -227,3 +227,37 @@ def test_listening_where_one_cannot_says_what_to_do(
     captured = capsys.readouterr().err
     assert captured.startswith("vsock: bind ")
     assert captured.endswith(f"; {said}\n")
+
+
+def served(port: int) -> bool:
+    """Whether a `cat -l -k --exec 'echo served'` answers at the port."""
+    try:
+        with vsock.create_connection((vsock.CID_LOCAL, port)) as sock:
+            return sock.makefile("rb").read() == b"served\n"
+    except vsock.ConnectRefused:
+        return False
+
+
+def test_kept_cat_comes_back_with_the_next_switch(runtime_dir: Path) -> None:
+    """With --reconnect; without it `vsock cat` ends with its switch (A5b)."""
+    with vsock.Switch(runtime_dir=runtime_dir):
+        lasting = cat("-l", "-k", "--reconnect", "5000", "--exec", "echo served")
+        ending = cat("-l", "-k", "5001", "--exec", "echo served")
+        deadline = time.monotonic() + DEADLINE
+        while not (served(5000) and served(5001)):
+            assert time.monotonic() < deadline
+    with ending:
+        _, complaint = ending.communicate(timeout=DEADLINE)
+        assert (ending.returncode, complaint) == (1, b"vsock: accept: the switch went away\n")
+    with lasting, vsock.Switch(runtime_dir=runtime_dir):
+        deadline = time.monotonic() + DEADLINE
+        while not served(5000):
+            assert time.monotonic() < deadline
+        lasting.terminate()
+        lasting.communicate(timeout=DEADLINE)
+
+
+def test_reconnect_is_for_listeners(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who connects is told so."""
+    assert main(["cat", "--reconnect", "local:5000"]) == 2
+    assert "--reconnect is for -l" in capsys.readouterr().err

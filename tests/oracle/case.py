@@ -122,8 +122,9 @@ def do(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         got = call(*arguments, **options)
     except OSError as error:
         return _ERRNO_NAMES.get(error.errno or 0, type(error).__name__)
-    except (ValueError, TypeError, OverflowError) as error:
-        return type(error).__name__
+    except (TypeError, ValueError, OverflowError) as error:
+        kinds = (TypeError, ValueError, OverflowError)  # some of ours are of two
+        return next(kind.__name__ for kind in kinds if isinstance(error, kind))
     if got is None or isinstance(got, _socket.socket):
         return OK
     return tuple(got) if isinstance(got, tuple) else got  # an address may be of a class of its own

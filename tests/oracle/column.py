@@ -26,7 +26,17 @@ from tests.oracle.env import Env, PlainEnv
 SECTIONS: Final = (
     *("creating", "addresses", "binding", "local_ports", "listening", "accepting"),
     *("connecting", "attempts", "sending", "blocked", "receiving", "transfers", "packets"),
-    *("shutting", "closing", "polling", "readiness", "options", "sizes", "ioctls", "datagrams"),
+    *(
+        "shutting",
+        "closing",
+        "polling",
+        "readiness",
+        "options",
+        "sizes",
+        "ioctls",
+        "datagrams",
+        "arguments",
+    ),
 )
 """The modules in `cases`, in the order of kernel-semantics."""
 

@@ -39,6 +39,7 @@ mod settle;
 mod setup;
 mod suspects;
 mod sys;
+mod turn;
 mod vm_options;
 mod wire;
 

@@ -176,6 +176,41 @@ impl Fd {
         call!(libc::SYS_recvmsg, self.0, &raw mut *message, flags).map(as_size)
     }
 
+    /// Waits, as the socket is set to, until there is something to receive, or the end.
+    pub(crate) fn await_message(self) -> Answer<()> {
+        let (mut byte, nobody) = (0u8, core::ptr::null_mut::<c_void>());
+        let at = &raw mut byte;
+        call!(libc::SYS_recvfrom, self.0, at, 1, libc::MSG_PEEK, nobody, nobody).map(|_| ())
+    }
+
+    /// Locks the socket for this process (F_WRLCK), or gives it free (F_UNLCK), without waiting.
+    pub(crate) fn lock(self, kind: c_int) -> Answer<()> {
+        // SAFETY: all zeros is a valid flock.
+        let mut lock: libc::flock = unsafe { core::mem::zeroed() };
+        lock.l_type = libc::c_short::try_from(kind).unwrap_or(0);
+        call!(libc::SYS_fcntl, self.0, libc::F_SETLK, &raw const lock).map(|_| ())
+    }
+
+    /// Puts a socket in this descriptor's place that is never readable and never hangs up: one of datagrams without a name.
+    pub(crate) fn silence(self) -> Answer<()> {
+        let kept = self.flags() & libc::O_NONBLOCK; // SOCK_NONBLOCK has the same value
+        let is_cloexec = call!(libc::SYS_fcntl, self.0, libc::F_GETFD)? != 0;
+        let flags = if is_cloexec { libc::O_CLOEXEC } else { 0 };
+        let silent = Self::unix_socket(libc::SOCK_DGRAM | kept)?;
+        let placed = call!(libc::SYS_dup3, silent.0, self.0, flags).map(|_| ());
+        silent.close();
+        placed
+    }
+
+    /// Takes this descriptor out of every epoll instance that the process has among the lowest `count` descriptors.
+    pub(crate) fn leave_epoll(self, count: c_int) {
+        let no_event = core::ptr::null::<libc::epoll_event>();
+        for instance in 0..count {
+            // What is no epoll instance, or does not watch us, says so.
+            let _ = call!(libc::SYS_epoll_ctl, instance, libc::EPOLL_CTL_DEL, self.0, no_event);
+        }
+    }
+
     /// Shuts down one direction or both.
     pub(crate) fn shut_down(self, how: c_int) -> Answer<()> {
         call!(libc::SYS_shutdown, self.0, how).map(|_| ())
@@ -273,6 +308,14 @@ fn timespec(milliseconds: u64) -> libc::timespec {
 /// Writes to standard error.
 pub(crate) fn complain(text: &[u8]) {
     let _ = call!(libc::SYS_write, libc::STDERR_FILENO, text.as_ptr(), text.len());
+}
+
+/// How many descriptors the process may have.
+pub(crate) fn descriptor_limit() -> c_int {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let no_new = core::ptr::null::<libc::rlimit>();
+    let _ = call!(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, no_new, &raw mut limit);
+    c_int::try_from(limit.rlim_cur).unwrap_or(c_int::MAX)
 }
 
 /// Lets others run.

@@ -31,6 +31,11 @@ __all__ = ["cat"]
 )
 @click.option("-k", "--keep", is_flag=True, help="With -l and --exec: serve until interrupted.")
 @click.option(
+    "--reconnect",
+    is_flag=True,
+    help="With -l: when the switch ends, wait for the next one instead of ending too.",
+)
+@click.option(
     "-e",
     "--exec",
     "command",
@@ -53,6 +58,7 @@ def cat(
     address: str,
     listen: bool,
     keep: bool,
+    reconnect: bool,
     command: str | None,
     tty: bool,
     seqpacket: bool,
@@ -69,6 +75,8 @@ def cat(
 
     if keep and not (listen and command):
         raise click.UsageError("-k is for -l with --exec: standard input can be sent only once")
+    if reconnect and not listen:
+        raise click.UsageError("--reconnect is for -l: who connects can do it again")
     if tty and (command or sys.stdin is None or not sys.stdin.isatty()):
         raise click.UsageError("--tty is for a terminal as standard input")
     program = None if command is None else _program(command)
@@ -80,7 +88,7 @@ def cat(
         connection = connect(address, timeout, where, type=kind)
         connection.settimeout(None)
         return _serve(connection, address, program, tty, verbose)
-    with _listen(address, kind, where) as listener:
+    with _listen(address, kind, where, reconnect) as listener:
         if verbose:
             click.echo(f"listening on {listener.getsockname()}", err=True)
         if program and keep:
@@ -102,12 +110,12 @@ def _program(command: str) -> list[str]:
     return words
 
 
-def _listen(address: str, kind: int, transport: "Transport") -> socket.socket:
+def _listen(address: str, kind: int, transport: "Transport", reconnect: bool) -> socket.socket:
     from vsock import sockets
 
     target = f"any:{address}" if address.isascii() and address.isdigit() else address
     try:
-        return sockets.create_server(target, type=kind, transport=transport)
+        return sockets.create_server(target, type=kind, transport=transport, reconnect=reconnect)
     except OSError as error:
         if isinstance(error, VsockError) or error.filename or "bind " in str(error):
             raise

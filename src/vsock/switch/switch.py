@@ -94,6 +94,7 @@ class Switch:
         poll_us: int = POLL_US,
         linger_timeout: float = LINGER_TIMEOUT,
     ) -> None:
+        """Make a switch that is not started yet; the arguments are the class's."""
         self._first_guests = _specs(guests)
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
         self._files = RuntimeFiles(directory.absolute())

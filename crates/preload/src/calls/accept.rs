@@ -1,11 +1,13 @@
-//! `accept`: takes a connection off a listener, which is a descriptor that the node passes.
+//! `accept`: takes a connection off a listener, which is a descriptor that the node passes; and what becomes of a listener
+//! whose switch has ended.
 
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
 
 use crate::address::Address;
 use crate::note::{Flags, Note, State};
-use crate::sys::{Answer, Errno, Fd, tick_us};
+use crate::sys::{Answer, Errno, Fd, descriptor_limit, tick_us};
+use crate::turn::Turn;
 use crate::vm_options::VmOptions;
 use crate::wire::{INHERITED, MESSAGE, Reply, Request, op};
 use crate::{name, node, suspects};
@@ -61,8 +63,65 @@ fn begin(fd: Fd, listener: &Note, reply: &Reply, inherited: &[u8; INHERITED]) ->
     options.put(fd, note).unwrap_or(note).put(fd)
 }
 
+/// An ACCEPT as it was received, or looked at.
+struct Message {
+    bytes: [u8; MESSAGE + INHERITED],
+    len: usize,
+    fd: Option<Fd>,
+    was_cut: bool,
+}
+
+/// How many descriptors are looked through for epoll instances, at most.
+const MOST_DESCRIPTORS: c_int = 1 << 16;
+
 /// Receives one ACCEPT as the program's own settings for waiting say, and acknowledges it.
 fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED], Fd)> {
+    loop {
+        match take(listener, is_cloexec) {
+            Ok(message) if message.len == 0 => return Err(end(listener)),
+            Ok(message) => return accepted(listener, &message),
+            Err(Errno(libc::EAGAIN)) if !listener.is_nonblocking() => {
+                match listener.await_message() {
+                    Ok(()) | Err(Errno(libc::ECONNRESET)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Takes a message with its descriptor, both or none: who has no place for the descriptor would lose the connection,
+/// where the kernel's `accept` leaves it in the queue. Looking at a message gives its descriptor too, or tells that there
+/// is no place for one.
+fn take(listener: Fd, is_cloexec: bool) -> Answer<Message> {
+    let flags = libc::MSG_DONTWAIT | if is_cloexec { libc::MSG_CMSG_CLOEXEC } else { 0 };
+    let _turn = Turn::take(listener); // what was looked at is what is taken
+    let seen = receive_one(listener, flags | libc::MSG_PEEK)?;
+    if seen.was_cut && seen.fd.is_none() {
+        // EMFILE or ENFILE, unless a descriptor has come free meanwhile.
+        return Err(Fd::blank().map_or_else(
+            |error| error,
+            |fd| {
+                fd.close();
+                Errno(libc::EMFILE)
+            },
+        ));
+    }
+    let taken = receive_one(listener, flags);
+    match taken {
+        // There was room for one descriptor only.
+        Ok(Message { bytes, fd: None, .. }) if bytes == seen.bytes => Ok(seen),
+        taken => {
+            if let Some(fd) = seen.fd {
+                fd.close();
+            }
+            taken
+        }
+    }
+}
+
+fn receive_one(listener: Fd, flags: c_int) -> Answer<Message> {
     let mut bytes = [0; MESSAGE + INHERITED];
     // SAFETY: all zeros is a valid Control and a valid msghdr.
     let (mut control, mut message): (Control, libc::msghdr) =
@@ -73,23 +132,24 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED], Fd
     message.msg_iovlen = 1;
     message.msg_control = (&raw mut control).cast::<c_void>();
     message.msg_controllen = size_of::<Control>();
-    let flags = if is_cloexec { libc::MSG_CMSG_CLOEXEC } else { 0 };
-    let got = match listener.receive_message(&mut message, flags) {
-        Ok(0) | Err(Errno(libc::ECONNRESET)) => return Err(Errno(libc::ENODEV)), // the switch is gone
-        Ok(got) => got,
-        Err(error) => return Err(error),
+    let len = match listener.receive_message(&mut message, flags) {
+        Err(Errno(libc::ECONNRESET)) => 0,
+        answer => answer?,
     };
     let has_fd = message.msg_controllen >= size_of::<libc::cmsghdr>() + size_of::<c_int>()
         && control.header.cmsg_level == libc::SOL_SOCKET
         && control.header.cmsg_type == libc::SCM_RIGHTS;
-    let fd = has_fd.then_some(Fd(control.fd));
-    let reply = split(&bytes).filter(|_| got == bytes.len()).ok_or(Errno(libc::EPROTO));
+    let was_cut = message.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok(Message { bytes, len, fd: has_fd.then_some(Fd(control.fd)), was_cut })
+}
+
+fn accepted(listener: Fd, message: &Message) -> Answer<(Reply, [u8; INHERITED], Fd)> {
+    let whole = split(&message.bytes).filter(|_| message.len == message.bytes.len());
+    let reply = whole.ok_or(Errno(libc::EPROTO));
     let reply = reply.and_then(|(head, rest)| Ok((Reply::decode(head, op::ACCEPT)?, *rest)));
-    // Also when there was no descriptor left for it: its place in the backlog is free again.
     let acknowledged = node::send(listener, &Request::new(op::ACCEPTED).encode());
-    match (reply, fd, acknowledged) {
+    match (reply, message.fd, acknowledged) {
         (Ok((reply, inherited)), Some(fd), Ok(())) => Ok((reply, inherited, fd)),
-        (Ok(_), None, Ok(())) => Err(Errno(libc::EMFILE)),
         (reply, fd, acknowledged) => {
             if let Some(fd) = fd {
                 fd.close();
@@ -97,6 +157,16 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED], Fd
             Err(reply.err().or(acknowledged.err()).unwrap_or(Errno(libc::EPROTO)))
         }
     }
+}
+
+/// Ends a listener whose switch has ended: that is said once, and from then on it is as one that nobody connects to.
+/// It would be readable for ever, and the program ask for ever, for no listener of the kernel's ends.
+fn end(listener: Fd) -> Errno {
+    // Where other processes hold the socket too, an epoll instance would go on about it.
+    listener.leave_epoll(descriptor_limit().min(MOST_DESCRIPTORS));
+    // Without a descriptor left it stays as it is, until the next call.
+    let _ = Note::of(listener).map(|note| listener.silence().and_then(|()| note.put(listener)));
+    Errno(libc::ENODEV)
 }
 
 fn split(bytes: &[u8]) -> Option<(&[u8; MESSAGE], &[u8; INHERITED])> {
