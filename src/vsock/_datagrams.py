@@ -79,6 +79,10 @@ class DatagramSocket(socket):
         self._life.theirs = theirs
         self._life.note = self._life.note._replace(state=State.CONNECTED)
 
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
+        """Stay in this process: its second connection, and what is known of it, are here."""
+        raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
+
     def getpeername(self) -> Address:
         """Return the destination of `send`; ENOTCONN if there is none."""
         self._require_open_file()

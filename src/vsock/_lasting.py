@@ -16,7 +16,7 @@ import time
 import weakref
 from typing import Any, Final
 
-from vsock import _accepting, _endpoint, _note, _passing
+from vsock import _accepting, _endpoint, _note
 from vsock._endpoint import MESSAGE_SIZE, Op, Request
 from vsock._green import Base as _Base
 from vsock._green import is_patched
@@ -226,5 +226,3 @@ def _leave_to_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)
-# Who gets one with `multiprocessing` has the program's end, as any listener; this process's thread serves both.
-_passing.makers[LastingListener] = socket.adopt_noted

@@ -150,7 +150,7 @@ class socket(Connecting):  # noqa: N801 - it stands in for socket.socket and is 
 
     def __reduce_ex__(self, protocol: Any, /) -> Any:
         """Go to another process, if it is `multiprocessing` that takes it there; TypeError otherwise."""
-        if type(self) is socket and _passing.is_passed_on():
+        if _passing.is_passed_on():
             return _passing.reduce(self, socket.adopt_noted)
         return super().__reduce_ex__(protocol)
 
