@@ -4,6 +4,7 @@ The modules are sent to the guest, where the package is not installed; its Pytho
 it had been built without AF_VSOCK.
 """
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,21 @@ from vsock.testing.plugin import KINDS
 from vsock.transports import SwitchTransport
 
 PACKAGE = Path(vsock.__file__).parent
-MODULES = (
-    *("errors", "address", "_kernel_socket", "_options", "_note", "_life", "_endpoint"),
-    "transports",
-    *("_data_calls", "_option_calls", "_socket_class", "_datagrams", "sockets"),
-)
+
+
+def needed(module: str, before: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """A module of the package behind all that it imports when it is imported, and behind `before`."""
+    for node in ast.parse((PACKAGE / f"{module}.py").read_text()).body:
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        package, _, name = node.module.partition(".")
+        for wanted in [name] if name else [alias.name for alias in node.names]:
+            if package == "vsock" and wanted not in before:
+                before = needed(wanted, before)
+    return (*before, module)
+
+
+MODULES = needed("sockets", needed("_kernel_socket"))
 """What `vsock.socket` is made of, each after those that it imports."""
 
 PROGRAM = r"""
