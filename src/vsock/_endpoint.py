@@ -201,8 +201,8 @@ def outcome(sock: _Base, cookie: int) -> Reply | None:
     # fcntl is a module of its own, and only connecting needs it.
     from fcntl import ioctl
 
-    if struct.unpack("@i", ioctl(sock.fileno(), _TIOCOUTQ, bytes(4)))[0]:
-        return None
+    # Before the look at what can be read: a request that was there then may be gone a moment later.
+    is_held = struct.unpack("@i", ioctl(sock.fileno(), _TIOCOUTQ, bytes(4)))[0] > 0
     try:
         head = _receive_now(sock, _socket.MSG_PEEK)
     except ConnectionResetError:
@@ -210,8 +210,9 @@ def outcome(sock: _Base, cookie: int) -> Reply | None:
     if len(head) == MESSAGE_SIZE and (head[0], head[1]) == (VERSION, Op.CONNECT):
         reply = Reply.decode(head)
         if reply.errno and reply.flow == cookie:
+            # It comes before the request is taken out, and makes the descriptor readable: who waits for that too asks now.
             return reply
-    return Reply(Op.CONNECT)
+    return None if is_held else Reply(Op.CONNECT)
 
 
 def take_refusal(sock: _Base) -> None:

@@ -67,22 +67,25 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
 }
 
 fn outcome(fd: Fd) -> Answer<Outcome> {
-    if fd.unsent()? > 0 {
-        return Ok(Outcome::Pending);
-    }
+    // Before the look at what can be read: a request that was there then may be gone a moment later.
+    let is_held = fd.unsent()? > 0;
     let mut bytes = [0; MESSAGE];
     match fd.peek(&mut bytes) {
-        Ok(MESSAGE) => Ok(match Reply::decode_verdict(&bytes, op::CONNECT) {
-            Ok((reply, Some(error))) if reply.flow == fd.cookie()? => {
-                Outcome::Failed(error, Some(reply))
+        // A refusal comes before the request is taken out, and makes the descriptor readable: who waits for that too
+        // asks now.
+        Ok(MESSAGE) => {
+            if let Ok((reply, Some(error))) = Reply::decode_verdict(&bytes, op::CONNECT)
+                && reply.flow == fd.cookie()?
+            {
+                return Ok(Outcome::Failed(error, Some(reply)));
             }
-            _ => Outcome::Connected,
-        }),
+        }
         // What a Unix socket says whose other end was closed with our request unread in it.
-        Err(Errno(libc::ECONNRESET)) => Ok(Outcome::Failed(Errno(libc::ENODEV), None)),
-        Ok(_) | Err(Errno(libc::EAGAIN | libc::EINTR)) => Ok(Outcome::Connected),
-        Err(error) => Err(error),
+        Err(Errno(libc::ECONNRESET)) => return Ok(Outcome::Failed(Errno(libc::ENODEV), None)),
+        Ok(_) | Err(Errno(libc::EAGAIN | libc::EINTR)) => {}
+        Err(error) => return Err(error),
     }
+    Ok(if is_held { Outcome::Pending } else { Outcome::Connected })
 }
 
 fn take_reply(fd: Fd) {

@@ -84,6 +84,7 @@ async def _version(qemu: str) -> str:
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
     return shown.decode(errors="replace").partition("\n")[0]
 
 
