@@ -25,6 +25,8 @@ from vsock.errors import state_error, transport_error
 _LEAST_SEND_BUFFER: Final = 4608
 """The smallest send buffer of a socket as the kernel counts it."""
 _USUAL_SEND_BUFFER: Final = 212992
+_MESSAGES_SEND_BUFFER: Final = 2 << 24
+"""Of a socket that keeps messages: the kernel gives what its settings allow."""
 
 
 class Connecting(OptionCalls):
@@ -61,7 +63,8 @@ class Connecting(OptionCalls):
     def _held_send_buffer(self) -> int:
         """Return the send buffer that the socket has again after its connect, as the kernel counts it."""
         if self._life.has_low_water:
-            return _USUAL_SEND_BUFFER
+            is_stream = self.type == _socket.SOCK_STREAM
+            return _USUAL_SEND_BUFFER if is_stream else _MESSAGES_SEND_BUFFER
         return _Base.getsockopt(self, _socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
 
     def _hold_send_buffer(self, size: int) -> None:
@@ -129,14 +132,22 @@ class Connecting(OptionCalls):
             deadline = time.monotonic() + _endpoint.ANSWER_TIMEOUT
             reply = _endpoint.receive(self, Op.CONNECT, deadline)
             if reply is None:
+                self._spend(note)
                 raise _endpoint.silent(Op.CONNECT)
             if reply.errno != errno.EINPROGRESS:
                 raise transport_error(reply.errno, f"connect to {self._life.theirs}")
         except OSError:
-            self._put(self._end_attempt(note, reply))
+            if self._life.state is not State.SHUT_DOWN:
+                self._put(self._end_attempt(note, reply))
             raise
         self._take_port(reply)
         self._put(note.plus(BEGUN))
+
+    def _spend(self, note: Note) -> None:
+        """Give the descriptor up: the switch owes an answer, which may come at any later time."""
+        _Base.shutdown(self, _socket.SHUT_RDWR)
+        self._end_hold()
+        self._put(note._replace(state=State.SHUT_DOWN))
 
     def _await_verdict(self) -> None:
         """Wait for the outcome of a connect as a blocking socket does, and raise if it is bad."""
@@ -181,10 +192,13 @@ class Connecting(OptionCalls):
                 if reply is not None:
                     _endpoint.take_refusal(self)
             else:
-                self._end_hold()
-                note = note._replace(state=State.CONNECTED, code=0)
-                self._life.note = note.plus(STREAM).minus(BEGUN)
-                self._keep_options(announce=False)
+                # Another process may have taken a refusal, which has noted it before.
+                note = self._look()
+                if note.state is State.CONNECTING:
+                    self._end_hold()
+                    note = note._replace(state=State.CONNECTED, code=0)
+                    self._put(note.plus(STREAM).minus(BEGUN))
+                    self._keep_options(announce=False)
             return True
 
     def _end_attempt(self, note: Note, reply: Reply | None) -> Note:

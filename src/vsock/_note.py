@@ -24,8 +24,9 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from vsock._green import Base as _Base
-from vsock._options import VsockOptions
+from vsock._options import HZ, VsockOptions
 from vsock.address import Address
+from vsock.errors import state_error
 
 _SO_MAX_PACING_RATE: Final = 47
 _SO_INCOMING_CPU: Final = 49
@@ -34,8 +35,9 @@ _MARK: Final = 0x2B5
 _WORD: Final = struct.Struct("=Q")
 _PORT: Final = struct.Struct("=I")
 _PREFIX: Final = b"\0vsock/"
-_HZ: Final = 250
-_DEFAULT_TICKS: Final = 500
+_DEFAULT_TICKS: Final = 2 * HZ
+_ATTEMPTS: Final = 8
+"""How many names are tried."""
 _NARROW: Final = (1 << 29) - 1
 _SECOND: Final = 10**9
 
@@ -163,12 +165,20 @@ def cookie(sock: _Base) -> int:
 
 def give_name(sock: _Base, ours: Address) -> None:
     """Give a socket its address, once: it keeps the one that it has."""
-    name = _PREFIX + b"%016x/%08x/%08x" % (cookie(sock), ours.cid, ours.port)
-    try:
-        _Base.bind(sock, name)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
+    unique = cookie(sock)
+    for _ in range(_ATTEMPTS):
+        try:
+            _Base.bind(sock, _PREFIX + b"%016x/%08x/%08x" % (unique, ours.cid, ours.port))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
+            if error.errno != errno.EADDRINUSE:
+                raise
+            # Names have no owner: another user may hold the one that is ours, but not all that there are.
+            unique = int.from_bytes(os.urandom(8), "little")
+        else:
+            return
+    raise state_error(errno.EADDRINUSE)
 
 
 def name(sock: _Base) -> Address | None:
@@ -186,7 +196,7 @@ def write_options(sock: _Base, options: VsockOptions) -> bool:
     The inode belongs to the socket's creator: options of a connection that a switch of another user has
     accepted are not kept.
     """
-    ticks = -int(-options.connect_timeout * _HZ // 1)
+    ticks = -int(-options.connect_timeout * HZ // 1)
     kept = (options.size, options.smallest, options.largest, ticks)
     if kept == (*VsockOptions().sizes, _DEFAULT_TICKS):
         return False
@@ -207,7 +217,7 @@ def read_options(sock: _Base, note: Note) -> VsockOptions:
         size, options.smallest = divmod(status.st_atime_ns, _SECOND)
         largest, ticks = divmod(status.st_mtime_ns, _SECOND)
         options.size, options.largest = size & 0xFFFFFFFFFFFFFFFF, largest & 0xFFFFFFFFFFFFFFFF
-        options.connect_timeout = (ticks or _DEFAULT_TICKS) / _HZ
+        options.connect_timeout = (ticks or _DEFAULT_TICKS) / HZ
     return options
 
 

@@ -155,17 +155,25 @@ class OptionCalls(DataCalls):
             raise state_error(errno.EINVAL)
         if self._life.has_stream:
             raise state_error(errno.EOPNOTSUPP)
-        note = self._life.note
+        note = self._look()
         self._put(note.plus(ZEROCOPY) if value else note.minus(ZEROCOPY))
 
     def _set_low_water(self, value: int) -> None:
         is_stream = self.type == SOCK_STREAM
         if is_stream and not 0 <= value <= self._life.options.size:
             raise state_error(errno.EINVAL)
-        super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, value)
         life = self._life
+        if value in (0, 1) and self._is_connecting():
+            # The kernel's own field keeps the send buffer meanwhile.
+            if life.has_low_water:
+                size = self._held_send_buffer()
+                self._put(life.note.minus(LOW_WATER))
+                self._hold_send_buffer(size // 2)
+            life.low_water = 1
+            return
+        super().setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, value)
         life.low_water = super().getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT)
-        note = life.note
+        note = self._look()
         self._put(note.plus(LOW_WATER) if life.low_water > 1 else note.minus(LOW_WATER))
 
     def _is_connecting(self) -> bool:

@@ -2,11 +2,12 @@
 
 A leaf without I/O: values in, values out, and what they do to each other. Who tells the switch of a
 new buffer size is `vsock._socket_class`. Everything is kept as the kernel keeps it: sizes are
-64-bit, and the connect timeout is counted in ticks of 1/250 s.
+64-bit, and the connect timeout is counted in ticks of the kernel.
 """
 
 import errno
 import struct
+import time
 from typing import Final
 
 from vsock.errors import state_error
@@ -29,7 +30,8 @@ DEFAULT_BUFFER: Final = 262144
 CONNECT_TIMEOUT = 2.0
 """Seconds that a connect waits for an answer unless told otherwise, as in the kernel."""
 
-_HZ: Final = 250
+HZ: Final = round(1 / time.clock_getres(6))  # CLOCK_MONOTONIC_COARSE, which Python does not name
+"""Ticks of the kernel in a second, in which it counts timeouts."""
 _LONGEST_TICKS: Final = (1 << 63) - 1
 _LARGEST: Final = (1 << 64) - 1
 _INHERITED: Final = struct.Struct("<QQQQ")
@@ -71,8 +73,8 @@ class VsockOptions:
             raise state_error(errno.EINVAL)
         if layout is _TIMEVAL:
             # Exact ticks stay exact: 2.0 s are 500.
-            ticks = -int(-self.connect_timeout * _HZ // 1)
-            return layout.pack(ticks // _HZ, ticks % _HZ * (1_000_000 // _HZ))
+            ticks = -int(-self.connect_timeout * HZ // 1)
+            return layout.pack(ticks // HZ, ticks % HZ * (1_000_000 // HZ))
         return layout.pack(self.sizes[name])
 
     def set(self, name: int, value: bytes) -> bool:
@@ -123,9 +125,9 @@ def _struct(name: int) -> struct.Struct:
 
 def _seconds(seconds: int, microseconds: int) -> float:
     """Return what the kernel makes of a timeval: whole ticks, rounded up, and 0 is the default."""
-    if seconds < 0 or microseconds >= 1_000_000 or seconds >= _LONGEST_TICKS // _HZ - 1:
+    if seconds < 0 or microseconds >= 1_000_000 or seconds >= _LONGEST_TICKS // HZ - 1:
         raise state_error(errno.ERANGE)
     # Negative microseconds slip through there, as a huge unsigned number that wraps around.
-    tick = 1_000_000 // _HZ
-    ticks = seconds * _HZ + ((microseconds + tick - 1) % (1 << 64)) // tick
-    return ticks / _HZ if ticks else CONNECT_TIMEOUT
+    tick = 1_000_000 // HZ
+    ticks = seconds * HZ + ((microseconds + tick - 1) % (1 << 64)) // tick
+    return ticks / HZ if ticks else CONNECT_TIMEOUT

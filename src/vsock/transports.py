@@ -28,9 +28,9 @@ from vsock._note import cookie
 from vsock.address import HybridAddress, UnixAddress
 from vsock.errors import (
     AccessDenied,
+    NoSwitch,
     ProtocolError,
     SwitchGone,
-    TransportError,
     UsageError,
     no_switch,
     path_too_long,
@@ -96,15 +96,19 @@ class SwitchTransport(NamedTuple):
         """Tell whether a connection that is over came to a good end.
 
         A node that has forgotten it, among thousands that ended later, did not lose it; one that has
-        gone did, and another that serves in its place knows nothing of it.
+        gone did, and another that serves in its place knows nothing of it. Where this process cannot ask (it
+        has no descriptor left, or may not enter the runtime directory any more), a node that is alive counts
+        as one that did not lose it.
         """
         try:
             with _Base(_socket.AF_UNIX, _socket.SOCK_STREAM) as aside:
                 self.attach(aside, _socket.SOCK_STREAM)
                 is_same = _node_pid(aside) == _node_pid(sock)
                 code = _endpoint.ask(aside, _about(cookie(sock))).errno
-        except TransportError:
+        except (NoSwitch, SwitchGone):
             return False
+        except OSError:
+            return _is_alive(_node_pid(sock))
         return is_same if code == errno.ENOTCONN else code != errno.ECONNRESET
 
     def stop_receiving(self, cookie: int) -> None:
@@ -131,6 +135,17 @@ class SwitchTransport(NamedTuple):
 
 def _about(cookie: int, *, value: int = 0, buffer: int = 0) -> Request:
     return Request(Op.FLOW, cookie & 0xFFFFFFFF, cookie >> 32, value, buffer)
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether there is a process of this number; one that may not be signalled is one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _node_pid(sock: _Base) -> int:

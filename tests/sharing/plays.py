@@ -172,6 +172,36 @@ def fork(*, at_once: bool) -> str:
     return "" if not error and not status else f"errno {error}, the child's status {status}"
 
 
+def is_refused(sock: Any) -> int:
+    """2 if this socket has become a connection, 1 if we are told why not, 0 if somebody else was."""
+    writable(sock)
+    error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    try:
+        sock.getpeername()
+    except OSError as missing:
+        if missing.errno == errno.ENOTCONN:
+            return int(error == errno.ECONNRESET)
+    return 2
+
+
+def refused_fork() -> str:
+    """A non-blocking connect to where nobody listens, a fork, and both ask at once: one at least is told."""
+    with make() as sock:
+        sock.setblocking(False)
+        assert sock.connect_ex((1, PORT + 1)) == errno.EINPROGRESS
+        child = os.fork()
+        if not child:
+            status = 3
+            try:
+                status = is_refused(sock)
+            finally:
+                os._exit(status)
+        ours = is_refused(sock)
+        _, status = os.waitpid(child, 0)
+        theirs = os.waitstatus_to_exitcode(status)
+    return "" if {ours, theirs} in ({0, 1}, {1}) else f"{ours} and {theirs}"
+
+
 SITUATIONS: dict[str, Callable[[], str]] = {
     "select-and-getpeername": lambda: beside(select_and_name),
     "select-and-peek": lambda: beside(select_and_peek),
@@ -182,6 +212,7 @@ SITUATIONS: dict[str, Callable[[], str]] = {
     "dup": lambda: beside(select_and_name, lambda sock: sock.dup()),
     "fork-parent-first": lambda: fork(at_once=False),
     "fork-at-once": lambda: fork(at_once=True),
+    "refused-fork": refused_fork,
 }
 
 

@@ -16,6 +16,7 @@ import pytest
 from tests.sharing import workers
 
 import vsock
+from vsock import _endpoint, _note
 
 PORT = 5000
 METHODS = pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
@@ -176,3 +177,31 @@ def test_uvicorn_serves_with_two_workers(switch, runtime_dir):
         finally:
             server.terminate()
             server.wait(30)
+
+
+def test_name_that_somebody_else_holds_does_not_matter(switch):
+    """Names have no owner, and cookies can be guessed: whoever holds ours blocks nothing."""
+    with (
+        vsock.create_server(PORT) as listener,
+        vsock.socket() as ours,
+        socket.socket(socket.AF_UNIX) as other,
+    ):
+        other.bind(b"\0vsock/%016x/%08x/%08x" % (_note.cookie(ours), vsock.CID_ANY, 6000))
+        ours.bind((vsock.CID_ANY, 6000))
+        ours.connect((1, PORT))
+        listener.accept()[0].close()
+        with vsock.socket.from_fd(os.dup(ours.fileno())) as twin:
+            assert twin.getsockname() == ours.getsockname() == (vsock.CID_ANY, 6000)
+
+
+def test_switch_that_owes_an_answer_costs_the_descriptor_and_no_more(runtime_dir, monkeypatch):
+    """A late answer to an attempt that was given up must not be taken for that of the next one."""
+    monkeypatch.setattr(_endpoint, "ANSWER_TIMEOUT", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent, vsock.socket() as ours:
+        silent.bind(str(runtime_dir / "stream"))
+        silent.listen()
+        ours.setblocking(False)
+        with pytest.raises(vsock.SwitchGone):
+            ours.connect((3, PORT))
+        with pytest.raises(OSError, match="Invalid argument"):
+            ours.connect((4, PORT))

@@ -11,7 +11,7 @@ PLAYS = Path(__file__).parent / "plays.py"
 COUNT = "60"
 SITUATIONS = [
     *("select-and-getpeername", "select-and-peek", "repr", "getsockname", "SO_ERROR"),
-    *("two-threads", "dup", "fork-parent-first", "fork-at-once"),
+    *("two-threads", "dup", "fork-parent-first", "fork-at-once", "refused-fork"),
 ]
 EVERY = pytest.mark.parametrize("situation", SITUATIONS)
 

@@ -1,27 +1,44 @@
 //! Our address, kept as the abstract name of the Unix socket.
 //!
 //! A name is given once, and so is an address: by bind, by an attempt to connect that took a port, or by accept. Whoever
-//! comes second has the same to say, and finds the name there. It holds the socket's cookie, which makes it the only one
-//! of its kind. `ss -x` shows it: `@vsock/` and the cookie, the CID and the port, in hexadecimal digits.
+//! comes second has the same to say, and finds the name there. It begins with the socket's cookie, or another number where
+//! somebody holds that name, to be the only one of its kind. `ss -x` shows it: `@vsock/` and that number, the CID and the
+//! port, in hexadecimal digits.
 
 use core::mem::size_of;
 
 use libc::sockaddr_un;
 
 use crate::address::Address;
-use crate::sys::{Answer, Errno, Fd};
+use crate::sys::{Answer, Errno, Fd, now_ns};
 
 const PREFIX: &[u8] = b"\0vsock/";
 const LEN: usize = PREFIX.len() + 16 + 1 + 8 + 1 + 8;
 const CID_AT: usize = PREFIX.len() + 17;
 const PORT_AT: usize = CID_AT + 9;
+/// How many names are tried.
+const ATTEMPTS: u32 = 8;
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Gives the socket its address; it keeps the one that it has.
 pub(crate) fn give(fd: Fd, ours: Address) -> Answer<()> {
+    let cookie = fd.cookie()?;
+    for attempt in 0..ATTEMPTS {
+        // Names have no owner: another user may hold the one that is ours, but not all that the clock can give.
+        let salt = if attempt == 0 { 0 } else { now_ns().rotate_left(attempt * 8) };
+        match bind(fd, cookie ^ salt, ours) {
+            Ok(()) | Err(Errno(libc::EINVAL)) => return Ok(()),
+            Err(Errno(libc::EADDRINUSE)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Errno(libc::EADDRINUSE))
+}
+
+fn bind(fd: Fd, unique: u64, ours: Address) -> Answer<()> {
     let mut name = [b'/'; LEN];
     name[..PREFIX.len()].copy_from_slice(PREFIX);
-    write(&mut name[PREFIX.len()..CID_AT - 1], fd.cookie()?);
+    write(&mut name[PREFIX.len()..CID_AT - 1], unique);
     write(&mut name[CID_AT..PORT_AT - 1], ours.cid.into());
     write(&mut name[PORT_AT..], ours.port.into());
     // SAFETY: all zeros is a valid sockaddr_un.
@@ -30,10 +47,7 @@ pub(crate) fn give(fd: Fd, ours: Address) -> Answer<()> {
     for (to, from) in address.sun_path.iter_mut().zip(name) {
         *to = from.cast_signed();
     }
-    match fd.bind_unix(&address, size_of::<libc::sa_family_t>() + LEN) {
-        Ok(()) | Err(Errno(libc::EINVAL)) => Ok(()),
-        Err(error) => Err(error),
-    }
+    fd.bind_unix(&address, size_of::<libc::sa_family_t>() + LEN)
 }
 
 /// The address that a socket was given.
@@ -88,6 +102,16 @@ mod tests {
             give(fd, ours).unwrap();
             assert_eq!(of(fd), Some(ours));
         }
+        sockets.into_iter().for_each(Fd::close);
+    }
+
+    #[test]
+    fn name_that_somebody_else_holds_is_given_in_another_form() {
+        let ours = Address { cid: 3, port: 5000 };
+        let sockets = [0; 2].map(|_| Fd::unix_socket(libc::SOCK_STREAM).unwrap());
+        bind(sockets[0], sockets[1].cookie().unwrap(), ours).unwrap();
+        give(sockets[1], ours).unwrap();
+        assert_eq!(of(sockets[1]), Some(ours));
         sockets.into_iter().for_each(Fd::close);
     }
 

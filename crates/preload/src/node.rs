@@ -5,7 +5,7 @@ use libc::sockaddr_un;
 use crate::address::ANY;
 use crate::note::{Flags, Note};
 use crate::setup::{self, LONGEST_PATH};
-use crate::sys::{Answer, Errno, Fd, now_ms};
+use crate::sys::{self, Answer, Errno, Fd, now_ms};
 use crate::wire::{HELD, MESSAGE, PADDING, REFUSES, Reply, Request, op};
 
 /// How long a node may take for an immediate answer before it is taken for gone.
@@ -18,8 +18,7 @@ pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
     if note.flags.has(Flags::ATTACHED) {
         return Ok(());
     }
-    let name: &[u8] = if note.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
-    connect_to(fd, name).map_err(|error| {
+    reach(fd, note).map_err(|error| {
         let reason: &[u8] = match error.0 {
             libc::EACCES | libc::EPERM => b"this user may not use the switch",
             libc::EAGAIN => b"the switch takes no connections",
@@ -32,6 +31,12 @@ pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
     })?;
     note.flags = note.flags.with(Flags::ATTACHED);
     Ok(())
+}
+
+/// Connects a socket to the endpoint socket of its type; an error is what the kernel says of that.
+fn reach(fd: Fd, note: &Note) -> Answer<()> {
+    let name: &[u8] = if note.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
+    connect_to(fd, name)
 }
 
 /// The node's own CID.
@@ -60,17 +65,30 @@ pub(crate) fn our_port(stream: Fd) -> Option<u32> {
 /// Whether a connection that is over came to a good end.
 ///
 /// A node that has forgotten it, among thousands that ended later, did not lose it; one that has gone did, and another
-/// that serves in its place knows nothing of it.
+/// that serves in its place knows nothing of it. Where this process cannot ask (it has no descriptor left, or may not
+/// enter the runtime directory any more), a node that is alive counts as one that did not lose it.
 pub(crate) fn has_ended_well(stream: Fd) -> bool {
     let Ok(request) = about(stream) else { return true };
-    let answer = aside(|fd| {
-        let is_same = fd.peer_pid() == stream.peer_pid();
-        ask_for_verdict(fd, op::FLOW, &request.encode()).map(|(_, error)| (is_same, error))
-    });
+    let answer = aside_by(
+        |fd| reach(fd, &Note::FRESH),
+        |fd| {
+            let is_same = fd.peer_pid() == stream.peer_pid();
+            ask_for_verdict(fd, op::FLOW, &request.encode()).map(|(_, error)| (is_same, error))
+        },
+    );
     match answer {
         Ok((_, Some(Errno(libc::ECONNRESET)))) => false,
         Ok((is_same, Some(Errno(libc::ENOTCONN)))) => is_same,
         Ok(_) => true,
+        Err(Errno(
+            libc::EACCES
+            | libc::EPERM
+            | libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOBUFS
+            | libc::ENOMEM
+            | libc::EAGAIN,
+        )) => stream.peer_pid().is_ok_and(sys::is_alive),
         Err(_) => false,
     }
 }
@@ -88,9 +106,15 @@ fn ask_aside(request: &Request) -> Answer<Reply> {
 
 /// Asks over a connection of its own: that of a stream carries no requests any more.
 fn aside<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
+    aside_by(|fd| attach(fd, &mut { Note::FRESH }), ask)
+}
+
+fn aside_by<T>(
+    join: impl FnOnce(Fd) -> Answer<()>,
+    ask: impl FnOnce(Fd) -> Answer<T>,
+) -> Answer<T> {
     let fd = Fd::unix_socket(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?;
-    let mut note = Note::FRESH;
-    let answer = attach(fd, &mut note).and_then(|()| ask(fd));
+    let answer = join(fd).and_then(|()| ask(fd));
     fd.close();
     answer
 }

@@ -26,6 +26,8 @@ const LOOK_MS: u64 = 100;
 const LEAST_SEND_BUFFER: u32 = 4608;
 /// And the usual one.
 const USUAL_SEND_BUFFER: u32 = 212_992;
+/// Of a socket that keeps messages: the kernel gives what its settings allow.
+const MESSAGES_SEND_BUFFER: u32 = 2 << 24;
 
 /// What became of a connect.
 enum Outcome {
@@ -49,7 +51,12 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
     match outcome(fd)? {
         // What is unread may be data that another process has sent: then its note says that there is a connection.
         Outcome::Pending => Note::of(fd).ok_or(CLOSED),
+        // The request has gone, and no refusal is there: another process may have taken that, which has noted it before.
         Outcome::Connected => {
+            let Some(note) = Note::of(fd) else { return Err(CLOSED) };
+            if !note.has_begun() {
+                return Ok(note);
+            }
             end_hold(fd, &note)?;
             let note = begin_stream(fd, note)?;
             note.put(fd).map(|()| note)
@@ -115,30 +122,44 @@ pub(crate) fn end_attempt(fd: Fd, note: Note, reply: Option<Reply>) -> Answer<No
 }
 
 /// Waits until the node says that a connect has begun, or why it has not: it does so at once. Only the thread that
-/// asked for it comes here.
+/// asked for it comes here. Without an answer the descriptor is spent, as one may come at any later time.
 pub(crate) fn await_beginning(fd: Fd, note: Note) -> Answer<()> {
+    match hear_beginning(fd, note)? {
+        Some(done) => done,
+        None => {
+            fd.shut_down(libc::SHUT_RDWR)?;
+            end_hold(fd, &note)?;
+            note.in_state(State::ShutDown).put(fd)?;
+            Err(Errno(libc::ENODEV))
+        }
+    }
+}
+
+/// What the node said, carried out; nothing if it said nothing.
+fn hear_beginning(fd: Fd, note: Note) -> Answer<Option<Answer<()>>> {
     let deadline = now_ms() + ANSWER_MS;
     loop {
         match node::hear(fd, op::CONNECT) {
             Ok(None) => {}
             Ok(Some((reply, Some(Errno(libc::EINPROGRESS))))) => {
                 name::give(fd, reply.ours)?;
-                return note.with(Flags::BEGUN).put(fd);
+                note.with(Flags::BEGUN).put(fd)?;
+                return Ok(Some(Ok(())));
             }
             Ok(Some((reply, error))) => {
                 end_hold(fd, &note)?;
                 end_attempt(fd, note, Some(reply))?.put(fd)?;
-                return Err(error.unwrap_or(Errno(libc::EPROTO)));
+                return Ok(Some(Err(error.unwrap_or(Errno(libc::EPROTO)))));
             }
             Err(error) => {
                 end_hold(fd, &note)?;
                 end_attempt(fd, note, None)?.put(fd)?;
-                return Err(error);
+                return Ok(Some(Err(error)));
             }
         }
         let left = deadline.saturating_sub(now_ms());
         if left == 0 {
-            return Err(Errno(libc::ENODEV));
+            return Ok(None);
         }
         match fd.poll(libc::POLLIN, left.min(LOOK_MS)) {
             Ok(_) | Err(Errno(libc::EINTR)) => {}
@@ -165,7 +186,9 @@ pub(crate) fn await_verdict(fd: Fd, mut note: Note) -> Answer<()> {
         }
         fd.poll(libc::POLLOUT, left)?;
     }
-    take_error(fd, note)
+    take_error(fd, note)?;
+    // Somebody else has been told why.
+    Err(Errno(libc::ECONNRESET))
 }
 
 /// The error of a failed connect, which is told only once.
@@ -191,7 +214,7 @@ pub(crate) fn begin_hold(fd: Fd, note: &Note) -> Answer<()> {
 /// The send buffer that a socket has again after its connect, as the kernel counts it.
 pub(crate) fn held_send_buffer(fd: Fd, note: &Note) -> Answer<u32> {
     if note.flags.has(Flags::LOW_WATER) {
-        return Ok(USUAL_SEND_BUFFER);
+        return Ok(if note.keeps_messages() { MESSAGES_SEND_BUFFER } else { USUAL_SEND_BUFFER });
     }
     fd.option::<u32>(libc::SOL_SOCKET, libc::SO_RCVLOWAT)
 }

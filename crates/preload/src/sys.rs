@@ -280,10 +280,22 @@ impl Fd {
     }
 }
 
+/// Whether there is a process of this number.
+pub(crate) fn is_alive(pid: c_int) -> bool {
+    // A process that may not be signalled is one.
+    !matches!(call!(libc::SYS_kill, pid, 0), Err(Errno(libc::ESRCH)))
+}
+
 /// Milliseconds of a clock that only goes forward.
 pub(crate) fn now_ms() -> u64 {
     let (seconds, nanoseconds) = clock(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC);
     seconds * 1000 + nanoseconds / 1_000_000
+}
+
+/// Nanoseconds of that clock.
+pub(crate) fn now_ns() -> u64 {
+    let (seconds, nanoseconds) = clock(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC);
+    seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds)
 }
 
 /// Length of the kernel's scheduler tick in microseconds, to which it rounds timeouts up.

@@ -115,7 +115,8 @@ fn check_length(fd: Fd, note: Note, len: usize) -> Answer<()> {
     }
     // A connection that is over says EPIPE by itself.
     let Ok(buffer) = node::set_buffer(fd, 0) else { return Ok(()) };
-    note.with_peer_buffer(buffer).put(fd)?;
+    // Another thread may have written the note meanwhile.
+    Note::of(fd).unwrap_or(note).with_peer_buffer(buffer).put(fd)?;
     if len > buffer.into() { Err(Errno(libc::EMSGSIZE)) } else { Ok(()) }
 }
 
@@ -128,7 +129,8 @@ pub(crate) fn end_of_data(fd: Fd) -> Answer<()> {
         return Ok(());
     }
     let is_good = node::has_ended_well(fd);
-    note.with(Flags::END_TOLD).put(fd)?;
+    // Another thread may have written the note meanwhile.
+    Note::of(fd).unwrap_or(note).with(Flags::END_TOLD).put(fd)?;
     if is_good { Ok(()) } else { Err(Errno(libc::ECONNRESET)) }
 }
 

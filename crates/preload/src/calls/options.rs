@@ -214,12 +214,27 @@ unsafe fn set_of_socket(
                 suspects::add(fd);
             }
             let is_one = bytes == 0 || bytes == 1;
+            if settle(fd, note)?.state == State::Connecting && is_one {
+                // The kernel's own field keeps the send buffer meanwhile.
+                return low_water_while_connecting(fd, note).map(|()| true);
+            }
             let note =
                 if is_one { note.without(Flags::LOW_WATER) } else { note.with(Flags::LOW_WATER) };
             note.put(fd).map(|()| false)
         }
         _ => Ok(false),
     }
+}
+
+/// SO_RCVLOWAT goes back to one byte while its place is needed: the send buffer is the usual one afterwards, if the
+/// program had it set.
+fn low_water_while_connecting(fd: Fd, note: Note) -> Answer<()> {
+    if !note.flags.has(Flags::LOW_WATER) {
+        return Ok(());
+    }
+    let size = held_send_buffer(fd, &note)?;
+    note.without(Flags::LOW_WATER).put(fd)?;
+    hold_send_buffer(fd, &note.without(Flags::LOW_WATER), size / 2)
 }
 
 /// Reads an option's value; too short is EINVAL.

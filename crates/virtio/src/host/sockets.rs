@@ -14,8 +14,10 @@ use vsock_core::{Address, CloseReason};
 
 use crate::reactor::Token;
 
-/// How many connections that have ended are remembered.
+/// How many connections that came to a good end are remembered, and how many that were lost: of a guest with many
+/// connections, which go all at once, each program shall hear.
 const REMEMBERED: usize = 1024;
+const REMEMBERED_LOST: usize = 65_536;
 
 /// One socket of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,8 +61,9 @@ impl Ended {
 pub(crate) struct Sockets {
     open: HashMap<Socket, Token>,
     ended: HashMap<Socket, Ended>,
-    /// The keys of `ended`, the oldest first.
-    order: VecDeque<Socket>,
+    /// The keys of `ended`, the oldest first: of good ends, and of lost connections.
+    well: VecDeque<Socket>,
+    lost: VecDeque<Socket>,
 }
 
 impl Sockets {
@@ -81,9 +84,13 @@ impl Sockets {
         if self.open.remove(&socket).is_none() || self.ended.insert(socket, ended).is_some() {
             return;
         }
-        self.order.push_back(socket);
-        if self.order.len() > REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
+        let (order, most) = match ended.errno() {
+            Errno::SHUTDOWN => (&mut self.well, REMEMBERED),
+            _ => (&mut self.lost, REMEMBERED_LOST),
+        };
+        order.push_back(socket);
+        if order.len() > most
+            && let Some(oldest) = order.pop_front()
         {
             self.ended.remove(&oldest);
         }
@@ -147,12 +154,29 @@ mod tests {
         let mut sockets = Sockets::default();
         for cookie in 1..=REMEMBERED as u64 + 1 {
             sockets.opened(socket(cookie), 1);
-            sockets.closed(socket(cookie), ended(CloseReason::LinkGone));
+            sockets.closed(socket(cookie), ended(CloseReason::Done));
         }
         assert_eq!(sockets.len(), 0);
         assert_eq!(sockets.ended(socket(1)), None);
+        assert_eq!(sockets.ended(socket(2)).map(|end| end.errno()), Some(Errno::SHUTDOWN));
+        assert_eq!(sockets.well.len(), sockets.ended.len());
+    }
+
+    #[test]
+    fn lost_connections_are_remembered_beside_many_good_ends() {
+        let mut sockets = Sockets::default();
+        let most = REMEMBERED_LOST as u64;
+        for cookie in 1..=most + 1 {
+            sockets.opened(socket(cookie), 1);
+            sockets.closed(socket(cookie), ended(CloseReason::LinkGone));
+        }
+        for cookie in most + 2..=most + 2 + 2 * REMEMBERED as u64 {
+            sockets.opened(socket(cookie), 1);
+            sockets.closed(socket(cookie), ended(CloseReason::Done));
+        }
+        assert_eq!(sockets.ended(socket(1)), None);
         assert_eq!(sockets.ended(socket(2)).map(|end| end.errno()), Some(Errno::CONNRESET));
-        assert_eq!(sockets.order.len(), sockets.ended.len());
+        assert_eq!(sockets.ended.len(), REMEMBERED + REMEMBERED_LOST);
     }
 
     #[test]
