@@ -220,10 +220,13 @@ class OptionCalls(DataCalls):
         life = self._life
         if length <= life.options.size and life.transport is not None:
             try:
-                life.peer_buffer = life.transport.set_buffer(_note.cookie(self), 0)
+                buffer = life.transport.set_buffer(_note.cookie(self), 0)
             except OSError:
-                # It is over, which the system call says best.
+                buffer = 0
+            if not buffer:
+                # It is over, or only what came before is left, which the system call says best.
                 return length
+            life.peer_buffer = buffer
         return min(life.options.size, life.peer_buffer)
 
 

@@ -113,8 +113,11 @@ fn check_length(fd: Fd, note: Note, len: usize) -> Answer<()> {
     if note.is_known_to_fit(len) {
         return Ok(());
     }
-    // A connection that is over says EPIPE by itself.
-    let Ok(buffer) = node::set_buffer(fd, 0) else { return Ok(()) };
+    // A connection that is over, or has only our own data left to give, says EPIPE by itself.
+    let buffer = node::set_buffer(fd, 0).unwrap_or(0);
+    if buffer == 0 {
+        return Ok(());
+    }
     // Another thread may have written the note meanwhile.
     Note::of(fd).unwrap_or(note).with_peer_buffer(buffer).put(fd)?;
     if len > buffer.into() { Err(Errno(libc::EMSGSIZE)) } else { Ok(()) }
