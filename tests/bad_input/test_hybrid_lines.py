@@ -57,7 +57,9 @@ def test_line_that_is_none_gets_the_end(lab: Lab, line: bytes) -> None:
     """No word, no reset: the end. And it is counted, with the process that said it."""
     before = lab.bad_requests()
     with dial(lab) as client:
-        client.sendall(line)
+        # The switch need not read all of a long one before it says so.
+        with contextlib.suppress(BrokenPipeError):
+            client.sendall(line)
         assert client.recv(100) == b""
         assert lab.bad_requests() == before + 1
 
