@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from tests.cpython.expected import CLASSES, faults
 
+from vsock.cli.guard import raise_guard
 from vsock.switch import Switch
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -176,6 +177,9 @@ def _name(test: Any) -> str:
 
 def play(column: str) -> None:
     """Play all in this process; prints one line of JSON."""
+    if column == "run":
+        # Outside `vsock run` these would be sockets of this machine's own kernel: then there are none.
+        raise_guard()
     signal.signal(signal.SIGALRM, end_test)
     result = Result()
     load(column).run(result)
