@@ -106,7 +106,8 @@ fn ask_aside(request: &Request) -> Answer<Reply> {
 
 /// Asks over a connection of its own: that of a stream carries no requests any more.
 fn aside<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
-    aside_by(|fd| attach(fd, &mut { Note::FRESH }), ask)
+    let mut note = Note::FRESH;
+    aside_by(|fd| attach(fd, &mut note), ask)
 }
 
 fn aside_by<T>(

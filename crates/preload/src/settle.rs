@@ -5,13 +5,12 @@
 //! there, and is such a reply the first that can be read? A connection has nothing in front of its data that two
 //! threads, or two processes that share the socket, could both take.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use crate::address::ANY;
 use crate::name;
 use crate::node::{self, ANSWER_MS};
 use crate::note::{Flags, Note, State};
-use crate::sys::{Answer, Errno, Fd, give_way, now_ms, tick_us};
+use crate::sys::{Answer, Errno, Fd, now_ms, tick_us};
+use crate::turn::Turn;
 use crate::vm_options::VmOptions;
 use crate::wire::{MESSAGE, Reply, op};
 
@@ -43,7 +42,7 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
         return Ok(note);
     }
     // One thread after the other: who comes second finds the note that the first has written.
-    let _turn = Turn::take();
+    let _turn = Turn::connecting();
     let Some(note) = Note::of(fd) else { return Err(CLOSED) };
     if !note.has_begun() {
         return Ok(note);
@@ -236,27 +235,4 @@ pub(crate) fn end_hold(fd: Fd, note: &Note) -> Answer<()> {
     }
     fd.set_option(libc::SO_SNDBUF, &(size / 2))?; // the kernel doubles what it is told
     if note.flags.has(Flags::LOW_WATER) { Ok(()) } else { fd.set_option(libc::SO_RCVLOWAT, &1u32) }
-}
-
-/// One thread at a time, also while it begins a connect; but nobody waits for ever, as a fork may have copied a turn that nobody ends.
-pub(crate) struct Turn;
-
-static IS_TAKEN: AtomicBool = AtomicBool::new(false);
-const TRIES: u32 = 1000;
-
-impl Turn {
-    pub(crate) fn take() -> Self {
-        let mut tries = 0;
-        while IS_TAKEN.swap(true, Ordering::Acquire) && tries < TRIES {
-            give_way();
-            tries += 1;
-        }
-        Self
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        IS_TAKEN.store(false, Ordering::Release);
-    }
 }

@@ -7,7 +7,7 @@ use core::mem::size_of;
 use crate::address::Address;
 use crate::note::{Flags, Note, State};
 use crate::sys::{Answer, Errno, Fd, descriptor_limit, tick_us};
-use crate::turn::Turn;
+use crate::turn::ListenerTurn;
 use crate::vm_options::VmOptions;
 use crate::wire::{INHERITED, MESSAGE, Reply, Request, op};
 use crate::{name, node, suspects};
@@ -96,7 +96,7 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED], Fd
 /// is no place for one.
 fn take(listener: Fd, is_cloexec: bool) -> Answer<Message> {
     let flags = libc::MSG_DONTWAIT | if is_cloexec { libc::MSG_CMSG_CLOEXEC } else { 0 };
-    let _turn = Turn::take(listener); // what was looked at is what is taken
+    let _turn = ListenerTurn::take(listener); // what was looked at is what is taken
     let seen = receive_one(listener, flags | libc::MSG_PEEK)?;
     if seen.was_cut && seen.fd.is_none() {
         // EMFILE or ENFILE, unless a descriptor has come free meanwhile.

@@ -26,12 +26,12 @@ pub(crate) enum Verdict {
     Done,
 }
 
-/// The note of a socket of ours with a stream; ENOTCONN without one.
+/// The note of a socket of ours with a stream, of the one that was read; ENOTCONN without a stream.
 ///
 /// Before there is a stream the descriptor leads to the switch itself, which must not take data for a request, nor
 /// the program a reply for data.
-fn require_stream(fd: Fd) -> Answer<Option<Note>> {
-    let Some(note) = Note::of(fd) else {
+fn require_stream(fd: Fd, note: Option<Note>) -> Answer<Option<Note>> {
+    let Some(note) = note else {
         suspects::remove(fd);
         return Ok(None);
     };
@@ -52,7 +52,7 @@ pub(crate) fn before_receiving(fd: Fd, flags: c_int, len: usize) -> Answer<Verdi
     if flags & libc::MSG_ERRQUEUE != 0 && Note::of(fd).is_some() {
         return Err(Errno(libc::EAGAIN)); // nothing is ever in it
     }
-    let Some(note) = require_stream(fd)? else { return Ok(Verdict::Pass) };
+    let Some(note) = require_stream(fd, Note::of(fd))? else { return Ok(Verdict::Pass) };
     if flags & libc::MSG_OOB != 0 {
         return Err(UNSUPPORTED);
     }
@@ -91,10 +91,11 @@ pub(crate) fn before_sending(
         let is_connected = flags & libc::MSG_OOB == 0 && settle(fd, note)?.has_stream();
         return Err(if is_connected { Errno(libc::EISCONN) } else { UNSUPPORTED });
     }
-    if Note::of(fd).is_some_and(|note| note.flags.has(Flags::NO_SENDING)) {
+    let note = Note::of(fd);
+    if note.is_some_and(|note| note.flags.has(Flags::NO_SENDING)) {
         return Ok(Verdict::Pass); // EPIPE, with or without SIGPIPE, is the kernel's own
     }
-    let Some(note) = require_stream(fd)? else { return Ok(Verdict::Pass) };
+    let Some(note) = require_stream(fd, note)? else { return Ok(Verdict::Pass) };
     if note.keeps_messages() {
         if len == 0 {
             return Ok(Verdict::Done); // an empty message would read as the end

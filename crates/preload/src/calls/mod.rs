@@ -10,10 +10,9 @@ use core::ffi::c_int;
 
 use crate::address::{ANY, Address};
 use crate::note::{Flags, Note, State};
-use crate::settle::{
-    Turn, await_beginning, await_verdict, begin_hold, end_hold, settle, take_error,
-};
+use crate::settle::{await_beginning, await_verdict, begin_hold, end_hold, settle, take_error};
 use crate::sys::{Answer, Errno, Fd, tick_us};
+use crate::turn::Turn;
 use crate::vm_options::VmOptions;
 use crate::wire::{INHERITED, MESSAGE, PROMPT, Request, op};
 use crate::{name, node, setup, suspects};
@@ -183,7 +182,7 @@ fn request_connect(fd: Fd, mut note: Note, to: Address, is_nonblocking: bool) ->
         ..Request::new(op::CONNECT)
     };
     suspects::add(fd);
-    let _turn = Turn::take();
+    let _turn = Turn::connecting();
     let before = note;
     let note = note.with_theirs(fd, to)?.in_state(State::Connecting);
     begin_hold(fd, &note)?;
