@@ -153,7 +153,7 @@ impl Hostile {
     }
 
     fn flatten_table(guest: &Guest, table: Desc) -> Option<Vec<Desc>> {
-        guest.memory.pin(table.addr, table.len.into(), 1).ok()?;
+        guest.memory.whole(table.addr, table.len.into()).ok()?;
         let count = (table.len / 16) as u16;
         let mut flat = Vec::new();
         let mut index = 0;
@@ -305,7 +305,7 @@ proptest! {
         let guest = Guest::new(SIZE, event_idx);
         let config = vsock_virtio::ring::RingConfig { size, desc, avail, used, base, event_idx };
         let ring = DeviceRing::new(Arc::clone(&guest.memory), &config);
-        let whole = |addr: u64, len: u64| guest.memory.pin(addr, len, 1).is_ok();
+        let whole = |addr: u64, len: u64| guest.memory.whole(addr, len).is_ok();
         if let Ok(mut ring) = ring {
             prop_assert!(size.is_power_of_two() && size <= 32768);
             prop_assert!(whole(desc, 16 * u64::from(size)) && desc % 16 == 0);

@@ -6,12 +6,12 @@
 //! may see other bytes.
 //!
 //! **Lifetime rule.** Slices have no lifetime parameter because they live in scratch vectors that are used
-//! again for every batch. A slice is good as long as the [`GuestMemory`](crate::memory::GuestMemory) it was
+//! again for every batch. A slice is good as long as the [`GuestMemory`](crate::GuestMemory) it was
 //! taken from; rings hold that table, so a slice from a ring must not be kept past the batch (and with it
 //! past the stopping of the ring or a change of the memory table, which happen between batches).
 //!
 //! **Faults.** When a front end shrinks the file behind its memory, a copy takes SIGBUS and continues on zero
-//! pages (see [`sigbus`](crate::sigbus)); a system call reports EFAULT, which the helpers here turn into
+//! pages (see `sigbus.rs`); a system call reports EFAULT, which the helpers here turn into
 //! [`TransferError::MemoryDead`].
 
 use std::io;

@@ -2,17 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod support;
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
-use ring_support::{HIGH, LOW, REGION_LEN, memfd, memory, read, region, write};
 use rustix::fs::{SealFlags, fcntl_add_seals};
-use vsock_virtio::memory::{GuestMemory, MAX_REGIONS, MemoryError, MemoryPolicy, Region};
-use vsock_virtio::slice::{self, Slice};
+use support::{HIGH, LOW, REGION_LEN, memfd, memory, read, region, write};
+use vsock_guest_memory::slice::{self, Slice};
+use vsock_guest_memory::{GuestMemory, MAX_REGIONS, MemoryError, MemoryPolicy, Region};
 
 const PAGE: u64 = 4096;
 
@@ -119,13 +121,33 @@ fn buffer_outside_is_refused_and_leaves_no_pieces() {
 }
 
 #[test]
-fn pinned_piece_is_whole_and_aligned_or_refused() {
+fn area_is_whole_and_aligned_or_refused() {
     let memory = memory();
-    assert_eq!(memory.pin(LOW + 16, 64, 16).unwrap().len(), 64);
-    assert!(memory.pin(LOW + 8, 64, 16).is_err());
-    assert!(memory.pin(LOW + REGION_LEN - 16, 32, 16).is_err());
-    assert!(memory.pin(LOW, u64::MAX, 1).is_err());
-    assert!(memory.pin(u64::MAX, 1, 1).is_err());
+    assert!(memory.check_area(LOW + 16, 64, 16).is_ok());
+    assert!(memory.check_area(LOW + 8, 64, 16).is_err());
+    assert!(memory.check_area(LOW + REGION_LEN - 16, 32, 16).is_err());
+    assert!(memory.check_area(LOW, u64::MAX, 1).is_err());
+    assert!(memory.check_area(u64::MAX, 1, 1).is_err());
+    assert_eq!(memory.whole(LOW + 16, 64).unwrap().len(), 64);
+}
+
+#[test]
+fn pinned_elements_are_those_of_the_memory_and_hold_it() {
+    let memory = memory();
+    write(&memory, LOW + 4, &[1, 0, 2, 0, 3, 0, 4, 0]);
+    let pinned = memory.pin::<AtomicU16>(LOW + 4, 4).unwrap();
+    assert!(memory.pin::<AtomicU16>(LOW + 5, 4).is_err());
+    assert!(memory.pin::<[AtomicU64; 2]>(LOW + 4, 1).is_err());
+    assert!(memory.pin::<AtomicU32>(LOW + REGION_LEN - 4, 2).is_err());
+    drop(Arc::into_inner(memory));
+    let values: Vec<_> = (0..6).map(|at| u16::from_le(pinned.at(at).load(Relaxed))).collect();
+    assert_eq!(values, [1, 2, 3, 4, 1, 2], "indexed modulo their number");
+}
+
+#[test]
+#[should_panic(expected = "3 elements")]
+fn elements_that_no_mask_can_index_cannot_be_pinned() {
+    let _ = memory().pin::<AtomicU16>(LOW, 3);
 }
 
 #[test]
