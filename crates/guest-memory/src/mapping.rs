@@ -104,8 +104,8 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         drop(self.registration.take());
-        // SAFETY: the reservation is ours; the table that owned us is gone, and with it (by the lifetime rule of
-        // `Slice`) everything that pointed here. An error can only mean a bug of ours and cannot be acted on.
+        // SAFETY: the reservation is ours; the table that owned us is gone, and with it everything that pointed here,
+        // as that holds the table (`Slices`, `Pinned`) or borrows it (`Piece`). An error can only mean a bug of ours and cannot be acted on.
         let _ = unsafe { munmap(self.reserved.cast(), self.reserved_len) };
     }
 }

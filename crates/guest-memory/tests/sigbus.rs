@@ -10,16 +10,17 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::sync::Arc;
 
 use rustix::fs::ftruncate;
 use support::{HIGH, LOW, read, write};
-use vsock_guest_memory::slice::{self, TransferError};
+use vsock_guest_memory::slice::{self, Slices, TransferError};
 use vsock_guest_memory::{GuestMemory, MemoryPolicy};
 
 const LEN: u64 = 4 << 12;
 
 /// Memory and the file that its front end can still change.
-fn shrinkable() -> (GuestMemory, File) {
+fn shrinkable() -> (Arc<GuestMemory>, File) {
     let region = support::region(LOW, LEN);
     let file = region.file.try_clone().unwrap();
     (GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap(), file)
@@ -79,7 +80,7 @@ fn system_call_on_memory_that_lost_its_file_says_so() {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
     File::from(writer.try_clone().unwrap()).write_all(b"some bytes").unwrap();
     ftruncate(&file, 0).unwrap();
-    let mut pieces = Vec::new();
+    let mut pieces = Slices::new();
     memory.slice(LOW, 100, &mut pieces).unwrap();
     let got = slice::readv(reader.as_fd(), &pieces);
     assert!(matches!(got, Err(TransferError::MemoryDead)), "{got:?}");

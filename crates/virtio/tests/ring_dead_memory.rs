@@ -10,6 +10,7 @@ use ring_support::{Guest, NEXT, desc};
 use rustix::fs::ftruncate;
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::ring::DeviceRing;
+use vsock_virtio::slice::Slices;
 
 #[test]
 fn ring_whose_memory_lost_its_file_does_not_crash() {
@@ -22,15 +23,15 @@ fn ring_whose_memory_lost_its_file_does_not_crash() {
         offset: 0,
         file: file.try_clone().unwrap(),
     };
-    let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap());
+    let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
     let guest = Guest { memory: Arc::clone(&memory), ..guest };
     guest.descriptors(&[desc(ring_support::RING_AT, 44, NEXT, 1), desc(0, 0, 0, 0)]);
     guest.avail_idx(2);
     let mut ring = DeviceRing::new(memory, &guest.config).unwrap();
-    assert!(ring.pop(&mut Vec::new()).unwrap().is_some());
+    assert!(ring.pop(&mut Slices::new()).unwrap().is_some());
     ftruncate(&file, 0).unwrap();
     // The cached index says there is one more; its descriptor reads as zeros and is an empty chain.
-    let chain = ring.pop(&mut Vec::new()).unwrap().unwrap();
+    let chain = ring.pop(&mut Slices::new()).unwrap().unwrap();
     assert_eq!((chain.readable_len, chain.writable_len), (0, 0));
     assert!(ring.is_dead());
     ring.push_used(chain.head, 0);

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vsock_guest_memory::slice::{copy_in, copy_out};
+use vsock_guest_memory::slice::{Slices, copy_in, copy_out};
 use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
 
 /// A region for rings.
@@ -36,17 +36,17 @@ pub(crate) fn memory() -> Arc<GuestMemory> {
         region(RING_AT, 0x1_0000),
         region(LOW + REGION_LEN, REGION_LEN),
     ];
-    Arc::new(GuestMemory::map(regions, MemoryPolicy::RecordSeals).unwrap())
+    GuestMemory::map(regions, MemoryPolicy::RecordSeals).unwrap()
 }
 
-pub(crate) fn write(memory: &GuestMemory, at: u64, bytes: &[u8]) {
-    let mut pieces = Vec::new();
+pub(crate) fn write(memory: &Arc<GuestMemory>, at: u64, bytes: &[u8]) {
+    let mut pieces = Slices::new();
     memory.slice(at, bytes.len().try_into().unwrap(), &mut pieces).unwrap();
     assert_eq!(copy_in(&pieces, bytes), bytes.len());
 }
 
-pub(crate) fn read(memory: &GuestMemory, at: u64, len: u32) -> Vec<u8> {
-    let mut pieces = Vec::new();
+pub(crate) fn read(memory: &Arc<GuestMemory>, at: u64, len: u32) -> Vec<u8> {
+    let mut pieces = Slices::new();
     memory.slice(at, len, &mut pieces).unwrap();
     let mut bytes = vec![0; len as usize];
     assert_eq!(copy_out(&pieces, &mut bytes), bytes.len());

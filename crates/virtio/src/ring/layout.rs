@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{RingConfig, RingError};
 use crate::memory::{GuestMemory, Pinned};
-use crate::slice::Slice;
+use crate::slice::Piece;
 
 /// The largest queue there is (virtio 1.2, section 2.7), and what crosvm asks for. Nothing of a device's ring is
 /// allocated per entry.
@@ -60,16 +60,15 @@ impl Descriptor {
 }
 
 /// An indirect table: descriptors at any alignment, copied out one by one.
-#[derive(Clone, Copy)]
-pub(super) struct Table {
-    bytes: Slice,
+pub(super) struct Table<'m> {
+    bytes: Piece<'m>,
     pub(super) count: u16,
 }
 
-impl Table {
+impl<'m> Table<'m> {
     /// Checks an indirect table of `len` bytes: whole descriptors, at least one, not more than the largest
     /// queue. It must lie in one region, as every table that a driver allocates does.
-    pub(super) fn resolve(memory: &GuestMemory, addr: u64, len: u32) -> Result<Self, RingError> {
+    pub(super) fn resolve(memory: &'m GuestMemory, addr: u64, len: u32) -> Result<Self, RingError> {
         let bad = RingError::BadIndirect(len);
         if !u64::from(len).is_multiple_of(DESC_LEN) {
             return Err(bad);
@@ -78,7 +77,7 @@ impl Table {
         if count == 0 || count > MAX_QUEUE_SIZE {
             return Err(bad);
         }
-        Ok(Self { bytes: memory.whole(addr, len.into())?, count })
+        Ok(Self { bytes: memory.piece(addr, len.into())?, count })
     }
 
     /// The descriptor at `index`, which must be below the count.
@@ -87,7 +86,7 @@ impl Table {
             return Err(RingError::BadIndex(index));
         }
         let mut copy = [0_u8; 16];
-        self.bytes.split_at(usize::from(index) * copy.len()).1.copy_to(&mut copy);
+        self.bytes.copy_to_from(usize::from(index) * copy.len(), &mut copy);
         let (first, second) = copy.split_at(8);
         let word = |half: &[u8]| u64::from_ne_bytes(half.try_into().unwrap_or_default());
         Ok(Descriptor::from_words(word(first), word(second)))
@@ -149,7 +148,7 @@ impl Areas {
         self.size
     }
 
-    pub(super) fn memory(&self) -> &GuestMemory {
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 

@@ -85,11 +85,11 @@ pub(crate) fn config(size: u16, event_idx: bool) -> RingConfig {
     }
 }
 
-pub(crate) fn read_u16(memory: &GuestMemory, at: u64) -> u16 {
+pub(crate) fn read_u16(memory: &Arc<GuestMemory>, at: u64) -> u16 {
     u16::from_le_bytes(read(memory, at, 2).try_into().unwrap())
 }
 
-pub(crate) fn read_u32(memory: &GuestMemory, at: u64) -> u32 {
+pub(crate) fn read_u32(memory: &Arc<GuestMemory>, at: u64) -> u32 {
     u32::from_le_bytes(read(memory, at, 4).try_into().unwrap())
 }
 
