@@ -1,11 +1,12 @@
 //! What a back end tells the data plane: the one interface between control threads and the worker.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::Detach;
 use crate::memory::GuestMemory;
 use crate::ring::RingConfig;
+use crate::sys::PeerCredentials;
 
 /// The data plane's end of one guest's device, called by the guest's control thread.
 ///
@@ -50,44 +51,4 @@ pub trait Attachment: Send {
     ///
     /// After [`Detach::Reset`] the same front end stays: `attached` and `set_memory` follow at once.
     fn detached(&mut self, reason: Detach);
-}
-
-/// Who is at the other end of a Unix socket, as the kernel knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerCredentials {
-    /// Process id; 0 when the process is not visible in our pid namespace.
-    pub pid: u32,
-    /// Effective user id when it connected.
-    pub uid: u32,
-    /// Effective group id when it connected.
-    pub gid: u32,
-}
-
-impl PeerCredentials {
-    /// Asks the kernel who connected `socket` (`SO_PEERCRED`).
-    ///
-    /// Not through rustix: its process id cannot be zero, and zero is what a peer in another pid namespace has.
-    pub fn of(socket: BorrowedFd<'_>) -> std::io::Result<Self> {
-        let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "three words are no more than 12 bytes"
-        )]
-        let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-        // SAFETY: both pointers are to live locals, and `length` is the size of the first; the kernel writes no more
-        // than that, and any bytes are a valid `ucred`.
-        let result = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PEERCRED,
-                (&raw mut peer).cast(),
-                &raw mut length,
-            )
-        };
-        if result != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        Ok(Self { pid: u32::try_from(peer.pid).unwrap_or(0), uid: peer.uid, gid: peer.gid })
-    }
 }

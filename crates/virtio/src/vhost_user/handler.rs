@@ -24,8 +24,10 @@ use vm_memory::ByteValued;
 use super::control::Shared;
 use super::message::{Message, send_reply};
 use super::rings::RingSetup;
-use super::{Attachment, BackendOptions, Detach, F_PROTOCOL_FEATURES, PeerCredentials, RING_COUNT};
+use super::{Attachment, BackendOptions, Detach, F_PROTOCOL_FEATURES};
 use crate::memory::{GuestMemory, MAX_REGIONS};
+use crate::spec::QUEUE_COUNT;
+use crate::sys::PeerCredentials;
 
 /// From the driver's features to its memory it is one message with every front end; QEMU sends none if it cannot.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
@@ -52,7 +54,7 @@ pub(super) struct Handler {
     memory: Option<Arc<GuestMemory>>,
     /// When to complain that there is no memory, though there is a driver.
     memory_due: Option<Instant>,
-    rings: [RingSetup; RING_COUNT],
+    rings: [RingSetup; QUEUE_COUNT],
 }
 
 impl Handler {
@@ -160,7 +162,7 @@ impl Handler {
             FrontendReq::GET_PROTOCOL_FEATURES => {
                 question(&message, self.options.protocol_features().bits())
             }
-            FrontendReq::GET_QUEUE_NUM => question(&message, RING_COUNT as u64),
+            FrontendReq::GET_QUEUE_NUM => question(&message, QUEUE_COUNT as u64),
             FrontendReq::GET_MAX_MEM_SLOTS => question(&message, MAX_REGIONS as u64),
             FrontendReq::GET_CONFIG => self.get_config(&message),
             FrontendReq::GET_VRING_BASE => self.get_vring_base(&message),
