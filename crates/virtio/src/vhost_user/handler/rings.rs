@@ -6,7 +6,7 @@ use vhost::vhost_user::message::{VhostUserU64, VhostUserVringAddr, VhostUserVrin
 use vm_memory::ByteValued;
 
 use super::super::message::Message;
-use super::super::{Detach, F_PROTOCOL_FEATURES};
+use super::super::{Change, Detach, F_PROTOCOL_FEATURES, RingStart};
 use super::{Answer, Handler};
 use crate::spec::{F_EVENT_IDX, QUEUE_COUNT};
 use crate::sys::can_signal;
@@ -82,7 +82,8 @@ impl Handler {
         let (index, call) = self.vring_fd(message)?;
         let ring = &mut self.rings[index];
         if ring.running {
-            self.attachment.set_call(index, duplicate(call.as_ref())?);
+            let call = duplicate(call.as_ref())?;
+            self.attachment.apply(Change::SetCall { index, call });
         }
         ring.call = call;
         Ok(Answer::Done)
@@ -136,13 +137,12 @@ impl Handler {
             return Ok(true);
         }
         let event_idx = self.features & F_EVENT_IDX != 0;
-        let memory = self.memory.as_ref();
-        let Some(config) = memory.and_then(|memory| ring.locate(memory, event_idx)) else {
-            return Ok(false);
-        };
+        let Some(memory) = self.memory.clone() else { return Ok(false) };
+        let Some(config) = ring.locate(&memory, event_idx) else { return Ok(false) };
         if let Some(kick) = duplicate(ring.kick.as_ref())? {
             let call = duplicate(ring.call.as_ref())?;
-            self.attachment.start_ring(index, config, kick, call);
+            let start = RingStart { index, memory, config, kick, call };
+            self.attachment.apply(Change::StartRing(start));
             ring.running = true;
         }
         Ok(true)
@@ -160,8 +160,8 @@ impl Handler {
         (0..QUEUE_COUNT).for_each(|index| self.stop_ring(index));
     }
 
+    /// The data plane has been told [`Change::Detached`], or is about to be, which stops those that run.
     pub(super) fn forget_rings(&mut self) {
-        self.pause_rings();
         self.rings = Default::default();
         self.features = 0;
     }
