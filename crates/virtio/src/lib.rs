@@ -9,11 +9,12 @@
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
 //! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
+//! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
-//! Guest memory itself, and all pointers to it, are in `crates/guest-memory`.
-//!
-//! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
+//! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
+
+#![deny(unsafe_code)]
 
 pub mod device;
 pub mod driver;
@@ -30,6 +31,9 @@ pub mod polling;
 mod reactor;
 pub mod ring;
 pub mod snapshot;
+pub mod spec;
+#[allow(unsafe_code, reason = "calls that no library has in a safe form")]
+pub mod sys;
 pub mod vhost_user;
 mod worker;
 
