@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsock.switch.model import Add, Change, GuestSpec, Remove, conflicts, faults, steps
+from vsock.control.model import GuestSpec, conflicts
+from vsock.control.schema import faults
+from vsock.control.steps import Add, Change, Remove, steps
 
 ALPHA = GuestSpec(name="alpha", cid=3)
 
