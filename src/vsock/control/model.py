@@ -25,6 +25,9 @@ LAST_GUEST_CID: Final = CID_ANY - 1
 MOST_ALIASES: Final = 8
 """Looked through for each packet that a guest sends elsewhere than to CID 2."""
 
+LONGEST_TEXT: Final = 200
+"""Characters of what people write for people."""
+
 POLL_US: Final = 50
 """How long a switch looks for packets before it sleeps, in microseconds: two wake-ups within a VM."""
 
@@ -46,6 +49,7 @@ __all__ = [
     "LONGEST_LINGER_TIMEOUT",
     "LONGEST_POLL_US",
     "LONGEST_PORT_SUFFIX",
+    "LONGEST_TEXT",
     "POLL_US",
     "DatagramRecord",
     "FlowRecord",
@@ -97,6 +101,12 @@ def _wrong_hybrid(path: Path) -> str | None:
     return _wrong_path(path, longest, limit)
 
 
+def _wrong_text(text: str) -> str | None:
+    if len(text) > LONGEST_TEXT:
+        return f"{len(text)} characters, at most {LONGEST_TEXT}"
+    return None if text.isprintable() else f"{text!r} cannot be printed in one line"
+
+
 def _wrong_poll(microseconds: int) -> str | None:
     if 0 <= microseconds <= LONGEST_POLL_US:
         return None
@@ -116,6 +126,7 @@ Name = Annotated[str, Rule(_wrong_name)]
 Group = Annotated[str, Rule(_wrong_group, "group")]
 GuestCid = Annotated[int, Rule(_wrong_cid, "CID", _CID_RANGE)]
 Alias = Annotated[int, Rule(_wrong_cid, "alias", _CID_RANGE)]
+Text = Annotated[str, Rule(_wrong_text)]
 SocketPath = Annotated[Path, Rule(_wrong_socket, json_schema=_ABSOLUTE)]
 HybridPath = Annotated[Path, Rule(_wrong_hybrid, json_schema=_ABSOLUTE)]
 
