@@ -234,6 +234,18 @@ def test_any_table_is_a_guest_or_faults_in_its_lines(tables: list[dict[str, obje
         assert len(config.guests) == len(tables)
 
 
+def test_description_is_a_line_of_text() -> None:
+    """What cannot be printed would spoil the table that shows it."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\ndescription = '
+    assert parse(guest + '"Ada\'s machine"\n').guests[0].description == "Ada's machine"
+    for wrong, reason in (
+        (r'"a\nb"', r"description: 'a\nb' cannot be printed in one line"),
+        (f'"{"x" * 201}"', "description: 201 characters, at most 200"),
+        ("5", "description must be a string, not 5"),
+    ):
+        assert faults_of(f"{guest}{wrong}\n") == [f"c.toml:4: {reason}"]
+
+
 def test_memory_slots_is_true_or_false() -> None:
     """`memory_slots` is read as a boolean, and anything else is a fault of its line."""
     guest = '[[guest]]\nname = "alpha"\ncid = 3\nmemory_slots = '

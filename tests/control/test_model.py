@@ -64,6 +64,7 @@ def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
         ({"memory_slots": True}, False),
         ({"socket": Path("/run/x")}, False),
         ({"hybrid": Path("/run/x")}, True),
+        ({"description": "Ada's"}, True),
     ],
 )
 def test_attachment_stays_where_its_front_end_need_not_know(

@@ -146,7 +146,7 @@ def test_listeners_and_flows_are_listed_with_their_bytes(
         ("POST", "/v1/guests", b'{"name": "host", "cid": 6}', 422, "'host' is CID 2"),
         ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "socket": "x"}', 422, "socket: "),
         ("POST", "/v1/guests", b'{"name": "alpha", "cid": 6}', 409, "alpha exists already"),
-        ("PATCH", "/v1/guests/alpha", b"{}", 422, "give cid, groups or hybrid"),
+        ("PATCH", "/v1/guests/alpha", b"{}", 422, "give cid, groups, hybrid or description"),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 2}', 422, "cid: "),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 4}', 409, "belongs to guest beta"),
         ("PATCH", "/v1/guests/alpha", b'{"groups": ["a b"]}', 422, "'a b' is no group name"),

@@ -26,6 +26,8 @@ macro_rules! guest_options {
             /// Other CIDs by which it reaches this node: the parent of a Nitro enclave is CID 3. What it sends to one of
             /// them is for the node, whichever guest has that CID, and answers come from it.
             host_aliases: Vec<u32>,
+            /// What it is, for people.
+            description: String,
         }
     };
 }

@@ -114,7 +114,7 @@ def print_guests(guests: list[GuestRecord]) -> None:
         "Guests",
         (
             *("name", ">cid", "state", ">flows", ">sent", ">received", ">errors"),
-            *("pid/program", "groups", "socket"),
+            *("pid/program", "groups", "socket", "description"),
         ),
         [
             (
@@ -128,6 +128,7 @@ def print_guests(guests: list[GuestRecord]) -> None:
                 process_text(guest.pid, guest.program),
                 ",".join(guest.groups),
                 str(guest.socket),
+                guest.description,
             )
             for guest in guests
         ],

@@ -182,6 +182,7 @@ class GuestSpec:
         Rule(_too_many),
         About("Another CID by which it reaches the host, as 3 in Nitro enclaves.", is_fixed=True),
     ] = ()
+    description: Annotated[Text, About("What it is, for people.")] = ""
 
     def inconsistencies(self) -> Iterator[Fault]:
         """What is wrong with fields that are right each for itself."""
