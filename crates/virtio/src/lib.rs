@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
+//! | `options` | what a guest is told to be |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
 //! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
@@ -27,6 +28,7 @@ pub mod link;
 pub mod loopback;
 mod mailbox;
 pub mod node;
+mod options;
 pub mod polling;
 mod reactor;
 pub mod ring;

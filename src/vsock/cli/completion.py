@@ -31,10 +31,10 @@ def addresses(context: "click.Context", _parameter: Any, begun: str) -> list[str
 
 
 def _names(context: "click.Context") -> Iterator[str]:
-    from vsock.switch.client import Client
+    from vsock.control.client import ControlClient
 
     try:
-        found = Client(context.params.get("runtime_dir"), timeout=1).guests()
+        found = ControlClient(context.params.get("runtime_dir"), timeout=1).guests()
     except VsockError:
         return  # without a switch there is nothing to offer, and nowhere to say why
     for guest in found:
