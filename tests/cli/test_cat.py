@@ -214,8 +214,11 @@ def test_kept_cat_serves_connections_side_by_side(runtime_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("3:5000", "that CID is not this machine's, leave it out to listen on all that are"),
-        ("5000", "`vsock ls` shows by whom"),
+        (
+            "3:5000",
+            "the CID is not this machine's: give only the port to listen on all of its CIDs",
+        ),
+        ("5000", "`vsock ls` shows the process"),
     ],
 )
 def test_listening_where_one_cannot_says_what_to_do(

@@ -117,7 +117,10 @@ def test_without_a_switch_every_command_says_so_in_one_line(
         (["ping", "3", "--count", "0"], "range"),
         (["cat", "-k", "3:80"], "-k is for -l with --exec"),
         (["cat", "3:80", "--exec", " "], "--exec needs a command"),
-        (["cat", "3:80", "--runtime-dir", "/x", "--transport", "kernel"], "leave it or"),
+        (
+            ["cat", "3:80", "--runtime-dir", "/x", "--transport", "kernel"],
+            "without --transport kernel",
+        ),
         (["qemu-args", "alpha", "--memory", "1"], "range"),
     ],
 )

@@ -51,4 +51,4 @@ def test_every_key_goes_to_the_other_end_and_the_terminal_is_restored(runtime_di
 def test_without_a_terminal_it_is_used_wrongly(capsys: pytest.CaptureFixture[str]) -> None:
     """There would be nothing to make raw."""
     assert main(["cat", "-t", "alpha:5"]) == 2
-    assert "--tty is for a terminal" in capsys.readouterr().err
+    assert "--tty needs a terminal" in capsys.readouterr().err

@@ -183,20 +183,20 @@ def additions(long_path: str) -> Iterator[Call]:
 def others(file: str) -> Iterator[Call]:
     """What the world does not have."""
     yield ("cat", "alpha:5"), 1, "nobody accepts connections there"
-    yield ("cat", "beta:5", "--timeout", "0.1"), 1, "does it run?"
+    yield ("cat", "beta:5", "--timeout", "0.1"), 1, "is it running?"
     yield ("ping", "alpha:5", "--echo", "-c", "1"), 2, "nobody accepts connections there"
     yield ("ping", "alpha", "--echo"), 2, "--echo needs NAME:PORT"
     yield ("perf", "alpha", "-t", "0.1"), 1, "start `vsock perf --server` at the other end"
     yield ("perf", "alpha", "--seqpacket", "-t", "0.1"), 1, "`vsock perf --server --seqpacket`"
-    yield ("perf", "alpha", "--server"), 2, "either --server, or"
+    yield ("perf", "alpha", "--server"), 2, "either --server or"
     yield ("cat", "unix:/nonexistent/x"), 1, "/nonexistent/x: No such file"
     yield ("cat", "-l", "unix:/nonexistent/x"), 1, "/nonexistent/x: No such file"
     yield ("cat", "-l", "unix:/" + "x" * 200), 2, "too long"
     yield ("cat", "unix:/" + "x" * 200), 2, "too long"
     yield ("cat", "hvsock:///nonexistent/x:5"), 1, "/nonexistent/x: No such file"
     yield ("cat", "-l", "hvsock:///nonexistent/x:5"), 1, "No such file"
-    yield ("cat", "-l", "9:5"), 1, "that CID is not this machine's"
-    yield ("cat", "-l", "alpha:5"), 1, "that CID is not this machine's"
+    yield ("cat", "-l", "9:5"), 1, "the CID is not this machine's"
+    yield ("cat", "-l", "alpha:5"), 1, "the CID is not this machine's"
     yield ("cat", "-k", "alpha:5"), 2, "-k is for -l with --exec"
     yield ("cat", "-l", "-k", "5"), 2, "-k is for -l with --exec"
     for command in (" ", "", 'echo "x', "echo 'x", "x\\"):
@@ -204,7 +204,11 @@ def others(file: str) -> Iterator[Call]:
     for command in ("no-such-program", "/", file):
         yield ("cat", "-l", "5000", "--exec", command), 1, f"cannot run {command!r}"
     yield ("cat", "alpha:5", "--transport", "kern"), 2, "--transport"
-    yield ("cat", "alpha:5", "--transport", "kernel", "--runtime-dir", "/x"), 2, "leave it or"
+    yield (
+        ("cat", "alpha:5", "--transport", "kernel", "--runtime-dir", "/x"),
+        2,
+        "without --transport kernel",
+    )
     yield ("switch", "--config", "/nonexistent"), 1, "/nonexistent: No such file"
     yield ("switch", "--config", "/"), 2, "--config"
     yield ("switch", "--log-level", "loud"), 2, "--log-level"
