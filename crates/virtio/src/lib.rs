@@ -9,7 +9,7 @@
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
 //! | [`memory`], [`slice`](mod@slice), `sigbus` | memory shared with somebody who may be hostile |
-//! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
+//! | `reactor`, `timers`, `mailbox`, [`polling`] | one epoll set; one timer queue; how other threads talk to the worker; when it sleeps |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
 //! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
@@ -32,5 +32,6 @@ pub mod ring;
 mod sigbus;
 pub mod slice;
 pub mod snapshot;
+mod timers;
 pub mod vhost_user;
 mod worker;

@@ -13,6 +13,7 @@ use vsock_core::Cid;
 
 use super::Worker;
 use super::link_slot::{LinkFault, LinkSlot, Role};
+use super::rest::Due;
 use super::source::{LinkId, NOWHERE, Source};
 use crate::link::{EVENT_QUEUE, Link, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::mailbox::Mailbox;
@@ -76,9 +77,7 @@ impl Worker {
         self.clear_link(id);
         self.forget_connections(id);
         let Some(slot) = self.links.try_remove(id) else { return };
-        if let Some(deadline) = slot.deadline {
-            self.deadlines.remove(&(deadline, id));
-        }
+        self.timers.set(Due::Link(id), None);
         if let Some(door) = slot.hybrid_door {
             self.end_source(door);
         }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use vsock_core::{CloseReason, ConnectionId, FlowKey, Shutdown, SocketType};
 
 use super::Worker;
+use super::rest::Due;
 use super::source::{Bound, Flow, Greeting, LinkId, Phase, Source};
 use crate::host::sockets::{Ended, Socket};
 use crate::host::stream::Stream;
@@ -41,7 +42,7 @@ impl Worker {
             our_end_sent: false,
             their_end: false,
             refusal_sent: false,
-            lingers_until: None,
+            linger: None,
             outgoing: None,
             share: self.buffers.share(),
             number,
@@ -180,7 +181,9 @@ impl Worker {
         }
         if let Source::Flow(flow) = std::mem::replace(entry, Source::Ended) {
             self.ended.push(token);
-            self.linger.forget(token, &flow);
+            if flow.linger.is_some() {
+                self.timers.set(Due::Linger(token), None);
+            }
             let Flow { ours, theirs, reason, .. } = *flow;
             self.sockets.closed(flow.socket, Ended { ours, theirs, reason });
             self.release(flow.binding);

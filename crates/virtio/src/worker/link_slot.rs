@@ -184,7 +184,6 @@ pub(crate) struct LinkSlot {
     /// When the last packet came or went, and how many had by then.
     pub(crate) worked_at: Instant,
     packets_then: u64,
-    pub(crate) deadline: Option<Instant>,
     pub(crate) front_end: Option<PeerCredentials>,
     /// That the guest's driver is up has been said.
     pub(crate) is_announced: bool,
@@ -233,7 +232,6 @@ impl LinkSlot {
             receives_since: Instant::default(),
             worked_at: Instant::default(),
             packets_then: 0,
-            deadline: None,
             front_end: None,
             is_announced: false,
             features: 0,

@@ -39,7 +39,7 @@ mod source;
 mod turns;
 mod verdicts;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -52,9 +52,10 @@ pub(crate) use self::attach::{GuestPort, NewGuest};
 use self::datagrams::{DatagramSocket, DatagramStats};
 use self::farewell::Awaited;
 use self::inbound::Drained;
-use self::linger::Linger;
+use self::linger::Lingering;
 pub(crate) use self::link_slot::LinkSlot;
 use self::link_slot::{LinkFault, Role, sort_signal};
+use self::rest::Due;
 use self::source::Source;
 pub(crate) use self::source::{Bound, LinkId};
 use self::turns::Turns;
@@ -67,6 +68,7 @@ use crate::mailbox::Mailbox;
 use crate::polling::Polling;
 use crate::reactor::{Events, Reactor, Token};
 use crate::slice::Slice;
+use crate::timers::Timers;
 
 /// How long a device may take to say what our CID is.
 const CONFIG_WAIT: Duration = Duration::from_secs(1);
@@ -108,11 +110,10 @@ pub(crate) struct Worker {
     is_ahead: bool,
     awaited: Awaited,
     turns: Turns,
-    deadlines: BTreeSet<(Instant, LinkId)>,
-    linger: Linger,
+    timers: Timers<Due>,
+    lingering: Lingering,
     /// Doors at which nobody could be let in, to be tried again.
     shut_doors: Vec<Token>,
-    doors_open_at: Option<Instant>,
     next_number: u64,
     /// The flows of programs' sockets, and how the last ones ended.
     sockets: Sockets,
@@ -168,10 +169,9 @@ impl Worker {
             is_ahead: false,
             awaited: Awaited::default(),
             turns: Turns::default(),
-            deadlines: BTreeSet::new(),
-            linger: Linger::default(),
+            timers: Timers::default(),
+            lingering: Lingering::default(),
             shut_doors: Vec::new(),
-            doors_open_at: None,
             next_number: 1,
             sockets: Sockets::default(),
             buffers: Budget::default(),

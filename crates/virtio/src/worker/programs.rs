@@ -12,6 +12,7 @@ use vsock_core::{Address, BindError, Cid, ListenError, Port, SocketType};
 
 use super::Worker;
 use super::connecting::Held;
+use super::rest::Due;
 use super::source::{Bound, Listener, Phase, Source};
 use crate::host::accept_queue::AcceptQueue;
 use crate::host::client::{Client, Heard};
@@ -61,14 +62,14 @@ impl Worker {
     /// More may wait at this door, which will not say so again.
     pub(crate) fn try_again(&mut self, token: Token) {
         self.shut_doors.push(token);
-        self.doors_open_at = Some(self.now);
+        self.timers.set(Due::Doors, Some(self.now));
     }
 
     /// Nobody can be let in (no descriptors left): tries again a little later, as the edge will not come again.
     pub(crate) fn shut_door<T>(&mut self, token: Token, error: io::Error) -> Option<T> {
         self.journal.write("failed", u32::MAX, format!("accepting a program: {error}"));
         self.shut_doors.push(token);
-        self.doors_open_at.get_or_insert(self.now + PAUSE);
+        self.timers.set_if_unset(Due::Doors, self.now + PAUSE);
         None
     }
 

@@ -34,7 +34,7 @@ impl Worker {
         });
         let mut counters =
             vec![("bad_requests", self.bad_requests), ("buffers_cut", self.buffers_cut)];
-        counters.push(("linger_timeouts", self.linger.timeouts()));
+        counters.push(("linger_timeouts", self.lingering.timeouts()));
         counters.extend(self.detach_reasons.iter().map(|(&name, &count)| (name, count)));
         counters.extend([
             ("datagrams_sent", self.datagrams.sent),

@@ -11,7 +11,20 @@ use vsock_core::Instant;
 
 use super::{LinkId, Worker};
 use crate::polling::Polling;
-use crate::reactor::{Events, Readiness};
+use crate::reactor::{Events, Readiness, Token};
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    /// The connections of a link.
+    Link(LinkId),
+    /// A flow whose program has closed with something unsent.
+    Linger(Token),
+    /// Flows between guests.
+    Relay,
+    /// Doors at which nobody could be let in.
+    Doors,
+}
 
 impl Worker {
     /// How long to look before sleeping, from now on.
@@ -47,11 +60,7 @@ impl Worker {
 
     /// How long a sleep may last.
     fn timeout(&self, now: Instant) -> Option<Duration> {
-        let next = self.deadlines.first().map(|&(at, _)| at);
-        let linger = self.linger.deadline();
-        let relay = self.relay.deadline();
-        let soonest = [next, linger, relay, self.doors_open_at].into_iter().flatten().min()?;
-        Some(soonest.since(now))
+        Some(self.timers.next()?.since(now))
     }
 
     /// Looks at the links that do not notify us, and lets those do so that have been quiet for long enough. Also while
@@ -81,44 +90,34 @@ impl Worker {
 
     /// Does what is due by now.
     pub(super) fn expire(&mut self) {
-        while let Some(&(at, id)) = self.deadlines.first() {
-            if at > self.now {
-                break;
-            }
-            self.deadlines.pop_first();
-            if let Some(slot) = self.links.get_mut(id) {
-                slot.deadline = None;
-                slot.endpoint.expire(self.now);
-                self.activate(id);
+        self.watch_lingering();
+        for due in self.timers.take_due(self.now) {
+            match due {
+                Due::Link(id) => {
+                    if let Some(slot) = self.links.get_mut(id) {
+                        slot.endpoint.expire(self.now);
+                        self.activate(id);
+                    }
+                }
+                Due::Linger(token) => self.look_at_linger(token),
+                Due::Relay => {
+                    self.relay.expire(self.now);
+                    self.activate_relayed();
+                }
+                Due::Doors => {
+                    for token in std::mem::take(&mut self.shut_doors) {
+                        self.accept_programs(token);
+                        self.accept_hybrid(token);
+                    }
+                }
             }
         }
-        self.expire_lingers();
-        if self.relay.deadline().is_some_and(|at| at <= self.now) {
-            self.relay.expire(self.now);
-            self.activate_relayed();
-        }
-        if self.doors_open_at.is_some_and(|at| at <= self.now) {
-            self.doors_open_at = None;
-            for token in std::mem::take(&mut self.shut_doors) {
-                self.accept_programs(token);
-                self.accept_hybrid(token);
-            }
-        }
+        self.timers.set(Due::Relay, self.relay.deadline());
     }
 
-    /// Keeps the order of deadlines in step with what the link's endpoint waits for.
+    /// Keeps the timer of a link in step with what its endpoint waits for.
     pub(super) fn note_deadline(&mut self, id: LinkId) {
-        let Some(slot) = self.links.get_mut(id) else { return };
-        let next = slot.endpoint.deadline();
-        if next == slot.deadline {
-            return;
-        }
-        if let Some(old) = slot.deadline {
-            self.deadlines.remove(&(old, id));
-        }
-        slot.deadline = next;
-        if let Some(new) = next {
-            self.deadlines.insert((new, id));
-        }
+        let Some(slot) = self.links.get(id) else { return };
+        self.timers.set(Due::Link(id), slot.endpoint.deadline());
     }
 }

@@ -6,8 +6,9 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use vsock_core::{Address, Binding, CloseReason, ConnectionId, Instant, SocketType};
+use vsock_core::{Address, Binding, CloseReason, ConnectionId, SocketType};
 
+use super::linger::Linger;
 use crate::host::accept_queue::AcceptQueue;
 use crate::host::budget::Share;
 use crate::host::client::Client;
@@ -116,8 +117,8 @@ pub(crate) struct Flow {
     pub(crate) their_end: bool,
     /// That the program takes no more has been passed on.
     pub(crate) refusal_sent: bool,
-    /// When it is looked at, because its program is gone.
-    pub(crate) lingers_until: Option<Instant>,
+    /// Its program is gone, and it has more to send.
+    pub(crate) linger: Option<Linger>,
     /// A message being sent in pieces.
     pub(crate) outgoing: Option<Outgoing>,
     /// What its receive buffer has above the default.
