@@ -1,5 +1,6 @@
 //! One flow between two guests: who may send how much, and which directions are shut.
 
+use super::FlowId;
 use crate::address::{Address, FlowKey, SocketType};
 use crate::credit::{Acknowledged, Flight, is_after};
 use crate::packet::{Header, Op, RawHeader, Shutdown};
@@ -67,7 +68,7 @@ pub(super) enum Excess {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowInfo {
     /// Names the flow for ever.
-    pub id: u64,
+    pub id: FlowId,
     /// Socket type.
     pub kind: SocketType,
     /// Who asked for it.
@@ -90,8 +91,9 @@ pub struct FlowInfo {
     pub grant: u32,
 }
 
+/// One flow, inside; [`FlowInfo`] is what is to be seen of it.
 #[derive(Debug)]
-pub(super) struct Flow {
+pub struct Flow {
     pub(super) source: Address,
     pub(super) destination: Address,
     pub(super) kind: SocketType,
@@ -209,7 +211,7 @@ impl Flow {
         self.ways[side.index()].shut
     }
 
-    pub(super) fn info(&self, id: u64) -> FlowInfo {
+    pub(super) fn info(&self, id: FlowId) -> FlowInfo {
         let [there, back] = &self.ways;
         let state = if !self.is_answered {
             "connecting"

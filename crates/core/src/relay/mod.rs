@@ -34,8 +34,8 @@ mod passing;
 mod stats;
 
 use crate::address::{Address, Cid, FlowKey};
+use crate::ids::{Key, Slots};
 use crate::packet::{Header, RawHeader};
-use crate::slots::Slots;
 use crate::table::Table;
 use crate::time::{Duration, Instant};
 use crate::timers::Timers;
@@ -95,15 +95,18 @@ pub enum Verdict {
     Drop,
 }
 
+/// Names one flow between guests for ever; a stale id is harmless.
+pub type FlowId = Key<Flow>;
+
 /// All flows between guests of one node.
 #[derive(Debug)]
 pub struct Relay {
     limits: RelayLimits,
-    table: Table,
+    table: Table<Flow>,
     flows: Slots<Flow>,
     guests: Guests,
     grants: Grants,
-    timers: Timers,
+    timers: Timers<FlowId>,
     stats: RelayStats,
 }
 
@@ -194,7 +197,7 @@ impl Relay {
     /// offered each of these first, and returns whether it has taken it: who keeps data for that
     /// side puts it behind the data.
     pub fn remove_guest(&mut self, guest: Cid, mut take: impl FnMut(Cid, RawHeader) -> bool) {
-        let concerned: Vec<(u64, Side)> = self
+        let concerned: Vec<(FlowId, Side)> = self
             .flows
             .iter()
             .filter_map(|(id, flow)| {

@@ -49,10 +49,7 @@ impl Relay {
         let grant = self.grants.first(header, &self.limits);
         let mut flow = Flow::new(header, grant, now);
         let (forwarded, _) = flow.clamp(Side::Source, header);
-        let Some(id) = self.flows.insert(flow) else {
-            self.stats.requests_over_limit += 1;
-            return self.answer(header);
-        };
+        let id = self.flows.insert(flow);
         self.grants.take(header.src, header.dst, grant);
         self.table.insert(key(header), id);
         self.guests.flow_opened(source);

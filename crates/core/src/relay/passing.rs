@@ -1,7 +1,7 @@
 //! What becomes of the packets of a flow, in either direction.
 
 use super::flow::{Excess, Side};
-use super::{Relay, Verdict};
+use super::{FlowId, Relay, Verdict};
 use crate::address::SocketType;
 use crate::packet::{EOM, Header, Op, Shutdown};
 use crate::time::Instant;
@@ -11,7 +11,7 @@ impl Relay {
     pub(super) fn receive_of_flow(
         &mut self,
         now: Instant,
-        id: u64,
+        id: FlowId,
         header: &Header,
         allow: impl FnOnce() -> bool,
     ) -> Verdict {
@@ -44,7 +44,7 @@ impl Relay {
         }
     }
 
-    fn pass_response(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
+    fn pass_response(&mut self, id: FlowId, side: Side, header: &Header) -> Verdict {
         let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
         if flow.is_answered || side == Side::Source {
             // The destination has made a second connection; the two must not mix.
@@ -58,7 +58,7 @@ impl Relay {
         self.pass(id, side, header)
     }
 
-    fn pass_shutdown(&mut self, now: Instant, id: u64, side: Side, header: &Header) -> Verdict {
+    fn pass_shutdown(&mut self, now: Instant, id: FlowId, side: Side, header: &Header) -> Verdict {
         let flags = Shutdown::from_flags(header.flags);
         let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
         let had_all = flow.shut(side).is_both();
@@ -68,7 +68,7 @@ impl Relay {
         self.pass(id, side, &Header { flags: flags.flags(), ..*header })
     }
 
-    fn pass_payload(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
+    fn pass_payload(&mut self, id: FlowId, side: Side, header: &Header) -> Verdict {
         let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
         let ends_message = flow.kind == SocketType::SeqPacket && header.flags & EOM != 0;
         if !flow.is_answered || flow.shut(side).contains(Shutdown::SEND) {
@@ -98,7 +98,7 @@ impl Relay {
     }
 
     /// Passes a packet on with clamped credit.
-    fn pass(&mut self, id: u64, side: Side, header: &Header) -> Verdict {
+    fn pass(&mut self, id: FlowId, side: Side, header: &Header) -> Verdict {
         let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
         if !flow.is_answered && side == Side::Destination {
             // Anything before RESPONSE would end the attempt with EPROTO.
@@ -114,7 +114,7 @@ impl Relay {
     }
 
     /// A guest announces its buffer: the flow's credit follows, as far as the budget goes.
-    fn raise_grant(&mut self, id: u64, header: &Header) {
+    fn raise_grant(&mut self, id: FlowId, header: &Header) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let more = self.grants.more(flow.grant, header, &self.limits);
         flow.grant += more;
