@@ -175,10 +175,20 @@ impl Worker {
         to: Address,
         payload: &[u8],
     ) -> Result<bool, LinkFault> {
+        let sent = self.fill_datagram(id, from, to, payload);
+        self.batch.clear();
+        sent
+    }
+
+    fn fill_datagram(
+        &mut self,
+        id: LinkId,
+        from: Address,
+        to: Address,
+        payload: &[u8],
+    ) -> Result<bool, LinkFault> {
         let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
         let batch = &mut self.batch;
-        batch.slices.clear();
-        batch.spaces.clear();
         let mut room = 0;
         // An empty datagram is a packet too.
         while room < payload.len() || batch.spaces.is_empty() {
