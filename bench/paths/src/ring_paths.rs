@@ -11,7 +11,7 @@ use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::ring::{DeviceRing, DriverRing, RingConfig, RingLayout};
-use vsock_virtio::slice::{Slices};
+use vsock_virtio::slice::Slices;
 
 use crate::{PACKETS, Path, broken};
 

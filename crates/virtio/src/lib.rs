@@ -15,22 +15,32 @@
 //!
 //! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
 
+mod awaited;
+mod context;
 pub mod device;
 pub mod driver;
+mod fabric;
+mod flow_log;
+mod flows;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guest_port;
 mod host;
 pub mod journal;
 pub mod link;
+pub mod links;
 pub mod loopback;
 mod mailbox;
 pub mod node;
 pub mod polling;
+mod programs;
 mod reactor;
+mod report;
 pub mod ring;
 pub mod snapshot;
 mod timers;
+mod turn;
 pub mod vhost_user;
 mod worker;
 

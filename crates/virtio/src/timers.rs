@@ -40,13 +40,6 @@ impl<D: Copy + Ord> Timers<D> {
         }
     }
 
-    /// Sets the timer of `what` unless it is set.
-    pub(crate) fn set_if_unset(&mut self, what: D, at: Instant) {
-        if !self.set.contains_key(&what) {
-            self.set(what, Some(at));
-        }
-    }
-
     /// When the next one goes off.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.queue.first().map(|&(at, _)| at)
@@ -89,13 +82,5 @@ mod tests {
         timers.set('b', None);
         assert_eq!((timers.next(), timers.take_due(Instant(6))), (Some(Instant(7)), vec![]));
         assert_eq!((timers.take_due(Instant(9)), timers.next()), (vec!['a'], None));
-    }
-
-    #[test]
-    fn timer_that_is_set_is_not_put_off() {
-        let mut timers = Timers::default();
-        timers.set_if_unset('a', Instant(3));
-        timers.set_if_unset('a', Instant(9));
-        assert_eq!(timers.next(), Some(Instant(3)));
     }
 }
