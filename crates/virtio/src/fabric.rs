@@ -14,21 +14,26 @@ use crate::context::Context;
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::link::TX_QUEUE;
 use crate::links::{
-    AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewGuest, Quantum,
-    RingStart, Scratch, Sent,
+    AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, Quantum, Scratch,
+    Sent,
 };
 use crate::loopback::LoopbackLink;
+use crate::options::GuestOptions;
 use crate::programs::Programs;
 use crate::reactor::{Owner, Readiness};
 use crate::timers::Timers;
 use crate::turn::Turn;
-use crate::vhost_user::Detach;
+use crate::vhost_user::Change;
 
 /// Turns of taking packets from a ring that is stopped, or of filling it: far more than it can hold at a time.
 const LAST_TURNS: usize = 64;
 
 /// From a close to the end of a connection to ourselves: SHUTDOWN goes out, comes in, and so does RST.
 const OWN_ANSWERS: usize = 3;
+
+/// What a front end does whose memory is not shared: it gives up without a word.
+const NO_MEMORY: &str = "its driver is up, but its hypervisor shares no memory with us: \
+    QEMU needs the arguments that `vsock qemu-args` prints, share=on among them";
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,9 +103,7 @@ impl Fabric {
             }
             Owner::Device => {
                 if let Some(id) = links.of_source(ready.source).filter(|_| ready.read_closed) {
-                    links.clear(cx, id);
-                    links.device_left(cx, id);
-                    self.connections_ended(id);
+                    self.device_left(id);
                 }
             }
             Owner::Flow => flows.on_ready(cx, links, ready),
@@ -120,9 +123,9 @@ impl Fabric {
             self.programs.try_again(&mut self.cx, &mut self.links, &mut self.flows, &again);
         }
         while let Some((id, fault)) = self.links.next_fault() {
-            self.links.clear(&mut self.cx, id);
-            self.connections_ended(id);
-            self.links.broken(&mut self.cx, id, &fault);
+            if !self.links.broken(&mut self.cx, id, &fault) {
+                self.device_left(id);
+            }
         }
     }
 
@@ -215,13 +218,20 @@ impl Fabric {
         self.with(id, |turn, interface, _| turn.connections_ended(interface));
     }
 
+    /// The device of a userspace guest has gone.
+    fn device_left(&mut self, id: LinkId) {
+        self.links.device_left(&mut self.cx, id);
+        self.connections_ended(id);
+    }
+
     /// A guest whose front end may attach from now on, perhaps with a hybrid socket.
     pub(crate) fn add_guest(
         &mut self,
-        guest: NewGuest,
+        options: GuestOptions,
         hybrid: Option<(PathBuf, UnixListener)>,
+        seed: u64,
     ) -> Result<LinkId, AddError> {
-        let id = self.links.add_guest(guest)?;
+        let id = self.links.add_guest(options, seed)?;
         if let Err(error) = self.programs.set_hybrid(&mut self.cx, id, hybrid) {
             self.links.remove(id);
             return Err(error.into());
@@ -280,12 +290,29 @@ impl Fabric {
         }
     }
 
-    /// A front end starts a ring.
-    pub(crate) fn start_ring(&mut self, id: LinkId, start: RingStart) {
-        match self.links.start_ring(&mut self.cx, id, start) {
-            Ok(true) => self.connections_ended(id),
-            Ok(false) => {}
-            Err(fault) => self.links.report_fault(id, fault),
+    /// What the front end of a guest has said or done.
+    pub(crate) fn apply(&mut self, id: LinkId, change: Change) {
+        let Self { cx, links, .. } = self;
+        match change {
+            Change::Attached(peer) => links.attached(cx, id, peer),
+            Change::Refused(peer) => {
+                let text = format!("pid {} also wants to be the front end", peer.pid);
+                links.note(cx, id, "refused", text);
+            }
+            Change::WithoutMemory => links.note(cx, id, "no-memory", NO_MEMORY),
+            Change::Features(features) => links.set_features(id, features),
+            Change::StartRing(start) => match links.start_ring(cx, id, start) {
+                Ok(true) => self.connections_ended(id),
+                Ok(false) => {}
+                Err(fault) => links.report_fault(id, fault),
+            },
+            Change::SetCall { index, call } => links.set_call(id, index, call),
+            Change::Detached(reason) => {
+                self.receive_rest(id, TX_QUEUE);
+                self.links.clear(&mut self.cx, id);
+                self.connections_ended(id);
+                self.links.detached(&self.cx, id, &reason);
+            }
         }
         self.follow_up();
     }
@@ -294,13 +321,6 @@ impl Fabric {
     pub(crate) fn stop_ring(&mut self, id: LinkId, queue: usize) -> u16 {
         self.receive_rest(id, queue);
         self.links.stop_ring(&mut self.cx, id, queue)
-    }
-
-    /// A front end is gone, or has reset the device.
-    pub(crate) fn detached(&mut self, id: LinkId, reason: &Detach) {
-        self.links.clear(&mut self.cx, id);
-        self.connections_ended(id);
-        self.links.detached(&self.cx, id, reason);
     }
 
     /// Gives a guest another CID; its configuration space has it already.

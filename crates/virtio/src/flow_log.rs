@@ -9,7 +9,7 @@ use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, SocketType, Ver
 use crate::context::Context;
 use crate::flows::{Greeting, NotConnected, Parties};
 use crate::links::{Entry, LinkId, Links};
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// A connection is open.
 const OPENED: &str = "flow";
@@ -165,7 +165,7 @@ impl FlowLog<'_> {
         let Address { cid, port } = address;
         let guest = self.links.guest(cid);
         match guest {
-            Some(guest) => format!("{}:{}({})", cid.0, port.0, guest.name),
+            Some(guest) => format!("{}:{}({})", cid.0, port.0, guest.options.name),
             None if cid == Cid::HOST => format!("{}:{}(host)", cid.0, port.0),
             None => format!("{}:{}", cid.0, port.0),
         }

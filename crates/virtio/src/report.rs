@@ -5,15 +5,13 @@ use vsock_core::Instant;
 use crate::fabric::Fabric;
 use crate::flows::{Flow, FlowId, Flows};
 use crate::link::{Link, RX_QUEUE, TX_QUEUE};
-use crate::links::{Entry, Forwarder, LinkId, Links};
-use crate::programs::Programs;
+use crate::links::{Entry, Forwarder, Links};
 use crate::snapshot::{FlowInfo, GuestInfo, GuestState, Snapshot};
 
 /// Everything as it is now.
 pub(crate) fn snapshot(fabric: &Fabric) -> Snapshot {
     let Fabric { cx, links, forwarder, flows, programs, .. } = fabric;
-    let mut guests: Vec<_> =
-        links.iter().filter_map(|(id, entry)| guest_info(id, entry, programs)).collect();
+    let mut guests: Vec<_> = links.iter().filter_map(|(_, entry)| guest_info(entry)).collect();
     guests.sort_by_key(|guest| guest.cid);
     let relayed = relayed_flows(forwarder, cx.now);
     let mut infos: Vec<_> = local_flows(flows, links, cx.now).chain(relayed).collect();
@@ -65,7 +63,7 @@ fn relayed_flows(forwarder: &Forwarder, now: Instant) -> impl Iterator<Item = Fl
     })
 }
 
-fn guest_info(id: LinkId, entry: &Entry, programs: &Programs) -> Option<GuestInfo> {
+fn guest_info(entry: &Entry) -> Option<GuestInfo> {
     let cid = entry.guest()?.0;
     let interface = entry.interface()?;
     let Link::Device(device) = interface.link() else { return None };
@@ -98,12 +96,8 @@ fn guest_info(id: LinkId, entry: &Entry, programs: &Programs) -> Option<GuestInf
     let links: Vec<_> = counters.iter().map(|&(name, _)| name).collect();
     counters.extend(endpoint.named().filter(|(name, _)| !links.contains(name)));
     Some(GuestInfo {
-        name: entry.name.clone(),
         cid,
-        socket: entry.socket.clone(),
-        hybrid: programs.hybrid_path(id).map(std::path::Path::to_path_buf),
-        groups: entry.groups.clone(),
-        host_aliases: interface.aliases().iter().map(|alias| alias.0).collect(),
+        options: entry.options.clone(),
         state,
         front_end_pid: entry.attachment.front_end.map_or(0, |peer| peer.pid),
         features: entry.attachment.features,

@@ -12,7 +12,7 @@ use vsock_core::{Address, Cid, Event, FlowKey, Instant, Limits, Port, Shutdown, 
 use vsock_virtio::driver::DriverLink;
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::links::{Budget, Drained, Interface, Role, Scratch, Sends, Update};
-use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
+use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, attach};
 
 use super::Plan;
 use super::flow::{Flow, Tally};
@@ -43,12 +43,9 @@ impl Machine {
     pub(super) fn join(socket: &Path, plan: &Plan) -> Result<Self> {
         let mut link = DriverLink::new(&plan.options)?;
         let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
-        let region = link.region();
-        let shared =
-            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
         let front_end =
             FrontendOptions { timeout: Duration::from_secs(20), ..FrontendOptions::default() };
-        let mut attached = attach(socket, shared, &rings, front_end)?;
+        let mut attached = attach(socket, link.region(), &rings, front_end)?;
         link.set_event_idx(attached.features & F_EVENT_IDX != 0);
         for (queue, signals) in attached.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call)?;
@@ -140,8 +137,8 @@ impl Machine {
     }
 
     pub(super) fn begin_ping(&mut self, group: u32, size: usize, seconds: f64) -> Result<()> {
-        let mut flows = self.users.flows.values_mut();
-        let flow = flows.find(|flow| flow.group == group && flow.is_open);
+        let is_meant = |flow: &&mut Flow| flow.group == group && flow.is_open;
+        let flow = self.users.flows.values_mut().find(is_meant);
         let flow = flow.ok_or("ping: there is no such flow")?;
         flow.pending.resize(size, 0);
         let (id, start) = (flow.id, clock::now());

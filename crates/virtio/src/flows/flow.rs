@@ -21,11 +21,11 @@ use super::buffers::Share;
 use super::linger::Linger;
 use super::stream::{Read, Stream, Taken, reads_no_more};
 use crate::host::program::{Bound, Socket};
-use crate::host::wire::{Reply, op};
+use crate::host::wire::{self, Reply, op};
 use crate::links::{End, Filled, LinkId, MemoryDead, Offer, Payload, Sends, Update, sort_transfer};
 use crate::reactor::Readiness;
 use crate::slice::{self, Slice, TransferError};
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// How a program wants to hear that it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -371,7 +371,8 @@ impl Flow {
     pub(super) fn connected(&mut self, number: u64, peer_buffer: u32) -> Update {
         let State::Connecting(greeting) = self.state else { return Update::default() };
         let Parties { ours, theirs, .. } = self.parties;
-        let reply = Reply { op: op::CONNECT, errno: 0, ours, theirs, peer_buffer, flow: number };
+        let theirs = wire::to_wire(theirs);
+        let reply = Reply { theirs, peer_buffer, flow: number, ..wire::ok(op::CONNECT, ours) };
         let greeted = match greeting {
             Greeting::Reply => self.stream.greet(0, &reply.encode()),
             Greeting::Held(len) => self.stream.release(len),

@@ -5,7 +5,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use vsock_core::{Cid, Instant, Limits};
 
@@ -15,19 +14,11 @@ use crate::context::Context;
 use crate::device::DeviceLink;
 use crate::driver::DriverLink;
 use crate::link::{EVENT_QUEUE, Link, LinkError, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
-use crate::memory::GuestMemory;
+use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
-use crate::ring::RingConfig;
-use crate::vhost_user::{BackendControl, ConfigSpace, Detach, F_DGRAM, PeerCredentials};
-
-/// What a new guest is made of.
-pub(crate) struct NewGuest {
-    pub(crate) name: String,
-    pub(crate) cid: Cid,
-    pub(crate) groups: Vec<String>,
-    pub(crate) socket: PathBuf,
-    pub(crate) seed: u64,
-}
+use crate::spec::F_DGRAM;
+use crate::sys::PeerCredentials;
+use crate::vhost_user::{BackendControl, ConfigSpace, Detach, RingStart};
 
 /// What the link of a userspace guest is made of.
 pub(crate) struct NewUplink {
@@ -58,15 +49,6 @@ pub enum AddError {
     Io(#[from] std::io::Error),
 }
 
-/// A ring that a front end has set up.
-pub(crate) struct RingStart {
-    pub(crate) queue: usize,
-    pub(crate) memory: Arc<GuestMemory>,
-    pub(crate) config: RingConfig,
-    pub(crate) kick: OwnedFd,
-    pub(crate) call: Option<OwnedFd>,
-}
-
 /// Who is at the other end of a link, and its rings.
 #[derive(Default)]
 pub(crate) struct Attachment {
@@ -91,25 +73,41 @@ pub(crate) struct Attachment {
 
 impl Links {
     /// A guest whose front end may attach from now on.
-    pub(crate) fn add_guest(&mut self, guest: NewGuest) -> Result<LinkId, AddError> {
-        let NewGuest { name, cid, groups, socket, seed } = guest;
+    pub(crate) fn add_guest(
+        &mut self,
+        options: GuestOptions,
+        seed: u64,
+    ) -> Result<LinkId, AddError> {
+        let cid = Cid(options.cid);
         self.check_cid(cid)?;
-        if self.entries.values().any(|entry| entry.name == name) {
-            return Err(AddError::NameInUse(name));
+        options.check()?;
+        if self.entries.values().any(|entry| entry.options.name == options.name) {
+            return Err(AddError::NameInUse(options.name));
         }
         let link = Link::Device(DeviceLink::new());
         let role = Role::Guest(cid);
         let interface = Interface::new(link, role, self.local, Limits::default(), seed);
-        let id = self.entries.insert(Entry { groups, ..Entry::new(name, socket, interface) });
+        let id = self.entries.insert(Entry::new(GuestOptions::default(), interface));
+        self.set_options(id, options);
         self.routes.insert(cid, id);
         Ok(id)
+    }
+
+    /// Makes a guest what it is to be from now on.
+    pub(crate) fn set_options(&mut self, id: LinkId, options: GuestOptions) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        if let Some(interface) = &mut entry.interface {
+            let aliases = options.host_aliases.iter().copied().map(Cid).collect();
+            interface.filter_mut().set_aliases(aliases);
+        }
+        entry.options = options;
     }
 
     /// Whether a guest can have this CID.
     pub(crate) fn check_cid(&self, cid: Cid) -> Result<(), AddError> {
         check_range(cid, self.local)?;
         match self.entries.values().find(|entry| entry.guest() == Some(cid)) {
-            Some(entry) => Err(AddError::CidInUse(cid.0, entry.name.clone())),
+            Some(entry) => Err(AddError::CidInUse(cid.0, entry.options.name.clone())),
             None => Ok(()),
         }
     }
@@ -132,13 +130,6 @@ impl Links {
     pub(crate) fn set_control(&mut self, id: LinkId, control: BackendControl) {
         if let Some(entry) = self.get_mut(id) {
             entry.attachment.control = Some(control);
-        }
-    }
-
-    /// Other CIDs by which a guest reaches this node.
-    pub(crate) fn set_aliases(&mut self, id: LinkId, aliases: Vec<Cid>) {
-        if let Some(interface) = self.interface(id) {
-            interface.filter_mut().set_aliases(aliases);
         }
     }
 
@@ -170,7 +161,8 @@ impl Links {
         let NewUplink { link, cid, features, device, config, socket, seed } = uplink;
         let link = Link::Driver(link);
         let interface = Interface::new(link, Role::Uplink, cid, Limits::default(), seed);
-        let id = self.entries.insert(Entry::new("uplink".into(), socket, interface));
+        let options = GuestOptions { socket, ..GuestOptions::default() };
+        let id = self.entries.insert(Entry::new(options, interface));
         self.set_local(cid);
         self.set_features(id, features);
         self.default_route = Some(id);
@@ -222,7 +214,7 @@ impl Links {
         id: LinkId,
         start: RingStart,
     ) -> Result<bool, LinkFault> {
-        let RingStart { queue, memory, config, kick, call } = start;
+        let RingStart { index: queue, memory, config, kick, call } = start;
         self.unwatch_ring(cx, id, queue);
         let Some(interface) = self.interface(id) else { return Ok(false) };
         let Link::Device(device) = interface.link_mut() else { return Ok(false) };
@@ -278,12 +270,17 @@ impl Links {
         }
     }
 
-    /// Stops all rings and ends all connections. What programs here have asked of a guest goes on: it is still known, and
-    /// asked when its next driver comes.
-    pub(crate) fn clear(&mut self, cx: &mut Context, id: LinkId) {
+    /// Stops all rings: nothing of the other side's is used any more.
+    pub(crate) fn stop_rings(&mut self, cx: &mut Context, id: LinkId) {
         for queue in 0..QUEUE_COUNT {
             self.stop_ring(cx, id, queue);
         }
+    }
+
+    /// Stops all rings and ends all connections. What programs here have asked of a guest goes on: it is still known, and
+    /// asked when its next driver comes.
+    pub(crate) fn clear(&mut self, cx: &mut Context, id: LinkId) {
+        self.stop_rings(cx, id);
         if let Some(interface) = self.interface(id) {
             match interface.role() {
                 Role::Guest(_) => interface.start_over(),
@@ -311,18 +308,24 @@ impl Links {
         self.note(cx, id, kind, reason.to_string());
     }
 
-    /// The other side of a link broke the rules, or its memory is gone; the link is clear.
-    pub(crate) fn broken(&mut self, cx: &mut Context, id: LinkId, fault: &LinkFault) {
+    /// The other side of a link broke the rules, or its memory is gone: nothing of it is used any more. False: there is no
+    /// control thread to end the attachment.
+    pub(crate) fn broken(&mut self, cx: &mut Context, id: LinkId, fault: &LinkFault) -> bool {
+        self.stop_rings(cx, id);
         self.note(cx, id, "fault", fault.to_string());
         match self.get(id).and_then(|entry| entry.attachment.control.as_ref()) {
-            // The control thread closes the front end's socket and says `detached` with this reason.
-            Some(control) => control.detach(fault.as_detach()),
-            None => self.device_left(cx, id),
+            // The control thread closes the front end's socket; `Detached` with this reason ends the connections.
+            Some(control) => {
+                control.detach(fault.as_detach());
+                true
+            }
+            None => false,
         }
     }
 
-    /// The device of a userspace guest has gone; the link is clear.
+    /// The device of a userspace guest has gone, and its connections with it.
     pub(crate) fn device_left(&mut self, cx: &mut Context, id: LinkId) {
+        self.clear(cx, id);
         if self.default_route == Some(id) {
             self.default_route = None;
             cx.note("detached", self.local, "the device hung up");

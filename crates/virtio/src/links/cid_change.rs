@@ -57,6 +57,9 @@ impl Links {
             Ending::Silent => runs.then_some(FormerCid::Dropped(old)),
         };
         interface.filter_mut().set_cid(cid, former);
+        if let Some(entry) = self.get_mut(id) {
+            entry.options.cid = cid.0;
+        }
         self.routes.remove(&old);
         self.routes.insert(cid, id);
         self.activate(id);

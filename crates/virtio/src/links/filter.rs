@@ -90,10 +90,6 @@ impl Filter {
         self.local = local;
     }
 
-    pub(super) fn aliases(&self) -> &[Cid] {
-        &self.aliases
-    }
-
     pub(super) fn set_aliases(&mut self, aliases: Vec<Cid>) {
         self.aliases = aliases;
     }

@@ -306,11 +306,6 @@ impl Interface {
         &mut self.receiver.filter
     }
 
-    /// Other CIDs by which the other side reaches us.
-    pub(crate) fn aliases(&self) -> &[Cid] {
-        self.receiver.filter.aliases()
-    }
-
     /// We have another CID.
     pub(crate) fn set_local(&mut self, cid: Cid) {
         self.receiver.filter.set_local(cid);

@@ -34,12 +34,11 @@ mod users;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
 
 use vsock_core::{Address, Cid, Instant, Key, Limits, SecondaryMap, Slots};
 
 pub use self::attachment::AddError;
-pub(crate) use self::attachment::{Attachment, NewGuest, NewUplink, RingStart};
+pub(crate) use self::attachment::{Attachment, NewUplink};
 pub(crate) use self::cid_change::Ending;
 pub(crate) use self::fault::sort_transfer;
 pub use self::fault::{LinkFault, MemoryDead};
@@ -53,6 +52,7 @@ pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::link::{Link, RX_QUEUE};
 use crate::loopback::LoopbackLink;
+use crate::options::GuestOptions;
 use crate::reactor::Owner;
 
 /// Ends of connections within a node, two of each: one listener with the longest backlog leaves room for as many others.
@@ -64,11 +64,8 @@ pub(crate) type LinkId = Key<Entry>;
 
 /// One link of the node.
 pub(crate) struct Entry {
-    pub(crate) name: String,
-    /// Guests that share one may connect to each other.
-    pub(crate) groups: Vec<String>,
-    /// The Unix socket by which the link came about.
-    pub(crate) socket: PathBuf,
+    /// What the guest was told to be; of another link, its socket.
+    pub(crate) options: GuestOptions,
     /// Its guest is about to be removed: nothing begins any more.
     pub(crate) is_leaving: bool,
     /// Its rings, and who brought them.
@@ -85,11 +82,9 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    fn new(name: String, socket: PathBuf, interface: Interface) -> Self {
+    fn new(options: GuestOptions, interface: Interface) -> Self {
         Self {
-            name,
-            groups: Vec::new(),
-            socket,
+            options,
             is_leaving: false,
             attachment: Attachment::default(),
             interface: Some(Box::new(interface)),
@@ -112,7 +107,7 @@ impl Entry {
 
     /// Whether its guest and another's may talk to each other.
     pub(crate) fn shares_group(&self, other: &Self) -> bool {
-        !self.is_leaving && self.groups.iter().any(|group| other.groups.contains(group))
+        !self.is_leaving && self.options.shares_group(&other.options)
     }
 }
 
@@ -144,7 +139,7 @@ impl Links {
         let link = Link::Loopback(loopback);
         let interface = Interface::new(link, Role::Loopback, local, limits, seed);
         let mut entries = Slots::new();
-        let loopback = entries.insert(Entry::new("loopback".into(), PathBuf::new(), interface));
+        let loopback = entries.insert(Entry::new(GuestOptions::default(), interface));
         Self {
             local,
             entries,
@@ -233,7 +228,9 @@ impl Links {
     /// The CID of a guest of this name.
     pub(crate) fn resolve(&self, name: &str) -> Option<Cid> {
         let mut guests = self.routes.iter();
-        guests.find(|&(_, &id)| self.get(id).is_some_and(|it| it.name == name)).map(|(&cid, _)| cid)
+        guests
+            .find(|&(_, &id)| self.get(id).is_some_and(|it| it.options.name == name))
+            .map(|(&cid, _)| cid)
     }
 
     /// Sends a datagram over a link; `None`: not both sides have negotiated them. False: there is no room for it.

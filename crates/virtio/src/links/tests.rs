@@ -1,8 +1,7 @@
 //! Interfaces against each other, without sockets, threads or a clock.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vsock_core::{
@@ -14,7 +13,7 @@ use super::*;
 use crate::device::DeviceLink;
 use crate::driver::{DriverLink, DriverOptions};
 use crate::link::QUEUE_COUNT;
-use crate::memory::{GuestMemory, MemoryPolicy, Region};
+use crate::memory::{GuestMemory, MemoryPolicy};
 use crate::slice::{self, Slice, Slices};
 
 const HOST: Cid = Cid::HOST;
@@ -33,11 +32,8 @@ fn pair(options: &DriverOptions) -> (Interface, Interface) {
     let signal = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
     let both = |fd: &OwnedFd| fd.try_clone().unwrap();
     let mut driver = DriverLink::new(options).unwrap();
-    let shared = driver.region();
-    let file = shared.file.as_fd().try_clone_to_owned().unwrap().into();
-    let region =
-        Region { guest: shared.guest, user: shared.user, len: shared.len, offset: 0, file };
-    let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap());
+    let region = driver.region().to_region().unwrap();
+    let memory = GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap();
     let mut device = DeviceLink::new();
     for queue in 0..QUEUE_COUNT {
         let config = driver.ring_config(queue).unwrap();
@@ -193,7 +189,7 @@ impl Ends {
 }
 
 fn data(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n % 251) as u8).collect()
+    (0..=250).cycle().take(len).collect()
 }
 
 #[test]

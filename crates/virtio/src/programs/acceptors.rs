@@ -12,7 +12,7 @@ use vsock_core::{Instant, SecondaryMap, SocketType};
 use crate::context::Context;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// Programs let in on one socket before others have their turn.
 const PROGRAMS_PER_TURN: usize = 64;

@@ -12,10 +12,10 @@ use crate::flows::stream::Stream;
 use crate::flows::{Flow, Flows, Greeting, Holdings, Parties};
 use crate::host::client::Client;
 use crate::host::program::{Bound, Socket};
-use crate::host::wire::{COOKIE_LEN, MESSAGE_LEN, NOWHERE, Reply, Telling};
+use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Report};
 use crate::links::{LinkId, Links};
 use crate::reactor::{Owner, SourceId};
-use crate::vhost_user::F_SEQPACKET;
+use crate::spec::F_SEQPACKET;
 
 /// What a CONNECT asks for.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl Attempt {
 /// What a CONNECT says beside what it asks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
-    how: Telling,
+    report: Report,
     cookie: u64,
     /// Its length.
     len: usize,
@@ -45,14 +45,14 @@ pub(super) struct Held {
 
 impl Held {
     /// Of a request with these bytes behind it.
-    pub(super) fn new(how: Telling, extra: &[u8]) -> Self {
+    pub(super) fn new(report: Report, extra: &[u8]) -> Self {
         let cookie = extra.first_chunk::<COOKIE_LEN>().copied().map_or(0, u64::from_le_bytes);
-        Self { how, cookie, len: MESSAGE_LEN + extra.len() }
+        Self { report, cookie, len: MESSAGE_LEN + extra.len() }
     }
 
     /// How much of it is still in the socket.
     fn unread(&self) -> usize {
-        if self.how == Telling::Reply { 0 } else { self.len }
+        if self.report == Report::Reply { 0 } else { self.len }
     }
 }
 
@@ -114,12 +114,12 @@ impl Programs {
         })?;
         let client = self.clients.remove(id).ok_or(Errno::INVAL)?;
         let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
-        let greeting = match request.how {
-            Telling::Reply => Greeting::Reply,
-            Telling::Held { prompt } => {
+        let greeting = match request.report {
+            Report::Reply => Greeting::Reply,
+            Report::Held { prompt } => {
                 if prompt {
                     let begun =
-                        Reply::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
+                        wire::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
                     // Should it fail, the program is gone, which an event will tell.
                     let _ = client.reply(&begun);
                 }
@@ -196,7 +196,7 @@ impl Programs {
         FlowLog { cx, links }.denied(&Parties::outgoing(key, kind, peer), false, errno);
         let ours = bound.map_or(NOWHERE, |bound| bound.address);
         let mut stream = Stream::new(fd, kind);
-        let reply = Reply::not_connected(errno, ours, request.cookie);
+        let reply = wire::not_connected(errno, ours, request.cookie);
         let told = stream.greet(request.unread(), &reply.encode());
         self.clients.insert(id, Client::new(stream.into_fd(), kind, peer, bound));
         if told.is_ok() { Granted::Answered } else { Granted::Over }

@@ -14,7 +14,7 @@ use vsock_core::{Address, BindError, Binding, Cid, Port, Ports, SecondaryMap};
 
 use crate::host::client::{Client, has_hung_up};
 use crate::host::program::Bound;
-use crate::host::wire::{Reply, op};
+use crate::host::wire::{self, Reply, op};
 use crate::links::{LinkId, Links, Scratch};
 use crate::reactor::{Owner, SourceId};
 use crate::snapshot::DatagramInfo;
@@ -147,7 +147,7 @@ impl Datagrams {
         let binding = self.ports.holder(to);
         let Some(socket) = binding.and_then(|it| self.sockets.get_mut(it)) else { return false };
         let Some(client) = clients.get(socket.client) else { return false };
-        let head = Reply { theirs: from, ..Reply::ok(op::RECEIVED, to) }.encode();
+        let head = Reply { theirs: wire::to_wire(from), ..wire::ok(op::RECEIVED, to) }.encode();
         let parts = [IoSlice::new(&head), IoSlice::new(payload)];
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         // A program that does not receive loses them: that is what best effort means.

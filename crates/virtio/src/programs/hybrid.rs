@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::flows::stream::finish;
 use crate::links::{Entry, LinkId};
 use crate::reactor::{Owner, SourceId};
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// A program on a hybrid socket that has not been connected yet.
 #[derive(Debug)]
@@ -52,8 +52,7 @@ impl Hybrids {
         Ok(())
     }
 
-    /// Where a guest's socket is.
-    pub(super) fn path(&self, link: LinkId) -> Option<&Path> {
+    fn path(&self, link: LinkId) -> Option<&Path> {
         self.sockets.get(link).map(|(path, _)| path.as_path())
     }
 

@@ -16,11 +16,11 @@ use crate::flows::buffers::Share;
 use crate::flows::{Flows, room};
 use crate::host::client::{Client, has_hung_up};
 use crate::host::program::{Bound, Socket};
-use crate::host::wire::{Reply, op};
+use crate::host::wire::{self, Reply, op};
 use crate::links::Interface;
 use crate::reactor::{Owner, SourceId};
 use crate::snapshot::ListenerInfo;
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// The longest backlog: what the kernel's net.core.somaxconn is by default.
 const SOMAXCONN: u32 = 4096;
@@ -154,12 +154,10 @@ impl Listeners {
         let handed = stream_pair(kind).and_then(|(ours, theirs)| {
             let source = cx.sources.add(&ours, Owner::Flow)?;
             let reply = Reply {
-                op: op::ACCEPT,
-                errno: 0,
-                ours: key.ours,
-                theirs: key.theirs,
+                theirs: wire::to_wire(key.theirs),
                 peer_buffer: interface.endpoint().max_message(connection),
                 flow: source.to_bits(),
+                ..wire::ok(op::ACCEPT, key.ours)
             };
             let socket = Socket::of(&theirs, peer.uid);
             let Listener { client, queue, inherited, .. } = listener;

@@ -9,7 +9,7 @@
 //! | `datagrams.rs` | programs that send and receive datagrams |
 //! | `register.rs` | which connection a program's socket is, and how the last ones ended |
 //!
-//! `host/wire.rs` and `docs/reference/endpoint-protocol.md` say what the requests mean.
+//! `vsock_client::wire` and `docs/reference/client-protocol.md` say what the requests mean.
 
 mod accept_queue;
 mod acceptors;
@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use vsock_core::{
@@ -47,11 +47,11 @@ use crate::flows::stream::finish;
 use crate::flows::{Ended, Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
 use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
-use crate::host::wire::{BadRequest, NOWHERE, Reply, Request, op};
+use crate::host::wire::{self, BadRequest, NOWHERE, Reply, Request, from_wire, op, to_wire};
 use crate::links::{Interface, LinkId, Links, Sends, Update};
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::snapshot::{DatagramInfo, ListenerInfo};
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// Requests of one program before others have their turn.
 const REQUESTS_PER_TURN: usize = 32;
@@ -139,11 +139,6 @@ impl Programs {
         socket: Option<(PathBuf, UnixListener)>,
     ) -> io::Result<()> {
         self.hybrids.set(cx, &mut self.acceptors, link, socket)
-    }
-
-    /// Where a guest's hybrid socket is.
-    pub(crate) fn hybrid_path(&self, link: LinkId) -> Option<&Path> {
-        self.hybrids.path(link)
     }
 
     /// A guest is gone.
@@ -282,7 +277,7 @@ impl Programs {
             cx.journal.write("bad-request", u32::MAX, text);
             self.bad_requests += 1;
             // It may not even read; the connection ends all the same.
-            let _ = client.reply(&Reply::bad_request(op));
+            let _ = client.reply(&wire::error(op, Errno::PROTO));
             finish(&client.fd);
         }
         self.drop_program(cx, id);
@@ -315,26 +310,29 @@ impl Programs {
         (request, extra, is_first): (Request, &[u8], bool),
     ) -> Granted {
         let reply = match request {
-            Request::Bind(address) => self.bind(cx, id, address).map_err(|errno| (op::BIND, errno)),
+            Request::Bind(address) => {
+                self.bind(cx, id, from_wire(address)).map_err(|errno| (op::BIND, errno))
+            }
             Request::Listen { backlog, buffer, .. } => {
                 return self.listen(cx, id, backlog, clamp_buffer(buffer), extra);
             }
-            Request::Flow { cookie, buffer, refuses } => self
-                .describe_flow(cx, links, flows, id, (cookie, clamp_buffer(buffer), refuses))
+            Request::Flow { cookie, buffer, receive_shut } => self
+                .describe_flow(cx, links, flows, id, (cookie, clamp_buffer(buffer), receive_shut))
                 .map_err(|errno| (op::FLOW, errno)),
             Request::LocalCid => {
                 let cid = links.local();
-                Ok(Reply::ok(op::LOCAL_CID, Address { cid, port: Port::ANY }))
+                Ok(wire::ok(op::LOCAL_CID, Address { cid, port: Port::ANY }))
             }
             Request::Send { to, number, .. } => self
                 .datagrams
-                .send(links, &self.clients, id, number, to, extra)
-                .map(|()| Reply::ok(op::SEND, NOWHERE))
+                .send(links, &self.clients, id, number, from_wire(to), extra)
+                .map(|()| wire::ok(op::SEND, NOWHERE))
                 .map_err(|errno| (op::SEND, errno)),
             Request::Resolve { .. } => resolve(links, extra).map_err(|errno| (op::RESOLVE, errno)),
-            Request::Connect { to, timeout_ms, buffer, how, .. } => {
+            Request::Connect { to, timeout_ms, buffer, report, .. } => {
+                let to = from_wire(to);
                 let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
-                let held = Held::new(how, extra);
+                let held = Held::new(report, extra);
                 return match self.connect(cx, links, flows, id, attempt, held) {
                     Ok(()) => Granted::Answered,
                     Err(Denied::Again) if is_first => Granted::Again,
@@ -345,7 +343,7 @@ impl Programs {
             Request::Accepted => return Granted::Over,
         };
         let Some(client) = self.clients.get(id) else { return Granted::Over };
-        let reply = reply.unwrap_or_else(|(op, errno)| Reply::error(op, errno));
+        let reply = reply.unwrap_or_else(|(op, errno)| wire::error(op, errno));
         match client.reply(&reply) {
             Ok(()) => Granted::Answered,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -376,7 +374,7 @@ impl Programs {
             client.bound = Some(bound);
         }
         let number = if kind == SocketType::Datagram { bound.id.to_bits() } else { 0 };
-        Ok(Reply { flow: number, ..Reply::ok(op::BIND, bound.address) })
+        Ok(Reply { flow: number, ..wire::ok(op::BIND, bound.address) })
     }
 
     fn take_port(
@@ -419,7 +417,8 @@ impl Programs {
         let Some(flow_id) = self.register.flow(socket) else {
             let Ended { ours, theirs, reason } =
                 self.register.ended(socket).ok_or(Errno::NOTCONN)?;
-            return Ok(Reply { ours, theirs, ..Reply::error(op::FLOW, end_errno(reason)) });
+            let (ours, theirs) = (to_wire(ours), to_wire(theirs));
+            return Ok(Reply { ours, theirs, ..wire::error(op::FLOW, end_errno(reason)) });
         };
         let flow = flows.get_mut(flow_id).ok_or(Errno::NOTCONN)?;
         let (link, connection) = (flow.link, flow.connection);
@@ -431,7 +430,7 @@ impl Programs {
         let peer_buffer = endpoint.max_message(connection);
         links.activate(link);
         let number = flow_id.to_bits();
-        Ok(Reply { theirs, peer_buffer, flow: number, ..Reply::ok(op::FLOW, ours) })
+        Ok(Reply { theirs: to_wire(theirs), peer_buffer, flow: number, ..wire::ok(op::FLOW, ours) })
     }
 
     fn listen(
@@ -452,8 +451,8 @@ impl Programs {
             None => Err(Errno::INVAL),
         };
         let reply = match listens {
-            Ok(bound) => Reply::ok(op::LISTEN, bound.address),
-            Err(errno) => Reply::error(op::LISTEN, errno),
+            Ok(bound) => wire::ok(op::LISTEN, bound.address),
+            Err(errno) => wire::error(op::LISTEN, errno),
         };
         if client.reply(&reply).is_err() {
             return Granted::Over;
@@ -633,7 +632,7 @@ impl Programs {
         };
         // The port stays bound, as the kernel keeps it after a connect that failed.
         let ours = binding.map_or(NOWHERE, |bound| bound.address);
-        let reply = Reply::not_connected(errno, ours, socket.cookie);
+        let reply = wire::not_connected(errno, ours, socket.cookie);
         let told = stream.greet(held, &reply.encode());
         if told.is_err() || stream.hung_up {
             self.listeners.release(binding);
@@ -690,5 +689,6 @@ fn clamp_buffer(buffer: u64) -> u32 {
 fn resolve(links: &Links, name: &[u8]) -> Result<Reply, Errno> {
     let name = std::str::from_utf8(name).map_err(|_| Errno::INVAL)?;
     let cid = links.resolve(name).ok_or(Errno::NODEV)?;
-    Ok(Reply { theirs: Address { cid, port: Port::ANY }, ..Reply::ok(op::RESOLVE, NOWHERE) })
+    let theirs = to_wire(Address { cid, port: Port::ANY });
+    Ok(Reply { theirs, ..wire::ok(op::RESOLVE, NOWHERE) })
 }
