@@ -15,7 +15,7 @@ use crate::loopback::LoopbackLink;
 use crate::memory::sealed_memory;
 use crate::reactor::Sources;
 use crate::slice::{Slices, copy_in};
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 const NOW: Instant = Instant(1);
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -52,9 +52,7 @@ impl Packet {
     fn new(bytes: &[u8]) -> Self {
         let (_, memory) = sealed_memory("packet", 0x1000, 0x10_0000).unwrap();
         let mut slices = Slices::new();
-        std::sync::Arc::new(memory)
-            .slice(0x1000, u32::try_from(bytes.len()).unwrap(), &mut slices)
-            .unwrap();
+        memory.slice(0x1000, u32::try_from(bytes.len()).unwrap(), &mut slices).unwrap();
         copy_in(&slices, bytes);
         Self(slices)
     }
@@ -96,6 +94,16 @@ fn shut_rd_while_the_socket_is_full_is_told_once_and_frees_what_waits() {
     assert!(update.stops_receiving && taken + update.bytes == 900_000);
     let update = flow.deliver(Packet::new(b"more").payload()).unwrap();
     assert_eq!((update.stops_receiving, update.bytes), (false, 4));
+}
+
+#[test]
+fn program_that_closed_behind_data_has_not_only_stopped_receiving() {
+    let (mut flow, mut program) = open();
+    program.write_all(b"last words").unwrap();
+    flow.on_ready(readable());
+    drop(program);
+    assert_eq!(flow.stalled(), Update::default());
+    assert_eq!(flow.on_ready(hung_up()).sends, Sends::More);
 }
 
 #[test]

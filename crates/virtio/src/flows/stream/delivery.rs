@@ -183,7 +183,8 @@ impl Stream {
             return None;
         }
         let empty = send(&self.fd, &[], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        (empty == Err(Errno::PIPE)).then(|| self.stop())
+        // One that has closed is told as such, behind what it has sent.
+        (empty == Err(Errno::PIPE) && !self.is_closed()).then(|| self.stop())
     }
 
     /// The program receives no more: discards what waits for it, and all that comes.
