@@ -60,8 +60,8 @@ def switch(runtime_dir: Path) -> "Iterator[Switch]":
 
     `alpha` (3) and `beta` (4) share the group `lab`; `gamma` (5) shares none.
     """
+    from vsock.control.model import GuestSpec
     from vsock.switch import Switch
-    from vsock.switch.model import GuestSpec
 
     guests = [
         GuestSpec(name="alpha", cid=3, groups=("lab",)),

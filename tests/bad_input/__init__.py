@@ -1,7 +1,7 @@
 """Bad input from programs: the switch answers it as documented, and leaks nothing.
 
     lab            a switch as a process, and its descriptors, flows and listeners
-    raw            programs that write the endpoint protocol byte by byte
+    raw            programs that write the client protocol byte by byte
     conversations  every sequence of steps in which a program can be interrupted
 
     test_requests       messages on the endpoint sockets: cut, over-long, unknown, out of order, with descriptors

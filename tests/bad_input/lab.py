@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Self
 
 import vsock
+from vsock.control.client import ControlClient
 from vsock.guest import Guest
-from vsock.switch.client import Client
 
 DEADLINE = 40.0
 """Deadline in seconds for every wait, long enough for a busy machine."""
@@ -69,7 +69,7 @@ class Lab:
         self._log = threading.Thread(target=self._read_log)
         self._log.start()
         self.guest = Guest(self.directory / "guests/alpha.sock", timeout=DEADLINE)
-        self._api = Client(self.directory, timeout=DEADLINE)
+        self._api = ControlClient(self.directory, timeout=DEADLINE)
         self._seen: Holdings | None = None
         self._servers: list[threading.Thread] = []
 

@@ -93,11 +93,29 @@ def test_groups_of_a_running_guest_are_replaced_and_taken_away(
     assert (said, path.exists()) == ("guest alpha has CID 33, hybrid socket none\n", False)
     assert switch.guest("alpha").state == "running"
     for wrong, reason in (
-        ((), "give --cid, --group, --no-groups or --hybrid"),
+        ((), "give --cid, --group, --no-groups, --hybrid or --description"),
         (("--group", "web", "--no-groups"), "exclude each other"),
     ):
         assert main(["guest", "set", "alpha", *wrong]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_description_of_a_guest_is_set_shown_and_taken_away(
+    switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands in the last column, whole where nothing cuts it; the guest's device does not notice."""
+    text = "builds, on weekdays"
+    output(capsys, "guest", "add", "delta", "6", "--description", text)
+    assert output(capsys, "guest", "ls").splitlines()[-1].endswith(f"  {text}")
+    said = output(capsys, "guest", "set", "alpha", "--description", "für Ada")
+    assert said == "guest alpha has CID 3, description für Ada\n"
+    listed = json.loads(output(capsys, "guest", "ls", "--json"))
+    assert [one["description"] for one in listed] == ["für Ada", "", "", text]
+    assert switch.guest("alpha").state == "running"
+    said = output(capsys, "guest", "set", "alpha", "--description", "")
+    assert said == "guest alpha has CID 3, description none\n"
+    assert main(["guest", "set", "alpha", "--description", "two\nlines"]) == 1
+    assert "cannot be printed in one line" in capsys.readouterr().err
 
 
 def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vsock import sockets
+from vsock.control.client import ControlClient
 from vsock.demo.places import LinuxPlace
-from vsock.switch.client import Client
 from vsock.testing.plugin import KINDS, NEWER_KINDS
 from vsock.transports import SwitchTransport
 
@@ -74,7 +74,7 @@ def watch_connection(port: int) -> None:
 
 
 @contextmanager
-def another_cid(client: Client, name: str, cid: int) -> Iterator[int]:
+def another_cid(client: ControlClient, name: str, cid: int) -> Iterator[int]:
     """Give the guest CID `cid` + 1000, and restore its own afterwards, because other tests share the guest."""
     try:
         client.set_guest_cid(name, cid + 1000)
@@ -89,7 +89,7 @@ def test_guest_with_a_new_cid_loses_its_connections_and_keeps_its_listeners(
 ) -> None:
     """ECONNRESET, then ENOTCONN in a guest that is notified; the end of the data after RST. ECONNRESET on the host."""
     guest = place(kind)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     is_told = kind.startswith("uml") or kind == "qemu-events"
     with sockets.create_server(port, transport=transport) as on_host:
         on_host.settimeout(DEADLINE)
@@ -124,7 +124,7 @@ def test_guest_under_qemu_learns_its_new_cid_when_its_driver_begins_anew(
 ) -> None:
     """The configuration space changes at once, and a driver that is restarted reads it."""
     guest = place(kind)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     device = guest.guest.run(f"ls {DRIVER} | grep virtio").check().stdout.split()[0]
     with another_cid(client, kind, guest.cid) as cid:
         rebind = f"echo {device} > {DRIVER}/unbind; echo {device} > {DRIVER}/bind"

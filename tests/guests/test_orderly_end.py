@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from vsock import sockets
+from vsock.control.client import ControlClient
+from vsock.control.model import GuestSpec
 from vsock.demo.places import LinuxPlace
 from vsock.switch import Switch
-from vsock.switch.client import Client
-from vsock.switch.model import GuestSpec
 from vsock.testing import QemuGuest
 from vsock.testing.plugin import FIRST_CID, KINDS, SharedGuests, guest_or_skip
 from vsock.transports import SwitchTransport
@@ -39,7 +39,7 @@ def test_guest_that_is_removed_hears_that_its_connections_are_over(
 ) -> None:
     """F3: a blocked receive ends at once, also under QEMU."""
     guest = place(kind)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     before = client.guest(kind)
     try:
         with sockets.create_server(port, transport=transport) as listener:
@@ -104,7 +104,7 @@ def test_what_was_sent_to_a_paused_guest_waits_until_it_goes_on(
     """F2: the data arrives after a pause of more than 8 s, and then the end of the data."""
     guest = place("qemu-6.12")
     assert isinstance(guest.guest, QemuGuest)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     program = guest.guest.spawn_call(read_all, port)
     assert program.read_line() == "listening"
     with sockets.create_connection((guest.cid, port), transport=transport) as connection:

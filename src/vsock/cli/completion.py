@@ -31,10 +31,10 @@ def addresses(context: "click.Context", _parameter: Any, begun: str) -> list[str
 
 
 def _names(context: "click.Context") -> Iterator[str]:
-    from vsock.switch.client import Client
+    from vsock.control.client import ControlClient
 
     try:
-        found = Client(context.params.get("runtime_dir"), timeout=1).guests()
+        found = ControlClient(context.params.get("runtime_dir"), timeout=1).guests()
     except VsockError:
         return  # no switch: there are no names, and a completion cannot print an error
     for guest in found:

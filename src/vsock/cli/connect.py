@@ -43,13 +43,13 @@ def _check(target: "Target") -> None:
 
 
 def _with_guests(error: NoSuchGuest, target: "Target", transport: "Transport") -> NoSuchGuest:
-    from vsock.switch.client import Client
+    from vsock.control.client import ControlClient
     from vsock.transports import SwitchTransport
 
     if not isinstance(transport, SwitchTransport) or not isinstance(target, Address | NamedAddress):
         return error
     try:
-        guests = Client(transport.directory).guests()
+        guests = ControlClient(transport.directory).guests()
     except VsockError:
         return error  # a userspace guest's node, or a switch without a control API
     who = target.name if isinstance(target, NamedAddress) else target.cid

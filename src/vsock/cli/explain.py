@@ -10,7 +10,7 @@ import click
 from vsock.cli.completion import parties
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
-from vsock.switch.client import Client
+from vsock.control.client import ControlClient
 
 __all__ = ["explain"]
 
@@ -25,7 +25,7 @@ def explain(source: str, destination: str, as_json: bool, runtime_dir: Path | No
 
     Exit code: 0 if it may, 1 if not, 2 if no switch answers or it has no such guest.
     """
-    verdict = Client(runtime_dir).explain(source, destination)
+    verdict = ControlClient(runtime_dir).explain(source, destination)
     if as_json:
         print_json(verdict)
     else:

@@ -16,7 +16,7 @@ import click
 
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import runtime_dir_option
-from vsock.switch.client import Client
+from vsock.control.client import ControlClient
 
 if TYPE_CHECKING:
     from vsock.guest import Guest
@@ -59,7 +59,7 @@ def run(
     The guest leaves the switch when COMMAND ends. Exit code: that of COMMAND; 1 if the switch ends or
     the guest is removed from it, which also ends COMMAND.
     """
-    client = Client(runtime_dir)
+    client = ControlClient(runtime_dir)
     record = client.guest(name)
     if record.state != "waiting":
         raise _runs_already(record.name)

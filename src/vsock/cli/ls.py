@@ -8,8 +8,8 @@ from vsock.address import CID_ANY
 from vsock.cli.guest import print_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, process_text, seconds_text
-from vsock.switch.client import Client
-from vsock.switch.records import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
+from vsock.control.client import ControlClient
+from vsock.control.model import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 
 __all__ = ["ls"]
 
@@ -25,7 +25,7 @@ def ls(as_json: bool, runtime_dir: Path | None) -> None:
     with a fault. Flows: `sent` is from source to destination (`bytes_out`), `answered` the other direction
     (`bytes_in`). pid/program is the guest's VMM, or the host's process that has the listener or flow.
     """
-    client = Client(runtime_dir)
+    client = ControlClient(runtime_dir)
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
     datagrams = client.datagrams()
     if as_json:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Seconds",
-    "guest_cid",
     "json_option",
     "runtime_dir_option",
     "transport_of",
@@ -61,19 +60,6 @@ class Seconds(click.FloatRange):
         if number != number:
             self.fail(f"{value!r} is not a number.", param, ctx)
         return number
-
-
-def guest_cid(text: str) -> int:
-    """The CID of a guest, as a parameter's type."""
-    from vsock.switch.model import GuestSpec, faults
-
-    # The longest CID has ten digits; Python refuses to read thousands.
-    if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        raise click.BadParameter(f"{text!r} is no CID: a decimal number")
-    wrong = faults(GuestSpec(name="any-guest", cid=int(text)))
-    if wrong:
-        raise click.BadParameter(wrong[0].reason)
-    return int(text)
 
 
 def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":

@@ -16,7 +16,7 @@ _LEAST: Final = 10  # minimum width of a column on a narrow terminal
 
 def print_json(value: object) -> None:
     """Prints records, or lists and dictionaries of them, as JSON."""
-    click.echo(json.dumps(plain(value), indent=2))
+    click.echo(json.dumps(plain(value), indent=2, default=str))
 
 
 def plain(value: object) -> Any:

@@ -9,7 +9,7 @@ from vsock import vmm
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
-from vsock.switch.client import Client
+from vsock.control.client import ControlClient
 
 __all__ = ["qemu_args", "uml_args"]
 
@@ -40,7 +40,7 @@ def qemu_args(
 
     qemu-system-x86_64 $(vsock qemu-args NAME) -kernel ...
     """
-    record = Client(runtime_dir).guest(name)
+    record = ControlClient(runtime_dir).guest(name)
     arguments = vmm.qemu_args(
         record.socket, record.name, memory_mib=memory, event_queue=event_queue
     )
@@ -57,7 +57,7 @@ def uml_args(name: str, memory: int, as_json: bool, runtime_dir: Path | None) ->
 
     linux.uml $(vsock uml-args NAME) initrd=...
     """
-    record = Client(runtime_dir).guest(name)
+    record = ControlClient(runtime_dir).guest(name)
     _print_arguments(vmm.uml_args(record.socket, record.name, memory_mib=memory), as_json)
 
 
