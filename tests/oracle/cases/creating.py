@@ -46,7 +46,7 @@ def datagram_needs_a_transport(env: Env) -> Steps:
 
 @case("2", api="a class has no socketpair")
 def socketpair(env: Env) -> Steps:
-    """The family has no socketpair()."""
+    """The family has no socket pairs."""
     yield do(socket.socketpair, AF_VSOCK, STREAM), "EOPNOTSUPP"
 
 

@@ -216,7 +216,7 @@ def as_a_file_before_connect(env: Env) -> Steps:
 
 @case("6.1")
 def sendfile(env: Env) -> Steps:
-    """The content of a file can be sent with sendfile()."""
+    """The content of a file is sent without a read of the program."""
     client, server = env.pair()
     with open(__file__, "rb") as file:  # noqa: PTH123 - its descriptor is what is needed
         yield do(os.sendfile, client.fileno(), file.fileno(), 0, 100), 100
