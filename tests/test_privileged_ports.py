@@ -1,4 +1,4 @@
-"""Ports below 1024: for root and for programs with CAP_NET_BIND_SERVICE, told by the switch."""
+"""Ports below 1024 are for root and for programs with CAP_NET_BIND_SERVICE; the switch checks that."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def bind_as(*how: str) -> list[int]:
     """The errnos of binding ports 0, 1023 and 1024 in a program started by setpriv with `how`."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv, to start a program of another user")
-    # Another user may not be able to enter the directory of our own interpreter.
+    # Another user may not be allowed to enter the directory of this interpreter.
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
     command = ["setpriv", *how, python, "-I", "-c", BIND]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -60,7 +60,7 @@ def test_user_with_the_capability_may_bind_any_port(open_switch):
 
 
 def test_capability_in_a_user_namespace_of_ones_own_is_worth_nothing(open_switch):
-    """There everybody has all capabilities; the kernel's `capable` does not count them either."""
+    """There every process has all capabilities; the kernel's `capable` does not count them either."""
     made = ("setpriv", "--reuid", NOBODY, "--clear-groups", "unshare", "--user", "--map-root-user")
     if subprocess.run([*made, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces for users here")

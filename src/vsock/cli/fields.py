@@ -16,9 +16,9 @@ _Fields = Mapping[str, Field[Any]]
 
 
 def field_options(fields: _Fields, *, changing: bool = False) -> Callable[[_F], _F]:
-    """Options for `fields`: to make a thing of, or with `changing` to change one that runs.
+    """Options for `fields`: to make a new thing, or with `changing` to change a running one.
 
-    Their values reach the command by the fields' names; `given` takes from them what was said.
+    The command gets their values by the fields' names; `given` returns those that the user gave.
     """
 
     def decorate(command: _F) -> _F:
@@ -31,7 +31,7 @@ def field_options(fields: _Fields, *, changing: bool = False) -> Callable[[_F], 
 
 
 def given(fields: _Fields, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What was said of `fields` on the command line. Raises click.UsageError."""
+    """The values of `fields` that the user gave on the command line. Raises click.UsageError."""
     said = {}
     for name, field in fields.items():
         value = values[name]
@@ -46,7 +46,7 @@ def given(fields: _Fields, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_of(name: str, field: Field[Any], *, changing: bool) -> list[str]:
-    """What the options of a field are called."""
+    """The names of a field's options."""
     dashed = name.replace("_", "-")
     if item_of(field.type) is None:
         return [f"--{dashed}"]
@@ -74,7 +74,7 @@ def _options(name: str, field: Field[Any], changing: bool) -> Iterator[Callable[
 
 
 def _value(annotation: Any) -> tuple[str, Any]:
-    """What help calls a value, and how click reads it."""
+    """The name of a value in help texts, and its type for click."""
     kinds = kinds_of(annotation)
     if Path in kinds:
         return "PATH", click.Path(path_type=Path, resolve_path=True)
@@ -86,11 +86,11 @@ def _value(annotation: Any) -> tuple[str, Any]:
 
 
 def whole_number(annotation: Any) -> Callable[[str], int]:
-    """A parameter's type for decimal numbers that keep to the rules of `annotation`."""
+    """A parameter type for decimal numbers that obey the rules of `annotation`."""
     noun = _noun(annotation, "number")
 
     def convert(text: str) -> int:
-        # The longest number of ours has ten digits; Python refuses to read thousands.
+        # The longest valid number has ten digits; Python does not parse thousands of digits.
         if not (text.isascii() and text.isdigit() and len(text) <= 10):
             raise click.BadParameter(f"{text!r} is no {noun}: a decimal number")
         for rule in kinds_of(annotation)[int]:
