@@ -17,7 +17,7 @@ from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 
 if TYPE_CHECKING:
-    from vsock.address import UnixAddress
+    from vsock.transports.unix import UnixAddress
 
 __all__ = ["ssh_proxy"]
 
@@ -61,7 +61,7 @@ def ssh_proxy(
 
 def _target(host: str, port: str) -> "str | UnixAddress":
     """What HOST and PORT mean, as an address that create_connection takes."""
-    from vsock.address import UnixAddress
+    from vsock.transports.unix import UnixAddress
 
     if not (port.isascii() and port.isdigit()):
         raise click.UsageError(f"{port}: a port is a number")
