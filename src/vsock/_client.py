@@ -2,7 +2,7 @@
 
 A client connects to one of the three Unix sockets in a runtime directory and says what it wants in
 messages of 32 bytes. After a CONNECT that succeeded the same file descriptor *is* the stream. The
-whole protocol is in docs/reference/endpoint-protocol.md.
+whole protocol is in docs/reference/client-protocol.md.
 
 The first part of this file is pure: messages to bytes and back. The second moves them over a socket
 that the caller owns. It calls the methods of the base class by name, since a `vsock.socket`, which is
@@ -53,7 +53,7 @@ HELD: Final = 1
 """Flag of a CONNECT that the node leaves unread, with what is behind it, until its outcome is known."""
 PROMPT: Final = 2
 """Flag of a held CONNECT: the node says at once that it has begun."""
-REFUSES: Final = 1
+RECEIVE_SHUT: Final = 1
 """Value of a FLOW: the connection receives no more."""
 PADDING: Final = 2016
 """Bytes behind a held request, the socket's cookie first, to keep it from being writable until the outcome."""
@@ -90,7 +90,7 @@ class Op(IntEnum):
 class Request(NamedTuple):
     """A message from the client to the node.
 
-    `value` is the connect timeout in milliseconds (CONNECT), the backlog (LISTEN) or `REFUSES` (FLOW), `buffer` the
+    `value` is the connect timeout in milliseconds (CONNECT), the backlog (LISTEN) or `RECEIVE_SHUT` (FLOW), `buffer` the
     size of the receive buffer in bytes (CONNECT, LISTEN, FLOW), `extra` the number of bytes that follow the
     message.
     """
@@ -344,7 +344,7 @@ class Node(NamedTuple):
         Its descriptor has been shut down, but while that is full, or carries messages, the node
         would not see it before it has something to write.
         """
-        self._ask(_about(cookie, value=REFUSES), "asking about a connection")
+        self._ask(_about(cookie, value=RECEIVE_SHUT), "asking about a connection")
 
     def has_ended_well(self, sock: Base) -> bool:
         """Tell whether a connection that is over came to a good end.

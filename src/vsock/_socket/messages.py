@@ -2,7 +2,7 @@
 
 AF_UNIX drops MSG_EOR. So a message that ends a record travels with a file descriptor beside it, and every other message
 without. The receiver makes no room for descriptors: the kernel drops it and sets MSG_CTRUNC, and that is the mark. See
-docs/reference/endpoint-protocol.md, "The end of a record".
+docs/reference/client-protocol.md, "The end of a record".
 """
 
 import array

@@ -12,7 +12,7 @@ sockets::
     times of its inode   the options of level AF_VSOCK, where they are not the defaults
 
 Programs under ``vsock run`` keep the same metadata (crates/preload), so a socket can go from one kind of program to
-the other. The layout is part of docs/reference/endpoint-protocol.md. This module decides nothing.
+the other. The layout is part of docs/reference/client-protocol.md. This module decides nothing.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ cached here; every change of it goes through `SocketState.store`.
 
 A connect is *held*: the request is sent with padding that fills a send buffer made small for the moment, and the node
 takes it out when it knows the outcome. So the descriptor becomes writable with the outcome, which everybody who holds
-the socket can see and nobody can take away from others: docs/reference/endpoint-protocol.md, "the held request".
+the socket can see and nobody can take away from others: docs/reference/client-protocol.md, "the held request".
 Which call is allowed when is `vsock._socket.stream`'s concern.
 """
 
