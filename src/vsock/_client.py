@@ -40,6 +40,7 @@ from vsock.errors import (
     NoSwitch,
     ProtocolError,
     SwitchGone,
+    TransportError,
     no_switch,
     path_too_long,
     transport_error,
@@ -53,6 +54,10 @@ HELD: Final = 1
 """Flag of a CONNECT that the node leaves unread, with what is behind it, until its outcome is known."""
 PROMPT: Final = 2
 """Flag of a held CONNECT: the node says at once that it has begun."""
+NAMED: Final = 4
+"""Flag of a CONNECT: the destination is the guest whose name stands behind the cookie, and not the one with `cid`."""
+LONGEST_NAME: Final = 255
+"""Bytes in the name of a guest at most."""
 RECEIVE_SHUT: Final = 1
 """Value of a FLOW: the connection receives no more."""
 PADDING: Final = 2016
@@ -113,7 +118,7 @@ class Request(NamedTuple):
         """Read a request; raise `ProtocolError` if it is none of this version."""
         _check(message)
         _, op, flags, cid, port, value, buffer, extra, zero = _REQUEST.unpack(message)
-        if flags & ~(HELD | PROMPT) or zero:
+        if flags & ~(HELD | PROMPT | NAMED) or zero:
             raise broken("a reserved field of a request is not zero")
         return cls(op, cid, port, value, buffer, extra, flags)
 
@@ -220,15 +225,48 @@ def ask(sock: Base, request: Request, extra: bytes = b"") -> Reply:
     return reply
 
 
+def checked(target: Target) -> Address | NamedAddress:
+    """Return `target` if a node knows addresses of its form; else raise `AddressError`."""
+    if not isinstance(target, Address | NamedAddress):
+        raise AddressError(f"{target}: only create_connection and create_server take this form")
+    return target
+
+
+def resolve(sock: Base, target: NamedAddress) -> Address:
+    """Ask for the CID of a guest by its name, over a connection to a node on which nothing is bound yet.
+
+    Raises:
+        NoSuchGuest: no guest has this name.
+    """
+    reply = ask(sock, Request(Op.RESOLVE), encoded_name(target))
+    if reply.errno:
+        raise unknown_guest(target)
+    return Address(reply.their_cid, target.port)
+
+
+def encoded_name(target: NamedAddress) -> bytes:
+    """Return the name in `target` as it is sent; `NoSuchGuest` if no guest can have it."""
+    name = target.name.encode()
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise unknown_guest(target)
+    return name
+
+
+def unknown_guest(target: NamedAddress) -> TransportError:
+    """Return the exception for a name that no guest has."""
+    return transport_error(errno.ENODEV, f"guest {target.name!r}")
+
+
 def cookie(sock: Base) -> int:
     """Return the number that the kernel has given this socket and no other (SO_COOKIE)."""
     found: tuple[int] = _COOKIE.unpack(Base.getsockopt(sock, SOL_SOCKET, _SO_COOKIE, _COOKIE.size))
     return found[0]
 
 
-def held(cookie: int) -> bytes:
-    """Return what is sent behind a held CONNECT of the socket with this cookie."""
-    return cookie.to_bytes(8, "little") + bytes(PADDING - 8)
+def held(cookie: int, name: bytes | None = None) -> bytes:
+    """Return what is sent behind a held CONNECT of the socket with this cookie, to the guest called `name`."""
+    named = b"" if name is None else bytes([len(name)]) + name
+    return (cookie.to_bytes(8, "little") + named).ljust(PADDING, b"\0")
 
 
 def outcome(sock: Base, cookie: int) -> Reply | None:
@@ -313,23 +351,6 @@ class Node(NamedTuple):
         """Return the node's CID."""
         return self._ask(Request(Op.LOCAL_CID), "local CID").our_cid
 
-    def find(self, target: Target) -> Address:
-        """Return the CID and port that `target` means here.
-
-        Raises:
-            NoSuchGuest: no guest has this name.
-            AddressError: it is an address of another transport.
-        """
-        if isinstance(target, NamedAddress):
-            return Address(self.resolve(target.name), target.port)
-        if not isinstance(target, Address):
-            raise AddressError(f"{target}: only create_connection and create_server take this form")
-        return target
-
-    def resolve(self, name: str) -> int:
-        """Return the CID of the guest called `name`; raise `NoSuchGuest` if there is none."""
-        return self._ask(Request(Op.RESOLVE), f"guest {name!r}", name.encode()).their_cid
-
     def set_buffer(self, cookie: int, size: int) -> int:
         """Give the connection of the socket with this cookie another receive buffer (0: none); return the peer's."""
         return self._ask(_about(cookie, buffer=size), "asking about a connection").peer_buf_alloc
@@ -365,18 +386,18 @@ class Node(NamedTuple):
             return _is_alive(_pid_of(sock))
         return is_same if code == errno.ENOTCONN else code != errno.ECONNRESET
 
-    def _ask(self, request: Request, doing: str, extra: bytes = b"") -> Reply:
+    def _ask(self, request: Request, doing: str) -> Reply:
         """Ask one thing; an errno in the answer is raised."""
-        reply = self._reply(request, extra)
+        reply = self._reply(request)
         if reply.errno:
             raise transport_error(reply.errno, doing)
         return reply
 
-    def _reply(self, request: Request, extra: bytes = b"") -> Reply:
+    def _reply(self, request: Request) -> Reply:
         """Ask one thing."""
         with Base(AF_UNIX, SOCK_STREAM) as sock:
             self.attach(sock, SOCK_STREAM)
-            return ask(sock, request, extra)
+            return ask(sock, request)
 
 
 def _about(cookie: int, *, value: int = 0, buffer: int = 0) -> Request:

@@ -32,7 +32,7 @@ from socket import dup as dup_descriptor
 from typing import Any, Final
 
 from vsock import _client
-from vsock._client import MESSAGE_SIZE, Node, Op, Reply, Request
+from vsock._client import MESSAGE_SIZE, Node, Op, Reply, Request, checked
 from vsock._socket import a_kind, socket, socket_options
 from vsock._socket.arguments import check, check_sendto
 from vsock._socket.metadata import NO_RECEIVING, NO_SENDING, shut
@@ -41,7 +41,7 @@ from vsock._socket.socket_options import SO_ZEROCOPY
 from vsock._socket.state import UNKNOWN
 from vsock._system.green import Base, adapted
 from vsock._system.waiting import Steps, wait
-from vsock.address import CID_ANY, PORT_ANY, Address, Target, as_target
+from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress, Target, as_target
 from vsock.errors import SwitchGone, state_error, transport_error
 
 LONGEST_DATAGRAM: Final = 17 * 4096 - 24
@@ -109,6 +109,14 @@ class _Sender:
             if not answer:
                 raise SwitchGone(errno.ENODEV, "sending: the switch went away")
         return Reply.decode(answer)
+
+    def resolved(self, target: Target) -> Address:
+        """Return the CID and port that `target` means at the node."""
+        named = checked(target)
+        if isinstance(named, Address):
+            return named
+        with self._lock:
+            return _client.resolve(self._connected(), named)
 
     def close(self) -> None:
         """Close the connection; the next `send` makes another one."""
@@ -182,11 +190,12 @@ class DatagramSocket(socket):
         """
         target = as_target(address)
         self._require_open()
-        state = self._state
-        wanted = state.node.find(target)
+        state, wanted = self._state, checked(target)
         if state.ours.port != PORT_ANY:
             raise state_error(errno.EINVAL)
         self._attach()
+        if isinstance(wanted, NamedAddress):
+            wanted = _client.resolve(self, wanted)
         reply = _client.ask(self, Request(Op.BIND, wanted.cid, wanted.port))
         if reply.errno:
             raise transport_error(reply.errno, f"bind {wanted}")
@@ -194,8 +203,9 @@ class DatagramSocket(socket):
 
     def connect(self, address: Any) -> None:
         """Make `address` the destination of `send`; datagrams of others are received all the same."""
-        theirs = self._state.node.find(as_target(address))
+        target = as_target(address)
         self._require_open()
+        theirs = self._state.sender.resolved(target)
         self._bind_if_needed()
         self._state.theirs = theirs
 
@@ -270,7 +280,7 @@ class DatagramSocket(socket):
             raise state_error(errno.EOPNOTSUPP)
         if state.shut & NO_SENDING:
             raise state_error(errno.EPIPE)
-        to = state.theirs if address is None else state.node.find(as_target(address))
+        to = state.theirs if address is None else state.sender.resolved(as_target(address))
         if to is None:
             raise state_error(errno.EINVAL)
         payload = b"".join(buffers)

@@ -20,7 +20,7 @@ from socket import SHUT_RDWR, SO_RCVLOWAT, SOL_SOCKET
 from typing import Final
 
 from vsock import _client
-from vsock._client import Node, Op, Reply, Request
+from vsock._client import HELD, NAMED, PROMPT, Node, Op, Reply, Request, encoded_name
 from vsock._socket import metadata, send_buffer
 from vsock._socket.metadata import (
     ATTACHED,
@@ -38,7 +38,7 @@ from vsock._socket.metadata import (
 from vsock._socket.options import DEFAULT_BUFFER, VsockOptions
 from vsock._system.green import Base
 from vsock._system.waiting import Steps, Wait
-from vsock.address import CID_ANY, PORT_ANY, Address
+from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress
 from vsock.errors import transport_error
 
 UNKNOWN: Final = Address(CID_ANY, PORT_ANY)
@@ -164,46 +164,53 @@ class SocketState:
 
     # Connecting
 
-    def begin_connect(self, sock: Base, to: Address, *, is_prompt: bool) -> None:
+    def begin_connect(self, sock: Base, to: Address | NamedAddress, *, is_prompt: bool) -> None:
         """Send the request to connect to `to`; the socket is CONNECTING then.
 
         Args:
             sock: the socket, which is attached.
-            to: where to.
+            to: where to. The node looks a name up, and says the CID in its prompt answer.
             is_prompt: wait until the node says that the attempt has begun, or why not, which it does at once.
 
         Raises:
             OSError: it has not begun.
         """
+        name = encoded_name(to) if isinstance(to, NamedAddress) else None
+        cid = 0 if isinstance(to, NamedAddress) else to.cid
+        theirs = Address(CID_ANY if isinstance(to, NamedAddress) else cid, to.port)
+        is_prompt = is_prompt or name is not None
+        flags = HELD | (PROMPT if is_prompt else 0) | (0 if name is None else NAMED)
         milliseconds = max(1, min(round(self.options.connect_timeout * 1000), 0xFFFFFFFF))
-        flags = _client.HELD | (_client.PROMPT if is_prompt else 0)
         buffer = self._buffer_to_announce()
-        request = Request(Op.CONNECT, to.cid, to.port, milliseconds, buffer, flags=flags)
+        request = Request(Op.CONNECT, cid, to.port, milliseconds, buffer, flags=flags)
         with self._locked():
             before = self.load(sock)
-            kept = before._replace(state=State.CONNECTING, number=to.cid)
-            metadata.write_port(sock, to.port)
-            self.theirs = to
+            kept = self._with_peer(sock, before._replace(state=State.CONNECTING), theirs)
             send_buffer.begin_hold(sock, self.has_low_water)
             self.store(sock, kept)
             try:
-                _client.send(sock, request, _client.held(_client.cookie(sock)))
+                _client.send(sock, request, _client.held(_client.cookie(sock), name))
             except OSError:
                 send_buffer.end_hold(sock, self.has_low_water)
                 self.store(sock, before)
                 raise
             if is_prompt:
-                self._await_beginning(sock, kept)
-            else:
-                self.store(sock, kept.plus(BEGUN))
+                kept = self._await_beginning(sock, kept, to)
+            self.store(sock, kept.plus(BEGUN))
+
+    def _with_peer(self, sock: Base, kept: Metadata, theirs: Address) -> Metadata:
+        """Take `theirs` for the other side's address; return the metadata with it."""
+        metadata.write_port(sock, theirs.port)
+        self.theirs = theirs
+        return kept._replace(number=theirs.cid)
 
     def _buffer_to_announce(self) -> int:
         """Return the buffer size for a request; 0 is the node's own default."""
         size = self.options.size
         return 0 if size == DEFAULT_BUFFER else max(1, min(size, LARGEST_BUFFER))
 
-    def _await_beginning(self, sock: Base, kept: Metadata) -> None:
-        """Wait until the node says that an attempt is under way, or why not: it does so at once."""
+    def _await_beginning(self, sock: Base, kept: Metadata, to: Address | NamedAddress) -> Metadata:
+        """Wait until the node says that an attempt is under way, or why not; return the metadata of the attempt."""
         reply = None
         try:
             deadline = time.monotonic() + _client.ANSWER_TIMEOUT
@@ -211,14 +218,18 @@ class SocketState:
             if reply is None:
                 self._give_up(sock, kept)
                 raise _client.silent(Op.CONNECT)
+            if reply.errno == errno.ENODEV and isinstance(to, NamedAddress):
+                raise _client.unknown_guest(to)
             if reply.errno != errno.EINPROGRESS:
-                raise transport_error(reply.errno, f"connect to {self.theirs}")
+                raise transport_error(reply.errno, f"connect to {to}")
         except OSError:
             if self.state is not State.SHUT_DOWN:
                 self.store(sock, self._end_attempt(sock, kept, reply))
             raise
         self.take_name(sock, reply)
-        self.store(sock, kept.plus(BEGUN))
+        if isinstance(to, NamedAddress):
+            kept = self._with_peer(sock, kept, Address(reply.their_cid, to.port))
+        return kept
 
     def _give_up(self, sock: Base, kept: Metadata) -> None:
         """Shut the descriptor down for good: the node owes an answer, which may come at any later time."""

@@ -39,7 +39,7 @@ from socket import dup as dup_descriptor
 from typing import Any, Final, Self
 
 from vsock import _client
-from vsock._client import Node, Op, Reply, Request, cookie
+from vsock._client import Node, Op, Reply, Request, checked, cookie
 from vsock._socket import a_kind, messages, metadata, passing, send_buffer, socket, socket_options
 from vsock._socket.accept_queue import receive_accepted
 from vsock._socket.arguments import arguments_first, check, check_sendto
@@ -48,7 +48,7 @@ from vsock._socket.options import VsockOptions, checked_timeout
 from vsock._socket.state import SocketState
 from vsock._system.green import Base, adapted, plain_poll
 from vsock._system.waiting import Steps, run
-from vsock.address import CID_ANY, CID_LOCAL, PORT_ANY, Address, Target, as_target
+from vsock.address import CID_ANY, CID_LOCAL, PORT_ANY, Address, NamedAddress, Target, as_target
 from vsock.errors import UsageError, state_error, transport_error
 
 _LONGEST_BACKLOG: Final = 4096
@@ -189,7 +189,7 @@ class StreamSocket(socket):
         state = self._updated()
         if state.state is not State.FRESH:
             raise state_error(errno.EINVAL)
-        wanted = self._node().find(target)
+        wanted = self._resolved(checked(target))
         reply = self._ask(Request(Op.BIND, wanted.cid, wanted.port), f"bind {wanted}")
         state.take_name(self, reply)
         state.store(self, state.metadata._replace(state=State.BOUND))
@@ -261,7 +261,7 @@ class StreamSocket(socket):
 
     def _begin_connect(self, target: Target, *, is_prompt: bool) -> None:
         """Ask the node for a connection to `target`."""
-        theirs = self._node().find(target)
+        theirs = checked(target)
         if self._state.wants_zerocopy:
             raise state_error(errno.EOPNOTSUPP)
         self._attach()
@@ -504,6 +504,13 @@ class StreamSocket(socket):
         node = self._state.node
         assert node is not None, "a socket that is no connection and no listener has a node"
         return node
+
+    def _resolved(self, target: Address | NamedAddress) -> Address:
+        """Ask the node, over our own descriptor, which CID a name stands for."""
+        if isinstance(target, Address):
+            return target
+        self._attach()
+        return _client.resolve(self, target)
 
     def _attach(self) -> None:
         """Connect the descriptor to the node, if it is not yet."""

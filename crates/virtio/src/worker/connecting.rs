@@ -13,7 +13,7 @@ use super::source::{Bound, Flow, Greeting, LinkId, Phase, Source};
 use crate::host::client::Client;
 use crate::host::sockets::Socket;
 use crate::host::stream::Stream;
-use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Report};
+use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Reply, Report, to_wire};
 use crate::reactor::Token;
 use crate::vhost_user::F_SEQPACKET;
 
@@ -77,6 +77,7 @@ impl Worker {
                 if prompt {
                     let begun =
                         wire::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
+                    let begun = Reply { theirs: to_wire(to), ..begun };
                     // Should it fail, the program is gone, which an event will tell.
                     let _ = client.reply(&begun);
                 }

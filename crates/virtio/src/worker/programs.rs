@@ -10,15 +10,17 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use vsock_core::{Address, BindError, Cid, ListenError, Port, SocketType};
 
-use super::Worker;
 use super::connecting::Held;
 use super::source::{Bound, Listener, Phase, Source};
+use super::{LinkSlot, Worker};
 use crate::host::accept_queue::AcceptQueue;
 use crate::host::client::{Client, Heard};
 use crate::host::privilege::may_bind_any_port;
 use crate::host::sockets::Socket;
 use crate::host::stream::finish;
-use crate::host::wire::{self, BadRequest, NOWHERE, Reply, Request, from_wire, op, to_wire};
+use crate::host::wire::{
+    self, BadRequest, NOWHERE, Reply, Request, from_wire, name_behind, op, to_wire,
+};
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
 
@@ -154,10 +156,19 @@ impl Worker {
                 .map(|()| wire::ok(op::SEND, NOWHERE))
                 .map_err(|errno| (op::SEND, errno)),
             Request::Resolve { .. } => self.grant_resolve(extra),
-            Request::Connect { to, timeout_ms, buffer, report, .. } => {
+            Request::Connect { to, is_named, timeout_ms, buffer, report, .. } => {
                 let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
-                let (to, held) = (from_wire(to), Held::new(report, extra));
-                match self.grant_connect(token, to, timeout, buffer, held) {
+                let (mut to, held) = (from_wire(to), Held::new(report, extra));
+                if is_named {
+                    to.cid = self.guest_named(name_behind(extra)).unwrap_or(Cid::ANY);
+                }
+                let granted = if is_named && to.cid == Cid::ANY {
+                    // Before there is a port, as with a CID that nobody can have.
+                    Err(Errno::NODEV)
+                } else {
+                    self.grant_connect(token, to, timeout, buffer, held)
+                };
+                match granted {
                     Ok(()) => return true,
                     Err(errno) => {
                         self.note_denied(token, to, errno);
@@ -204,11 +215,17 @@ impl Worker {
     }
 
     fn grant_resolve(&self, name: &[u8]) -> Result<Reply, (u8, Errno)> {
-        let name = std::str::from_utf8(name).map_err(|_| (op::RESOLVE, Errno::INVAL))?;
-        let found = self.links.iter().find(|(_, slot)| slot.guest().is_some() && slot.name == name);
-        let cid = found.and_then(|(_, slot)| slot.guest()).ok_or((op::RESOLVE, Errno::NODEV))?;
+        std::str::from_utf8(name).map_err(|_| (op::RESOLVE, Errno::INVAL))?;
+        let cid = self.guest_named(Some(name)).ok_or((op::RESOLVE, Errno::NODEV))?;
         let theirs = to_wire(Address { cid, port: Port::ANY });
         Ok(Reply { theirs, ..wire::ok(op::RESOLVE, NOWHERE) })
+    }
+
+    /// The CID of the guest that has this name.
+    fn guest_named(&self, name: Option<&[u8]>) -> Option<Cid> {
+        let name = name?;
+        let is_called_so = |slot: &LinkSlot| slot.name.as_bytes() == name;
+        self.links.iter().find_map(|(_, slot)| slot.guest().filter(|_| is_called_so(slot)))
     }
 
     /// What is to be known of a connection that its program cannot see, its receive buffer from now on, and that the
