@@ -52,7 +52,7 @@ from vsock.address import CID_ANY, CID_LOCAL, PORT_ANY, Address, NamedAddress, T
 from vsock.errors import UsageError, state_error, transport_error
 
 _LONGEST_BACKLOG: Final = 4096
-_LONGEST_MESSAGE: Final = 1 << 24
+LONGEST_MESSAGE: Final = 1 << 24
 """Send buffer asked for on message sockets; the kernel gives what its settings allow."""
 _MSG_ERRQUEUE: Final = 0x2000
 _UNUSUAL: Final = MSG_OOB | _MSG_ERRQUEUE
@@ -73,7 +73,7 @@ class StreamSocket(socket):
         kept = self._state.metadata
         if self.type == SOCK_SEQPACKET:
             # A message must fit the send buffer as a whole.
-            Base.setsockopt(self, SOL_SOCKET, SO_SNDBUF, _LONGEST_MESSAGE)
+            Base.setsockopt(self, SOL_SOCKET, SO_SNDBUF, LONGEST_MESSAGE)
             kept = kept.plus(MESSAGES)
         self._state.store(self, kept)
 

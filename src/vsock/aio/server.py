@@ -6,6 +6,7 @@ the switch, and receives connections in its own way.
 
 import asyncio
 import errno
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from weakref import WeakSet
@@ -34,6 +35,8 @@ class Server(asyncio.AbstractServer):
         options: for `loop.connect_accepted_socket`: ``ssl`` and its timeouts.
     """
 
+    WAITS_FOR_CONNECTIONS = sys.version_info >= (3, 12, 1)
+
     def __init__(
         self,
         listener: Base,
@@ -55,6 +58,8 @@ class Server(asyncio.AbstractServer):
         self._is_serving = False
         self._starting: set[asyncio.Task[None]] = set()
         self._clients: WeakSet[asyncio.Transport] = WeakSet()
+        self._connected = 0
+        self._changed = self._loop.create_future()
 
     @property
     def sockets(self) -> tuple[Base, ...]:
@@ -108,8 +113,12 @@ class Server(asyncio.AbstractServer):
             client.abort()
 
     async def wait_closed(self) -> None:
-        """Wait until it is closed."""
+        """Wait until it is closed and, as asyncio's servers do from Python 3.12.1 on, all connections have ended."""
         await asyncio.shield(self._closed)
+        if self.WAITS_FOR_CONNECTIONS:
+            while self._starting or self._connected:
+                self._changed = self._loop.create_future()
+                await self._changed
 
     def _accept(self) -> None:
         for _ in range(self._backlog + 1):
@@ -131,7 +140,7 @@ class Server(asyncio.AbstractServer):
             connection.setblocking(False)
             task = self._loop.create_task(self._start(connection))
             self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            task.add_done_callback(self._started)
 
     def _pause(self) -> None:
         """Accept no more for a moment: the listener stays readable."""
@@ -154,9 +163,40 @@ class Server(asyncio.AbstractServer):
         else:
             self._clients.add(client)
 
+    def _started(self, task: "asyncio.Task[None]") -> None:
+        self._starting.discard(task)
+        self._note_change()
+
+    def count(self, change: int) -> None:
+        """Count a connection that was made, or that has ended."""
+        self._connected += change
+        self._note_change()
+
+    def _note_change(self) -> None:
+        if not self._changed.done():
+            self._changed.set_result(None)
+
     def _make_protocol(self) -> asyncio.Protocol:
         reader = asyncio.StreamReader(limit=self._limit, loop=self._loop)
-        return asyncio.StreamReaderProtocol(reader, self._callback, loop=self._loop)
+        return _Counted(self, reader, self._callback)
 
     def _report(self, message: str, error: Exception) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error})
+
+
+class _Counted(asyncio.StreamReaderProtocol):
+    """The protocol of one connection, which its server counts."""
+
+    def __init__(self, server: Server, reader: asyncio.StreamReader, callback: _Callback) -> None:
+        super().__init__(reader, callback, loop=server.get_loop())
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        self._server.count(1)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        super().connection_lost(exc)
+        self._server.count(-1)
