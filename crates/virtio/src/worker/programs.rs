@@ -224,7 +224,7 @@ impl Worker {
     /// The CID of the guest that has this name.
     fn guest_named(&self, name: Option<&[u8]>) -> Option<Cid> {
         let name = name?;
-        let is_called_so = |slot: &LinkSlot| slot.name.as_bytes() == name;
+        let is_called_so = |slot: &LinkSlot| slot.options.name.as_bytes() == name;
         self.links.iter().find_map(|(_, slot)| slot.guest().filter(|_| is_called_so(slot)))
     }
 
