@@ -128,7 +128,7 @@ def room_for(count: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def waiting(switch) -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+def waiting(switch) -> Iterator[tuple[socket.socket, list[vsock.socket]]]:
     """A listener, and the clients in its queue; each has sent its number."""
     with ExitStack() as stack:
         listener = stack.enter_context(vsock.create_server(PORT))

@@ -307,5 +307,5 @@ async def test_asyncio_receives_and_sends_datagrams(receiver, sender):
 def test_number_of_anothers_socket_cannot_be_sent_from(switch, sender):
     """A number that is no socket of this program is EBADF."""
     sender.bind((CID_ANY, PORT_ANY))
-    sender._life.flow = 12345
+    sender._state.number = 12345
     assert errno_of(lambda: sender.sendto(b"x", (CID_HOST, PORT))) == errno.EBADF

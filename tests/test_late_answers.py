@@ -13,7 +13,8 @@ import pytest
 from tests.bad_input.lab import DEADLINE, SILENT, Lab
 from tests.bad_input.raw import dial, name, reply
 
-from vsock._endpoint import Op, Request, wait
+from vsock._client import Op, Request
+from vsock._system.waiting import wait
 
 GUEST = """
 import sys, vsock

@@ -224,9 +224,9 @@ def test_longest_message_follows_the_buffers_of_both_sides(guest):
 
 def test_buffer_of_somebody_elses_connection_cannot_be_changed(switch):
     """A number without a connection is ENOTCONN."""
-    transport = SwitchTransport(str(switch.runtime_dir))
+    node = SwitchTransport(str(switch.runtime_dir)).node
     with pytest.raises(OSError, match="connected") as caught:
-        transport.set_buffer(12345, 4096)
+        node.set_buffer(12345, 4096)
     assert caught.value.errno == errno.ENOTCONN
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.sharing import workers
 
 import vsock
-from vsock import _endpoint, _note
+from vsock import _client
 
 PORT = 5000
 METHODS = pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
@@ -186,7 +186,7 @@ def test_name_that_somebody_else_holds_does_not_matter(switch):
         vsock.socket() as ours,
         socket.socket(socket.AF_UNIX) as other,
     ):
-        other.bind(b"\0vsock/%016x/%08x/%08x" % (_note.cookie(ours), vsock.CID_ANY, 6000))
+        other.bind(b"\0vsock/%016x/%08x/%08x" % (_client.cookie(ours), vsock.CID_ANY, 6000))
         ours.bind((vsock.CID_ANY, 6000))
         ours.connect((1, PORT))
         listener.accept()[0].close()
@@ -196,7 +196,7 @@ def test_name_that_somebody_else_holds_does_not_matter(switch):
 
 def test_switch_that_owes_an_answer_costs_the_descriptor_and_no_more(runtime_dir, monkeypatch):
     """A late answer to an abandoned attempt must not be taken for the answer to the next one."""
-    monkeypatch.setattr(_endpoint, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(_client, "ANSWER_TIMEOUT", 0.2)
     with socket.socket(socket.AF_UNIX) as silent, vsock.socket() as ours:
         silent.bind(str(runtime_dir / "stream"))
         silent.listen()

@@ -1,4 +1,7 @@
-"""Real Linux guests for tests: boot one against a switch and run commands in it.
+"""For tests: real Linux guests, and machines in memory.
+
+`MemoryTransport` is a network in this process, without a switch, for tests of programs that only use sockets. The guests are
+for everything else: boot one against a switch and run commands in it.
 
     with vsock.Switch({"alpha": 3}) as switch, testing.QemuGuest(switch, "alpha") as guest:
         print(guest.run("uname -r").stdout)
@@ -19,6 +22,7 @@ from vsock.testing.errors import (
 )
 from vsock.testing.images import Image, find_image, find_images
 from vsock.testing.qmp import QmpError
+from vsock.transports.memory import MemoryTransport
 
 __all__ = [
     "CommandFailed",
@@ -29,6 +33,7 @@ __all__ = [
     "GuestUnavailable",
     "Image",
     "LinuxGuest",
+    "MemoryTransport",
     "QemuGuest",
     "QmpError",
     "Result",

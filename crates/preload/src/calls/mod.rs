@@ -177,6 +177,7 @@ fn request_connect(fd: Fd, mut note: Note, to: Address, is_nonblocking: bool) ->
     let milliseconds = options.connect_timeout_us(tick_us()).div_ceil(1000);
     let request = Request::Connect {
         to,
+        is_named: false,
         timeout_ms: u32::try_from(milliseconds).unwrap_or(u32::MAX),
         buffer: options.buffer_to_announce(),
         report: Report::Held { prompt: is_nonblocking },

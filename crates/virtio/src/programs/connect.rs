@@ -12,7 +12,7 @@ use crate::flows::stream::Stream;
 use crate::flows::{Flow, Flows, Greeting, Holdings, Parties};
 use crate::host::client::Client;
 use crate::host::program::{Bound, Socket};
-use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Report};
+use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Reply, Report, to_wire};
 use crate::links::{LinkId, Links};
 use crate::reactor::{Owner, SourceId};
 use crate::spec::F_SEQPACKET;
@@ -120,6 +120,8 @@ impl Programs {
                 if prompt {
                     let begun =
                         wire::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
+                    // A program that named the guest learns the CID by this.
+                    let begun = Reply { theirs: to_wire(attempt.to), ..begun };
                     // Should it fail, the program is gone, which an event will tell.
                     let _ = client.reply(&begun);
                 }

@@ -47,7 +47,9 @@ use crate::flows::stream::finish;
 use crate::flows::{Ended, Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
 use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
-use crate::host::wire::{self, BadRequest, NOWHERE, Reply, Request, from_wire, op, to_wire};
+use crate::host::wire::{
+    self, BadRequest, NOWHERE, Reply, Request, from_wire, name_behind, op, to_wire,
+};
 use crate::links::{Interface, LinkId, Links, Sends, Update};
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::snapshot::{DatagramInfo, ListenerInfo};
@@ -329,10 +331,18 @@ impl Programs {
                 .map(|()| wire::ok(op::SEND, NOWHERE))
                 .map_err(|errno| (op::SEND, errno)),
             Request::Resolve { .. } => resolve(links, extra).map_err(|errno| (op::RESOLVE, errno)),
-            Request::Connect { to, timeout_ms, buffer, report, .. } => {
-                let to = from_wire(to);
-                let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
+            Request::Connect { to, is_named, timeout_ms, buffer, report, .. } => {
+                let mut to = from_wire(to);
                 let held = Held::new(report, extra);
+                if is_named {
+                    let name = name_behind(extra).and_then(|name| std::str::from_utf8(name).ok());
+                    let Some(cid) = name.and_then(|name| links.resolve(name)) else {
+                        to.cid = Cid::ANY;
+                        return self.deny(cx, links, id, to, held, Errno::NODEV);
+                    };
+                    to.cid = cid;
+                }
+                let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
                 return match self.connect(cx, links, flows, id, attempt, held) {
                     Ok(()) => Granted::Answered,
                     Err(Denied::Again) if is_first => Granted::Again,

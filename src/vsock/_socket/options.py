@@ -1,16 +1,17 @@
 """The options of level AF_VSOCK, with the rules of the Linux kernel (kernel-semantics, 10.1).
 
-A leaf without I/O: values in, values out, and what they do to each other. Who tells the switch of a
-new buffer size is `vsock._socket_class`. Everything is kept as the kernel keeps it: sizes are
-64-bit, and the connect timeout is counted in ticks of the kernel.
+No I/O: values in, values out, and what they do to each other. The calls that read and change them are in
+`vsock._socket.socket_options`. Everything is kept as the kernel keeps it: sizes are 64-bit, and the
+connect timeout is counted in ticks of the kernel.
 """
 
 import errno
+import math
 import struct
 import time
 from typing import Final
 
-from vsock.errors import state_error
+from vsock.errors import UsageError, state_error
 
 AF_VSOCK: Final = 40
 SO_VM_SOCKETS_BUFFER_SIZE: Final = 0
@@ -114,6 +115,13 @@ class VsockOptions:
             child.size, child.smallest, child.largest, timeout = _INHERITED.unpack(inherited)
             child.connect_timeout = timeout / 1e6
         return child
+
+
+def checked_timeout(seconds: float) -> float:
+    """Return a connect timeout; `UsageError` if it is no time."""
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"a connect timeout is a number of seconds, not {seconds!r}")
+    return seconds
 
 
 def _struct(name: int) -> struct.Struct:

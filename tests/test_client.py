@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsock import ProtocolError, SwitchGone
-from vsock._accepting import receive_accepted
-from vsock._endpoint import (
+from vsock._client import (
     MESSAGE_SIZE,
     Op,
     Reply,
@@ -20,6 +19,7 @@ from vsock._endpoint import (
     ask,
     receive,
 )
+from vsock._socket.accept_queue import receive_accepted
 
 U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 

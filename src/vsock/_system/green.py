@@ -1,8 +1,8 @@
-"""Programs whose sockets switch between green threads: those that gevent or eventlet has patched.
+"""Python's own socket class, `Base`; and programs that gevent or eventlet has patched.
 
-Both put a class of their own in the place of `socket.socket`, which calls the system without blocking and lets other greenlets run
-while there is nothing. A `vsock.socket` does the same there: `adapted` makes such a class of any class of ours, when the socket is
-made, so that it does not matter whether this package was imported before the patching or after it.
+Both libraries replace `socket.socket` with a class whose calls never block: while there is nothing to do, other
+greenlets run. A `vsock.socket` does the same in such a program. `adapted` makes a class like that of any class of ours
+at the moment a socket is made, so this package may be imported before the patching or after it.
 """
 
 import _socket as _c_socket

@@ -1,36 +1,36 @@
-"""What a VSOCK socket is, kept in the socket itself: the *note*.
+"""What a VSOCK socket is, kept in the socket itself: its *metadata*.
 
-A socket is more than one Python object: `dup`, a fork, a descriptor passed on or inherited by another
-program, each is another way to the same socket, and has to find the same state. So what all have to
-agree on is kept where every holder of the descriptor finds it, in what the kernel keeps for a socket
-and makes no use of on Unix sockets::
+A socket is more than one Python object: `dup`, a fork, and a descriptor that was passed on or inherited are
+all ways to the same socket, and have to find the same state. So what they must agree on is kept where every
+holder of the descriptor finds it: in fields that the kernel has for each socket, and makes no use of on Unix
+sockets::
 
     SO_MAX_PACING_RATE   64 bits, written and read whole: 63..54 the mark, 53..51 the state, 50..40
-                         the flags, 39..32 `code`, 31..0 `number` (see `Note`)
+                         the flags, 39..32 `code`, 31..0 `number` (see `Metadata`)
     SO_INCOMING_CPU      32 bits: the other side's port
     its abstract name    given once: our address
     times of its inode   the options of level AF_VSOCK, where they are not the defaults
 
-Programs under ``vsock run`` keep the same note (crates/preload), so a socket can go from one kind of program to the
-other. The layout is part of docs/reference/endpoint-protocol.md. A leaf: it decides nothing.
+Programs under ``vsock run`` keep the same metadata (crates/preload), so a socket can go from one kind of program to
+the other. The layout is part of docs/reference/client-protocol.md. This module decides nothing.
 """
 
 import contextlib
 import errno
 import os
-import socket as _socket
 import struct
 from enum import IntEnum
+from socket import SHUT_RD, SHUT_WR, SOL_SOCKET
 from typing import Final, NamedTuple
 
-from vsock._green import Base as _Base
-from vsock._options import HZ, VsockOptions
+from vsock._client import cookie
+from vsock._socket.options import HZ, VsockOptions
+from vsock._system.green import Base
 from vsock.address import Address
 from vsock.errors import state_error
 
 _SO_MAX_PACING_RATE: Final = 47
 _SO_INCOMING_CPU: Final = 49
-_SO_COOKIE: Final = 57
 _MARK: Final = 0x2B5
 _WORD: Final = struct.Struct("=Q")
 _PORT: Final = struct.Struct("=I")
@@ -41,13 +41,13 @@ _ATTEMPTS: Final = 8
 _NARROW: Final = (1 << 29) - 1
 _SECOND: Final = 10**9
 
-NOT_THE_PROGRAMS: Final = {_SO_MAX_PACING_RATE, _SO_INCOMING_CPU}
-"""Options of SOL_SOCKET that programs cannot have, as the note is there."""
+RESERVED_OPTIONS: Final = {_SO_MAX_PACING_RATE, _SO_INCOMING_CPU}
+"""Options of SOL_SOCKET that programs cannot have: the metadata is there."""
 
 ATTACHED: Final = 1
 """Flag: the descriptor leads to the switch."""
 BEGUN: Final = 2
-"""Flag: the connect under way has begun, and nothing but its outcome is to come."""
+"""Flag: the connect under way has begun; the next thing to come is its outcome."""
 STREAM: Final = 4
 """Flag: the descriptor is the connection, and not the way to the switch."""
 MESSAGES: Final = 8
@@ -63,7 +63,7 @@ NO_SENDING: Final = 128
 OPTIONS: Final = 512
 """Flag: there are options that are not the defaults."""
 END_TOLD: Final = 1024
-"""Flag: how the connection ended has been asked, and told if it was no good end."""
+"""Flag: the node has been asked how the connection ended, and our user knows it if it did not end well."""
 _ALL: Final = 2047
 
 
@@ -80,12 +80,10 @@ class State(IntEnum):
 
 def shut(how: int) -> int:
     """Return the flags for a `shutdown` with `how`."""
-    return {_socket.SHUT_RD: NO_RECEIVING, _socket.SHUT_WR: NO_SENDING}.get(
-        how, NO_RECEIVING | NO_SENDING
-    )
+    return {SHUT_RD: NO_RECEIVING, SHUT_WR: NO_SENDING}.get(how, NO_RECEIVING | NO_SENDING)
 
 
-class Note(NamedTuple):
+class Metadata(NamedTuple):
     """What every holder of a socket has to agree on.
 
     Attributes:
@@ -111,12 +109,12 @@ class Note(NamedTuple):
         """The errno of a connect that nobody has asked about yet; 0 if there is none."""
         return 0 if self.has_stream else self.code
 
-    def plus(self, flags: int) -> "Note":
-        """Return the note with these flags too."""
+    def plus(self, flags: int) -> "Metadata":
+        """Return it with these flags too."""
         return self._replace(flags=self.flags | flags)
 
-    def minus(self, flags: int) -> "Note":
-        """Return the note without these flags."""
+    def minus(self, flags: int) -> "Metadata":
+        """Return it without these flags."""
         return self._replace(flags=self.flags & ~flags)
 
     def encode(self) -> int:
@@ -125,50 +123,44 @@ class Note(NamedTuple):
         return _MARK << 54 | state << 51 | flags << 40 | code << 32 | number
 
     @classmethod
-    def decode(cls, word: int) -> "Note | None":
-        """Read 64 bits; None if they are no note."""
+    def decode(cls, word: int) -> "Metadata | None":
+        """Read 64 bits; None if they are no metadata."""
         state = word >> 51 & 7
         if word >> 54 != _MARK or state > State.SHUT_DOWN:
             return None
         return cls(State(state), word >> 40 & _ALL, word >> 32 & 0xFF, word & 0xFFFFFFFF)
 
 
-def read(sock: _Base) -> Note | None:
-    """Return the note of a socket; None if it has none."""
-    word = _Base.getsockopt(sock, _socket.SOL_SOCKET, _SO_MAX_PACING_RATE, 8)
-    return Note.decode(_WORD.unpack(word)[0]) if len(word) == _WORD.size else None
+def read(sock: Base) -> Metadata | None:
+    """Return the metadata of a socket; None if it has none."""
+    word = Base.getsockopt(sock, SOL_SOCKET, _SO_MAX_PACING_RATE, 8)
+    return Metadata.decode(_WORD.unpack(word)[0]) if len(word) == _WORD.size else None
 
 
-def write(sock: _Base, note: Note) -> None:
-    """Write the note of a socket, as a whole."""
-    _Base.setsockopt(sock, _socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _WORD.pack(note.encode()))
+def write(sock: Base, metadata: Metadata) -> None:
+    """Write the metadata of a socket, as a whole."""
+    Base.setsockopt(sock, SOL_SOCKET, _SO_MAX_PACING_RATE, _WORD.pack(metadata.encode()))
 
 
-def write_port(sock: _Base, port: int) -> None:
-    """Note the port of the other side; its CID is the note's `number`."""
-    _Base.setsockopt(sock, _socket.SOL_SOCKET, _SO_INCOMING_CPU, _PORT.pack(port))
+def write_port(sock: Base, port: int) -> None:
+    """Keep the port of the other side; its CID is the metadata's `number`."""
+    Base.setsockopt(sock, SOL_SOCKET, _SO_INCOMING_CPU, _PORT.pack(port))
 
 
-def read_port(sock: _Base) -> int:
+def read_port(sock: Base) -> int:
     """Return the port of the other side."""
     found: tuple[int] = _PORT.unpack(
-        _Base.getsockopt(sock, _socket.SOL_SOCKET, _SO_INCOMING_CPU, _PORT.size)
+        Base.getsockopt(sock, SOL_SOCKET, _SO_INCOMING_CPU, _PORT.size)
     )
     return found[0]
 
 
-def cookie(sock: _Base) -> int:
-    """Return the number that the kernel has given this socket and no other (SO_COOKIE)."""
-    found: tuple[int] = _WORD.unpack(_Base.getsockopt(sock, _socket.SOL_SOCKET, _SO_COOKIE, 8))
-    return found[0]
-
-
-def give_name(sock: _Base, ours: Address) -> None:
+def give_name(sock: Base, ours: Address) -> None:
     """Give a socket its address, once: it keeps the one that it has."""
     unique = cookie(sock)
     for _ in range(_ATTEMPTS):
         try:
-            _Base.bind(sock, _PREFIX + b"%016x/%08x/%08x" % (unique, ours.cid, ours.port))
+            Base.bind(sock, _PREFIX + b"%016x/%08x/%08x" % (unique, ours.cid, ours.port))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return
@@ -181,16 +173,16 @@ def give_name(sock: _Base, ours: Address) -> None:
     raise state_error(errno.EADDRINUSE)
 
 
-def name(sock: _Base) -> Address | None:
+def name(sock: Base) -> Address | None:
     """Return the address that a socket was given."""
-    given = _Base.getsockname(sock)
+    given = Base.getsockname(sock)
     if not isinstance(given, bytes) or not given.startswith(_PREFIX):
         return None
     _, cid, port = given.removeprefix(_PREFIX).split(b"/")
     return Address(int(cid, 16), int(port, 16))
 
 
-def write_options(sock: _Base, options: VsockOptions) -> bool:
+def write_options(sock: Base, options: VsockOptions) -> bool:
     """Keep options with the socket; tell whether they are other than the defaults (`OPTIONS`).
 
     The inode belongs to the socket's creator: options of a connection that a switch of another user has
@@ -209,10 +201,10 @@ def write_options(sock: _Base, options: VsockOptions) -> bool:
     return False
 
 
-def read_options(sock: _Base, note: Note) -> VsockOptions:
+def read_options(sock: Base, metadata: Metadata) -> VsockOptions:
     """Return the options that are kept with a socket."""
     options = VsockOptions()
-    if note.flags & OPTIONS:
+    if metadata.flags & OPTIONS:
         status = os.fstat(sock.fileno())
         size, options.smallest = divmod(status.st_atime_ns, _SECOND)
         largest, ticks = divmod(status.st_mtime_ns, _SECOND)
