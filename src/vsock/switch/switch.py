@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from vsock import _native
 from vsock.address import CID_HOST
@@ -39,13 +39,16 @@ from vsock.control.model import (
 )
 from vsock.control.policy import HOST, Party, Verdict, decide
 from vsock.control.schema import checked, kinds_of, read, read_changes, settings
-from vsock.errors import NoSuchGuest, TransportError, UsageError, no_guest
+from vsock.errors import NoSuchGuest, TransportError, UsageError, missing_extra, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch import listing
 from vsock.switch.attendant import Attendant, AttendantThread
 from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
 from vsock.switch.events import log_events
 from vsock.transports import SwitchTransport
+
+if TYPE_CHECKING:
+    from vsock.switch.server import ControlServer
 
 __all__ = ["Switch"]
 
@@ -87,7 +90,7 @@ class Switch:
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
         self._wanted = checked(SwitchSpec(directory.absolute(), poll_us, linger_timeout))
         self._files = RuntimeFiles(directory.absolute())
-        self._serves_control = control
+        self._server = self._make_server() if control else None
         # Replaced as a whole: other threads look at it while guests come and go.
         self._guests: dict[str, GuestSpec] = {}
         self._node: _native.Node | None = None
@@ -405,13 +408,15 @@ class Switch:
             raise UsageError("the switch does not run")
         return self._node
 
-    def _make_attendant(self) -> Attendant:
-        server = None
-        if self._serves_control:
+    def _make_server(self) -> "ControlServer":
+        try:
             from vsock.switch.server import ControlServer
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, "the control API of a switch", "switch") from None
+        return ControlServer(self, self._files.control)
 
-            server = ControlServer(self, self._files.control)
-        return Attendant(self._running().event_fd(), self._log_events, server)
+    def _make_attendant(self) -> Attendant:
+        return Attendant(self._running().event_fd(), self._log_events, self._server)
 
     def _log_events(self) -> bool:
         """Logs what has happened; whether anything has."""
