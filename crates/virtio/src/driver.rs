@@ -22,29 +22,15 @@ use std::sync::Arc;
 
 use crate::link::{
     EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TX_QUEUE, Token, signal, split_header, take_header,
+    Space, TX_QUEUE, Token, split_header, take_header,
 };
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, SharedRegion};
 use crate::ring::{DriverRing, RingConfig, RingError};
-use crate::slice::{self, Slice};
+use crate::slice::{self, Slice, Slices};
+use crate::sys::signal;
 pub use plan::DriverOptions;
 use plan::{Buffers, Plan};
 use supply::{HOT, Supply};
-
-/// The memory of a userspace guest as a front end describes it to the device.
-#[derive(Debug)]
-pub struct SharedRegion<'a> {
-    /// First guest address.
-    pub guest: u64,
-    /// First user address; the ring addresses count in it.
-    pub user: u64,
-    /// Number of bytes.
-    pub len: u64,
-    /// Where the region starts in the file.
-    pub offset: u64,
-    /// The sealed memfd.
-    pub file: &'a File,
-}
 
 /// One of our rings, its buffers and notification fds.
 struct Queue {
@@ -117,7 +103,6 @@ impl DriverLink {
     pub fn new(options: &DriverOptions) -> io::Result<Self> {
         let plan = Plan::new(options)?;
         let (file, memory) = plan.allocate()?;
-        let memory = Arc::new(memory);
         let queue = |number: usize| {
             Queue::new(&memory, &plan.rings[number], plan.buffers[number].clone())
                 .map_err(io::Error::other)
@@ -167,7 +152,7 @@ impl DriverLink {
     #[must_use]
     pub fn region(&self) -> SharedRegion<'_> {
         let (guest, len) = (plan::BASE, self.plan.len);
-        SharedRegion { guest, user: guest, len, offset: 0, file: &self.file }
+        SharedRegion { guest, len, file: self.file.as_fd() }
     }
 
     /// Where a ring is. Its addresses are guest addresses, which are the user addresses too.
@@ -210,7 +195,7 @@ impl DriverLink {
         let ring_error = |error| LinkError::Ring { queue: EVENT_QUEUE, error };
         while let Some((buffer, len)) = queue.take().map_err(ring_error)? {
             let mut id = [0; 4];
-            let mut pieces = Vec::new();
+            let mut pieces = Slices::new();
             self.memory
                 .slice(queue.buffers.address(buffer), queue.buffers.len, &mut pieces)
                 .map_err(|outside| ring_error(outside.into()))?;
@@ -226,7 +211,7 @@ impl DriverLink {
 
     pub(crate) fn next_inbound(
         &mut self,
-        slices: &mut Vec<Slice>,
+        slices: &mut Slices,
     ) -> Result<Option<Inbound>, LinkError> {
         let queue = &mut self.queues[RX_QUEUE];
         let ring_error = |error| LinkError::Ring { queue: RX_QUEUE, error };
@@ -254,10 +239,7 @@ impl DriverLink {
         self.offer_idle();
     }
 
-    pub(crate) fn next_space(
-        &mut self,
-        slices: &mut Vec<Slice>,
-    ) -> Result<Option<Space>, LinkError> {
+    pub(crate) fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
         // Once a batch, so that the same few are used as long as few are needed: their memory is in the cache.
         let is_full = self.free.is_empty() || self.unsent_bytes >= HOT;
         if is_full || !std::mem::replace(&mut self.is_reclaimed, true) {

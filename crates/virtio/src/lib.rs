@@ -9,11 +9,13 @@
 //! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
-//! | [`memory`], [`slice`](mod@slice), `sigbus` | memory shared with somebody who may be hostile |
 //! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
+//! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
-//! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
+//! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
+
+#![deny(unsafe_code)]
 
 pub mod device;
 pub mod driver;
@@ -25,14 +27,16 @@ pub mod journal;
 pub mod link;
 pub mod loopback;
 mod mailbox;
-pub mod memory;
 pub mod node;
 mod options;
 pub mod polling;
 mod reactor;
 pub mod ring;
-mod sigbus;
-pub mod slice;
 pub mod snapshot;
+pub mod spec;
+#[allow(unsafe_code, reason = "calls that no library has in a safe form")]
+pub mod sys;
 pub mod vhost_user;
 mod worker;
+
+pub use vsock_guest_memory::{self as memory, slice};

@@ -25,8 +25,8 @@ use crate::polling::Polling;
 use crate::reactor::Reactor;
 use crate::snapshot::Snapshot;
 use crate::vhost_user::{
-    Attached, BackendHandle, BackendOptions, F_EVENT_IDX, FrontendError, FrontendOptions,
-    SharedRegion, attach, spawn,
+    Attached, BackendHandle, BackendOptions, F_EVENT_IDX, FrontendError, FrontendOptions, attach,
+    spawn,
 };
 pub use crate::worker::AddError;
 use crate::worker::{GuestPort, LinkId, Worker};
@@ -309,11 +309,8 @@ impl Node {
         let mut held = self.held();
         let mut link = DriverLink::new(&DriverOptions::default())?;
         let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
-        let region = link.region();
-        let shared =
-            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
         let options = FrontendOptions { timeout, ..FrontendOptions::default() };
-        let mut device = attach(socket, shared, &rings, options)?;
+        let mut device = attach(socket, link.region(), &rings, options)?;
         if let Some(wanted) = wanted
             && wanted != device.cid
         {

@@ -209,6 +209,8 @@ pub struct Effects {
     pub reset: Reset,
     /// The timer.
     pub timer: Timer,
+    /// The destination has agreed.
+    pub is_answered: bool,
     /// Why the flow ended, if it did.
     pub end: Option<End>,
     /// Offer the same packet again, to the closed state: it is not about this flow.
@@ -221,6 +223,7 @@ const QUIET: Effects = Effects {
     packet: Passing::Drop,
     reset: Reset::Nobody,
     timer: Timer::Keep,
+    is_answered: false,
     end: None,
     again: false,
 };
@@ -228,12 +231,13 @@ const QUIET: Effects = Effects {
 impl Effects {
     /// Nothing but what becomes of the packet.
     pub(super) fn are_quiet(&self) -> bool {
-        self.end.is_none() && self.timer == Timer::Keep
+        self.end.is_none() && self.timer == Timer::Keep && !self.is_answered
     }
 }
 
 /// The next state and what to do.
 #[must_use]
+#[inline(always)] // once per packet
 pub fn step(state: State, input: Input) -> Step {
     match (state, input) {
         (State::Closed, _) => closed(input),
@@ -318,34 +322,27 @@ fn asked(known: Known, shut: Shutdown, from: Side, packet: Packet) -> Step {
         (Side::Destination, Packet::Response) => {
             // A source that has shut both directions still has to be answered in time.
             let timer = if shut.is_both() { Timer::Keep } else { Timer::Off };
-            let open =
-                State::Open { is_proved: known.heard, shut: [shut, Shutdown::NONE] };
-            (open, Effects { packet: Passing::Forward, timer, ..QUIET })
+            let open = State::Open { is_proved: known.heard, shut: [shut, Shutdown::NONE] };
+            (open, Effects { packet: Passing::Forward, timer, is_answered: true, ..QUIET })
         }
         (Side::Source, Packet::Shutdown(flags)) => {
             forward(State::Asked { is_proved: known.heard, shut: shut.with(flags) })
         }
         (Side::Source, Packet::CreditUpdate | Packet::CreditRequest) => forward(state),
         (Side::Source, Packet::Response)
-        | (
-            Side::Destination,
-            Packet::Shutdown(_) | Packet::CreditUpdate | Packet::CreditRequest,
-        )
-        | (
-            _,
-            Packet::Rw | Packet::RwEmpty | Packet::RwOverCredit | Packet::RwOverPackets,
-        ) => broken(),
+        | (Side::Destination, Packet::Shutdown(_) | Packet::CreditUpdate | Packet::CreditRequest)
+        | (_, Packet::Rw | Packet::RwEmpty | Packet::RwOverCredit | Packet::RwOverPackets) => {
+            broken()
+        }
     }
 }
 
+#[inline(always)] // once per packet
 fn open(known: Known, shut: [Shutdown; 2], from: Side, packet: Packet) -> Step {
     let state = State::Open { is_proved: known.heard, shut };
     let theirs = shut[from.index()];
     match packet {
-        Packet::Rw
-        | Packet::RwEmpty
-        | Packet::RwOverCredit
-        | Packet::RwOverPackets
+        Packet::Rw | Packet::RwEmpty | Packet::RwOverCredit | Packet::RwOverPackets
             if theirs.contains(Shutdown::SEND) =>
         {
             broken()

@@ -34,7 +34,7 @@ pub(super) struct RingSetup {
     pub(super) call: Option<OwnedFd>,
     /// What SET_VRING_ENABLE said last, if anything.
     pub(super) enabled: Option<bool>,
-    /// Whether the worker has it.
+    /// Whether the data plane was given it and not told to stop it: nobody else keeps this.
     pub(super) running: bool,
 }
 
@@ -98,7 +98,7 @@ impl RingSetup {
         let parts = self.parts?;
         let place = |user: u64, len: u64, align: usize| {
             let guest = memory.user_to_guest(user)?;
-            memory.pin(guest, len, align).is_ok().then_some(guest)
+            memory.check_area(guest, len, align).is_ok().then_some(guest)
         };
         let size = u64::from(self.size);
         Some(RingConfig {

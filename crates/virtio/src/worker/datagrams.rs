@@ -16,7 +16,7 @@ use super::link_slot::LinkFault;
 use super::source::{LinkId, Source};
 use super::{Bound, Worker};
 use crate::host::client::has_hung_up;
-use crate::host::wire::{MAX_DATAGRAM, Reply, op};
+use crate::host::wire::{self, MAX_DATAGRAM, Reply, op};
 use crate::link::Inbound;
 use crate::reactor::Token;
 use crate::slice::{self, Slice};
@@ -148,7 +148,7 @@ impl Worker {
             return false;
         };
         let Some(Source::Client(client)) = self.sources.get(socket.token) else { return false };
-        let head = Reply { theirs: from, ..Reply::ok(op::RECEIVED, to) }.encode();
+        let head = Reply { theirs: wire::to_wire(from), ..wire::ok(op::RECEIVED, to) }.encode();
         let parts = [IoSlice::new(&head), IoSlice::new(payload)];
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         // A program that does not receive loses them: that is what best effort means.
@@ -175,10 +175,20 @@ impl Worker {
         to: Address,
         payload: &[u8],
     ) -> Result<bool, LinkFault> {
+        let sent = self.fill_datagram(id, from, to, payload);
+        self.batch.clear();
+        sent
+    }
+
+    fn fill_datagram(
+        &mut self,
+        id: LinkId,
+        from: Address,
+        to: Address,
+        payload: &[u8],
+    ) -> Result<bool, LinkFault> {
         let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
         let batch = &mut self.batch;
-        batch.slices.clear();
-        batch.spaces.clear();
         let mut room = 0;
         // An empty datagram is a packet too.
         while room < payload.len() || batch.spaces.is_empty() {

@@ -82,7 +82,7 @@ impl Lab {
     }
 }
 
-/// A request of the endpoint protocol.
+/// A request of the client protocol.
 pub(crate) fn request(op: u8, cid: u32, port: u32, value: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[0] = 1;
@@ -235,4 +235,10 @@ pub(crate) fn node_counter(switch: &Node, name: &str) -> u64 {
 /// How many descriptors this process has open; for tests that run alone in it.
 pub(crate) fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// How many mappings of userspace guests' memory this process has, the guests' own and those of switches.
+pub(crate) fn mappings() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains("memfd:vsock-guest ")).count()
 }
