@@ -1,6 +1,7 @@
-"""Programs that tests run. A test says `@pytest.mark.programs("socat")`, and is skipped where that is not installed.
+"""Programs that tests run: `@pytest.mark.programs("socat")` skips a test if socat is not installed.
 
-With VSOCK_REQUIRE_PROGRAMS set it fails there instead: `make test` sets it, so that no test vanishes silently.
+If VSOCK_REQUIRE_PROGRAMS is set, the test fails instead. `make test` sets it, so that no test is skipped
+unnoticed.
 """
 
 import os
@@ -16,18 +17,18 @@ REQUIRED_VARIABLE: Final = "VSOCK_REQUIRE_PROGRAMS"
 
 
 def find(name: str) -> str | None:
-    """Where a program is; those for administrators are found too."""
+    """Returns the path of a program, also of one that only root has in PATH."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 
 def need(names: Iterable[str]) -> None:
-    """Return if there are all these programs; else the test is over."""
+    """Skips or fails the running test unless all these programs are installed."""
     if missing := [name for name in names if not find(name)]:
         not_to_be_had(f"not installed: {', '.join(missing)}")
 
 
 def not_to_be_had(reason: str) -> NoReturn:
-    """Skip the test that runs, or fail it where programs must be there."""
+    """Skips the running test, or fails it if VSOCK_REQUIRE_PROGRAMS is set."""
     if os.environ.get(REQUIRED_VARIABLE):
         pytest.fail(f"{reason} ({REQUIRED_VARIABLE} is set)", pytrace=False)
     pytest.skip(reason)

@@ -4,7 +4,7 @@
 
     VsockError
     ├── UsageError (ValueError)             you: an argument that can never work
-    │   ├── MissingExtra (ImportError)        a part of this package that was not installed
+    │   ├── MissingExtra (ImportError)        an optional dependency is not installed
     │   └── AddressError                      an address that cannot be read
     │       └── AddressTypeError (TypeError)    it is not even text or a pair of numbers
     ├── ProtocolError (OSError)             the peer: it broke the endpoint or hybrid protocol
@@ -41,7 +41,7 @@ class UsageError(VsockError, ValueError):
 
 
 class MissingExtra(UsageError, ImportError):
-    """A part of this package needs others that were not installed with it; the message says how to."""
+    """A part of this package has dependencies that are not installed; the message says how to install them."""
 
 
 class AddressError(UsageError):
@@ -120,7 +120,7 @@ def no_guest(guest: "str | int", known: "Iterable[str]") -> NoSuchGuest:
 
 
 def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> MissingExtra:
-    """Return the exception for `what`, which needs the package that `error` missed; `extra` brings it."""
+    """Return the exception for `what`, which needs the package named by `error`; `extra` installs it."""
     package = (error.name or "another package").partition(".")[0]
     return MissingExtra(f"{what} needs {package}: pip install 'vsock[{extra}]'")
 

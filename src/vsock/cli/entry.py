@@ -1,7 +1,7 @@
 """Where the `vsock` command begins: with next to nothing imported.
 
-Importing the rest takes longer than pressing Ctrl-C. That is no error to be shown with a traceback, and
-neither is a package that was not installed: `pip install vsock` brings the library only.
+Importing the rest takes long enough for somebody to press Ctrl-C, which must not print a traceback. Neither
+must a missing dependency: `pip install vsock` installs the library only.
 """
 
 import sys
@@ -13,7 +13,7 @@ def main() -> int:
     """Run the command that the process's arguments name; returns the exit code."""
     try:
         try:
-            import click  # noqa: F401 - the rest needs it first
+            import click  # noqa: F401 - everything below needs it
         except ModuleNotFoundError as error:
             from vsock.errors import missing_extra
 

@@ -1,8 +1,8 @@
-"""Commands that other distributions add: entry points of the group `vsock.commands`, each a click command.
+"""Commands of other distributions: entry points of the group `vsock.commands`, each a click command.
 
-They are looked for when a word is none of our own commands, and for the help; importing one waits until it
-is run. One that cannot be imported fails in one line, and only itself. `docs/guide/adding-a-command.md` is
-for those who write them.
+`vsock` searches for them only if a word is not one of its own commands, and for the help. It imports a
+command only to run it. A command that cannot be imported prints one line and exits with 1; others work.
+`docs/guide/adding-a-command.md` describes how to write one.
 """
 
 from collections.abc import Container
@@ -19,9 +19,9 @@ GROUP: Final = "vsock.commands"
 
 
 def look_for(taken: Container[str]) -> "tuple[dict[str, EntryPoint], list[str]]":
-    """The commands that are installed beside us, by name, and a warning for each that cannot have its name.
+    """Returns the commands by name, and a warning for each command whose name is not free.
 
-    Names in `taken` are ours.
+    `taken` has the names of our own commands.
     """
     from importlib.metadata import entry_points
 
@@ -39,10 +39,10 @@ def look_for(taken: Container[str]) -> "tuple[dict[str, EntryPoint], list[str]]"
 
 
 def load(entry: "EntryPoint") -> click.Command:
-    """The command of an entry point; if there is none to be had, one that says why and fails."""
+    """Imports a command; if that fails, returns a command that prints the reason and exits with 1."""
     try:
         command = entry.load()
-    except (Exception, SystemExit) as error:  # it is somebody else's module: anything may happen
+    except (Exception, SystemExit) as error:  # code of another package may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return _broken(entry, reason)
     if not isinstance(command, click.Command):
@@ -51,7 +51,7 @@ def load(entry: "EntryPoint") -> click.Command:
 
 
 def origin(entry: "EntryPoint") -> str:
-    """The distribution that an entry point is of, with its version."""
+    """Returns name and version of the distribution that has the entry point."""
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "another distribution"
 
 
