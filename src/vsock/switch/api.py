@@ -100,13 +100,15 @@ def make_app(switch: "Switch") -> FastAPI:
     )
     _add_questions(app, switch)
     _add_changes(app, switch)
-    app.exception_handler(UsageError)(lambda _, error: _refusal(422, str(error)))
-    app.exception_handler(NoSuchGuest)(lambda _, error: _refusal(404, _reason(error)))
+    app.exception_handler(UsageError)(lambda _, error: _error_response(422, str(error)))
+    app.exception_handler(NoSuchGuest)(lambda _, error: _error_response(404, _reason(error)))
     app.exception_handler(RequestValidationError)(_not_understood)
-    app.exception_handler(TransportError)(lambda _, error: _refusal(409, _reason(error)))
-    app.exception_handler(OSError)(lambda _, error: _refusal(409, _reason(error)))
+    app.exception_handler(TransportError)(lambda _, error: _error_response(409, _reason(error)))
+    app.exception_handler(OSError)(lambda _, error: _error_response(409, _reason(error)))
     app.exception_handler(HTTPException)(_not_served)
-    app.exception_handler(Exception)(lambda *_: _refusal(500, "internal error; it is in the log"))
+    app.exception_handler(Exception)(
+        lambda *_: _error_response(500, "internal error; it is in the log")
+    )
     return app
 
 
@@ -170,15 +172,17 @@ def _add_changes(app: FastAPI, switch: "Switch") -> None:
         await asyncio.to_thread(switch.remove_guest, guest)
 
 
-def _refusal(status: int, reason: str) -> JSONResponse:
+def _error_response(status: int, reason: str) -> JSONResponse:
     return JSONResponse(asdict(Refusal(reason)), status_code=status)
 
 
 def _not_served(request: Request, error: HTTPException) -> JSONResponse:
     """No such path, or no such method there."""
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return _refusal(404, f"no {request.url.path} here; /openapi.json says what there is")
-    return _refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        return _error_response(404, f"no {request.url.path} here; /openapi.json says what there is")
+    return _error_response(
+        error.status_code, f"{request.method} {request.url.path}: {error.detail}"
+    )
 
 
 def _not_understood(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -187,8 +191,8 @@ def _not_understood(request: Request, error: RequestValidationError) -> JSONResp
     sent = request.headers.get("transfer-encoding") or request.headers.get("content-length", "0")
     if sent != "0" and kind != "application/json":
         reason = f"the body is {kind or 'of no type'}: send Content-Type: application/json"
-        return _refusal(415, f"{reason} (curl --json)")
-    return _refusal(422, _faults(error))
+        return _error_response(415, f"{reason} (curl --json)")
+    return _error_response(422, _faults(error))
 
 
 def _reason(error: OSError) -> str:

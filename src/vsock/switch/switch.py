@@ -222,7 +222,7 @@ class Switch:
         guest = self._with_paths(guest)
         assert guest.socket
         with self._changing:
-            _refuse_conflicts(guest, self._guests.values())
+            _check_conflicts(guest, self._guests.values())
             clear_socket(guest.socket)
             if isinstance(guest.hybrid, Path):
                 clear_socket(guest.hybrid)
@@ -293,7 +293,7 @@ class Switch:
         with self._changing:
             old = self._find(guest)
             new = replace(self._with_paths(become(old)), socket=old.socket)
-            _refuse_conflicts(new, [spec for spec in self._guests.values() if spec is not old])
+            _check_conflicts(new, [spec for spec in self._guests.values() if spec is not old])
             node = self._running()
             if isinstance(new.hybrid, Path) and new.hybrid != old.hybrid:
                 clear_socket(new.hybrid)
@@ -469,7 +469,7 @@ def _remove_sockets(guest: GuestSpec) -> None:
             remove_socket(path)
 
 
-def _refuse_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:
+def _check_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:
     """Raises TransportError (EADDRINUSE) if `guest` claims what one of `others` has."""
     taken = conflicts(guest, others)
     # A guest of that name has the sockets of that name too: this alone says nothing new.

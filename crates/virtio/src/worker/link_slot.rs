@@ -158,7 +158,7 @@ pub(crate) struct Traffic {
 /// One link with everything that belongs to it.
 pub(crate) struct LinkSlot {
     pub(crate) role: Role,
-    /// What the guest was told to be; of another link, its name and socket.
+    /// The options of its guest. Other links have only a socket.
     pub(crate) options: GuestOptions,
     pub(crate) link: Link,
     pub(crate) endpoint: Endpoint,
