@@ -1,7 +1,7 @@
-"""Where the `vsock` command begins: with next to nothing imported.
+"""The entry point of the `vsock` command, which imports almost nothing.
 
-Importing the rest takes long enough for somebody to press Ctrl-C, which must not print a traceback. Neither
-must a missing dependency: `pip install vsock` installs the library only.
+Ctrl-C may come while the other modules are imported; that must not print a traceback. Neither must a missing
+dependency: `pip install vsock` installs the library only.
 """
 
 import sys
@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Run the command that the process's arguments name; returns the exit code."""
+    """Run the command of the process's arguments; returns the exit code."""
     try:
         try:
             import click  # noqa: F401 - everything below needs it

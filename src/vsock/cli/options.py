@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they mean the same everywhere."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ json_option: Callable[[_F], _F] = click.option(
 transport_option: Callable[[_F], _F] = click.option(
     "--transport",
     type=click.Choice(["switch", "kernel"]),
-    help="Where sockets live: the switch, or the kernel's own AF_VSOCK (inside a guest).",
+    help="Use sockets of the switch, or of the kernel's own AF_VSOCK (in a guest).",
 )
 
 
@@ -41,10 +41,10 @@ _A_YEAR = 365 * 86400
 
 
 class Seconds(click.FloatRange):
-    """A time that one can wait for: a number (no "nan"), at most a year.
+    """A duration in seconds: a number, but not "nan", of at most a year.
 
     Args:
-        smallest: the least it may be; None for more than 0.
+        smallest: the smallest valid number; None for any above 0.
     """
 
     name = "seconds"
@@ -63,7 +63,7 @@ class Seconds(click.FloatRange):
 
 
 def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
-    """The transport that these two options mean.
+    """The transport that these two options select.
 
     A runtime directory names a switch, so it and `--transport kernel` exclude each other.
     """
@@ -72,5 +72,5 @@ def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
     if runtime_dir is None:
         return choose(name)
     if name == "kernel":
-        raise click.UsageError("--runtime-dir names a switch: leave it or --transport kernel out")
+        raise click.UsageError("--runtime-dir selects a switch: give it without --transport kernel")
     return SwitchTransport(str(runtime_dir))
