@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.programs import need
 
 import vsock
 from vsock import CID_ANY
@@ -34,9 +35,10 @@ def open_switch(switch, runtime_dir):
 
 def bind_as(*how: str) -> list[int]:
     """The errnos of binding ports 0, 1023 and 1024 in a program started by setpriv with `how`."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("needs root and setpriv, to start a program of another user")
-    # Another user may not be allowed to enter the directory of this interpreter.
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to start a program of another user")
+    need(["setpriv"])
+    # Another user may not be able to enter the directory of our own interpreter.
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
     command = ["setpriv", *how, python, "-I", "-c", BIND]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

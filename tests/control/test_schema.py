@@ -17,10 +17,10 @@ from vsock.control.schema import (
     SchemaError,
     checked,
     faults,
+    fields_of,
     from_json,
     read,
     read_changes,
-    settings,
 )
 
 
@@ -123,9 +123,9 @@ def test_guest_comes_back_from_json_as_it_went(guest: GuestSpec) -> None:
     """With all fields of its specification."""
     said = {
         name: [*value] if isinstance(value := getattr(guest, name), tuple) else value
-        for name in settings(GuestSpec)
+        for name in fields_of(GuestSpec)
     }
     said = {name: str(value) if isinstance(value, Path) else value for name, value in said.items()}
-    counts = dict.fromkeys(settings(GuestRecord).keys() - settings(GuestSpec).keys(), 0)
+    counts = dict.fromkeys(fields_of(GuestRecord).keys() - fields_of(GuestSpec).keys(), 0)
     record = from_json(GuestRecord, {**said, **counts, "colour": "blue"})
-    assert read(GuestSpec, {name: getattr(record, name) for name in settings(GuestSpec)}) == guest
+    assert read(GuestSpec, {name: getattr(record, name) for name in fields_of(GuestSpec)}) == guest

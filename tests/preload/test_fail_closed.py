@@ -1,7 +1,6 @@
 """No error makes a program use the kernel's AF_VSOCK."""
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +13,6 @@ from typing import Any
 import pytest
 
 from vsock.preload import preload_environment
-
-needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 
 TRY_ALL = """
 for kind in (SOCK_STREAM, SOCK_SEQPACKET):
@@ -124,7 +121,7 @@ def test_connect_whose_descriptor_is_closed_by_another_thread_ends(
             assert program.communicate(timeout=30) == ("EBADF with little work\n", "")
 
 
-@needs_strace
+@pytest.mark.programs("strace")
 def test_no_system_call_asks_for_af_vsock(
     switch: object, run: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -162,7 +159,7 @@ subprocess.run([sys.executable, "-c", {child!r}])
     assert not re.search(r"\b(bpf|seccomp)\(|ATTACH_(FILTER|BPF)|PR_SET_SECCOMP", calls)
 
 
-@needs_strace
+@pytest.mark.programs("strace")
 def test_kernel_socket_that_a_program_inherits_is_not_used(runtime_dir: Path) -> None:
     """An inherited socket of the kernel's AF_VSOCK cannot be used either.
 

@@ -26,12 +26,6 @@ pytestmark = pytest.mark.timeout(120)
 DEADLINE = 20
 
 
-def needs(*programs: str) -> pytest.MarkDecorator:
-    """Skip a test without these programs."""
-    missing = [name for name in programs if not shutil.which(name)]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
 def in_guest(guest: Guest) -> dict[str, str]:
     """The environment of a program that is to be part of a userspace guest."""
     return {**os.environ, "VSOCK_RUNTIME_DIR": guest.transport.directory}
@@ -69,14 +63,22 @@ def digest(data: bytes) -> bytes:
 
 
 CLIENTS = [
-    pytest.param(["socat", "-t20", "-", "VSOCK-CONNECT:3:5000"], marks=needs("socat"), id="socat"),
-    pytest.param(["ncat", "--vsock", "3", "5000"], marks=needs("ncat"), id="ncat"),
+    pytest.param(
+        ["socat", "-t20", "-", "VSOCK-CONNECT:3:5000"],
+        marks=pytest.mark.programs("socat"),
+        id="socat",
+    ),
+    pytest.param(["ncat", "--vsock", "3", "5000"], marks=pytest.mark.programs("ncat"), id="ncat"),
 ]
 SERVERS = [
-    pytest.param(["socat", "VSOCK-LISTEN:5000,fork", "EXEC:cat"], marks=needs("socat"), id="socat"),
+    pytest.param(
+        ["socat", "VSOCK-LISTEN:5000,fork", "EXEC:cat"],
+        marks=pytest.mark.programs("socat"),
+        id="socat",
+    ),
     pytest.param(
         ["ncat", "--vsock", "-l", "5000", "--keep-open", "--exec", shutil.which("cat") or ""],
-        marks=needs("ncat"),
+        marks=pytest.mark.programs("ncat"),
         id="ncat",
     ),
 ]
@@ -123,7 +125,7 @@ def test_server_gives_each_connection_to_a_program(
         connection.close()
 
 
-@needs("socat")
+@pytest.mark.programs("socat")
 def test_server_hands_the_half_close_on(guest: Guest, start: Any) -> None:
     """The program behind socat reads to the end of the data, then answers."""
     data = os.urandom(1 << 20)
@@ -134,7 +136,7 @@ def test_server_hands_the_half_close_on(guest: Guest, start: Any) -> None:
         assert connection.makefile("rb").read().split()[0] == digest(data)
 
 
-@needs("nbdkit", "nbdinfo", "nbdcopy")
+@pytest.mark.programs("nbdkit", "nbdinfo", "nbdcopy")
 @pytest.mark.parametrize("server_is", ["host", "guest"])
 def test_block_device_is_copied_between_host_and_guest(
     guest: Guest, start: Any, run: Any, tmp_path: Path, server_is: str
@@ -157,7 +159,7 @@ def test_block_device_is_copied_between_host_and_guest(
     assert copy.read_bytes() == disk.read_bytes()
 
 
-@needs("strace", "socat")
+@pytest.mark.programs("strace", "socat")
 def test_debian_program_makes_no_kernel_socket(guest: Guest, start: Any, tmp_path: Path) -> None:
     """socat uses AF_VSOCK, but creates no socket of the kernel's."""
     log = tmp_path / "calls"

@@ -1,16 +1,16 @@
 """Programs built with gcc's sanitizers start under `vsock run` and report errors (A7)."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.programs import not_to_be_had
 
 import vsock
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="not installed: gcc")
+pytestmark = pytest.mark.programs("gcc")
 
 PORT = 5000
 
@@ -48,7 +48,7 @@ def program(request, tmp_path_factory) -> Path:
     command = ["gcc", f"-fsanitize={request.param}", "-g", "-o", built, folder / "hello.c"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find" in done.stderr:
-        pytest.skip(f"gcc has no library for -fsanitize={request.param}")
+        not_to_be_had(f"gcc has no library for -fsanitize={request.param}")
     assert done.returncode == 0, done.stderr
     return Path(built)
 

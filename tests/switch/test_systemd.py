@@ -2,7 +2,6 @@
 
 import configparser
 import shlex
-import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -11,9 +10,6 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(str(files("vsock") / "systemd"))
-needs_systemd = pytest.mark.skipif(
-    not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed"
-)
 
 
 def unit(kind: str) -> configparser.ConfigParser:
@@ -24,7 +20,7 @@ def unit(kind: str) -> configparser.ConfigParser:
     return parser
 
 
-@needs_systemd
+@pytest.mark.programs("systemd-analyze")
 @pytest.mark.parametrize("kind", ["system", "user"])
 def test_systemd_has_nothing_to_say_against_it(tmp_path: Path, kind: str) -> None:
     """With the path of the command replaced; systemd 252, of Debian 12, does not know `notify-reload`."""

@@ -3,7 +3,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
-//! | `options` | what a guest is told to be |
+//! | `options` | the options of a guest |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
 //! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |

@@ -13,11 +13,11 @@ from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, process_text
 from vsock.control.client import ControlClient
 from vsock.control.model import GuestCid, GuestRecord, GuestSpec
-from vsock.control.schema import SchemaError, about, read, settings
+from vsock.control.schema import SchemaError, about, fields_of, read
 
 __all__ = ["guest", "print_guests"]
 
-_FIELDS: Final = settings(GuestSpec)
+_FIELDS: Final = fields_of(GuestSpec)
 _ARGUMENTS: Final = ("name", "cid")
 _ADDED: Final = {name: field for name, field in _FIELDS.items() if name not in _ARGUMENTS}
 _CHANGED: Final = {name: field for name, field in _FIELDS.items() if not about(field).is_fixed}
