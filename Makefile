@@ -59,7 +59,7 @@ dist: $(VENV)/.tools ## Make sdist and wheel, in build/dist
 .PHONY: guests
 guests: ## Fetch guest kernels and make guest images, in build/guests
 	@tools/debian-packages $(GUEST_PACKAGES)
-	@guests/fetch --newer --strict
+	@guests/fetch --all --strict
 
 .PHONY: clean
 clean: ## Remove all that was built, guest kernels too

@@ -57,21 +57,12 @@ class Kernel:
 
 QEMU_MODULES = ("virtio_pci", "virtio_console", "virtio_net", *MODULES)
 
-KERNELS = (
+DEMO_KERNELS = (
     Kernel(
         name="6.1",
         vmm="qemu",
         package="linux-image-cloud-amd64",
         package_pattern=r"linux-image-6\.1\.\S+-cloud-amd64",
-        kernel_file="boot/vmlinuz-*",
-        module_folder="lib/modules/*",
-        modules=QEMU_MODULES,
-    ),
-    Kernel(
-        name="6.12",
-        vmm="qemu",
-        package="linux-image-6.12-cloud-amd64",
-        package_pattern=r"linux-image-6\.12\.\S+-cloud-amd64",
         kernel_file="boot/vmlinuz-*",
         module_folder="lib/modules/*",
         modules=QEMU_MODULES,
@@ -87,8 +78,17 @@ KERNELS = (
     ),
 )
 
-# The newest that Debian has for its stable release, and in its development branch; so they have no number here.
-NEWER_KERNELS = (
+# Those called "new" are the newest that Debian has for its stable release and in its development branch.
+TEST_KERNELS = (
+    Kernel(
+        name="6.12",
+        vmm="qemu",
+        package="linux-image-6.12-cloud-amd64",
+        package_pattern=r"linux-image-6\.12\.\S+-cloud-amd64",
+        kernel_file="boot/vmlinuz-*",
+        module_folder="lib/modules/*",
+        modules=QEMU_MODULES,
+    ),
     Kernel(
         name="new",
         vmm="qemu",
@@ -113,16 +113,16 @@ NEWER_KERNELS = (
 )
 
 
-def wanted_kernels(with_newer: bool) -> tuple[Kernel, ...]:
-    """The kernels to make images of, on this machine.
+def wanted_kernels(for_tests: bool) -> tuple[Kernel, ...]:
+    """The kernels to make images of, on this machine: what the demo boots, or all that the tests boot.
 
     User-Mode Linux 6.1 panics at its first process on a processor with AMX ("ptrace set fp regs failed"): its room for
     registers is too small. There the newer one takes its place.
     """
-    kernels = KERNELS + NEWER_KERNELS if with_newer else KERNELS
+    kernels = DEMO_KERNELS + TEST_KERNELS if for_tests else DEMO_KERNELS
     if "amx_tile" not in _PROCESSOR.read_text().split():
         return kernels
-    newer_uml = NEWER_KERNELS[1]
+    newer_uml = TEST_KERNELS[-1]
     kept = [kernel for kernel in kernels if kernel.name not in ("uml", newer_uml.name)]
     return (*kept, newer_uml)
 

@@ -7,7 +7,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use std::time::Duration;
 use vsock_core::{
-    Address, ConnectionId, Endpoint, Event, FlowKey, Instant, Limits, RawHeader, Received,
+    Address, ConnectionId, Endpoint, Event, FlowKey, Instant, Key, Limits, RawHeader, Received,
     Shutdown, SocketType,
 };
 
@@ -72,7 +72,7 @@ impl World {
     fn id(&self, index: u8) -> ConnectionId {
         // One that never was, if there is none.
         let some = self.known.get(usize::from(index) % self.known.len().max(1));
-        some.copied().unwrap_or(ConnectionId(u64::from(index)))
+        some.copied().unwrap_or_else(|| Key::from_bits(index.into()).expect("a small number"))
     }
 
     fn step(&mut self, step: Step) {

@@ -86,8 +86,9 @@ pub(crate) struct CreditNews {
     pub(crate) is_impossible: bool,
 }
 
+/// One connection, inside; [`ConnectionInfo`] is what is to be seen of it.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub struct Connection {
     pub(crate) key: FlowKey,
     pub(crate) kind: SocketType,
     pub(crate) state: State,

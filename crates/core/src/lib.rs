@@ -3,7 +3,9 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`address`] | CIDs, ports, the key of a connection |
+//! | [`ids`] | keys of what comes and goes, and the slots that hand them out |
 //! | [`time`] | instants as plain numbers; nobody here asks a clock |
+//! | [`timers`] | what is due next |
 //! | [`packet`] | the 44 byte header: a raw view, and a checked value |
 //! | [`credit`] | the two windows of a connection |
 //! | [`state`] | state × input → state, effects; nothing else changes a state |
@@ -23,21 +25,23 @@ pub mod address;
 pub mod connection;
 pub mod credit;
 pub mod endpoint;
+pub mod ids;
 pub mod packet;
 pub mod ports;
 pub mod relay;
-mod slots;
 pub mod state;
 mod table;
 pub mod time;
-mod timers;
+pub mod timers;
 
 pub use address::{Address, Cid, FlowKey, Port, SocketType};
 pub use connection::ConnectionInfo;
 pub use credit::Window;
 pub use endpoint::{ConnectError, ConnectionId, Endpoint, EndpointStats, Event, Limits, Received};
+pub use ids::{Key, SecondaryMap, Slots};
 pub use packet::{EOM, EOR, HEADER_LEN, Header, MAX_PAYLOAD, Malformed, Op, RawHeader, Shutdown};
 pub use ports::{BindError, Binding, ListenError, Listener, Ports};
-pub use relay::{FlowInfo, Relay, RelayLimits, RelayStats, Verdict};
+pub use relay::{FlowId, FlowInfo, Relay, RelayLimits, RelayStats, Verdict};
 pub use state::CloseReason;
 pub use time::{Duration, Instant};
+pub use timers::Timers;

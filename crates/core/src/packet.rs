@@ -67,7 +67,7 @@ impl Op {
 
 /// Which directions are shut, as the flags of a SHUTDOWN packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Shutdown(u32);
+pub struct Shutdown(u8);
 
 impl Shutdown {
     /// Neither direction.
@@ -82,13 +82,14 @@ impl Shutdown {
     /// The known bits of a flags field; unknown ones mean nothing.
     #[must_use]
     pub const fn from_flags(flags: u32) -> Self {
-        Self(flags & Self::BOTH.0)
+        #[allow(clippy::cast_possible_truncation)] // two bits are left
+        Self((flags & Self::BOTH.flags()) as u8)
     }
 
     /// The flags field.
     #[must_use]
     pub const fn flags(self) -> u32 {
-        self.0
+        self.0 as u32
     }
 
     /// Both sets of directions together.

@@ -7,7 +7,7 @@
 //! Only programs of this machine choose keys here, so an ordered map does.
 
 use crate::address::{Address, Cid, Port, SocketType};
-use crate::slots::Slots;
+use crate::ids::{Key, Slots};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -15,8 +15,7 @@ use alloc::vec::Vec;
 const EPHEMERAL_TRIES: u32 = 24;
 
 /// Names one binding for ever; a stale one is harmless.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Binding(pub u64);
+pub type Binding = Key<Bound>;
 
 /// Why an address could not be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +54,9 @@ pub struct Listener {
     pub waiting: u32,
 }
 
+/// One binding, inside; [`Listener`] is what is to be seen of those that listen.
 #[derive(Debug)]
-struct Bound {
+pub struct Bound {
     address: Address,
     listening: Option<Listening>,
 }
@@ -73,7 +73,7 @@ struct Listening {
 pub struct Ports {
     local: Cid,
     bound: Slots<Bound>,
-    by_port: BTreeMap<Port, Vec<u64>>,
+    by_port: BTreeMap<Port, Vec<Binding>>,
     next_ephemeral: u32,
 }
 
@@ -117,10 +117,9 @@ impl Ports {
         if self.is_taken(address) {
             return Err(BindError::InUse);
         }
-        let id =
-            self.bound.insert(Bound { address, listening: None }).ok_or(BindError::Exhausted)?;
+        let id = self.bound.insert(Bound { address, listening: None });
         self.by_port.entry(address.port).or_default().push(id);
-        Ok(Binding(id))
+        Ok(id)
     }
 
     /// Consecutive numbers from a start nobody can guess, as many as Linux tries.
@@ -138,7 +137,7 @@ impl Ports {
         None
     }
 
-    fn at_port(&self, port: Port) -> impl Iterator<Item = (u64, &Bound)> {
+    fn at_port(&self, port: Port) -> impl Iterator<Item = (Binding, &Bound)> {
         let ids = self.by_port.get(&port).map(Vec::as_slice).unwrap_or_default();
         ids.iter().filter_map(|id| self.bound.get(*id).map(|bound| (*id, bound)))
     }
@@ -163,7 +162,7 @@ impl Ports {
         if kind == SocketType::Datagram {
             return Err(ListenError::NotConnectible);
         }
-        let bound = self.bound.get_mut(binding.0).ok_or(ListenError::NotBound)?;
+        let bound = self.bound.get_mut(binding).ok_or(ListenError::NotBound)?;
         let waiting = bound.listening.as_ref().map_or(0, |listening| listening.waiting);
         bound.listening = Some(Listening { kind, backlog, waiting });
         Ok(())
@@ -172,7 +171,7 @@ impl Ports {
     /// The address of a binding; its CID may be ANY.
     #[must_use]
     pub fn address(&self, binding: Binding) -> Option<Address> {
-        self.bound.get(binding.0).map(|bound| bound.address)
+        self.bound.get(binding).map(|bound| bound.address)
     }
 
     /// Who is bound to a destination, whether it listens or not.
@@ -180,7 +179,7 @@ impl Ports {
     pub fn holder(&self, dst: Address) -> Option<Binding> {
         self.at_port(dst.port)
             .find(|(_, bound)| bound.address.cid == dst.cid || bound.address.cid == Cid::ANY)
-            .map(|(id, _)| Binding(id))
+            .map(|(id, _)| id)
     }
 
     /// The listener for a destination. Its socket type is the caller's to compare.
@@ -195,7 +194,7 @@ impl Ports {
     /// it is with one more than the backlog, or nobody listens.
     #[must_use]
     pub fn admit(&mut self, binding: Binding) -> bool {
-        let bound = self.bound.get_mut(binding.0);
+        let bound = self.bound.get_mut(binding);
         let Some(listening) = bound.and_then(|bound| bound.listening.as_mut()) else {
             return false;
         };
@@ -208,7 +207,7 @@ impl Ports {
 
     /// A waiting connection was accepted, or went away.
     pub fn accepted(&mut self, binding: Binding) {
-        let bound = self.bound.get_mut(binding.0);
+        let bound = self.bound.get_mut(binding);
         if let Some(listening) = bound.and_then(|bound| bound.listening.as_mut()) {
             listening.waiting = listening.waiting.saturating_sub(1);
         }
@@ -216,10 +215,10 @@ impl Ports {
 
     /// Frees a binding.
     pub fn release(&mut self, binding: Binding) {
-        let Some(bound) = self.bound.remove(binding.0) else { return };
+        let Some(bound) = self.bound.remove(binding) else { return };
         let port = bound.address.port;
         if let Some(ids) = self.by_port.get_mut(&port) {
-            ids.retain(|id| *id != binding.0);
+            ids.retain(|id| *id != binding);
             if ids.is_empty() {
                 self.by_port.remove(&port);
             }
@@ -235,10 +234,10 @@ impl Ports {
     }
 }
 
-fn listener(id: u64, bound: &Bound) -> Option<Listener> {
+fn listener(binding: Binding, bound: &Bound) -> Option<Listener> {
     let listening = bound.listening.as_ref()?;
     Some(Listener {
-        binding: Binding(id),
+        binding,
         address: bound.address,
         kind: listening.kind,
         backlog: listening.backlog,

@@ -1,4 +1,4 @@
-//! A hash table from [`FlowKey`] to an id. Hostile guests choose the keys, so the hash is
+//! A hash table from [`FlowKey`] to the key of its connection or flow. Hostile guests choose the keys, so the hash is
 //! SipHash-1-3 under a seed they do not know, and so long probe sequences are not theirs to make.
 //!
 //! Open addressing, linear probing, at most half full. Growth is bounded by the caller's limit
@@ -6,6 +6,7 @@
 //! good part of what a small packet costs.
 
 use crate::address::FlowKey;
+use crate::ids::Key;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
@@ -14,15 +15,15 @@ const MIN_PLACES: usize = 16;
 
 /// Ids under keys.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct Table<T> {
     seed: [u64; 2],
-    places: Vec<Option<(FlowKey, u64)>>,
+    places: Vec<Option<(FlowKey, Key<T>)>>,
     used: usize,
     /// What was found last and still is there.
-    latest: Cell<Option<(FlowKey, u64)>>,
+    latest: Cell<Option<(FlowKey, Key<T>)>>,
 }
 
-impl Table {
+impl<T> Table<T> {
     pub(crate) fn new(seed: u64) -> Self {
         // Two halves from one number: SplitMix64.
         let mix = |n: u64| {
@@ -40,7 +41,7 @@ impl Table {
         }
     }
 
-    pub(crate) fn get(&self, key: FlowKey) -> Option<u64> {
+    pub(crate) fn get(&self, key: FlowKey) -> Option<Key<T>> {
         if let Some((latest, id)) = self.latest.get()
             && latest == key
         {
@@ -61,7 +62,7 @@ impl Table {
     }
 
     /// Puts an id under a key; what was there before is replaced.
-    pub(crate) fn insert(&mut self, key: FlowKey, id: u64) {
+    pub(crate) fn insert(&mut self, key: FlowKey, id: Key<T>) {
         self.latest.set(None);
         if (self.used + 1) * 2 > self.places.len() {
             self.grow();
@@ -80,7 +81,7 @@ impl Table {
     }
 
     /// Removes a key if it stands for this id.
-    pub(crate) fn remove(&mut self, key: FlowKey, id: u64) {
+    pub(crate) fn remove(&mut self, key: FlowKey, id: Key<T>) {
         self.latest.set(None);
         if self.places.is_empty() {
             return;
@@ -173,6 +174,10 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
+    fn id(n: u64) -> Key<()> {
+        Key::from_bits(n).unwrap()
+    }
+
     fn key(n: u32) -> FlowKey {
         FlowKey { ours: Address::new(2, n), theirs: Address::new(3, n / 7) }
     }
@@ -191,18 +196,18 @@ mod tests {
 
     #[test]
     fn hash_depends_on_the_seed() {
-        let (a, b) = (Table::new(1).seed, Table::new(2).seed);
+        let (a, b) = (Table::<()>::new(1).seed, Table::<()>::new(2).seed);
         assert!(a != b && sip_hash(a, [1, 2]) != sip_hash(b, [1, 2]));
     }
 
     #[test]
     fn removing_a_key_for_another_id_keeps_it() {
         let mut table = Table::new(0);
-        table.remove(key(1), 1);
-        table.insert(key(1), 1);
-        table.insert(key(1), 2);
-        table.remove(key(1), 1);
-        assert_eq!(table.get(key(1)), Some(2));
+        table.remove(key(1), id(1));
+        table.insert(key(1), id(1));
+        table.insert(key(1), id(2));
+        table.remove(key(1), id(1));
+        assert_eq!(table.get(key(1)), Some(id(2)));
     }
 
     proptest! {
@@ -213,7 +218,7 @@ mod tests {
         ) {
             let mut table = Table::new(seed);
             let mut map = HashMap::new();
-            for (id, (n, is_insert)) in (0u64..).zip(steps) {
+            for (id, (n, is_insert)) in (0u64..).map(id).zip(steps) {
                 // The latest answer must not outlive what it says.
                 prop_assert_eq!(table.get(key(n)), map.get(&n).copied());
                 if is_insert {

@@ -1,5 +1,8 @@
-//! Which of many ids is due next. The owner keeps the deadline that counts; entries here may be
-//! outdated, which is found when they come up, and are thrown out when they are the majority.
+//! Which of many things is due next. The owner keeps the deadline that counts; entries here may
+//! be outdated, which is found when they come up, and are thrown out when they are the majority.
+//!
+//! So a deadline that moves costs one entry and no search. What
+//! [`Timers::pop_due`] gives counts only if it is the deadline that the owner has for the key.
 
 use crate::time::Instant;
 use alloc::collections::BinaryHeap;
@@ -8,24 +11,32 @@ use core::cmp::Reverse;
 /// Entries below this number are not worth a clean-up.
 const FEW: usize = 64;
 
-/// A heap of deadlines.
-#[derive(Debug, Default)]
-pub(crate) struct Timers {
-    heap: BinaryHeap<Reverse<(Instant, u64)>>,
+/// Deadlines, soonest first, each with the key of what is due then.
+#[derive(Clone, Debug)]
+pub struct Timers<K> {
+    heap: BinaryHeap<Reverse<(Instant, K)>>,
 }
 
-impl Timers {
-    pub(crate) fn add(&mut self, at: Instant, id: u64) {
-        self.heap.push(Reverse((at, id)));
+impl<K: Ord> Default for Timers<K> {
+    fn default() -> Self {
+        Self { heap: BinaryHeap::new() }
+    }
+}
+
+impl<K: Ord + Copy> Timers<K> {
+    /// Adds a deadline.
+    pub fn add(&mut self, at: Instant, key: K) {
+        self.heap.push(Reverse((at, key)));
     }
 
     /// The time of the next entry.
-    pub(crate) fn next(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }
 
     /// Takes out one entry that is due.
-    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, u64)> {
+    pub fn pop_due(&mut self, now: Instant) -> Option<(Instant, K)> {
         if self.next()? > now {
             return None;
         }
@@ -33,13 +44,14 @@ impl Timers {
     }
 
     /// Throws out what does not count any more, when it is worth it; `live` bounds what does.
-    pub(crate) fn clean(&mut self, live: usize, counts: impl Fn(Instant, u64) -> bool) {
+    pub fn clean(&mut self, live: usize, counts: impl Fn(Instant, K) -> bool) {
         if self.heap.len() > FEW + 2 * live {
-            self.heap.retain(|Reverse((at, id))| counts(*at, *id));
+            self.heap.retain(|Reverse((at, key))| counts(*at, *key));
         }
     }
 
-    pub(crate) fn clear(&mut self) {
+    /// Forgets all deadlines.
+    pub fn clear(&mut self) {
         self.heap.clear();
     }
 }

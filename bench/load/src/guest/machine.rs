@@ -7,13 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use vsock_core::connection::Connection;
 use vsock_core::{
     Address, Cid, ConnectionId, Endpoint, Event, FlowKey, Instant, Limits, Port, RawHeader,
-    Received, Shutdown, SocketType,
+    Received, SecondaryMap, Shutdown, SocketType,
 };
 use vsock_virtio::driver::DriverLink;
 use vsock_virtio::link::{Inbound, Link, QUEUE_COUNT, TRANSPORT_RESET};
-use vsock_virtio::slice::{self, Slice};
+use vsock_virtio::slice::{self, Slices};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
 
 use super::Plan;
@@ -37,7 +38,9 @@ pub(super) struct Machine {
     attached: Attached,
     endpoint: Endpoint,
     cid: Cid,
-    flows: Vec<Option<Flow>>,
+    flows: SecondaryMap<Connection, Flow>,
+    /// Flows that a source may use, in the order of their turns.
+    sources: Vec<ConnectionId>,
     /// Flows with something pending.
     speakers: Vec<ConnectionId>,
     job: Option<Job>,
@@ -45,7 +48,7 @@ pub(super) struct Machine {
     turn: usize,
     next_port: u32,
     checks: bool,
-    slices: Vec<Slice>,
+    slices: Slices,
     scratch: Vec<u8>,
 }
 
@@ -75,13 +78,14 @@ impl Machine {
             cid: Cid(attached.cid),
             attached,
             endpoint: Endpoint::new(limits, 1),
-            flows: Vec::new(),
+            flows: SecondaryMap::new(),
+            sources: Vec::new(),
             speakers: Vec::new(),
             job: None,
             turn: 0,
             next_port: FIRST_PORT,
             checks: plan.checks,
-            slices: Vec::new(),
+            slices: Slices::new(),
             scratch: Vec::new(),
         })
     }
@@ -98,7 +102,7 @@ impl Machine {
     }
 
     pub(super) fn open(&self) -> usize {
-        self.flows.iter().flatten().filter(|flow| flow.is_open).count()
+        self.flows.values().filter(|flow| flow.is_open).count()
     }
 
     pub(super) fn signals(&self) -> u64 {
@@ -108,12 +112,12 @@ impl Machine {
     /// What came in over each flow of a group.
     pub(super) fn tally(&self, group: Result<u32>) -> Result<Vec<Tally>> {
         let group = group?;
-        let flows = self.flows.iter().flatten().filter(|flow| flow.group == group);
+        let flows = self.flows.values().filter(|flow| flow.group == group);
         Ok(flows.map(|flow| flow.tally).collect())
     }
 
     pub(super) fn reset(&mut self, group: u32) {
-        for flow in self.flows.iter_mut().flatten().filter(|flow| flow.group == group) {
+        for flow in self.flows.values_mut().filter(|flow| flow.group == group) {
             flow.tally = Tally::default();
         }
     }
@@ -152,7 +156,7 @@ impl Machine {
     }
 
     pub(super) fn begin_ping(&mut self, group: u32, size: usize, seconds: f64) -> Result<()> {
-        let flow = self.flows.iter_mut().flatten().find(|flow| flow.group == group && flow.is_open);
+        let flow = self.flows.values_mut().find(|flow| flow.group == group && flow.is_open);
         let flow = flow.ok_or("ping: there is no such flow")?;
         flow.pending.resize(size, 0);
         let (id, start) = (flow.id, clock::now());
@@ -165,7 +169,7 @@ impl Machine {
 
     pub(super) fn drop_group(&mut self, group: u32) {
         let now = Instant(clock::now());
-        for flow in self.flows.iter_mut().flatten().filter(|flow| flow.group == group) {
+        for flow in self.flows.values_mut().filter(|flow| flow.group == group) {
             flow.is_open = false;
             self.endpoint.close(now, flow.id);
         }
@@ -174,9 +178,8 @@ impl Machine {
     /// The answer to the order under way, once it is carried out.
     pub(super) fn finished(&mut self) -> Option<String> {
         let now = clock::now();
-        let open_in = |group| {
-            self.flows.iter().flatten().filter(|flow| flow.group == group && flow.is_open).count()
-        };
+        let open_in =
+            |group| self.flows.values().filter(|flow| flow.group == group && flow.is_open).count();
         if !self.job.as_ref()?.is_over(now, open_in) {
             return None;
         }
@@ -222,7 +225,7 @@ impl Machine {
             Ok(_) | Err(_) => return self.endpoint.reject(&raw),
         };
         let Received::Data(id) = self.endpoint.receive(Instant(now), &header) else { return };
-        let Some(flow) = flow_of(&mut self.flows, id) else { return };
+        let Some(flow) = self.flows.get_mut(id) else { return };
         let mut is_wrong = false;
         if self.checks || flow.service == Service::Echo {
             self.scratch.resize(header.len as usize, 0);
@@ -255,7 +258,7 @@ impl Machine {
             times.note(at - *sent_at);
             if at < *end {
                 (*back, *sent_at) = (0, at);
-                if let Some(flow) = flow_of(&mut self.flows, of) {
+                if let Some(flow) = self.flows.get_mut(of) {
                     flow.pending.resize(*size, 0);
                     self.speakers.push(of);
                 }
@@ -264,11 +267,13 @@ impl Machine {
     }
 
     fn keep(&mut self, flow: Flow) {
-        let slot = slot_of(flow.id);
-        if slot >= self.flows.len() {
-            self.flows.resize_with(slot + 1, || None);
+        if flow.service == Service::Source {
+            if self.sources.len() > 64 + 2 * self.flows.len() {
+                self.sources.retain(|id| self.flows.get(*id).is_some());
+            }
+            self.sources.push(flow.id);
         }
-        self.flows[slot] = Some(flow);
+        self.flows.insert(flow.id, flow);
     }
 
     fn settle(&mut self, now: u64) -> Result<()> {
@@ -279,12 +284,12 @@ impl Machine {
                     None => self.endpoint.refuse(id),
                 },
                 Event::Connected { id } => {
-                    if let Some(flow) = flow_of(&mut self.flows, id) {
+                    if let Some(flow) = self.flows.get_mut(id) {
                         flow.is_open = true;
                     }
                 }
                 Event::Writable { id } => {
-                    if let Some(flow) = flow_of(&mut self.flows, id) {
+                    if let Some(flow) = self.flows.get_mut(id) {
                         flow.is_stalled = false;
                         if !flow.pending.is_empty() {
                             self.speakers.push(id);
@@ -297,10 +302,7 @@ impl Machine {
                     }
                 }
                 Event::Closed { id, reason } => {
-                    let flow = self
-                        .flows
-                        .get_mut(slot_of(id))
-                        .and_then(|place| place.take_if(|flow| flow.id == id));
+                    let flow = self.flows.remove(id);
                     if flow.is_some_and(|flow| {
                         flow.is_open && self.job.is_some() && flow.service != Service::Greet
                     }) {
@@ -344,8 +346,7 @@ impl Machine {
     fn send_pending(&mut self, now: u64) -> Result<bool> {
         let mut is_busy = false;
         while let Some(&id) = self.speakers.last() {
-            let Some(flow) = flow_of(&mut self.flows, id).filter(|flow| !flow.pending.is_empty())
-            else {
+            let Some(flow) = self.flows.get_mut(id).filter(|flow| !flow.pending.is_empty()) else {
                 self.speakers.pop();
                 continue;
             };
@@ -378,9 +379,9 @@ impl Machine {
             return Ok(false);
         }
         let (mut packets, mut sent, mut idle) = (0, 0, 0);
-        while packets < PACKETS_PER_TURN && sent < BYTES_PER_TURN && idle < self.flows.len() {
-            self.turn = (self.turn + 1) % self.flows.len();
-            match self.send_piece(now, self.turn, group, size)? {
+        while packets < PACKETS_PER_TURN && sent < BYTES_PER_TURN && idle < self.sources.len() {
+            self.turn = (self.turn + 1) % self.sources.len();
+            match self.send_piece(now, self.sources[self.turn], group, size)? {
                 Some(0) => idle += 1,
                 Some(len) => (packets, sent, idle) = (packets + 1, sent + len, 0),
                 None => break,
@@ -392,15 +393,15 @@ impl Machine {
         Ok(sent > 0)
     }
 
-    /// Sends one operation of the flow in `slot`; 0 when it cannot, `None` when the ring is full.
+    /// Sends one operation of a flow; 0 when it cannot, `None` when the ring is full.
     fn send_piece(
         &mut self,
         now: u64,
-        slot: usize,
+        id: ConnectionId,
         group: u32,
         size: usize,
     ) -> Result<Option<usize>> {
-        let Some(flow) = self.flows[slot].as_mut() else { return Ok(Some(0)) };
+        let Some(flow) = self.flows.get_mut(id) else { return Ok(Some(0)) };
         if flow.group != group
             || flow.service != Service::Source
             || !flow.is_open
@@ -430,17 +431,6 @@ impl Machine {
         self.link.send(&space, &self.slices, &header.encode(), len);
         Ok(Some(len as usize))
     }
-}
-
-fn flow_of(flows: &mut [Option<Flow>], id: ConnectionId) -> Option<&mut Flow> {
-    flows.get_mut(slot_of(id))?.as_mut().filter(|flow| flow.id == id)
-}
-
-/// The connection's slot: the lower half of its id.
-fn slot_of(id: ConnectionId) -> usize {
-    #[allow(clippy::cast_possible_truncation)] // 32 bits
-    let slot = (id.0 & u64::from(u32::MAX)) as usize;
-    slot
 }
 
 fn narrow(len: usize) -> u32 {

@@ -1,6 +1,6 @@
 //! Carries out what a state change asks for: packets, events, timers, and the end.
 
-use super::{Connection, ConnectionId, Endpoint, Event, Received, SlotId};
+use super::{Connection, ConnectionId, Endpoint, Event, Received};
 use crate::address::{FlowKey, SocketType};
 use crate::connection::Due;
 use crate::packet::{Header, Op, RawHeader, Shutdown};
@@ -36,15 +36,11 @@ impl Endpoint {
             self.stats.requests_over_half_open_limit += 1;
             return self.reply(&header.raw());
         }
-        match self.add(header.inbound_key(), header.kind, limits.connect_timeout) {
-            Some(id) => {
-                if let Some(connection) = self.connections.get_mut(id) {
-                    let _ = connection.take_credit(header);
-                }
-                self.apply(id, Input::Request);
-            }
-            None => self.reply(&header.raw()),
+        let id = self.add(header.inbound_key(), header.kind, limits.connect_timeout);
+        if let Some(connection) = self.connections.get_mut(id) {
+            let _ = connection.take_credit(header);
         }
+        self.apply(id, Input::Request);
     }
 
     /// Makes room for a connection that `apply` will bring to life.
@@ -53,16 +49,16 @@ impl Endpoint {
         key: FlowKey,
         kind: SocketType,
         timeout: Duration,
-    ) -> Option<SlotId> {
+    ) -> ConnectionId {
         let connection = Connection::new(key, kind, self.limits.buf_alloc, timeout, self.now);
-        let id = self.connections.insert(connection)?;
+        let id = self.connections.insert(connection);
         self.table.insert(key, id);
-        Some(id)
+        id
     }
 
     /// Changes the state of a connection and does what follows from it. Returns what to do with
     /// the payload, and whether the packet is to be looked at again without this connection.
-    pub(super) fn apply(&mut self, id: SlotId, input: Input) -> (Payload, bool) {
+    pub(super) fn apply(&mut self, id: ConnectionId, input: Input) -> (Payload, bool) {
         let Some(connection) = self.connections.get_mut(id) else {
             return (Payload::Skip, false);
         };
@@ -118,7 +114,7 @@ impl Endpoint {
         }
     }
 
-    fn say(&mut self, id: SlotId, say: Say) {
+    fn say(&mut self, id: ConnectionId, say: Say) {
         match say {
             Say::Nothing | Say::Reset => {}
             Say::Request => self.make_due(id, Due::REQUEST),
@@ -129,7 +125,7 @@ impl Endpoint {
     }
 
     /// Forgets a connection, with a RST if the state asks for it.
-    fn say_last(&mut self, key: FlowKey, say: Say, id: SlotId) {
+    fn say_last(&mut self, key: FlowKey, say: Say, id: ConnectionId) {
         let Some(connection) = self.connections.remove(id) else { return };
         if !connection.due().is_none() {
             self.outbox.ready -= 1;
@@ -147,9 +143,8 @@ impl Endpoint {
         }
     }
 
-    fn tell(&mut self, id: SlotId, tell: Tell) {
+    fn tell(&mut self, id: ConnectionId, tell: Tell) {
         let key_and_kind = self.connections.get(id).map(|it| (it.key, it.kind));
-        let id = ConnectionId(id);
         self.events.extend(match tell {
             Tell::Nothing => None,
             Tell::Offered => key_and_kind.map(|(key, kind)| Event::Offered { id, key, kind }),
@@ -162,7 +157,7 @@ impl Endpoint {
     /// Does with payload what the state said.
     pub(super) fn take_payload(
         &mut self,
-        id: SlotId,
+        id: ConnectionId,
         header: &Header,
         payload: Payload,
     ) -> Received {
@@ -173,10 +168,10 @@ impl Endpoint {
                 connection.count_inbound(header.len);
                 self.stats.packets_in += 1;
                 self.stats.bytes_in += u64::from(header.len);
-                Received::Data(ConnectionId(id))
+                Received::Data(id)
             }
             Payload::Discard => {
-                self.consumed(ConnectionId(id), header.len, 1);
+                self.consumed(id, header.len, 1);
                 Received::Handled
             }
         }
@@ -190,19 +185,19 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn make_due(&mut self, id: SlotId, what: Due) {
+    pub(super) fn make_due(&mut self, id: ConnectionId, what: Due) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let is_first = connection.make_due(what);
         self.enqueue(id, is_first);
     }
 
-    fn make_shutdown_due(&mut self, id: SlotId, flags: Shutdown) {
+    fn make_shutdown_due(&mut self, id: ConnectionId, flags: Shutdown) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let is_first = connection.make_shutdown_due(flags);
         self.enqueue(id, is_first);
     }
 
-    fn enqueue(&mut self, id: SlotId, is_first: bool) {
+    fn enqueue(&mut self, id: ConnectionId, is_first: bool) {
         self.outbox.ready += usize::from(is_first);
         let Some(connection) = self.connections.get_mut(id) else { return };
         if !core::mem::replace(&mut connection.is_queued, true) {
@@ -211,7 +206,7 @@ impl Endpoint {
     }
 
     /// One packet of a connection whose turn it is; it queues again if it has more.
-    pub(super) fn speak(&mut self, id: SlotId) -> Option<Header> {
+    pub(super) fn speak(&mut self, id: ConnectionId) -> Option<Header> {
         let connection = self.connections.get_mut(id)?;
         connection.is_queued = false;
         let header = connection.next_packet()?;
@@ -223,14 +218,14 @@ impl Endpoint {
             self.outbox.enqueue(id);
         }
         if is_writable {
-            self.events.push_back(Event::Writable { id: ConnectionId(id) });
+            self.events.push_back(Event::Writable { id });
         }
         self.stats.credit_updates_sent += u64::from(header.op == Op::CreditUpdate);
         self.stats.credit_requests_sent += u64::from(header.op == Op::CreditRequest);
         Some(header)
     }
 
-    fn set_timer(&mut self, id: SlotId, timer: Timer) {
+    fn set_timer(&mut self, id: ConnectionId, timer: Timer) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let wait = match timer {
             Timer::Keep => return,
@@ -246,7 +241,7 @@ impl Endpoint {
     }
 
     /// Makes sure that a timer goes off no later than the deadline of a connection.
-    pub(super) fn arm(&mut self, id: SlotId) {
+    pub(super) fn arm(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let Some(deadline) = connection.deadline else { return };
         if connection.armed.is_some_and(|armed| armed <= deadline) {
@@ -261,7 +256,7 @@ impl Endpoint {
     }
 
     /// A timer of a connection went off; perhaps too early, perhaps for nothing.
-    pub(super) fn wake(&mut self, at: Instant, id: SlotId) {
+    pub(super) fn wake(&mut self, at: Instant, id: ConnectionId) {
         let now = self.now;
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.armed != Some(at) {

@@ -25,8 +25,8 @@ pub(crate) mod stats;
 use crate::address::{FlowKey, SocketType};
 use crate::connection::{Connection, ConnectionInfo, Due};
 use crate::credit::Window;
+use crate::ids::{Key, Slots};
 use crate::packet::{Header, Malformed, Op, RawHeader, Shutdown};
-use crate::slots::Slots;
 use crate::state::Input;
 use crate::table::Table;
 use crate::time::{Duration, Instant};
@@ -35,8 +35,6 @@ use alloc::collections::VecDeque;
 pub use event::{ConnectError, Event, Received};
 use outbox::Outbox;
 pub use stats::EndpointStats;
-
-type SlotId = u64;
 
 /// What one endpoint may hold.
 #[derive(Clone, Copy, Debug)]
@@ -69,18 +67,17 @@ impl Default for Limits {
     }
 }
 
-/// Names one connection for ever: a slot and its generation. A stale id is harmless.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
+/// Names one connection of an endpoint for ever; a stale id is harmless.
+pub type ConnectionId = Key<Connection>;
 
 /// All connections between us and the other side of one link.
 #[derive(Debug)]
 pub struct Endpoint {
     limits: Limits,
-    table: Table,
+    table: Table<Connection>,
     connections: Slots<Connection>,
     outbox: Outbox,
-    timers: Timers,
+    timers: Timers<ConnectionId>,
     events: VecDeque<Event>,
     stats: EndpointStats,
     /// Offers that our user has not answered.
@@ -132,7 +129,7 @@ impl Endpoint {
             let news = connection.take_credit(header);
             self.stats.impossible_credit += u64::from(news.is_impossible);
             if news.is_writable {
-                self.events.push_back(Event::Writable { id: ConnectionId(id) });
+                self.events.push_back(Event::Writable { id });
             }
         }
         let Some(input) = connection.input(header) else { return Received::Handled };
@@ -193,81 +190,80 @@ impl Endpoint {
         }
         let is_full = self.connections.len() >= self.limits.max_connections
             || self.connecting >= self.limits.max_half_open;
-        let timeout = timeout.unwrap_or(self.limits.connect_timeout);
-        let id = if is_full { None } else { self.add(key, kind, timeout) };
-        let Some(id) = id else {
+        if is_full {
             self.stats.connects_over_limit += 1;
             return Err(ConnectError::TooMany);
-        };
+        }
+        let id = self.add(key, kind, timeout.unwrap_or(self.limits.connect_timeout));
         self.apply(id, Input::Connect);
-        Ok(ConnectionId(id))
+        Ok(id)
     }
 
     /// Accepts an offered connection.
     pub fn accept(&mut self, id: ConnectionId) {
-        self.apply(id.0, Input::Accept);
+        self.apply(id, Input::Accept);
     }
 
     /// Refuses an offered connection; no event follows.
     pub fn refuse(&mut self, id: ConnectionId) {
-        self.apply(id.0, Input::Refuse);
+        self.apply(id, Input::Refuse);
     }
 
     /// Shuts directions down; may be called in each direction, and again.
     pub fn shut_down(&mut self, now: Instant, id: ConnectionId, how: Shutdown) {
         self.now = now;
-        self.apply(id.0, Input::ShutDown(how));
+        self.apply(id, Input::ShutDown(how));
     }
 
     /// Our user is gone: closes in good order. `Closed` follows, at once if nothing is left to
     /// wait for.
     pub fn close(&mut self, now: Instant, id: ConnectionId) {
         self.now = now;
-        self.apply(id.0, Input::Close);
+        self.apply(id, Input::Close);
     }
 
     /// Ends a connection at once with RST; no event follows.
     pub fn reset(&mut self, id: ConnectionId) {
-        self.apply(id.0, Input::Reset);
+        self.apply(id, Input::Reset);
     }
 
     /// Our user took data: bytes, and the packets they came in (which matter for SEQPACKET).
     pub fn consumed(&mut self, id: ConnectionId, bytes: u32, packets: u32) {
-        let Some(connection) = self.connections.get_mut(id.0) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         connection.inbound.consume(bytes, packets);
         if connection.is_update_due() {
-            self.make_due(id.0, Due::CREDIT_UPDATE);
+            self.make_due(id, Due::CREDIT_UPDATE);
         } else if connection.inbound.unread() == 0 && !connection.state.can_talk() {
-            self.apply(id.0, Input::Drained);
+            self.apply(id, Input::Drained);
         }
     }
 
     /// Changes our receive buffer of one connection; the peer is told if it is open.
     pub fn set_buf_alloc(&mut self, id: ConnectionId, bytes: u32) {
-        let Some(connection) = self.connections.get_mut(id.0) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let is_new = connection.inbound.buf_alloc() != bytes;
         connection.set_buf_alloc(bytes);
         if is_new && connection.state.can_talk() {
-            self.make_due(id.0, Due::CREDIT_UPDATE);
+            self.make_due(id, Due::CREDIT_UPDATE);
         }
     }
 
     /// What may be sent now; zero unless the connection is open in our direction.
     #[must_use]
     pub fn window(&self, id: ConnectionId) -> Window {
-        self.connections.get(id.0).map_or_else(Window::default, Connection::window)
+        self.connections.get(id).map_or_else(Window::default, Connection::window)
     }
 
     /// The longest message that the buffers of both sides allow (EMSGSIZE beyond).
     #[must_use]
     pub fn max_message(&self, id: ConnectionId) -> u32 {
-        self.connections.get(id.0).map_or(0, Connection::max_message)
+        self.connections.get(id).map_or(0, Connection::max_message)
     }
 
     /// Accounts for one RW packet and makes its header. `None`, and nothing accounted: it is
     /// empty or beyond [`Endpoint::window`].
     pub fn data_header(&mut self, id: ConnectionId, len: u32, flags: u32) -> Option<Header> {
-        let connection = self.connections.get_mut(id.0)?;
+        let connection = self.connections.get_mut(id)?;
         let had_news = !connection.due().is_none();
         let header = connection.data_header(len, flags)?;
         if had_news && connection.due().is_none() {
@@ -282,10 +278,10 @@ impl Endpoint {
     /// the window has grown; until then the peer is asked from time to time.
     pub fn wants_to_send(&mut self, now: Instant, id: ConnectionId) {
         self.now = now;
-        let Some(connection) = self.connections.get_mut(id.0) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.begin_stall(now) {
             self.stats.stalls += 1;
-            self.arm(id.0);
+            self.arm(id);
         }
     }
 
@@ -331,12 +327,12 @@ impl Endpoint {
     /// A snapshot of one connection.
     #[must_use]
     pub fn info(&self, id: ConnectionId) -> Option<ConnectionInfo> {
-        self.connections.get(id.0).map(|connection| connection.info(id))
+        self.connections.get(id).map(|connection| connection.info(id))
     }
 
     /// Snapshots of all connections.
     pub fn connections(&self) -> impl Iterator<Item = ConnectionInfo> + '_ {
-        self.connections.iter().map(|(id, connection)| connection.info(ConnectionId(id)))
+        self.connections.iter().map(|(id, connection)| connection.info(id))
     }
 
     /// Counters.
@@ -348,7 +344,8 @@ impl Endpoint {
 
     /// The link is gone: every connection ends with `Closed { LinkGone }`, nothing is sent.
     pub fn reset_all(&mut self) {
-        let ids: alloc::vec::Vec<SlotId> = self.connections.iter().map(|(id, _)| id).collect();
+        let ids: alloc::vec::Vec<ConnectionId> =
+            self.connections.iter().map(|(id, _)| id).collect();
         for id in ids {
             self.apply(id, Input::LinkGone);
         }
@@ -360,7 +357,7 @@ impl Endpoint {
     /// `Closed { LinkGone }`, nothing is sent. Attempts of ours that have no answer go on, and ask
     /// whoever comes; they still end in time.
     pub fn start_over(&mut self) {
-        let ids: alloc::vec::Vec<(SlotId, bool)> =
+        let ids: alloc::vec::Vec<(ConnectionId, bool)> =
             self.connections.iter().map(|(id, it)| (id, it.is_attempt())).collect();
         for &(id, _) in ids.iter().filter(|(_, is_attempt)| !is_attempt) {
             self.apply(id, Input::LinkGone);

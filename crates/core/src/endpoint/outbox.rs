@@ -4,7 +4,7 @@
 //! Replies go first. So a RST for the end of a connection leaves before a REQUEST that uses its
 //! addresses again. Each connection stands in the queue once and says one packet per turn.
 
-use super::{Limits, SlotId};
+use super::{ConnectionId, Limits};
 use crate::packet::RawHeader;
 use alloc::collections::VecDeque;
 
@@ -17,7 +17,7 @@ pub(super) struct Outbox {
     last_words: VecDeque<RawHeader>,
     /// RSTs that answer packets of no connection.
     replies: VecDeque<RawHeader>,
-    speakers: VecDeque<SlotId>,
+    speakers: VecDeque<ConnectionId>,
     /// Connections that have something to say; `speakers` may hold others as well.
     pub(super) ready: usize,
 }
@@ -55,16 +55,16 @@ impl Outbox {
         self.last_words.pop_front().or_else(|| self.replies.pop_front())
     }
 
-    pub(super) fn enqueue(&mut self, id: SlotId) {
+    pub(super) fn enqueue(&mut self, id: ConnectionId) {
         self.speakers.push_back(id);
     }
 
-    pub(super) fn next_speaker(&mut self) -> Option<SlotId> {
+    pub(super) fn next_speaker(&mut self) -> Option<ConnectionId> {
         self.speakers.pop_front()
     }
 
     /// Forgets connections that are gone, when they are the majority.
-    pub(super) fn clean(&mut self, live: usize, is_alive: impl Fn(SlotId) -> bool) {
+    pub(super) fn clean(&mut self, live: usize, is_alive: impl Fn(ConnectionId) -> bool) {
         if self.speakers.len() > FEW + 2 * live {
             self.speakers.retain(|id| is_alive(*id));
         }

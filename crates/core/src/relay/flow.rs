@@ -1,8 +1,10 @@
-//! One flow between two guests: who may send how much, and which directions are shut.
+//! One flow between two guests: its state, and who may send how much.
 
-use crate::address::{Address, FlowKey, SocketType};
+use super::FlowId;
+use super::state::{Input, Packet, Side, State};
+use crate::address::{Address, Cid, FlowKey, SocketType};
 use crate::credit::{Acknowledged, Flight, is_after};
-use crate::packet::{Header, Op, RawHeader, Shutdown};
+use crate::packet::{EOM, Header, Op, RawHeader, Shutdown};
 use crate::time::Instant;
 
 /// Bytes of credit per packet that a STREAM sender may have unacknowledged. Linux senders know
@@ -13,31 +15,6 @@ const BYTES_PER_MESSAGE_PACKET: u32 = 128;
 /// The least budget of packets, however small the credit.
 const MIN_PACKETS: u32 = 1024;
 
-/// Which guest a packet comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// The guest that asked for the flow.
-    Source,
-    /// The guest that was asked.
-    Destination,
-}
-
-impl Side {
-    const fn index(self) -> usize {
-        match self {
-            Self::Source => 0,
-            Self::Destination => 1,
-        }
-    }
-
-    pub(super) const fn other(self) -> Self {
-        match self {
-            Self::Source => Self::Destination,
-            Self::Destination => Self::Source,
-        }
-    }
-}
-
 /// What one guest sends to the other.
 #[derive(Debug, Default)]
 struct Way {
@@ -46,28 +23,17 @@ struct Way {
     edge: u32,
     /// The receiver's buffer as last passed on.
     announced: u32,
-    /// What the sender of this way has shut.
-    shut: Shutdown,
     /// The receiver has been asked for news and has not said anything since.
     is_asked: bool,
     bytes: u64,
     packets: u64,
 }
 
-/// Why payload cannot be passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Excess {
-    /// More bytes than announced.
-    Bytes,
-    /// More packets than the budget allows.
-    Packets,
-}
-
 /// A frozen snapshot of one flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowInfo {
     /// Names the flow for ever.
-    pub id: u64,
+    pub id: FlowId,
     /// Socket type.
     pub kind: SocketType,
     /// Who asked for it.
@@ -90,16 +56,17 @@ pub struct FlowInfo {
     pub grant: u32,
 }
 
+/// One flow, inside; [`FlowInfo`] is what is to be seen of it.
 #[derive(Debug)]
-pub(super) struct Flow {
+pub struct Flow {
     pub(super) source: Address,
     pub(super) destination: Address,
     pub(super) kind: SocketType,
-    pub(super) is_answered: bool,
-    /// Whether the source has proved that it takes the flow as open.
-    pub(super) is_source_heard: bool,
+    pub(super) state: State,
     /// The most credit that is passed on, either way.
-    pub(super) grant: u32,
+    grant: u32,
+    /// The most packets that either side may have unacknowledged; follows from the grant.
+    budget: u32,
     ways: [Way; 2],
     pub(super) deadline: Option<Instant>,
     pub(super) opened_at: Instant,
@@ -111,9 +78,9 @@ impl Flow {
             source: request.src,
             destination: request.dst,
             kind: request.kind,
-            is_answered: false,
-            is_source_heard: false,
+            state: State::Closed,
             grant,
+            budget: packet_budget(request.kind, grant),
             ways: [Way::default(), Way::default()],
             deadline: None,
             opened_at: now,
@@ -122,6 +89,11 @@ impl Flow {
 
     pub(super) fn side_of(&self, sender: Address) -> Side {
         if sender == self.source { Side::Source } else { Side::Destination }
+    }
+
+    /// The side that this guest is.
+    pub(super) fn side_at(&self, guest: Cid) -> Option<Side> {
+        [Side::Source, Side::Destination].into_iter().find(|side| self.address(*side).cid == guest)
     }
 
     pub(super) fn address(&self, side: Side) -> Address {
@@ -142,9 +114,10 @@ impl Flow {
         self.packet_to(side, Op::Rst).raw()
     }
 
-    /// Takes the credit fields of a packet of one side and returns what may be passed on of
-    /// them. `false`: it claimed to have consumed what was never sent.
-    pub(super) fn clamp(&mut self, from: Side, header: &Header) -> (Header, bool) {
+    /// Takes the credit fields of a packet of one side, and leaves in the header what is to be
+    /// passed on of them. `false`: it claimed to have consumed what was never sent.
+    #[inline]
+    pub(super) fn clamp(&mut self, from: Side, header: &mut Header) -> bool {
         let way = &mut self.ways[from.other().index()];
         way.is_asked = false;
         let is_possible = way.flight.acknowledge(header.fwd_cnt) != Acknowledged::Impossible;
@@ -153,40 +126,65 @@ impl Flow {
         if is_after(edge, way.edge) {
             way.edge = edge;
         }
-        let fwd_cnt = way.flight.acked();
-        (Header { buf_alloc: way.announced, fwd_cnt, ..*header }, is_possible)
+        header.buf_alloc = way.announced;
+        header.fwd_cnt = way.flight.acked();
+        if header.op == Op::Shutdown {
+            // Bits that the specification does not name go no further.
+            header.flags = Shutdown::from_flags(header.flags).flags();
+        }
+        is_possible
     }
 
-    /// Accounts for payload of one side.
+    /// What a packet of one side means. Payload within credit is accounted for.
     #[inline]
-    pub(super) fn send(&mut self, from: Side, len: u32) -> Result<(), Excess> {
-        let budget = self.packet_budget();
+    pub(super) fn input(&mut self, from: Side, header: &Header) -> Input {
+        let packet = match header.op {
+            Op::Request => Packet::Request,
+            Op::Response => Packet::Response,
+            Op::Rst => Packet::Rst,
+            Op::Shutdown => Packet::Shutdown(Shutdown::from_flags(header.flags)),
+            Op::Rw => self.payload(from, header),
+            Op::CreditUpdate => Packet::CreditUpdate,
+            Op::CreditRequest => Packet::CreditRequest,
+            Op::Invalid | Op::Unknown => Packet::Unknown,
+        };
+        Input::Packet { from, packet, is_proof: header.op == Op::Rw || header.fwd_cnt != 0 }
+    }
+
+    fn payload(&mut self, from: Side, header: &Header) -> Packet {
+        let ends_message = self.kind == SocketType::SeqPacket && header.flags & EOM != 0;
+        if header.len == 0 && !ends_message {
+            return Packet::RwEmpty;
+        }
+        let budget = self.budget;
         let way = &mut self.ways[from.index()];
-        if len > way.edge.wrapping_sub(way.flight.sent()) {
-            return Err(Excess::Bytes);
+        if header.len > way.edge.wrapping_sub(way.flight.sent()) {
+            return Packet::RwOverCredit;
         }
         if way.flight.packets() >= budget {
-            return Err(Excess::Packets);
+            return Packet::RwOverPackets;
         }
-        way.flight.record(len, budget);
-        way.bytes += u64::from(len);
+        way.flight.record(header.len, budget);
+        way.bytes += u64::from(header.len);
         way.packets += 1;
-        Ok(())
+        Packet::Rw
     }
 
-    fn packet_budget(&self) -> u32 {
-        let cost = match self.kind {
-            SocketType::Stream => BYTES_PER_STREAM_PACKET,
-            SocketType::SeqPacket | SocketType::Datagram => BYTES_PER_MESSAGE_PACKET,
-        };
-        (self.grant / cost).max(MIN_PACKETS)
+    pub(super) const fn grant(&self) -> u32 {
+        self.grant
+    }
+
+    /// The flow has got more credit out of the budget of its guests.
+    pub(super) fn raise_grant(&mut self, more: u32) {
+        self.grant += more;
+        self.budget = packet_budget(self.kind, self.grant);
     }
 
     /// A CREDIT_REQUEST to the receiver of one side's packets, when many are unacknowledged:
     /// Linux keeps its news to itself while the window is wide, whatever it has consumed.
     #[inline]
     pub(super) fn question(&mut self, from: Side) -> Option<RawHeader> {
-        let half = self.packet_budget() / 2;
+        let half = self.budget / 2;
         let way = &mut self.ways[from.index()];
         if way.is_asked || way.flight.packets() < half {
             return None;
@@ -198,34 +196,14 @@ impl Flow {
         Some(Header { buf_alloc, fwd_cnt, ..header }.raw())
     }
 
-    /// Adds to what one side has shut and returns all of it.
-    pub(super) fn shut_down(&mut self, from: Side, flags: Shutdown) -> Shutdown {
-        let way = &mut self.ways[from.index()];
-        way.shut = way.shut.with(flags);
-        way.shut
-    }
-
-    pub(super) fn shut(&self, side: Side) -> Shutdown {
-        self.ways[side.index()].shut
-    }
-
-    pub(super) fn info(&self, id: u64) -> FlowInfo {
+    pub(super) fn info(&self, id: FlowId) -> FlowInfo {
         let [there, back] = &self.ways;
-        let state = if !self.is_answered {
-            "connecting"
-        } else if there.shut.is_both() || back.shut.is_both() {
-            "closing"
-        } else if there.shut.is_none() && back.shut.is_none() {
-            "open"
-        } else {
-            "half-closed"
-        };
         FlowInfo {
             id,
             kind: self.kind,
             source: self.source,
             destination: self.destination,
-            state,
+            state: self.state.name(),
             bytes_out: there.bytes,
             bytes_in: back.bytes,
             packets_out: there.packets,
@@ -234,4 +212,12 @@ impl Flow {
             grant: self.grant,
         }
     }
+}
+
+fn packet_budget(kind: SocketType, grant: u32) -> u32 {
+    let cost = match kind {
+        SocketType::Stream => BYTES_PER_STREAM_PACKET,
+        SocketType::SeqPacket | SocketType::Datagram => BYTES_PER_MESSAGE_PACKET,
+    };
+    (grant / cost).max(MIN_PACKETS)
 }

@@ -7,8 +7,9 @@
 //! for before it reads any of it.
 
 use super::RelayLimits;
+use super::flow::Flow;
 use crate::address::{Address, Cid};
-use crate::packet::Header;
+use crate::packet::{Header, Op};
 use alloc::collections::BTreeMap;
 
 /// What is granted between two guests, lower CID first.
@@ -24,9 +25,15 @@ impl Grants {
         self.share(request, limits).min(wanted).max(limits.min_flow_credit)
     }
 
-    /// What a flow with the credit `has` should have on top, as a guest announces such a buffer.
-    pub(super) fn more(&self, has: u32, header: &Header, limits: &RelayLimits) -> u32 {
-        wanted(header, limits).saturating_sub(has).min(self.share(header, limits))
+    /// A guest announces its buffer: the flow's credit follows, as far as the budget goes.
+    #[inline]
+    pub(super) fn raise(&mut self, flow: &mut Flow, header: &Header, limits: &RelayLimits) {
+        if header.buf_alloc > flow.grant() && matches!(header.op, Op::Response | Op::CreditUpdate) {
+            let more = wanted(header, limits).saturating_sub(flow.grant());
+            let more = more.min(self.share(header, limits));
+            flow.raise_grant(more);
+            self.take(header.src, header.dst, more);
+        }
     }
 
     /// A flow between the two has got so much credit.

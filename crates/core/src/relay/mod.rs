@@ -16,34 +16,31 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `mod.rs` | the types, and what the shell calls |
-//! | `opening.rs` | REQUESTs, and packets of no flow |
-//! | `passing.rs` | packets of a flow |
-//! | `ending.rs` | how flows end, and who is told |
-//! | `flow.rs` | one flow: what each side may send, and has shut |
+//! | `mod.rs` | what a relay holds, what the shell calls, and what follows from a state change |
+//! | `state.rs` | the states of a flow: state × input → state, effects |
+//! | `flow.rs` | one flow: its state, and what each side may send |
 //! | `grants.rs` | the credit that flows get out of the pair's budget |
 //! | `guests.rs` | what is kept per guest |
 //! | `stats.rs` | counters |
 
-mod ending;
 mod flow;
 mod grants;
 mod guests;
-mod opening;
-mod passing;
+pub mod state;
 mod stats;
 
 use crate::address::{Address, Cid, FlowKey};
-use crate::packet::{Header, RawHeader};
-use crate::slots::Slots;
+use crate::ids::{Key, Slots};
+use crate::packet::{Header, Op, RawHeader};
 use crate::table::Table;
 use crate::time::{Duration, Instant};
 use crate::timers::Timers;
 use alloc::vec::Vec;
+use flow::Flow;
 pub use flow::FlowInfo;
-use flow::{Flow, Side};
 use grants::Grants;
 use guests::Guests;
+use state::{Effects, End, Input, Passing, Reset, Side, State, Timer, step};
 pub use stats::RelayStats;
 
 /// What a relay may hold, and for how long.
@@ -95,15 +92,18 @@ pub enum Verdict {
     Drop,
 }
 
+/// Names one flow between guests for ever; a stale id is harmless.
+pub type FlowId = Key<Flow>;
+
 /// All flows between guests of one node.
 #[derive(Debug)]
 pub struct Relay {
     limits: RelayLimits,
-    table: Table,
+    table: Table<Flow>,
     flows: Slots<Flow>,
     guests: Guests,
     grants: Grants,
-    timers: Timers,
+    timers: Timers<FlowId>,
     stats: RelayStats,
 }
 
@@ -113,7 +113,11 @@ fn key(header: &Header) -> FlowKey {
 }
 
 fn pair_key(one: Address, other: Address) -> FlowKey {
-    FlowKey { ours: one.min(other), theirs: one.max(other) }
+    if one <= other {
+        FlowKey { ours: one, theirs: other }
+    } else {
+        FlowKey { ours: other, theirs: one }
+    }
 }
 
 impl Relay {
@@ -149,6 +153,192 @@ impl Relay {
         }
     }
 
+    /// Takes a packet between addresses that have a flow.
+    fn receive_of_flow(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        header: &Header,
+        allow: impl FnOnce() -> bool,
+    ) -> Verdict {
+        let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
+        if flow.kind != header.kind {
+            self.stats.type_mismatches += 1;
+            return self.answer(header);
+        }
+        let from = flow.side_of(header.src);
+        let (after, effects) = step(flow.state, flow.input(from, header));
+        if effects.end.is_some() {
+            self.follow(now, id, after, &effects);
+            return match effects.packet {
+                Passing::Drop if effects.again => self.open(now, header, allow),
+                Passing::Drop | Passing::Answer => Verdict::Drop,
+                // A RST, whose credit means nothing.
+                Passing::Forward => Verdict::Forward(*header),
+            };
+        }
+        flow.state = after;
+        let mut forwarded = *header;
+        if effects.packet == Passing::Forward {
+            let Self { guests, grants, limits, stats, .. } = self;
+            if header.op == Op::Rw {
+                stats.packets += 1;
+                stats.bytes += u64::from(header.len);
+                if let Some(question) = flow.question(from) {
+                    let to = flow.address(from.other()).cid;
+                    let is_kept = guests.notify(to, question, limits);
+                    stats.replies_dropped += u64::from(!is_kept);
+                }
+            }
+            grants.raise(flow, header, limits);
+            let is_possible = flow.clamp(from, &mut forwarded);
+            stats.impossible_credit += u64::from(!is_possible);
+        }
+        if !effects.are_quiet() {
+            self.follow(now, id, after, &effects);
+        }
+        if effects.packet == Passing::Forward { Verdict::Forward(forwarded) } else { Verdict::Drop }
+    }
+
+    /// Takes a packet between addresses that have no flow.
+    fn receive_stray(
+        &mut self,
+        now: Instant,
+        header: &Header,
+        allow: impl FnOnce() -> bool,
+    ) -> Verdict {
+        match header.op {
+            Op::Request => self.open(now, header, allow),
+            Op::Rst => Verdict::Drop,
+            Op::Response
+            | Op::Shutdown
+            | Op::Rw
+            | Op::CreditUpdate
+            | Op::CreditRequest
+            | Op::Invalid
+            | Op::Unknown => self.stray(header),
+        }
+    }
+
+    /// A guest asks for a flow.
+    fn open(&mut self, now: Instant, header: &Header, allow: impl FnOnce() -> bool) -> Verdict {
+        let source = header.src.cid;
+        if self.guests.flows(source) >= self.limits.max_flows_per_guest {
+            self.stats.requests_over_limit += 1;
+            return self.answer(header);
+        }
+        if self.guests.half_open(source) >= self.limits.max_half_open_per_guest {
+            self.stats.requests_over_half_open_limit += 1;
+            return self.answer(header);
+        }
+        if !allow() {
+            self.stats.refused += 1;
+            return self.answer(header);
+        }
+        let grant = self.grants.first(header, &self.limits);
+        let mut flow = Flow::new(header, grant, now);
+        let (after, effects) = step(State::Closed, flow.input(Side::Source, header));
+        let mut forwarded = *header;
+        let _ = flow.clamp(Side::Source, &mut forwarded);
+        let id = self.flows.insert(flow);
+        self.grants.take(header.src, header.dst, grant);
+        self.table.insert(key(header), id);
+        self.guests.flow_opened(source);
+        self.stats.opened += 1;
+        self.follow(now, id, after, &effects);
+        Verdict::Forward(forwarded)
+    }
+
+    /// A packet of no flow.
+    fn stray(&mut self, header: &Header) -> Verdict {
+        self.stats.unknown_flows += u64::from(header.op != Op::Rst);
+        self.answer(header)
+    }
+
+    /// Answers with RST, unless it is a RST.
+    fn answer(&mut self, header: &Header) -> Verdict {
+        if let Some(reset) = header.raw().reset_reply()
+            && !self.guests.reply(header.src.cid, reset, &self.limits)
+        {
+            self.stats.replies_dropped += 1;
+        }
+        Verdict::Drop
+    }
+
+    /// Changes the state of a flow and does what follows from it, but for the packet.
+    fn follow(&mut self, now: Instant, id: FlowId, after: State, effects: &Effects) {
+        match effects.reset {
+            Reset::Nobody => {}
+            Reset::One(side) => self.reset_one(id, side),
+            Reset::Both => {
+                self.reset_one(id, Side::Source);
+                self.reset_one(id, Side::Destination);
+            }
+        }
+        if let Some(end) = effects.end {
+            self.count(end);
+        }
+        if after == State::Closed {
+            return self.remove(id);
+        }
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.state = after;
+        if effects.is_answered {
+            self.guests.flow_answered(flow.source.cid);
+        }
+        let wait = match effects.timer {
+            Timer::Keep => return,
+            Timer::Off => {
+                flow.deadline = None;
+                return;
+            }
+            Timer::Answer => self.limits.half_open_timeout,
+            Timer::Close => self.limits.close_timeout,
+        };
+        let at = now.after(wait);
+        flow.deadline = Some(at);
+        self.timers.add(at, id);
+        let flows = &self.flows;
+        self.timers.clean(flows.len(), |at, id| {
+            flows.get(id).is_some_and(|flow| flow.deadline == Some(at))
+        });
+    }
+
+    fn count(&mut self, end: End) {
+        let stats = &mut self.stats;
+        match end {
+            End::Forgotten => stats.forgotten += 1,
+            End::ProtocolError => stats.protocol_errors += 1,
+            End::OverCredit => stats.over_credit += 1,
+            End::OverPackets => stats.over_packets += 1,
+            End::TimedOut => stats.timeouts += 1,
+            End::GivenUp => stats.given_up += 1,
+            End::Reset | End::Gone => {}
+        }
+    }
+
+    /// Tells one side that the flow is over.
+    fn reset_one(&mut self, id: FlowId, side: Side) {
+        let Some(flow) = self.flows.get(id) else { return };
+        let is_kept = self.guests.notify(flow.address(side).cid, flow.reset_to(side), &self.limits);
+        self.stats.replies_dropped += u64::from(!is_kept);
+    }
+
+    /// The flow is over, and its addresses are free.
+    fn remove(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.remove(id) else { return };
+        self.table.remove(pair_key(flow.source, flow.destination), id);
+        self.guests.flow_ended(flow.source.cid, flow.state.is_asked());
+        self.grants.give_back(flow.source, flow.destination, flow.grant());
+    }
+
+    /// Something happened to a flow that is no packet.
+    fn apply(&mut self, now: Instant, id: FlowId, input: Input) {
+        let Some(flow) = self.flows.get(id) else { return };
+        let (after, effects) = step(flow.state, input);
+        self.follow(now, id, after, &effects);
+    }
+
     /// Whether there is room for the answer to one more packet of this guest that belongs to no
     /// flow. While there is none, its packets may be left in the ring; taken in, their answers
     /// are dropped and counted.
@@ -179,14 +369,14 @@ impl Relay {
     #[must_use]
     pub fn is_asked(&self, header: &Header) -> bool {
         let flow = self.table.get(key(header)).and_then(|id| self.flows.get(id));
-        flow.is_some_and(|flow| !flow.is_answered && flow.destination == header.src)
+        flow.is_some_and(|flow| flow.state.is_asked() && flow.destination == header.src)
     }
 
     /// The caller could not pass a packet of this flow on: it ends for both sides. False: there is no such flow.
     pub fn reset_flow(&mut self, header: &Header) -> bool {
         let Some(id) = self.table.get(key(header)) else { return false };
-        self.stats.given_up += 1;
-        self.reset_both(id);
+        // It ends, so no timer is set and the time does not matter.
+        self.apply(Instant::default(), id, Input::GivenUp);
         true
     }
 
@@ -194,21 +384,20 @@ impl Relay {
     /// offered each of these first, and returns whether it has taken it: who keeps data for that
     /// side puts it behind the data.
     pub fn remove_guest(&mut self, guest: Cid, mut take: impl FnMut(Cid, RawHeader) -> bool) {
-        let concerned: Vec<(u64, Side)> = self
+        let concerned: Vec<(FlowId, Side)> = self
             .flows
             .iter()
-            .filter_map(|(id, flow)| {
-                let other = if flow.source.cid == guest { Side::Destination } else { Side::Source };
-                (flow.address(other.other()).cid == guest).then_some((id, other))
-            })
+            .filter_map(|(id, flow)| flow.side_at(guest).map(|gone| (id, gone)))
             .collect();
-        for (id, other) in concerned {
-            if let Some(flow) = self.flows.get(id)
-                && !take(flow.address(other).cid, flow.reset_to(other))
-            {
-                self.reset_one(id, other);
+        for (id, gone) in concerned {
+            let Some(flow) = self.flows.get(id) else { continue };
+            let (after, mut effects) = step(flow.state, Input::Gone(gone));
+            let other = gone.other();
+            if take(flow.address(other).cid, flow.reset_to(other)) {
+                effects.reset = Reset::Nobody;
             }
-            self.remove(id);
+            // It ends, so no timer is set and the time does not matter.
+            self.follow(Instant::default(), id, after, &effects);
         }
         self.guests.remove(guest);
     }
@@ -224,8 +413,7 @@ impl Relay {
         while let Some((at, id)) = self.timers.pop_due(now) {
             let is_due = self.flows.get(id).is_some_and(|flow| flow.deadline == Some(at));
             if is_due {
-                self.stats.timeouts += 1;
-                self.reset_both(id);
+                self.apply(now, id, Input::Expired);
             }
         }
     }

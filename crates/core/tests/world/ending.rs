@@ -17,7 +17,7 @@ impl World {
     fn hear_one(&mut self, at: usize, event: Event) {
         let side = &mut self.sides[at];
         match event {
-            Event::Offered { id, key, kind } => match id.0 % 16 {
+            Event::Offered { id, key, kind } => match id.to_bits() % 16 {
                 7 => side.endpoint.refuse(id),
                 11 => {} // nobody answers: the offer times out
                 _ => {

@@ -85,7 +85,8 @@ impl Worker {
         to: Address,
         payload: &[u8],
     ) -> Result<(), Errno> {
-        let from = self.own_datagram_port(token, Binding(number))?;
+        let binding = Binding::from_bits(number).ok_or(Errno::BADF)?;
+        let from = self.own_datagram_port(token, binding)?;
         let to = if to.cid == Cid::ANY { Address { cid: self.local, ..to } } else { to };
         // Services of a hypervisor: only its resolver has a port there, and we have no hypervisor.
         if to.port == Port::ANY || (to.cid == Cid::HYPERVISOR && to.port != Port(14)) {
@@ -96,7 +97,7 @@ impl Worker {
             if !self.deliver_datagram(from, to, payload) {
                 return Err(Errno::HOSTUNREACH);
             }
-            self.count_sent(Binding(number));
+            self.count_sent(binding);
             return Ok(());
         }
         let link = self.routes.get(&to.cid).copied().or(self.default_route);
@@ -107,7 +108,7 @@ impl Worker {
         match self.transmit_datagram(link, from, to, payload) {
             Ok(true) => {
                 self.datagrams.sent += 1;
-                self.count_sent(Binding(number));
+                self.count_sent(binding);
             }
             Ok(false) => self.datagrams.dropped += 1,
             Err(fault) => self.break_link(link, &fault),
@@ -174,10 +175,20 @@ impl Worker {
         to: Address,
         payload: &[u8],
     ) -> Result<bool, LinkFault> {
+        let sent = self.fill_datagram(id, from, to, payload);
+        self.batch.clear();
+        sent
+    }
+
+    fn fill_datagram(
+        &mut self,
+        id: LinkId,
+        from: Address,
+        to: Address,
+        payload: &[u8],
+    ) -> Result<bool, LinkFault> {
         let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
         let batch = &mut self.batch;
-        batch.slices.clear();
-        batch.spaces.clear();
         let mut room = 0;
         // An empty datagram is a packet too.
         while room < payload.len() || batch.spaces.is_empty() {

@@ -6,13 +6,14 @@ use std::io;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use vsock_core::{Cid, ConnectionId, Endpoint, Header, Instant, Limits};
+use vsock_core::connection::Connection;
+use vsock_core::{Cid, ConnectionId, Endpoint, Header, Instant, Limits, SecondaryMap};
 
 use super::datagrams::Arriving;
 use super::renumber::Former;
 use crate::link::{Link, LinkError, QUEUE_COUNT};
 use crate::reactor::Token;
-use crate::slice::{Slice, TransferError};
+use crate::slice::TransferError;
 use crate::vhost_user::{BackendControl, ConfigSpace, Detach, PeerCredentials};
 
 /// Packets of one other guest that may wait for room here, in bytes, headers counted: flows that keep to their credit
@@ -164,8 +165,8 @@ pub(crate) struct LinkSlot {
     pub(crate) socket: PathBuf,
     pub(crate) link: Link,
     pub(crate) endpoint: Endpoint,
-    /// The flow of each connection, by the connection's slot.
-    flows: Vec<Option<(ConnectionId, Token)>>,
+    /// The flow of each connection.
+    flows: SecondaryMap<Connection, Token>,
     /// Connections whose flows have something to send, each once. Those that ended are passed over: unlike a token, an
     /// id is never used again.
     ready: VecDeque<ConnectionId>,
@@ -222,7 +223,7 @@ impl LinkSlot {
             socket,
             link,
             endpoint: Endpoint::new(limits, seed),
-            flows: Vec::new(),
+            flows: SecondaryMap::new(),
             ready: VecDeque::new(),
             store: Store::default(),
             is_active: false,
@@ -341,32 +342,18 @@ impl LinkSlot {
 
     /// Which flow a connection's packets are for.
     pub(crate) fn flow_of(&self, id: ConnectionId) -> Option<Token> {
-        let (owner, token) = self.flows.get(slot_of(id)).copied().flatten()?;
-        (owner == id).then_some(token)
+        self.flows.get(id).copied()
     }
 
     /// Ties a connection to its flow.
     pub(crate) fn tie(&mut self, id: ConnectionId, token: Token) {
-        if slot_of(id) >= self.flows.len() {
-            self.flows.resize(slot_of(id) + 1, None);
-        }
-        self.flows[slot_of(id)] = Some((id, token));
+        self.flows.insert(id, token);
     }
 
     /// Unties it.
     pub(crate) fn untie(&mut self, id: ConnectionId) {
-        if self.flow_of(id).is_some() {
-            self.flows[slot_of(id)] = None;
-        }
+        self.flows.remove(id);
     }
-}
-
-/// The connection's slot: a small number that is unique among those open.
-fn slot_of(id: ConnectionId) -> usize {
-    // The lower half, which counts from 0; the upper is the generation.
-    #[allow(clippy::cast_possible_truncation)] // 32 bits
-    let slot = (id.0 & u64::from(u32::MAX)) as usize;
-    slot
 }
 
 /// A transfer between a program's socket and guest memory failed: the link's fault, or only this flow's.
@@ -382,19 +369,5 @@ pub(crate) fn sort_signal(error: io::Error) -> LinkFault {
     match Errno::from_io_error(&error) {
         Some(Errno::FAULT) => LinkFault::MemoryDead,
         Some(_) | None => LinkFault::Signal(error),
-    }
-}
-
-/// The pieces of `range`, shortened to `len` bytes in all, appended to `out`.
-pub(crate) fn gather(out: &mut Vec<Slice>, pieces: &[Slice], len: usize) {
-    let mut left = len;
-    for piece in pieces {
-        if left == 0 {
-            break;
-        }
-        let mut piece = *piece;
-        piece.truncate(left);
-        left -= piece.len();
-        out.push(piece);
     }
 }

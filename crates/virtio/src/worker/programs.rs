@@ -194,7 +194,7 @@ impl Worker {
             if let Some(Source::Client(client)) = self.sources.get_mut(token) {
                 client.bound = Some(bound);
             }
-            return Ok(Reply { flow: bound.id.0, ..wire::ok(op::BIND, bound.address) });
+            return Ok(Reply { flow: bound.id.to_bits(), ..wire::ok(op::BIND, bound.address) });
         }
         let bound = self.bind_port(address, may).map_err(|error| (op::BIND, bind_errno(error)))?;
         if let Some(Source::Client(client)) = self.sources.get_mut(token) {

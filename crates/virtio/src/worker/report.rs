@@ -93,7 +93,7 @@ impl Worker {
     fn relayed_flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
         self.relay.flows().map(|flow| FlowInfo {
             // Numbers of relayed flows have the top bit, so that the two kinds never meet.
-            id: flow.id | 1 << 63,
+            id: flow.id.to_bits() | 1 << 63,
             kind: flow.kind,
             source: flow.source,
             destination: flow.destination,
