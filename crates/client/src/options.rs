@@ -93,9 +93,13 @@ impl Options {
     /// The connect timeout in microseconds.
     #[must_use]
     pub fn connect_timeout_us(&self, tick: u64) -> u64 {
+        let per_second = per_second(tick);
         match self.connect_ticks {
             0 => DEFAULT_TIMEOUT_US,
-            ticks => ticks.saturating_mul(tick),
+            // A second has a whole number of ticks, a tick not always a whole number of microseconds.
+            ticks => (ticks / per_second)
+                .saturating_mul(SECOND_US)
+                .saturating_add(ticks % per_second * tick),
         }
     }
 
@@ -175,21 +179,32 @@ impl Options {
             *number = u64::from_le_bytes(*place);
         }
         let [size, min, max, timeout] = numbers;
-        let connect_ticks = if timeout == DEFAULT_TIMEOUT_US { 0 } else { timeout / tick };
-        Self { size, min, max, connect_ticks }
+        let ticks = (timeout / SECOND_US).saturating_mul(per_second(tick));
+        let ticks = ticks.saturating_add(timeout % SECOND_US / tick);
+        Self { size, min, max, connect_ticks: unless_default(ticks, tick) }
     }
 }
 
-/// A `struct timeval` in ticks, rounded up; zero is the default.
+/// How many ticks a second has.
+fn per_second(tick: u64) -> u64 {
+    SECOND_US / tick.clamp(1, SECOND_US)
+}
+
+/// A timeout in ticks; 0 if it is the default.
+fn unless_default(ticks: u64, tick: u64) -> u64 {
+    if ticks == DEFAULT_TIMEOUT_US / SECOND_US * per_second(tick) { 0 } else { ticks }
+}
+
+/// A `struct timeval` in ticks, rounded up; 0 is the default.
 fn ticks([seconds, microseconds]: [i64; 2], tick: u64) -> Result<u64, Errno> {
-    let per_second = SECOND_US / tick.min(SECOND_US);
+    let per_second = per_second(tick);
     let longest = i64::MAX / i64::try_from(per_second).unwrap_or(1) - 1;
     if !(0..longest).contains(&seconds) || microseconds >= 1_000_000 {
         return Err(Errno::RANGE);
     }
     // As in the kernel, negative microseconds pass the check as a huge number.
     let rest = microseconds.cast_unsigned().wrapping_add(tick - 1) / tick;
-    Ok(seconds.unsigned_abs() * per_second + rest)
+    Ok(unless_default(seconds.unsigned_abs() * per_second + rest, tick))
 }
 
 #[cfg(test)]
@@ -204,6 +219,9 @@ mod tests {
             ([1, 1], Ok(251)),
             ([5, 0], Ok(1250)),
             ([0, 0], Ok(0)),
+            ([2, 0], Ok(0)),
+            ([1, 999_999], Ok(0)),
+            ([2, 1], Ok(501)),
             ([5, -1], Ok(1250)),
             ([-1, 0], Err(Errno::RANGE)),
             ([0, 1_000_000], Err(Errno::RANGE)),
@@ -230,6 +248,15 @@ mod tests {
         for tick in [1000, 3333, 4000, 10_000] {
             assert_eq!(Options::DEFAULT.connect_timeval(tick), [2, 0]);
             assert_eq!(Options::DEFAULT.connect_timeout_ms(tick), 2000);
+        }
+    }
+
+    #[test]
+    fn whole_seconds_stay_whole_whatever_the_tick_is() {
+        for tick in [1000, 3333, 4000, 10_000] {
+            let set = Options::DEFAULT.set(Setting::ConnectTimeout([100_005, 0]), tick).unwrap();
+            assert_eq!(set.connect_timeval(tick), [100_005, 0]);
+            assert_eq!(Options::from_inherited(&set.to_inherited(tick), tick), set);
         }
     }
 

@@ -49,29 +49,28 @@ pub(crate) fn sockets() -> Vec<(&'static str, Socket)> {
     socket
 }
 
-/// What a call does to a socket: an errno, or words and the socket afterwards.
-pub(crate) type Call = fn(Socket) -> String;
+/// What a call does: an errno or other words, and the socket afterwards.
+pub(crate) type Call = fn(Socket) -> (String, Socket);
 
 /// All calls.
 pub(crate) const CALLS: &[(&str, Call)] = &[
     ("bind", |socket| {
-        told(bind(socket, PEER), |request| then(socket, sent(&request), bound(socket)))
+        done(socket, bind(socket, PEER).map(|request| (sent(&request), bound(socket))))
     }),
     ("listen", |socket| {
-        told(Listen::new(socket, 7), |listen| {
-            let reply = if listen.is_answered { "LISTEN" } else { "LISTEN unanswered" };
-            then(socket, reply, listen.next)
-        })
+        let listen = Listen::new(socket, 7).map(|listen| {
+            (if listen.is_answered { "LISTEN" } else { "LISTEN unanswered" }, listen.next)
+        });
+        done(socket, listen)
     }),
-    ("connect", |socket| connect(socket, false)),
-    ("connect non-blocking", |socket| connect(socket, true)),
+    ("connect", |socket| done(socket, connect(socket, false))),
+    ("connect non-blocking", |socket| done(socket, connect(socket, true))),
     ("connect waits", |socket| match Wait::new(socket) {
-        Wait::GoOn => "waits".into(),
-        Wait::Return(result, next) => {
-            then(socket, &result.map_or_else(name, |()| "returns".into()), next)
-        }
+        Wait::GoOn => ("waits".into(), socket),
+        Wait::Return(Ok(()), next) => ("returns".into(), next),
+        Wait::Return(Err(error), next) => (name(error), next),
     }),
-    ("accept", |socket| told(accept(socket), |()| "takes".into())),
+    ("accept", |socket| done(socket, accept(socket).map(|()| ("takes", socket)))),
     ("recv", |socket| receive(socket, 0, 100)),
     ("recv nothing", |socket| receive(socket, 0, 0)),
     ("recv MSG_OOB", |socket| receive(socket, MSG_OOB, 100)),
@@ -83,91 +82,99 @@ pub(crate) const CALLS: &[(&str, Call)] = &[
     ("send more than fits", |socket| send(socket, 0, false, 262_145)),
     ("send more than is known to fit", |socket| send(socket, 0, false, 8193)),
     ("sendto", |socket| send(socket, 0, true, 100)),
-    ("getsockname", |socket| match OwnName::new(socket, None) {
-        OwnName::Known(Address::ANY) => "any".into(),
-        OwnName::Known(address) => format!("{address:?}"),
-        OwnName::Ask => "FLOW".into(),
+    ("getsockname", |socket| {
+        let words = match OwnName::new(socket, None) {
+            OwnName::Known(Address::ANY) => "any",
+            OwnName::Known(address) => unreachable!("{address:?} for a socket without a name"),
+            OwnName::Ask => "FLOW",
+        };
+        (words.into(), socket)
     }),
-    ("getpeername", |socket| told(peer_name(socket), |()| socket.peer_cid().to_string())),
-    ("shutdown SHUT_RD", |socket| shut_down(socket, 0)),
-    ("shutdown SHUT_WR", |socket| shut_down(socket, 1)),
-    ("shutdown SHUT_RDWR", |socket| shut_down(socket, 2)),
-    ("shutdown 3", |socket| shut_down(socket, 3)),
-    ("SO_ERROR", |socket| {
-        let (error, next) = take_error(socket);
-        then(socket, &if error == Errno(0) { "0".into() } else { name(error) }, next)
+    ("getpeername", |socket| done(socket, peer_name(socket).map(|()| ("the peer's", socket)))),
+    ("shutdown SHUT_RD", |socket| done(socket, shut_down(socket, 0))),
+    ("shutdown SHUT_WR", |socket| done(socket, shut_down(socket, 1))),
+    ("shutdown SHUT_RDWR", |socket| done(socket, shut_down(socket, 2))),
+    ("shutdown 3", |socket| done(socket, shut_down(socket, 3))),
+    ("SO_ERROR", |socket| match take_error(socket) {
+        (Errno(0), next) => ("0".into(), next),
+        (error, next) => (name(error), next),
     }),
-    ("SO_ZEROCOPY 1", |socket| told(set_zerocopy(socket, 1), |next| then(socket, "", next))),
-    ("SO_ZEROCOPY 2", |socket| told(set_zerocopy(socket, 2), |next| then(socket, "", next))),
-    ("SO_RCVLOWAT 1", |socket| low_water(socket, 1)),
-    ("SO_RCVLOWAT 2", |socket| low_water(socket, 2)),
-    ("SO_RCVLOWAT -1", |socket| low_water(socket, -1)),
-    ("SO_RCVLOWAT above the buffer", |socket| low_water(socket, 262_145)),
-    ("SO_VM_SOCKETS_BUFFER_SIZE", |socket| {
-        let set = SetOption::new(socket, OPTIONS, Setting::Size(4096), TICK);
-        told(set, |set| {
+    ("SO_ZEROCOPY 1", |socket| done(socket, set_zerocopy(socket, 1).map(|next| ("", next)))),
+    ("SO_ZEROCOPY 2", |socket| done(socket, set_zerocopy(socket, 2).map(|next| ("", next)))),
+    ("SO_RCVLOWAT 1", |socket| done(socket, low_water(socket, 1))),
+    ("SO_RCVLOWAT 2", |socket| done(socket, low_water(socket, 2))),
+    ("SO_RCVLOWAT -1", |socket| done(socket, low_water(socket, -1))),
+    ("SO_RCVLOWAT above the buffer", |socket| done(socket, low_water(socket, 262_145))),
+    ("SO_VM_SOCKETS_BUFFER_SIZE 4096", |socket| {
+        let set = SetOption::new(socket, OPTIONS, Setting::Size(4096), TICK).map(|set| {
             let told = match set.tell {
                 Tell::Nothing => "",
                 Tell::Listener => "LISTEN unanswered",
                 Tell::Connection(_) => "FLOW",
             };
-            then(socket, told, socket.with_options(&set.options))
-        })
+            (told, socket.with_options(&set.options))
+        });
+        done(socket, set)
     }),
-    ("SIOCINQ", |socket| told(queue_len(socket), |()| "descriptor".into())),
-    ("IOCTL_VM_SOCKETS_GET_LOCAL_CID", |socket| told(local_cid(socket), |()| "LOCAL_CID".into())),
+    ("SIOCINQ", |socket| done(socket, queue_len(socket).map(|()| ("descriptor", socket)))),
+    ("IOCTL_VM_SOCKETS_GET_LOCAL_CID", |socket| {
+        done(socket, local_cid(socket).map(|()| ("LOCAL_CID", socket)))
+    }),
 ];
 
-fn connect(socket: Socket, is_nonblocking: bool) -> String {
+type Does = Result<(&'static str, Socket), Errno>;
+
+fn connect(socket: Socket, is_nonblocking: bool) -> Does {
     let destination = Destination { address: PEER, to_host: false };
-    told(Connect::new(socket, is_nonblocking), |connect| match connect {
-        Connect::Wait => "waits".into(),
-        Connect::Report(error, next) => then(socket, &name(error), next),
+    let not_asked = || unreachable!("only with VMADDR_FLAG_TO_HOST");
+    Ok(match Connect::new(socket, is_nonblocking)? {
+        Connect::Wait => ("waits", socket),
+        Connect::Report(Errno::CONNRESET, next) => ("ECONNRESET", next),
+        Connect::Report(error, _) => unreachable!("{error:?} is not in the table"),
         Connect::Begin(begun) => {
-            told(destination.of(begun, || unreachable!("only with VMADDR_FLAG_TO_HOST")), |begun| {
-                let attempt = Attempt::new(begun, PEER, &OPTIONS, TICK, is_nonblocking);
-                then(socket, sent(&attempt.request), attempt.next)
-            })
+            let begun = destination.of(begun, not_asked)?;
+            let attempt = Attempt::new(begun, PEER, &OPTIONS, TICK, is_nonblocking);
+            (sent(&attempt.request), attempt.next)
         }
     })
 }
 
-fn receive(socket: Socket, flags: i32, len: usize) -> String {
-    let checked = Receive::new(socket, flags, len, || 1, || OPTIONS.size);
-    told(checked, |receive| match receive {
-        Receive::Nothing => "0".into(),
-        Receive::Descriptor => "descriptor".into(),
-    })
+fn receive(socket: Socket, flags: i32, len: usize) -> (String, Socket) {
+    let receive = Receive::new(socket, flags, len, || 1, || OPTIONS.size);
+    let words = receive.map(|receive| match receive {
+        Receive::Nothing => "0",
+        Receive::Descriptor => "descriptor",
+    });
+    done(socket, words.map(|words| (words, socket)))
 }
 
-fn send(socket: Socket, flags: i32, has_address: bool, len: usize) -> String {
-    let checked = Send::new(socket, flags, has_address, len, || OPTIONS.size);
-    told(checked, |send| match send {
-        Send::Nothing => "0".into(),
-        Send::Descriptor => "descriptor".into(),
-        Send::Broken => "descriptor: EPIPE".into(),
-        Send::AskPeerBuffer => "FLOW".into(),
-    })
+fn send(socket: Socket, flags: i32, has_address: bool, len: usize) -> (String, Socket) {
+    let send = Send::new(socket, flags, has_address, len, || OPTIONS.size);
+    let words = send.map(|send| match send {
+        Send::Nothing => "0",
+        Send::Descriptor => "descriptor",
+        Send::Broken => "descriptor: EPIPE",
+        Send::AskPeerBuffer => "FLOW",
+    });
+    done(socket, words.map(|words| (words, socket)))
 }
 
-fn shut_down(socket: Socket, how: i32) -> String {
-    let shutdown = Direction::new(how).and_then(|direction| Shutdown::new(socket, direction));
-    told(shutdown, |shutdown| {
-        let descriptor = match shutdown.descriptor {
-            Direction::Receiving => "SHUT_RD",
-            Direction::Sending => "SHUT_WR",
-            Direction::Both => "SHUT_RDWR",
-        };
-        let told = if shutdown.tells_node { " FLOW" } else { "" };
-        assert_eq!(shutdown.ends_connect, socket.state == State::Connecting);
-        then(socket, &format!("{descriptor}{told}"), shutdown.next)
-    })
+fn shut_down(socket: Socket, how: i32) -> Does {
+    let shutdown = Shutdown::new(socket, Direction::new(how)?)?;
+    assert_eq!(shutdown.ends_connect, socket.state == State::Connecting);
+    let words = match (shutdown.descriptor, shutdown.tells_node) {
+        (Direction::Receiving, true) => "SHUT_RD FLOW",
+        (Direction::Sending, false) => "SHUT_WR",
+        (Direction::Both, false) => "SHUT_RDWR",
+        other => unreachable!("{other:?}"),
+    };
+    Ok((words, shutdown.next))
 }
 
-fn low_water(socket: Socket, bytes: i32) -> String {
-    told(SetLowWater::new(socket, bytes, || OPTIONS.size), |set| match set {
-        SetLowWater::Descriptor(next) => then(socket, "descriptor", next),
-        SetLowWater::Flag(next) => then(socket, "", next),
+fn low_water(socket: Socket, bytes: i32) -> Does {
+    Ok(match SetLowWater::new(socket, bytes, || OPTIONS.size)? {
+        SetLowWater::Descriptor(next) => ("descriptor", next),
+        SetLowWater::Flag(next) => ("", next),
     })
 }
 
@@ -179,8 +186,8 @@ fn sent(request: &Request) -> &'static str {
     }
 }
 
-fn told<T>(result: Result<T, Errno>, words: impl FnOnce(T) -> String) -> String {
-    result.map_or_else(name, words)
+fn done(before: Socket, does: Does) -> (String, Socket) {
+    does.map_or_else(|error| (name(error), before), |(words, next)| (words.into(), next))
 }
 
 /// The name of an errno.
@@ -189,8 +196,8 @@ pub(crate) fn name(error: Errno) -> String {
     named.map(|(name, _)| (*name).into()).expect("every errno of ours has a name")
 }
 
-/// What happens, and what is new about the socket afterwards.
-fn then(before: Socket, what: &str, after: Socket) -> String {
+/// What is new about a socket after a call.
+pub(crate) fn changes(before: Socket, after: Socket) -> String {
     let mut words: Vec<String> = Vec::new();
     if after.state != before.state {
         words.push(state(after.state).into());
@@ -205,11 +212,7 @@ fn then(before: Socket, what: &str, after: Socket) -> String {
     if after.error() != before.error() {
         words.push("forgets its error".into());
     }
-    match (what, words.is_empty()) {
-        (what, true) => what.into(),
-        ("", false) => format!("→ {}", words.join(" ")),
-        (what, false) => format!("{what} → {}", words.join(" ")),
-    }
+    words.join(" ")
 }
 
 /// All flags, by name.
