@@ -1,10 +1,23 @@
-//! What the socket calls do to a [`Socket`]: the state machine, with errors in the order in which `af_vsock.c` of Linux
+//! The state machine: what each socket call does to a [`Socket`]. Errors come in the order in which `af_vsock.c` of Linux
 //! checks.
 //!
-//! A call is a type. It is made of the socket as it is and the call's arguments, and is either the errno to return at once
-//! or what to do: which request to send, what to do to the descriptor, and what the socket is afterwards (`next`). The
-//! caller does the I/O and keeps `next`. A connect under way has been looked at before ([`Outcome`]), so `CONNECTING`
-//! means that there is no outcome yet.
+//! A call is a type or a function. It takes the socket and the call's arguments, and returns either the errno for the
+//! program or what to do: the request to send, what to do to the descriptor, and the socket afterwards (`next`). The
+//! caller does the I/O and keeps `next`.
+//!
+//! ```
+//! use vsock_client::calls::{Direction, Shutdown};
+//! use vsock_client::{Errno, Flags, Socket, State};
+//!
+//! let connection = Socket::STREAM.in_state(State::Connected).with(Flags::STREAM);
+//! let shutdown = Shutdown::new(connection, Direction::Receiving)?;
+//! assert!(shutdown.tells_node && shutdown.next.state == State::ShutDown);
+//! assert_eq!(Shutdown::new(Socket::STREAM, Direction::Receiving), Err(Errno::NOTCONN));
+//! # Ok::<(), Errno>(())
+//! ```
+//!
+//! Before any call, the caller looks whether a connect under way has ended ([`Outcome`]). So the state
+//! [`State::Connecting`] means here that there is no outcome yet.
 
 use crate::options::{Options, Setting};
 use crate::socket::{Flags, Socket, State};
@@ -47,7 +60,7 @@ pub fn create(kind: i32, protocol: i32) -> Result<Socket, Errno> {
 /// `bind`: the request to send.
 ///
 /// # Errors
-/// EINVAL: it has had an address, or is more than a new socket.
+/// EINVAL: the socket is not new.
 pub fn bind(socket: Socket, to: Address) -> Result<Request, Errno> {
     if socket.state == State::Fresh { Ok(Request::Bind(to)) } else { Err(Errno::INVAL) }
 }
@@ -61,17 +74,17 @@ pub fn bound(socket: Socket) -> Socket {
 /// `listen`: send [`listen_message`] of `next`, and keep `next` if nothing goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Whether the node replies. It does not to a listener: its reply could not be told from the ACCEPTs before it.
+    /// Whether the node replies. It sends no reply to a listener, which could not tell it from an ACCEPT.
     pub is_answered: bool,
     /// The listener.
     pub next: Socket,
 }
 
 impl Listen {
-    /// `listen(socket, backlog)`. A negative backlog is a large one, as in the kernel.
+    /// `listen(socket, backlog)`. A negative backlog counts as the largest, as in the kernel.
     ///
     /// # Errors
-    /// EINVAL: it has no address, or is a connection.
+    /// EINVAL: the socket has no address, or connects, or is a connection.
     pub fn new(socket: Socket, backlog: i32) -> Result<Self, Errno> {
         let is_answered = match socket.state {
             State::Bound => true,
@@ -87,7 +100,7 @@ impl Listen {
     }
 }
 
-/// A LISTEN for a listener with these options, and behind it what the connections that come from now on inherit.
+/// The LISTEN of a listener with these options, and behind it what the next accepted sockets inherit.
 #[must_use]
 pub fn listen_message(
     listener: Socket,
@@ -105,14 +118,14 @@ pub fn listen_message(
     message
 }
 
-/// `connect`, as far as the state decides.
+/// `connect`: what the socket's state decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
-    /// A new attempt begins, of this socket.
+    /// Begin an attempt with this socket.
     Begin(Socket),
     /// Wait for the attempt under way.
     Wait,
-    /// Return this error of an earlier attempt, once: keep the socket, which has forgotten it.
+    /// Return the error of an earlier attempt, and keep the socket without it.
     Report(Errno, Socket),
 }
 
@@ -120,7 +133,7 @@ impl Connect {
     /// `connect(socket)`.
     ///
     /// # Errors
-    /// EISCONN; EINVAL of a listener and after a shutdown; EALREADY if an attempt is under way and the socket does not block.
+    /// EISCONN; EINVAL for a listener and after a shutdown; EALREADY if an attempt is under way and the socket does not block.
     pub fn new(socket: Socket, is_nonblocking: bool) -> Result<Self, Errno> {
         match socket.state {
             State::Connected => Err(Errno::ISCONN),
@@ -139,20 +152,20 @@ impl Connect {
     }
 }
 
-/// Where a connect leads: checked after the state.
+/// The destination of a connect, which is checked after the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// The address.
     pub address: Address,
-    /// It has VMADDR_FLAG_TO_HOST: the way leads through the machine's own host, which has to pass it on.
+    /// The address has VMADDR_FLAG_TO_HOST: the machine's own host is asked to pass the connection on.
     pub to_host: bool,
 }
 
 impl Destination {
-    /// The socket that is to connect there; `local_cid` asks for the node's CID.
+    /// The socket that connects there; `local_cid` asks the node for its CID.
     ///
     /// # Errors
-    /// ENODEV: the machine is itself the host. EOPNOTSUPP: SO_ZEROCOPY is set. What `local_cid` gives.
+    /// ENODEV: TO_HOST on the host itself. EOPNOTSUPP: SO_ZEROCOPY is set. Any error of `local_cid`.
     pub fn of(
         self,
         socket: Socket,
@@ -168,18 +181,19 @@ impl Destination {
     }
 }
 
-/// An attempt to connect: send the request with what is behind it, keep `next` before that, and the socket as it was if
-/// it cannot be sent.
+/// An attempt to connect: keep `next`, then send the request with the cookie and padding behind it. If that fails, keep the
+/// socket from before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// CONNECT, held.
+    /// A held CONNECT.
     pub request: Request,
-    /// The connecting socket. A prompt attempt has not begun before the node says so.
+    /// The connecting socket. [`Flags::BEGUN`] is still missing: it is set once the request is sent or, if the request
+    /// is prompt, once the node has replied ([`Beginning`]).
     pub next: Socket,
 }
 
 impl Attempt {
-    /// The attempt of a socket with these options.
+    /// The attempt of a socket with these options, prompt if the socket does not block.
     #[must_use]
     pub fn new(
         socket: Socket,
@@ -199,17 +213,17 @@ impl Attempt {
     }
 }
 
-/// What the node says at once of a prompt attempt.
+/// The node's immediate reply to a prompt CONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
-    /// It is under way: give the socket this address, and keep it.
+    /// The attempt is under way: give the socket this address, and keep it.
     Begun(Address, Socket),
-    /// It is over: the errno for the program. The socket goes on as after [`after_failure`].
+    /// The attempt has failed: return the errno. The socket is that of [`after_failure`].
     Failed(Errno),
 }
 
 impl Beginning {
-    /// What the reply to a prompt CONNECT says.
+    /// Reads the reply.
     #[must_use]
     pub fn new(socket: Socket, reply: &Reply) -> Self {
         match reply.result() {
@@ -220,30 +234,31 @@ impl Beginning {
     }
 }
 
-/// What can be read first of a socket whose connect is under way.
+/// What a `recv` with MSG_PEEK finds on a socket whose connect is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// A reply that ends the connect ([`Reply::ends_connect_of`]).
     Refusal(Reply),
-    /// ECONNRESET: the other end was closed with our request unread in it.
+    /// ECONNRESET: the node has closed its end with our request unread in it.
     Closed,
-    /// Nothing, or something else.
+    /// Nothing, or anything else.
     Other,
 }
 
-/// What has become of a connect under way.
+/// The outcome of a connect under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing yet.
+    /// There is none yet.
     Pending,
-    /// It is a connection.
+    /// The socket is a connection.
     Connected,
-    /// It has failed; the node's reply, which is still in the socket, says what the socket is bound to.
+    /// The connect has failed. The node's reply, which is still in the socket, has the address that the socket is bound to.
     Failed(Errno, Option<Reply>),
 }
 
 impl Outcome {
-    /// The outcome, if what we sent was unread *before* this was seen: the node takes a request out after its refusal.
+    /// `is_unread`: the node had not read all that we sent. That must be asked *before* `seen`: the node writes a refusal and
+    /// then reads the request.
     #[must_use]
     pub fn new(is_unread: bool, seen: Seen) -> Self {
         match seen {
@@ -270,17 +285,17 @@ pub fn after_failure(socket: Socket, has_address: bool) -> Socket {
     socket.in_state(state).without(Flags::BEGUN)
 }
 
-/// A blocking connect that waits.
+/// A blocking connect that waits for the outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// It goes on waiting.
+    /// Wait on.
     GoOn,
-    /// It returns this, and the socket is kept if it has changed.
+    /// Return this, and keep the socket.
     Return(Result<(), Errno>, Socket),
 }
 
 impl Wait {
-    /// What a connect does that finds the socket so.
+    /// What to do about this socket.
     #[must_use]
     pub fn new(socket: Socket) -> Self {
         match socket.state {
@@ -288,7 +303,7 @@ impl Wait {
             State::Connected | State::ShutDown => Self::Return(Ok(()), socket),
             State::Fresh | State::Bound | State::Listening | State::Device => {
                 let (error, next) = take_error(socket);
-                // Without one, somebody else has been told why.
+                // Another thread or process has taken the error.
                 let error = if error == Errno(0) { Errno::CONNRESET } else { error };
                 Self::Return(Err(error), next)
             }
@@ -296,7 +311,7 @@ impl Wait {
     }
 }
 
-/// SO_ERROR: the errno of a failed connect, 0 if there is none, and the socket that has forgotten it.
+/// SO_ERROR: the errno of a failed connect or 0, and the socket without it.
 #[must_use]
 pub fn take_error(socket: Socket) -> (Errno, Socket) {
     match socket.error() {
@@ -308,12 +323,12 @@ pub fn take_error(socket: Socket) -> (Errno, Socket) {
 /// `accept`, before a connection is taken.
 ///
 /// # Errors
-/// EINVAL: it does not listen.
+/// EINVAL: the socket does not listen.
 pub fn accept(listener: Socket) -> Result<(), Errno> {
     if listener.state == State::Listening { Ok(()) } else { Err(Errno::INVAL) }
 }
 
-/// The connection that an ACCEPT has brought.
+/// The accepted socket of an ACCEPT.
 #[must_use]
 pub fn accepted(listener: Socket, reply: &Reply) -> Socket {
     let new = if listener.keeps_messages() { Socket::SEQPACKET } else { Socket::STREAM };
@@ -336,7 +351,7 @@ impl Direction {
     /// The direction of this number.
     ///
     /// # Errors
-    /// EINVAL, before anything is looked at.
+    /// EINVAL. The kernel checks this before the state.
     pub fn new(how: i32) -> Result<Self, Errno> {
         match how {
             SHUT_RD => Ok(Self::Receiving),
@@ -370,9 +385,9 @@ impl Direction {
 pub struct Shutdown {
     /// How to shut the descriptor down.
     pub descriptor: Direction,
-    /// This gives a connect up, whose changes to the descriptor are undone.
+    /// A connect is given up: undo its changes to the descriptor.
     pub ends_connect: bool,
-    /// The node has to be told that the program receives no more: a full descriptor does not show it.
+    /// Tell the node that the program receives no more (FLOW): a full descriptor does not show it.
     pub tells_node: bool,
     /// The socket afterwards.
     pub next: Socket,
@@ -397,7 +412,7 @@ impl Shutdown {
     }
 }
 
-/// The socket whose node owes an answer that may come at any later time: its descriptor is of no use any more.
+/// The socket whose node has not answered in time. The answer may still come, so the descriptor cannot be used again.
 #[must_use]
 pub fn after_silence(socket: Socket) -> Socket {
     socket.in_state(State::ShutDown)
@@ -406,14 +421,14 @@ pub fn after_silence(socket: Socket) -> Socket {
 /// `getsockname`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnName {
-    /// This is it.
+    /// The address.
     Known(Address),
-    /// The node chose a port for the connect and knows it.
+    /// Ask the node (FLOW): it chose a port for the connect.
     Ask,
 }
 
 impl OwnName {
-    /// The address of a socket that was given this name, if any.
+    /// The address of a socket whose Unix socket has this name, if it has one.
     #[must_use]
     pub fn new(socket: Socket, named: Option<Address>) -> Self {
         match named {
@@ -424,7 +439,7 @@ impl OwnName {
     }
 }
 
-/// A connection that was made here and leads back here has become one of CID 1, whatever it was bound to.
+/// A connection from this machine to itself has CID 1, whatever CID the socket was bound to.
 fn own_cid(socket: Socket, cid: u32) -> u32 {
     let is_made_here = socket.has_stream() && socket.flags.has(Flags::ATTACHED);
     let theirs = socket.peer_cid();
@@ -435,7 +450,7 @@ fn own_cid(socket: Socket, cid: u32) -> u32 {
 /// `getpeername`, before the address is read.
 ///
 /// # Errors
-/// ENOTCONN: not connected, or shut down.
+/// ENOTCONN: the socket is not connected, or shut down.
 pub fn peer_name(socket: Socket) -> Result<(), Errno> {
     if socket.state == State::Connected { Ok(()) } else { Err(Errno::NOTCONN) }
 }
@@ -443,7 +458,7 @@ pub fn peer_name(socket: Socket) -> Result<(), Errno> {
 /// SIOCINQ and SIOCOUTQ, before the descriptor answers.
 ///
 /// # Errors
-/// EOPNOTSUPP: it is no connection.
+/// EOPNOTSUPP: the socket is not a connection.
 pub fn queue_len(socket: Socket) -> Result<(), Errno> {
     if socket.has_stream() { Ok(()) } else { Err(Errno::OPNOTSUPP) }
 }
@@ -451,7 +466,7 @@ pub fn queue_len(socket: Socket) -> Result<(), Errno> {
 /// IOCTL_VM_SOCKETS_GET_LOCAL_CID, before the node answers.
 ///
 /// # Errors
-/// ENOTTY: it is a socket, and not /dev/vsock.
+/// ENOTTY: this is a socket and not /dev/vsock.
 pub fn local_cid(socket: Socket) -> Result<(), Errno> {
     if socket.state == State::Device { Ok(()) } else { Err(Errno::NOTTY) }
 }
@@ -461,16 +476,16 @@ pub fn local_cid(socket: Socket) -> Result<(), Errno> {
 pub struct SetOption {
     /// The options from now on.
     pub options: Options,
-    /// What the node has to know.
+    /// What to tell the node.
     pub tell: Tell,
 }
 
-/// What the node has to know of changed options.
+/// What to tell the node about changed options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tell {
     /// Nothing.
     Nothing,
-    /// What the next connections of a listener inherit: [`listen_message`], which is not answered.
+    /// What the next accepted sockets inherit: [`listen_message`], which is not answered.
     Listener,
     /// The new receive buffer of a connection.
     Connection(u64),
@@ -480,7 +495,7 @@ impl SetOption {
     /// A setting of a socket with these options.
     ///
     /// # Errors
-    /// ERANGE: a timeout that is no time.
+    /// ERANGE: not a valid timeout.
     pub fn new(
         socket: Socket,
         before: Options,
@@ -501,10 +516,10 @@ impl SetOption {
     }
 }
 
-/// SO_ZEROCOPY: the socket with it or without.
+/// SO_ZEROCOPY: the socket with the option or without.
 ///
 /// # Errors
-/// EINVAL: neither 0 nor 1. EOPNOTSUPP: a connection has none.
+/// EINVAL: neither 0 nor 1. EOPNOTSUPP: the socket is a connection.
 pub fn set_zerocopy(socket: Socket, value: i32) -> Result<Socket, Errno> {
     match value {
         0 | 1 if socket.has_stream() => Err(Errno::OPNOTSUPP),
@@ -518,7 +533,8 @@ pub fn set_zerocopy(socket: Socket, value: i32) -> Result<Socket, Errno> {
 pub enum SetLowWater {
     /// Keep the socket, and set the descriptor's own option.
     Descriptor(Socket),
-    /// Keep the socket, and leave the descriptor's own option, which holds the send buffer while a connect is under way.
+    /// Keep the socket, and do not touch the descriptor's own option: while a connect is under way it holds the size of
+    /// the send buffer.
     Flag(Socket),
 }
 

@@ -1,8 +1,8 @@
 //! The options of level AF_VSOCK, with the rules of `vsock_connectible_setsockopt` in Linux.
 //!
-//! Sizes have 64 bits, and the connect timeout is counted in ticks of the kernel, whose length the caller knows. Options
-//! are kept in three forms: in the times of the socket's inode, behind a LISTEN for the sockets that it will accept, and
-//! as the values of `getsockopt`.
+//! Sizes have 64 bits, and the connect timeout is counted in ticks of the kernel, whose length the caller passes. Options
+//! have three forms: the times of the socket's inode, the bytes behind a LISTEN, which accepted sockets inherit, and the
+//! values of `getsockopt`.
 
 use crate::Errno;
 use crate::wire::INHERITED_LEN;
@@ -33,7 +33,7 @@ pub fn is_refused(name: i32) -> bool {
 const DEFAULT_SIZE: u64 = 262_144;
 const DEFAULT_MIN: u64 = 128;
 const DEFAULT_TIMEOUT_US: u64 = 2_000_000;
-/// The largest number that is kept in the nanoseconds of a time.
+/// The largest number that fits into the nanoseconds of an inode's time.
 const MAX_IN_NANOSECONDS: u64 = (1 << 29) - 1;
 /// The largest buffer of a connection.
 const MAX_CONNECTION_BUFFER: u64 = u32::MAX as u64;
@@ -69,7 +69,7 @@ pub enum Setting {
 }
 
 impl Options {
-    /// Those of a new socket.
+    /// The options of a new socket.
     pub const DEFAULT: Self =
         Self { size: DEFAULT_SIZE, min: DEFAULT_MIN, max: DEFAULT_SIZE, connect_ticks: 0 };
 
@@ -129,7 +129,7 @@ impl Options {
         self.size.clamp(1, MAX_CONNECTION_BUFFER)
     }
 
-    /// Those of a connection, whose buffer is no larger than a transport allows.
+    /// The options of a connection: its buffer has at most 32 bits.
     #[must_use]
     pub fn of_connection(self) -> Self {
         Self { size: self.size.min(MAX_CONNECTION_BUFFER), ..self }
@@ -159,8 +159,8 @@ impl Options {
         }
     }
 
-    /// What accepted sockets inherit of a listener, as it stands behind a LISTEN and behind each ACCEPT: the three
-    /// sizes, and the connect timeout in microseconds.
+    /// The bytes behind a LISTEN and behind each ACCEPT, which accepted sockets inherit: the three sizes, and the connect
+    /// timeout in microseconds.
     #[must_use]
     pub fn to_inherited(&self, tick: u64) -> [u8; INHERITED_LEN] {
         let mut bytes = [0; INHERITED_LEN];
@@ -171,7 +171,7 @@ impl Options {
         bytes
     }
 
-    /// Reads what a listener left for a connection.
+    /// Reads the bytes behind an ACCEPT.
     #[must_use]
     pub fn from_inherited(bytes: &[u8; INHERITED_LEN], tick: u64) -> Self {
         let mut numbers = [0; INHERITED_LEN / 8];

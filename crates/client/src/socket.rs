@@ -1,8 +1,8 @@
-//! A socket: what everybody who holds it has to agree on, packed into 64 bits.
+//! A socket: its state, on which all its holders have to agree, packed into 64 bits.
 //!
-//! A socket's state has to live as long as the socket, be seen through every copy of its descriptor (dup, fork, exec,
-//! SCM_RIGHTS) and be writable by whoever holds one. So it is kept in fields that the kernel has for each socket, gives
-//! back, and makes no use of on Unix sockets:
+//! The state has to live as long as the socket, and every process with a copy of the descriptor (dup, fork, exec,
+//! SCM_RIGHTS) must be able to read and write it. So it is kept in fields that the kernel stores for every socket and does
+//! not use on Unix sockets:
 //!
 //! ```text
 //!   SO_MAX_PACING_RATE   64 bits, written and read whole: 63..54 the mark, 53..51 the state, 50..40 the flags,
@@ -12,8 +12,8 @@
 //!   times of its inode   the options of level AF_VSOCK, unless they are the defaults (`options`)
 //! ```
 //!
-//! The layout is part of the client protocol: `docs/reference/client-protocol.md`. What calls do to a socket is in
-//! [`calls`](crate::calls), what they check before data moves in [`transfer`](crate::transfer).
+//! The layout is part of the client protocol: `docs/reference/client-protocol.md`. [`calls`](crate::calls) has what each
+//! call does to a socket, [`transfer`](crate::transfer) what is checked before data moves.
 
 use crate::options::Options;
 use crate::{Address, Errno};
@@ -32,7 +32,7 @@ const CODE_AT: u32 = 32;
 ///     └───connect─────┴──▶ CONNECTING ──outcome──▶ CONNECTED ──shutdown──▶ SHUT_DOWN
 /// ```
 ///
-/// A connect that fails leads back to BOUND, or to FRESH if the attempt did not get as far as a port.
+/// After a connect that failed the socket is BOUND to the port of the attempt, or FRESH if the attempt had none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
@@ -65,7 +65,7 @@ impl State {
     ];
 }
 
-/// What is yes or no about a socket.
+/// Properties of a socket that it has or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags(u16);
 
@@ -113,18 +113,18 @@ impl Flags {
         Self(self.0 & !flags.0)
     }
 
-    /// `flags` among these or not.
+    /// These with or without `flags`.
     fn set(self, flags: Self, is_set: bool) -> Self {
         if is_set { self.with(flags) } else { self.without(flags) }
     }
 }
 
-/// What every holder of a socket has to agree on.
+/// The state of a socket on which all its holders have to agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Socket {
     /// How far it has come.
     pub state: State,
-    /// What is yes or no about it.
+    /// Its flags.
     pub flags: Flags,
     /// Of a connection: messages of up to 2 to the power of this many bytes fit the other side's buffer (0: unknown).
     /// Of any other socket: the errno of a connect that nobody has asked about yet.
@@ -176,13 +176,13 @@ impl Socket {
         self.flags.has(Flags::MESSAGES)
     }
 
-    /// Whether a connect is under way whose outcome may be looked for.
+    /// Whether a connect has begun and its outcome is not known.
     #[must_use]
     pub fn awaits_outcome(&self) -> bool {
         self.state == State::Connecting && self.flags.has(Flags::BEGUN)
     }
 
-    /// How a connect ended that nobody has asked about yet; 0: well, or there was none.
+    /// The errno of a failed connect that nobody has asked about yet, or 0.
     #[must_use]
     pub fn error(&self) -> Errno {
         Errno(if self.has_stream() { 0 } else { self.code.into() })
@@ -200,7 +200,7 @@ impl Socket {
         self.number
     }
 
-    /// The other side's address, whose port is kept beside this.
+    /// The other side's address; the port is kept in another field of the kernel.
     #[must_use]
     pub fn peer(&self, port: u32) -> Address {
         Address { cid: self.number, port }
@@ -242,7 +242,7 @@ impl Socket {
         Self { code: u8::try_from(error).unwrap_or(u8::MAX), ..self }
     }
 
-    /// The socket with the other side's receive buffer, as far as it can be kept.
+    /// The socket with the other side's receive buffer, rounded down to a power of two.
     #[must_use]
     pub fn with_peer_buffer(self, buffer: u32) -> Self {
         let power = buffer.checked_ilog2().and_then(|power| u8::try_from(power).ok());
@@ -261,7 +261,7 @@ impl Socket {
         Self { number, ..self }
     }
 
-    /// The socket, with a flag if there are options to be kept beside it.
+    /// The socket with [`Flags::OPTIONS`] if these are not the defaults, else without.
     #[must_use]
     pub fn with_options(self, options: &Options) -> Self {
         self.set(Flags::OPTIONS, *options != Options::DEFAULT)

@@ -1,4 +1,4 @@
-//! What a receive or a send checks before data moves, in the order of `vsock_connectible_recvmsg` and
+//! The checks of a receive or a send before data moves, in the order of `vsock_connectible_recvmsg` and
 //! `vsock_connectible_sendmsg` in Linux.
 
 use crate::Errno;
@@ -21,11 +21,11 @@ pub enum Receive {
 }
 
 impl Receive {
-    /// A receive of up to `len` bytes. `low_water` reads SO_RCVLOWAT and `size` SO_VM_SOCKETS_BUFFER_SIZE, which cost a
-    /// system call and are needed rarely.
+    /// A receive of up to `len` bytes. `low_water` reads SO_RCVLOWAT and `size` SO_VM_SOCKETS_BUFFER_SIZE: each costs a
+    /// system call, so they are called only if needed.
     ///
     /// # Errors
-    /// EAGAIN (MSG_ERRQUEUE), ENOTCONN, EOPNOTSUPP (MSG_OOB), ENOMEM: it waits for more than the buffer holds.
+    /// EAGAIN (MSG_ERRQUEUE), ENOTCONN, EOPNOTSUPP (MSG_OOB), ENOMEM (it waits for more than the buffer holds).
     pub fn new(
         socket: Socket,
         flags: i32,
@@ -64,13 +64,13 @@ impl Receive {
 /// What a send does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Send {
-    /// It returns 0 at once: an empty message would read as the end.
+    /// It returns 0 at once: on a Unix socket an empty message would read as the end.
     Nothing,
     /// The descriptor sends.
     Descriptor,
-    /// The descriptor has been shut down, and says EPIPE by itself, with or without SIGPIPE.
+    /// The descriptor has been shut down: pass the call on, and the kernel gives EPIPE, with or without SIGPIPE.
     Broken,
-    /// The descriptor sends if the message fits the other side's buffer, which the node has to be asked about.
+    /// Ask the node for the size of the other side's buffer (FLOW). The descriptor sends if the message fits.
     AskPeerBuffer,
 }
 
@@ -110,8 +110,8 @@ impl Send {
     }
 }
 
-/// Before there is a connection the descriptor leads to the node, which must not take data for a request, nor the program
-/// a reply for data.
+/// Before there is a connection the descriptor leads to the node. The node must not take data for a request, nor the
+/// program a reply for data.
 fn require_stream(socket: Socket) -> Result<(), Errno> {
     if socket.has_stream() {
         return Ok(());
@@ -119,14 +119,14 @@ fn require_stream(socket: Socket) -> Result<(), Errno> {
     Err(if socket.state == State::Device { Errno::INVAL } else { Errno::NOTCONN })
 }
 
-/// Whether a receive that gave nothing has to ask the node how the connection ended, if the other end is closed.
+/// Whether a receive of no data has to ask the node how the connection ended, if the other end is closed.
 #[must_use]
 pub fn may_have_lost_data(socket: Socket) -> bool {
     let is_settled = socket.flags.has(Flags::END_TOLD) || socket.flags.has(Flags::NO_RECEIVING);
     socket.has_stream() && !is_settled
 }
 
-/// Whether a program's next receive or send of this connection is sure to need no check.
+/// Whether no later receive or send of this connection needs a check.
 #[must_use]
 pub fn needs_no_checks(socket: Socket) -> bool {
     let checked = [Flags::MESSAGES, Flags::NO_RECEIVING, Flags::LOW_WATER];
