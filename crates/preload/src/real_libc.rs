@@ -1,4 +1,4 @@
-//! The functions that come after ours: libc's, or those of another preloaded library.
+//! The real functions of libc, or those of another library preloaded after ours (RTLD_NEXT).
 //!
 //! They are looked up when our library is loaded, as looking up later may happen in a signal handler.
 
@@ -7,12 +7,12 @@ use core::mem::transmute_copy;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// A function that we stand in front of.
-pub(crate) struct Next {
+pub(crate) struct Function {
     name: &'static CStr,
     found: AtomicPtr<c_void>,
 }
 
-impl Next {
+impl Function {
     const fn new(name: &'static CStr) -> Self {
         Self { name, found: AtomicPtr::new(core::ptr::null_mut()) }
     }
@@ -36,7 +36,7 @@ impl Next {
 
 macro_rules! functions {
     ($($constant:ident = $name:literal,)*) => {
-        $(pub(crate) static $constant: Next = Next::new($name);)*
+        $(pub(crate) static $constant: Function = Function::new($name);)*
 
         /// Looks all of them up.
         pub(crate) fn find_all() {
