@@ -5,9 +5,9 @@
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
-//! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
-//! | [`ring`] | the split virtqueue, both sides |
-//! | [`vhost_user`] | how rings and memory get here |
+//! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
+//! | [`queue`] | the split virtqueue, both sides |
+//! | [`vhost_user`] | how queues and memory get here |
 //! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //! | [`journal`], [`snapshot`] | what is told upwards |
@@ -16,20 +16,17 @@
 
 #![deny(unsafe_code)]
 
-pub mod device;
-pub mod driver;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod host;
 pub mod journal;
 pub mod link;
-pub mod loopback;
 mod mailbox;
 pub mod node;
 pub mod polling;
+pub mod queue;
 mod reactor;
-pub mod ring;
 pub mod snapshot;
 pub mod spec;
 #[allow(unsafe_code, reason = "calls that no library has in a safe form")]

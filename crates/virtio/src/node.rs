@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
 
-use crate::driver::{DriverLink, DriverOptions};
 use crate::journal::{Journal, Record};
 use crate::link::QUEUE_COUNT;
-use crate::loopback::LoopbackLink;
+use crate::link::driver::{DriverLink, DriverOptions};
+use crate::link::loopback::LoopbackLink;
 use crate::mailbox::{Mailbox, Stopped};
 use crate::polling::Polling;
 use crate::reactor::Reactor;
@@ -331,7 +331,7 @@ impl Node {
     ) -> Result<u32, NodeError> {
         let mut held = self.held();
         let mut link = DriverLink::new(&DriverOptions::default())?;
-        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
         let options = FrontendOptions { timeout, ..FrontendOptions::default() };
         let mut device = attach(socket, link.region(), &rings, options)?;
         if let Some(wanted) = wanted

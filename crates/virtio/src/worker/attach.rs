@@ -15,8 +15,8 @@ use super::link_slot::{LinkFault, LinkSlot, Role};
 use super::source::{LinkId, NOWHERE, Source};
 use crate::link::{EVENT_QUEUE, Link, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::mailbox::Mailbox;
-use crate::ring::RingError;
-use crate::vhost_user::{Attachment, BackendControl, Change, ConfigSpace, Detach, RingStart};
+use crate::queue::QueueError;
+use crate::vhost_user::{Attachment, BackendControl, Change, ConfigSpace, Detach, QueueStart};
 
 /// What a new guest is made of.
 pub(crate) struct NewGuest {
@@ -55,7 +55,7 @@ impl Worker {
                 return Err(AddError::NameInUse(name));
             }
         }
-        let link = Link::Device(crate::device::DeviceLink::new());
+        let link = Link::Device(crate::link::device::DeviceLink::new());
         let mut slot = LinkSlot::new(name, Role::Guest(cid), link, socket, seed);
         slot.groups = groups;
         let id = self.links.insert(slot);
@@ -101,7 +101,7 @@ impl Worker {
     /// The link of a userspace guest: everything that is not here is behind it.
     pub(crate) fn add_uplink(
         &mut self,
-        link: crate::driver::DriverLink,
+        link: crate::link::driver::DriverLink,
         cid: Cid,
         features: u64,
         (device, config): (OwnedFd, ConfigSpace),
@@ -173,16 +173,16 @@ impl Worker {
         self.end_source(token);
     }
 
-    fn start_ring(
+    fn start_queue(
         &mut self,
         id: LinkId,
-        RingStart { index: queue, memory, config, kick, call }: RingStart,
-    ) -> Result<(), RingError> {
+        QueueStart { index: queue, memory, config, kick, call }: QueueStart,
+    ) -> Result<(), QueueError> {
         self.unwatch_ring(id, queue);
         let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
         let Link::Device(device) = &mut slot.link else { return Ok(()) };
-        let stopped_at = device.stop_ring(queue);
-        device.start_ring(queue, &memory, &config, kick, call)?;
+        let stopped_at = device.stop_queue(queue);
+        device.start_queue(queue, &memory, &config, kick, call)?;
         let is_anew = queue == TX_QUEUE && stopped_at != device.base(queue);
         if is_anew || (queue == EVENT_QUEUE && device.is_reset_due()) {
             // The driver began anew (reboot, rebind), or forgets its connections when it reads the event: it knows none
@@ -219,10 +219,10 @@ impl Worker {
         }
     }
 
-    fn stop_ring(&mut self, id: LinkId, queue: usize) -> u16 {
+    fn stop_queue(&mut self, id: LinkId, queue: usize) -> u16 {
         self.unwatch_ring(id, queue);
         match self.links.get_mut(id).map(|slot| &mut slot.link) {
-            Some(Link::Device(device)) => device.stop_ring(queue),
+            Some(Link::Device(device)) => device.stop_queue(queue),
             Some(Link::Driver(_) | Link::Loopback(_)) | None => 0,
         }
     }
@@ -255,14 +255,14 @@ impl Worker {
         self.note_deadline(id);
     }
 
-    fn stop_rings(&mut self, id: LinkId) {
+    fn stop_queues(&mut self, id: LinkId) {
         for queue in 0..QUEUE_COUNT {
-            self.stop_ring(id, queue);
+            self.stop_queue(id, queue);
         }
     }
 
     fn clear_link(&mut self, id: LinkId) {
-        self.stop_rings(id);
+        self.stop_queues(id);
         match self.links.get(id).map(|slot| &slot.role) {
             Some(Role::Guest(_)) => self.forget_driver(id),
             Some(Role::Uplink | Role::Loopback) | None => self.forget_connections(id),
@@ -292,7 +292,7 @@ impl Worker {
 
     /// The other side of a link broke the rules, or its memory is gone: nothing of it is used any more.
     pub(crate) fn break_link(&mut self, id: LinkId, fault: &LinkFault) {
-        self.stop_rings(id);
+        self.stop_queues(id);
         let Some(slot) = self.links.get_mut(id) else { return };
         let cid = slot.label();
         self.journal.write("fault", cid, fault.to_string());
@@ -335,10 +335,10 @@ impl Attachment for GuestPort {
         self.call(move |worker, id| worker.apply(id, change));
     }
 
-    fn stop_ring(&mut self, index: usize) -> u16 {
+    fn stop_queue(&mut self, index: usize) -> u16 {
         self.call(move |worker, id| {
             worker.hear_out(id, index);
-            worker.stop_ring(id, index)
+            worker.stop_queue(id, index)
         })
     }
 }
@@ -359,10 +359,10 @@ impl Worker {
             }
             Change::WithoutMemory => self.journal.write("no-memory", cid, NO_MEMORY),
             Change::Features(features) => slot.features = features,
-            Change::StartRing(start) => {
+            Change::StartQueue(start) => {
                 let queue = start.index;
-                if let Err(error) = self.start_ring(id, start) {
-                    let fault = crate::link::LinkError::Ring { queue, error };
+                if let Err(error) = self.start_queue(id, start) {
+                    let fault = crate::link::LinkError::Queue { queue, error };
                     self.break_link(id, &LinkFault::Ring(fault));
                 }
             }

@@ -13,7 +13,7 @@ use super::link_slot::{LinkFault, Role, sort_transfer};
 use super::renumber::Former;
 use super::source::{LinkId, Source};
 use crate::host::stream::{End, Taken};
-use crate::link::{Inbound, Token as BufferToken};
+use crate::link::{BufferToken, Inbound};
 use crate::reactor::Token;
 use crate::slice::Slices;
 use crate::vhost_user::F_DGRAM;
