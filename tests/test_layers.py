@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": set(),
     "vmm": LEAVES,
     "preload": LEAVES,
-    # the endpoint protocol and the choice of a transport
+    # the client protocol and the choice of a transport
     "_endpoint": LEAVES | {"_green"},
     "_accepting": LEAVES | {"_endpoint", "_green", "_note"},
     "_green": set(),

@@ -24,7 +24,7 @@ class Node:
 
     Its packets are moved by a native thread of its own, which never takes the GIL. It serves host
     programs on the Unix sockets `stream` and `seqpacket` in `socket_dir`
-    (docs/reference/endpoint-protocol.md), which must exist and be private to the user.
+    (docs/reference/client-protocol.md), which must exist and be private to the user.
 
     Raises:
         OSError: a socket cannot be made there; `filename` says which.

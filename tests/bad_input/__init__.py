@@ -1,7 +1,7 @@
 """Bad input, gathered: what programs can say wrongly, and that a switch leaks nothing over it.
 
     lab            a switch as a process, and what it holds: descriptors, flows, listeners
-    raw            clients that speak the endpoint protocol byte by byte
+    raw            clients that speak the client protocol byte by byte
     conversations  everything a program may be in the middle of
 
     test_requests       messages on the endpoint sockets: cut, over-long, unknown, out of order, with descriptors

@@ -1,4 +1,4 @@
-"""Requests on the endpoint sockets that are none: docs/reference/endpoint-protocol.md, Bad requests."""
+"""Requests on the endpoint sockets that are none: docs/reference/client-protocol.md, Bad requests."""
 
 import contextlib
 import os

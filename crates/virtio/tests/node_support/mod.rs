@@ -82,7 +82,7 @@ impl Lab {
     }
 }
 
-/// A request of the endpoint protocol.
+/// A request of the client protocol.
 pub(crate) fn request(op: u8, cid: u32, port: u32, value: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[0] = 1;
