@@ -108,7 +108,8 @@ impl DeviceLink {
     }
 
     /// Where a queue started last; once it is stopped, where it would go on.
-    pub(crate) fn base(&self, queue: usize) -> u16 {
+    #[must_use]
+    pub fn base(&self, queue: usize) -> u16 {
         self.bases.get(queue).copied().unwrap_or(0)
     }
 
@@ -157,24 +158,29 @@ impl DeviceLink {
     }
 
     /// The driver is gone, and with it what it was to be told.
-    pub(crate) fn forget_driver(&mut self) {
+    pub fn forget_driver(&mut self) {
         self.reset = ResetHandshake::Done;
         self.knows_driver = false;
         self.owes_reset = false;
     }
 
     /// Whether packets may go to the driver: it has handled all events.
-    pub(crate) fn is_open(&self) -> bool {
+    #[must_use]
+    pub fn is_open(&self) -> bool {
         self.reset == ResetHandshake::Done
     }
 
     /// An event is still to be sent.
-    pub(crate) fn is_reset_due(&self) -> bool {
+    #[must_use]
+    pub fn is_reset_due(&self) -> bool {
         self.reset == ResetHandshake::Pending
     }
 
     /// Whether packets must wait for the driver to handle an event; sends one that is due.
-    pub(crate) fn is_gated(&mut self) -> Result<bool, LinkError> {
+    ///
+    /// # Errors
+    /// The driver broke the rules of the event queue.
+    pub fn is_gated(&mut self) -> Result<bool, LinkError> {
         if self.reset == ResetHandshake::Done {
             return Ok(false);
         }
