@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
+//! | `options` | what a guest is told to be |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
 //! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
@@ -24,6 +25,7 @@ pub mod journal;
 pub mod link;
 mod mailbox;
 pub mod node;
+mod options;
 pub mod polling;
 pub mod queue;
 mod reactor;

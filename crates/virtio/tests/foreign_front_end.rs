@@ -203,9 +203,7 @@ fn switch(directory: &Directory) -> Node {
         name: "a".to_owned(),
         cid: CID,
         socket: directory.0.join("a.sock"),
-        hybrid: None,
-        groups: vec![],
-        memory_slots: false,
+        ..GuestOptions::default()
     };
     switch.add_guest(options).unwrap();
     switch

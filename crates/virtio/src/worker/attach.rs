@@ -15,18 +15,9 @@ use super::link_slot::{LinkFault, LinkSlot, Role};
 use super::source::{LinkId, NOWHERE, Source};
 use crate::link::{EVENT_QUEUE, Link, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::mailbox::Mailbox;
+use crate::options::GuestOptions;
 use crate::queue::QueueError;
 use crate::vhost_user::{Attachment, BackendControl, Change, ConfigSpace, Detach, QueueStart};
-
-/// What a new guest is made of.
-pub(crate) struct NewGuest {
-    pub(crate) name: String,
-    pub(crate) cid: Cid,
-    pub(crate) groups: Vec<String>,
-    pub(crate) socket: PathBuf,
-    pub(crate) hybrid: Option<(PathBuf, UnixListener)>,
-    pub(crate) seed: u64,
-}
 
 /// Why there is no such guest.
 #[derive(Debug, thiserror::Error)]
@@ -47,18 +38,20 @@ pub enum AddError {
 
 impl Worker {
     /// A guest whose front end may attach from now on.
-    pub(crate) fn add_guest(&mut self, guest: NewGuest) -> Result<LinkId, AddError> {
-        let NewGuest { name, cid, groups, socket, hybrid, seed } = guest;
+    pub(crate) fn add_guest(
+        &mut self,
+        options: GuestOptions,
+        hybrid: Option<(PathBuf, UnixListener)>,
+        seed: u64,
+    ) -> Result<LinkId, AddError> {
+        let cid = Cid(options.cid);
         self.check_cid(cid)?;
-        for (_, slot) in &self.links {
-            if slot.name == name {
-                return Err(AddError::NameInUse(name));
-            }
+        options.check()?;
+        if self.links.iter().any(|(_, slot)| slot.options.name == options.name) {
+            return Err(AddError::NameInUse(options.name));
         }
         let link = Link::Device(crate::link::device::DeviceLink::new());
-        let mut slot = LinkSlot::new(name, Role::Guest(cid), link, socket, seed);
-        slot.groups = groups;
-        let id = self.links.insert(slot);
+        let id = self.links.insert(LinkSlot::new(options, Role::Guest(cid), link, seed));
         if let Err(error) = self.set_hybrid(id, hybrid) {
             self.links.remove(id);
             return Err(error.into());
@@ -109,8 +102,8 @@ impl Worker {
         seed: u64,
     ) -> std::io::Result<()> {
         self.set_local(cid);
-        let mut slot =
-            LinkSlot::new("uplink".into(), Role::Uplink, Link::Driver(link), socket, seed);
+        let options = GuestOptions { socket, ..GuestOptions::default() };
+        let mut slot = LinkSlot::new(options, Role::Uplink, Link::Driver(link), seed);
         slot.features = features;
         slot.config = Some(config);
         let id = self.links.insert(slot);

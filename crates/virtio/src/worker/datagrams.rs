@@ -257,7 +257,7 @@ impl Worker {
     /// A whole datagram of a link, for a program here or another guest. False: there is nobody, or no room.
     fn pass_datagram(&mut self, from: LinkId, datagram: &Arriving) -> bool {
         let Arriving { from: sender, to, bytes } = datagram;
-        let is_alias = self.links.get(from).is_some_and(|slot| slot.has_host_alias(to.cid));
+        let is_alias = self.links.get(from).is_some_and(|slot| slot.options.has_host_alias(to.cid));
         if to.cid == self.local || is_alias {
             return self.deliver_datagram(*sender, *to, bytes);
         }

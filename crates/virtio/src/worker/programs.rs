@@ -205,8 +205,9 @@ impl Worker {
 
     fn grant_resolve(&self, name: &[u8]) -> Result<Reply, (u8, Errno)> {
         let name = std::str::from_utf8(name).map_err(|_| (op::RESOLVE, Errno::INVAL))?;
-        let found = self.links.iter().find(|(_, slot)| slot.guest().is_some() && slot.name == name);
-        let cid = found.and_then(|(_, slot)| slot.guest()).ok_or((op::RESOLVE, Errno::NODEV))?;
+        let mut guests = self.links.iter().filter_map(|(_, slot)| Some((slot, slot.guest()?)));
+        let found = guests.find(|(slot, _)| slot.options.name == name);
+        let (_, cid) = found.ok_or((op::RESOLVE, Errno::NODEV))?;
         let theirs = to_wire(Address { cid, port: Port::ANY });
         Ok(Reply { theirs, ..wire::ok(op::RESOLVE, NOWHERE) })
     }

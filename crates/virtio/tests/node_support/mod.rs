@@ -65,7 +65,7 @@ impl Lab {
                     socket: socket.clone(),
                     hybrid: Some(directory.0.join(format!("{name}.vsock"))),
                     groups: vec![(*group).to_owned()],
-                    memory_slots: false,
+                    ..GuestOptions::default()
                 })
                 .unwrap();
             if index < joined {
