@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
 
 from vsock.demo.checks import CHECKS, Check
 from vsock.demo.lab import Lab, open_lab
@@ -22,6 +23,9 @@ from vsock.demo.screen import SHELL_PORT, Screen
 from vsock.errors import VsockError
 
 __all__ = ["main"]
+
+_SIGNAL_SECONDS: Final = 0.5
+"""A signal that comes just before a wait begins does not end it: the next one does."""
 
 
 def main(*, keep: bool = False, as_json: bool = False) -> int:
@@ -85,8 +89,10 @@ def _keep(lab: Lab, screen: Screen) -> None:
             place.start(shell_server, SHELL_PORT).read_line()
     screen.kept(lab.runtime_dir, lab.guests)
     screen.rest()
+    never = threading.Event()
     try:
-        threading.Event().wait()
+        while not never.wait(_SIGNAL_SECONDS):
+            pass
     except KeyboardInterrupt:
         return
 

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -14,6 +14,10 @@ Calls = SimpleQueue[Callable[[], object] | None]
 
 _CLEANING_SECONDS: Final = 5.0
 """How long something that was cancelled may take to take down what it had made."""
+
+_SIGNAL_SECONDS: Final = 0.5
+"""How late a signal may be handled. One that comes after Python last checked for signals and before the thread
+sleeps does not wake it, so no wait may be without end."""
 
 
 class LoopThread:
@@ -47,7 +51,11 @@ class LoopThread:
         self._loop.call_soon_threadsafe(start)
         try:
             while not over.is_set():
-                if (wanted := calls.get()) is not None:
+                try:
+                    wanted = calls.get(timeout=_SIGNAL_SECONDS)
+                except Empty:
+                    continue
+                if wanted is not None:
                     wanted()
         except BaseException:
             self._loop.call_soon_threadsafe(lambda: started.result().cancel())
