@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
 
-use crate::driver::{DriverLink, DriverOptions};
 use crate::fabric::Fabric;
 use crate::guest_port::GuestPort;
 use crate::journal::{Journal, Record};
 use crate::link::QUEUE_COUNT;
+use crate::link::driver::{DriverLink, DriverOptions};
+use crate::link::loopback::LoopbackLink;
 pub use crate::links::AddError;
 use crate::links::{LinkId, NewUplink};
-use crate::loopback::LoopbackLink;
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::GuestOptions;
 use crate::polling::Polling;
@@ -313,7 +313,7 @@ impl Node {
     ) -> Result<u32, NodeError> {
         let mut held = self.held();
         let mut link = DriverLink::new(&DriverOptions::default())?;
-        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
         let options = FrontendOptions { timeout, ..FrontendOptions::default() };
         let mut device = attach(socket, link.region(), &rings, options)?;
         if let Some(wanted) = wanted

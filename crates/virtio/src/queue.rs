@@ -1,6 +1,6 @@
 //! Split virtqueues (virtio 1.2, section 2.7), both sides.
 //!
-//! A ring is three areas in memory that both sides share: a *descriptor table* (address, length, flags,
+//! A virtqueue is three areas in memory that both sides share: a *descriptor table* (address, length, flags,
 //! next), the *available ring* that only the driver writes (heads of chains it offers) and the *used ring* that
 //! only the device writes (heads it is done with, and how many bytes it wrote). Both rings carry a free-running
 //! 16-bit index that says how many entries were ever written.
@@ -18,8 +18,8 @@
 //!
 //! **Trust.** Nothing read from shared memory is believed: indexes are compared with what can be, descriptors
 //! are copied once and the copy is checked, and what we must know for certain (free descriptors, chains in
-//! flight) is kept in memory of our own. A ring whose other side breaks the rules gives [`RingError`] once and
-//! for ever; that is not the same as an empty ring, which is `None`.
+//! flight) is kept in memory of our own. A queue whose other side breaks the rules gives [`QueueError`] once and
+//! for ever; that is not the same as an empty queue, which is `None`.
 //!
 //! The area addresses are resolved once, in [`layout`], where all access to them lives.
 
@@ -27,15 +27,15 @@ mod device;
 mod driver;
 mod layout;
 
-pub use device::{Chain, DeviceRing};
-pub use driver::{DriverRing, RingFull};
-pub use layout::{MAX_QUEUE_SIZE, RingLayout};
+pub use device::{Chain, DeviceQueue};
+pub use driver::{DriverQueue, QueueFull};
+pub use layout::{MAX_QUEUE_SIZE, QueueLayout};
 
 use crate::memory::OutsideMemory;
 
-/// Where a ring is and how it starts.
+/// Where a queue is and how it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingConfig {
+pub struct QueueConfig {
     /// Number of entries: a power of two, at most [`MAX_QUEUE_SIZE`].
     pub size: u16,
     /// Guest address of the descriptor table.
@@ -50,16 +50,16 @@ pub struct RingConfig {
     pub event_idx: bool,
 }
 
-/// How the other side (or the front end) broke the rules of a ring.
+/// How the other side (or the front end) broke the rules of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RingError {
+pub enum QueueError {
     /// Queue size zero, not a power of two or above [`MAX_QUEUE_SIZE`].
     #[error("queue size {0} is not a power of two from 1 to {MAX_QUEUE_SIZE}")]
     BadSize(u16),
     /// A ring area or a buffer is not in guest memory (or a ring area crosses regions or is not aligned).
     #[error(transparent)]
     OutsideMemory(#[from] OutsideMemory),
-    /// More heads available or used than the ring has entries.
+    /// More heads available or used than the queue has entries.
     #[error("ring index moved by {0}, more than the ring can hold")]
     TooManyHeads(u16),
     /// A descriptor index past the end of its table.

@@ -1,11 +1,11 @@
-//! The device's side of a ring: takes chains that the driver offers, and gives them back used.
+//! The device's side of a queue: takes chains that the driver offers, and gives them back used.
 //!
 //! A chain is popped into a list of pieces, readable pieces first, whatever its descriptors look like: any
 //! number of them, split anywhere, directly or through one level of an indirect table. Used entries are
-//! written at once but become visible only with [`publish`](DeviceRing::publish), once per batch.
+//! written at once but become visible only with [`publish`](DeviceQueue::publish), once per batch.
 //!
 //! Chains should be given back in the order they came. Then `used index = number of chains done` is the whole
-//! state of the ring, and a successor goes on from it alone: what a front end believes the next chain to be may be
+//! state of the queue, and a successor goes on from it alone: what a front end believes the next chain to be may be
 //! behind chains that a lost device took and never gave back.
 
 use std::ops::Range;
@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{Areas, Descriptor, INDIRECT, NEXT, NO_SIGNAL, Table, WRITE, passes_event};
-use super::{RingConfig, RingError};
+use super::{QueueConfig, QueueError};
 use crate::memory::GuestMemory;
 use crate::slice::Slices;
 
-/// The most descriptors of one chain, however long its ring: a packet needs 18, and what is kept of a chain must not grow
+/// The most descriptors of one chain, however long its queue: a packet needs 18, and what is kept of a chain must not grow
 /// with the size that a guest chooses.
 const MAX_CHAIN: u16 = 1024;
 
@@ -27,9 +27,9 @@ const MAX_PIECES: usize = 2 * MAX_CHAIN as usize;
 /// A chain of buffers that the driver offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// What to give back to [`DeviceRing::push_used`].
+    /// What to give back to [`DeviceQueue::push_used`].
     pub head: u16,
-    /// The pieces that the driver filled, in the list given to [`DeviceRing::pop`].
+    /// The pieces that the driver filled, in the list given to [`DeviceQueue::pop`].
     pub readable: Range<usize>,
     /// The pieces for us to fill, right behind the readable ones.
     pub writable: Range<usize>,
@@ -39,8 +39,8 @@ pub struct Chain {
     pub writable_len: u32,
 }
 
-/// The device's side of a split ring.
-pub struct DeviceRing {
+/// The device's side of a split virtqueue.
+pub struct DeviceQueue {
     areas: Areas,
     event_idx: bool,
     /// Index of the next available entry to pop.
@@ -55,18 +55,18 @@ pub struct DeviceRing {
     in_flight: u16,
     /// Signal with the first batch whatever the driver asked for: what a predecessor signalled is unknown.
     first_signal: bool,
-    broken: Option<RingError>,
+    broken: Option<QueueError>,
 }
 
-impl DeviceRing {
+impl DeviceQueue {
     /// Resolves the areas and goes on at the used index in memory, whatever `config.base` is. A front end that connects
     /// anew while its driver runs names the index up to which the driver has offered chains (Cloud Hypervisor), as
     /// it cannot know which of them its old device was done with; QEMU names the used index. A driver that offers
-    /// more than the ring holds beyond it is found when the ring is first looked at.
+    /// more than the queue holds beyond it is found when the queue is first looked at.
     ///
     /// # Errors
     /// Size, place or alignment of the areas is not allowed.
-    pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self, RingError> {
+    pub fn new(memory: Arc<GuestMemory>, config: &QueueConfig) -> Result<Self, QueueError> {
         let areas = Areas::resolve(memory, config)?;
         let used = areas.used_idx();
         Ok(Self {
@@ -85,9 +85,9 @@ impl DeviceRing {
     /// Takes the next chain and appends its pieces to `slices`; `None` when the driver offers none.
     ///
     /// # Errors
-    /// The driver broke the rules. The ring is unusable from then on and gives the same error again.
+    /// The driver broke the rules. The queue is unusable from then on and gives the same error again.
     #[inline]
-    pub fn pop(&mut self, slices: &mut Slices) -> Result<Option<Chain>, RingError> {
+    pub fn pop(&mut self, slices: &mut Slices) -> Result<Option<Chain>, QueueError> {
         if let Some(error) = self.broken {
             return Err(error);
         }
@@ -111,12 +111,12 @@ impl DeviceRing {
     }
 
     /// Reads the driver's index; true when there is something to pop.
-    fn look(&mut self) -> Result<bool, RingError> {
+    fn look(&mut self) -> Result<bool, QueueError> {
         let idx = self.areas.avail_idx();
         let oldest = self.next_avail.wrapping_sub(self.in_flight);
         let offered = idx.wrapping_sub(oldest);
         if offered > self.areas.size() || offered < self.in_flight {
-            let error = RingError::TooManyHeads(offered);
+            let error = QueueError::TooManyHeads(offered);
             self.broken = Some(error);
             return Err(error);
         }
@@ -131,7 +131,7 @@ impl DeviceRing {
         self.next_avail = self.next_avail.wrapping_sub(n);
     }
 
-    /// How many chains can be popped now; 0 for a broken ring.
+    /// How many chains can be popped now; 0 for a broken queue.
     pub fn available(&mut self) -> u16 {
         if self.broken.is_none() && self.look().is_ok() {
             self.avail_idx.wrapping_sub(self.next_avail)
@@ -171,7 +171,7 @@ impl DeviceRing {
     }
 
     /// Asks for a kick with the next chain that the driver offers. True when there is one already: do not sleep.
-    /// A broken ring has nothing more.
+    /// A broken queue has nothing more.
     pub fn enable_kicks(&mut self) -> bool {
         if self.event_idx {
             self.areas.set_avail_event(self.next_avail);
@@ -183,7 +183,7 @@ impl DeviceRing {
         self.has_chain()
     }
 
-    /// The driver offers a chain. A broken ring has nothing more.
+    /// The driver offers a chain. A broken queue has nothing more.
     #[must_use]
     pub fn has_chain(&self) -> bool {
         self.broken.is_none() && self.areas.avail_idx() != self.next_avail
@@ -201,7 +201,7 @@ impl DeviceRing {
         self.available() > known
     }
 
-    /// Asks for no kicks while we look at the ring anyway.
+    /// Asks for no kicks while we look at the queue anyway.
     pub fn disable_kicks(&mut self) {
         if self.event_idx {
             // The index that is passed last, 65535 entries from now.
@@ -217,7 +217,7 @@ impl DeviceRing {
         self.next_avail.wrapping_sub(self.in_flight)
     }
 
-    /// True when the memory behind the ring lost its backing.
+    /// True when the memory behind the queue lost its backing.
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.areas.memory().is_dead()
@@ -242,13 +242,13 @@ impl<'a> Walk<'a> {
 
     /// Follows the chain from `head`.
     #[inline]
-    fn chain(mut self, areas: &Areas, head: u16) -> Result<Chain, RingError> {
+    fn chain(mut self, areas: &Areas, head: u16) -> Result<Chain, QueueError> {
         let mut index = head;
         for _ in 0..areas.size().min(MAX_CHAIN) {
             let descriptor = areas.descriptor(index)?;
             if descriptor.has(INDIRECT) {
                 if descriptor.has(NEXT) {
-                    return Err(RingError::BadIndirect(descriptor.len));
+                    return Err(QueueError::BadIndirect(descriptor.len));
                 }
                 let table = Table::resolve(areas.memory(), descriptor.addr, descriptor.len)?;
                 self.table(areas.memory(), &table)?;
@@ -264,12 +264,12 @@ impl<'a> Walk<'a> {
     }
 
     /// Follows the chain in an indirect table, which starts at its first entry.
-    fn table(&mut self, memory: &Arc<GuestMemory>, table: &Table<'_>) -> Result<(), RingError> {
+    fn table(&mut self, memory: &Arc<GuestMemory>, table: &Table<'_>) -> Result<(), QueueError> {
         let mut index = 0;
         for _ in 0..table.count.min(MAX_CHAIN) {
             let descriptor = table.get(index)?;
             if descriptor.has(INDIRECT) {
-                return Err(RingError::BadIndirect(descriptor.len));
+                return Err(QueueError::BadIndirect(descriptor.len));
             }
             self.add(memory, &descriptor)?;
             if !descriptor.has(NEXT) {
@@ -282,19 +282,23 @@ impl<'a> Walk<'a> {
 
     /// Adds the buffer of one descriptor.
     #[inline]
-    fn add(&mut self, memory: &Arc<GuestMemory>, descriptor: &Descriptor) -> Result<(), RingError> {
+    fn add(
+        &mut self,
+        memory: &Arc<GuestMemory>,
+        descriptor: &Descriptor,
+    ) -> Result<(), QueueError> {
         if descriptor.has(WRITE) {
             self.writable.get_or_insert(self.slices.len());
         } else if self.writable.is_some() {
-            return Err(RingError::ReadableAfterWritable);
+            return Err(QueueError::ReadableAfterWritable);
         } else {
             self.readable_len =
-                self.readable_len.checked_add(descriptor.len).ok_or(RingError::TooLong)?;
+                self.readable_len.checked_add(descriptor.len).ok_or(QueueError::TooLong)?;
         }
-        self.total = self.total.checked_add(descriptor.len).ok_or(RingError::TooLong)?;
+        self.total = self.total.checked_add(descriptor.len).ok_or(QueueError::TooLong)?;
         memory.slice(descriptor.addr, descriptor.len, self.slices)?;
         if self.slices.len() - self.start > MAX_PIECES {
-            return Err(RingError::TooLong);
+            return Err(QueueError::TooLong);
         }
         Ok(())
     }
@@ -313,6 +317,6 @@ impl<'a> Walk<'a> {
 }
 
 /// What is wrong with a chain in a table of `count` descriptors whose end was not found.
-fn endless(count: u16) -> RingError {
-    if count > MAX_CHAIN { RingError::TooLong } else { RingError::Loop }
+fn endless(count: u16) -> QueueError {
+    if count > MAX_CHAIN { QueueError::TooLong } else { QueueError::Loop }
 }

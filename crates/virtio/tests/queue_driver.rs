@@ -2,21 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod queue_support;
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use ring_support::{Guest, LOW, proptest_config};
-use vsock_virtio::ring::{DeviceRing, DriverRing, RingConfig, RingError, RingFull};
+use queue_support::{Guest, LOW, proptest_config};
+use vsock_virtio::queue::{DeviceQueue, DriverQueue, QueueConfig, QueueError, QueueFull};
 use vsock_virtio::slice::Slices;
 
-fn driver(guest: &Guest) -> DriverRing {
-    DriverRing::new(Arc::clone(&guest.memory), &guest.config).unwrap()
+fn driver(guest: &Guest) -> DriverQueue {
+    DriverQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap()
 }
 
-fn device(guest: &Guest) -> DeviceRing {
-    DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap()
+fn device(guest: &Guest) -> DeviceQueue {
+    DeviceQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap()
 }
 
 #[test]
@@ -41,8 +41,8 @@ fn full_ring_refuses_and_keeps_what_it_has() {
     let guest = Guest::new(4, true);
     let mut driver = driver(&guest);
     driver.add(&[(LOW, 1); 3], &[]).unwrap();
-    assert_eq!(driver.add(&[(LOW, 1); 2], &[]), Err(RingFull));
-    assert_eq!(driver.add(&[], &[]), Err(RingFull));
+    assert_eq!(driver.add(&[(LOW, 1); 2], &[]), Err(QueueFull));
+    assert_eq!(driver.add(&[], &[]), Err(QueueFull));
     assert_eq!(driver.free_descriptors(), 1);
     assert!(driver.add(&[], &[(LOW, 1)]).is_ok());
     assert_eq!(driver.free_descriptors(), 0);
@@ -50,7 +50,7 @@ fn full_ring_refuses_and_keeps_what_it_has() {
 
 #[test]
 fn descriptors_are_reused_for_ever() {
-    let start = RingConfig { base: 65000, ..Guest::new(8, true).config };
+    let start = QueueConfig { base: 65000, ..Guest::new(8, true).config };
     let guest = Guest { config: start, ..Guest::new(8, true) };
     let (mut driver, mut device) = (driver(&guest), device(&guest));
     let mut slices = Slices::new();
@@ -88,13 +88,13 @@ fn used_entry_that_lies_stops_the_ring() {
         result
     };
     assert_eq!(lie(0, 20, 1), Ok(Some((0, 20))));
-    assert_eq!(lie(0, 21, 1), Err(RingError::BadUsedLength(21)));
-    assert_eq!(lie(1, 0, 1), Err(RingError::BadUsedId(1)));
-    assert_eq!(lie(3, 0, 1), Err(RingError::BadUsedId(3)));
-    assert_eq!(lie(65536, 0, 1), Err(RingError::BadUsedId(65536)));
-    assert_eq!(lie(u32::MAX, 0, 1), Err(RingError::BadUsedId(u32::MAX)));
-    assert_eq!(lie(0, 0, 2), Err(RingError::TooManyHeads(2)));
-    assert_eq!(lie(0, 0, u16::MAX), Err(RingError::TooManyHeads(u16::MAX)));
+    assert_eq!(lie(0, 21, 1), Err(QueueError::BadUsedLength(21)));
+    assert_eq!(lie(1, 0, 1), Err(QueueError::BadUsedId(1)));
+    assert_eq!(lie(3, 0, 1), Err(QueueError::BadUsedId(3)));
+    assert_eq!(lie(65536, 0, 1), Err(QueueError::BadUsedId(65536)));
+    assert_eq!(lie(u32::MAX, 0, 1), Err(QueueError::BadUsedId(u32::MAX)));
+    assert_eq!(lie(0, 0, 2), Err(QueueError::TooManyHeads(2)));
+    assert_eq!(lie(0, 0, u16::MAX), Err(QueueError::TooManyHeads(u16::MAX)));
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn chain_is_taken_back_once() {
     guest.set_used(1, 1, 0);
     guest.set_used_idx(2);
     assert_eq!(driver.pop_used(), Ok(Some((1, 0))));
-    assert_eq!(driver.pop_used(), Err(RingError::BadUsedId(1)));
+    assert_eq!(driver.pop_used(), Err(QueueError::BadUsedId(1)));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn unpublished_chain_cannot_have_been_used() {
     let mut driver = driver(&guest);
     driver.add(&[(LOW, 1)], &[]).unwrap();
     guest.set_used_idx(1);
-    assert_eq!(driver.pop_used(), Err(RingError::TooManyHeads(1)));
+    assert_eq!(driver.pop_used(), Err(QueueError::TooManyHeads(1)));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn kicks_and_calls_follow_flags_without_event_index() {
     guest.set_used_flags(1);
     driver.add(&[(LOW, 1)], &[]).unwrap();
     assert!(!driver.publish());
-    let flags = |guest: &Guest| ring_support::read_u16(&guest.memory, guest.config.avail);
+    let flags = |guest: &Guest| queue_support::read_u16(&guest.memory, guest.config.avail);
     driver.disable_calls();
     assert_eq!(flags(&guest), 1);
     assert!(!driver.enable_calls());
@@ -180,7 +180,7 @@ proptest! {
                             prop_assert!(in_flight.iter().all(|chain| chain.0 != head));
                             in_flight.push((head, (r + w) as u16, 50 * w as u32));
                         }
-                        Err(RingFull) => prop_assert!(r + w == 0 || usize::from(free) < r + w),
+                        Err(QueueFull) => prop_assert!(r + w == 0 || usize::from(free) < r + w),
                     }
                 }
                 Step::Publish => { driver.publish(); }
@@ -193,7 +193,7 @@ proptest! {
                 Step::Used { position, id, len } => guest.set_used(position, id, len),
                 Step::Scribble { at, byte } => {
                     let len = 16 * 8 + 200;
-                    ring_support::write(&guest.memory, guest.config.desc + u64::from(at) % len, &[byte]);
+                    queue_support::write(&guest.memory, guest.config.desc + u64::from(at) % len, &[byte]);
                 }
                 Step::Index(idx) => guest.set_used_idx(idx),
             }

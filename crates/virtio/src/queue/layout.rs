@@ -1,17 +1,17 @@
-//! The three areas of a split ring, field by field.
+//! The three areas of a split virtqueue, field by field.
 //!
 //! [`Areas`] resolves the addresses once. Every access is atomic, because the other side writes at the same time, and
-//! entries are numbered modulo the ring's size, so that no number from shared memory leads outside. All fields are
+//! entries are numbered modulo the queue's size, so that no number from shared memory leads outside. All fields are
 //! little endian.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::{RingConfig, RingError};
+use super::{QueueConfig, QueueError};
 use crate::memory::{GuestMemory, Pinned};
 use crate::slice::Piece;
 
-/// The largest queue there is (virtio 1.2, section 2.7), and what crosvm asks for. Nothing of a device's ring is
+/// The largest queue there is (virtio 1.2, section 2.7), and what crosvm asks for. Nothing of a device's queue is
 /// allocated per entry.
 pub const MAX_QUEUE_SIZE: u16 = 32768;
 
@@ -68,8 +68,12 @@ pub(super) struct Table<'m> {
 impl<'m> Table<'m> {
     /// Checks an indirect table of `len` bytes: whole descriptors, at least one, not more than the largest
     /// queue. It must lie in one region, as every table that a driver allocates does.
-    pub(super) fn resolve(memory: &'m GuestMemory, addr: u64, len: u32) -> Result<Self, RingError> {
-        let bad = RingError::BadIndirect(len);
+    pub(super) fn resolve(
+        memory: &'m GuestMemory,
+        addr: u64,
+        len: u32,
+    ) -> Result<Self, QueueError> {
+        let bad = QueueError::BadIndirect(len);
         if !u64::from(len).is_multiple_of(DESC_LEN) {
             return Err(bad);
         }
@@ -81,9 +85,9 @@ impl<'m> Table<'m> {
     }
 
     /// The descriptor at `index`, which must be below the count.
-    pub(super) fn get(&self, index: u16) -> Result<Descriptor, RingError> {
+    pub(super) fn get(&self, index: u16) -> Result<Descriptor, QueueError> {
         if index >= self.count {
-            return Err(RingError::BadIndex(index));
+            return Err(QueueError::BadIndex(index));
         }
         let mut copy = [0_u8; 16];
         self.bytes.copy_to_from(usize::from(index) * copy.len(), &mut copy);
@@ -93,7 +97,7 @@ impl<'m> Table<'m> {
     }
 }
 
-/// The areas of one ring, resolved.
+/// The areas of one queue, resolved.
 pub(super) struct Areas {
     desc: Pinned<[AtomicU64; 2]>,
     /// Flags and index of the available ring, and its entries.
@@ -118,11 +122,11 @@ impl Areas {
     /// Checks size, place and alignment (16, 2 and 4 bytes) of all three areas.
     pub(super) fn resolve(
         memory: Arc<GuestMemory>,
-        config: &RingConfig,
-    ) -> Result<Self, RingError> {
+        config: &QueueConfig,
+    ) -> Result<Self, QueueError> {
         let size = config.size;
         if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
-            return Err(RingError::BadSize(size));
+            return Err(QueueError::BadSize(size));
         }
         let entries = u64::from(size);
         let (avail_len, used_len) = (4 + entries * 2, 4 + entries * 8);
@@ -153,9 +157,9 @@ impl Areas {
     }
 
     /// The descriptor at `index`, which must be below the size.
-    pub(super) fn descriptor(&self, index: u16) -> Result<Descriptor, RingError> {
+    pub(super) fn descriptor(&self, index: u16) -> Result<Descriptor, QueueError> {
         if index >= self.size {
-            return Err(RingError::BadIndex(index));
+            return Err(QueueError::BadIndex(index));
         }
         let [first, second] = self.desc.at(index);
         let (first, second) = (first.load(Ordering::Relaxed), second.load(Ordering::Relaxed));
@@ -260,9 +264,9 @@ pub(super) fn passes_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-/// Where the areas of a ring lie when we choose: one behind the other.
+/// Where the areas of a queue lie when we choose: one behind the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingLayout {
+pub struct QueueLayout {
     /// Offset of the available ring from the descriptor table.
     pub avail: u64,
     /// Offset of the used ring from the descriptor table.
@@ -271,8 +275,8 @@ pub struct RingLayout {
     pub len: u64,
 }
 
-impl RingLayout {
-    /// Room for a ring of `size` entries. The rings start on cache lines of their own, as different sides
+impl QueueLayout {
+    /// Room for a queue of `size` entries. The rings start on cache lines of their own, as different sides
     /// write them.
     #[must_use]
     pub fn new(size: u16) -> Self {

@@ -1,25 +1,25 @@
-//! One ring of a device that runs, and the order in which its chains are given back.
+//! One queue of a device that runs, and the order in which its chains are given back.
 //!
-//! They are given back in the order they were popped (see [`ring`](crate::ring)). A chain that is of no use (no packet
+//! They are given back in the order they were popped (see [`queue`](crate::queue)). A chain that is of no use (no packet
 //! fits) cannot be given back at once when older ones are still in use; it waits in `skipped`.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
-use crate::link::{LinkError, LinkStats};
-use crate::ring::{Chain, DeviceRing, RingError};
+use super::super::packet::{LinkError, LinkStats};
+use crate::queue::{Chain, DeviceQueue, QueueError};
 use crate::slice::Slices;
 
 /// Chains of no use in a row before others have their turn: a driver may offer them as fast as they are given back.
 const MOST_SKIPPED: u32 = 256;
 
-/// Chains of no use that wait for older ones, at most: what is kept of them must not grow with the size of the ring,
+/// Chains of no use that wait for older ones, at most: what is kept of them must not grow with the size of the queue,
 /// which the guest chooses.
 const MOST_WAITING: usize = 1024;
 
-/// A ring that runs.
-pub(super) struct Queue {
-    pub(super) ring: DeviceRing,
+/// A queue that runs.
+pub(super) struct RunningQueue {
+    pub(super) virtqueue: DeviceQueue,
     pub(super) kick: OwnedFd,
     pub(super) call: Option<OwnedFd>,
     /// Number of chains popped, and of chains given back: free-running.
@@ -29,10 +29,10 @@ pub(super) struct Queue {
     skipped: VecDeque<(u16, u16)>,
 }
 
-impl Queue {
-    /// A ring from which nothing was popped yet.
-    pub(super) fn new(ring: DeviceRing, kick: OwnedFd, call: Option<OwnedFd>) -> Self {
-        Self { ring, kick, call, popped: 0, done: 0, skipped: VecDeque::new() }
+impl RunningQueue {
+    /// A queue from which nothing was popped yet.
+    pub(super) fn new(virtqueue: DeviceQueue, kick: OwnedFd, call: Option<OwnedFd>) -> Self {
+        Self { virtqueue, kick, call, popped: 0, done: 0, skipped: VecDeque::new() }
     }
 
     /// Pops the next chain that is of use; those before it are given back and counted, and what they added to `slices` is
@@ -52,14 +52,14 @@ impl Queue {
                     slices.truncate(chain.readable.start);
                     if self.skipped.len() >= MOST_WAITING {
                         self.popped = self.popped.wrapping_sub(1);
-                        self.ring.unpop(1);
+                        self.virtqueue.unpop(1);
                         break;
                     }
                     stats.skipped += self.skip(chain.head);
                 }
-                Ok(None) if !self.ring.is_dead() => return Ok(None),
-                Err(error) if !self.ring.is_dead() => {
-                    return Err(LinkError::Ring { queue: number, error });
+                Ok(None) if !self.virtqueue.is_dead() => return Ok(None),
+                Err(error) if !self.virtqueue.is_dead() => {
+                    return Err(LinkError::Queue { queue: number, error });
                 }
                 Ok(None) | Err(_) => return Err(LinkError::MemoryDead),
             }
@@ -68,8 +68,8 @@ impl Queue {
     }
 
     #[inline]
-    fn pop(&mut self, slices: &mut Slices) -> Result<Option<Chain>, RingError> {
-        let chain = self.ring.pop(slices)?;
+    fn pop(&mut self, slices: &mut Slices) -> Result<Option<Chain>, QueueError> {
+        let chain = self.virtqueue.pop(slices)?;
         if chain.is_some() {
             self.popped = self.popped.wrapping_add(1);
         }
@@ -79,7 +79,7 @@ impl Queue {
     /// Gives a chain back, and those of no use right behind it. Returns how many those were.
     #[inline]
     pub(super) fn complete(&mut self, head: u16, len: u32) -> u64 {
-        self.ring.push_used(head, len);
+        self.virtqueue.push_used(head, len);
         self.done = self.done.wrapping_add(1);
         self.flush_skipped()
     }
@@ -95,7 +95,7 @@ impl Queue {
         let mut count = 0;
         while let Some(&(_, head)) = self.skipped.front().filter(|(n, _)| *n == self.done) {
             self.skipped.pop_front();
-            self.ring.push_used(head, 0);
+            self.virtqueue.push_used(head, 0);
             self.done = self.done.wrapping_add(1);
             count += 1;
         }
@@ -118,6 +118,6 @@ impl Queue {
             self.popped = newest;
             count += 1;
         }
-        self.ring.unpop(count);
+        self.virtqueue.unpop(count);
     }
 }

@@ -4,19 +4,21 @@
 //! same packets, only that both ends of a connection live in one endpoint, each under its own key. The kernel's
 //! loopback transport does the same (kernel-semantics, 12.11).
 //!
-//! The buffers are our own memory and few: who is sent to faster than it takes in waits for room, like behind a ring.
+//! The buffers are our own memory and few: who is sent to faster than it takes in waits for room, like behind a queue.
 //! The last freed is used first, because its memory is still in the cache.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use crate::link::{
-    HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, MAX_PAYLOAD, Space, TX_QUEUE, Token,
-    split_header, take_header,
+use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
+
+use super::packet::{
+    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, Space, split_header, take_header,
 };
 use crate::memory::{GuestMemory, sealed_memory};
 use crate::slice::{self, Slice, Slices};
+use crate::spec::TX_QUEUE;
 
 /// Packets under way at once. Fewer than an endpoint's replies may be: taking in all of them always leaves room for
 /// what they cause.
@@ -59,7 +61,7 @@ impl LoopbackLink {
     fn slice(&self, buffer: u16, len: u32, slices: &mut Slices) -> Result<(), LinkError> {
         self.memory
             .slice(BASE + LEAD + u64::from(buffer) * STRIDE, len, slices)
-            .map_err(|outside| LinkError::Ring { queue: TX_QUEUE, error: outside.into() })
+            .map_err(|outside| LinkError::Queue { queue: TX_QUEUE, error: outside.into() })
     }
 
     /// Something that was sent waits to be taken in.
@@ -76,11 +78,11 @@ impl LoopbackLink {
         self.slice(buffer, len, slices)?;
         let end = slices.len();
         let (header, payload) = take_header(slices, start..end);
-        let token = Token { index: buffer, epoch: 0 };
+        let token = BufferToken { index: buffer, epoch: 0 };
         Ok(Some(Inbound { header, payload, payload_len: len - HEADER_BYTES, token }))
     }
 
-    pub(crate) fn finish_inbound(&mut self, token: Token) {
+    pub(crate) fn finish_inbound(&mut self, token: BufferToken) {
         self.free.push(token.index);
     }
 
@@ -94,7 +96,7 @@ impl LoopbackLink {
         let start = slices.len();
         self.slice(buffer, HEADER_BYTES + MAX_PAYLOAD, slices)?;
         let (header, payload) = split_header(slices, start);
-        let token = Token { index: buffer, epoch: 0 };
+        let token = BufferToken { index: buffer, epoch: 0 };
         Ok(Some(Space { header, payload, capacity: MAX_PAYLOAD, token }))
     }
 

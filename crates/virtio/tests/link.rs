@@ -3,15 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod queue_support;
 
 use std::os::fd::AsFd;
 
-use ring_support::pair::{Pair, header, receive, send};
-use ring_support::{Random, eventfd, signals};
+use queue_support::pair::{Pair, header, receive, send};
+use queue_support::{Random, eventfd, signals};
 use rustix::fs::ftruncate;
-use vsock_virtio::device::DeviceLink;
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::device::DeviceLink;
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{
     EVENT_QUEUE, Link, LinkError, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE,
 };
@@ -239,10 +239,10 @@ fn token_of_a_stopped_ring_is_ignored() {
     pair.device.publish().unwrap();
     assert_eq!(receive(&mut pair.driver), None);
     assert_eq!(receive(&mut pair.device), Some((1, b"text".to_vec())));
-    assert_eq!(pair.device().stop_ring(RX_QUEUE), 0);
+    assert_eq!(pair.device().stop_queue(RX_QUEUE), 0);
     pair.device.publish().unwrap();
-    assert_eq!(pair.device().stop_ring(TX_QUEUE), 1);
-    assert_eq!(pair.device().stop_ring(TX_QUEUE), 1, "of a stopped ring");
+    assert_eq!(pair.device().stop_queue(TX_QUEUE), 1);
+    assert_eq!(pair.device().stop_queue(TX_QUEUE), 1, "of a stopped ring");
     assert!(!pair.device().is_running(TX_QUEUE));
 }
 
@@ -250,7 +250,7 @@ fn token_of_a_stopped_ring_is_ignored() {
 fn stopping_a_ring_makes_what_was_completed_visible() {
     let mut pair = Pair::small(true);
     assert!(send(&mut pair.device, 5, b"last words"));
-    assert_eq!(pair.device().stop_ring(RX_QUEUE), 1);
+    assert_eq!(pair.device().stop_queue(RX_QUEUE), 1);
     assert_eq!(signals(&pair.calls[RX_QUEUE]), 1);
     assert_eq!(receive(&mut pair.driver), Some((5, b"last words".to_vec())));
 }
@@ -265,7 +265,7 @@ fn event_arrives_and_its_buffer_is_offered_again() {
         assert_eq!(pair.driver().next_event(), Ok(None));
         pair.driver.publish().unwrap();
     }
-    pair.device().stop_ring(EVENT_QUEUE);
+    pair.device().stop_queue(EVENT_QUEUE);
     assert!(!pair.device().send_event(TRANSPORT_RESET).unwrap());
 }
 
@@ -305,10 +305,10 @@ fn call_on_a_full_pipe_does_not_block() {
 
 #[test]
 fn memory_that_lost_its_file_ends_the_link() {
-    let guest = ring_support::Guest::new(8, true);
-    let file = ring_support::memfd(0x1_0000);
+    let guest = queue_support::Guest::new(8, true);
+    let file = queue_support::memfd(0x1_0000);
     let region = Region {
-        guest: ring_support::RING_AT,
+        guest: queue_support::RING_AT,
         user: 0,
         len: 0x1_0000,
         offset: 0,
@@ -316,7 +316,7 @@ fn memory_that_lost_its_file_ends_the_link() {
     };
     let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
     let mut device = DeviceLink::new();
-    device.start_ring(TX_QUEUE, &memory, &guest.config, eventfd(), None).unwrap();
+    device.start_queue(TX_QUEUE, &memory, &guest.config, eventfd(), None).unwrap();
     ftruncate(&file, 0).unwrap();
     let mut link = Link::Device(device);
     assert_eq!(link.next_inbound(&mut Slices::new()), Err(LinkError::MemoryDead));

@@ -5,17 +5,17 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod queue_support;
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use ring_support::{
+use queue_support::{
     Desc, Guest, HIGH, INDIRECT, LOW, NEXT, REGION_LEN, WRITE, eventfd, proptest_config,
 };
-use vsock_virtio::device::DeviceLink;
+use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
-use vsock_virtio::ring::DeviceRing;
+use vsock_virtio::queue::DeviceQueue;
 use vsock_virtio::slice::{Slice, Slices, copy_in, copy_out, total};
 
 const SIZE: u16 = 8;
@@ -127,7 +127,7 @@ impl Hostile {
         len == 0
             || inside(LOW, 2 * REGION_LEN)
             || inside(HIGH, REGION_LEN)
-            || inside(ring_support::RING_AT, 0x1_0000)
+            || inside(queue_support::RING_AT, 0x1_0000)
     }
 
     /// The descriptors of a chain in order, or none if it is malformed.
@@ -161,7 +161,7 @@ impl Hostile {
             if index >= count {
                 return None;
             }
-            let bytes = ring_support::read(&guest.memory, table.addr + u64::from(index) * 16, 16);
+            let bytes = queue_support::read(&guest.memory, table.addr + u64::from(index) * 16, 16);
             let d = Desc {
                 addr: u64::from_le_bytes(bytes[..8].try_into().unwrap()),
                 len: u32::from_le_bytes(bytes[8..12].try_into().unwrap()),
@@ -240,7 +240,7 @@ proptest! {
     #[test]
     fn hostile_descriptors_give_a_valid_chain_or_an_error(hostile in hostile()) {
         let guest = hostile.install();
-        let mut ring = DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap();
+        let mut ring = DeviceQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap();
         let ahead = hostile.idx.wrapping_sub(hostile.base);
         let mut slices = Slices::new();
         if ahead > SIZE {
@@ -273,7 +273,7 @@ proptest! {
     #[test]
     fn hostile_descriptors_never_lead_outside_memory(hostile in hostile()) {
         let guest = hostile.install();
-        let mut ring = DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap();
+        let mut ring = DeviceQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap();
         let mut slices = Slices::new();
         while let Ok(Some(chain)) = ring.pop(&mut slices) {
             touch(&slices);
@@ -291,7 +291,7 @@ proptest! {
         let mut device = DeviceLink::new();
         for queue in [RX_QUEUE, TX_QUEUE] {
             let call = Some(eventfd());
-            device.start_ring(queue, &guest.memory, &guest.config, eventfd(), call).unwrap();
+            device.start_queue(queue, &guest.memory, &guest.config, eventfd(), call).unwrap();
         }
         drive_link(&mut Link::Device(device), &guest);
     }
@@ -303,8 +303,8 @@ proptest! {
         desc in address(), avail in address(), used in address(), base: u16, event_idx: bool,
     ) {
         let guest = Guest::new(SIZE, event_idx);
-        let config = vsock_virtio::ring::RingConfig { size, desc, avail, used, base, event_idx };
-        let ring = DeviceRing::new(Arc::clone(&guest.memory), &config);
+        let config = vsock_virtio::queue::QueueConfig { size, desc, avail, used, base, event_idx };
+        let ring = DeviceQueue::new(Arc::clone(&guest.memory), &config);
         let whole = |addr: u64, len: u64| guest.memory.piece(addr, len).is_ok();
         if let Ok(mut ring) = ring {
             prop_assert!(size.is_power_of_two() && size <= 32768);

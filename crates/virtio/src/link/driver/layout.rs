@@ -1,12 +1,15 @@
-//! Where rings and buffers of a userspace guest lie in its memory, and the memory itself.
+//! Where queues and buffers of a userspace guest lie in its memory, and the memory itself.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use crate::link::{HEADER_BYTES, MAX_PAYLOAD, QUEUE_COUNT};
+use vsock_core::MAX_PAYLOAD;
+
+use super::super::packet::HEADER_BYTES;
 use crate::memory::{GuestMemory, sealed_memory};
-use crate::ring::{MAX_QUEUE_SIZE, RingConfig, RingLayout};
+use crate::queue::{MAX_QUEUE_SIZE, QueueConfig, QueueLayout};
+use crate::spec::QUEUE_COUNT;
 
 /// First guest address: not 0, so that a zero address is always wrong.
 pub(super) const BASE: u64 = 1 << 20;
@@ -73,20 +76,20 @@ impl Buffers {
 }
 
 /// The whole memory.
-pub(super) struct Plan {
-    pub(super) rings: [RingConfig; QUEUE_COUNT],
+pub(super) struct Layout {
+    pub(super) queues: [QueueConfig; QUEUE_COUNT],
     pub(super) buffers: [Buffers; QUEUE_COUNT],
     pub(super) len: u64,
 }
 
-impl Plan {
+impl Layout {
     pub(super) fn new(options: &DriverOptions) -> io::Result<Self> {
         let split = options.split_header;
         let mut place = BASE;
-        let rings = [
-            ring(&mut place, options.rx_buffers, split)?,
-            ring(&mut place, options.tx_buffers, split)?,
-            ring(&mut place, EVENT_BUFFERS, false)?,
+        let queues = [
+            queue(&mut place, options.rx_buffers, split)?,
+            queue(&mut place, options.tx_buffers, split)?,
+            queue(&mut place, EVENT_BUFFERS, false)?,
         ];
         let rx = packet_buffers(&mut place, options.rx_buffers, options.rx_payload, split)?;
         let tx = packet_buffers(&mut place, options.tx_buffers, options.tx_payload, split)?;
@@ -99,7 +102,7 @@ impl Plan {
         };
         place += u64::from(EVENT_BUFFERS) * LINE;
         let len = (place - BASE).next_multiple_of(rustix::param::page_size() as u64);
-        Ok(Self { rings, buffers: [rx, tx, event], len })
+        Ok(Self { queues, buffers: [rx, tx, event], len })
     }
 
     /// Memory of that size, as a file and mapped.
@@ -108,18 +111,18 @@ impl Plan {
     }
 }
 
-/// Places a ring that has descriptors for `buffers` buffers.
-fn ring(place: &mut u64, buffers: u16, split: bool) -> io::Result<RingConfig> {
+/// Places a queue that has descriptors for `buffers` buffers.
+fn queue(place: &mut u64, buffers: u16, split: bool) -> io::Result<QueueConfig> {
     let wanted = u32::from(buffers) * if split { 2 } else { 1 };
     let size = u16::try_from(wanted.next_power_of_two())
         .ok()
         .filter(|size| buffers > 0 && *size <= MAX_QUEUE_SIZE)
         .ok_or_else(|| misuse("a queue has 1 to 32768 buffers, or 16384 with split headers"))?;
-    let layout = RingLayout::new(size);
+    let layout = QueueLayout::new(size);
     let desc = *place;
     *place += layout.len;
     let (avail, used) = (desc + layout.avail, desc + layout.used);
-    Ok(RingConfig { size, desc, avail, used, base: 0, event_idx: false })
+    Ok(QueueConfig { size, desc, avail, used, base: 0, event_idx: false })
 }
 
 /// Places packet buffers, with their payload (not their header) at the start of a cache line.

@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod queue_support;
 
 use std::sync::Arc;
 
-use ring_support::{Desc, Guest, HIGH, INDIRECT, LOW, NEXT, REGION_LEN, WRITE, config, desc};
-use ring_support::{memory, read, write};
-use vsock_virtio::ring::{DeviceRing, RingConfig, RingError};
+use queue_support::{Desc, Guest, HIGH, INDIRECT, LOW, NEXT, REGION_LEN, WRITE, config, desc};
+use queue_support::{memory, read, write};
+use vsock_virtio::queue::{DeviceQueue, QueueConfig, QueueError};
 use vsock_virtio::slice::{Slice, Slices, copy_out};
 
-fn ring(guest: &Guest) -> DeviceRing {
-    DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap()
+fn ring(guest: &Guest) -> DeviceQueue {
+    DeviceQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap()
 }
 
 /// A guest that offers one chain of these descriptors.
@@ -24,11 +24,11 @@ fn offering(list: &[Desc]) -> Guest {
 }
 
 /// Pops the chain that these descriptors make: piece lengths of both parts.
-fn pop(list: &[Desc]) -> Result<(Vec<usize>, Vec<usize>), RingError> {
+fn pop(list: &[Desc]) -> Result<(Vec<usize>, Vec<usize>), QueueError> {
     pop_from(&offering(list))
 }
 
-fn pop_from(guest: &Guest) -> Result<(Vec<usize>, Vec<usize>), RingError> {
+fn pop_from(guest: &Guest) -> Result<(Vec<usize>, Vec<usize>), QueueError> {
     let mut slices = Slices::new();
     let chain = ring(guest).pop(&mut slices)?.unwrap();
     let lens = |pieces: &[Slice]| pieces.iter().map(Slice::len).collect::<Vec<_>>();
@@ -41,12 +41,12 @@ fn pop_from(guest: &Guest) -> Result<(Vec<usize>, Vec<usize>), RingError> {
 #[test]
 fn queue_size_that_is_not_allowed_is_refused() {
     for size in [0, 3, 6, 1000, 32767, 32769, u16::MAX] {
-        let config = RingConfig { size, ..config(8, true) };
-        let error = DeviceRing::new(memory(), &config).err();
-        assert_eq!(error, Some(RingError::BadSize(size)));
+        let config = QueueConfig { size, ..config(8, true) };
+        let error = DeviceQueue::new(memory(), &config).err();
+        assert_eq!(error, Some(QueueError::BadSize(size)));
     }
     for size in [1, 2, 1024] {
-        assert!(DeviceRing::new(memory(), &config(size, true)).is_ok(), "{size}");
+        assert!(DeviceQueue::new(memory(), &config(size, true)).is_ok(), "{size}");
     }
     // 32768 entries are in ring_largest.rs.
 }
@@ -56,15 +56,15 @@ fn ring_area_outside_memory_or_unaligned_is_refused() {
     let good = config(8, true);
     let border = LOW + REGION_LEN;
     for bad in [
-        RingConfig { desc: good.desc + 8, ..good },
-        RingConfig { avail: good.avail + 1, ..good },
-        RingConfig { used: good.used + 2, ..good },
-        RingConfig { desc: 0, ..good },
-        RingConfig { avail: u64::MAX - 1, ..good },
-        RingConfig { used: border - 4, ..good },
+        QueueConfig { desc: good.desc + 8, ..good },
+        QueueConfig { avail: good.avail + 1, ..good },
+        QueueConfig { used: good.used + 2, ..good },
+        QueueConfig { desc: 0, ..good },
+        QueueConfig { avail: u64::MAX - 1, ..good },
+        QueueConfig { used: border - 4, ..good },
     ] {
         assert!(
-            matches!(DeviceRing::new(memory(), &bad), Err(RingError::OutsideMemory(_))),
+            matches!(DeviceQueue::new(memory(), &bad), Err(QueueError::OutsideMemory(_))),
             "{bad:?}"
         );
     }
@@ -119,14 +119,14 @@ fn indirect_table_longer_than_the_ring_is_followed() {
 
 #[test]
 fn malformed_chain_is_its_own_error() {
-    use RingError::{BadIndex, BadIndirect, Loop, ReadableAfterWritable, TooLong};
+    use QueueError::{BadIndex, BadIndirect, Loop, ReadableAfterWritable, TooLong};
     assert_eq!(pop(&[desc(LOW, 1, NEXT, 0)]), Err(Loop));
     assert_eq!(pop(&[desc(LOW, 1, NEXT, 8)]), Err(BadIndex(8)));
     let order = [desc(LOW, 1, WRITE | NEXT, 1), desc(LOW, 1, 0, 0)];
     assert_eq!(pop(&order), Err(ReadableAfterWritable));
-    assert!(matches!(pop(&[desc(0, 1, 0, 0)]), Err(RingError::OutsideMemory(_))));
-    assert!(matches!(pop(&[desc(LOW, u32::MAX, 0, 0)]), Err(RingError::OutsideMemory(_))));
-    assert!(matches!(pop(&[desc(u64::MAX, 1, 0, 0)]), Err(RingError::OutsideMemory(_))));
+    assert!(matches!(pop(&[desc(0, 1, 0, 0)]), Err(QueueError::OutsideMemory(_))));
+    assert!(matches!(pop(&[desc(LOW, u32::MAX, 0, 0)]), Err(QueueError::OutsideMemory(_))));
+    assert!(matches!(pop(&[desc(u64::MAX, 1, 0, 0)]), Err(QueueError::OutsideMemory(_))));
     for len in [0, 15, 17, 32769 * 16] {
         assert_eq!(pop(&[desc(HIGH, len, INDIRECT, 0)]), Err(BadIndirect(len)));
     }
@@ -149,7 +149,7 @@ fn malformed_chain_is_its_own_error() {
 fn head_past_the_table_is_refused() {
     let guest = offering(&[]);
     guest.head(0, 8);
-    assert_eq!(pop_from(&guest), Err(RingError::BadIndex(8)));
+    assert_eq!(pop_from(&guest), Err(QueueError::BadIndex(8)));
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn more_heads_than_entries_stop_the_ring() {
         let guest = offering(&[desc(LOW, 1, 0, 0)]);
         guest.avail_idx(idx);
         let mut ring = ring(&guest);
-        let error = Err(RingError::TooManyHeads(idx));
+        let error = Err(QueueError::TooManyHeads(idx));
         assert_eq!(ring.pop(&mut Slices::new()), error);
         guest.avail_idx(1);
         assert_eq!(ring.pop(&mut Slices::new()), error, "for ever");
@@ -176,7 +176,7 @@ fn heads_in_flight_count_against_the_entries() {
         assert!(ring.pop(&mut Slices::new()).unwrap().is_some());
     }
     guest.avail_idx(9);
-    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::TooManyHeads(9)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(QueueError::TooManyHeads(9)));
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn available_index_that_goes_back_stops_the_ring() {
         ring.pop(&mut Slices::new()).unwrap().unwrap();
     }
     guest.avail_idx(2);
-    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::TooManyHeads(2)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(QueueError::TooManyHeads(2)));
 }
 
 #[test]
@@ -207,9 +207,9 @@ fn malformed_chain_leaves_earlier_pieces_alone() {
 fn ring_that_was_malformed_once_stays_unusable() {
     let guest = offering(&[desc(LOW, 1, NEXT, 9)]);
     let mut ring = ring(&guest);
-    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::BadIndex(9)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(QueueError::BadIndex(9)));
     guest.descriptors(&[desc(LOW, 1, 0, 0)]);
-    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::BadIndex(9)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(QueueError::BadIndex(9)));
 }
 
 #[test]
@@ -256,15 +256,15 @@ fn ring_goes_on_at_the_used_index_whatever_the_base_is() {
     guest.head(41, 1);
     guest.avail_idx(42);
     for base in [0, 40, 41, 42, 49, u16::MAX] {
-        let config = RingConfig { base, ..guest.config };
-        let mut ring = DeviceRing::new(Arc::clone(&guest.memory), &config).unwrap();
+        let config = QueueConfig { base, ..guest.config };
+        let mut ring = DeviceQueue::new(Arc::clone(&guest.memory), &config).unwrap();
         assert_eq!((ring.next_avail(), ring.available()), (41, 1), "base {base}");
         assert_eq!(ring.pop(&mut Slices::new()).unwrap().map(|chain| chain.head), Some(1));
     }
     // More than the ring can hold, or an index that went back: no driver to go on with.
     for idx in [40, 50] {
         guest.avail_idx(idx);
-        let error = Err(RingError::TooManyHeads(idx.wrapping_sub(41)));
+        let error = Err(QueueError::TooManyHeads(idx.wrapping_sub(41)));
         assert_eq!(ring(&guest).pop(&mut Slices::new()), error);
     }
 }
@@ -280,9 +280,9 @@ fn successor_goes_on_from_the_base() {
     first.push_used(chain.head, 0);
     first.publish();
     first.pop(&mut slices).unwrap().unwrap();
-    let config = RingConfig { base: first.next_avail(), ..guest.config };
+    let config = QueueConfig { base: first.next_avail(), ..guest.config };
     assert_eq!(config.base, 1);
-    let mut second = DeviceRing::new(Arc::clone(&guest.memory), &config).unwrap();
+    let mut second = DeviceQueue::new(Arc::clone(&guest.memory), &config).unwrap();
     let chain = second.pop(&mut slices).unwrap().unwrap();
     assert_eq!((chain.head, chain.readable_len), (1, 6));
     second.push_used(chain.head, 3);
@@ -291,7 +291,7 @@ fn successor_goes_on_from_the_base() {
 }
 
 /// Completes `n` more chains in one batch; whether that wants a signal.
-fn complete(guest: &Guest, ring: &mut DeviceRing, n: u16) -> bool {
+fn complete(guest: &Guest, ring: &mut DeviceQueue, n: u16) -> bool {
     let mut slices = Slices::new();
     guest.avail_idx(ring.next_avail().wrapping_add(n));
     for _ in 0..n {

@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod queue_support;
 
 use proptest::prelude::*;
-use ring_support::{Guest, LOW, NEXT, WRITE, desc, eventfd, proptest_config, read, write};
-use vsock_virtio::device::DeviceLink;
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use queue_support::{Guest, LOW, NEXT, WRITE, desc, eventfd, proptest_config, read, write};
+use vsock_virtio::link::device::DeviceLink;
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::slice::Slices;
@@ -17,12 +17,12 @@ const SIZE: u16 = 8;
 /// A device with one queue that a hand-written guest owns.
 fn link(guest: &Guest, queue: usize) -> Link {
     let mut device = DeviceLink::new();
-    device.start_ring(queue, &guest.memory, &guest.config, eventfd(), None).unwrap();
+    device.start_queue(queue, &guest.memory, &guest.config, eventfd(), None).unwrap();
     Link::Device(device)
 }
 
 /// A guest that offers chains 0, 1, 2… of these descriptors.
-fn offering(list: &[ring_support::Desc]) -> Guest {
+fn offering(list: &[queue_support::Desc]) -> Guest {
     let guest = Guest::new(SIZE, true);
     guest.descriptors(list);
     for n in 0..SIZE {
@@ -213,7 +213,7 @@ fn driver() -> (Link, Guest) {
     driver.set_event_idx(true);
     let region = driver.region().to_region().unwrap();
     let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
-    let config = driver.ring_config(RX_QUEUE).unwrap();
+    let config = driver.queue_config(RX_QUEUE).unwrap();
     (Link::Driver(driver), Guest { memory, config })
 }
 
@@ -229,7 +229,7 @@ fn used_buffer_without_a_header_is_offered_again() {
     assert_eq!(inbound.payload_len, 0);
     assert_eq!(link.next_inbound(&mut slices), Ok(None));
     link.publish().unwrap();
-    let avail = |device: &Guest| ring_support::read_u16(&device.memory, device.config.avail + 2);
+    let avail = |device: &Guest| queue_support::read_u16(&device.memory, device.config.avail + 2);
     assert_eq!((link.stats().skipped, avail(&device)), (7, 15));
     link.finish_inbound(inbound.token);
     link.publish().unwrap();

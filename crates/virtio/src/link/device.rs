@@ -1,7 +1,7 @@
-//! The device's end of a link: rings that a front end hands over, starts and stops.
+//! The device's end of a link: queues that a front end hands over, starts and stops.
 //!
-//! Every queue has a life of its own: it exists from [`start_ring`](DeviceLink::start_ring) to
-//! [`stop_ring`](DeviceLink::stop_ring), and while it does not, there is simply nothing inbound, or no space.
+//! Every queue has a life of its own: it exists from [`start_queue`](DeviceLink::start_queue) to
+//! [`stop_queue`](DeviceLink::stop_queue), and while it does not, there is simply nothing inbound, or no space.
 //! In which order chains are given back is told in `device/queue.rs`.
 //!
 //! The event queue only carries TRANSPORT_RESET. Most front ends (QEMU) keep it to themselves; User-Mode Linux
@@ -13,89 +13,92 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use self::queue::Queue;
-use crate::link::{
-    EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TRANSPORT_RESET, TX_QUEUE, Token, split_header, take_header,
+use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
+
+use self::queue::RunningQueue;
+use super::packet::{
+    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, Space, split_header, take_header,
 };
 use crate::memory::GuestMemory;
-use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
+use crate::queue::{Chain, DeviceQueue, QueueConfig, QueueError};
 use crate::slice::{self, Slice, Slices};
+use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
 use crate::sys::signal;
 
 /// The device's end of a link.
 #[derive(Default)]
 pub struct DeviceLink {
-    queues: [Option<Queue>; QUEUE_COUNT],
-    /// Where each stopped ring would go on.
+    queues: [Option<RunningQueue>; QUEUE_COUNT],
+    /// Where each stopped queue would go on.
     bases: [u16; QUEUE_COUNT],
-    /// Counts the starts of rings, so that old tokens are known as such.
+    /// Counts the starts of queues, so that old tokens are known as such.
     epochs: [u32; QUEUE_COUNT],
     /// A space was wanted and there was none.
     starved: bool,
-    gate: Gate,
-    /// The driver's rings have run in this attachment: what it knows of connections is what we know.
+    reset: ResetHandshake,
+    /// The driver's queues have run in this attachment: what it knows of connections is what we know.
     knows_driver: bool,
     /// The driver is to be told TRANSPORT_RESET if the front end hands over the event queue.
     owes_reset: bool,
     stats: LinkStats,
 }
 
-/// Whether packets may go to the driver. After TRANSPORT_RESET they may not until the driver has handled it: it would
-/// take a new connection for one of the old and drop it, with nobody told.
+/// How far the driver is with TRANSPORT_RESET. Until it has handled the event no packets may go to it: it would take a
+/// new connection for one of the old and drop it, and nobody would be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Gate {
+enum ResetHandshake {
+    /// There is none that it has not handled.
     #[default]
-    Open,
+    Done,
     /// The event is still to be sent.
-    Due,
+    Pending,
     /// It is sent, and has been handled when the driver offers so many event buffers again.
-    Awaits(u16),
+    Sent(u16),
 }
 
 impl DeviceLink {
-    /// A link whose rings are all stopped.
+    /// A link whose queues are all stopped.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Starts (or restarts) a ring that is ready and enabled. The caller should look at it once in any case:
+    /// Starts (or restarts) a queue that is ready and enabled. The caller should look at it once in any case:
     /// what was offered before does not kick.
     ///
     /// # Errors
-    /// The ring cannot be used as described, or there is no queue of that number (a bad size of 0). It stays
+    /// The queue cannot be used as described, or there is no queue of that number (a bad size of 0). It stays
     /// stopped then.
-    pub fn start_ring(
+    pub fn start_queue(
         &mut self,
         queue: usize,
         memory: &Arc<GuestMemory>,
-        config: &RingConfig,
+        config: &QueueConfig,
         kick: OwnedFd,
         call: Option<OwnedFd>,
-    ) -> Result<(), RingError> {
+    ) -> Result<(), QueueError> {
         if queue >= QUEUE_COUNT {
-            return Err(RingError::BadSize(0));
+            return Err(QueueError::BadSize(0));
         }
-        let stopped_at = self.stop_ring(queue);
+        let stopped_at = self.stop_queue(queue);
         self.bases[queue] = config.base;
-        let ring = DeviceRing::new(Arc::clone(memory), config)?;
-        self.bases[queue] = ring.next_avail();
-        self.queues[queue] = Some(Queue::new(ring, kick, call));
+        let virtqueue = DeviceQueue::new(Arc::clone(memory), config)?;
+        self.bases[queue] = virtqueue.next_avail();
+        self.queues[queue] = Some(RunningQueue::new(virtqueue, kick, call));
         self.epochs[queue] = self.epochs[queue].wrapping_add(1);
         self.note_start(queue, stopped_at);
         Ok(())
     }
 
-    /// What the start of a ring says about its driver, from where the ring was and is.
+    /// What the start of a queue says about its driver, from where the queue was and is.
     fn note_start(&mut self, queue: usize, stopped_at: u16) {
         let is_anew = stopped_at != self.bases[queue];
         if queue != RX_QUEUE && is_anew {
             // A driver that begins anew has no connections to be told about.
-            self.gate = Gate::Open;
+            self.reset = ResetHandshake::Done;
         }
         if queue == TX_QUEUE && (!std::mem::replace(&mut self.knows_driver, true) || is_anew) {
-            // A ring that starts anew starts at 0. This one's driver has connections of which nothing is left here: its
+            // A queue that starts anew starts at 0. This one's driver has connections of which nothing is left here: its
             // front end has attached again, or has restored it from a snapshot.
             self.owes_reset = self.bases[TX_QUEUE] != 0;
         }
@@ -104,32 +107,33 @@ impl DeviceLink {
         }
     }
 
-    /// Where a ring started last; once it is stopped, where it would go on.
-    pub(crate) fn base(&self, queue: usize) -> u16 {
+    /// Where a queue started last; once it is stopped, where it would go on.
+    #[must_use]
+    pub fn base(&self, queue: usize) -> u16 {
         self.bases.get(queue).copied().unwrap_or(0)
     }
 
-    /// Stops a ring, after making visible what was completed. Returns where a successor goes on (the *base* of
-    /// GET_VRING_BASE). Chains still in use are forgotten: the driver offers them again. Harmless for a stopped ring.
-    pub fn stop_ring(&mut self, queue: usize) -> u16 {
+    /// Stops a queue, after making visible what was completed. Returns where a successor goes on (the *base* of
+    /// GET_VRING_BASE). Chains still in use are forgotten: the driver offers them again. Harmless for a stopped queue.
+    pub fn stop_queue(&mut self, queue: usize) -> u16 {
         if queue >= QUEUE_COUNT {
             return 0;
         }
         // A signal that cannot be sent has nobody to wait for it.
         let _ = self.publish_queue(queue);
         if let Some(old) = self.queues[queue].take() {
-            self.bases[queue] = old.ring.next_avail();
+            self.bases[queue] = old.virtqueue.next_avail();
         }
         self.bases[queue]
     }
 
-    /// True while a ring runs.
+    /// True while a queue runs.
     #[must_use]
     pub fn is_running(&self, queue: usize) -> bool {
         self.queues.get(queue).is_some_and(Option::is_some)
     }
 
-    /// Changes the fd on which the driver is signalled; a running ring signals at once, because a signal may have
+    /// Changes the fd on which the driver is signalled; a running queue signals at once, because a signal may have
     /// got lost on the old one.
     pub fn set_call(&mut self, queue: usize, call: Option<OwnedFd>) {
         if let Some(Some(queue)) = self.queues.get_mut(queue) {
@@ -147,51 +151,56 @@ impl DeviceLink {
     /// event queue to itself (QEMU), so the driver cannot be told.
     pub fn announce_reset(&mut self) -> bool {
         let has_queue = self.queues[EVENT_QUEUE].is_some();
-        if has_queue && self.gate == Gate::Open {
-            self.gate = Gate::Due;
+        if has_queue && self.reset == ResetHandshake::Done {
+            self.reset = ResetHandshake::Pending;
         }
         has_queue
     }
 
     /// The driver is gone, and with it what it was to be told.
-    pub(crate) fn forget_driver(&mut self) {
-        self.gate = Gate::Open;
+    pub fn forget_driver(&mut self) {
+        self.reset = ResetHandshake::Done;
         self.knows_driver = false;
         self.owes_reset = false;
     }
 
     /// Whether packets may go to the driver: it has handled all events.
-    pub(crate) fn is_open(&self) -> bool {
-        self.gate == Gate::Open
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.reset == ResetHandshake::Done
     }
 
     /// An event is still to be sent.
-    pub(crate) fn is_reset_due(&self) -> bool {
-        self.gate == Gate::Due
+    #[must_use]
+    pub fn is_reset_due(&self) -> bool {
+        self.reset == ResetHandshake::Pending
     }
 
     /// Whether packets must wait for the driver to handle an event; sends one that is due.
-    pub(crate) fn is_gated(&mut self) -> Result<bool, LinkError> {
-        if self.gate == Gate::Open {
+    ///
+    /// # Errors
+    /// The driver broke the rules of the event queue.
+    pub fn is_gated(&mut self) -> Result<bool, LinkError> {
+        if self.reset == ResetHandshake::Done {
             return Ok(false);
         }
         let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return Ok(true) };
-        let offered = queue.ring.available();
-        self.gate = match self.gate {
-            Gate::Due => {
+        let offered = queue.virtqueue.available();
+        self.reset = match self.reset {
+            ResetHandshake::Pending => {
                 if self.send_event(TRANSPORT_RESET)? {
-                    Gate::Awaits(offered)
+                    ResetHandshake::Sent(offered)
                 } else {
-                    Gate::Due
+                    ResetHandshake::Pending
                 }
             }
-            Gate::Awaits(wanted) if offered < wanted => Gate::Awaits(wanted),
-            Gate::Awaits(_) | Gate::Open => Gate::Open,
+            ResetHandshake::Sent(wanted) if offered < wanted => ResetHandshake::Sent(wanted),
+            ResetHandshake::Sent(_) | ResetHandshake::Done => ResetHandshake::Done,
         };
-        Ok(self.gate != Gate::Open)
+        Ok(self.reset != ResetHandshake::Done)
     }
 
-    /// Sends an event (such as [`TRANSPORT_RESET`](crate::link::TRANSPORT_RESET)) if the front end handed over the
+    /// Sends an event (such as [`TRANSPORT_RESET`]) if the front end handed over the
     /// event queue and the driver has a buffer there; true when it was. Visible with the next publish.
     ///
     /// # Errors
@@ -217,12 +226,12 @@ impl DeviceLink {
         let popped = queue.pop_useful(TX_QUEUE, slices, &mut self.stats, is_packet)?;
         let Some(chain) = popped else { return Ok(None) };
         let (header, payload) = take_header(slices, chain.readable);
-        let token = Token { index: chain.head, epoch: self.epochs[TX_QUEUE] };
+        let token = BufferToken { index: chain.head, epoch: self.epochs[TX_QUEUE] };
         let payload_len = chain.readable_len - HEADER_BYTES;
         Ok(Some(Inbound { header, payload, payload_len, token }))
     }
 
-    pub(crate) fn finish_inbound(&mut self, token: Token) {
+    pub(crate) fn finish_inbound(&mut self, token: BufferToken) {
         if token.epoch == self.epochs[TX_QUEUE]
             && let Some(queue) = &mut self.queues[TX_QUEUE]
         {
@@ -241,8 +250,8 @@ impl DeviceLink {
         self.starved = popped.is_none();
         let Some(chain) = popped else { return Ok(None) };
         let (header, payload) = split_header(slices, chain.writable.start);
-        let capacity = (chain.writable_len - HEADER_BYTES).min(crate::link::MAX_PAYLOAD);
-        let token = Token { index: chain.head, epoch: self.epochs[RX_QUEUE] };
+        let capacity = (chain.writable_len - HEADER_BYTES).min(MAX_PAYLOAD);
+        let token = BufferToken { index: chain.head, epoch: self.epochs[RX_QUEUE] };
         Ok(Some(Space { header, payload, capacity, token }))
     }
 
@@ -283,7 +292,7 @@ impl DeviceLink {
 
     fn publish_queue(&mut self, queue: usize) -> io::Result<()> {
         let Some(queue) = &mut self.queues[queue] else { return Ok(()) };
-        if queue.ring.publish()
+        if queue.virtqueue.publish()
             && let Some(call) = &queue.call
         {
             self.stats.signals += 1;
@@ -294,47 +303,49 @@ impl DeviceLink {
 
     pub(crate) fn arm(&mut self) -> bool {
         let space = self.arm_for_space();
-        let inbound = self.queues[TX_QUEUE].as_mut().is_some_and(|q| q.ring.enable_kicks());
+        let inbound = self.queues[TX_QUEUE].as_mut().is_some_and(|q| q.virtqueue.enable_kicks());
         space || inbound
     }
 
     /// Asks to be told when the driver has handled an event, or can be given one. True when that is so already.
     fn arm_for_event(&mut self) -> bool {
         let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return false };
-        match self.gate {
-            Gate::Open => false,
-            Gate::Due => queue.ring.enable_kicks(),
-            Gate::Awaits(wanted) => queue.ring.enable_kicks_beyond(wanted.saturating_sub(1)),
+        match self.reset {
+            ResetHandshake::Done => false,
+            ResetHandshake::Pending => queue.virtqueue.enable_kicks(),
+            ResetHandshake::Sent(wanted) => {
+                queue.virtqueue.enable_kicks_beyond(wanted.saturating_sub(1))
+            }
         }
     }
 
     pub(crate) fn arm_for_space(&mut self) -> bool {
         if let Some(queue) = &mut self.queues[TX_QUEUE] {
-            queue.ring.disable_kicks();
+            queue.virtqueue.disable_kicks();
         }
         let event = self.arm_for_event();
         let Some(queue) = &mut self.queues[RX_QUEUE] else { return event };
         if self.starved {
-            return queue.ring.enable_kicks() || event;
+            return queue.virtqueue.enable_kicks() || event;
         }
-        queue.ring.disable_kicks();
+        queue.virtqueue.disable_kicks();
         event
     }
 
     pub(crate) fn has_inbound(&self) -> bool {
-        self.queues[TX_QUEUE].as_ref().is_some_and(|queue| queue.ring.has_chain())
+        self.queues[TX_QUEUE].as_ref().is_some_and(|queue| queue.virtqueue.has_chain())
     }
 
     pub(crate) fn has_space_again(&self) -> bool {
         let Some(queue) = &self.queues[RX_QUEUE] else { return false };
-        self.starved && self.gate == Gate::Open && queue.ring.has_chain()
+        self.starved && self.reset == ResetHandshake::Done && queue.virtqueue.has_chain()
     }
 
     pub(crate) fn disarm(&mut self) {
         self.starved = false;
         for queue in [RX_QUEUE, TX_QUEUE] {
             if let Some(queue) = &mut self.queues[queue] {
-                queue.ring.disable_kicks();
+                queue.virtqueue.disable_kicks();
             }
         }
     }
@@ -347,9 +358,9 @@ impl DeviceLink {
         self.stats
     }
 
-    /// True when the memory behind any running ring lost its backing.
+    /// True when the memory behind any running queue lost its backing.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        self.queues.iter().flatten().any(|queue| queue.ring.is_dead())
+        self.queues.iter().flatten().any(|queue| queue.virtqueue.is_dead())
     }
 }

@@ -32,7 +32,7 @@ pub use crate::spec::{
     F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1,
 };
 pub use crate::sys::PeerCredentials;
-pub use attachment::{Attachment, Change, RingStart};
+pub use attachment::{Attachment, Change, QueueStart};
 pub use backend::{BackendHandle, BackendOptions, spawn};
 pub use control::BackendControl;
 pub use detach::Detach;

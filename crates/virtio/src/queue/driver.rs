@@ -1,4 +1,4 @@
-//! The driver's side of a ring: offers chains and takes them back used.
+//! The driver's side of a queue: offers chains and takes them back used.
 //!
 //! The device is not trusted: the free list and what is in flight are kept in memory of our own, descriptors
 //! are written and never read back, and every used entry is compared with what was offered. A device can
@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{Areas, Descriptor, NEXT, NO_SIGNAL, WRITE, passes_event};
-use super::{RingConfig, RingError};
+use super::{QueueConfig, QueueError};
 use crate::memory::GuestMemory;
 
 /// There are fewer free descriptors than the chain needs (or the chain has none).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no free descriptors in the ring")]
-pub struct RingFull;
+pub struct QueueFull;
 
 /// What we know about one descriptor.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +30,8 @@ struct Shadow {
     writable: u32,
 }
 
-/// The driver's side of a split ring.
-pub struct DriverRing {
+/// The driver's side of a split virtqueue.
+pub struct DriverQueue {
     areas: Areas,
     event_idx: bool,
     shadow: Vec<Shadow>,
@@ -45,18 +45,18 @@ pub struct DriverRing {
     published: u16,
     /// Index of the next used entry to read.
     next_used: u16,
-    broken: Option<RingError>,
+    broken: Option<QueueError>,
 }
 
-impl DriverRing {
-    /// A new, empty ring in `memory`, which must be fresh (zero) there; `config.base` is where both indexes
+impl DriverQueue {
+    /// A new, empty queue in `memory`, which must be fresh (zero) there; `config.base` is where both indexes
     /// start.
     ///
     /// # Errors
     /// Size, place or alignment of the areas is not allowed.
-    pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self, RingError> {
+    pub fn new(memory: Arc<GuestMemory>, config: &QueueConfig) -> Result<Self, QueueError> {
         // Our own memory has room for the event fields; whether they are used may be negotiated later.
-        let areas = Areas::resolve(memory, &RingConfig { event_idx: true, ..*config })?;
+        let areas = Areas::resolve(memory, &QueueConfig { event_idx: true, ..*config })?;
         areas.set_avail_idx(config.base);
         areas.set_used_idx(config.base);
         let shadow = (1..=config.size).map(|next| Shadow { next, count: 0, writable: 0 }).collect();
@@ -83,10 +83,10 @@ impl DriverRing {
         &mut self,
         readable: &[(u64, u32)],
         writable: &[(u64, u32)],
-    ) -> Result<u16, RingFull> {
-        let count = u16::try_from(readable.len() + writable.len()).map_err(|_| RingFull)?;
+    ) -> Result<u16, QueueFull> {
+        let count = u16::try_from(readable.len() + writable.len()).map_err(|_| QueueFull)?;
         if count == 0 || count > self.free {
-            return Err(RingFull);
+            return Err(QueueFull);
         }
         let head = self.first_free;
         let mut index = head;
@@ -131,8 +131,8 @@ impl DriverRing {
     /// Takes back the next used chain: its head and how many bytes the device wrote; `None` when there is none.
     ///
     /// # Errors
-    /// The device broke the rules. The ring is unusable from then on and gives the same error again.
-    pub fn pop_used(&mut self) -> Result<Option<(u16, u32)>, RingError> {
+    /// The device broke the rules. The queue is unusable from then on and gives the same error again.
+    pub fn pop_used(&mut self) -> Result<Option<(u16, u32)>, QueueError> {
         if let Some(error) = self.broken {
             return Err(error);
         }
@@ -145,21 +145,21 @@ impl DriverRing {
         taken.map(Some)
     }
 
-    fn take(&mut self, done: u16) -> Result<(u16, u32), RingError> {
+    fn take(&mut self, done: u16) -> Result<(u16, u32), QueueError> {
         // What is not published yet cannot have been used.
         let visible = self.in_flight - self.next_avail.wrapping_sub(self.published);
         if done > visible {
-            return Err(RingError::TooManyHeads(done));
+            return Err(QueueError::TooManyHeads(done));
         }
         let (id, len) = self.areas.used_at(self.next_used);
-        let bad = RingError::BadUsedId(id);
+        let bad = QueueError::BadUsedId(id);
         let head = u16::try_from(id).map_err(|_| bad)?;
         let shadow = *self.shadow.get(usize::from(head)).ok_or(bad)?;
         if shadow.count == 0 {
             return Err(bad);
         }
         if len > shadow.writable {
-            return Err(RingError::BadUsedLength(len));
+            return Err(QueueError::BadUsedLength(len));
         }
         self.release(head, shadow.count);
         self.next_used = self.next_used.wrapping_add(1);
@@ -192,7 +192,7 @@ impl DriverRing {
     }
 
     /// Asks for a call with the next chain that the device uses. True when there is one already: do not sleep.
-    /// A broken ring has nothing more.
+    /// A broken queue has nothing more.
     pub fn enable_calls(&mut self) -> bool {
         if self.event_idx {
             self.areas.set_used_event(self.next_used);
@@ -204,13 +204,13 @@ impl DriverRing {
         self.has_used()
     }
 
-    /// The device has used a chain. A broken ring has nothing more.
+    /// The device has used a chain. A broken queue has nothing more.
     #[must_use]
     pub fn has_used(&self) -> bool {
         self.broken.is_none() && self.areas.used_idx() != self.next_used
     }
 
-    /// Asks for no calls while we look at the ring anyway.
+    /// Asks for no calls while we look at the queue anyway.
     pub fn disable_calls(&mut self) {
         if self.event_idx {
             // The index that is passed last, 65535 entries from now.
@@ -220,7 +220,7 @@ impl DriverRing {
         }
     }
 
-    /// Whether event indexes are used; allowed to change only before the device has started the ring.
+    /// Whether event indexes are used; allowed to change only before the device has started the queue.
     pub fn set_event_idx(&mut self, event_idx: bool) {
         self.event_idx = event_idx;
     }

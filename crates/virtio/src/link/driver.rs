@@ -1,18 +1,18 @@
-//! The driver's end of a link: a userspace guest's memory, rings and buffers.
+//! The driver's end of a link: a userspace guest's memory, queues and buffers.
 //!
-//! A guest's whole memory here is one memfd, sealed so that nobody can shrink or grow it, that holds three rings
+//! A guest's whole memory here is one memfd, sealed so that nobody can shrink or grow it, that holds three queues
 //! and their buffers one behind the other. The vhost-user front end shows it to the device
-//! ([`region`](DriverLink::region), [`ring_config`](DriverLink::ring_config)) and brings the notification fds
+//! ([`region`](DriverLink::region), [`queue_config`](DriverLink::queue_config)) and brings the notification fds
 //! ([`connect`](DriverLink::connect)).
 //!
-//! Receive buffers are on offer from the start, as many as `supply` says, and again when their packet is finished.
+//! Receive buffers are on offer from the start, as many as `refill` says, and again when their packet is finished.
 //! Transmit buffers are taken from a free list; the last freed is used first, because its memory is still in the cache.
 //! For the same reason no more than so many bytes are under way to the device: many flows could send far more at once.
 //!
-//! The device is not trusted; see [`ring`](crate::ring).
+//! The device is not trusted; see [`queue`](crate::queue).
 
-mod plan;
-mod supply;
+mod layout;
+mod refill;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,21 +20,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::link::{
-    EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TX_QUEUE, Token, split_header, take_header,
+use vsock_core::HEADER_LEN;
+
+use super::packet::{
+    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, Space, split_header, take_header,
 };
 use crate::memory::{GuestMemory, SharedRegion};
-use crate::ring::{DriverRing, RingConfig, RingError};
+use crate::queue::{DriverQueue, QueueConfig, QueueError};
 use crate::slice::{self, Slice, Slices};
+use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::sys::signal;
-pub use plan::DriverOptions;
-use plan::{Buffers, Plan};
-use supply::{HOT, Supply};
+pub use layout::DriverOptions;
+use layout::{Buffers, Layout};
+use refill::{HOT, Refill};
 
-/// One of our rings, its buffers and notification fds.
-struct Queue {
-    ring: DriverRing,
+/// One of our queues, its buffers and notification fds.
+struct BufferQueue {
+    virtqueue: DriverQueue,
     buffers: Buffers,
     /// The buffer of each chain in flight, by head.
     by_head: Vec<u16>,
@@ -42,23 +44,26 @@ struct Queue {
     call: Option<OwnedFd>,
 }
 
-impl Queue {
+impl BufferQueue {
     fn new(
         memory: &Arc<GuestMemory>,
-        config: &RingConfig,
+        config: &QueueConfig,
         buffers: Buffers,
-    ) -> Result<Self, RingError> {
-        let ring = DriverRing::new(Arc::clone(memory), config)?;
+    ) -> Result<Self, QueueError> {
+        let virtqueue = DriverQueue::new(Arc::clone(memory), config)?;
         let by_head = vec![0; usize::from(config.size)];
-        Ok(Self { ring, buffers, by_head, kick: None, call: None })
+        Ok(Self { virtqueue, buffers, by_head, kick: None, call: None })
     }
 
-    /// Offers the first `len` bytes of a buffer. The ring has descriptors for all buffers, so it always fits.
+    /// Offers the first `len` bytes of a buffer. The queue has descriptors for all buffers, so it always fits.
     fn offer(&mut self, buffer: u16, len: u32, device_writes: bool) {
         let (parts, count) = self.buffers.parts(buffer, len);
         let parts = &parts[..count];
-        let added =
-            if device_writes { self.ring.add(&[], parts) } else { self.ring.add(parts, &[]) };
+        let added = if device_writes {
+            self.virtqueue.add(&[], parts)
+        } else {
+            self.virtqueue.add(parts, &[])
+        };
         debug_assert!(added.is_ok(), "one chain per buffer");
         if let Ok(head) = added {
             self.by_head[usize::from(head)] = buffer;
@@ -66,8 +71,8 @@ impl Queue {
     }
 
     /// The next buffer that the device is done with, and how many bytes it wrote.
-    fn take(&mut self) -> Result<Option<(u16, u32)>, RingError> {
-        let used = self.ring.pop_used()?;
+    fn take(&mut self) -> Result<Option<(u16, u32)>, QueueError> {
+        let used = self.virtqueue.pop_used()?;
         Ok(used.map(|(head, len)| (self.by_head[usize::from(head)], len)))
     }
 }
@@ -76,11 +81,11 @@ impl Queue {
 pub struct DriverLink {
     memory: Arc<GuestMemory>,
     file: File,
-    plan: Plan,
-    queues: [Queue; QUEUE_COUNT],
+    layout: Layout,
+    queues: [BufferQueue; QUEUE_COUNT],
     /// Receive buffers that are not on offer, the last used on top.
     idle: Vec<u16>,
-    supply: Supply,
+    refill: Refill,
     /// Transmit buffers that nobody uses.
     free: Vec<u16>,
     /// What each transmit buffer holds that the device has not used, and all of them, bytes.
@@ -96,15 +101,15 @@ pub struct DriverLink {
 }
 
 impl DriverLink {
-    /// Makes memory, rings and buffers, and offers receive and event buffers.
+    /// Makes memory, queues and buffers, and offers receive and event buffers.
     ///
     /// # Errors
     /// The options ask for more buffers than a queue can have, or the kernel refuses the memory.
     pub fn new(options: &DriverOptions) -> io::Result<Self> {
-        let plan = Plan::new(options)?;
-        let (file, memory) = plan.allocate()?;
+        let layout = Layout::new(options)?;
+        let (file, memory) = layout.allocate()?;
         let queue = |number: usize| {
-            Queue::new(&memory, &plan.rings[number], plan.buffers[number].clone())
+            BufferQueue::new(&memory, &layout.queues[number], layout.buffers[number].clone())
                 .map_err(io::Error::other)
         };
         let mut queues = [queue(RX_QUEUE)?, queue(TX_QUEUE)?, queue(EVENT_QUEUE)?];
@@ -116,10 +121,10 @@ impl DriverLink {
         let rx = &queues[RX_QUEUE].buffers;
         let mut link = Self {
             idle: (0..rx.count).rev().collect(),
-            supply: Supply::new(rx.count, rx.len - HEADER_BYTES),
+            refill: Refill::new(rx.count, rx.len - HEADER_BYTES),
             memory,
             file,
-            plan,
+            layout,
             queues,
             free: (0..tx_count).rev().collect(),
             unsent: vec![0; tx_count.into()],
@@ -132,7 +137,7 @@ impl DriverLink {
         link.offer_idle();
         for queue in &mut link.queues {
             // Nobody is there to be kicked yet: `connect` does it.
-            queue.ring.publish();
+            queue.virtqueue.publish();
         }
         Ok(link)
     }
@@ -140,8 +145,8 @@ impl DriverLink {
     /// Puts idle receive buffers on offer, up to what is wanted.
     fn offer_idle(&mut self) {
         let queue = &mut self.queues[RX_QUEUE];
-        let wanted = self.supply.wanted();
-        while queue.ring.in_flight() < wanted
+        let wanted = self.refill.wanted();
+        while queue.virtqueue.in_flight() < wanted
             && let Some(buffer) = self.idle.pop()
         {
             queue.offer(buffer, queue.buffers.len, true);
@@ -151,20 +156,20 @@ impl DriverLink {
     /// The memory to show to the device.
     #[must_use]
     pub fn region(&self) -> SharedRegion<'_> {
-        let (guest, len) = (plan::BASE, self.plan.len);
+        let (guest, len) = (layout::BASE, self.layout.len);
         SharedRegion { guest, len, file: self.file.as_fd() }
     }
 
-    /// Where a ring is. Its addresses are guest addresses, which are the user addresses too.
+    /// Where a queue is. Its addresses are guest addresses, which are the user addresses too.
     #[must_use]
-    pub fn ring_config(&self, queue: usize) -> Option<RingConfig> {
-        self.plan.rings.get(queue).copied()
+    pub fn queue_config(&self, queue: usize) -> Option<QueueConfig> {
+        self.layout.queues.get(queue).copied()
     }
 
-    /// Tells what was negotiated; only before the device starts the rings.
+    /// Tells what was negotiated; only before the device starts the queues.
     pub fn set_event_idx(&mut self, event_idx: bool) {
-        for (queue, config) in self.queues.iter_mut().zip(&mut self.plan.rings) {
-            queue.ring.set_event_idx(event_idx);
+        for (queue, config) in self.queues.iter_mut().zip(&mut self.layout.queues) {
+            queue.virtqueue.set_event_idx(event_idx);
             config.event_idx = event_idx;
         }
     }
@@ -192,13 +197,13 @@ impl DriverLink {
     /// The device broke the rules of the event queue.
     pub fn next_event(&mut self) -> Result<Option<u32>, LinkError> {
         let queue = &mut self.queues[EVENT_QUEUE];
-        let ring_error = |error| LinkError::Ring { queue: EVENT_QUEUE, error };
-        while let Some((buffer, len)) = queue.take().map_err(ring_error)? {
+        let queue_error = |error| LinkError::Queue { queue: EVENT_QUEUE, error };
+        while let Some((buffer, len)) = queue.take().map_err(queue_error)? {
             let mut id = [0; 4];
             let mut pieces = Slices::new();
             self.memory
                 .slice(queue.buffers.address(buffer), queue.buffers.len, &mut pieces)
-                .map_err(|outside| ring_error(outside.into()))?;
+                .map_err(|outside| queue_error(outside.into()))?;
             slice::copy_out(&pieces, &mut id);
             queue.offer(buffer, queue.buffers.len, true);
             if len >= 4 {
@@ -214,27 +219,27 @@ impl DriverLink {
         slices: &mut Slices,
     ) -> Result<Option<Inbound>, LinkError> {
         let queue = &mut self.queues[RX_QUEUE];
-        let ring_error = |error| LinkError::Ring { queue: RX_QUEUE, error };
-        while let Some((buffer, len)) = queue.take().map_err(ring_error)? {
+        let queue_error = |error| LinkError::Queue { queue: RX_QUEUE, error };
+        while let Some((buffer, len)) = queue.take().map_err(queue_error)? {
             if len < HEADER_BYTES {
                 queue.offer(buffer, queue.buffers.len, true);
                 self.stats.skipped += 1;
                 continue;
             }
-            self.supply.note(len - HEADER_BYTES);
+            self.refill.note(len - HEADER_BYTES);
             let start = slices.len();
             self.memory
                 .slice(queue.buffers.address(buffer), len, slices)
-                .map_err(|outside| ring_error(outside.into()))?;
+                .map_err(|outside| queue_error(outside.into()))?;
             let end = slices.len();
             let (header, payload) = take_header(slices, start..end);
-            let token = Token { index: buffer, epoch: 0 };
+            let token = BufferToken { index: buffer, epoch: 0 };
             return Ok(Some(Inbound { header, payload, payload_len: len - HEADER_BYTES, token }));
         }
         Ok(None)
     }
 
-    pub(crate) fn finish_inbound(&mut self, token: Token) {
+    pub(crate) fn finish_inbound(&mut self, token: BufferToken) {
         self.idle.push(token.index);
         self.offer_idle();
     }
@@ -255,18 +260,18 @@ impl DriverLink {
         let buffers = &self.queues[TX_QUEUE].buffers;
         self.memory
             .slice(buffers.address(buffer), buffers.len, slices)
-            .map_err(|outside| LinkError::Ring { queue: TX_QUEUE, error: outside.into() })?;
+            .map_err(|outside| LinkError::Queue { queue: TX_QUEUE, error: outside.into() })?;
         let capacity = buffers.len - HEADER_BYTES;
         let (header, payload) = split_header(slices, start);
-        let token = Token { index: buffer, epoch: 0 };
+        let token = BufferToken { index: buffer, epoch: 0 };
         Ok(Some(Space { header, payload, capacity, token }))
     }
 
     /// Takes back the transmit buffers that the device is done with.
     fn reclaim(&mut self) -> Result<(), LinkError> {
         let queue = &mut self.queues[TX_QUEUE];
-        let ring_error = |error| LinkError::Ring { queue: TX_QUEUE, error };
-        while let Some((buffer, _)) = queue.take().map_err(ring_error)? {
+        let queue_error = |error| LinkError::Queue { queue: TX_QUEUE, error };
+        while let Some((buffer, _)) = queue.take().map_err(queue_error)? {
             self.free.push(buffer);
             self.unsent_bytes -= std::mem::take(&mut self.unsent[usize::from(buffer)]);
         }
@@ -303,7 +308,7 @@ impl DriverLink {
     pub(crate) fn publish(&mut self) -> io::Result<()> {
         self.is_reclaimed = false;
         for queue in &mut self.queues {
-            if queue.ring.publish()
+            if queue.virtqueue.publish()
                 && let Some(kick) = &queue.kick
             {
                 self.stats.signals += 1;
@@ -315,14 +320,14 @@ impl DriverLink {
 
     pub(crate) fn arm(&mut self) -> bool {
         let space = self.arm_for_space();
-        space | self.queues[RX_QUEUE].ring.enable_calls()
+        space | self.queues[RX_QUEUE].virtqueue.enable_calls()
     }
 
     pub(crate) fn arm_for_space(&mut self) -> bool {
-        self.queues[RX_QUEUE].ring.disable_calls();
+        self.queues[RX_QUEUE].virtqueue.disable_calls();
         // Events are few and cost no answer: they are taken in any case.
-        let events = self.queues[EVENT_QUEUE].ring.enable_calls();
-        let tx = &mut self.queues[TX_QUEUE].ring;
+        let events = self.queues[EVENT_QUEUE].virtqueue.enable_calls();
+        let tx = &mut self.queues[TX_QUEUE].virtqueue;
         if self.starved {
             return tx.enable_calls() | events;
         }
@@ -331,17 +336,17 @@ impl DriverLink {
     }
 
     pub(crate) fn has_inbound(&self) -> bool {
-        [RX_QUEUE, EVENT_QUEUE].iter().any(|&queue| self.queues[queue].ring.has_used())
+        [RX_QUEUE, EVENT_QUEUE].iter().any(|&queue| self.queues[queue].virtqueue.has_used())
     }
 
     pub(crate) fn has_space_again(&self) -> bool {
-        self.starved && self.queues[TX_QUEUE].ring.has_used()
+        self.starved && self.queues[TX_QUEUE].virtqueue.has_used()
     }
 
     pub(crate) fn disarm(&mut self) {
         self.starved = false;
         for queue in [RX_QUEUE, TX_QUEUE] {
-            self.queues[queue].ring.disable_calls();
+            self.queues[queue].virtqueue.disable_calls();
         }
     }
 

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vsock_virtio::device::DeviceLink;
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::device::DeviceLink;
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
@@ -39,9 +39,9 @@ impl Pair {
             let (kick, call) = (eventfd(), eventfd());
             driver.connect(queue, kick.try_clone().unwrap(), call.try_clone().unwrap()).unwrap();
             assert_eq!(signals(&kick), 1, "buffers may be there already");
-            let config = driver.ring_config(queue).unwrap();
+            let config = driver.queue_config(queue).unwrap();
             let fds = (kick.try_clone().unwrap(), Some(call.try_clone().unwrap()));
-            device.start_ring(queue, &memory, &config, fds.0, fds.1).unwrap();
+            device.start_queue(queue, &memory, &config, fds.0, fds.1).unwrap();
             kicks.push(kick);
             calls.push(call);
         }
@@ -71,12 +71,12 @@ impl Pair {
 
     /// Stops a ring and starts it again where it was, as a front end does.
     pub(crate) fn restart(&mut self, queue: usize) {
-        let mut config = self.driver().ring_config(queue).unwrap();
-        config.base = self.device().stop_ring(queue);
+        let mut config = self.driver().queue_config(queue).unwrap();
+        config.base = self.device().stop_queue(queue);
         let memory = Arc::clone(&self.memory);
         let (kick, call) = (self.kicks[queue].try_clone().unwrap(), &self.calls[queue]);
         let call = Some(call.try_clone().unwrap());
-        self.device().start_ring(queue, &memory, &config, kick, call).unwrap();
+        self.device().start_queue(queue, &memory, &config, kick, call).unwrap();
     }
 
     /// Both ends look at everything until nothing is left, and go to sleep with signals on.

@@ -3,16 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-mod ring_support;
+mod queue_support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ring_support::{Guest, NEXT, desc, eventfd, region};
-use vsock_virtio::device::DeviceLink;
+use queue_support::{Guest, NEXT, desc, eventfd, region};
+use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::{Link, LinkError, TX_QUEUE};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
-use vsock_virtio::ring::{RingConfig, RingError, RingLayout};
+use vsock_virtio::queue::{QueueConfig, QueueError, QueueLayout};
 use vsock_virtio::slice::Slices;
 
 /// The system's allocator, and how many bytes it has handed out.
@@ -44,16 +44,16 @@ const BUFFER: u64 = BASE + 0x1_0000;
 /// A guest with rings of `size` entries in 2 MiB of memory; its buffers overlap the descriptor table, which nobody minds.
 fn guest(size: u16) -> Guest {
     let memory = GuestMemory::map(vec![region(BASE, 2 << 20)], MemoryPolicy::RecordSeals).unwrap();
-    let layout = RingLayout::new(size);
+    let layout = QueueLayout::new(size);
     let desc = BASE + (1 << 20);
     let (avail, used) = (desc + layout.avail, desc + layout.used);
-    let config = RingConfig { size, desc, avail, used, base: 0, event_idx: true };
+    let config = QueueConfig { size, desc, avail, used, base: 0, event_idx: true };
     Guest { memory, config }
 }
 
 fn device(guest: &Guest) -> Link {
     let mut device = DeviceLink::new();
-    device.start_ring(TX_QUEUE, &guest.memory, &guest.config, eventfd(), None).unwrap();
+    device.start_queue(TX_QUEUE, &guest.memory, &guest.config, eventfd(), None).unwrap();
     Link::Device(device)
 }
 
@@ -102,7 +102,7 @@ fn longest_chain(length: u16) -> Result<u32, LinkError> {
 fn largest_ring_costs_no_more_than_one_of_1024_entries() {
     assert_eq!(cost(32768), cost(1024));
     assert_eq!(longest_chain(1024), Ok(1023 * 44));
-    let too_long = LinkError::Ring { queue: TX_QUEUE, error: RingError::TooLong };
+    let too_long = LinkError::Queue { queue: TX_QUEUE, error: QueueError::TooLong };
     assert_eq!(longest_chain(1025), Err(too_long));
     assert_eq!(longest_chain(32767), Err(too_long));
 }

@@ -2,22 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panic")]
 
-mod ring_support;
+mod queue_support;
 
 use std::sync::Arc;
 
-use ring_support::{Guest, NEXT, desc};
+use queue_support::{Guest, NEXT, desc};
 use rustix::fs::ftruncate;
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::ring::DeviceRing;
+use vsock_virtio::queue::DeviceQueue;
 use vsock_virtio::slice::Slices;
 
 #[test]
 fn ring_whose_memory_lost_its_file_does_not_crash() {
     let guest = Guest::new(8, true);
-    let file = ring_support::memfd(0x1_0000);
+    let file = queue_support::memfd(0x1_0000);
     let region = Region {
-        guest: ring_support::RING_AT,
+        guest: queue_support::RING_AT,
         user: 0,
         len: 0x1_0000,
         offset: 0,
@@ -25,9 +25,9 @@ fn ring_whose_memory_lost_its_file_does_not_crash() {
     };
     let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
     let guest = Guest { memory: Arc::clone(&memory), ..guest };
-    guest.descriptors(&[desc(ring_support::RING_AT, 44, NEXT, 1), desc(0, 0, 0, 0)]);
+    guest.descriptors(&[desc(queue_support::RING_AT, 44, NEXT, 1), desc(0, 0, 0, 0)]);
     guest.avail_idx(2);
-    let mut ring = DeviceRing::new(memory, &guest.config).unwrap();
+    let mut ring = DeviceQueue::new(memory, &guest.config).unwrap();
     assert!(ring.pop(&mut Slices::new()).unwrap().is_some());
     ftruncate(&file, 0).unwrap();
     // The cached index says there is one more; its descriptor reads as zeros and is an empty chain.

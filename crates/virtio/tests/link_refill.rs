@@ -4,13 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "tests panic")]
 
-mod ring_support;
+mod queue_support;
 
-use ring_support::pair::{Pair, header, receive, send};
-use ring_support::{Random, signals};
-use vsock_virtio::driver::DriverOptions;
+use queue_support::pair::{Pair, header, receive, send};
+use queue_support::{Random, signals};
+use vsock_virtio::link::driver::DriverOptions;
 use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
-use vsock_virtio::ring::{Chain, DeviceRing};
+use vsock_virtio::queue::{Chain, DeviceQueue};
 use vsock_virtio::slice::{Slices, copy_in};
 
 const BUFFERS: u16 = 200;
@@ -20,7 +20,7 @@ const FEW: usize = 32;
 
 /// A device that has popped chains and not given them back.
 struct Hoarder {
-    ring: DeviceRing,
+    ring: DeviceQueue,
     held: Vec<(Chain, Slices)>,
     number: u32,
 }
@@ -44,14 +44,14 @@ impl Hoarder {
 }
 
 /// Takes the next packet, and leaves its buffer with the caller.
-fn next(driver: &mut Link) -> Option<vsock_virtio::link::Token> {
+fn next(driver: &mut Link) -> Option<vsock_virtio::link::BufferToken> {
     driver.next_inbound(&mut Slices::new()).unwrap().map(|inbound| inbound.token)
 }
 
 fn start(options: &DriverOptions) -> (Pair, Hoarder) {
     let mut pair = Pair::new(options, true);
-    let config = pair.driver().ring_config(RX_QUEUE).unwrap();
-    let ring = DeviceRing::new(pair.memory.clone(), &config).unwrap();
+    let config = pair.driver().queue_config(RX_QUEUE).unwrap();
+    let ring = DeviceQueue::new(pair.memory.clone(), &config).unwrap();
     let mut hoarder = Hoarder { ring, held: Vec::new(), number: 0 };
     hoarder.take_all();
     (pair, hoarder)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use proptest::test_runner::{Config, RngSeed};
 use vsock_virtio::memory::GuestMemory;
-use vsock_virtio::ring::{RingConfig, RingLayout};
+use vsock_virtio::queue::{QueueConfig, QueueLayout};
 
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use memory_support::{
@@ -73,9 +73,9 @@ pub(crate) fn signals(fd: &impl AsFd) -> u64 {
     }
 }
 
-pub(crate) fn config(size: u16, event_idx: bool) -> RingConfig {
-    let layout = RingLayout::new(size.max(1).next_power_of_two());
-    RingConfig {
+pub(crate) fn config(size: u16, event_idx: bool) -> QueueConfig {
+    let layout = QueueLayout::new(size.max(1).next_power_of_two());
+    QueueConfig {
         size,
         desc: RING_AT,
         avail: RING_AT + layout.avail,
@@ -109,7 +109,7 @@ pub(crate) fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
 /// The driver's side of a ring, byte by byte.
 pub(crate) struct Guest {
     pub(crate) memory: Arc<GuestMemory>,
-    pub(crate) config: RingConfig,
+    pub(crate) config: QueueConfig,
 }
 
 impl Guest {

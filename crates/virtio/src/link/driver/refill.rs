@@ -1,6 +1,6 @@
 //! How many of a userspace guest's receive buffers are on offer at a time.
 //!
-//! A ring is first in, first out: every buffer on offer has its turn, whoever was used last. So all of them together are
+//! A queue is first in, first out: every buffer on offer has its turn, whoever was used last. So all of them together are
 //! the memory that packets go through, and when that is more than a processor's cache holds, every packet is fetched
 //! from memory and written back. Large packets need few buffers, as a flow has no more under way than its credit. Small
 //! ones need many, so that the device does not wait for us, but fill little of each. So as many are offered as hold a
@@ -17,13 +17,13 @@ const WEIGHT: u32 = 8;
 
 /// What is known of the packets that come.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Supply {
+pub(super) struct Refill {
     count: u16,
     /// Payload of a packet, smoothed.
     average: u32,
 }
 
-impl Supply {
+impl Refill {
     /// `count` buffers with room for `payload` bytes each, about which nothing is known but that.
     pub(super) fn new(count: u16, payload: u32) -> Self {
         Self { count, average: payload }
@@ -46,17 +46,17 @@ mod tests {
     use super::*;
 
     fn after(packets: u32, payload: u32) -> u16 {
-        let mut supply = Supply::new(256, 65536);
+        let mut refill = Refill::new(256, 65536);
         for _ in 0..packets {
-            supply.note(payload);
+            refill.note(payload);
         }
-        supply.wanted()
+        refill.wanted()
     }
 
     #[test]
     fn few_large_buffers_are_offered_before_anything_came() {
-        assert_eq!(Supply::new(256, 65536).wanted(), LEAST);
-        assert_eq!(Supply::new(256, 4096).wanted(), 256);
+        assert_eq!(Refill::new(256, 65536).wanted(), LEAST);
+        assert_eq!(Refill::new(256, 4096).wanted(), 256);
     }
 
     #[test]
@@ -68,15 +68,15 @@ mod tests {
 
     #[test]
     fn a_few_control_packets_among_data_change_little() {
-        let mut supply = Supply::new(256, 65536);
+        let mut refill = Refill::new(256, 65536);
         for _ in 0..2 {
-            supply.note(0);
+            refill.note(0);
         }
-        assert!(supply.wanted() < 2 * LEAST);
+        assert!(refill.wanted() < 2 * LEAST);
     }
 
     #[test]
     fn all_buffers_are_offered_where_there_are_few() {
-        assert_eq!(Supply::new(4, 65536).wanted(), 4);
+        assert_eq!(Refill::new(4, 65536).wanted(), 4);
     }
 }

@@ -4,19 +4,19 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod queue_support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ring_support::{Guest, LOW, eventfd, signals};
+use queue_support::{Guest, LOW, eventfd, signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vsock_virtio::device::DeviceLink;
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::device::DeviceLink;
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
-use vsock_virtio::ring::{DeviceRing, DriverRing};
+use vsock_virtio::queue::{DeviceQueue, DriverQueue};
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
 
 const PACKETS: u32 = 30_000;
@@ -40,8 +40,8 @@ fn pair(event_idx: bool) -> (Link, Link) {
     for queue in 0..QUEUE_COUNT {
         let (kick, call) = (eventfd(), eventfd());
         driver.connect(queue, kick.try_clone().unwrap(), call.try_clone().unwrap()).unwrap();
-        let config = driver.ring_config(queue).unwrap();
-        device.start_ring(queue, &memory, &config, kick, Some(call)).unwrap();
+        let config = driver.queue_config(queue).unwrap();
+        device.start_queue(queue, &memory, &config, kick, Some(call)).unwrap();
     }
     (Link::Device(device), Link::Driver(driver))
 }
@@ -150,10 +150,10 @@ fn race(mut publish: impl FnMut(&Gate) -> bool + Send, mut enable: impl FnMut(&G
     });
 }
 
-fn rings(event_idx: bool) -> (DeviceRing, DriverRing) {
+fn rings(event_idx: bool) -> (DeviceQueue, DriverQueue) {
     let guest = Guest::new(8, event_idx);
-    let driver = DriverRing::new(Arc::clone(&guest.memory), &guest.config).unwrap();
-    (DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap(), driver)
+    let driver = DriverQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap();
+    (DeviceQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap(), driver)
 }
 
 #[test]
