@@ -11,6 +11,7 @@
 //! | [`state`] | state × input → state, effects; nothing else changes a state |
 //! | [`connection`] | state, credit and deadlines of one connection |
 //! | [`endpoint`] | all connections between our CID and the other side of one link |
+//! | [`datagram`] | datagrams: split into packets, and put together again |
 //! | [`ports`] | who is bound to which port |
 //! | [`relay`] | connections that pass through between two guests |
 //!
@@ -24,6 +25,7 @@ extern crate alloc;
 pub mod address;
 pub mod connection;
 pub mod credit;
+pub mod datagram;
 pub mod endpoint;
 pub mod ids;
 pub mod packet;

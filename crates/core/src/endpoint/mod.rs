@@ -151,7 +151,12 @@ impl Endpoint {
         let named = match raw.check() {
             Ok(header) => Some(header),
             Err(Malformed::Length) => RawHeader { len: 0, ..*raw }.check().ok(),
-            Err(Malformed::SourceCid | Malformed::DestinationCid | Malformed::Type) => None,
+            Err(
+                Malformed::SourceCid
+                | Malformed::DestinationCid
+                | Malformed::Type
+                | Malformed::Operation,
+            ) => None,
         };
         let id = named.and_then(|header| {
             let id = self.table.get(header.inbound_key())?;

@@ -10,7 +10,8 @@ use std::io::IoSlice;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use vsock_core::{Address, BindError, Binding, Cid, EOM, Op, Port, RawHeader, SocketType};
+use vsock_core::datagram::{self, Arrived, MAX_DATAGRAM as MOST, Reassembly, Split};
+use vsock_core::{Address, BindError, Binding, Cid, Port, RawHeader};
 
 use super::link_slot::LinkFault;
 use super::source::{LinkId, Source};
@@ -21,6 +22,9 @@ use crate::link::Inbound;
 use crate::reactor::Token;
 use crate::slice::{self, Slice};
 use crate::vhost_user::F_DGRAM;
+
+// What programs may send is what links take.
+const _: () = assert!(MAX_DATAGRAM == MOST as usize);
 
 /// What became of datagrams.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,10 +49,9 @@ pub(crate) struct DatagramSocket {
 }
 
 /// A datagram of which not all packets have come.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Arriving {
-    from: Address,
-    to: Address,
+    reassembly: Reassembly,
     bytes: Vec<u8>,
 }
 
@@ -179,29 +182,28 @@ impl Worker {
         let batch = &mut self.batch;
         batch.slices.clear();
         batch.spaces.clear();
-        let mut room = 0;
-        // An empty datagram is a packet too.
-        while room < payload.len() || batch.spaces.is_empty() {
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        // First whether there is room for all of it.
+        let mut fits = Split::new(from, to, len);
+        while !fits.is_done() {
             let Some(space) = slot.link.next_space(&mut batch.slices)? else {
                 let reserved = u16::try_from(batch.spaces.len()).unwrap_or(u16::MAX);
                 slot.link.return_spaces(reserved);
                 return Ok(false);
             };
-            room += space.capacity as usize;
+            let _ = fits.next(space.capacity);
             batch.spaces.push(space);
         }
+        let mut packets = Split::new(from, to, len);
         let mut rest = payload;
         for space in &batch.spaces {
-            let (part, after) = rest.split_at(rest.len().min(space.capacity as usize));
+            let Some(header) = packets.next(space.capacity) else { break };
+            let (part, after) = rest.split_at(rest.len().min(header.len as usize));
             rest = after;
-            // At most the capacity, which is a u32.
-            let len = u32::try_from(part.len()).unwrap_or(space.capacity);
-            let flags = if rest.is_empty() { EOM } else { 0 };
-            let header = datagram_header(from, to, len, flags);
             slice::copy_in(&batch.slices[space.payload.clone()], part);
-            slot.link.send(space, &batch.slices, &header.encode(), len);
+            slot.link.send(space, &batch.slices, &header.encode(), header.len);
             slot.traffic.packets_out += 1;
-            slot.traffic.bytes_out += u64::from(len);
+            slot.traffic.bytes_out += u64::from(header.len);
         }
         Ok(true)
     }
@@ -215,41 +217,39 @@ impl Worker {
         slices: &[Slice],
     ) {
         let Some(slot) = self.links.get_mut(id) else { return };
-        // Addresses are checked like those of any packet; the type is none that connections have.
-        let as_stream = RawHeader { kind: SocketType::Stream.to_wire(), ..*raw };
-        let header = match as_stream.check() {
-            Ok(header) if header.op == Op::Rw && header.len <= inbound.payload_len => header,
+        let header = match datagram::check(raw) {
+            Ok(header) if header.len <= inbound.payload_len => header,
             Ok(_) | Err(_) => {
                 slot.traffic.malformed += 1;
                 return;
             }
         };
-        let mut arriving = match slot.arriving.take() {
-            Some(one) if one.from == header.src && one.to == header.dst => one,
-            // One whose end never came.
-            Some(_) | None => Arriving { from: header.src, to: header.dst, bytes: Vec::new() },
-        };
-        let before = arriving.bytes.len();
-        let len = header.len as usize;
-        if before + len > MAX_DATAGRAM {
-            self.datagrams.dropped += 1;
-            return;
-        }
-        arriving.bytes.resize(before + len, 0);
-        slice::copy_out(&slices[inbound.payload.clone()], &mut arriving.bytes[before..]);
-        if header.flags & EOM == 0 {
-            slot.arriving = Some(arriving);
-        } else if !self.pass_datagram(id, &arriving) {
-            self.datagrams.dropped += 1;
+        let arriving = &mut slot.arriving;
+        match arriving.reassembly.receive(&header) {
+            Arrived::Lost => {}
+            Arrived::TooLong => {
+                arriving.bytes = Vec::new();
+                self.datagrams.dropped += 1;
+            }
+            Arrived::Part { at, is_last } => {
+                let (at, len) = (at as usize, header.len as usize);
+                arriving.bytes.resize(at + len, 0);
+                slice::copy_out(&slices[inbound.payload.clone()], &mut arriving.bytes[at..]);
+                if is_last {
+                    let bytes = std::mem::take(&mut arriving.bytes);
+                    if !self.pass_datagram(id, header.src, header.dst, &bytes) {
+                        self.datagrams.dropped += 1;
+                    }
+                }
+            }
         }
     }
 
     /// A whole datagram of a link, for a program here or another guest. False: there is nobody, or no room.
-    fn pass_datagram(&mut self, from: LinkId, datagram: &Arriving) -> bool {
-        let Arriving { from: sender, to, bytes } = datagram;
+    fn pass_datagram(&mut self, from: LinkId, sender: Address, to: Address, bytes: &[u8]) -> bool {
         let is_alias = self.links.get(from).is_some_and(|slot| slot.has_host_alias(to.cid));
         if to.cid == self.local || is_alias {
-            return self.deliver_datagram(*sender, *to, bytes);
+            return self.deliver_datagram(sender, to, bytes);
         }
         let Some(&link) = self.routes.get(&to.cid) else { return false };
         let (Some(source), Some(target)) = (self.links.get(from), self.links.get(link)) else {
@@ -258,26 +258,12 @@ impl Worker {
         if link == from || target.features & F_DGRAM == 0 || !source.shares_group(target) {
             return false;
         }
-        let sent = self.transmit_datagram(link, *sender, *to, bytes);
+        let sent = self.transmit_datagram(link, sender, to, bytes);
         self.activate(link);
         // The receiver's fault must not end the sender's turn.
         sent.unwrap_or_else(|fault| {
             self.break_link(link, &fault);
             false
         })
-    }
-}
-
-fn datagram_header(from: Address, to: Address, len: u32, flags: u32) -> RawHeader {
-    RawHeader {
-        src_cid: from.cid.0.into(),
-        dst_cid: to.cid.0.into(),
-        src_port: from.port.0,
-        dst_port: to.port.0,
-        len,
-        kind: SocketType::Datagram.to_wire(),
-        op: Op::Rw.to_wire(),
-        flags,
-        ..RawHeader::default()
     }
 }

@@ -198,7 +198,7 @@ pub(crate) struct LinkSlot {
     /// Where a userspace guest reads its CID.
     pub(crate) config: Option<ConfigSpace>,
     /// A datagram that has not come whole.
-    pub(crate) arriving: Option<Arriving>,
+    pub(crate) arriving: Arriving,
     /// The guest's CID before it was given another.
     pub(crate) former: Option<Former>,
     pub(crate) traffic: Traffic,
@@ -243,7 +243,7 @@ impl LinkSlot {
             hybrid_door: None,
             control: None,
             config: None,
-            arriving: None,
+            arriving: Arriving::default(),
             former: None,
             traffic: Traffic::default(),
         }
