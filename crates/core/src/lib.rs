@@ -14,6 +14,7 @@
 //! | [`datagram`] | datagrams: split into packets, and put together again |
 //! | [`ports`] | who is bound to which port |
 //! | [`relay`] | connections that pass through between two guests |
+//! | [`admission`] | who may begin what, and why not |
 //!
 //! The same code serves a device and a driver; they differ only in who fills which ring. The
 //! crate handles lengths, never payload bytes. Every number that the other side chose is checked
@@ -23,6 +24,7 @@
 extern crate alloc;
 
 pub mod address;
+pub mod admission;
 pub mod connection;
 pub mod credit;
 pub mod datagram;
@@ -37,6 +39,7 @@ pub mod time;
 pub mod timers;
 
 pub use address::{Address, Cid, FlowKey, Port, SocketType};
+pub use admission::{Admission, Attempt, Decision, Refusal, Refused};
 pub use connection::ConnectionInfo;
 pub use credit::Window;
 pub use endpoint::{ConnectError, ConnectionId, Endpoint, EndpointStats, Event, Limits, Received};

@@ -61,6 +61,14 @@ pub struct Bound {
     listening: Option<Listening>,
 }
 
+impl Listener {
+    /// Whether its queue takes one more, which it does with the backlog and one more.
+    #[must_use]
+    pub const fn has_room(&self) -> bool {
+        self.waiting <= self.backlog
+    }
+}
+
 #[derive(Debug)]
 struct Listening {
     kind: SocketType,
