@@ -1,9 +1,9 @@
-"""asyncio: an echo server, and many clients at once, in one thread each.
+"""asyncio: an echo server, and a program that is many clients at once. Each has one thread.
 
     python asyncio_echo.py serve 5000
     python asyncio_echo.py ask alpha:5000 --clients 200
 
-The streams are asyncio's own: all that works on them works here.
+The streams are those of asyncio, with all their methods.
 """
 
 import argparse
@@ -29,11 +29,11 @@ async def serve(port: int) -> None:
 
 
 async def ask(address: str, number: int) -> bool:
-    """Be one client; tell whether our own bytes came back."""
+    """Be one client; return whether the server sent the same bytes back."""
     reader, writer = await vsock.open_connection(address)
     sent = f"client {number}\n".encode() * 1000
     writer.write(sent)
-    writer.write_eof()  # this was all; what comes back can still be read
+    writer.write_eof()  # ends this direction only: the answer can still be read
     answer = await reader.read()
     writer.close()
     return answer == sent

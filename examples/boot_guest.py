@@ -1,11 +1,11 @@
-"""A Linux guest to try things with: boot one as guest NAME, and type commands that it runs.
+"""A Linux guest to experiment with: boot it as guest NAME, and type commands that it runs.
 
-    make guests                       # once, in the source tree: fetches kernels and images
+    guests/fetch                      # once, in the source tree: makes the images
     python boot_guest.py alpha        # needs QEMU; --vmm uml boots User-Mode Linux instead
     alpha# python3 -c 'import socket; print(socket.AF_VSOCK)'
 
-The switch must run and have the guest. A command's output comes when it has ended, so what goes on
-for long is started with `&` and its output sent to a file. The end of input powers the guest off.
+A switch with this guest must be running. The output of a command is shown when it has ended, so
+start long-running commands with `&` and redirect their output. Ctrl-D powers the guest off.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from vsock.runtime import RuntimeFiles, default_runtime_dir
 
 
 def main() -> int:
-    """Boot, and run what is typed."""
+    """Boot, and run the commands that are typed."""
     parser = argparse.ArgumentParser(description="Boot a Linux guest of the switch.")
     parser.add_argument("name")
     parser.add_argument("--vmm", choices=["qemu", "uml"], default="qemu")
-    parser.add_argument("--copy", type=Path, action="append", default=[], help="file for its /tmp")
+    parser.add_argument("--copy", type=Path, action="append", default=[], help="copy to /tmp there")
     arguments = parser.parse_args()
     socket = RuntimeFiles(default_runtime_dir()).guest_socket(arguments.name)
     with testing.boot(socket, arguments.name, vmm=arguments.vmm) as guest:

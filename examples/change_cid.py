@@ -1,8 +1,8 @@
-"""A guest gets another CID while it runs, as after a migration: what both sides see.
+"""A running guest gets another CID, as after a migration, and both sides see their connection end.
 
     python change_cid.py
 
-Everything is in this one program. With a switch that runs already: `vsock guest set alpha --cid 33`.
+This program runs a switch itself. On the command line: `vsock guest set alpha --cid 33`.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as directory,
         vsock.Switch({"alpha": 3}, runtime_dir=f"{directory}/run") as switch,
         vsock.Guest(switch.socket_path("alpha")) as alpha,
-        alpha.create_server(5000) as listener,  # on the wildcard CID, so it goes on
+        alpha.create_server(5000) as listener,  # bound to CID_ANY, so it goes on
     ):
         host = switch.transport
         with vsock.create_connection("alpha:5000", transport=host) as before:
@@ -37,7 +37,7 @@ def main() -> None:
         try:
             vsock.create_connection((3, 5000), transport=host)
         except vsock.NoSuchGuest:
-            print("nobody has CID 3 any more")
+            print("no guest has CID 3")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Datagrams: single messages without a connection, to and from many.
+"""Datagrams: single messages without a connection, from one socket to many others.
 
     python datagrams.py receive 5000
     python datagrams.py send alpha:5000 one two three
 
-They go between programs on the host and guests that are processes (`vsock.Guest`); a Linux kernel
-in a virtual machine has no datagrams over virtio. A datagram that the receiver has no room for, or
-to a port that nobody has in the guest, is lost, and nobody is told. So the sender here waits for
-an answer, but not for ever.
+Programs on the host and userspace guests (`vsock.Guest`) have datagrams; Linux has none over
+virtio. A datagram is lost without an error if the receiver's buffer is full, or if no socket in the
+guest is bound to the port. So this sender waits for an answer, with a timeout.
 """
 
 import argparse
@@ -16,7 +15,7 @@ import vsock
 
 
 def receive(port: int) -> None:
-    """Print what comes, and answer each datagram."""
+    """Print each datagram and answer it."""
     with vsock.socket(vsock.SOCK_DGRAM) as sock:
         sock.bind((vsock.CID_ANY, port))
         print(f"receiving on {sock.getsockname()}", flush=True)
@@ -29,7 +28,7 @@ def receive(port: int) -> None:
 def send(address: str, texts: list[str]) -> None:
     """Send each text, and wait for the answer to it."""
     with vsock.socket(vsock.SOCK_DGRAM) as sock:
-        sock.connect(address)  # only remembers where `send` goes
+        sock.connect(address)  # sets the destination of `send`; no packet is sent
         sock.settimeout(5)
         for text in texts:
             sock.send(text.encode())

@@ -1,9 +1,9 @@
-"""A client: it sends a text, says that this was all, and prints what comes back.
+"""A client: it sends a text, ends its direction of the connection, and prints the answer.
 
     python echo_client.py alpha:5000 "hello, guest"
 
-An address is NAME:PORT or CID:PORT; on the host `alpha` is a guest of the switch, in a guest the
-host is `host:5000` or `2:5000`.
+An address is NAME:PORT or CID:PORT. On the host, `alpha` is a guest of the switch. In a guest,
+`host:5000` and `2:5000` are the host.
 """
 
 import argparse
@@ -13,17 +13,17 @@ import vsock
 
 
 def ask(address: str, text: str) -> str:
-    """Return all that the server at `address` answers to `text`."""
+    """Send `text` to the server at `address`, and return its whole answer."""
     with vsock.create_connection(address, timeout=5) as connection:
         connection.sendall(text.encode())
-        # Ends our direction only: the server reads the end, and can still answer.
+        # Ends this direction only: the server reads the end of the data, and can still answer.
         connection.shutdown(socket.SHUT_WR)
         with connection.makefile("r", encoding="utf-8") as answer:
             return answer.read()
 
 
 def main() -> None:
-    """Ask once."""
+    """Send one text."""
     parser = argparse.ArgumentParser(description="Send a text and print the answer.")
     parser.add_argument("address")
     parser.add_argument("text")

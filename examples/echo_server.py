@@ -1,9 +1,9 @@
-"""A server: it sends back what each client sends, with a thread for each.
+"""A server: it sends back what each client sends, with one thread per client.
 
     python echo_server.py 5000
 
-It listens on every CID that is ours. On the host of a switch that means: guests connect to CID 2,
-programs on the same machine to CID 1 (`local:5000`). Ctrl-C ends it.
+It listens on every CID of this machine. On the host of a switch, guests connect to CID 2
+(`host:5000`) and programs on the same machine to CID 1 (`local:5000`). Ctrl-C ends it.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import vsock
 
 
 def serve(connection: socket.socket, peer: vsock.Address) -> None:
-    """Send everything back, until the client has no more to say or is gone."""
+    """Send everything back until the client ends its data or closes the connection."""
     received = 0
-    # BrokenPipeError: it left without reading all of our answer.
+    # BrokenPipeError: the client closed the connection before it read the whole answer.
     with connection, contextlib.suppress(BrokenPipeError):
         while data := connection.recv(65536):
             connection.sendall(data)
@@ -26,7 +26,7 @@ def serve(connection: socket.socket, peer: vsock.Address) -> None:
 
 
 def main() -> None:
-    """Accept for ever."""
+    """Accept connections until interrupted."""
     parser = argparse.ArgumentParser(description="Send back what clients send.")
     parser.add_argument("port", type=int)
     arguments = parser.parse_args()

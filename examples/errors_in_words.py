@@ -1,9 +1,9 @@
-"""Errors: connect to an address, and say in words what was in the way.
+"""Errors: connect to an address, and print what prevented it and what to do.
 
     python errors_in_words.py alpha:5000
 
-Each exception is an OSError with the errno of AF_VSOCK, so `except ConnectionResetError` and
-`except OSError` work too. The names below only say more.
+Each exception is an OSError with the errno of AF_VSOCK (an AddressError is a ValueError). So
+`except ConnectionResetError` and `except OSError` work too; the classes below are more precise.
 """
 
 import sys
@@ -12,7 +12,7 @@ import vsock
 
 
 def explain(address: str) -> str:
-    """Try to connect to `address` and return what there is to say about it."""
+    """Connect to `address`, and return the result in words."""
     try:
         with vsock.create_connection(address, timeout=1) as connection:
             return f"connected to {connection.getpeername()}"
@@ -27,9 +27,9 @@ def explain(address: str) -> str:
     except vsock.ConnectTimeout:
         return "the guest does not answer: it is not running, or has no vsock driver"
     except vsock.ConnectRefused:
-        return "the guest is there, and nobody listens on this port"
+        return "the guest answers, but nobody listens on this port"
     except OSError as error:
-        return f"something else: {error}"
+        return f"another error: {error}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Guest to guest: two that share a group talk to each other, a third one is refused.
+"""Guest to guest: two guests that share a group connect to each other, a third one is refused.
 
     python guest_to_guest.py
 
-Everything is in this one program: a switch of its own and three guests without virtual machines.
+This program runs a switch itself, and three userspace guests.
 """
 
 import tempfile
@@ -11,12 +11,12 @@ import vsock
 
 
 def attempt(switch: vsock.Switch, source: str, destination: str) -> None:
-    """Connect from one guest to the port 5000 of another, and say what came of it."""
+    """Connect from one guest to port 5000 of another, and print the result."""
     verdict = switch.explain(source, destination)
     cid = switch.guest(destination).cid
     with vsock.Guest(switch.socket_path(source)) as guest:
         try:
-            # Guests know each other by CID: names are for programs on the host.
+            # Guests address each other by CID; names work only on the host.
             with guest.create_connection((cid, 5000)):
                 print(f"{source} -> {destination}: connected: {verdict.reason}")
         except vsock.ConnectRefused:
@@ -24,7 +24,7 @@ def attempt(switch: vsock.Switch, source: str, destination: str) -> None:
 
 
 def main() -> None:
-    """Let alpha and gamma try to reach beta."""
+    """Let alpha and gamma connect to beta."""
     with (
         tempfile.TemporaryDirectory() as directory,
         vsock.Switch(runtime_dir=f"{directory}/run") as switch,

@@ -1,10 +1,10 @@
-"""HTTP over VSOCK: the standard library's server and client, each with another way to a socket.
+"""HTTP over VSOCK: the standard library's server and client, each with a VSOCK socket.
 
     python http_over_vsock.py serve 8080 --directory /usr/share/doc
     python http_over_vsock.py get alpha:8080 /README
 
-The same two changes (who makes the listener, who makes the connection) put other socketserver
-programs and http.client users on VSOCK.
+Other programs that use socketserver or http.client need the same two changes: one replaces the
+listener, the other the connection.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class VsockHTTPConnection(HTTPConnection):
     """An HTTP connection to a VSOCK address."""
 
     def __init__(self, address: str) -> None:
-        super().__init__("vsock", timeout=5)  # what the Host header says
+        super().__init__("vsock", timeout=5)  # the value of the Host header
         self.address = address
 
     def connect(self) -> None:

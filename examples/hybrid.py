@@ -1,12 +1,12 @@
-"""Hybrid sockets: VSOCK as Firecracker and Cloud Hypervisor offer it, through Unix sockets.
+"""Hybrid sockets: VSOCK over Unix sockets, as in Firecracker and Cloud Hypervisor.
 
     vsock guest add delta 6 --hybrid
     python hybrid.py call $VSOCK_RUNTIME_DIR/guests/delta.vsock 5000 hello
     python hybrid.py listen $VSOCK_RUNTIME_DIR/guests/delta.vsock 6000
 
-To call a guest, connect to its socket and send `CONNECT 5000`; it answers `OK` and a number, and
-what follows is the connection. To be called at CID 2 port 6000, listen at the path with `_6000`
-at its end. Any language can do that; in Python an address does.
+To connect to a guest, connect to its Unix socket and send `CONNECT 5000`. The answer is `OK` and a
+number; after that line the socket is the connection. To accept the guest's connections to CID 2,
+port 6000, listen at the path with `_6000` appended. Any language can do that; here an address does.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def call(path: Path, port: int, text: str) -> None:
 
 
 def listen(path: Path, port: int) -> None:
-    """Wait for one connection of the guest to the host's port, and print what it says."""
+    """Accept one connection of the guest to the host's port, and print its data."""
     address = vsock.HybridAddress(str(path.absolute()), port)
     with vsock.create_server(address) as listener:
         print(f"listening on {listener.getsockname()}", flush=True)

@@ -3,9 +3,9 @@
     python3 in_guest.py serve 5000          # then on the host: echo hello | vsock cat alpha:5000
     python3 in_guest.py ask 7000 hello      # with, on the host: vsock cat -l 7000
 
-The guest's kernel has AF_VSOCK, and its socket leads to the switch. The host is always CID 2.
-Elsewhere AF_VSOCK would be that machine's own: so it runs only where guests that `boot_guest.py`
-boots have left a mark (in a guest of your own: `touch /run/boot-id`).
+The AF_VSOCK of the guest's kernel leads to the switch. The host is always CID 2. On any other
+machine AF_VSOCK would be that machine's own, so this program requires the file /run/boot-id, which
+guests of `boot_guest.py` have (in a guest of your own: `touch /run/boot-id`).
 """
 
 import argparse
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     asking.add_argument("text")
     arguments = parser.parse_args()
     if not Path("/run/boot-id").exists():
-        parser.error("this machine is no guest: AF_VSOCK would be its own, and not the switch's")
+        parser.error("this machine is no guest of a switch: there is no /run/boot-id")
     if arguments.command == "serve":
         serve(arguments.port)
     else:

@@ -1,10 +1,11 @@
-"""SEQPACKET: messages that arrive as they were sent, whole and in order.
+"""SEQPACKET: messages that arrive complete and in order.
 
     python messages.py serve 5000
     python messages.py send alpha:5000 one two "three and four"
 
-A stream is bytes without borders; here one `send` is one `recv`. A message must fit the receiver's
-buffer (262144 bytes unless changed). An empty message cannot be sent: it would read as the end.
+A stream has no message boundaries; here one `recv` returns the message of one `send`. A message
+must fit the receiver's buffer (262144 bytes unless changed). An empty message cannot be sent,
+because the receiver would read it as the end of the connection.
 """
 
 import argparse
@@ -16,7 +17,7 @@ LARGEST = 65536
 
 
 def serve(port: int) -> None:
-    """Answer each message with its length, one client after the other."""
+    """Answer each message with its length and text, one client after the other."""
     with vsock.create_server(port, type=SOCK_SEQPACKET) as listener:
         print(f"listening on {listener.getsockname()}", flush=True)
         while True:

@@ -2,8 +2,8 @@
 
     python options.py alpha:5000 --buffer 1048576 --connect-timeout 0.5
 
-Two timeouts are easily confused: how long the *other side* may take to answer a connect is an
-option of VSOCK (2 seconds unless changed); how long *we* wait in any call is `settimeout`.
+Two timeouts are easily confused. `connect_timeout` limits how long the *other side* may take to
+answer a connect (2 seconds unless changed). `settimeout` limits how long any call here blocks.
 """
 
 import argparse
@@ -17,7 +17,7 @@ SIZE = struct.Struct("=Q")
 
 
 def set_buffer(sock: vsock.socket, size: int) -> None:
-    """Announce a receive buffer of `size` bytes; the limit comes first, or it would cut the size."""
+    """Announce a receive buffer of `size` bytes. Raises the limit first, which would cut the size."""
     for option in (vsock.SO_VM_SOCKETS_BUFFER_MAX_SIZE, vsock.SO_VM_SOCKETS_BUFFER_SIZE):
         sock.setsockopt(AF_VSOCK, option, SIZE.pack(size))
 
@@ -29,7 +29,7 @@ def buffer_of(sock: vsock.socket) -> int:
 
 
 def main() -> None:
-    """Connect with the options that were asked for, and show what holds."""
+    """Connect with the options of the command line, and print their values."""
     parser = argparse.ArgumentParser(description="Set the options of a connection.")
     parser.add_argument("address")
     parser.add_argument("--buffer", type=int, default=1 << 20, help="bytes")
@@ -41,11 +41,11 @@ def main() -> None:
         sock.connect_timeout = arguments.connect_timeout
         sock.connect(arguments.address)
         print("receive buffer now:", buffer_of(sock))
-        sock.settimeout(0.2)  # ours: no call waits longer from here on
+        sock.settimeout(0.2)  # from here on no call blocks for longer
         try:
             print("received:", sock.recv(100))
         except TimeoutError:
-            print("nothing came within 0.2 s")
+            print("no data within 0.2 s")
         sock.shutdown(socket.SHUT_RDWR)
 
 

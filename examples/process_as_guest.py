@@ -1,9 +1,9 @@
-"""Be a guest without a virtual machine: this process joins the switch with a CID of its own.
+"""A guest without a virtual machine: this process joins the switch with a CID of its own.
 
     python process_as_guest.py $VSOCK_RUNTIME_DIR/guests/alpha.sock
 
-It serves an echo on port 5000 of the guest, and says hello to port 7000 of the host if somebody
-listens there. From a shell, `vsock guest run alpha COMMAND` does this for any command.
+It is an echo server on port 5000 of the guest. It also sends a line to port 7000 of the host if a
+program listens there. In a shell, `vsock guest run alpha COMMAND` makes any command a guest.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
     python send_file.py receive 5000 copy.iso
     python send_file.py send alpha:5000 original.iso
 
-The sender needs no length in front: it shuts its direction down, the receiver reads the end, and
-the other direction is still open for the answer.
+The sender need not send the length first: it shuts its direction down, the receiver reads the end
+of the data, and the other direction is still open for the answer.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import vsock
 
 
 def receive(port: int, path: Path) -> None:
-    """Write what one sender sends to a file, and tell it the checksum of what is there."""
+    """Write the data of one sender to a file, and answer with the checksum of the file."""
     digest = hashlib.sha256()
     with vsock.create_server(port) as listener:
         print(f"listening on {listener.getsockname()}", flush=True)
@@ -32,7 +32,7 @@ def receive(port: int, path: Path) -> None:
 
 
 def send(address: str, path: Path) -> bool:
-    """Send a file; tell whether the receiver has the same bytes."""
+    """Send a file; return whether the receiver has the same bytes."""
     with vsock.create_connection(address) as connection, path.open("rb") as file:
         connection.sendfile(file)
         connection.shutdown(socket.SHUT_WR)
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     if arguments.command == "receive":
         receive(int(arguments.where), arguments.file)
     elif not send(arguments.where, arguments.file):
-        sys.exit("the receiver has other bytes than we sent")
+        sys.exit("the receiver's checksum differs")

@@ -1,11 +1,11 @@
-r"""TLS over VSOCK, by the standard library's ssl: for guests that are not to trust the host's users.
+r"""TLS over VSOCK with the standard library's ssl: for guests that do not trust the host's users.
 
     openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=alpha \
         -addext subjectAltName=DNS:alpha -keyout key.pem -out certificate.pem
     python tls.py serve 5000 certificate.pem key.pem
     python tls.py ask alpha:5000 certificate.pem hello
 
-A guest has no DNS name: the certificate names what both sides agree on, here `alpha`.
+A guest has no DNS name, so both sides agree on a name for the certificate, here `alpha`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def serve(port: int, certificate: str, key: str) -> None:
 
 
 def ask(address: str, certificate: str, text: str, name: str) -> None:
-    """Send a text to a server that must have the key of the certificate."""
+    """Send a text to a server, which must have the key of the certificate."""
     context = ssl.create_default_context(cafile=certificate)
     with (
         vsock.create_connection(address, timeout=5) as connection,
@@ -49,6 +49,6 @@ if __name__ == "__main__":
     serving.add_argument("key")
     for argument in ("address", "certificate", "text"):
         asking.add_argument(argument)
-    asking.add_argument("--name", default="alpha", help="who the certificate must be for")
+    asking.add_argument("--name", default="alpha", help="the name in the certificate")
     options = vars(parser.parse_args())
     (serve if options.pop("command") == "serve" else ask)(**options)

@@ -1,8 +1,8 @@
-"""trio: a client that connects without blocking the event loop, and talks in both directions.
+"""trio: a client that connects without blocking the event loop, and sends while it receives.
 
     python trio_client.py alpha:5000 one two three
 
-trio wants sockets of its own kind; a `vsock.socket` is a real descriptor, so it can have it.
+trio has a socket class of its own; it takes the descriptor of a `vsock.socket`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ async def connect(address: str) -> trio.SocketStream:
             sock.connect(address)
         except BlockingIOError:
             await trio.lowlevel.wait_writable(sock)
-            sock.finish_connect()  # raises if the answer was no
+            sock.finish_connect()  # raises OSError if the connection was refused
         plain = socket.socket(fileno=sock.detach())
     return trio.SocketStream(trio.socket.from_stdlib_socket(plain))
 

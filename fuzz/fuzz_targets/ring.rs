@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::ring::{DeviceRing, RingConfig};
-use vsock_virtio::slice::copy_out;
+use vsock_virtio::slice::{Slices, copy_out};
 
 const LEN: u64 = 16 * 4096;
 const BASE: u64 = 0x1000;
@@ -26,7 +26,7 @@ fn memory() -> &'static (File, Arc<GuestMemory>) {
         let copy = file.try_clone().unwrap();
         let region = Region { guest: BASE, user: 1 << 40, len: LEN, offset: 0, file: copy };
         let memory = GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap();
-        (file, Arc::new(memory))
+        (file, memory)
     })
 }
 
@@ -48,7 +48,7 @@ fuzz_target!(|input: (u16, u8, &[u8])| {
         event_idx: how & 1 != 0,
     };
     let Ok(mut ring) = DeviceRing::new(Arc::clone(memory), &config) else { return };
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let mut popped = Vec::new();
     let mut scratch = vec![0; LEN as usize];
     while let Ok(Some(chain)) = ring.pop(&mut slices) {

@@ -29,15 +29,15 @@ class Skip:
 HOST = frozenset({"host"})
 """The host of a switch, where a socket is a Unix socket to the kernel."""
 
-_NO_ERRORS = "Linux 6.1 says ENOMEM for every error of send and recv"
-_NO_SIGNAL = "Linux 6.1 raises no SIGPIPE for AF_VSOCK"
+_NO_ERRORS = "Linux 6.1 returns ENOMEM for every error of send and recv"
+_NO_SIGNAL = "Linux 6.1 sends no SIGPIPE for AF_VSOCK"
 _NO_ZEROCOPY = "Linux 6.1 has no MSG_ZEROCOPY for AF_VSOCK"
 
 _LINGERS = "Linux 6.12 lingers in close() although its own unread data resets the connection"
 
-_NO_LOW_WATER = "poll of a Unix socket takes no notice of SO_RCVLOWAT"
-_NO_PINNED_PAGES = "MSG_ZEROCOPY is about the pages of a kernel that sends AF_VSOCK itself"
-_OWN_BUFFER = "what is under way is bounded by the other side's buffer and a Unix socket's, not by the sender's own (H3)"
+_NO_LOW_WATER = "poll of a Unix socket ignores SO_RCVLOWAT"
+_NO_PINNED_PAGES = "MSG_ZEROCOPY concerns pages of a kernel that itself sends AF_VSOCK packets"
+_OWN_BUFFER = "data in flight is bounded by the other side's buffer and a Unix socket's, not by the sender's own buffer (H3)"
 
 _ZEROCOPY_CASES = (
     "SOCK_STREAM MSG_ZEROCOPY",
@@ -53,7 +53,12 @@ SKIPS = (
     Skip(OLD_KERNEL, "client", "SOCK_SEQPACKET big message", _NO_ERRORS),
     Skip(OLD_KERNEL, "client", "SOCK_STREAM test invalid buffer", _NO_ERRORS),
     Skip(OLD_KERNEL, "client", "SOCK_SEQPACKET test invalid buffer", _NO_ERRORS),
-    Skip(OLD_KERNEL, "server", "SOCK_SEQPACKET MSG_PEEK", "Linux 6.1 has no such peek"),
+    Skip(
+        OLD_KERNEL,
+        "server",
+        "SOCK_SEQPACKET MSG_PEEK",
+        "Linux 6.1 has no MSG_PEEK for SOCK_SEQPACKET",
+    ),
     Skip(OLD_KERNEL, "client", "SOCK_STREAM SHUT_WR", _NO_SIGNAL),
     Skip(OLD_KERNEL, "client", "SOCK_STREAM SHUT_RD", _NO_SIGNAL),
     *(Skip(OLD_KERNEL, "client", case, _NO_ZEROCOPY) for case in _ZEROCOPY_CASES),

@@ -128,7 +128,7 @@ def test_options_hold_for_the_connection(guest, run):
     assert said == [
         "receive buffer by default: 262144",
         "receive buffer now: 1048576",
-        "nothing came within 0.2 s",
+        "no data within 0.2 s",
     ]
 
 
@@ -159,7 +159,7 @@ def test_connections_end_when_the_cid_changes(run):
         "an open connection ends with ECONNRESET",
         "an open connection ends with ECONNRESET",
         "connected to 33:5000 by the same name",
-        "nobody has CID 3 any more",
+        "no guest has CID 3",
     ]
 
 

@@ -28,8 +28,11 @@ def echo(guest: Guest) -> Iterator[int]:
             if is_over.is_set():
                 connection.close()
                 return
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+            server = threading.Thread(target=serve, args=(connection,), daemon=True)
+            server.start()
+            servers.append(server)
 
+    servers: list[threading.Thread] = []
     is_over = threading.Event()
     with guest.create_server((vsock.CID_ANY, 5000)) as listener:
         thread = threading.Thread(target=accept)
@@ -37,7 +40,11 @@ def echo(guest: Guest) -> Iterator[int]:
         yield 5000
         is_over.set()
         guest.create_connection((vsock.CID_LOCAL, 5000)).close()
+        # The end of a program's connection comes after the program's; a guest that left before it would reset them.
         thread.join(10)
+        for server in servers:
+            server.join(30)
+            assert not server.is_alive()
 
 
 def test_connected_socket_shows_addresses_of_af_vsock(echo: int, python: Python) -> None:

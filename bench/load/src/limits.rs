@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use rustix::event::{EventfdFlags, eventfd as new_eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::slice::{self, Slice};
+use vsock_virtio::slice::{self, Slices};
 
 use crate::Result;
 use crate::clock::{self, Durations};
@@ -17,8 +17,8 @@ use crate::orders::{Order, answer};
 pub(crate) fn memcpy(arguments: &[String]) -> Result<()> {
     let order = Order::parse(&arguments.join(" "));
     let (size, seconds): (u32, f64) = (order.number(0)?, order.number(3)?);
-    let (source, from) = mapping(order.number(1)?, size)?;
-    let (target, to) = mapping(order.number(2)?, size)?;
+    let from = mapping(order.number(1)?, size)?;
+    let to = mapping(order.number(2)?, size)?;
     // Once round, so that no page is touched for the first time.
     for index in 0..from.len().max(to.len()) {
         slice::copy(&to[index % to.len()..][..1], &from[index % from.len()..][..1]);
@@ -34,22 +34,21 @@ pub(crate) fn memcpy(arguments: &[String]) -> Result<()> {
     }
     let elapsed = clock::seconds(clock::now() - start);
     answer(&format!("\"bytes\": {bytes}, \"seconds\": {elapsed:.6}"));
-    drop((source, target));
     Ok(())
 }
 
-/// A shared mapping and its pieces of `size` bytes; these are good as long as the mapping.
-fn mapping(len: u64, size: u32) -> Result<(GuestMemory, Vec<Slice>)> {
+/// The pieces of `size` bytes of a shared mapping, which they hold.
+fn mapping(len: u64, size: u32) -> Result<Slices> {
     const BASE: u64 = 1 << 20;
     let file = memfd_create("vsock-load", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, len)?;
     let region = Region { guest: BASE, user: BASE, len, offset: 0, file: File::from(file) };
     let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals)?;
-    let mut pieces = Vec::new();
+    let mut pieces = Slices::new();
     for piece in 0..len / u64::from(size) {
         memory.slice(BASE + piece * u64::from(size), size, &mut pieces)?;
     }
-    Ok((memory, pieces))
+    Ok(pieces)
 }
 
 /// `eventfd SECONDS`: round trips between two processes that wake each other.

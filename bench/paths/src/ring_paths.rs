@@ -11,7 +11,7 @@ use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::ring::{DeviceRing, DriverRing, RingConfig, RingLayout};
-use vsock_virtio::slice::Slice;
+use vsock_virtio::slice::{Slices};
 
 use crate::{PACKETS, Path, broken};
 
@@ -32,7 +32,7 @@ fn must<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
 pub(crate) struct Ring {
     driver: DriverRing,
     device: DeviceRing,
-    slices: Vec<Slice>,
+    slices: Slices,
 }
 
 impl Ring {
@@ -40,13 +40,13 @@ impl Ring {
         let file = File::from(must(memfd_create("vsock-paths", MemfdFlags::CLOEXEC)));
         must(ftruncate(&file, LEN));
         let region = Region { guest: BASE, user: BASE, len: LEN, offset: 0, file };
-        let memory = Arc::new(must(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals)));
+        let memory = must(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals));
         let layout = RingLayout::new(SIZE);
         let (avail, used) = (BASE + layout.avail, BASE + layout.used);
         let config = RingConfig { size: SIZE, desc: BASE, avail, used, base: 0, event_idx: true };
         let driver = must(DriverRing::new(Arc::clone(&memory), &config));
         let device = must(DeviceRing::new(memory, &config));
-        Self { driver, device, slices: Vec::with_capacity(PACKETS) }
+        Self { driver, device, slices: Slices::with_capacity(PACKETS) }
     }
 }
 
@@ -74,7 +74,7 @@ impl Path for Ring {
 pub(crate) struct Links {
     from: Link,
     to: Link,
-    slices: Vec<Slice>,
+    slices: Slices,
     _signals: Vec<OwnedFd>,
 }
 
@@ -93,7 +93,7 @@ impl Links {
         let file = must(shared.file.as_fd().try_clone_to_owned()).into();
         let region =
             Region { guest: shared.guest, user: shared.user, len: shared.len, offset: 0, file };
-        let memory = Arc::new(must(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals)));
+        let memory = must(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals));
         let mut device = DeviceLink::new();
         for queue in 0..QUEUE_COUNT {
             let Some(config) = driver.ring_config(queue) else { broken("no ring") };
@@ -105,7 +105,7 @@ impl Links {
         device.disarm();
         driver.disarm();
         let (from, to) = if to_device { (driver, device) } else { (device, driver) };
-        Self { from, to, slices: Vec::with_capacity(4 * PACKETS), _signals: signals }
+        Self { from, to, slices: Slices::with_capacity(4 * PACKETS), _signals: signals }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::link::{
 };
 use crate::memory::GuestMemory;
 use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
-use crate::slice::{self, Slice};
+use crate::slice::{self, Slice, Slices};
 
 /// The device's end of a link.
 #[derive(Default)]
@@ -197,7 +197,7 @@ impl DeviceLink {
     /// The driver broke the rules of the event queue.
     pub fn send_event(&mut self, id: u32) -> Result<bool, LinkError> {
         let Some(queue) = &mut self.queues[EVENT_QUEUE] else { return Ok(false) };
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let holds_id = |chain: &Chain| chain.writable_len >= 4 && chain.readable_len == 0;
         let popped = queue.pop_useful(EVENT_QUEUE, &mut slices, &mut self.stats, holds_id)?;
         let Some(chain) = popped else { return Ok(false) };
@@ -208,7 +208,7 @@ impl DeviceLink {
 
     pub(crate) fn next_inbound(
         &mut self,
-        slices: &mut Vec<Slice>,
+        slices: &mut Slices,
     ) -> Result<Option<Inbound>, LinkError> {
         let Some(queue) = &mut self.queues[TX_QUEUE] else { return Ok(None) };
         let is_packet =
@@ -229,10 +229,7 @@ impl DeviceLink {
         }
     }
 
-    pub(crate) fn next_space(
-        &mut self,
-        slices: &mut Vec<Slice>,
-    ) -> Result<Option<Space>, LinkError> {
+    pub(crate) fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
         if self.is_gated()? {
             return Ok(None);
         }

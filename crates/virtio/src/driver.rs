@@ -26,7 +26,7 @@ use crate::link::{
 };
 use crate::memory::GuestMemory;
 use crate::ring::{DriverRing, RingConfig, RingError};
-use crate::slice::{self, Slice};
+use crate::slice::{self, Slice, Slices};
 pub use plan::DriverOptions;
 use plan::{Buffers, Plan};
 use supply::{HOT, Supply};
@@ -117,7 +117,6 @@ impl DriverLink {
     pub fn new(options: &DriverOptions) -> io::Result<Self> {
         let plan = Plan::new(options)?;
         let (file, memory) = plan.allocate()?;
-        let memory = Arc::new(memory);
         let queue = |number: usize| {
             Queue::new(&memory, &plan.rings[number], plan.buffers[number].clone())
                 .map_err(io::Error::other)
@@ -210,7 +209,7 @@ impl DriverLink {
         let ring_error = |error| LinkError::Ring { queue: EVENT_QUEUE, error };
         while let Some((buffer, len)) = queue.take().map_err(ring_error)? {
             let mut id = [0; 4];
-            let mut pieces = Vec::new();
+            let mut pieces = Slices::new();
             self.memory
                 .slice(queue.buffers.address(buffer), queue.buffers.len, &mut pieces)
                 .map_err(|outside| ring_error(outside.into()))?;
@@ -226,7 +225,7 @@ impl DriverLink {
 
     pub(crate) fn next_inbound(
         &mut self,
-        slices: &mut Vec<Slice>,
+        slices: &mut Slices,
     ) -> Result<Option<Inbound>, LinkError> {
         let queue = &mut self.queues[RX_QUEUE];
         let ring_error = |error| LinkError::Ring { queue: RX_QUEUE, error };
@@ -254,10 +253,7 @@ impl DriverLink {
         self.offer_idle();
     }
 
-    pub(crate) fn next_space(
-        &mut self,
-        slices: &mut Vec<Slice>,
-    ) -> Result<Option<Space>, LinkError> {
+    pub(crate) fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
         // Once a batch, so that the same few are used as long as few are needed: their memory is in the cache.
         let is_full = self.free.is_empty() || self.unsent_bytes >= HOT;
         if is_full || !std::mem::replace(&mut self.is_reclaimed, true) {

@@ -8,9 +8,10 @@
 //! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
-//! | [`memory`], [`slice`](mod@slice), `sigbus` | memory shared with somebody who may be hostile |
 //! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
 //! | [`journal`], [`snapshot`] | what is told upwards |
+//!
+//! Guest memory itself, and all pointers to it, are in `crates/guest-memory`.
 //!
 //! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
 
@@ -24,13 +25,12 @@ pub mod journal;
 pub mod link;
 pub mod loopback;
 mod mailbox;
-pub mod memory;
 pub mod node;
 pub mod polling;
 mod reactor;
 pub mod ring;
-mod sigbus;
-pub mod slice;
 pub mod snapshot;
 pub mod vhost_user;
 mod worker;
+
+pub use vsock_guest_memory::{self as memory, slice};

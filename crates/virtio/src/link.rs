@@ -29,7 +29,7 @@ use crate::device::DeviceLink;
 use crate::driver::DriverLink;
 use crate::loopback::LoopbackLink;
 use crate::ring::RingError;
-use crate::slice::{self, Slice};
+use crate::slice::{self, Slice, Slices};
 
 /// Queue index of the receive queue: packets from device to driver.
 pub const RX_QUEUE: usize = 0;
@@ -141,7 +141,7 @@ impl Link {
     /// # Errors
     /// The other side broke the rules, or its memory is gone.
     #[inline]
-    pub fn next_inbound(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Inbound>, LinkError> {
+    pub fn next_inbound(&mut self, slices: &mut Slices) -> Result<Option<Inbound>, LinkError> {
         either!(self, link => link.next_inbound(slices))
     }
 
@@ -166,7 +166,7 @@ impl Link {
     /// # Errors
     /// The other side broke the rules, or its memory is gone.
     #[inline]
-    pub fn next_space(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Space>, LinkError> {
+    pub fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
         either!(self, link => link.next_space(slices))
     }
 
@@ -257,31 +257,20 @@ impl Link {
 /// Copies the header out of the pieces in `range`; returns it and the range behind it.
 #[inline]
 pub(crate) fn take_header(
-    slices: &mut [Slice],
+    slices: &mut Slices,
     range: Range<usize>,
 ) -> ([u8; HEADER_LEN], Range<usize>) {
     let mut header = [0; HEADER_LEN];
     slice::copy_out(&slices[range.clone()], &mut header);
-    (header, slice::advance(slices, range, HEADER_LEN))
+    (header, slices.advance(range, HEADER_LEN))
 }
 
 /// Splits the pieces from `start` to the end of the list behind the header; at least a header must fit. The
 /// payload is cut to what one packet may have.
 #[inline]
-pub(crate) fn split_header(slices: &mut Vec<Slice>, start: usize) -> (Range<usize>, Range<usize>) {
-    let mut left = HEADER_LEN;
-    let mut middle = start;
-    while left > 0 && middle < slices.len() {
-        let (part, rest) = slices[middle].split_at(left);
-        left -= part.len();
-        if !rest.is_empty() {
-            slices[middle] = part;
-            slices.insert(middle + 1, rest);
-        }
-        middle += 1;
-    }
-    let end = slices.len();
-    let payload = slice::truncate(slices, middle..end, MAX_PAYLOAD as usize);
+pub(crate) fn split_header(slices: &mut Slices, start: usize) -> (Range<usize>, Range<usize>) {
+    let middle = slices.cut(start, HEADER_LEN);
+    let payload = slices.shorten(middle..slices.len(), MAX_PAYLOAD as usize);
     slices.truncate(payload.end);
     (start..middle, payload)
 }

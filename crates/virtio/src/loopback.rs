@@ -16,7 +16,7 @@ use crate::link::{
     split_header, take_header,
 };
 use crate::memory::{GuestMemory, sealed_memory};
-use crate::slice::{self, Slice};
+use crate::slice::{self, Slice, Slices};
 
 /// Packets under way at once. Fewer than an endpoint's replies may be: taking in all of them always leaves room for
 /// what they cause.
@@ -51,13 +51,12 @@ impl LoopbackLink {
     /// The kernel gives no memory.
     pub fn new() -> io::Result<Self> {
         let (_, memory) = sealed_memory("vsock-loopback", BASE, u64::from(BUFFERS) * STRIDE)?;
-        let memory = Arc::new(memory);
         let free = (0..BUFFERS).rev().collect();
         let (reserved, sent) = (VecDeque::new(), VecDeque::new());
         Ok(Self { memory, free, reserved, sent, starved: false })
     }
 
-    fn slice(&self, buffer: u16, len: u32, slices: &mut Vec<Slice>) -> Result<(), LinkError> {
+    fn slice(&self, buffer: u16, len: u32, slices: &mut Slices) -> Result<(), LinkError> {
         self.memory
             .slice(BASE + LEAD + u64::from(buffer) * STRIDE, len, slices)
             .map_err(|outside| LinkError::Ring { queue: TX_QUEUE, error: outside.into() })
@@ -70,7 +69,7 @@ impl LoopbackLink {
 
     pub(crate) fn next_inbound(
         &mut self,
-        slices: &mut Vec<Slice>,
+        slices: &mut Slices,
     ) -> Result<Option<Inbound>, LinkError> {
         let Some((buffer, len)) = self.sent.pop_front() else { return Ok(None) };
         let start = slices.len();
@@ -85,10 +84,7 @@ impl LoopbackLink {
         self.free.push(token.index);
     }
 
-    pub(crate) fn next_space(
-        &mut self,
-        slices: &mut Vec<Slice>,
-    ) -> Result<Option<Space>, LinkError> {
+    pub(crate) fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
         let Some(buffer) = self.free.pop() else {
             self.starved = true;
             return Ok(None);
@@ -145,7 +141,7 @@ mod tests {
     use super::*;
 
     fn send(link: &mut LoopbackLink, mark: u8, payload: &[u8]) -> bool {
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let Some(space) = link.next_space(&mut slices).unwrap() else { return false };
         slice::copy_in(&slices[space.payload.clone()], payload);
         let len = u32::try_from(payload.len()).unwrap();
@@ -158,7 +154,7 @@ mod tests {
         let mut link = LoopbackLink::new().unwrap();
         assert!(send(&mut link, 1, b"first"));
         assert!(send(&mut link, 2, b""));
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let first = link.next_inbound(&mut slices).unwrap().unwrap();
         assert_eq!((first.header, first.payload_len), ([1; HEADER_LEN], 5));
         let mut bytes = [0; 5];
@@ -176,7 +172,7 @@ mod tests {
             assert!(send(&mut link, 1, b"x"));
         }
         assert!(!send(&mut link, 1, b"x"));
-        let inbound = link.next_inbound(&mut Vec::new()).unwrap().unwrap();
+        let inbound = link.next_inbound(&mut Slices::new()).unwrap().unwrap();
         assert!(!send(&mut link, 1, b"x"));
         link.finish_inbound(inbound.token);
         assert!(send(&mut link, 1, b"x"));
@@ -186,7 +182,7 @@ mod tests {
     fn returned_space_is_free_and_sends_nothing() {
         let mut link = LoopbackLink::new().unwrap();
         for _ in 0..3 * BUFFERS {
-            assert!(link.next_space(&mut Vec::new()).unwrap().is_some());
+            assert!(link.next_space(&mut Slices::new()).unwrap().is_some());
             link.return_spaces(1);
         }
         assert!(!link.arm());

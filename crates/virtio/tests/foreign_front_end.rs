@@ -23,7 +23,7 @@ use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::node::{GuestOptions, Node};
 use vsock_virtio::ring::RingConfig;
-use vsock_virtio::slice::{copy_in, copy_out};
+use vsock_virtio::slice::{Slices, copy_in, copy_out};
 use vsock_virtio::vhost_user::F_VERSION_1;
 
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -35,7 +35,7 @@ struct Driver(Link);
 impl Driver {
     /// Puts a packet into the ring, waiting for room; the device need not know yet.
     fn queue(&mut self, header: &RawHeader, payload: &[u8]) {
-        let (mut slices, deadline) = (Vec::new(), Instant::now() + DEADLINE);
+        let (mut slices, deadline) = (Slices::new(), Instant::now() + DEADLINE);
         let header = RawHeader { len: u32::try_from(payload.len()).unwrap(), ..*header };
         let space = loop {
             match self.0.next_space(&mut slices).unwrap() {
@@ -62,7 +62,7 @@ impl Driver {
     fn expect(&mut self, op: Op) -> (RawHeader, Vec<u8>) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let mut slices = Vec::new();
+            let mut slices = Slices::new();
             if let Some(inbound) = self.0.next_inbound(&mut slices).unwrap() {
                 let mut payload = vec![0; inbound.payload_len as usize];
                 copy_out(&slices[inbound.payload], &mut payload);

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 
 use node_support::attack::{A, Attack, B, HOST, PORT, alone};
 use node_support::raw::RawGuest;
-use node_support::{Lab, Listener, connect, descriptors, guest_counter, wait_until};
+use node_support::{Lab, Listener, connect, descriptors, guest_counter, mappings, wait_until};
 use vsock_core::{Op, RawHeader};
 
 #[test]
@@ -101,7 +101,7 @@ fn neighbour_that_does_not_read_fills_no_room_of_a_third_guest() {
 fn guest_that_leaves_in_the_middle_of_everything_leaves_nothing() {
     let mut attack = Attack::with_buffers(4);
     let mut listener = Listener::new(&attack.lab.path("b"), 7000, 64);
-    let before = descriptors();
+    let before = (descriptors(), mappings());
     for round in 0..10 {
         let mut programs = Vec::new();
         for port in 0..8 {
@@ -143,7 +143,7 @@ fn guest_that_leaves_in_the_middle_of_everything_leaves_nothing() {
         attack.neighbour_is_well();
         let switch = &attack.lab.switch;
         wait_until("c has gone", || switch.snapshot().unwrap().guests[2].front_end_pid == 0);
-        wait_until("no descriptor is left", || descriptors() == before);
+        wait_until("no descriptor and no memory is left", || (descriptors(), mappings()) == before);
     }
     drop(listener);
     attack.ends_well();

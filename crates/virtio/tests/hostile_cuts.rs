@@ -51,7 +51,7 @@ impl Cutter {
         let file = memfd(LEN);
         let (guest, user) = (RING_AT, RING_AT);
         let region = Region { guest, user, len: LEN, offset: 0, file: file.try_clone().unwrap() };
-        let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap());
+        let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
         let layout = RingLayout::new(16);
         let (avail, used) = (RX_RING + layout.avail, RX_RING + layout.used);
         let rx_config =

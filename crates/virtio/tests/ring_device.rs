@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ring_support::{Desc, Guest, HIGH, INDIRECT, LOW, NEXT, REGION_LEN, WRITE, config, desc};
 use ring_support::{memory, read, write};
 use vsock_virtio::ring::{DeviceRing, RingConfig, RingError};
-use vsock_virtio::slice::{Slice, copy_out};
+use vsock_virtio::slice::{Slice, Slices, copy_out};
 
 fn ring(guest: &Guest) -> DeviceRing {
     DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap()
@@ -29,7 +29,7 @@ fn pop(list: &[Desc]) -> Result<(Vec<usize>, Vec<usize>), RingError> {
 }
 
 fn pop_from(guest: &Guest) -> Result<(Vec<usize>, Vec<usize>), RingError> {
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let chain = ring(guest).pop(&mut slices)?.unwrap();
     let lens = |pieces: &[Slice]| pieces.iter().map(Slice::len).collect::<Vec<_>>();
     let (readable, writable) = (&slices[chain.readable], &slices[chain.writable]);
@@ -73,7 +73,7 @@ fn ring_area_outside_memory_or_unaligned_is_refused() {
 #[test]
 fn empty_ring_is_none_and_no_error() {
     let guest = Guest::new(8, true);
-    assert_eq!(ring(&guest).pop(&mut Vec::new()), Ok(None));
+    assert_eq!(ring(&guest).pop(&mut Slices::new()), Ok(None));
     assert_eq!(ring(&guest).available(), 0);
 }
 
@@ -159,9 +159,9 @@ fn more_heads_than_entries_stop_the_ring() {
         guest.avail_idx(idx);
         let mut ring = ring(&guest);
         let error = Err(RingError::TooManyHeads(idx));
-        assert_eq!(ring.pop(&mut Vec::new()), error);
+        assert_eq!(ring.pop(&mut Slices::new()), error);
         guest.avail_idx(1);
-        assert_eq!(ring.pop(&mut Vec::new()), error, "for ever");
+        assert_eq!(ring.pop(&mut Slices::new()), error, "for ever");
         assert_eq!(ring.available(), 0);
         assert!(!ring.enable_kicks());
     }
@@ -173,10 +173,10 @@ fn heads_in_flight_count_against_the_entries() {
     guest.avail_idx(8);
     let mut ring = ring(&guest);
     for _ in 0..8 {
-        assert!(ring.pop(&mut Vec::new()).unwrap().is_some());
+        assert!(ring.pop(&mut Slices::new()).unwrap().is_some());
     }
     guest.avail_idx(9);
-    assert_eq!(ring.pop(&mut Vec::new()), Err(RingError::TooManyHeads(9)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::TooManyHeads(9)));
 }
 
 #[test]
@@ -185,10 +185,10 @@ fn available_index_that_goes_back_stops_the_ring() {
     guest.avail_idx(3);
     let mut ring = ring(&guest);
     for _ in 0..3 {
-        ring.pop(&mut Vec::new()).unwrap().unwrap();
+        ring.pop(&mut Slices::new()).unwrap().unwrap();
     }
     guest.avail_idx(2);
-    assert_eq!(ring.pop(&mut Vec::new()), Err(RingError::TooManyHeads(2)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::TooManyHeads(2)));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn malformed_chain_leaves_earlier_pieces_alone() {
     guest.head(1, 1);
     guest.avail_idx(2);
     let mut ring = ring(&guest);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let first = ring.pop(&mut slices).unwrap().unwrap();
     assert!(ring.pop(&mut slices).is_err());
     assert_eq!((slices.len(), first.readable), (1, 0..1));
@@ -207,9 +207,9 @@ fn malformed_chain_leaves_earlier_pieces_alone() {
 fn ring_that_was_malformed_once_stays_unusable() {
     let guest = offering(&[desc(LOW, 1, NEXT, 9)]);
     let mut ring = ring(&guest);
-    assert_eq!(ring.pop(&mut Vec::new()), Err(RingError::BadIndex(9)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::BadIndex(9)));
     guest.descriptors(&[desc(LOW, 1, 0, 0)]);
-    assert_eq!(ring.pop(&mut Vec::new()), Err(RingError::BadIndex(9)));
+    assert_eq!(ring.pop(&mut Slices::new()), Err(RingError::BadIndex(9)));
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn used_entries_become_visible_with_publish() {
     guest.head(1, 1);
     guest.avail_idx(2);
     let mut ring = ring(&guest);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     for len in [7, 9] {
         let chain = ring.pop(&mut slices).unwrap().unwrap();
         ring.push_used(chain.head, len);
@@ -236,7 +236,7 @@ fn chain_that_is_given_back_untouched_is_popped_again() {
     guest.head(2, 2);
     guest.avail_idx(3);
     let mut ring = ring(&guest);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     assert_eq!(ring.available(), 3);
     for _ in 0..3 {
         ring.pop(&mut slices).unwrap().unwrap();
@@ -259,13 +259,13 @@ fn ring_goes_on_at_the_used_index_whatever_the_base_is() {
         let config = RingConfig { base, ..guest.config };
         let mut ring = DeviceRing::new(Arc::clone(&guest.memory), &config).unwrap();
         assert_eq!((ring.next_avail(), ring.available()), (41, 1), "base {base}");
-        assert_eq!(ring.pop(&mut Vec::new()).unwrap().map(|chain| chain.head), Some(1));
+        assert_eq!(ring.pop(&mut Slices::new()).unwrap().map(|chain| chain.head), Some(1));
     }
     // More than the ring can hold, or an index that went back: no driver to go on with.
     for idx in [40, 50] {
         guest.avail_idx(idx);
         let error = Err(RingError::TooManyHeads(idx.wrapping_sub(41)));
-        assert_eq!(ring(&guest).pop(&mut Vec::new()), error);
+        assert_eq!(ring(&guest).pop(&mut Slices::new()), error);
     }
 }
 
@@ -275,7 +275,7 @@ fn successor_goes_on_from_the_base() {
     guest.head(1, 1);
     guest.avail_idx(2);
     let mut first = ring(&guest);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let chain = first.pop(&mut slices).unwrap().unwrap();
     first.push_used(chain.head, 0);
     first.publish();
@@ -292,7 +292,7 @@ fn successor_goes_on_from_the_base() {
 
 /// Completes `n` more chains in one batch; whether that wants a signal.
 fn complete(guest: &Guest, ring: &mut DeviceRing, n: u16) -> bool {
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     guest.avail_idx(ring.next_avail().wrapping_add(n));
     for _ in 0..n {
         let chain = ring.pop(&mut slices).unwrap().unwrap();
@@ -362,7 +362,7 @@ fn bytes_of_a_chain_are_those_of_its_descriptors() {
     let guest = offering(&[desc(LOW + REGION_LEN - 2, 4, NEXT, 1), desc(HIGH, 3, 0, 0)]);
     write(&guest.memory, LOW + REGION_LEN - 2, b"abcd");
     write(&guest.memory, HIGH, b"efg");
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let chain = ring(&guest).pop(&mut slices).unwrap().unwrap();
     let mut bytes = [0; 7];
     assert_eq!(copy_out(&slices[chain.readable], &mut bytes), 7);

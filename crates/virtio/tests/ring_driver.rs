@@ -9,6 +9,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use ring_support::{Guest, LOW, proptest_config};
 use vsock_virtio::ring::{DeviceRing, DriverRing, RingConfig, RingError, RingFull};
+use vsock_virtio::slice::Slices;
 
 fn driver(guest: &Guest) -> DriverRing {
     DriverRing::new(Arc::clone(&guest.memory), &guest.config).unwrap()
@@ -23,7 +24,7 @@ fn chain_arrives_as_offered() {
     let guest = Guest::new(8, true);
     let (mut driver, mut device) = (driver(&guest), device(&guest));
     let head = driver.add(&[(LOW, 44), (LOW + 100, 5)], &[(LOW + 200, 7)]).unwrap();
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     assert_eq!(device.pop(&mut slices), Ok(None), "not published yet");
     driver.publish();
     let chain = device.pop(&mut slices).unwrap().unwrap();
@@ -52,7 +53,7 @@ fn descriptors_are_reused_for_ever() {
     let start = RingConfig { base: 65000, ..Guest::new(8, true).config };
     let guest = Guest { config: start, ..Guest::new(8, true) };
     let (mut driver, mut device) = (driver(&guest), device(&guest));
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     for round in 0..70_000_u32 {
         let parts = round as usize % 4 + 1;
         let heads =

@@ -16,7 +16,7 @@ use ring_support::{
 use vsock_virtio::device::DeviceLink;
 use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::ring::DeviceRing;
-use vsock_virtio::slice::{Slice, copy_in, copy_out, total};
+use vsock_virtio::slice::{Slice, Slices, copy_in, copy_out, total};
 
 const SIZE: u16 = 8;
 const TABLES: [u64; 2] = [HIGH, HIGH + 0x1001];
@@ -153,7 +153,7 @@ impl Hostile {
     }
 
     fn flatten_table(guest: &Guest, table: Desc) -> Option<Vec<Desc>> {
-        guest.memory.pin(table.addr, table.len.into(), 1).ok()?;
+        guest.memory.piece(table.addr, table.len.into()).ok()?;
         let count = (table.len / 16) as u16;
         let mut flat = Vec::new();
         let mut index = 0;
@@ -207,7 +207,7 @@ fn touch(pieces: &[Slice]) {
 
 /// Both queues of a link on the same hostile ring, moved as a worker would.
 fn drive_link(link: &mut Link, guest: &Guest) {
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     for _ in 0..3 {
         slices.clear();
         while let Ok(Some(inbound)) = link.next_inbound(&mut slices) {
@@ -242,7 +242,7 @@ proptest! {
         let guest = hostile.install();
         let mut ring = DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap();
         let ahead = hostile.idx.wrapping_sub(hostile.base);
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         if ahead > SIZE {
             prop_assert!(ring.pop(&mut slices).is_err());
             return Ok(());
@@ -274,7 +274,7 @@ proptest! {
     fn hostile_descriptors_never_lead_outside_memory(hostile in hostile()) {
         let guest = hostile.install();
         let mut ring = DeviceRing::new(Arc::clone(&guest.memory), &guest.config).unwrap();
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         while let Ok(Some(chain)) = ring.pop(&mut slices) {
             touch(&slices);
             slices.clear();
@@ -305,13 +305,13 @@ proptest! {
         let guest = Guest::new(SIZE, event_idx);
         let config = vsock_virtio::ring::RingConfig { size, desc, avail, used, base, event_idx };
         let ring = DeviceRing::new(Arc::clone(&guest.memory), &config);
-        let whole = |addr: u64, len: u64| guest.memory.pin(addr, len, 1).is_ok();
+        let whole = |addr: u64, len: u64| guest.memory.piece(addr, len).is_ok();
         if let Ok(mut ring) = ring {
             prop_assert!(size.is_power_of_two() && size <= 32768);
             prop_assert!(whole(desc, 16 * u64::from(size)) && desc % 16 == 0);
             prop_assert!(whole(avail, 4 + 2 * u64::from(size)) && avail % 2 == 0);
             prop_assert!(whole(used, 4 + 8 * u64::from(size)) && used % 4 == 0);
-            let mut slices = Vec::new();
+            let mut slices = Slices::new();
             while let Ok(Some(chain)) = ring.pop(&mut slices) {
                 ring.push_used(chain.head, 0);
             }

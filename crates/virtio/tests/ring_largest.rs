@@ -6,7 +6,6 @@
 mod ring_support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ring_support::{Guest, NEXT, desc, eventfd, region};
@@ -14,6 +13,7 @@ use vsock_virtio::device::DeviceLink;
 use vsock_virtio::link::{Link, LinkError, TX_QUEUE};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::ring::{RingConfig, RingError, RingLayout};
+use vsock_virtio::slice::Slices;
 
 /// The system's allocator, and how many bytes it has handed out.
 struct Counting;
@@ -48,7 +48,7 @@ fn guest(size: u16) -> Guest {
     let desc = BASE + (1 << 20);
     let (avail, used) = (desc + layout.avail, desc + layout.used);
     let config = RingConfig { size, desc, avail, used, base: 0, event_idx: true };
-    Guest { memory: Arc::new(memory), config }
+    Guest { memory, config }
 }
 
 fn device(guest: &Guest) -> Link {
@@ -69,7 +69,7 @@ fn cost(size: u16) -> usize {
     guest.avail_idx(size);
     let before = HELD.load(Ordering::Relaxed);
     let mut link = device(&guest);
-    let mut slices = Vec::with_capacity(4);
+    let mut slices = Slices::with_capacity(4);
     let first = link.next_inbound(&mut slices).unwrap().unwrap();
     for _ in 0..256 {
         slices.clear();
@@ -94,7 +94,7 @@ fn longest_chain(length: u16) -> Result<u32, LinkError> {
         guest.put(guest.config.desc, index, desc(BUFFER, 44, more, index + 1));
     }
     guest.avail_idx(1);
-    let inbound = device(&guest).next_inbound(&mut Vec::new())?;
+    let inbound = device(&guest).next_inbound(&mut Slices::new())?;
     Ok(inbound.unwrap().payload_len)
 }
 

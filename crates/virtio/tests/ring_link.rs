@@ -6,7 +6,6 @@
 mod ring_support;
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use ring_support::pair::{Pair, header, receive, send};
 use ring_support::{Random, eventfd, signals};
@@ -17,7 +16,7 @@ use vsock_virtio::link::{
     EVENT_QUEUE, Link, LinkError, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE,
 };
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::slice::{Slice, copy_out};
+use vsock_virtio::slice::{Slices, copy_out};
 
 /// Moves `count` packets of random size from one end to the other in random batches.
 fn transfer(from: &mut Link, to: &mut Link, count: u32, largest: u64, random: &mut Random) {
@@ -80,7 +79,7 @@ fn packets_arrive_past_the_wrap_of_the_indexes() {
 #[test]
 fn link_without_running_rings_is_quiet() {
     let mut link = Link::Device(DeviceLink::new());
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     assert_eq!(link.next_inbound(&mut slices), Ok(None));
     assert_eq!(link.next_space(&mut slices), Ok(None));
     assert!(link.notify_fds().is_empty());
@@ -179,7 +178,7 @@ fn sleeper_that_takes_nothing_inbound_is_signalled_for_space_only() {
 fn space_that_is_returned_is_handed_out_again() {
     let mut pair = Pair::small(true);
     for link in [&mut pair.device, &mut pair.driver] {
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let spaces: Vec<_> =
             (0..5).map(|_| link.next_space(&mut slices).unwrap().unwrap()).collect();
         link.return_spaces(3);
@@ -201,7 +200,7 @@ fn space_that_is_returned_is_handed_out_again() {
 fn restarted_ring_goes_on_where_it_was() {
     let mut pair = Pair::small(true);
     let mut random = Random::new(3);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let mut expected = 0;
     for n in 0..2000 {
         assert!(send(&mut pair.driver, n, b"text"));
@@ -230,7 +229,7 @@ fn token_of_a_stopped_ring_is_ignored() {
     let mut pair = Pair::small(true);
     assert!(send(&mut pair.driver, 1, b"text"));
     pair.driver.publish().unwrap();
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let inbound = pair.device.next_inbound(&mut slices).unwrap().unwrap();
     let space = pair.device.next_space(&mut slices).unwrap().unwrap();
     pair.restart(TX_QUEUE);
@@ -315,12 +314,12 @@ fn memory_that_lost_its_file_ends_the_link() {
         offset: 0,
         file: file.try_clone().unwrap(),
     };
-    let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap());
+    let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
     let mut device = DeviceLink::new();
     device.start_ring(TX_QUEUE, &memory, &guest.config, eventfd(), None).unwrap();
     ftruncate(&file, 0).unwrap();
     let mut link = Link::Device(device);
-    assert_eq!(link.next_inbound(&mut Vec::new()), Err(LinkError::MemoryDead));
+    assert_eq!(link.next_inbound(&mut Slices::new()), Err(LinkError::MemoryDead));
     assert_eq!(link.publish().unwrap_err().raw_os_error(), Some(libc::EFAULT));
 }
 
@@ -362,7 +361,7 @@ fn pieces_of_several_packets_stay_apart_in_one_list() {
         assert!(send(&mut pair.driver, n, &[n as u8; 10]));
     }
     pair.driver.publish().unwrap();
-    let mut slices: Vec<Slice> = Vec::new();
+    let mut slices = Slices::new();
     let batch: Vec<_> =
         std::iter::from_fn(|| pair.device.next_inbound(&mut slices).unwrap()).collect();
     assert_eq!(batch.len(), 10);

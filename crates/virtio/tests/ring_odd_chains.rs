@@ -4,14 +4,13 @@
 
 mod ring_support;
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use ring_support::{Guest, LOW, NEXT, WRITE, desc, eventfd, proptest_config, read, write};
 use vsock_virtio::device::DeviceLink;
 use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::slice::Slices;
 
 const SIZE: u16 = 8;
 
@@ -43,7 +42,7 @@ fn short_inbound_chain_is_completed_in_its_turn() {
         desc(LOW, 100, WRITE, 0),
     ]);
     let mut link = link(&guest, TX_QUEUE);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let first = link.next_inbound(&mut slices).unwrap().unwrap();
     let second = link.next_inbound(&mut slices).unwrap().unwrap();
     assert_eq!((first.payload_len, second.payload_len), (0, 6));
@@ -65,7 +64,7 @@ fn trap_13_used_length_is_exact_on_rx_and_zero_on_tx() {
     let guest = offering(&[desc(LOW, 3776, WRITE, 0), desc(LOW, 3776, WRITE, 0)]);
     let mut rx = link(&guest, RX_QUEUE);
     for len in [0, 3732] {
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let space = rx.next_space(&mut slices).unwrap().unwrap();
         rx.send(&space, &slices, &[0; 44], len);
     }
@@ -74,7 +73,7 @@ fn trap_13_used_length_is_exact_on_rx_and_zero_on_tx() {
 
     let guest = offering(&[desc(LOW, 1000, 0, 0)]);
     let mut tx = link(&guest, TX_QUEUE);
-    let packet = tx.next_inbound(&mut Vec::new()).unwrap().unwrap();
+    let packet = tx.next_inbound(&mut Slices::new()).unwrap().unwrap();
     tx.finish_inbound(packet.token);
     tx.publish().unwrap();
     assert_eq!(guest.used(0), (0, 0));
@@ -86,7 +85,7 @@ fn chain_with_parts_of_the_other_direction_is_no_packet() {
     guest.avail_idx(1);
     for queue in [TX_QUEUE, RX_QUEUE] {
         let mut link = link(&guest, queue);
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         assert_eq!(link.next_inbound(&mut slices), Ok(None));
         assert_eq!(link.next_space(&mut slices), Ok(None));
         assert_eq!((slices.len(), link.stats().skipped), (0, 1));
@@ -103,7 +102,7 @@ fn outbound_chain_that_holds_no_packet_is_completed_in_its_turn() {
         desc(LOW, 54, WRITE, 0),
     ]);
     let mut link = link(&guest, RX_QUEUE);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let first = link.next_space(&mut slices).unwrap().unwrap();
     let second = link.next_space(&mut slices).unwrap().unwrap();
     assert_eq!((first.capacity, second.capacity), (1, 10));
@@ -127,7 +126,7 @@ fn odd_chains_without_end_do_not_keep_us() {
             guest.head(position, u16::from(position == MANY));
         }
         guest.avail_idx(MANY + 1);
-        let (mut link, mut slices) = (link(&guest, queue), Vec::new());
+        let (mut link, mut slices) = (link(&guest, queue), Slices::new());
         let mut is_found = |link: &mut Link| {
             if queue == TX_QUEUE {
                 link.next_inbound(&mut slices).unwrap().is_some()
@@ -152,7 +151,7 @@ fn returned_space_takes_the_odd_chains_behind_it_along() {
         desc(LOW, 11, WRITE, 0),
     ]);
     let mut link = link(&guest, RX_QUEUE);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let first = link.next_space(&mut slices).unwrap().unwrap();
     link.next_space(&mut slices).unwrap().unwrap();
     assert_eq!(link.next_space(&mut slices), Ok(None));
@@ -171,7 +170,7 @@ fn returned_space_takes_the_odd_chains_behind_it_along() {
 #[test]
 fn space_larger_than_a_packet_is_cut() {
     let guest = offering(&[desc(LOW, 0x1_8000, WRITE, 0)]);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let space = link(&guest, RX_QUEUE).next_space(&mut slices).unwrap().unwrap();
     assert_eq!(space.capacity, 65536);
     assert_eq!(vsock_virtio::slice::total(&slices[space.payload]), 65536);
@@ -190,7 +189,7 @@ fn header_in_pieces_is_read_and_written_whole() {
     let guest = offering(&cuts(0));
     guest.avail_idx(1);
     write(&guest.memory, LOW, &bytes);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let inbound = link(&guest, TX_QUEUE).next_inbound(&mut slices).unwrap().unwrap();
     assert_eq!((&inbound.header[..], inbound.payload_len), (&bytes[..44], 56));
     let mut payload = [0; 56];
@@ -215,7 +214,7 @@ fn driver() -> (Link, Guest) {
     let shared = driver.region();
     let file = shared.file.try_clone().unwrap();
     let region = Region { guest: shared.guest, user: 0, len: shared.len, offset: 0, file };
-    let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap());
+    let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
     let config = driver.ring_config(RX_QUEUE).unwrap();
     (Link::Driver(driver), Guest { memory, config })
 }
@@ -227,7 +226,7 @@ fn used_buffer_without_a_header_is_offered_again() {
         device.set_used(n, n.into(), if n == 3 { 44 } else { 43 });
     }
     device.set_used_idx(SIZE);
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let inbound = link.next_inbound(&mut slices).unwrap().unwrap();
     assert_eq!(inbound.payload_len, 0);
     assert_eq!(link.next_inbound(&mut slices), Ok(None));
@@ -259,7 +258,7 @@ proptest! {
             }
             idx = idx.wrapping_add(jump);
             device.set_used_idx(idx);
-            let mut slices = Vec::new();
+            let mut slices = Slices::new();
             loop {
                 match link.next_inbound(&mut slices) {
                     Ok(Some(inbound)) => {

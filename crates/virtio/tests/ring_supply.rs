@@ -11,7 +11,7 @@ use ring_support::{Random, signals};
 use vsock_virtio::driver::DriverOptions;
 use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::ring::{Chain, DeviceRing};
-use vsock_virtio::slice::{Slice, copy_in};
+use vsock_virtio::slice::{Slices, copy_in};
 
 const BUFFERS: u16 = 200;
 const PAYLOAD: u32 = 65536;
@@ -21,23 +21,22 @@ const FEW: usize = 32;
 /// A device that has popped chains and not given them back.
 struct Hoarder {
     ring: DeviceRing,
-    held: Vec<(Chain, Slice)>,
+    held: Vec<(Chain, Slices)>,
     number: u32,
 }
 
 impl Hoarder {
     fn take_all(&mut self) {
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         while let Some(chain) = self.ring.pop(&mut slices).unwrap() {
-            let first = slices[chain.writable.start];
-            self.held.push((chain, first));
+            self.held.push((chain, std::mem::take(&mut slices)));
         }
     }
 
     /// Gives one of those it holds back, with `len` bytes of a packet in it.
     fn use_one(&mut self, which: usize, len: u32) {
-        let (chain, first) = self.held.swap_remove(which);
-        copy_in(&[first], &header(self.number));
+        let (chain, slices) = self.held.swap_remove(which);
+        copy_in(&slices[chain.writable.clone()][..1], &header(self.number));
         self.number += 1;
         self.ring.push_used(chain.head, len);
         self.ring.publish();
@@ -46,7 +45,7 @@ impl Hoarder {
 
 /// Takes the next packet, and leaves its buffer with the caller.
 fn next(driver: &mut Link) -> Option<vsock_virtio::link::Token> {
-    driver.next_inbound(&mut Vec::new()).unwrap().map(|inbound| inbound.token)
+    driver.next_inbound(&mut Slices::new()).unwrap().map(|inbound| inbound.token)
 }
 
 fn start(options: &DriverOptions) -> (Pair, Hoarder) {

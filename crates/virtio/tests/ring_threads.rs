@@ -17,7 +17,7 @@ use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::ring::{DeviceRing, DriverRing};
-use vsock_virtio::slice::{copy_in, copy_out};
+use vsock_virtio::slice::{Slices, copy_in, copy_out};
 
 const PACKETS: u32 = 30_000;
 const PAYLOAD: usize = 20;
@@ -37,7 +37,7 @@ fn pair(event_idx: bool) -> (Link, Link) {
     let shared = driver.region();
     let file = shared.file.try_clone().unwrap();
     let region = Region { guest: shared.guest, user: 0, len: shared.len, offset: 0, file };
-    let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap());
+    let memory = GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap();
     let mut device = DeviceLink::new();
     for queue in 0..QUEUE_COUNT {
         let (kick, call) = (eventfd(), eventfd());
@@ -50,7 +50,7 @@ fn pair(event_idx: bool) -> (Link, Link) {
 
 /// Sends what there is room for and takes what there is; true when anything moved.
 fn turn(link: &mut Link, sent: &mut u32, received: &mut u32) -> bool {
-    let (before, mut slices) = ((*sent, *received), Vec::new());
+    let (before, mut slices) = ((*sent, *received), Slices::new());
     while *sent < PACKETS
         && let Some(space) = link.next_space(&mut slices).unwrap()
     {
@@ -164,7 +164,7 @@ fn call_and_the_wish_for_it_never_miss_each_other() {
         let (mut device, mut driver) = rings(event_idx);
         let publish = move |gate: &Gate| {
             gate.pass();
-            let chain = device.pop(&mut Vec::new()).unwrap().unwrap();
+            let chain = device.pop(&mut Slices::new()).unwrap().unwrap();
             device.push_used(chain.head, 0);
             gate.pass();
             device.publish()
@@ -193,7 +193,7 @@ fn kick_and_the_wish_for_it_never_miss_each_other() {
             driver.publish()
         };
         let enable = move |gate: &Gate| {
-            while let Some(chain) = device.pop(&mut Vec::new()).unwrap() {
+            while let Some(chain) = device.pop(&mut Slices::new()).unwrap() {
                 device.push_used(chain.head, 0);
             }
             device.publish();

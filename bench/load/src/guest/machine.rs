@@ -14,7 +14,7 @@ use vsock_core::{
 };
 use vsock_virtio::driver::DriverLink;
 use vsock_virtio::link::{Inbound, Link, QUEUE_COUNT, TRANSPORT_RESET};
-use vsock_virtio::slice::{self, Slice};
+use vsock_virtio::slice::{self, Slices};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
 
 use super::Plan;
@@ -48,7 +48,7 @@ pub(super) struct Machine {
     turn: usize,
     next_port: u32,
     checks: bool,
-    slices: Vec<Slice>,
+    slices: Slices,
     scratch: Vec<u8>,
 }
 
@@ -85,7 +85,7 @@ impl Machine {
             turn: 0,
             next_port: FIRST_PORT,
             checks: plan.checks,
-            slices: Vec::new(),
+            slices: Slices::new(),
             scratch: Vec::new(),
         })
     }

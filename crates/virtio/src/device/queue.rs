@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use crate::link::{LinkError, LinkStats};
 use crate::ring::{Chain, DeviceRing, RingError};
-use crate::slice::Slice;
+use crate::slice::Slices;
 
 /// Chains of no use in a row before others have their turn: a driver may offer them as fast as they are given back.
 const MOST_SKIPPED: u32 = 256;
@@ -41,7 +41,7 @@ impl Queue {
     pub(super) fn pop_useful(
         &mut self,
         number: usize,
-        slices: &mut Vec<Slice>,
+        slices: &mut Slices,
         stats: &mut LinkStats,
         is_useful: impl Fn(&Chain) -> bool,
     ) -> Result<Option<Chain>, LinkError> {
@@ -68,7 +68,7 @@ impl Queue {
     }
 
     #[inline]
-    fn pop(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Chain>, RingError> {
+    fn pop(&mut self, slices: &mut Slices) -> Result<Option<Chain>, RingError> {
         let chain = self.ring.pop(slices)?;
         if chain.is_some() {
             self.popped = self.popped.wrapping_add(1);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use crate::link::{HEADER_BYTES, MAX_PAYLOAD, QUEUE_COUNT};
 use crate::memory::{GuestMemory, sealed_memory};
@@ -102,7 +103,7 @@ impl Plan {
     }
 
     /// Memory of that size, as a file and mapped.
-    pub(super) fn allocate(&self) -> io::Result<(File, GuestMemory)> {
+    pub(super) fn allocate(&self) -> io::Result<(File, Arc<GuestMemory>)> {
         sealed_memory("vsock-guest", BASE, self.len)
     }
 }

@@ -57,9 +57,8 @@ fn append(to: &mut Vec<u8>, pieces: &[Slice], skip: usize) {
     to.resize(at + total, 0);
     let mut skip = skip;
     for piece in pieces {
-        let (_, rest) = piece.split_at(skip.min(piece.len()));
+        at += piece.copy_to_from(skip, &mut to[at..]);
         skip = skip.saturating_sub(piece.len());
-        at += rest.copy_to(&mut to[at..]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The device's side of a ring: takes chains that the driver offers, and gives them back used.
 //!
-//! A chain is popped into a list of [`Slice`]s, readable pieces first, whatever its descriptors look like: any
+//! A chain is popped into a list of pieces, readable pieces first, whatever its descriptors look like: any
 //! number of them, split anywhere, directly or through one level of an indirect table. Used entries are
 //! written at once but become visible only with [`publish`](DeviceRing::publish), once per batch.
 //!
@@ -15,7 +15,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::layout::{Areas, Descriptor, INDIRECT, NEXT, NO_SIGNAL, Table, WRITE, passes_event};
 use super::{RingConfig, RingError};
 use crate::memory::GuestMemory;
-use crate::slice::Slice;
+use crate::slice::Slices;
 
 /// The most descriptors of one chain, however long its ring: a packet needs 18, and what is kept of a chain must not grow
 /// with the size that a guest chooses.
@@ -87,7 +87,7 @@ impl DeviceRing {
     /// # Errors
     /// The driver broke the rules. The ring is unusable from then on and gives the same error again.
     #[inline]
-    pub fn pop(&mut self, slices: &mut Vec<Slice>) -> Result<Option<Chain>, RingError> {
+    pub fn pop(&mut self, slices: &mut Slices) -> Result<Option<Chain>, RingError> {
         if let Some(error) = self.broken {
             return Err(error);
         }
@@ -226,7 +226,7 @@ impl DeviceRing {
 
 /// The pieces of a chain as they are found.
 struct Walk<'a> {
-    slices: &'a mut Vec<Slice>,
+    slices: &'a mut Slices,
     start: usize,
     /// Where the writable pieces start, once there was a writable descriptor.
     writable: Option<usize>,
@@ -235,7 +235,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(slices: &'a mut Vec<Slice>) -> Self {
+    fn new(slices: &'a mut Slices) -> Self {
         let start = slices.len();
         Self { slices, start, writable: None, readable_len: 0, total: 0 }
     }
@@ -251,7 +251,7 @@ impl<'a> Walk<'a> {
                     return Err(RingError::BadIndirect(descriptor.len));
                 }
                 let table = Table::resolve(areas.memory(), descriptor.addr, descriptor.len)?;
-                self.table(areas.memory(), table)?;
+                self.table(areas.memory(), &table)?;
                 return Ok(self.finish(head));
             }
             self.add(areas.memory(), &descriptor)?;
@@ -264,7 +264,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Follows the chain in an indirect table, which starts at its first entry.
-    fn table(&mut self, memory: &GuestMemory, table: Table) -> Result<(), RingError> {
+    fn table(&mut self, memory: &Arc<GuestMemory>, table: &Table<'_>) -> Result<(), RingError> {
         let mut index = 0;
         for _ in 0..table.count.min(MAX_CHAIN) {
             let descriptor = table.get(index)?;
@@ -282,7 +282,7 @@ impl<'a> Walk<'a> {
 
     /// Adds the buffer of one descriptor.
     #[inline]
-    fn add(&mut self, memory: &GuestMemory, descriptor: &Descriptor) -> Result<(), RingError> {
+    fn add(&mut self, memory: &Arc<GuestMemory>, descriptor: &Descriptor) -> Result<(), RingError> {
         if descriptor.has(WRITE) {
             self.writable.get_or_insert(self.slices.len());
         } else if self.writable.is_some() {

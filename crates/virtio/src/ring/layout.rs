@@ -1,15 +1,15 @@
-//! The three areas of a split ring as bytes, and the only raw access to them.
+//! The three areas of a split ring, field by field.
 //!
-//! [`Areas`] resolves the addresses once. Its methods are safe: every entry number is masked to the ring's
-//! size, so no number from shared memory can lead outside, and every access is atomic, because the other side
-//! writes at the same time. All fields are little endian.
+//! [`Areas`] resolves the addresses once. Every access is atomic, because the other side writes at the same time, and
+//! entries are numbered modulo the ring's size, so that no number from shared memory leads outside. All fields are
+//! little endian.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{RingConfig, RingError};
-use crate::memory::GuestMemory;
-use crate::slice::Slice;
+use crate::memory::{GuestMemory, Pinned};
+use crate::slice::Piece;
 
 /// The largest queue there is (virtio 1.2, section 2.7), and what crosvm asks for. Nothing of a device's ring is
 /// allocated per entry.
@@ -60,16 +60,15 @@ impl Descriptor {
 }
 
 /// An indirect table: descriptors at any alignment, copied out one by one.
-#[derive(Clone, Copy)]
-pub(super) struct Table {
-    bytes: Slice,
+pub(super) struct Table<'m> {
+    bytes: Piece<'m>,
     pub(super) count: u16,
 }
 
-impl Table {
+impl<'m> Table<'m> {
     /// Checks an indirect table of `len` bytes: whole descriptors, at least one, not more than the largest
     /// queue. It must lie in one region, as every table that a driver allocates does.
-    pub(super) fn resolve(memory: &GuestMemory, addr: u64, len: u32) -> Result<Self, RingError> {
+    pub(super) fn resolve(memory: &'m GuestMemory, addr: u64, len: u32) -> Result<Self, RingError> {
         let bad = RingError::BadIndirect(len);
         if !u64::from(len).is_multiple_of(DESC_LEN) {
             return Err(bad);
@@ -78,7 +77,7 @@ impl Table {
         if count == 0 || count > MAX_QUEUE_SIZE {
             return Err(bad);
         }
-        Ok(Self { bytes: memory.pin(addr, len.into(), 1)?, count })
+        Ok(Self { bytes: memory.piece(addr, len.into())?, count })
     }
 
     /// The descriptor at `index`, which must be below the count.
@@ -87,7 +86,7 @@ impl Table {
             return Err(RingError::BadIndex(index));
         }
         let mut copy = [0_u8; 16];
-        self.bytes.split_at(usize::from(index) * copy.len()).1.copy_to(&mut copy);
+        self.bytes.copy_to_from(usize::from(index) * copy.len(), &mut copy);
         let (first, second) = copy.split_at(8);
         let word = |half: &[u8]| u64::from_ne_bytes(half.try_into().unwrap_or_default());
         Ok(Descriptor::from_words(word(first), word(second)))
@@ -96,17 +95,24 @@ impl Table {
 
 /// The areas of one ring, resolved.
 pub(super) struct Areas {
-    desc: *const AtomicU64,
-    avail: *const AtomicU16,
-    used: *const AtomicU16,
+    desc: Pinned<[AtomicU64; 2]>,
+    /// Flags and index of the available ring, and its entries.
+    avail: Pinned<[AtomicU16; 2]>,
+    avail_ring: Pinned<AtomicU16>,
+    /// Flags and index of the used ring, and its entries.
+    used: Pinned<[AtomicU16; 2]>,
+    used_ring: Pinned<[AtomicU32; 2]>,
+    /// The fields behind the rings, which exist with EVENT_IDX only.
+    used_event: Option<Pinned<AtomicU16>>,
+    avail_event: Option<Pinned<AtomicU16>>,
     size: u16,
-    /// Keeps the memory mapped that the pointers name.
     memory: Arc<GuestMemory>,
 }
 
-// SAFETY: the pointers name memory that `memory` keeps mapped, whichever thread the ring is on; all access is
-// atomic.
-unsafe impl Send for Areas {}
+/// Which field of `avail` and `used` holds the flags.
+const FLAGS: usize = 0;
+/// Which field of `avail` and `used` holds the index.
+const IDX: usize = 1;
 
 impl Areas {
     /// Checks size, place and alignment (16, 2 and 4 bytes) of all three areas.
@@ -119,15 +125,20 @@ impl Areas {
             return Err(RingError::BadSize(size));
         }
         let entries = u64::from(size);
-        // The event fields behind the rings exist with EVENT_IDX only.
+        let (avail_len, used_len) = (4 + entries * 2, 4 + entries * 8);
         let event = if config.event_idx { 2 } else { 0 };
-        let desc = memory.pin(config.desc, entries * DESC_LEN, 16)?;
-        let avail = memory.pin(config.avail, 4 + entries * 2 + event, 2)?;
-        let used = memory.pin(config.used, 4 + entries * 8 + event, 4)?;
+        memory.check_area(config.desc, entries * DESC_LEN, 16)?;
+        memory.check_area(config.avail, avail_len + event, 2)?;
+        memory.check_area(config.used, used_len + event, 4)?;
+        let event = |at: u64| config.event_idx.then(|| memory.pin(at, 1)).transpose();
         Ok(Self {
-            desc: desc.as_ptr().cast_const().cast(),
-            avail: avail.as_ptr().cast_const().cast(),
-            used: used.as_ptr().cast_const().cast(),
+            desc: memory.pin(config.desc, size)?,
+            avail: memory.pin(config.avail, 1)?,
+            avail_ring: memory.pin(config.avail + 4, size)?,
+            used: memory.pin(config.used, 1)?,
+            used_ring: memory.pin(config.used + 4, size)?,
+            used_event: event(config.avail + avail_len)?,
+            avail_event: event(config.used + used_len)?,
             size,
             memory,
         })
@@ -137,37 +148,8 @@ impl Areas {
         self.size
     }
 
-    pub(super) fn memory(&self) -> &GuestMemory {
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
-    }
-
-    fn place(&self, index: u16) -> usize {
-        usize::from(index & (self.size - 1))
-    }
-
-    /// Field `at` (in 16-bit units) of the available ring; callers keep to `resolve`'s extent.
-    fn avail(&self, at: usize) -> &AtomicU16 {
-        // SAFETY: flags, idx and the masked ring places are inside the pinned area (and so is the event field
-        // when it was negotiated, which is the only time it is asked for); it is 2-aligned and stays mapped.
-        unsafe { &*self.avail.add(at) }
-    }
-
-    /// Field `at` (in 16-bit units) of the used ring.
-    fn used(&self, at: usize) -> &AtomicU16 {
-        // SAFETY: as for `avail`.
-        unsafe { &*self.used.add(at) }
-    }
-
-    fn used_entry(&self, index: u16) -> (&AtomicU32, &AtomicU32) {
-        let at = 2 + self.place(index) * 4;
-        // SAFETY: the entry lies inside the pinned area, which is 4-aligned; 4 + 8n stays so.
-        unsafe { (&*self.used.add(at).cast(), &*self.used.add(at + 2).cast()) }
-    }
-
-    fn desc(&self, index: u16) -> (&AtomicU64, &AtomicU64) {
-        let at = self.place(index) * 2;
-        // SAFETY: the masked descriptor lies inside the pinned table, which is 16-aligned and stays mapped.
-        unsafe { (&*self.desc.add(at), &*self.desc.add(at + 1)) }
     }
 
     /// The descriptor at `index`, which must be below the size.
@@ -175,90 +157,100 @@ impl Areas {
         if index >= self.size {
             return Err(RingError::BadIndex(index));
         }
-        let (first, second) = self.desc(index);
+        let [first, second] = self.desc.at(index);
         let (first, second) = (first.load(Ordering::Relaxed), second.load(Ordering::Relaxed));
         Ok(Descriptor::from_words(first, second))
     }
 
     pub(super) fn set_descriptor(&self, index: u16, descriptor: &Descriptor) {
-        let (first, second) = self.desc(index);
+        let [first, second] = self.desc.at(index);
         first.store(descriptor.addr.to_le(), Ordering::Relaxed);
         second.store(descriptor.second_word(), Ordering::Relaxed);
     }
 
     pub(super) fn avail_flags(&self) -> u16 {
-        u16::from_le(self.avail(0).load(Ordering::Relaxed))
+        u16::from_le(self.avail.at(0)[FLAGS].load(Ordering::Relaxed))
     }
 
     pub(super) fn set_avail_flags(&self, flags: u16) {
-        self.avail(0).store(flags.to_le(), Ordering::Relaxed);
+        self.avail.at(0)[FLAGS].store(flags.to_le(), Ordering::Relaxed);
     }
 
     /// With acquire: entries up to the index may be read after this.
     pub(super) fn avail_idx(&self) -> u16 {
-        u16::from_le(self.avail(1).load(Ordering::Acquire))
+        u16::from_le(self.avail.at(0)[IDX].load(Ordering::Acquire))
     }
 
     /// With release: entries written before are visible to whoever sees the index.
     pub(super) fn set_avail_idx(&self, idx: u16) {
-        self.avail(1).store(idx.to_le(), Ordering::Release);
+        self.avail.at(0)[IDX].store(idx.to_le(), Ordering::Release);
     }
 
     pub(super) fn avail_head(&self, index: u16) -> u16 {
-        u16::from_le(self.avail(2 + self.place(index)).load(Ordering::Relaxed))
+        u16::from_le(self.avail_ring.at(index).load(Ordering::Relaxed))
     }
 
     pub(super) fn set_avail_head(&self, index: u16, head: u16) {
-        self.avail(2 + self.place(index)).store(head.to_le(), Ordering::Relaxed);
+        self.avail_ring.at(index).store(head.to_le(), Ordering::Relaxed);
     }
 
     /// Only with EVENT_IDX.
     pub(super) fn used_event(&self) -> u16 {
-        u16::from_le(self.avail(2 + usize::from(self.size)).load(Ordering::Relaxed))
+        load_event(self.used_event.as_ref())
     }
 
     /// Only with EVENT_IDX.
     pub(super) fn set_used_event(&self, index: u16) {
-        self.avail(2 + usize::from(self.size)).store(index.to_le(), Ordering::Relaxed);
+        store_event(self.used_event.as_ref(), index);
     }
 
     pub(super) fn used_flags(&self) -> u16 {
-        u16::from_le(self.used(0).load(Ordering::Relaxed))
+        u16::from_le(self.used.at(0)[FLAGS].load(Ordering::Relaxed))
     }
 
     pub(super) fn set_used_flags(&self, flags: u16) {
-        self.used(0).store(flags.to_le(), Ordering::Relaxed);
+        self.used.at(0)[FLAGS].store(flags.to_le(), Ordering::Relaxed);
     }
 
     /// With acquire: entries up to the index may be read after this.
     pub(super) fn used_idx(&self) -> u16 {
-        u16::from_le(self.used(1).load(Ordering::Acquire))
+        u16::from_le(self.used.at(0)[IDX].load(Ordering::Acquire))
     }
 
     /// With release: entries written before are visible to whoever sees the index.
     pub(super) fn set_used_idx(&self, idx: u16) {
-        self.used(1).store(idx.to_le(), Ordering::Release);
+        self.used.at(0)[IDX].store(idx.to_le(), Ordering::Release);
     }
 
     pub(super) fn used_at(&self, index: u16) -> (u32, u32) {
-        let (id, len) = self.used_entry(index);
+        let [id, len] = self.used_ring.at(index);
         (u32::from_le(id.load(Ordering::Relaxed)), u32::from_le(len.load(Ordering::Relaxed)))
     }
 
     pub(super) fn set_used_at(&self, index: u16, id: u32, len: u32) {
-        let (entry_id, entry_len) = self.used_entry(index);
+        let [entry_id, entry_len] = self.used_ring.at(index);
         entry_id.store(id.to_le(), Ordering::Relaxed);
         entry_len.store(len.to_le(), Ordering::Relaxed);
     }
 
     /// Only with EVENT_IDX.
     pub(super) fn avail_event(&self) -> u16 {
-        u16::from_le(self.used(2 + usize::from(self.size) * 4).load(Ordering::Relaxed))
+        load_event(self.avail_event.as_ref())
     }
 
     /// Only with EVENT_IDX.
     pub(super) fn set_avail_event(&self, index: u16) {
-        self.used(2 + usize::from(self.size) * 4).store(index.to_le(), Ordering::Relaxed);
+        store_event(self.avail_event.as_ref(), index);
+    }
+}
+
+fn load_event(field: Option<&Pinned<AtomicU16>>) -> u16 {
+    field.map_or(0, |field| u16::from_le(field.at(0).load(Ordering::Relaxed)))
+}
+
+fn store_event(field: Option<&Pinned<AtomicU16>>, index: u16) {
+    if let Some(field) = field {
+        field.at(0).store(index.to_le(), Ordering::Relaxed);
     }
 }
 

@@ -21,7 +21,7 @@
 //! flight) is kept in memory of our own. A ring whose other side breaks the rules gives [`RingError`] once and
 //! for ever; that is not the same as an empty ring, which is `None`.
 //!
-//! The area addresses are resolved to pointers once, in [`layout`], where all raw access lives.
+//! The area addresses are resolved once, in [`layout`], where all access to them lives.
 
 mod device;
 mod driver;

@@ -98,7 +98,7 @@ impl RingSetup {
         let parts = self.parts?;
         let place = |user: u64, len: u64, align: usize| {
             let guest = memory.user_to_guest(user)?;
-            memory.pin(guest, len, align).is_ok().then_some(guest)
+            memory.check_area(guest, len, align).is_ok().then_some(guest)
         };
         let size = u64::from(self.size);
         Some(RingConfig {

@@ -178,10 +178,20 @@ impl Worker {
         to: Address,
         payload: &[u8],
     ) -> Result<bool, LinkFault> {
+        let sent = self.fill_datagram(id, from, to, payload);
+        self.batch.clear();
+        sent
+    }
+
+    fn fill_datagram(
+        &mut self,
+        id: LinkId,
+        from: Address,
+        to: Address,
+        payload: &[u8],
+    ) -> Result<bool, LinkFault> {
         let Some(slot) = self.links.get_mut(id) else { return Ok(false) };
         let batch = &mut self.batch;
-        batch.slices.clear();
-        batch.spaces.clear();
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         // First whether there is room for all of it.
         let mut fits = Split::new(from, to, len);

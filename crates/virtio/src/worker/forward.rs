@@ -4,13 +4,15 @@
 //! the receiver's ring, and has to wait in this process, is bounded. A receiver that posts no buffers costs its own
 //! flows their progress and nobody else's anything.
 
+use std::ops::Range;
+
 use vsock_core::{Cid, Header, Op, RawHeader, Verdict};
 
 use super::Worker;
-use super::link_slot::{LinkFault, LinkSlot, Stored, gather};
+use super::link_slot::{LinkFault, LinkSlot, Stored};
 use super::outbound::Batch;
 use super::source::LinkId;
-use crate::slice::{self, Slice};
+use crate::slice::{self, Slices};
 
 /// Buffers of a receiver that one packet may fill at once.
 const SPACES_PER_PACKET: usize = 64;
@@ -37,7 +39,13 @@ impl Stored {
 
 impl Worker {
     /// A packet of the guest on `from` for the guest on `to`.
-    pub(crate) fn forward(&mut self, from: LinkId, to: LinkId, header: &Header, payload: &[Slice]) {
+    pub(crate) fn forward(
+        &mut self,
+        from: LinkId,
+        to: LinkId,
+        header: &Header,
+        payload: (&Slices, Range<usize>),
+    ) {
         let Some((source, target)) = self.links.get2_mut(from, to) else { return };
         let allowed = || source.shares_group(target);
         let was_asked = header.op == Op::Rst && self.relay.is_asked(header);
@@ -104,17 +112,17 @@ fn pass_on(
     target: &mut LinkSlot,
     is_free: bool,
     header: &Header,
-    payload: &[Slice],
+    (slices, payload): (&Slices, Range<usize>),
     batch: &mut Batch,
 ) -> Result<bool, LinkFault> {
     batch.pieces.clear();
-    gather(&mut batch.pieces, payload, header.len as usize);
+    batch.pieces.gather(slices, payload, header.len as usize);
     let mut rest = 0..batch.pieces.len();
     let mut sent = 0;
     // A receiver with tiny buffers must not cost the sender its turn: the rest goes in the receiver's own.
     let spaces = if is_free { SPACES_PER_PACKET } else { 0 };
     for _ in 0..spaces {
-        batch.slices.clear();
+        batch.slices.truncate(0);
         let Some(space) = target.link.next_space(&mut batch.slices)? else { break };
         let piece = header.piece(sent, space.capacity);
         slice::copy(&batch.slices[space.payload.clone()], &batch.pieces[rest.clone()]);
@@ -122,7 +130,7 @@ fn pass_on(
             target.link.return_spaces(1);
             return Ok(true);
         }
-        rest = slice::advance(&mut batch.pieces, rest, piece.len as usize);
+        rest = batch.pieces.advance(rest, piece.len as usize);
         target.link.send(&space, &batch.slices, &piece.encode(), piece.len);
         target.traffic.packets_out += 1;
         target.traffic.bytes_out += u64::from(piece.len);

@@ -4,16 +4,18 @@
 //! to its program with one system call; only then are the buffers returned, so the used index never runs ahead of what
 //! has been taken. Nothing here decides about the protocol: the core does, from a header that was copied once.
 
+use std::ops::Range;
+
 use vsock_core::{EOM, EOR, Header, Malformed, Op, RawHeader, Received, Shutdown, SocketType};
 
 use super::Worker;
-use super::link_slot::{LinkFault, Role, gather, sort_transfer};
+use super::link_slot::{LinkFault, Role, sort_transfer};
 use super::renumber::Former;
 use super::source::{LinkId, Source};
 use crate::host::stream::{End, Taken};
 use crate::link::{Inbound, Token as BufferToken};
 use crate::reactor::Token;
-use crate::slice::Slice;
+use crate::slice::Slices;
 use crate::vhost_user::F_DGRAM;
 
 /// Packets taken from one link in one turn.
@@ -26,7 +28,7 @@ const PIECES_PER_CALL: usize = 960;
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     flow: Option<Token>,
-    pieces: Vec<Slice>,
+    pieces: Slices,
     bytes: usize,
     packets: u32,
     end: End,
@@ -52,6 +54,7 @@ impl Worker {
         let taken = self.take_packets(id, &mut run, &mut slices);
         let handed = self.hand_over(id, &mut run);
         slices.clear();
+        self.batch.clear();
         self.run = run;
         self.slices = slices;
         handed.and(taken)
@@ -61,7 +64,7 @@ impl Worker {
         &mut self,
         id: LinkId,
         run: &mut Run,
-        slices: &mut Vec<Slice>,
+        slices: &mut Slices,
     ) -> Result<Drained, LinkFault> {
         let (turn, mut bytes) = (self.turns.bytes(self.now), 0);
         for _ in 0..PACKETS_PER_TURN {
@@ -74,7 +77,7 @@ impl Worker {
             if is_full && slot.can_pause() {
                 return Ok(Drained::Paused);
             }
-            slices.clear();
+            slices.truncate(0);
             let Some(inbound) = slot.link.next_inbound(slices)? else { return Ok(Drained::Empty) };
             slot.traffic.packets_in += 1;
             slot.traffic.bytes_in += u64::from(inbound.payload_len);
@@ -94,7 +97,7 @@ impl Worker {
         &mut self,
         id: LinkId,
         inbound: &Inbound,
-        slices: &[Slice],
+        slices: &Slices,
         run: &mut Run,
     ) -> Result<(), LinkFault> {
         let mut raw = RawHeader::parse(&inbound.header);
@@ -129,11 +132,11 @@ impl Worker {
         };
         let cid = header.dst.cid;
         if cid == self.local || id == self.loopback || slot.has_host_alias(cid) {
-            return self.take_local(id, &header, &slices[inbound.payload.clone()], run);
+            return self.take_local(id, &header, (slices, inbound.payload.clone()), run);
         }
         match self.routes.get(&cid) {
             Some(&to) if to != id => {
-                self.forward(id, to, &header, &slices[inbound.payload.clone()]);
+                self.forward(id, to, &header, (slices, inbound.payload.clone()));
             }
             Some(_) | None => {
                 slot.traffic.unroutable += 1;
@@ -166,7 +169,7 @@ impl Worker {
         &mut self,
         id: LinkId,
         header: &Header,
-        payload: &[Slice],
+        (slices, payload): (&Slices, Range<usize>),
         run: &mut Run,
     ) -> Result<(), LinkFault> {
         let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
@@ -187,7 +190,7 @@ impl Worker {
             self.hand_over_payload(id, run)?;
             run.flow = Some(token);
         }
-        gather(&mut run.pieces, payload, header.len as usize);
+        run.pieces.gather(slices, payload, header.len as usize);
         run.bytes += header.len as usize;
         run.packets += 1;
         run.end = match header.kind {

@@ -13,7 +13,7 @@ use super::datagrams::Arriving;
 use super::renumber::Former;
 use crate::link::{Link, LinkError, QUEUE_COUNT};
 use crate::reactor::Token;
-use crate::slice::{Slice, TransferError};
+use crate::slice::TransferError;
 use crate::vhost_user::{BackendControl, ConfigSpace, Detach, PeerCredentials};
 
 /// Packets of one other guest that may wait for room here, in bytes, headers counted: flows that keep to their credit
@@ -369,19 +369,5 @@ pub(crate) fn sort_signal(error: io::Error) -> LinkFault {
     match Errno::from_io_error(&error) {
         Some(Errno::FAULT) => LinkFault::MemoryDead,
         Some(_) | None => LinkFault::Signal(error),
-    }
-}
-
-/// The pieces of `range`, shortened to `len` bytes in all, appended to `out`.
-pub(crate) fn gather(out: &mut Vec<Slice>, pieces: &[Slice], len: usize) {
-    let mut left = len;
-    for piece in pieces {
-        if left == 0 {
-            break;
-        }
-        let mut piece = *piece;
-        piece.truncate(left);
-        left -= piece.len();
-        out.push(piece);
     }
 }

@@ -128,7 +128,7 @@ fn send_part(
     if len == 0 || window.packets == 0 {
         return Ok(Part::NoCredit);
     }
-    batch.slices.clear();
+    batch.slices.truncate(0);
     let Some(space) = slot.link.next_space(&mut batch.slices)? else { return Ok(Part::NoRoom) };
     let len = len.min(space.capacity as usize);
     let flags = if len == left { message.last_flags } else { 0 };

@@ -66,7 +66,7 @@ use crate::loopback::LoopbackLink;
 use crate::mailbox::Mailbox;
 use crate::polling::Polling;
 use crate::reactor::{Events, Reactor, Token};
-use crate::slice::Slice;
+use crate::slice::Slices;
 
 /// How long a device may take to say what our CID is.
 const CONFIG_WAIT: Duration = Duration::from_secs(1);
@@ -122,7 +122,7 @@ pub(crate) struct Worker {
     bad_requests: u64,
     detach_reasons: HashMap<&'static str, u64>,
     /// Scratch, empty between uses, so that no packet allocates.
-    slices: Vec<Slice>,
+    slices: Slices,
     run: inbound::Run,
     batch: outbound::Batch,
     scratch: Vec<u8>,
@@ -178,7 +178,7 @@ impl Worker {
             buffers_cut: 0,
             bad_requests: 0,
             detach_reasons: HashMap::new(),
-            slices: Vec::with_capacity(1024),
+            slices: Slices::with_capacity(1024),
             run: inbound::Run::default(),
             batch: outbound::Batch::default(),
             scratch: Vec::new(),

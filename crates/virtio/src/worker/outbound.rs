@@ -8,12 +8,12 @@
 use vsock_core::{ConnectionId, SocketType};
 
 use super::Worker;
-use super::link_slot::{LinkFault, LinkSlot, gather, sort_transfer};
+use super::link_slot::{LinkFault, LinkSlot, sort_transfer};
 use super::source::{LinkId, Phase, Source};
 use crate::host::stream::Read;
 use crate::link::{Link, Space};
 use crate::reactor::Token;
-use crate::slice::{self, Slice, TransferError};
+use crate::slice::{self, Slices, TransferError};
 
 /// Bytes of one flow before the next has its turn.
 const QUANTUM: usize = 64 * 1024;
@@ -30,9 +30,18 @@ const SPACES_PER_READ: usize = 256;
 /// Scratch for filling buffers of a ring, so that no packet allocates.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    pub(crate) slices: Vec<Slice>,
+    pub(crate) slices: Slices,
     pub(crate) spaces: Vec<Space>,
-    pub(crate) pieces: Vec<Slice>,
+    pub(crate) pieces: Slices,
+}
+
+impl Batch {
+    /// At the end of every turn: lets go of guest memory.
+    pub(crate) fn clear(&mut self) {
+        self.slices.clear();
+        self.spaces.clear();
+        self.pieces.clear();
+    }
 }
 
 /// How a flow's turn ended.
@@ -50,9 +59,7 @@ impl Worker {
     pub(crate) fn fill_outbound(&mut self, id: LinkId) -> Result<bool, LinkFault> {
         let mut batch = std::mem::take(&mut self.batch);
         let filled = self.fill(id, &mut batch);
-        batch.slices.clear();
-        batch.spaces.clear();
-        batch.pieces.clear();
+        batch.clear();
         self.batch = batch;
         filled
     }
@@ -115,7 +122,7 @@ impl Worker {
             if relayed.is_none() && !slot.endpoint.has_packet() {
                 return Ok(true);
             }
-            batch.slices.clear();
+            batch.slices.truncate(0);
             let Some(space) = slot.link.next_space(&mut batch.slices)? else {
                 slot.is_blocked = true;
                 return Ok(false);
@@ -141,7 +148,7 @@ impl Worker {
         let Some(slot) = self.links.get_mut(id) else { return Ok(Turn::Done) };
         let mut bytes = 0;
         while let Some(stored) = slot.store.front() {
-            batch.slices.clear();
+            batch.slices.truncate(0);
             let Some(space) = slot.link.next_space(&mut batch.slices)? else {
                 slot.is_blocked = true;
                 return Ok(Turn::NoRoom);
@@ -255,14 +262,12 @@ fn reserve(
     room: usize,
     packets: usize,
 ) -> Result<bool, LinkFault> {
-    batch.slices.clear();
-    batch.spaces.clear();
-    batch.pieces.clear();
+    batch.clear();
     let mut left = room;
     while left > 0 && batch.spaces.len() < packets {
         let Some(space) = link.next_space(&mut batch.slices)? else { break };
         let len = left.min(space.capacity as usize);
-        gather(&mut batch.pieces, &batch.slices[space.payload.clone()], len);
+        batch.pieces.gather(&batch.slices, space.payload.clone(), len);
         left -= len;
         batch.spaces.push(space);
     }

@@ -236,3 +236,9 @@ pub(crate) fn node_counter(switch: &Node, name: &str) -> u64 {
 pub(crate) fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
+
+/// How many mappings of userspace guests' memory this process has, the guests' own and those of switches.
+pub(crate) fn mappings() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains("memfd:vsock-guest ")).count()
+}

@@ -10,7 +10,7 @@ use vsock_core::{Op, RawHeader};
 use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT, TRANSPORT_RESET};
 use vsock_virtio::ring::RingConfig;
-use vsock_virtio::slice::{copy_in, copy_out};
+use vsock_virtio::slice::{Slices, copy_in, copy_out};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
 
 use super::DEADLINE;
@@ -141,7 +141,7 @@ impl RawGuest {
 
     /// Puts a packet into the ring; false when the device has not taken the earlier ones yet.
     pub(crate) fn try_send(&mut self, header: &RawHeader, payload: &[u8]) -> bool {
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let Some(space) = self.link.next_space(&mut slices).unwrap() else { return false };
         let len = copy_in(&slices[space.payload.clone()], payload);
         self.link.send(&space, &slices, &header.encode(), u32::try_from(len).unwrap());
@@ -177,7 +177,7 @@ impl RawGuest {
 
     /// The next packet that is there; its buffer is offered again.
     pub(crate) fn poll(&mut self) -> Option<Packet> {
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let inbound = self.link.next_inbound(&mut slices).unwrap()?;
         let mut payload = vec![0; inbound.payload_len as usize];
         copy_out(&slices[inbound.payload], &mut payload);

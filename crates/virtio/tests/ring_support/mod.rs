@@ -2,40 +2,25 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+#[path = "../../../guest-memory/tests/support/mod.rs"]
+mod memory_support;
 pub(crate) mod pair;
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use proptest::test_runner::{Config, RngSeed};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::memory::GuestMemory;
 use vsock_virtio::ring::{RingConfig, RingLayout};
-use vsock_virtio::slice::{copy_in, copy_out};
 
-/// Where the rings lie.
-pub(crate) const RING_AT: u64 = 0x1_0000;
-/// Two regions that meet: buffers may lie across the border at `LOW + REGION_LEN`.
-pub(crate) const LOW: u64 = 0x10_0000;
-pub(crate) const REGION_LEN: u64 = 0x1_0000;
-/// A region by itself.
-pub(crate) const HIGH: u64 = 0x4000_0000;
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use memory_support::{
+    HIGH, LOW, REGION_LEN, RING_AT, memfd, memory, read, region, write,
+};
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT: u16 = 4;
-
-pub(crate) fn memfd(len: u64) -> File {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = File::from(memfd_create("test", flags).unwrap());
-    ftruncate(&file, len).unwrap();
-    file
-}
-
-pub(crate) fn region(guest: u64, len: u64) -> Region {
-    Region { guest, user: guest + (1 << 40), len, offset: 0, file: memfd(len) }
-}
 
 /// Property tests take the same cases every time, unless PROPTEST_RNG_SEED names others.
 pub(crate) fn proptest_config(cases: u32) -> Config {
@@ -88,17 +73,6 @@ pub(crate) fn signals(fd: &impl AsFd) -> u64 {
     }
 }
 
-/// Rings, two regions that meet, and one far away.
-pub(crate) fn memory() -> Arc<GuestMemory> {
-    let regions = vec![
-        region(HIGH, REGION_LEN),
-        region(LOW, REGION_LEN),
-        region(RING_AT, 0x1_0000),
-        region(LOW + REGION_LEN, REGION_LEN),
-    ];
-    Arc::new(GuestMemory::map(regions, MemoryPolicy::RecordSeals).unwrap())
-}
-
 pub(crate) fn config(size: u16, event_idx: bool) -> RingConfig {
     let layout = RingLayout::new(size.max(1).next_power_of_two());
     RingConfig {
@@ -111,25 +85,11 @@ pub(crate) fn config(size: u16, event_idx: bool) -> RingConfig {
     }
 }
 
-pub(crate) fn write(memory: &GuestMemory, at: u64, bytes: &[u8]) {
-    let mut pieces = Vec::new();
-    memory.slice(at, bytes.len().try_into().unwrap(), &mut pieces).unwrap();
-    assert_eq!(copy_in(&pieces, bytes), bytes.len());
-}
-
-pub(crate) fn read(memory: &GuestMemory, at: u64, len: u32) -> Vec<u8> {
-    let mut pieces = Vec::new();
-    memory.slice(at, len, &mut pieces).unwrap();
-    let mut bytes = vec![0; len as usize];
-    assert_eq!(copy_out(&pieces, &mut bytes), bytes.len());
-    bytes
-}
-
-pub(crate) fn read_u16(memory: &GuestMemory, at: u64) -> u16 {
+pub(crate) fn read_u16(memory: &Arc<GuestMemory>, at: u64) -> u16 {
     u16::from_le_bytes(read(memory, at, 2).try_into().unwrap())
 }
 
-pub(crate) fn read_u32(memory: &GuestMemory, at: u64) -> u32 {
+pub(crate) fn read_u32(memory: &Arc<GuestMemory>, at: u64) -> u32 {
     u32::from_le_bytes(read(memory, at, 4).try_into().unwrap())
 }
 

@@ -7,7 +7,7 @@ use vsock_virtio::device::DeviceLink;
 use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::slice::{copy_in, copy_out};
+use vsock_virtio::slice::{Slices, copy_in, copy_out};
 
 use super::{eventfd, signals};
 
@@ -28,7 +28,7 @@ fn mapped(driver: &DriverLink) -> Arc<GuestMemory> {
     let file = shared.file.try_clone().unwrap();
     let (guest, user, len, offset) = (shared.guest, shared.user, shared.len, shared.offset);
     let region = Region { guest, user, len, offset, file };
-    Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap())
+    GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap()
 }
 
 impl Pair {
@@ -102,7 +102,7 @@ pub(crate) fn header(number: u32) -> [u8; 44] {
 
 /// Sends one packet if there is room; false when there is none.
 pub(crate) fn send(link: &mut Link, number: u32, payload: &[u8]) -> bool {
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let Some(space) = link.next_space(&mut slices).unwrap() else { return false };
     assert!(payload.len() <= space.capacity as usize);
     assert_eq!(copy_in(&slices[space.payload.clone()], payload), payload.len());
@@ -112,7 +112,7 @@ pub(crate) fn send(link: &mut Link, number: u32, payload: &[u8]) -> bool {
 
 /// Takes one packet, if any: its number and payload.
 pub(crate) fn receive(link: &mut Link) -> Option<(u32, Vec<u8>)> {
-    let mut slices = Vec::new();
+    let mut slices = Slices::new();
     let inbound = link.next_inbound(&mut slices).unwrap()?;
     let number = u32::from_le_bytes(inbound.header[..4].try_into().unwrap());
     assert_eq!(inbound.header, header(number));

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::host::record;
 use crate::memory::sealed_memory;
+use crate::slice::Slices;
 
 fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -74,7 +75,7 @@ fn bytes_behind_descriptors_of_the_program_are_read_without_another_event() {
     record::send_record(&program, b"with a descriptor").unwrap();
     program.write_all(b"and more").unwrap();
     let (_file, memory) = sealed_memory("room", 0x1000, 0x1000).unwrap();
-    let mut room = Vec::new();
+    let mut room = Slices::new();
     memory.slice(0x1000, 0x1000, &mut room).unwrap();
     assert_eq!(stream.read(&room).unwrap(), Read::Bytes(17));
     assert!(stream.readable);

@@ -59,9 +59,8 @@ impl Handler {
     }
 
     /// Swaps the table with no ring running; the old one is unmapped when the worker has let go of it.
-    fn replace_memory(&mut self, memory: GuestMemory) {
+    fn replace_memory(&mut self, memory: Arc<GuestMemory>) {
         self.pause_rings();
-        let memory = Arc::new(memory);
         self.attachment.set_memory(Arc::clone(&memory));
         self.memory = Some(memory);
         self.memory_due = None;

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod support;
 
 use std::fs::File;
 use std::io::Write;
@@ -12,17 +12,16 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use ring_support::{Guest, HIGH, LOW, NEXT, desc, read, write};
 use rustix::fs::ftruncate;
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::ring::DeviceRing;
-use vsock_virtio::slice::{self, TransferError};
+use support::{HIGH, LOW, read, write};
+use vsock_guest_memory::slice::{self, Slices, TransferError};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
 
 const LEN: u64 = 4 << 12;
 
 /// Memory and the file that its front end can still change.
-fn shrinkable() -> (GuestMemory, File) {
-    let region = ring_support::region(LOW, LEN);
+fn shrinkable() -> (Arc<GuestMemory>, File) {
+    let region = support::region(LOW, LEN);
     let file = region.file.try_clone().unwrap();
     (GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap(), file)
 }
@@ -48,7 +47,7 @@ fn table_made_from_a_dead_one_is_dead_while_it_has_the_region() {
     let (memory, file) = shrinkable();
     ftruncate(&file, 0).unwrap();
     read(&memory, LOW, 1);
-    let more = ring_support::region(HIGH, LEN);
+    let more = support::region(HIGH, LEN);
     let larger = memory.with_region_added(more, MemoryPolicy::RecordSeals).unwrap();
     assert!(larger.is_dead());
     let smaller = larger.with_region_removed(LOW, LOW + (1 << 40), LEN).unwrap();
@@ -81,39 +80,12 @@ fn system_call_on_memory_that_lost_its_file_says_so() {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
     File::from(writer.try_clone().unwrap()).write_all(b"some bytes").unwrap();
     ftruncate(&file, 0).unwrap();
-    let mut pieces = Vec::new();
+    let mut pieces = Slices::new();
     memory.slice(LOW, 100, &mut pieces).unwrap();
     let got = slice::readv(reader.as_fd(), &pieces);
     assert!(matches!(got, Err(TransferError::MemoryDead)), "{got:?}");
     let put = slice::writev(writer.as_fd(), &pieces);
     assert!(matches!(put, Err(TransferError::MemoryDead)), "{put:?}");
-}
-
-#[test]
-fn ring_whose_memory_lost_its_file_does_not_crash() {
-    let guest = Guest::new(8, true);
-    let file = ring_support::memfd(0x1_0000);
-    let region = Region {
-        guest: ring_support::RING_AT,
-        user: 0,
-        len: 0x1_0000,
-        offset: 0,
-        file: file.try_clone().unwrap(),
-    };
-    let memory = Arc::new(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap());
-    let guest = Guest { memory: Arc::clone(&memory), ..guest };
-    guest.descriptors(&[desc(ring_support::RING_AT, 44, NEXT, 1), desc(0, 0, 0, 0)]);
-    guest.avail_idx(2);
-    let mut ring = DeviceRing::new(memory, &guest.config).unwrap();
-    assert!(ring.pop(&mut Vec::new()).unwrap().is_some());
-    ftruncate(&file, 0).unwrap();
-    // The cached index says there is one more; its descriptor reads as zeros and is an empty chain.
-    let chain = ring.pop(&mut Vec::new()).unwrap().unwrap();
-    assert_eq!((chain.readable_len, chain.writable_len), (0, 0));
-    assert!(ring.is_dead());
-    ring.push_used(chain.head, 0);
-    ring.publish();
-    ring.enable_kicks();
 }
 
 /// What the process ends with in the handler that was there before ours.
@@ -176,7 +148,7 @@ fn process_that_faults() {
     ftruncate(&file, 0).unwrap();
     read(&memory, LOW, 1);
     assert!(memory.is_dead());
-    let own = ring_support::memfd(4096);
+    let own = support::memfd(4096);
     // SAFETY: a new mapping of a file of ours; reading it faults on purpose once the file is gone.
     unsafe {
         let prot = rustix::mm::ProtFlags::READ;

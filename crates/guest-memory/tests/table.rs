@@ -2,21 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panic")]
 
-mod ring_support;
+mod support;
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
-use ring_support::{HIGH, LOW, REGION_LEN, memfd, memory, read, region, write};
 use rustix::fs::{SealFlags, fcntl_add_seals};
-use vsock_virtio::memory::{GuestMemory, MAX_REGIONS, MemoryError, MemoryPolicy, Region};
-use vsock_virtio::slice::{self, Slice};
+use support::{HIGH, LOW, REGION_LEN, memfd, memory, read, region, write};
+use vsock_guest_memory::slice::{self, Slice, Slices};
+use vsock_guest_memory::{GuestMemory, MAX_REGIONS, MemoryError, MemoryPolicy, Region};
 
 const PAGE: u64 = 4096;
 
-fn map(regions: Vec<Region>) -> Result<GuestMemory, MemoryError> {
+fn map(regions: Vec<Region>) -> Result<Arc<GuestMemory>, MemoryError> {
     GuestMemory::map(regions, MemoryPolicy::RecordSeals)
 }
 
@@ -95,7 +97,7 @@ fn bytes_at_an_unaligned_offset_are_those_of_the_file() {
 fn buffer_across_a_border_is_split() {
     let memory = memory();
     let border = LOW + REGION_LEN;
-    let mut pieces = Vec::new();
+    let mut pieces = Slices::new();
     memory.slice(border - 3, 10, &mut pieces).unwrap();
     assert_eq!(lens(&pieces), [3, 7]);
     write(&memory, border - 3, b"0123456789");
@@ -107,7 +109,7 @@ fn buffer_across_a_border_is_split() {
 fn buffer_outside_is_refused_and_leaves_no_pieces() {
     let memory = memory();
     let end = LOW + 2 * REGION_LEN;
-    let mut pieces = Vec::new();
+    let mut pieces = Slices::new();
     for (at, len) in [(end, 1), (end - 1, 2), (LOW - 1, 2), (0, 1), (u64::MAX, 2), (HIGH, u32::MAX)]
     {
         assert!(memory.slice(at, len, &mut pieces).is_err(), "{at:#x} {len}");
@@ -119,13 +121,33 @@ fn buffer_outside_is_refused_and_leaves_no_pieces() {
 }
 
 #[test]
-fn pinned_piece_is_whole_and_aligned_or_refused() {
+fn area_is_whole_and_aligned_or_refused() {
     let memory = memory();
-    assert_eq!(memory.pin(LOW + 16, 64, 16).unwrap().len(), 64);
-    assert!(memory.pin(LOW + 8, 64, 16).is_err());
-    assert!(memory.pin(LOW + REGION_LEN - 16, 32, 16).is_err());
-    assert!(memory.pin(LOW, u64::MAX, 1).is_err());
-    assert!(memory.pin(u64::MAX, 1, 1).is_err());
+    assert!(memory.check_area(LOW + 16, 64, 16).is_ok());
+    assert!(memory.check_area(LOW + 8, 64, 16).is_err());
+    assert!(memory.check_area(LOW + REGION_LEN - 16, 32, 16).is_err());
+    assert!(memory.check_area(LOW, u64::MAX, 1).is_err());
+    assert!(memory.check_area(u64::MAX, 1, 1).is_err());
+    assert_eq!(memory.piece(LOW + 16, 64).unwrap().len(), 64);
+}
+
+#[test]
+fn pinned_elements_are_those_of_the_memory_and_hold_it() {
+    let memory = memory();
+    write(&memory, LOW + 4, &[1, 0, 2, 0, 3, 0, 4, 0]);
+    let pinned = memory.pin::<AtomicU16>(LOW + 4, 4).unwrap();
+    assert!(memory.pin::<AtomicU16>(LOW + 5, 4).is_err());
+    assert!(memory.pin::<[AtomicU64; 2]>(LOW + 4, 1).is_err());
+    assert!(memory.pin::<AtomicU32>(LOW + REGION_LEN - 4, 2).is_err());
+    drop(Arc::into_inner(memory));
+    let values: Vec<_> = (0..6).map(|at| u16::from_le(pinned.at(at).load(Relaxed))).collect();
+    assert_eq!(values, [1, 2, 3, 4, 1, 2], "indexed modulo their number");
+}
+
+#[test]
+#[should_panic(expected = "3 elements")]
+fn elements_that_no_mask_can_index_cannot_be_pinned() {
+    let _ = memory().pin::<AtomicU16>(LOW, 3);
 }
 
 #[test]
@@ -147,7 +169,7 @@ fn table_with_a_region_removed_shares_the_rest() {
     let added = new.with_region_added(region(HIGH, PAGE), MemoryPolicy::RecordSeals).unwrap();
     drop(Arc::into_inner(old).unwrap());
     assert_eq!(read(&new, LOW, 4), b"kept");
-    assert!(new.slice(HIGH, 1, &mut Vec::new()).is_err());
+    assert!(new.slice(HIGH, 1, &mut Slices::new()).is_err());
     assert_eq!(read(&added, HIGH, 4), [0; 4]);
 }
 
@@ -157,7 +179,7 @@ fn copy_between_pieces_of_any_size_keeps_the_bytes() {
     let text: Vec<u8> = (0..100).collect();
     write(&memory, LOW, &text);
     let cut = |base: u64, cuts: &[u32]| {
-        let mut pieces = Vec::new();
+        let mut pieces = Slices::new();
         let mut at = base;
         for len in cuts {
             memory.slice(at, *len, &mut pieces).unwrap();
@@ -174,23 +196,34 @@ fn copy_between_pieces_of_any_size_keeps_the_bytes() {
 #[test]
 fn ranges_of_pieces_are_cut_at_both_ends() {
     let memory = memory();
-    let mut pieces = Vec::new();
-    for len in [10, 20, 30] {
-        memory.slice(LOW, len, &mut pieces).unwrap();
-    }
-    assert_eq!(slice::truncate(&mut pieces.clone(), 0..3, 0), 0..0);
-    assert_eq!(slice::truncate(&mut pieces.clone(), 0..3, 10), 0..1);
-    assert_eq!(slice::truncate(&mut pieces.clone(), 0..3, 99), 0..3);
-    assert_eq!(slice::advance(&mut pieces.clone(), 0..3, 10), 1..3);
-    assert_eq!(slice::advance(&mut pieces.clone(), 0..3, 60), 3..3);
-    let range = slice::advance(&mut pieces, 0..3, 15);
-    let range = slice::truncate(&mut pieces, range, 20);
-    assert_eq!((range.clone(), lens(&pieces[range])), (1..3, vec![15, 5]));
+    let pieces = || {
+        let mut pieces = Slices::new();
+        for len in [10, 20, 30] {
+            memory.slice(LOW, len, &mut pieces).unwrap();
+        }
+        pieces
+    };
+    assert_eq!(pieces().shorten(0..3, 0), 0..0);
+    assert_eq!(pieces().shorten(0..3, 10), 0..1);
+    assert_eq!(pieces().shorten(0..3, 99), 0..3);
+    assert_eq!(pieces().advance(0..3, 10), 1..3);
+    assert_eq!(pieces().advance(0..3, 60), 3..3);
+    let mut list = pieces();
+    let range = list.advance(0..3, 15);
+    let range = list.shorten(range, 20);
+    assert_eq!((range.clone(), lens(&list[range])), (1..3, vec![15, 5]));
+    let mut list = pieces();
+    assert_eq!((list.cut(1, 20), list.cut(1, 5)), (2, 2));
+    assert_eq!(lens(&list), [10, 5, 15, 30]);
+    assert_eq!(list.cut(3, 99), 4);
+    let mut gathered = Slices::new();
+    gathered.gather(&list, 1..4, 25);
+    assert_eq!(lens(&gathered), [5, 15, 5]);
 }
 
 /// More pieces than one system call takes, over three bytes each of every four.
-fn many_pieces(memory: &GuestMemory) -> Vec<Slice> {
-    let mut pieces = Vec::new();
+fn many_pieces(memory: &Arc<GuestMemory>) -> Slices {
+    let mut pieces = Slices::new();
     for n in 0..2000 {
         memory.slice(LOW + n * 4, 3, &mut pieces).unwrap();
     }

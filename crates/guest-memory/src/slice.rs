@@ -1,30 +1,49 @@
-//! A piece of guest memory: a pointer that never travels without its length.
+//! Pieces of guest memory, for copies and vectored system calls.
 //!
-//! Guest memory is written by the guest while we look at it, so a `&[u8]` to it would be a lie to the
-//! compiler. All access goes through [`Slice`], which can only be copied from, copied to, or handed to a
-//! vectored system call. Whoever copies out of a slice decides on the copy, never on the slice: a second look
-//! may see other bytes.
+//! Guest memory is written by the guest while we look at it, so a `&[u8]` to it would be a lie to the compiler.
+//! All access goes through [`Slice`], a pointer with its length, which can only be copied from, copied to, or handed
+//! to a vectored system call. Whoever copies out of a slice decides on the copy, never on the slice: a second look may
+//! see other bytes.
 //!
-//! **Lifetime rule.** Slices have no lifetime parameter because they live in scratch vectors that are used
-//! again for every batch. A slice is good as long as the [`GuestMemory`](crate::memory::GuestMemory) it was
-//! taken from; rings hold that table, so a slice from a ring must not be kept past the batch (and with it
-//! past the stopping of the ring or a change of the memory table, which happen between batches).
+//! **What keeps it mapped.** Slices exist only inside a list, [`Slices`], which holds the memory that its pieces lie
+//! in. They are neither `Copy` nor `Clone`, so that one is reached by reference only, for no longer than the list
+//! has it. A list is scratch that is used again for every batch: between batches it must be [cleared](Slices::clear),
+//! or the memory of a guest that is gone stays mapped.
+//!
+//! ```compile_fail,E0507
+//! # use vsock_guest_memory::slice::{Slice, Slices};
+//! fn keep(list: &Slices) -> Slice {
+//!     list[0] // a piece cannot leave its list
+//! }
+//! ```
+//!
+//! ```compile_fail,E0502
+//! # use vsock_guest_memory::slice::{Slice, Slices, total};
+//! fn clear_too_early(list: &mut Slices) -> usize {
+//!     let piece = &list[..1];
+//!     list.clear(); // the memory may be unmapped here
+//!     total(piece)
+//! }
+//! ```
 //!
 //! **Faults.** When a front end shrinks the file behind its memory, a copy takes SIGBUS and continues on zero
-//! pages (see [`sigbus`](crate::sigbus)); a system call reports EFAULT, which the helpers here turn into
+//! pages (see `sigbus.rs`); a system call reports EFAULT, which the helpers here turn into
 //! [`TransferError::MemoryDead`].
 
 use std::io;
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
+
+use crate::memory::GuestMemory;
 
 /// The most pieces that one vectored system call takes (`IOV_MAX` of Linux).
 const MAX_VECTOR: usize = 1024;
 
 /// A piece of guest memory: pointer and length, laid out as the `iovec` of readv(2).
 #[repr(transparent)]
-#[derive(Clone, Copy)]
 pub struct Slice(libc::iovec);
 
 // SAFETY: a slice names memory shared with another process anyway; nothing about it is bound to a thread,
@@ -53,7 +72,6 @@ impl Slice {
         self.len() == 0
     }
 
-    /// Where the bytes are, for the ring engine.
     pub(crate) const fn as_ptr(&self) -> *mut u8 {
         self.0.iov_base.cast()
     }
@@ -69,6 +87,11 @@ impl Slice {
         len
     }
 
+    /// As [`copy_to`](Self::copy_to), from the byte at `offset` on (nothing, if that is behind the end).
+    pub fn copy_to_from(&self, offset: usize, to: &mut [u8]) -> usize {
+        self.split_at(offset).1.copy_to(to)
+    }
+
     /// Copies `from` to the start of the slice; returns how many bytes (the shorter of both).
     pub fn copy_from(&self, from: &[u8]) -> usize {
         let len = self.len().min(from.len());
@@ -77,21 +100,25 @@ impl Slice {
         len
     }
 
-    /// Two slices: the first `at` bytes (at most all of them), and the rest.
-    #[must_use]
-    pub fn split_at(&self, at: usize) -> (Self, Self) {
+    /// The same piece again; only for lists that hold its memory, or for less time than its owner does.
+    const fn copied(&self) -> Self {
+        Self(self.0)
+    }
+
+    /// The first `at` bytes (at most all of them), and the rest.
+    fn split_at(&self, at: usize) -> (Self, Self) {
         let at = at.min(self.len());
         // SAFETY: both parts lie inside this slice.
         unsafe { (Self::new(self.as_ptr(), at), Self::new(self.as_ptr().add(at), self.len() - at)) }
     }
 
     /// Drops the first `n` bytes (at most all of them).
-    pub fn advance(&mut self, n: usize) {
+    fn advance(&mut self, n: usize) {
         *self = self.split_at(n).1;
     }
 
     /// Keeps only the first `n` bytes.
-    pub fn truncate(&mut self, n: usize) {
+    fn truncate(&mut self, n: usize) {
         *self = self.split_at(n).0;
     }
 }
@@ -99,6 +126,147 @@ impl Slice {
 impl std::fmt::Debug for Slice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Slice({:p}, {})", self.as_ptr(), self.len())
+    }
+}
+
+/// One slice, for as long as the memory is borrowed.
+#[derive(Debug)]
+pub struct Piece<'m> {
+    slice: Slice,
+    memory: PhantomData<&'m GuestMemory>,
+}
+
+impl<'m> Piece<'m> {
+    /// A slice of `_memory`.
+    pub(crate) fn new(_memory: &'m GuestMemory, slice: Slice) -> Self {
+        Self { slice, memory: PhantomData }
+    }
+}
+
+impl Deref for Piece<'_> {
+    type Target = Slice;
+
+    fn deref(&self) -> &Slice {
+        &self.slice
+    }
+}
+
+/// Pieces of guest memory in a row, and a hold on the memory they lie in.
+#[derive(Debug, Default)]
+pub struct Slices {
+    pieces: Vec<Slice>,
+    /// The memory of all pieces: mostly one.
+    held: Vec<Arc<GuestMemory>>,
+}
+
+impl Deref for Slices {
+    type Target = [Slice];
+
+    #[inline]
+    fn deref(&self) -> &[Slice] {
+        &self.pieces
+    }
+}
+
+impl Slices {
+    /// An empty list.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { pieces: Vec::new(), held: Vec::new() }
+    }
+
+    /// An empty list with room for `capacity` pieces.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { pieces: Vec::with_capacity(capacity), held: Vec::with_capacity(1) }
+    }
+
+    /// Removes all pieces and lets go of their memory.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.pieces.clear();
+        self.held.clear();
+    }
+
+    /// Keeps only the first `len` pieces. Their memory stays held, with that of the others: for use inside a batch.
+    #[inline]
+    pub fn truncate(&mut self, len: usize) {
+        self.pieces.truncate(len);
+    }
+
+    /// Holds `memory` until the list is cleared.
+    #[inline]
+    pub(crate) fn hold(&mut self, memory: &Arc<GuestMemory>) {
+        if !self.held.last().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+            self.held.push(Arc::clone(memory));
+        }
+    }
+
+    /// Adds a piece of memory that is held.
+    #[inline]
+    pub(crate) fn push(&mut self, piece: Slice) {
+        self.pieces.push(piece);
+    }
+
+    /// Appends the pieces in a range of another list, shortened to `len` bytes in all.
+    pub fn gather(&mut self, from: &Self, range: Range<usize>, len: usize) {
+        for memory in &from.held {
+            self.hold(memory);
+        }
+        let mut left = len;
+        for piece in &from.pieces[range] {
+            if left == 0 {
+                break;
+            }
+            let mut piece = piece.copied();
+            piece.truncate(left);
+            left -= piece.len();
+            self.pieces.push(piece);
+        }
+    }
+
+    /// Shortens the pieces in `range` to `len` bytes in all; returns the range of those that are left.
+    pub fn shorten(&mut self, range: Range<usize>, len: usize) -> Range<usize> {
+        let mut left = len;
+        for index in range.clone() {
+            if left == 0 {
+                return range.start..index;
+            }
+            self.pieces[index].truncate(left);
+            left -= self.pieces[index].len();
+        }
+        range
+    }
+
+    /// Drops the first `n` bytes of the pieces in `range`; returns the range of those that are left.
+    pub fn advance(&mut self, range: Range<usize>, n: usize) -> Range<usize> {
+        let mut left = n;
+        for index in range.clone() {
+            let len = self.pieces[index].len();
+            if left < len {
+                self.pieces[index].advance(left);
+                return index..range.end;
+            }
+            left -= len;
+        }
+        range.end..range.end
+    }
+
+    /// Cuts the pieces from `start` on behind `at` bytes, in two where that is inside a piece; returns the number of
+    /// the first piece behind the cut.
+    pub fn cut(&mut self, start: usize, at: usize) -> usize {
+        let mut left = at;
+        let mut index = start;
+        while left > 0 && index < self.pieces.len() {
+            let (part, rest) = self.pieces[index].split_at(left);
+            left -= part.len();
+            if !rest.is_empty() {
+                self.pieces[index] = part;
+                self.pieces.insert(index + 1, rest);
+            }
+            index += 1;
+        }
+        index
     }
 }
 
@@ -136,10 +304,10 @@ pub fn copy_in(pieces: &[Slice], from: &[u8]) -> usize {
 /// returns how many bytes. Pieces may overlap each other: a guest that offers such buffers gets what it asks for.
 pub fn copy(to: &[Slice], from: &[Slice]) -> usize {
     let mut done = 0;
-    let mut targets = to.iter().copied();
+    let mut targets = to.iter().map(Slice::copied);
     let mut target = targets.next();
     for source in from {
-        let mut source = *source;
+        let mut source = source.copied();
         while !source.is_empty() {
             let Some(room) = target.as_mut() else { return done };
             let len = room.len().min(source.len());
@@ -154,33 +322,6 @@ pub fn copy(to: &[Slice], from: &[Slice]) -> usize {
         }
     }
     done
-}
-
-/// Shortens the pieces in `range` to `len` bytes in all; returns the range of those that are left.
-pub fn truncate(pieces: &mut [Slice], range: Range<usize>, len: usize) -> Range<usize> {
-    let mut left = len;
-    for index in range.clone() {
-        if left == 0 {
-            return range.start..index;
-        }
-        pieces[index].truncate(left);
-        left -= pieces[index].len();
-    }
-    range
-}
-
-/// Drops the first `n` bytes of the pieces in `range`; returns the range of those that are left.
-pub fn advance(pieces: &mut [Slice], range: Range<usize>, n: usize) -> Range<usize> {
-    let mut left = n;
-    for index in range.clone() {
-        let len = pieces[index].len();
-        if left < len {
-            pieces[index].advance(left);
-            return index..range.end;
-        }
-        left -= len;
-    }
-    range.end..range.end
 }
 
 /// Why a transfer between an fd and guest memory moved nothing.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-use super::{MemoryError, MemoryPolicy};
+use crate::memory::{MemoryError, MemoryPolicy};
 use crate::sigbus::Registration;
 use crate::slice::Slice;
 
@@ -14,7 +14,7 @@ use crate::slice::Slice;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// A shared mapping of `len` bytes of a file, between guard pages.
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     /// What was reserved, guards included.
     reserved: *mut u8,
     reserved_len: usize,
@@ -34,7 +34,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Checks `len` bytes at `offset` of `file` against the file as it really is, and maps them.
-    pub(super) fn new(
+    pub(crate) fn new(
         guest: u64,
         file: &File,
         offset: u64,
@@ -85,18 +85,18 @@ impl Mapping {
     }
 
     /// `len` bytes at `offset`, cut at the end.
-    pub(super) fn slice(&self, offset: u64, len: u64) -> Slice {
+    pub(crate) fn slice(&self, offset: u64, len: u64) -> Slice {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len);
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.len - offset);
         // SAFETY: inside `start..start+len`, which is mapped as long as we live; no reference to it is made.
         unsafe { Slice::new(self.start.add(offset), len) }
     }
 
-    pub(super) fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.registration.as_ref().is_some_and(Registration::is_dead)
     }
 
-    pub(super) fn is_sealed(&self) -> bool {
+    pub(crate) fn is_sealed(&self) -> bool {
         self.sealed
     }
 }
@@ -104,8 +104,8 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         drop(self.registration.take());
-        // SAFETY: the reservation is ours; the table that owned us is gone, and with it (by the lifetime rule of
-        // `Slice`) everything that pointed here. An error can only mean a bug of ours and cannot be acted on.
+        // SAFETY: the reservation is ours; the table that owned us is gone, and with it everything that pointed here,
+        // as that holds the table (`Slices`, `Pinned`) or borrows it (`Piece`). An error can only mean a bug of ours and cannot be acted on.
         let _ = unsafe { munmap(self.reserved.cast(), self.reserved_len) };
     }
 }

@@ -2,24 +2,24 @@
 //!
 //! A front end shares its guest's memory as files (memfd, hugetlbfs, tmpfs) with an address range each. Every
 //! region is checked against its real file before it is mapped, mapped between guard pages, kept out of core
-//! dumps and put under the care of [`sigbus`](crate::sigbus). A table never changes: adding or removing a
+//! dumps and put under the care of `sigbus`. A table never changes: adding or removing a
 //! region makes a new table that shares the mappings of the old one, so that rings which still hold the old
 //! table stay valid until the worker has let go of it. A mapping is unmapped when its last table goes.
 //!
 //! Three kinds of address meet here: *guest* addresses (in descriptors), the front end's *user* addresses (in
-//! SET_VRING_ADDR), and our own pointers, which leave this module only inside a [`Slice`].
-
-mod mapping;
+//! SET_VRING_ADDR), and our own pointers, which leave this module only inside a [`Slice`] or a [`Pinned`].
 
 use std::fs::File;
 use std::io;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
-use crate::slice::Slice;
-use mapping::Mapping;
+use crate::mapping::Mapping;
+use crate::pinned::{Pinned, Shared};
+use crate::slice::{Piece, Slice, Slices};
 
 /// The most regions of one guest (what QEMU and the kernel's vhost agree on for memory slots).
 pub const MAX_REGIONS: usize = 509;
@@ -139,7 +139,10 @@ impl Entry {
 }
 
 /// A new memfd of `len` bytes that can neither shrink nor grow, and our mapping of it at the guest address `base`.
-pub(crate) fn sealed_memory(name: &str, base: u64, len: u64) -> io::Result<(File, GuestMemory)> {
+///
+/// # Errors
+/// The kernel gives no memory.
+pub fn sealed_memory(name: &str, base: u64, len: u64) -> io::Result<(File, Arc<GuestMemory>)> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::from(memfd_create(name, flags)?);
     ftruncate(&file, len)?;
@@ -164,7 +167,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// The first region that is wrong; nothing stays mapped then.
-    pub fn map(regions: Vec<Region>, policy: MemoryPolicy) -> Result<Self, MemoryError> {
+    pub fn map(regions: Vec<Region>, policy: MemoryPolicy) -> Result<Arc<Self>, MemoryError> {
         if regions.len() > MAX_REGIONS {
             return Err(MemoryError::TooManyRegions);
         }
@@ -172,7 +175,7 @@ impl GuestMemory {
         for region in regions {
             memory.insert(region, policy)?;
         }
-        Ok(memory)
+        Ok(Arc::new(memory))
     }
 
     /// A table with one more region, sharing the mappings of this one.
@@ -183,10 +186,10 @@ impl GuestMemory {
         &self,
         region: Region,
         policy: MemoryPolicy,
-    ) -> Result<Self, MemoryError> {
+    ) -> Result<Arc<Self>, MemoryError> {
         let mut memory = self.share();
         memory.insert(region, policy)?;
-        Ok(memory)
+        Ok(Arc::new(memory))
     }
 
     /// A table without the region that has exactly these addresses and this length.
@@ -198,13 +201,13 @@ impl GuestMemory {
         guest: u64,
         user: u64,
         len: u64,
-    ) -> Result<Self, MemoryError> {
+    ) -> Result<Arc<Self>, MemoryError> {
         let mut memory = self.share();
         memory.entries.retain(|e| (e.guest, e.user, e.len) != (guest, user, len));
         if memory.entries.len() == self.entries.len() {
             return Err(MemoryError::Unknown { guest });
         }
-        Ok(memory)
+        Ok(Arc::new(memory))
     }
 
     fn share(&self) -> Self {
@@ -250,7 +253,12 @@ impl GuestMemory {
     ///
     /// # Errors
     /// A byte of it is not guest memory; `out` is then as before.
-    pub fn slice(&self, guest: u64, len: u32, out: &mut Vec<Slice>) -> Result<(), OutsideMemory> {
+    pub fn slice(
+        self: &Arc<Self>,
+        guest: u64,
+        len: u32,
+        out: &mut Slices,
+    ) -> Result<(), OutsideMemory> {
         let outside = OutsideMemory { guest, len: len.into() };
         let mut left = u64::from(len);
         if left == 0 {
@@ -258,14 +266,15 @@ impl GuestMemory {
         }
         let (mut position, mut offset) = self.find(guest).ok_or(outside)?;
         let before = out.len();
+        out.hold(self);
         loop {
             let Some(entry) = self.entries.get(position) else {
                 out.truncate(before);
                 return Err(outside);
             };
             let piece = entry.piece(offset, left);
-            out.push(piece);
             left -= piece.len() as u64;
+            out.push(piece);
             if left == 0 {
                 return Ok(());
             }
@@ -280,17 +289,46 @@ impl GuestMemory {
         }
     }
 
-    /// The one piece that holds `len` bytes at a guest address, all in one region and with our pointer aligned
-    /// to `align`: what a ring needs.
+    /// The one piece that holds `len` bytes at a guest address, all in one region.
     ///
     /// # Errors
-    /// It is not guest memory, crosses a border of regions, or is not aligned.
-    pub fn pin(&self, guest: u64, len: u64, align: usize) -> Result<Slice, OutsideMemory> {
+    /// It is not guest memory, or crosses a border of regions.
+    pub fn piece(&self, guest: u64, len: u64) -> Result<Piece<'_>, OutsideMemory> {
         let outside = OutsideMemory { guest, len };
         let (position, offset) = self.find(guest).ok_or(outside)?;
         let piece = self.entries.get(position).ok_or(outside)?.piece(offset, len);
-        let aligned = piece.as_ptr().addr().is_multiple_of(align);
-        if piece.len() as u64 == len && aligned { Ok(piece) } else { Err(outside) }
+        if piece.len() as u64 == len { Ok(Piece::new(self, piece)) } else { Err(outside) }
+    }
+
+    /// Checks that `len` bytes at a guest address lie in one region, and in our own address space at a multiple of
+    /// `align`: what an area of a ring needs.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn check_area(&self, guest: u64, len: u64, align: usize) -> Result<(), OutsideMemory> {
+        let aligned = self.piece(guest, len)?.as_ptr().addr().is_multiple_of(align);
+        if aligned { Ok(()) } else { Err(OutsideMemory { guest, len }) }
+    }
+
+    /// The `count` elements at a guest address.
+    ///
+    /// # Errors
+    /// They are not guest memory, cross a border of regions, or are not aligned.
+    ///
+    /// # Panics
+    /// `count` is not a power of two.
+    pub fn pin<T: Shared>(
+        self: &Arc<Self>,
+        guest: u64,
+        count: u16,
+    ) -> Result<Pinned<T>, OutsideMemory> {
+        assert!(count.is_power_of_two(), "{count} elements cannot be indexed modulo their number");
+        let len = u64::from(count) * size_of::<T>() as u64;
+        self.check_area(guest, len, align_of::<T>())?;
+        let first = self.piece(guest, len)?.as_ptr().cast();
+        let first = NonNull::new(first).ok_or(OutsideMemory { guest, len })?;
+        // SAFETY: all elements lie in one mapping of this memory, aligned for their type, as was just checked.
+        Ok(unsafe { Pinned::new(first, count - 1, Arc::clone(self)) })
     }
 
     /// The guest address that the front end knows by this address of its own.
