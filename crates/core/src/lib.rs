@@ -14,6 +14,7 @@
 //! | [`datagram`] | datagrams: split into packets, and put together again |
 //! | [`ports`] | who is bound to which port |
 //! | [`relay`] | connections that pass through between two guests |
+//! | [`saved`] | all of this as plain data, for a successor |
 //! | [`admission`] | who may begin what, and why not |
 //!
 //! The same code serves a device and a driver; they differ only in who fills which ring. The
@@ -33,6 +34,7 @@ pub mod ids;
 pub mod packet;
 pub mod ports;
 pub mod relay;
+pub mod saved;
 pub mod state;
 mod table;
 pub mod time;
