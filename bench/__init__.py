@@ -1,12 +1,12 @@
-"""The instrument: measures the switch against the machine's limits and against other devices.
+"""Benchmarks: measure the switch against the limits of the machine and against other devices.
 
-`make bench` runs it whole; `python -m bench --help` says how to run a part. Every figure is a
-ratio of things that were measured alternately in the same run.
+`make bench` runs all of them; `python -m bench --help` says how to run a part. Every figure is a
+ratio of values that were measured alternately in the same run.
 
 | module | what it does |
 | --- | --- |
-| `agents` | processes that make the load (`bench/load`, in Rust), ordered line by line |
-| `devices` | devices under test: ours, and any other by its command line |
+| `agents` | processes that make the load (`bench/load`, in Rust), and the orders to them |
+| `devices` | devices under test: the switch, and any other by its command line |
 | `sites` | ways between two processes: through a device, or a limit; all measured alike |
 | `rows` | alternate measuring, medians, spread, ratios |
 | `lab` | all that runs meanwhile, and how it is put up again |

@@ -23,14 +23,16 @@ VDV_COMMAND = "[--vm guest-cid={cid},socket={socket},uds-path={uds},groups=all]"
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", metavar="NAME[,NAME]", help=f"of {', '.join(FIGURES)}")
-    parser.add_argument("--rounds", type=int, help="rounds in which each contender has a turn")
-    parser.add_argument("--seconds", type=float, help="length of one sample")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help=f"only these of {', '.join(FIGURES)}")
+    parser.add_argument(
+        "--rounds", type=int, help="number of rounds; every contender is measured in each"
+    )
+    parser.add_argument("--seconds", type=float, help="duration of one sample")
     parser.add_argument(
         "--device",
         choices=["switch", "node"],
         default="switch",
-        help="ours is `vsock switch`, or (quicker to rebuild) its data plane alone",
+        help="what `ours` is: `vsock switch`, or its data plane alone (quicker to rebuild)",
     )
     parser.add_argument(
         "--peer",
@@ -39,7 +41,9 @@ def _arguments() -> argparse.Namespace:
         metavar="NAME=COMMAND",
         help="another vhost-user-vsock device: its command with {socket} {cid} {uds}; a part in [] is repeated per guest",
     )
-    parser.add_argument("--no-peers", action="store_true", help="not even those that are installed")
+    parser.add_argument(
+        "--no-peers", action="store_true", help="measure no other devices, even if installed"
+    )
     parser.add_argument("--load", type=Path, default=ROOT / "target" / "release" / "vsock-load")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     return parser.parse_args()

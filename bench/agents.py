@@ -1,4 +1,4 @@
-"""Processes that make the load; each takes orders as lines and answers each with one line of JSON."""
+"""Processes that make the load; each reads orders as lines and answers each with a line of JSON."""
 
 import json
 import os
@@ -13,7 +13,7 @@ Answer = dict[str, Any]
 
 
 class AgentError(Exception):
-    """An agent could not do what it was told."""
+    """An agent could not carry out an order."""
 
 
 class Agent:
@@ -30,12 +30,12 @@ class Agent:
         self.hello = self.answer()
 
     def ask(self, *words: object, timeout: float | None = None) -> Answer:
-        """Gives an order and waits for its answer."""
+        """Sends an order and waits for its answer."""
         self.tell(*words)
         return self.answer(timeout)
 
     def tell(self, *words: object) -> None:
-        """Gives an order; `answer` must follow."""
+        """Sends an order; a call of `answer` must follow."""
         assert self._process.stdin
         try:
             self._process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
@@ -44,7 +44,7 @@ class Agent:
             raise AgentError(f"{self.name}: ended") from error
 
     def answer(self, timeout: float | None = None) -> Answer:
-        """Waits for the answer to what was told."""
+        """Waits for the answer to the last order."""
         wait = self._timeout if timeout is None else timeout
         assert self._process.stdout
         out = self._process.stdout.fileno()
@@ -89,7 +89,7 @@ def once(load: Path, *words: object) -> Answer:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process's threads have used: to the nanosecond where the kernel says it."""
+    """Processor time that a process's threads have used, in nanoseconds if the kernel reports them."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:

@@ -1,6 +1,6 @@
-"""Figures on a machine that is busy with something else, as one that builds and tests is.
+"""Figures on a busy machine, such as one that builds and runs tests.
 
-Who looks for work instead of sleeping must not lose his turn to those who compute.
+A thread that polls instead of sleeping must not lose its time slice to computing processes.
 """
 
 import os
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 @contextmanager
 def _computing() -> Iterator[None]:
-    """A process that only computes for every processor."""
+    """One process per processor that only computes."""
     with ExitStack() as stack:
         for _ in range(os.cpu_count() or 1):
             loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -20,7 +20,7 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True)
 class Seat:
-    """Where one guest joins a device, and where host programs reach it."""
+    """The sockets of one guest: for the guest's front end, and for host programs."""
 
     cid: int
     socket: Path
@@ -43,7 +43,7 @@ class Device:
         self.name = name
         self.command = command
         self.seats = seats
-        self.programs = programs  # directory of our own endpoint sockets
+        self.programs = programs  # directory of the switch's own sockets for programs
         self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
@@ -93,7 +93,7 @@ def _seats(directory: Path, count: int) -> list[Seat]:
 
 
 def node(load: Path, directory: Path, guests: int) -> Device:
-    """Our data plane in a bare process, as quick to rebuild as `cargo build` is."""
+    """The data plane alone in a process, which `cargo build` rebuilds quickly."""
     seats = _seats(directory, guests)
     words = [f"{seat.cid},{seat.socket},{seat.hybrid}" for seat in seats]
     command = [str(load), "device", str(directory), *words]

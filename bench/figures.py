@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 
 def _broken(lab: Lab) -> Callable[[str], None]:
-    """What to do when a contender fails: put its device up again."""
+    """What to do when a contender fails: start its device again."""
 
     def revive(name: str) -> None:
         device = name.split(maxsplit=1)[0]
@@ -41,7 +41,7 @@ def _size(size: int) -> str:
 
 
 def _measures(lab: Lab, names: list[str], do: Callable[[Site], T]) -> dict[str, Callable[[], T]]:
-    """The same for every contender there is; looked up at each turn, as a broken one is replaced."""
+    """The same measurement for every contender; looked up each time, as a broken one is replaced."""
 
     def measure(name: str) -> T:
         return do(lab.site(name))
@@ -103,7 +103,7 @@ def _host_contenders(lab: Lab, plan: Plan) -> list[str]:
 def siblings(lab: Lab, plan: Plan) -> list[Row]:
     """Guest to guest, against a copy between two shared mappings of the same sizes.
 
-    "wide": the receiver has asked for 4 MiB of buffer; else it has 256 KiB, Linux's default.
+    "wide": the receiver has a buffer of 4 MiB; else it has 256 KiB, Linux's default.
     """
     rows = []
     for size in (64 * KIB, 4 * KIB, 64):
@@ -117,7 +117,7 @@ def siblings(lab: Lab, plan: Plan) -> list[Row]:
 
 
 def _memcpy(lab: Lab, size: int, seconds: float) -> Bulk:
-    """As many bytes of memory as the sender's and the receiver's buffers take."""
+    """A copy between mappings of the size of the sender's and the receiver's buffers."""
     sent, received = 64 * 64 * KIB, 256 * 64 * KIB
     answer = once(lab.load, "memcpy", size, sent, received, min(seconds, 0.2))
     return Bulk(answer["bytes"] / answer["seconds"], answer["bytes"], answer["seconds"], 0.0, [])
@@ -167,7 +167,7 @@ def churn(lab: Lab, plan: Plan) -> list[Row]:
 
 
 def flows(lab: Lab, plan: Plan) -> list[Row]:
-    """32 flows against one: their total, and the slowest of them; and what Unix pairs do."""
+    """32 flows against one: their total and the slowest of them, and the same with Unix pairs."""
     rows = []
     for direction in ("h2g", "g2h", "g2g"):
         names = {"": "ours g2g"} if direction == "g2g" else {"": "ours", " unix": "unix"}
@@ -189,7 +189,7 @@ def flows(lab: Lab, plan: Plan) -> list[Row]:
 
 
 def _slowest(flows: list[int]) -> float:
-    """Bytes of the slowest flow, of their mean."""
+    """Bytes of the slowest flow, divided by the mean."""
     return min(flows) / (sum(flows) / len(flows))
 
 

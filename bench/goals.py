@@ -1,7 +1,7 @@
-"""What is to be reached: one goal per line, computed from the rows.
+"""The goals, each computed from the rows.
 
-Beside some goals stands what a limit measured in the same run comes to on the same scale, such as a
-plain Unix pair in place of our device: a goal beyond its limit says more of the machine than of us.
+Some goals have a limit: the result of something else in the same run on the same scale, such as a
+plain Unix pair in place of the switch. A goal beyond its limit cannot be reached on this machine.
 """
 
 from collections.abc import Callable
@@ -18,31 +18,31 @@ BESIDE = "beside a greedy guest"
 
 @dataclass(frozen=True)
 class Goal:
-    """One goal and how far we are."""
+    """One goal and its value in this run."""
 
     name: str
     value: float | None  # None: not measured
     goal: str
     ok: bool | None
     limit: float | None = None
-    """What the limit comes to."""
+    """The value of the limit."""
     limit_is: str = ""
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """`value(rows)` is to be at least, or at most, `bound`."""
+    """`value(rows)` must be at least, or at most, `bound`."""
 
     name: str
     value: Value
     bound: float
     at_most: bool = False
     limit: tuple[str, Value] | None = None
-    """What would be there in our place, and its value."""
+    """What is measured in place of the switch, and its value."""
 
 
 def _ratio(row: str, to: str, *, of: str = "ours") -> Value:
-    """How many times `to` we reach in a row."""
+    """The result of `of` in a row, divided by that of `to`."""
 
     def value(rows: dict[str, Row]) -> float | None:
         if row not in rows:

@@ -1,10 +1,10 @@
 """Counts the instructions of the per-packet paths (`bench/paths`) under valgrind.
 
-Times differ from run to run, instructions do not: a change of more than the tolerance is a change of
-the program, or of the compiler, which is why its version is kept beside the counts. Startup is taken
-out by counting two runs of different length.
+Times differ from run to run, instruction counts do not. A change of more than the tolerance is a
+change of the program or of the compiler, so the compiler's version is kept with the counts. The
+instructions of the start are subtracted by counting two runs of different length.
 
-`python -m bench.instructions PATHS` compares with `instructions.json`; `--update` writes it anew.
+`python -m bench.instructions PATHS` compares with `instructions.json`; `--update` rewrites it.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _compiler() -> str:
 
 
 def _compare(kept: dict[str, Any], counts: dict[str, float]) -> list[str]:
-    """What is out of tolerance, in words."""
+    """A line for each path that is out of tolerance."""
     wrong = []
     for name in sorted(kept.keys() | counts.keys()):
         before, after = kept.get(name), counts.get(name)
@@ -67,7 +67,7 @@ def _compare(kept: dict[str, Any], counts: dict[str, float]) -> list[str]:
 
 
 def main() -> int:
-    """Counts, and compares or keeps."""
+    """Counts, and compares with the file or rewrites it."""
     parser = argparse.ArgumentParser(prog="python -m bench.instructions")
     parser.add_argument("program", type=Path, help="the built `vsock-paths`")
     parser.add_argument("--update", action="store_true", help="keep these counts")

@@ -1,7 +1,7 @@
-"""Everything that runs while figures are measured, and how to put it up again when it breaks.
+"""The processes that run while figures are measured, and how to restart those that fail.
 
 One host program and one limit server serve all contenders; each device has its own guests. A peer
-that loses bytes, hangs or dies is put up again, so that it fails in one figure and not in all.
+that loses bytes, hangs or dies is started again, so that it fails in one figure and not in all.
 """
 
 import resource
@@ -21,7 +21,7 @@ __all__ = ["LINUX_BUFFERS", "SEATS", "Lab", "Stand", "raise_descriptor_limit"]
 SEATS = 4  # two guests that talk to each other, one with Linux's buffers, one more
 
 LINUX_BUFFERS = ("--rx", "128,3732")
-"""What a Linux guest under QEMU offers: a ring of 128, and what fits a page with its bookkeeping."""
+"""The receive buffers of a Linux guest under QEMU: 128, each a page less its bookkeeping."""
 
 MakeDevice = Callable[[Path, int], Device]
 
@@ -59,7 +59,7 @@ class Lab:
 
     @property
     def peers(self) -> list[str]:
-        """Names of the devices that are not ours."""
+        """Names of the devices other than the switch."""
         return [name for name in self._makers if name != "ours"]
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class Lab:
         self._closing.close()
 
     def directory(self) -> Path:
-        """A new place for a device."""
+        """A new directory for a device."""
         self._next += 1
         return self.scratch / str(self._next)
 
@@ -80,7 +80,7 @@ class Lab:
         return self._makers[name](self.directory(), guests)
 
     def revive(self, name: str) -> None:
-        """Puts a device and its guests up, again if need be."""
+        """Starts a device and its guests, or starts them again."""
         if name in self.stands:
             self.stands.pop(name).closing.close()
         with ExitStack() as stack:
@@ -124,7 +124,7 @@ class Lab:
 
 
 def raise_descriptor_limit() -> None:
-    """A flow costs a descriptor at each end: children get as many as the kernel allows us."""
+    """Raises the limit of descriptors for this process and its children: a flow costs one at each end."""
     most = int(Path("/proc/sys/fs/nr_open").read_text())
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

@@ -1,8 +1,8 @@
-"""Real guests: User-Mode Linux and QEMU, against what the same guest does without a switch.
+"""Real guests: User-Mode Linux and QEMU, compared with the same guest without a switch.
 
-Both ends run `vsock.perf.ends`, Python on either side, so that what is compared differs only in the
-way between them: the switch, the guest's own vsock loopback (no device at all), and, for QEMU, TCP
-over its user-mode network. One boot serves all.
+Both ends run `vsock.perf.ends` in Python, so that the results differ only by the path between them:
+the switch, the guest's own vsock loopback (without a device), and, for QEMU, TCP over its user-mode
+network. All figures use one boot.
 """
 
 import json
@@ -83,7 +83,7 @@ class _Guest:
         return result
 
     def connect(self) -> socket.socket:
-        """From the host, by the hybrid socket."""
+        """Measures from the host, over the hybrid socket."""
         from vsock import sockets
 
         return sockets.create_connection(f"hvsock://{self.hybrid}:{PORT}", 20)
@@ -127,7 +127,7 @@ def _guest_rows(plan: Plan, vmm: str, guest: _Guest, others: dict[str, Connect])
 
 
 def _told(measures: dict[str, Measure]) -> dict[str, Measure]:
-    """The same; what goes wrong is the contender's failure."""
+    """The same; an error is a failure of the contender."""
     from vsock.perf.ends import PerfError
     from vsock.testing import GuestError
 
@@ -166,7 +166,7 @@ def _tcp(port: int) -> socket.socket:
 
 
 def _sibling_rows(plan: Plan, sender: _Guest, receiver: _Guest) -> list[Row]:
-    """From QEMU to User-Mode Linux; there is nothing else that would connect them."""
+    """From QEMU to User-Mode Linux; without a limit, as nothing else connects them."""
     seconds = max(0.5, plan.seconds)
     measures: dict[str, Measure] = {
         "ours": partial(sender.client, receiver.cid, seconds),

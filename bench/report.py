@@ -16,7 +16,7 @@ __all__ = ["machine", "markdown", "write"]
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine on which the run was made."""
     info = Path("/proc/cpuinfo").read_text(errors="replace")
     models = [
         line.partition(":")[2].strip()

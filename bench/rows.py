@@ -1,7 +1,7 @@
-"""Alternate measuring: rounds in which each contender has its turn, medians, spread, ratios.
+"""Measures contenders alternately, in rounds; computes medians, spread and ratios.
 
-A ratio is the median of the ratios within each round, so that what changes slowly (another program
-on the machine, a clock that goes down) does not change it.
+A ratio is the median of the ratios within each round, so that slow changes (another program on the
+machine, a lower processor clock) do not affect it.
 """
 
 import statistics
@@ -47,12 +47,12 @@ class Row:
     compares: bool = True
 
     def spread(self, contender: str) -> Spread | None:
-        """Median and quartiles, if the contender got through."""
+        """Median and quartiles, unless the contender failed."""
         samples = self.samples.get(contender)
         return Spread.of(samples) if samples else None
 
     def ratio(self, contender: str, to: str) -> Spread | None:
-        """How many times `to` a contender reaches, round by round."""
+        """The results of a contender divided by those of `to`, round by round."""
         if not self.compares:
             return None
         pairs = zip(self.samples.get(contender, []), self.samples.get(to, []), strict=False)
@@ -68,7 +68,7 @@ def alternate(
 ) -> tuple[dict[str, list[T]], dict[str, str]]:
     """Measures every contender in every round, after a round that does not count.
 
-    A contender that fails is out of this figure; `broken` hears of it. Returns samples and failures.
+    A contender that fails is left out of this figure, and `broken` is called. Returns samples and failures.
     """
     samples: dict[str, list[T]] = {name: [] for name in contenders}
     failures: dict[str, str] = {}

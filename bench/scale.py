@@ -1,4 +1,4 @@
-"""Figures about many: a greedy neighbour, a thousand guests, a hundred thousand flows; and content."""
+"""Figures of scale: a greedy neighbour, a thousand guests, a hundred thousand flows; and content."""
 
 import resource
 import time
@@ -21,21 +21,21 @@ __all__ = ["content", "greedy", "many_flows", "many_guests"]
 
 KIB = 1024
 MIB = 1 << 20
-SMALL_BUFFERS = ("--rx", "16,4096", "--tx", "8,4096")  # for guests that are only to be there
+SMALL_BUFFERS = ("--rx", "16,4096", "--tx", "8,4096")  # for guests that stay idle
 BULK = 64 * KIB
 GREEDY_FLOWS = 32
-SPARE_DESCRIPTORS = 3000  # for what a device needs besides flows, most of all 16 per guest
+SPARE_DESCRIPTORS = 3000  # for the device besides flows: mostly 16 per guest
 
 
 def greedy(lab: Lab, plan: Plan) -> list[Row]:
-    """A guest with one flow, alone and beside a guest with 32 that take all they can get."""
+    """A guest with one flow, alone and beside a guest with 32 flows that send without pause."""
     stand = lab.stands["ours"]
     seats, guests = stand.device.seats, stand.guests
     with Agent(lab.load, "host") as his, Agent(lab.load, "host") as mine:
         polite = GuestSite("polite", stand.device, seats[3], mine, guests[3])
         his.ask("open", "greedy", GREEDY_FLOWS, f"hybrid {seats[0].hybrid} 1501")
 
-        # What the machine itself does to a neighbour of so much load, without a device in common.
+        # The effect of such a load on a neighbour without a common device.
         his.ask("open", "plain", GREEDY_FLOWS, f"unix {lab.scratch / 'plain'}_1031")
 
         def beside(flows: str) -> Answer:
@@ -61,7 +61,7 @@ def greedy(lab: Lab, plan: Plan) -> list[Row]:
 
 
 def _share(his: Agent, polite: GuestSite, seconds: float) -> float:
-    """What part of all bytes the polite guest got while both wanted all."""
+    """The polite guest's share of all bytes while both guests send without pause."""
     his.tell("write", "greedy", BULK, seconds)
     got = polite.bulk("h2g", BULK, seconds).bytes
     taken: int = his.answer()["bytes"]
@@ -69,14 +69,14 @@ def _share(his: Agent, polite: GuestSite, seconds: float) -> float:
 
 
 def _anonymous(pid: int) -> int:
-    """Bytes of memory that are the process's own: the memory of guests is theirs."""
+    """Bytes of the process's anonymous memory, without the memory of guests."""
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
     return int(line.split()[1]) * KIB
 
 
 def _pair(lab: Lab, stack: ExitStack, guests: int) -> tuple[Device, GuestSite]:
-    """Another device of ours, with one guest that will be active."""
+    """Another switch, with one guest that will be active."""
     device = stack.enter_context(lab.make("ours", guests))
     first = stack.enter_context(Agent(lab.load, "guest", str(device.seats[0].socket)))
     site = GuestSite(f"of-{guests}-{device.pid}", device, device.seats[0], lab.host, first)
@@ -84,7 +84,7 @@ def _pair(lab: Lab, stack: ExitStack, guests: int) -> tuple[Device, GuestSite]:
 
 
 def _active(plan: Plan, what: str, few: GuestSite, many: GuestSite) -> list[Row]:
-    """Bulk and ping-pong of one flow, with the many beside it and without."""
+    """Bulk and ping-pong of one flow, with and without the many others."""
     rounds = max(3, plan.rounds // 2)
     sites = {"with many": many, "alone": few}
     bulks, failures = alternate(
@@ -103,7 +103,7 @@ def _active(plan: Plan, what: str, few: GuestSite, many: GuestSite) -> list[Row]
 
 
 def many_guests(lab: Lab, plan: Plan) -> list[Row]:
-    """A thousand guests that are only there."""
+    """A thousand idle guests."""
     count = 200 if plan.quick else 1000
     with ExitStack() as stack:
         _, few = _pair(lab, stack, 2)
@@ -126,9 +126,9 @@ def many_guests(lab: Lab, plan: Plan) -> list[Row]:
 
 
 def many_flows(lab: Lab, plan: Plan) -> list[Row]:
-    """A hundred thousand open flows over a hundred guests; then a hundred of them at work.
+    """A hundred thousand open flows over a hundred guests, of which then a hundred are active.
 
-    As many as there may be descriptors: a flow costs one at the device and one at the program.
+    Limited by the number of descriptors: a flow costs one at the device and one at the program.
     """
     guests, each = (20, 500) if plan.quick else (100, 1000)
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -161,13 +161,13 @@ def many_flows(lab: Lab, plan: Plan) -> list[Row]:
 
 
 def _all_together(host: Agent, crowd: Agent, device: Device, seconds: float) -> Bulk:
-    """One flow of each guest at work."""
+    """One active flow of each guest."""
     receiver, sender = End(crowd, "counts", 170), End(host, "write", "active")
     return transfer(receiver, sender, BULK, seconds, [host, crowd], device)
 
 
 def content(lab: Lab, plan: Plan) -> list[Row]:
-    """Not a speed: every byte of every path is compared with what was sent."""
+    """Not a speed: compares every byte of every path with the bytes sent."""
     checked: dict[str, list[float]] = {}
     failures: dict[str, str] = {}
     for name in ("ours", *lab.peers):

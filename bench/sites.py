@@ -1,7 +1,7 @@
-"""Ways between two processes, all measured alike: through a device, or a limit without one.
+"""Paths between two processes, all measured in the same way: through a device, or a limit without one.
 
-A *site* moves bytes between a host program (or a guest) and a guest (or what stands for one). Flows
-are opened when first used and then kept, so that a sample is nothing but its load.
+A *site* moves bytes between a host program (or a guest) and a guest (or its substitute). Flows are
+opened when first used and then kept, so that a sample contains only the load.
 """
 
 import time
@@ -28,7 +28,7 @@ GROUP = 100
 
 
 class LostBytesError(AgentError):
-    """Not everything that was sent has arrived."""
+    """Fewer bytes arrived than were sent."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Bulk:
 
     rate: float  # bytes per second
     bytes: int
-    cpu: float  # seconds of all processes on the way
+    cpu: float  # seconds, of all processes on the path
     device_cpu: float
     flows: list[int]
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a transfer: who is asked, with which order, about which flows."""
+    """One end of a transfer: the agent, its order, and the flows."""
 
     agent: Agent
     order: str
@@ -52,24 +52,24 @@ class End:
 
 
 class Site(Protocol):
-    """What all ways have."""
+    """A path between two processes."""
 
     name: str
 
     def bulk(self, direction: str, size: int, seconds: float, *, flows: int = 1) -> Bulk:
-        """Moves bytes one way (`h2g`, `g2h`) for a time."""
+        """Moves bytes in one direction (`h2g`, `g2h`) for a time."""
 
     def ping(self, size: int, seconds: float) -> Answer:
         """Round trips."""
 
     def churn(self, seconds: float) -> Answer:
-        """Connects, takes a byte, closes."""
+        """Connects, receives a byte, closes."""
 
 
 class _Flows:
     """Host program on one side, guest or server on the other."""
 
-    group = GROUP  # at the guest; two per site, as a guest may serve several
+    group = GROUP  # at the guest; two per site, because a guest may serve several sites
 
     def __init__(self, name: str, host: Agent, guest: Agent, device: Device | None) -> None:
         self.name = name
@@ -79,11 +79,11 @@ class _Flows:
         self._opened: set[str] = set()
 
     def address(self, port: int) -> str:
-        """Where host programs reach a port of the guest."""
+        """The address of a guest's port for host programs."""
         raise NotImplementedError
 
     def _flow(self, service: int, count: int) -> tuple[str, int]:
-        """Name at the host and group at the guest of flows to a service."""
+        """The name at the host, and the group at the guest, of flows to a service."""
         group = self.group + (count > 1)
         name = f"{self.name}-{service}-{group}"
         if name not in self._opened:
@@ -113,7 +113,7 @@ class _Flows:
 
 
 class GuestSite(_Flows):
-    """Through a device: by the guest's hybrid socket, or by our endpoint socket."""
+    """Through a device: over the guest's hybrid socket, or over the switch's own socket."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class GuestSite(_Flows):
             self.group += 2
 
     def address(self, port: int) -> str:
-        """Where host programs reach a port of the guest."""
+        """The address of a guest's port for host programs."""
         if self._endpoint:
             assert self.device
             return f"endpoint {self.device.programs} {self._seat.cid} {port}"
@@ -149,7 +149,7 @@ class PlainSite(_Flows):
             self.group += 2
 
     def address(self, port: int) -> str:
-        """Where host programs reach a port of the guest."""
+        """The address of a guest's port for host programs."""
         if self.name == "tcp":
             return f"tcp {self.guest.hello['tcp'][str(port)]}"
         return f"unix {self._path}_{port}"
@@ -224,7 +224,7 @@ def transfer(
 
 
 def arrived(receiver: End, sent: int) -> Answer:
-    """Waits until all of `sent` bytes have come in, and checks that nothing else has."""
+    """Waits until `sent` bytes have been received, and checks that no more follow."""
     deadline = time.monotonic() + 5
     while (got := receiver.agent.ask(receiver.order, receiver.name))["bytes"] < sent:
         if time.monotonic() > deadline:

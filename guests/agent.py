@@ -1,26 +1,26 @@
-"""Runs inside a guest: starts commands for the host and sends back what they print and how they end.
+"""Runs inside a guest: starts commands for the host, and sends their output and exit status back.
 
-It talks over a serial port, never over vsock, so that vsock can be tested while it is broken,
-unbound or not there yet. The host's end is `vsock.testing`.
+It uses a serial port, never vsock, so that vsock can be tested while it is broken, unbound or not
+loaded yet. The host's end is `vsock.testing`.
 
 Each message is one line of JSON. The host sends
 
     {"id": 1, "do": "run", "argv": ["uname", "-r"]}       start a program
     {"id": 2, "do": "python", "source": "...", "argv": []}  run Python in a child of this process
-    {"id": 1, "do": "input", "data": BASE64, "eof": false}  to its standard input
+    {"id": 1, "do": "input", "data": BASE64, "eof": false}  write to its standard input
     {"id": 1, "do": "signal", "signal": 9}
 
-and gets, for the same id,
+and receives, with the same id,
 
     {"id": 1, "pid": 77}, {"id": 1, "out": BASE64}, {"id": 1, "err": BASE64}, {"id": 1, "exit": 0}
     or {"id": 1, "error": "no such program"}
 
-The host may have WINDOW bytes on their way; {"ack": n} says that n more of them were read. Without
-that a longer message overruns the tty of User-Mode Linux, which then never delivers anything again.
+The host may have WINDOW unread bytes in flight; {"ack": n} says that n more bytes were read. Without
+this limit a longer message overruns the tty of User-Mode Linux, which then delivers no more data.
 
 The first line after every start is a hello: {"hello": {"boot": ..., "kernel": ..., "uptime": ...}}.
-A line begins with a newline too, so that noise on the port can spoil only itself. Python code runs
-in a forked child because starting an interpreter costs more than a second in an emulated guest.
+Each line also begins with a newline, so that noise on the port does not damage the next line. Python
+code runs in a forked child, because starting an interpreter takes over a second in an emulated guest.
 """
 
 # ruff: noqa: PTH110, PTH123, SIM115, S102 - os and open() start faster than pathlib under emulation,
@@ -47,7 +47,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-# Loaded for the children: a fork has them at once, an import under emulation takes long.
+# Loaded for the children: a forked child has them already, and an import under emulation is slow.
 PRELOADED = (collections, hashlib, socket, struct, threading, time, zlib)
 
 PORTS = ("/dev/vport0p1", "/dev/ttyS0")  # virtio-serial (QEMU), serial line of User-Mode Linux
@@ -57,7 +57,7 @@ Handler = Callable[[], None]
 
 
 class Task:
-    """One command of the host's: a process with three pipes."""
+    """One command of the host: a process with three pipes."""
 
     def __init__(self, number: int, pid: int, stdin: int, outputs: dict[int, str]) -> None:
         self.number = number
@@ -65,7 +65,7 @@ class Task:
         self.pidfd = os.pidfd_open(pid)
         self.stdin: int | None = stdin
         self.outputs = outputs  # open fds -> "out" or "err"
-        self.pending = bytearray()  # input that the process has not taken yet
+        self.pending = bytearray()  # input that was not written to the process yet
         self.input_ends = False
 
 
@@ -85,7 +85,7 @@ class Agent:
         self.say({"hello": hello()})
         while True:
             for key, _ in self.selector.select():
-                # An earlier handler of this round may have ended the task that this is about.
+                # An earlier handler of this round may have ended the task of this event.
                 if self.selector.get_map().get(key.fd) is key:
                     handler: Handler = key.data
                     handler()
@@ -97,9 +97,9 @@ class Agent:
             data = data[os.write(self.port, data) :]
 
     def read_port(self) -> None:
-        """Take what came from the host; a broken line is answered and skipped."""
+        """Read requests of the host; a line that cannot be parsed is answered with an error."""
         data = os.read(self.port, 65536)
-        if not data:  # the host's end is closed: wait until it kills or reopens us
+        if not data:  # the host's end is closed: wait until the host kills the guest or reopens it
             time.sleep(0.1)
             return
         self.unacknowledged += len(data)
@@ -165,7 +165,7 @@ class Agent:
         task.input_ends = task.input_ends or ends
 
     def push(self, task: Task) -> None:
-        """Write queued input as far as the process takes it."""
+        """Write as much queued input as fits the pipe."""
         if task.stdin is None:
             return
         try:
@@ -181,7 +181,7 @@ class Agent:
                 task.stdin = None
 
     def pass_on(self, task: Task, fd: int) -> bool:
-        """Send one piece of output to the host; False when there is none at the moment."""
+        """Send one piece of output to the host; False when there is none to read."""
         if fd not in task.outputs:
             return False
         try:
@@ -197,7 +197,7 @@ class Agent:
         return False
 
     def finish(self, task: Task) -> None:
-        """The process has ended: send the rest of its output and its status."""
+        """Send the rest of the output, and the status, of a process that has ended."""
         for fd in list(task.outputs):
             while self.pass_on(task, fd):
                 pass
@@ -214,7 +214,7 @@ class Agent:
 
 
 def hello() -> dict[str, Any]:
-    """Who we are; the boot id tells the host a reboot from a restart of this agent."""
+    """The first message; by the boot id the host can tell a reboot from a restart of this agent."""
     with open("/run/boot-id") as boot_id, open("/proc/uptime") as uptime:
         return {
             "boot": boot_id.read().strip(),
@@ -224,7 +224,7 @@ def hello() -> dict[str, Any]:
 
 
 def become_child(fds: tuple[int, int, int], body: Callable[[], NoReturn]) -> NoReturn:
-    """Give the forked child its three streams and nothing else of ours, then run `body`."""
+    """Give the forked child its three streams, close all other descriptors, then run `body`."""
     try:
         os.setsid()
         for standard, fd in enumerate(fds):
@@ -249,7 +249,7 @@ def execute(argv: list[str]) -> NoReturn:
 
 def interpret(source: str, argv: list[str]) -> NoReturn:
     """Run Python code as a program, with tracebacks that show its lines."""
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python programs have it
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # the default of Python programs
     sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")
     sys.stdout = open(1, "w", buffering=1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
@@ -274,7 +274,7 @@ def interpret(source: str, argv: list[str]) -> NoReturn:
 
 
 def open_port() -> int:
-    """Open the first port that is there, with nothing in the way of bytes."""
+    """Open the first port that exists, in raw mode."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         for path in PORTS:
@@ -284,7 +284,7 @@ def open_port() -> int:
                     tty.setraw(port, termios.TCSANOW)
                 return port
         time.sleep(0.05)  # a port appears shortly after its driver was loaded
-    sys.exit(f"agent: none of {', '.join(PORTS)} is there")
+    sys.exit(f"agent: none of {', '.join(PORTS)} exists")
 
 
 if __name__ == "__main__":

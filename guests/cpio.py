@@ -1,7 +1,7 @@
-"""Writes a cpio archive in the form "newc", the one a Linux kernel takes as initramfs.
+"""Writes a cpio archive in the format "newc", which a Linux kernel accepts as initramfs.
 
-Written by hand because device nodes can then be put in without being root, every run gives the
-same bytes, and nobody has to install cpio. Format: Documentation/driver-api/early-userspace/
+The archive is written by hand so that it can contain device nodes without root, has the same bytes in
+every run, and needs no cpio program. The format is in Documentation/driver-api/early-userspace/
 buffer-format.rst of the Linux sources.
 """
 
@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 
 class CpioWriter:
-    """Adds entries to an archive; missing parent folders are added on the way."""
+    """Adds entries to an archive, and their missing parent folders."""
 
     def __init__(self, out: BinaryIO) -> None:
-        """Write to `out`, which stays the caller's to close."""
+        """Write to `out`; the caller closes it."""
         self._out = out
         self._inode = 0
         self._paths: set[str] = set()
@@ -31,7 +31,7 @@ class CpioWriter:
         self._entry(path, stat.S_IFREG | (0o755 if executable else 0o644), content)
 
     def file(self, path: str, source: Path) -> None:
-        """Add a copy of the file `source`; only its execute bit is kept of its mode."""
+        """Add a copy of the file `source`; of its mode only the execute bit is kept."""
         executable = bool(source.stat().st_mode & 0o100)
         self.data(path, source.read_bytes(), executable=executable)
 

@@ -1,8 +1,8 @@
-"""Which kernel modules a guest needs, in the order in which they can be loaded.
+"""The kernel modules that a guest needs, in the order in which they can be loaded.
 
-Debian's kernel packages carry no list of dependencies (it is made at installation), so it is read
-from the modules themselves: each has a string `depends=a,b` in its section `.modinfo`. A wanted
-module that is not there as a file must be built in, otherwise the recipe is wrong.
+Debian's kernel packages contain no list of dependencies (depmod makes it at installation), so the
+dependencies are read from the modules: each has a string `depends=a,b` in its section `.modinfo`. A
+module without a file must be built into the kernel, otherwise the recipe is wrong.
 """
 
 import lzma

@@ -1,8 +1,8 @@
-"""Debian packages without installing them: `apt-get download`, then `dpkg -x` into our build folder.
+"""Debian packages without installing them: `apt-get download`, then `dpkg -x` into the build folder.
 
-Neither step needs root; only a machine that has never fetched its package lists does (`apt-get
-update`). Suites other than the machine's are asked through lists in a folder of ours (`suites.py`).
-Nothing here knows what the packages are for: that is `recipe.py`.
+Neither step needs root; only `apt-get update` does, on a machine without package lists. Other suites
+than the machine's have package lists in the build folder (`suites.py`). `recipe.py` has the names of
+the packages and their purpose.
 """
 
 import os
@@ -19,7 +19,7 @@ LOCK_PAUSE = 3
 
 
 class PackageMissing(Exception):  # noqa: N818 - says what happened
-    """A package cannot be had here; the message says what to do, in one line."""
+    """A package is not available; the message says in one line what to do."""
 
 
 def check_tools() -> None:
@@ -30,9 +30,9 @@ def check_tools() -> None:
 
 
 class Apt:
-    """apt with one set of package lists: the machine's, or with `config` those that this file names.
+    """apt with one set of package lists: the machine's, or those that the file `config` names.
 
-    `archive` is what people call the lists.
+    `archive` is the name of the lists in messages.
     """
 
     def __init__(self, archive: str = "Debian 12", config: Path | None = None) -> None:
@@ -43,7 +43,7 @@ class Apt:
             self._environment["APT_CONFIG"] = str(config)
 
     def update_if_unknown(self, probe: str) -> None:
-        """Fetch the package lists when apt does not even know `probe`."""
+        """Fetch the package lists if apt does not know the package `probe`."""
         if self.candidates([probe]):
             return
         self.update()
@@ -60,10 +60,10 @@ class Apt:
             raise PackageMissing(f"cannot update {self.archive}: {_last_words(done)}")
 
     def _update_after_others(self) -> subprocess.CompletedProcess[str]:
-        """Wait for another apt-get, if one is at it."""
+        """Run `apt-get update`, and wait while another apt-get holds the lock."""
         command = ["apt-get", "update", "-q"]
         if self._is_ours:
-            # The machine's lists may name archives that cannot be reached and that nobody needs here.
+            # Not for the machine's lists: these may name unreachable archives that are not needed.
             command += ["-o", "APT::Update::Error-Mode=any"]
         give_up = time.monotonic() + LOCK_SECONDS
         while True:
@@ -91,7 +91,7 @@ class Apt:
         return found.group(1)
 
     def with_dependencies(self, name: str) -> list[str]:
-        """The package and all that it needs on an empty machine; for lists of our own."""
+        """The package and all its dependencies on an empty machine; for lists in the build folder."""
         done = self._run(["apt-get", "-s", "-qq", "install", "--no-install-recommends", name])
         found = re.findall(r"^Inst (\S+) ", done.stdout, re.MULTILINE)
         if done.returncode != 0 or name not in found:
@@ -109,7 +109,7 @@ class Apt:
     def _unpack(self, places: dict[str, Path], cache: Path) -> dict[str, str]:
         """Download packages to `cache`, in one go, and unpack each to its place.
 
-        A place that has the wanted versions already is left as it is.
+        A place that has these versions already is left unchanged.
         """
         versions = self._versions(places)
         stale = [
@@ -124,7 +124,7 @@ class Apt:
             place.mkdir(parents=True)
         for name in stale:
             subprocess.run(["dpkg", "-x", files[name], places[name]], check=True)
-            files[name].unlink()  # its unpacked form is what we keep
+            files[name].unlink()  # only the unpacked files are kept
         for name in stale:
             _stamp_file(places[name]).write_text(_content(places, versions, name))
         return versions
@@ -141,7 +141,7 @@ class Apt:
         raise PackageMissing(f"cannot download the source of {name}: {_last_words(done)}")
 
     def candidates(self, names: Iterable[str]) -> dict[str, str]:
-        """The version that apt would take of each package, for those it knows; one call for all."""
+        """The version that apt would install of each package that it knows; one call for all."""
         shown = self._run(["apt-cache", "policy", *names]).stdout
         found = re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)$", shown, re.MULTILINE)
         return {name: version for name, version in found if version != "(none)"}
@@ -158,9 +158,9 @@ class Apt:
     def _download(
         self, versions: dict[str, str], names: Sequence[str], cache: Path
     ) -> dict[str, Path]:
-        """The file of each package; lists that name what the archive no longer has are fetched anew.
+        """Download the packages. If the archive lacks one, fetch the package lists and try once more.
 
-        `versions` then says what was downloaded.
+        Returns the file of each package; `versions` then has the versions that were downloaded.
         """
         cache.mkdir(parents=True, exist_ok=True)
         for old in cache.glob("*.deb"):
@@ -178,7 +178,7 @@ class Apt:
         raise PackageMissing(f"cannot download {', '.join(names)[:60]}: {reason}")
 
     def _fetch(self, command: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
-        # As root apt would drop to a user that may not write here, and only warn; say so up front.
+        # As root apt would change to a user that may not write here, and only print a warning.
         return self._run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", *command], cwd=cache)
 
     def _run(
@@ -205,10 +205,10 @@ def _stamp(place: Path) -> str:
 
 
 def _content(places: dict[str, Path], versions: dict[str, str], name: str) -> str:
-    """What the stamp of the place of a package says: all that is there."""
+    """The text of the version file of a package's place: all packages in it."""
     there = [other for other, place in places.items() if place == places[name]]
     return "".join(f"{other} {versions[other]}\n" for other in sorted(there))
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip() or "no file came").splitlines()[-1]
+    return (done.stderr.strip() or "no file was downloaded").splitlines()[-1]

@@ -1,7 +1,7 @@
-"""Programs for guests beyond what every image has: an archive that a test unpacks in a running guest.
+"""Further programs for guests: an archive that a test unpacks in a running guest.
 
-They are Debian's own, with their libraries. Kept out of the images because few tests need them and
-every boot would pay for them.
+They are Debian's programs with their libraries. They are not in the images, because few tests need
+them and they would slow down every boot.
 """
 
 import io
@@ -16,7 +16,7 @@ PROGRAMS = {
     "usr/sbin/qemu-ga": "qemu-guest-agent",
     "usr/sbin/sshd": "openssh-server",
 }
-"""Path in the guest and package."""
+"""Path in the guest, and the package."""
 
 LIBRARY_PACKAGES = (
     *("libaudit1", "libcap-ng0", "libcap2", "libcom-err2", "libcrypt1", "libffi8", "libgcrypt20"),

@@ -1,7 +1,7 @@
-"""What goes into a guest image: Debian packages, Python's library, kernel modules, our agent; and a newer QEMU.
+"""The contents of a guest image: Debian packages, Python's library, kernel modules and `agent.py`. Also a newer QEMU.
 
-An image is a kernel and an uncompressed initramfs. Uncompressed because unpacking runs inside the
-guest, where an emulated CPU makes decompression cost more than reading the larger file.
+An image is a kernel and an uncompressed initramfs. The guest unpacks the initramfs, and on an
+emulated CPU decompression takes longer than reading the larger file.
 """
 
 import compileall
@@ -41,14 +41,14 @@ class Kernel:
     name: str
     vmm: str
     package: str
-    package_pattern: str | None  # `package` only depends on the real one, named like this
+    package_pattern: str | None  # matches the real package, on which `package` depends
     kernel_file: str
     module_folder: str
     modules: tuple[str, ...]
-    suite: str | None = None  # None: of the machine's own Debian
+    suite: str | None = None  # None: the machine's own
     parts: tuple[str, ...] = (
         "linux-image",
-    )  # what the real package is cut into, by the first words of the names
+    )  # the packages into which the real one is divided, by the first words of their names
 
     def packages(self, real: str) -> list[str]:
         """The packages that hold the kernel and its modules."""
@@ -78,7 +78,7 @@ DEMO_KERNELS = (
     ),
 )
 
-# Those called "new" are the newest that Debian has for its stable release and in its development branch.
+# "new" is the newest kernel that Debian has for its stable release, "uml-new" that of its development branch.
 TEST_KERNELS = (
     Kernel(
         name="6.12",
@@ -114,10 +114,10 @@ TEST_KERNELS = (
 
 
 def wanted_kernels(for_tests: bool) -> tuple[Kernel, ...]:
-    """The kernels to make images of, on this machine: what the demo boots, or all that the tests boot.
+    """The kernels of this machine's images: those that the demo boots, or all that the tests boot.
 
-    User-Mode Linux 6.1 panics at its first process on a processor with AMX ("ptrace set fp regs failed"): its room for
-    registers is too small. There the newer one takes its place.
+    User-Mode Linux 6.1 panics at its first process on a processor with AMX ("ptrace set fp regs failed"): its
+    buffer for registers is too small. On such a machine the newer one replaces it.
     """
     kernels = DEMO_KERNELS + TEST_KERNELS if for_tests else DEMO_KERNELS
     if "amx_tile" not in _PROCESSOR.read_text().split():
@@ -128,21 +128,21 @@ def wanted_kernels(for_tests: bool) -> tuple[Kernel, ...]:
 
 
 NEWER_QEMU = "qemu-system-x86"
-"""Of the suite `BACKPORTS`, with all its libraries."""
+"""From the suite `BACKPORTS`, with all its libraries."""
 
-# Started by the loader that came with it: this machine's C library may be older.
+# Starts QEMU with the loader of its own suite: this machine's C library may be older.
 _QEMU_SCRIPT = """\
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 usr=$here/{root}/usr
 libraries=$usr/lib/x86_64-linux-gnu
-# The modules of an installed QEMU are not this one's.
+# Keep this QEMU from loading the modules of an installed one.
 export QEMU_MODULE_DIR="$here"
 exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" \\
     "$usr/bin/qemu-system-x86_64" -L "$usr/share/qemu" -L "$usr/share/seabios" "$@"
 """
 
-# Parts of the standard library that a guest under test has no use for, or whose C libraries it lacks.
+# Parts of the standard library that guests under test do not use, or whose C libraries they lack.
 _LEFT_OUT = frozenset(
     {
         *("test", "unittest", "doctest.py", "pydoc.py", "pydoc_data", "distutils", "ensurepip"),
@@ -166,10 +166,10 @@ _LIBRARIES = (
 
 
 def compiled_stdlib(packages: Path, into: Path) -> Path:
-    """The standard library as one folder of .pyc files, without what is left out.
+    """The standard library as one folder of .pyc files, without `_LEFT_OUT`.
 
     Compiling in the guest would take seconds of every boot. Only Python 3.11 can compile for the
-    guest's 3.11; with another one here the sources go in as they are, and boot takes longer.
+    guest's 3.11; with another version here the image contains the sources, and booting takes longer.
     """
     shutil.rmtree(into, ignore_errors=True)
     for package in ("libpython3.11-minimal", "libpython3.11-stdlib"):
@@ -196,7 +196,7 @@ def compiled_stdlib(packages: Path, into: Path) -> Path:
 def write_initramfs(
     kernel: Kernel, unpacked: Path, packages: Path, stdlib: Path, out: Path
 ) -> None:
-    """Write the initramfs of `kernel`, whose packages are in `unpacked` and all others in `packages`."""
+    """Write the initramfs of `kernel`. `unpacked` has its packages, `packages` all others."""
     partial = out.with_suffix(".partial")
     with partial.open("wb") as stream:
         archive = CpioWriter(stream)
@@ -225,9 +225,9 @@ def kernel_image(kernel: Kernel, unpacked: Path) -> tuple[Path, str]:
 
 
 def with_libraries(program: Path, patchelf: Path, libraries: Path, out: Path) -> None:
-    """Write `program` to `out` so that it runs with the C library in `libraries`, wherever it is started.
+    """Write `program` to `out` so that it always runs with the C library in `libraries`.
 
-    User-Mode Linux executes itself anew, so a script that names the loader would not do.
+    A script that starts the loader is not enough, because User-Mode Linux executes itself again.
     """
     loader = libraries / "ld-linux-x86-64.so.2"
     shutil.copyfile(program, out)

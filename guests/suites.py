@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Debian's newer suites on a machine of an older one: lists in a folder of ours, nothing installed.
+"""Packages of Debian's newer suites on a machine with an older one, without installing them.
 
-    guests/suites.py SUITE PACKAGE FOLDER           unpack a package of trixie, trixie-backports or sid there
-    guests/suites.py --meta SUITE PACKAGE FOLDER    that on which it depends: linux-source-7.3 for linux-source
-    guests/suites.py --source trixie PACKAGE FOLDER download its original source there, and print the path
+    guests/suites.py SUITE PACKAGE FOLDER           unpack a package of trixie, trixie-backports or sid to FOLDER
+    guests/suites.py --meta SUITE PACKAGE FOLDER    unpack its dependency, as linux-source-7.3 for linux-source
+    guests/suites.py --source trixie PACKAGE FOLDER download its original source to FOLDER, and print the path
 
-A package is unpacked in FOLDER/root, and its name and version go to standard output.
+A package is unpacked in FOLDER/root, and its name and version are printed.
 
-The machine's own package lists are neither read nor changed, except that they say which mirror this
-machine uses. The packages are checked by apt as always, with Debian's keys.
+The package lists are kept in a folder of their own. The machine's own lists are not changed, and
+are read only for the mirror that this machine uses. apt verifies the packages with Debian's keys.
 """
 
 import argparse
@@ -29,14 +29,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LISTS = REPOSITORY / "build/guests/lists"
 
 _BASES = {STABLE: (), BACKPORTS: (STABLE,), SID: ()}
-"""The suites whose packages those of a suite build upon."""
+"""For each suite, the other suites that its packages depend on."""
 
-# Of a stable release a mirror keeps the source for sure; the others come and go.
+# A mirror always keeps the sources of a stable release; those of other suites change.
 _WITH_SOURCES = (STABLE,)
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-# A Release file past its date is still signed; lists that old are what an outdated mirror has.
+# Check-Valid-Until: an outdated mirror has an expired Release file, which is still signed.
 _CONFIG = """\
 Dir::Etc::sourcelist "{folder}/sources.list";
 Dir::Etc::sourceparts "/dev/null";
@@ -57,7 +57,7 @@ Acquire::http::Timeout "20";
 
 
 def newer_suite(suite: str, lists: Path = LISTS) -> Apt:
-    """What another suite has, with its lists in `lists`/SUITE; fetches them if there are none."""
+    """The `Apt` of another suite, with its lists in `lists`/SUITE; fetches them if there are none."""
     check_tools()
     folder = lists.resolve() / suite
     for part in ("lists/partial", "cache/archives/partial"):
@@ -77,7 +77,7 @@ def newer_suite(suite: str, lists: Path = LISTS) -> Apt:
 
 
 def _mirror() -> str:
-    """Where this machine gets Debian from."""
+    """The Debian mirror that this machine uses."""
     shown = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"],
         capture_output=True,
@@ -88,7 +88,7 @@ def _mirror() -> str:
         origin, label, mirror = line.split("|")
         if (origin, label) == ("Debian", "Debian"):
             return mirror
-    raise PackageMissing("apt has no archive of Debian among its sources: run `apt-get update`")
+    raise PackageMissing("apt has no Debian archive among its sources: run `apt-get update`")
 
 
 def main() -> int:
@@ -97,8 +97,8 @@ def main() -> int:
     parser.add_argument("suite", choices=sorted(_BASES))
     parser.add_argument("package")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--meta", action="store_true", help="what the package depends on")
-    parser.add_argument("--source", action="store_true", help="its original source, not unpacked")
+    parser.add_argument("--meta", action="store_true", help="unpack the package's dependency")
+    parser.add_argument("--source", action="store_true", help="download its original source")
     options = parser.parse_args()
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

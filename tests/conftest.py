@@ -1,4 +1,4 @@
-"""What most tests start from: a runtime directory, a switch in it, and a userspace guest."""
+"""Fixtures of most tests: a runtime directory, a switch in it, and a userspace guest."""
 
 import contextlib
 import os
@@ -24,9 +24,9 @@ KEPT = {"VSOCK_GUEST_IMAGES", "VSOCK_REQUIRE_GUESTS", "VSOCK_TEST_ACCEL"}
 
 
 def pytest_configure() -> None:
-    """Ctrl-C ends programs that tests start, also when these tests are a background job of a script (N2).
+    """Ctrl-C ends the programs that tests start, also if the tests are a background job of a script (N2).
 
-    A shell starts those with SIGINT ignored, which every program below would inherit.
+    A shell starts background jobs with SIGINT ignored, and every program below would inherit that.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,7 +34,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees, or talks to, a switch of the person who runs the tests."""
+    """No test uses a switch or settings of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith("VSOCK_")]:
         if name not in KEPT:
             monkeypatch.delenv(name)
@@ -44,9 +44,9 @@ def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory that this process takes for its runtime directory.
+    """An empty directory, which is this process's runtime directory.
 
-    Its path is short: that of a Unix socket ends at 107 bytes, which pytest's own may pass.
+    Its path is short: the path of a Unix socket has at most 107 bytes, and pytest's own may be longer.
     """
     directory = Path(tempfile.mkdtemp(prefix="vsock-"))
     monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(directory))
@@ -60,8 +60,8 @@ def switch(runtime_dir: Path) -> "Iterator[Switch]":
 
     `alpha` (3) and `beta` (4) share the group `lab`; `gamma` (5) shares none.
     """
+    from vsock.control.model import GuestSpec
     from vsock.switch import Switch
-    from vsock.switch.model import GuestSpec
 
     guests = [
         GuestSpec(name="alpha", cid=3, groups=("lab",)),
@@ -93,9 +93,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start_preloaded() -> Iterator[Start]:
-    """Starts a program under `vsock run`, behind a filter that ends it if it asks for the kernel's AF_VSOCK.
+    """Starts a program under `vsock run`, with a filter that kills it if it creates a socket of the kernel's AF_VSOCK.
 
-    What still runs at the end of the test is killed, with all that it started.
+    At the end of the test the program is killed, with all its children.
     """
     running: list[subprocess.Popen[str]] = []
 
@@ -117,7 +117,7 @@ def start_preloaded() -> Iterator[Start]:
 
     yield start
     for process in running:
-        # Children of a server keep its pipes open: the whole session that was started above goes.
+        # Children of a server keep its pipes open, so the whole session is killed.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
@@ -125,7 +125,7 @@ def start_preloaded() -> Iterator[Start]:
 
 @pytest.fixture
 def run_preloaded(start_preloaded: Start) -> Callable[..., str]:
-    """Runs a program to its end, within `timeout` seconds, and gives what it printed; it must end well."""
+    """Runs a program to its end, within `timeout` seconds, and returns its output; its status must be 0."""
 
     def run(*command: str, timeout: float = 30, **options: object) -> str:
         process = start_preloaded(*command, **options)

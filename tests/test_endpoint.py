@@ -1,4 +1,4 @@
-"""Messages of the endpoint protocol; test_sockets.py has the exchange, with a real node."""
+"""Messages of the client protocol; test_sockets.py has the exchange, with a real node."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def test_reply_encoded_and_decoded_is_itself(reply):
 
 
 def test_request_encoded_has_the_documented_bytes():
-    """The layout is the one in docs/reference/endpoint-protocol.md, byte for byte."""
+    """The layout is the one in docs/reference/client-protocol.md, byte for byte."""
     request = Request(Op.CONNECT, 3, 0x01020304, 2000, 262144, 2016, 1)
     assert request.encode().hex(" ", 4) == (
         "01020100 03000000 04030201 d0070000 00000400 00000000 e0070000 00000000"
@@ -47,7 +47,7 @@ def test_request_encoded_has_the_documented_bytes():
 
 
 def test_reply_decoded_has_the_documented_fields():
-    """The layout is the one in docs/reference/endpoint-protocol.md, byte for byte."""
+    """The layout is the one in docs/reference/client-protocol.md, byte for byte."""
     wire = "01026800 02000000 e8030000 03000000 50000000 00000400 2a000000 00000000"
     expected = Reply(Op.CONNECT, errno.ECONNRESET, 2, 1000, 3, 80, 262144, 42)
     assert Reply.decode(bytes.fromhex(wire)) == expected

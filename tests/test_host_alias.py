@@ -11,9 +11,9 @@ import pytest
 import vsock
 from vsock import ConnectRefused, Switch, UsageError, testing
 from vsock.cli.main import main
+from vsock.control.config import ConfigError, parse
 from vsock.errors import TransportError
 from vsock.guest import Guest
-from vsock.switch.config import ConfigError, parse
 from vsock.testing.plugin import REQUIRED_VARIABLE
 
 PORT = 6000
@@ -109,7 +109,7 @@ def test_aliases_come_from_a_file_and_the_command_line(
         parse(table + "[4]\n")
     assert main(["guest", "add", "late", "9", "--host-alias", "3", "--host-alias=8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["host_aliases"] == [3, 8]
-    assert switch.guest("enclave").host_aliases == [3, 77]
+    assert switch.guest("enclave").host_aliases == (3, 77)
 
 
 def call_parent(port: int) -> str:

@@ -41,7 +41,7 @@ BELOW_SOCKETS = LEAVES | {
     "transports",
 }
 BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
-BELOW_TOOLS = BELOW_SWITCH | {"switch", "vmm", "preload"}
+BELOW_TOOLS = BELOW_SWITCH | {"control", "switch", "vmm", "preload"}
 
 ALLOWED: dict[str, set[str]] = {
     # leaves
@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": set(),
     "vmm": LEAVES,
     "preload": LEAVES,
-    # the endpoint protocol and the choice of a transport
+    # the client protocol and the choice of a transport
     "_endpoint": LEAVES | {"_green"},
     "_accepting": LEAVES | {"_endpoint", "_green", "_note"},
     "_green": set(),
@@ -76,8 +76,9 @@ ALLOWED: dict[str, set[str]] = {
     "guest": BELOW_SOCKETS | {"sockets", "aio", "_native"},
     # the public names: everything that is public, and nothing that is not
     "": {"address", "errors", "sockets", "aio", "guest", "switch"},
-    # control plane
-    "switch": BELOW_SWITCH,
+    # control plane: what both ends share, and the switch
+    "control": LEAVES,
+    "switch": BELOW_SWITCH | {"control"},
     # tools
     "cli": BELOW_TOOLS | {"demo", "perf"},
     "demo": BELOW_TOOLS | {"testing"},

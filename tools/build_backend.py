@@ -1,4 +1,4 @@
-"""Build backend of the package (PEP 517): builds the preload library, then lets maturin go on.
+"""Build backend of the package (PEP 517): builds the preload library, then calls maturin.
 
 maturin builds one Rust library, the native module. The preload library is a second one; it is built
 first and put into the package's folder, from where maturin takes it along (`include` in
@@ -37,7 +37,7 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-# maturin warns of any other backend than its own; this one calls it.
+# maturin warns if the backend is not its own; this backend calls it.
 os.environ["MATURIN_NO_MISSING_BUILD_BACKEND_WARNING"] = "1"
 
 
@@ -46,7 +46,7 @@ def build_wheel(
     config_settings: dict[str, Any] | None = None,
     metadata_directory: str | None = None,
 ) -> str:
-    """Build the wheel, with both libraries, stripped, and without paths of this machine."""
+    """Build the wheel with both libraries, stripped and without paths of this machine."""
     environment = os.environ | {"RUSTFLAGS": _flags_without_paths()}
     _build_preload(environment)
     with tempfile.TemporaryDirectory() as out:
@@ -58,19 +58,19 @@ def build_wheel(
 
 
 def build_editable(*arguments: Any, **options: Any) -> str:
-    """Build both libraries in place, and a wheel that points here."""
+    """Build both libraries in place, and an editable wheel."""
     _build_preload()
     return maturin.build_editable(*arguments, **options)
 
 
 def _build_preload(environment: dict[str, str] | None = None) -> None:
-    # By its interpreter: in a source distribution it is not executable.
+    # Run by its interpreter, because it is not executable in a source distribution.
     script = Path(__file__).parent / "build-preload"
     subprocess.run(["sh", script], check=True, env=environment)
 
 
 def _flags_without_paths() -> str:
-    """Compiler flags under which libraries name sources of dependencies by no path of this machine."""
+    """Compiler flags that keep this machine's paths of dependencies out of the libraries."""
     home = os.environ.get("CARGO_HOME") or Path("~/.cargo").expanduser()
     remap = f"--remap-path-prefix={Path(home) / 'registry' / 'src'}=registry"
     return f"{os.environ.get('RUSTFLAGS', '')} {remap}".strip()

@@ -1,9 +1,9 @@
-"""Runs targets of the Makefile one after another, whatever becomes of each, and ends with a line for each.
+"""Runs targets of the Makefile one after another, also if some fail, and ends with a line for each.
 
     python3 tools/test_parts.py MAKE TARGET...
 
-What they print passes through; where nothing comes for a few seconds, the time is put in, so that
-one can tell work from a hang. The exit status is 0 only if every target's was.
+The output of the targets is passed on. If a target prints nothing for a few seconds, the elapsed time
+is printed, as a sign that it has not hung. The exit status is 0 only if that of every target is.
 """
 
 import os
@@ -31,7 +31,7 @@ _FAULT = re.compile(r"(?:FAILED|ERROR) .*|test .* \.\.\. FAILED|error(?:\[\w+\])
 
 @dataclass
 class Part:
-    """One target: how it ended, how long it took, and what its tests said of themselves."""
+    """One target: how it ended, how long it took, and the result lines of its tests."""
 
     name: str
     ended: str = "not run"
@@ -40,7 +40,7 @@ class Part:
     faults: list[str] = field(default_factory=list)
 
     def read(self, output: str) -> None:
-        """Take out of the output what belongs into the last lines."""
+        """Collect the lines of the output that are repeated at the end."""
         cargo = [0, 0, 0]
         for line in _COLOURS.sub("", output).splitlines():
             if counts := _CARGO.match(line):
@@ -57,7 +57,7 @@ class Part:
             self.results.append(f"test result: {word}. {counts}")
 
     def lines(self, width: int) -> list[str]:
-        """The part in the last lines of all."""
+        """The lines of this part at the end of the run."""
         result = "; ".join(self.results)
         line = f"{self.name:{width}}  {self.ended:11}  {self.seconds:5.0f} s  {result}".rstrip()
         if self.ended == "passed":
@@ -91,7 +91,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _run(make: str, part: Part) -> None:
-    """Run one target to its end, its output passed through and then looked at."""
+    """Run one target to its end, pass its output on, and collect its results."""
     begun = time.monotonic()
     print(f"\n---- {part.name}", flush=True)
     colours = {"CARGO_TERM_COLOR": "always", "PY_COLORS": "1"} if sys.stdout.isatty() else {}
@@ -116,7 +116,7 @@ def _run(make: str, part: Part) -> None:
 
 
 def _pass_on(process: "subprocess.Popen[bytes]", output: bytearray, begun: float) -> None:
-    """Until it ends: what a daemon that it left behind says later is of no interest."""
+    """Read until the target ends; later output of a daemon that it left behind is ignored."""
     assert process.stdout
     while True:
         ready, _, _ = select.select([process.stdout], [], [], QUIET_SECONDS)

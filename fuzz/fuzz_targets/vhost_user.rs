@@ -12,11 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use vsock_virtio::memory::GuestMemory;
-use vsock_virtio::ring::RingConfig;
-use vsock_virtio::vhost_user::{
-    Attachment, BackendHandle, BackendOptions, Detach, PeerCredentials, spawn,
-};
+use vsock_virtio::vhost_user::{Attachment, BackendHandle, BackendOptions, Change, spawn};
 
 #[derive(Debug, Arbitrary)]
 struct Said {
@@ -39,31 +35,29 @@ struct Plane {
 struct Watched(Arc<Mutex<Plane>>);
 
 impl Attachment for Watched {
-    fn attached(&mut self, _: PeerCredentials) {
+    fn apply(&mut self, change: Change) {
         let mut plane = self.0.lock().unwrap();
-        assert!(!std::mem::replace(&mut plane.attached, true));
+        match change {
+            Change::Attached(_) => assert!(!std::mem::replace(&mut plane.attached, true)),
+            Change::Refused(_) | Change::WithoutMemory => {}
+            Change::Features(_) => {
+                assert!(plane.attached && plane.running == [false; 3], "features of a running ring");
+            }
+            Change::StartRing(start) => {
+                let did_run = std::mem::replace(&mut plane.running[start.index], true);
+                assert!(plane.attached && !did_run);
+            }
+            Change::SetCall { index, .. } => assert!(plane.running[index]),
+            Change::Detached(_) => {
+                assert!(std::mem::take(&mut plane.attached));
+                plane.running = [false; 3];
+            }
+        }
     }
-    fn refused(&mut self, _: PeerCredentials) {}
-    fn set_memory(&mut self, _: Arc<GuestMemory>) {
-        let plane = self.0.lock().unwrap();
-        assert!(plane.attached && plane.running == [false; 3], "memory of a running ring");
-    }
-    fn set_features(&mut self, _: u64) {}
-    fn start_ring(&mut self, index: usize, _: RingConfig, _: OwnedFd, _: Option<OwnedFd>) {
-        let mut plane = self.0.lock().unwrap();
-        assert!(plane.attached && !std::mem::replace(&mut plane.running[index], true));
-    }
-    fn set_call(&mut self, index: usize, _: Option<OwnedFd>) {
-        assert!(self.0.lock().unwrap().running[index]);
-    }
+
     fn stop_ring(&mut self, index: usize) -> u16 {
         assert!(std::mem::take(&mut self.0.lock().unwrap().running[index]));
         0
-    }
-    fn detached(&mut self, _: Detach) {
-        let mut plane = self.0.lock().unwrap();
-        assert!(std::mem::take(&mut plane.attached));
-        plane.running = [false; 3];
     }
 }
 

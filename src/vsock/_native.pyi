@@ -4,9 +4,9 @@ Crossed per connection or per batch of events, never per packet. All objects but
 snapshots. Checked against the built module by `make check` (stubtest).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from os import PathLike
-from typing import final
+from typing import Any, final
 
 __all__ = [
     "DatagramInfo",
@@ -24,7 +24,7 @@ class Node:
 
     Its packets are moved by a native thread of its own, which never takes the GIL. It serves host
     programs on the Unix sockets `stream` and `seqpacket` in `socket_dir`
-    (docs/reference/endpoint-protocol.md), which must exist and be private to the user.
+    (docs/reference/client-protocol.md), which must exist and be private to the user.
 
     Raises:
         OSError: a socket cannot be made there; `filename` says which.
@@ -52,61 +52,35 @@ class Node:
             OSError: the node has stopped.
         """
 
-    def add_guest(
-        self,
-        *,
-        name: str,
-        cid: int,
-        socket: str | PathLike[str],
-        hybrid: str | PathLike[str] | None = None,
-        groups: Sequence[str] = ...,
-        memory_slots: bool = False,
-    ) -> None:
-        """Adds a guest; its vhost-user front end may connect to `socket` from now on.
+    def add_guest(self, options: Mapping[str, object]) -> None:
+        """Adds a guest; its vhost-user front end may connect to its socket from now on.
 
         Args:
-            name: unique in the node; what listings and RESOLVE call it.
-            cid: 3 or more, unique in the node.
-            socket: path for the Unix socket at which its front end attaches.
-            hybrid: path of a hybrid socket for it (`CONNECT <port>`), if wanted.
-            groups: guests that share a group may connect to each other.
-            memory_slots: offer CONFIGURE_MEM_SLOTS, for a guest with more than 8 memory regions.
+            options: every field of `GuestOptions` (crates/virtio/src/options.rs), which are those of
+                `vsock.control.model.GuestSpec`, with the paths of its sockets.
 
         Raises:
-            ValueError: `cid` is not one a guest can have.
+            KeyError: a field is missing.
+            TypeError: a field is of the wrong type.
+            ValueError: a CID is not one a guest can have.
             OSError: EADDRINUSE if name, CID or a path are taken; else what the kernel says.
         """
 
-    def set_host_aliases(self, cid: int, aliases: Sequence[int]) -> None:
-        """Lets a guest reach this node by other CIDs too: what it sends to one of them is for the node.
+    def change_guest(self, cid: int, options: Mapping[str, object]) -> None:
+        """Makes a guest what `options` say, while it runs; its name, its socket and `memory_slots` stay.
+
+        With another CID all its connections end. Who has come by a hybrid socket that it loses stays.
 
         Raises:
-            ValueError: one of them is no guest's CID, or this guest's own.
-            OSError: ENODEV if there is no guest with this CID.
+            KeyError, TypeError, ValueError: as `add_guest`.
+            OSError: ENODEV if there is no guest with this CID, EADDRINUSE if the new one is another's;
+                else what the kernel says.
         """
 
     def remove_guest(self, cid: int) -> None:
         """Ends a guest's connections, tells it so, and disconnects its front end. ENODEV if there is none.
 
         A guest that takes nothing is waited for a second.
-        """
-
-    def set_guest_cid(self, cid: int, new: int) -> None:
-        """Gives a guest another CID while it runs; all its connections end.
-
-        Raises:
-            ValueError: `new` is not one a guest can have.
-            OSError: ENODEV if there is no guest with this CID, EADDRINUSE if `new` is another's.
-        """
-
-    def set_guest_groups(self, cid: int, groups: Sequence[str]) -> None:
-        """Gives a guest other groups while it runs; its connections go on. ENODEV if there is none."""
-
-    def set_guest_hybrid(self, cid: int, path: str | PathLike[str] | None) -> None:
-        """Gives a guest another hybrid socket, or none, while it runs; who has come by the old one stays.
-
-        Raises:
-            OSError: ENODEV if there is no guest with this CID; else what the kernel says.
         """
 
     def wait_told(self, cid: int, timeout: float) -> bool:
@@ -182,17 +156,11 @@ class GuestInfo:
     """One guest of a switch. Bytes and packets `in` came from the guest."""
 
     @property
-    def name(self) -> str: ...
-    @property
     def cid(self) -> int: ...
     @property
-    def socket(self) -> str: ...
-    @property
-    def hybrid(self) -> str | None: ...
-    @property
-    def groups(self) -> list[str]: ...
-    @property
-    def host_aliases(self) -> list[int]: ...
+    def options(self) -> dict[str, Any]:
+        """What it was told to be, as for `Node.add_guest`."""
+
     @property
     def state(self) -> str:
         """`waiting` (no front end), `attached` (no driver yet) or `running`."""

@@ -48,7 +48,7 @@ class AddressTypeError(AddressError, TypeError):
 
 
 class ProtocolError(VsockError, OSError):
-    """The other end of the endpoint protocol or of a hybrid socket said what it must not (``EPROTO``)."""
+    """The other end of the client protocol or of a hybrid socket said what it must not (``EPROTO``)."""
 
 
 class TransportError(VsockError, OSError):

@@ -1,8 +1,8 @@
-"""Bad input, gathered: what programs can say wrongly, and that a switch leaks nothing over it.
+"""Bad input from programs: the switch answers it as documented, and leaks nothing.
 
-    lab            a switch as a process, and what it holds: descriptors, flows, listeners
-    raw            clients that speak the endpoint protocol byte by byte
-    conversations  everything a program may be in the middle of
+    lab            a switch as a process, and its descriptors, flows and listeners
+    raw            programs that write the client protocol byte by byte
+    conversations  every sequence of steps in which a program can be interrupted
 
     test_requests       messages on the endpoint sockets: cut, over-long, unknown, out of order, with descriptors
     test_hybrid_lines   lines on hybrid sockets
@@ -10,6 +10,6 @@
     test_calls          arguments of socket calls, under `vsock run` and of `vsock.socket`
     test_shortage       no descriptor left
 
-Each test here also has to leave the switch as it was (`conftest`), and the next client must be well.
-What a *guest* can do wrongly is in crates/virtio/tests/hostile_*.rs.
+After each test the switch must hold what it held before (`conftest`) and serve the next program.
+Bad input from *guests* is in crates/virtio/tests/hostile_*.rs.
 """

@@ -1,4 +1,4 @@
-"""One switch for all of these tests; each must leave it as it was, and well."""
+"""One switch for all of these tests; each must leave it as it was, and working."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ def running_lab() -> Iterator[Lab]:
 
 @pytest.fixture(autouse=True)
 def lab(running_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """The switch, which nobody uses; afterwards it holds what it held, and serves the next client."""
+    """The switch, without other programs; after the test it holds what it held before, and serves the next program."""
     lab = running_lab
     monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(lab.directory))
     assert lab.is_well()

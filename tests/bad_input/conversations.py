@@ -1,10 +1,10 @@
-"""Everything a program can be in the middle of: each conversation stops after every step.
+"""Conversations of a program with the switch, each of which can be interrupted after every step.
 
-A conversation is a generator. What it yields names the step that it has just done; ``CALL`` says that the guest shall
-connect to `PORT` before it goes on. Closing the generator closes its sockets, as the end of a process does.
+A conversation is a generator. It yields the name of each step after the step; ``CALL`` asks the test to let the guest
+connect to `PORT`. Closing the generator closes its sockets, as the end of a process does.
 
-As a program, ``python -m tests.bad_input.conversations DIRECTORY NAME`` has one conversation: it prints each step, and takes
-the next when it reads a line. So it can be killed at any of them.
+``python -m tests.bad_input.conversations DIRECTORY NAME`` runs one conversation: it prints the name of each step, and does
+the next step after it has read a line. So a test can kill it at any step.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from vsock._accepting import receive_accepted
 from vsock._endpoint import Op, Request
 
 PORT = 7300
-"""Where programs listen here."""
+"""The port on which programs listen."""
 CALL = "the guest calls"
 PATIENT = 20_000
-"""Milliseconds of a connect that shall not end by itself."""
+"""Connect timeout in milliseconds, so long that the attempt does not end by itself."""
 
 Steps = Iterator[str]
 CONVERSATIONS: dict[str, Callable[[Path], Steps]] = {}
@@ -57,7 +57,7 @@ class Program:
         return client
 
     def keep(self, fd: int) -> socket.socket:
-        """A descriptor that it was passed."""
+        """Keep a descriptor that the program received, until it closes."""
         kept = self._sockets.enter_context(socket.socket(fileno=fd))
         kept.settimeout(DEADLINE)
         return kept
@@ -85,7 +85,7 @@ def connected(program: Program, door: str, port: int) -> socket.socket:
 
 @conversation
 def asking(directory: Path) -> Steps:
-    """Questions."""
+    """Requests without a socket of their own."""
     with Program(directory) as program:
         client = program.dial("stream")
         yield "came"
@@ -126,13 +126,13 @@ def listening(directory: Path) -> Steps:
 
 @conversation
 def listening_for_messages(directory: Path) -> Steps:
-    """The same on the other door."""
+    """The same with SOCK_SEQPACKET."""
     yield from _listening(directory, "seqpacket")
 
 
 @conversation
 def accepting(directory: Path) -> Steps:
-    """A listener with a backlog, and a connection that it took."""
+    """A listener with a backlog, and an accepted connection."""
     with Program(directory) as program:
         listener = program.listen("stream", backlog=2)
         for waiting in range(1, 4):
@@ -154,7 +154,7 @@ def accepting(directory: Path) -> Steps:
 
 @conversation
 def connecting(directory: Path) -> Steps:
-    """Waiting for the verdict of a guest that never came."""
+    """A blocking connect to a guest that is not attached."""
     with Program(directory) as program:
         client = program.dial("stream")
         client.sendall(Request(Op.BIND, ANY, PORT).encode())
@@ -187,7 +187,7 @@ def connecting_without_waiting(directory: Path) -> Steps:
 
 @conversation
 def refused(directory: Path) -> Steps:
-    """Attempts that came to nothing; the socket keeps its port."""
+    """Failed attempts to connect; the socket keeps its port."""
     with Program(directory) as program:
         client = program.dial("stream")
         client.sendall(Request(Op.BIND, ANY, PORT).encode())
@@ -220,13 +220,13 @@ def _talking(directory: Path, door: str) -> Steps:
 
 @conversation
 def talking(directory: Path) -> Steps:
-    """A stream of bytes, both ways."""
+    """A stream of bytes in both directions."""
     yield from _talking(directory, "stream")
 
 
 @conversation
 def not_listening(directory: Path) -> Steps:
-    """The guest sends all it can."""
+    """The guest sends as much as it can, and the program does not read."""
     with Program(directory) as program:
         client = connected(program, "stream", DEAF)
         client.recv(1, socket.MSG_PEEK)
@@ -260,7 +260,7 @@ def among_programs(directory: Path) -> Steps:
 
 @conversation
 def hybrid(directory: Path) -> Steps:
-    """A line in pieces, then bytes."""
+    """A hybrid socket: the line in pieces, then bytes."""
     with Program(directory) as program:
         client = program.dial("guests/alpha.vsock")
         yield "came"
@@ -279,7 +279,7 @@ def hybrid(directory: Path) -> Steps:
 
 @conversation
 def datagrams(directory: Path) -> Steps:
-    """A receiver that does not, and a sender."""
+    """A receiver that does not read, and a sender."""
     with Program(directory) as program:
         receiver, sender = program.dial("dgram"), program.dial("dgram")
         receiver.sendall(Request(Op.BIND, ANY, PORT).encode())
@@ -297,7 +297,7 @@ def datagrams(directory: Path) -> Steps:
 
 
 def main(directory: str, name: str) -> None:
-    """Have one conversation, as fast as lines come in."""
+    """Run one conversation: one step for each line of standard input."""
     for step in CONVERSATIONS[name](Path(directory)):
         print(step, flush=True)
         sys.stdin.readline()

@@ -1,4 +1,4 @@
-"""A switch in a process of its own, so that what it holds can be counted from outside."""
+"""A switch in a process of its own, so that its descriptors can be counted from outside."""
 
 import contextlib
 import os
@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Self
 
 import vsock
+from vsock.control.client import ControlClient
 from vsock.guest import Guest
-from vsock.switch.client import Client
 
 DEADLINE = 40.0
-"""Seconds that anything may take on a loaded machine; reached only when a test fails."""
+"""Deadline in seconds for every wait, long enough for a busy machine."""
 ECHO = 5000
-"""Port on which the guest sends back what it gets."""
+"""Port of an echo server in the guest."""
 DEAF = 5001
-"""Port on which the guest takes connections and sends, but never reads."""
+"""Port on which the guest accepts connections and sends, but never reads."""
 SILENT = 4
-"""CID of a guest that never came: who connects to it waits."""
+"""CID of a guest that is not attached: a connect to it waits for its timeout."""
 ABUNDANCE = 1 << 21
-"""Bytes that the buffers on the way do not take all at once."""
+"""More bytes than fit the buffers between the two ends."""
 
 _CONFIG = """
 [[guest]]
@@ -45,7 +45,7 @@ cid = 4
 
 @dataclass(frozen=True)
 class Holdings:
-    """What a switch holds for programs."""
+    """The resources that a switch holds for programs."""
 
     descriptors: int
     flows: int
@@ -53,7 +53,7 @@ class Holdings:
 
 
 class Lab:
-    """A switch with the guest `alpha` (3), which is in this process, and `beta` (4), which never comes."""
+    """A switch with the guest `alpha` (3), which is in this process, and `beta` (4), which never attaches."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vsock-"))
@@ -69,7 +69,7 @@ class Lab:
         self._log = threading.Thread(target=self._read_log)
         self._log.start()
         self.guest = Guest(self.directory / "guests/alpha.sock", timeout=DEADLINE)
-        self._api = Client(self.directory, timeout=DEADLINE)
+        self._api = ControlClient(self.directory, timeout=DEADLINE)
         self._seen: Holdings | None = None
         self._servers: list[threading.Thread] = []
 
@@ -96,7 +96,7 @@ class Lab:
         shutil.rmtree(self.directory)
 
     def holdings(self) -> Holdings:
-        """What the switch holds now."""
+        """The resources that the switch holds now."""
         said = self._api.switch()
         self._seen = Holdings(len(self.descriptors()), said.flows, said.listeners)
         return self._seen
@@ -116,7 +116,7 @@ class Lab:
         return self._api.switch().counters["bad_requests"]
 
     def wait_for_line(self, pattern: str, again: Callable[[], None] | None = None) -> str:
-        """The next line of the log that has `pattern` in it; `again` does what leads to one, in case it was left out."""
+        """The next line of the log with `pattern`; calls `again`, which causes such a line, in case the log left one out."""
         end = time.monotonic() + DEADLINE
         while time.monotonic() < end:
             if again:
@@ -128,7 +128,7 @@ class Lab:
         raise AssertionError(f"the log does not say {pattern!r}")
 
     def is_well(self) -> bool:
-        """A program that behaves gets what it wants: its CID, a port, both kinds of connection."""
+        """Check that a correct program is served: the local CID, a port, both kinds of connection."""
         with vsock.socket() as listener:
             listener.bind((vsock.CID_ANY, vsock.PORT_ANY))
             listener.listen(1)

@@ -1,4 +1,4 @@
-"""Clients that say what they like on the endpoint sockets."""
+"""Programs that write any bytes to the endpoint sockets."""
 
 import errno
 import socket
@@ -27,11 +27,11 @@ REQUESTS = {
     "FLOW": Request(Op.FLOW, 0, 0x7FFFFFFF).encode(),
     "SEND": Request(Op.SEND, 2, 7000, extra=4).encode() + b"data",
 }
-"""One request for each operation that a client may begin with, and the bytes behind it."""
+"""For each operation that may come first on a connection: a request, and the bytes after it."""
 
 
 def dial(lab: Lab, door: str) -> socket.socket:
-    """A client of one of the doors, whose calls wait no longer than a test may take."""
+    """Connect to one of the endpoint sockets; calls of the result time out."""
     client = socket.socket(socket.AF_UNIX, DOORS[door])
     client.settimeout(DEADLINE)
     client.connect(str(lab.directory / door))
@@ -47,13 +47,13 @@ def reply(client: socket.socket) -> Reply | None:
 
 
 def ask(client: socket.socket, request: bytes) -> str:
-    """Send a request; the name of the errno that comes back, OK, or END."""
+    """Send a request; return the name of the errno in the reply, OK, or END."""
     client.sendall(request)
     return name(reply(client))
 
 
 def name(answer: Reply | None) -> str:
-    """What a reply says: the name of an errno, OK, or END if there is none."""
+    """The result in a reply: the name of an errno, OK, or END if there is no reply."""
     if answer is None:
         return "END"
     known = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
@@ -61,5 +61,5 @@ def name(answer: Reply | None) -> str:
 
 
 def changed(request: bytes, offset: int, value: int) -> bytes:
-    """The request with one byte of another value."""
+    """The request with one byte changed."""
     return request[:offset] + struct.pack("B", value) + request[offset + 1 :]

@@ -1,8 +1,8 @@
-"""Every wrong value of every argument, as a program that knows only the kernel's AF_VSOCK passes them.
+"""Calls with every wrong value of every argument, as an unmodified program makes them.
 
-``python -m tests.bad_input.sweeps`` runs under ``vsock run`` and prints, as JSON, what each call said: the name of an
-errno, or ``ok``. What it should say is in test_calls.py. The calls go to the C library, as CPython's own checks stand
-before most of these.
+``python -m tests.bad_input.sweeps`` runs under ``vsock run`` and prints the result of each call as JSON: the name of
+an errno, or ``ok``. test_calls.py has the expected results. The calls use the C library directly, because CPython
+would reject most of the values itself.
 """
 
 import errno
@@ -53,13 +53,13 @@ def fresh(kind: int = STREAM) -> socket.socket:
 
 
 def named(sock: socket.socket, function: str, address: bytes, length: int) -> str:
-    """Bind or connect with an address and any length, which is not that of the bytes."""
+    """Bind or connect with an address and any length, which may differ from the number of bytes."""
     room = address + bytes(512)
     return outcome(libc.call, function, sock.fileno(), room, length)
 
 
 def addresses() -> Said:
-    """Lengths, flags, families and the rest of a sockaddr_vm; each on a socket that has had the ones before."""
+    """Lengths, flags, families and the rest of a sockaddr_vm; all on the same socket, one after the other."""
     said: Said = {}
     for function, cid, port in (("bind", 0xFFFFFFFF, 0xFFFFFFFF), ("connect", 3, 1)):
         sock = fresh()
@@ -100,7 +100,7 @@ def vsock_options() -> Said:
 
 
 def timeouts() -> Said:
-    """Values that are no time."""
+    """Invalid timeouts."""
     values = [
         (-1, 0),
         (-(2**63), 0),
@@ -121,7 +121,7 @@ def timeouts() -> Said:
 
 
 def socket_options() -> Said:
-    """Level SOL_SOCKET with too little, and levels that there are not."""
+    """Level SOL_SOCKET with too short values, and unknown levels."""
     sock = fresh()
     return {
         "short": {
@@ -210,7 +210,7 @@ SWEEPS = (addresses, vsock_options, timeouts, socket_options, creation, data_fla
 
 
 def main() -> None:
-    """Make all of these calls. A socket that would reach the kernel's own AF_VSOCK ends the process."""
+    """Make all of these calls. A filter kills the process if it creates a socket of the kernel's own AF_VSOCK."""
     raise_guard(kill=True)
     json.dump({sweep.__name__: sweep() for sweep in SWEEPS}, sys.stdout)
 

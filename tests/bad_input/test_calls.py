@@ -1,7 +1,7 @@
-"""Calls with arguments that are none: the kernel's errno each time, and the socket is as it was.
+"""Calls with invalid arguments: each fails with the kernel's errno and does not change the socket.
 
-The rules are sections 1, 2 and 10 of the kernel's semantics as `make oracle` has them confirmed by kernels; here every value has
-its turn. First programs under ``vsock run``, then `vsock.socket`, where Python's types stand before some of them.
+The rules are in sections 1, 2 and 10 of the kernel semantics, and `make oracle` confirms them on kernels; here every value is
+tried. First in a program under ``vsock run``, then with `vsock.socket`, where Python itself rejects values of wrong types.
 """
 
 import errno
@@ -30,7 +30,7 @@ FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 @pytest.fixture(scope="module")
 def swept(running_lab: Lab) -> Said:
-    """What all the calls said to a program under `vsock run`."""
+    """The results of all the calls in a program under `vsock run`."""
     import os
     import subprocess
 
@@ -59,7 +59,7 @@ def swept(running_lab: Lab) -> Said:
 
 @pytest.mark.parametrize(("function", "good"), [("bind", "ok"), ("connect", "ECONNRESET")])
 def test_address_that_is_none(swept: Said, function: str, good: str) -> None:
-    """Too short, longer than any address, of another family, with an unknown flag: EINVAL; nowhere: EFAULT."""
+    """Too short, too long, of another family, or with an unknown flag: EINVAL; an invalid pointer: EFAULT."""
     said = swept["addresses"]
     expected = {str(n): good if 16 <= n <= 128 else "EINVAL" for n in LENGTHS}
     assert said[f"{function} lengths"] == expected
@@ -71,7 +71,7 @@ def test_address_that_is_none(swept: Said, function: str, good: str) -> None:
 
 @pytest.mark.parametrize("call", ["set", "get"])
 def test_option_of_every_number_and_length(swept: Said, call: str) -> None:
-    """Too short: EINVAL; of a number that there is not: ENOPROTOOPT."""
+    """A too short value is EINVAL, an unknown option ENOPROTOOPT."""
     for number, said in swept["vsock_options"].items():
         size = SIZES.get(int(number))
         for length, got in said[call].items():
@@ -84,13 +84,13 @@ def test_option_of_every_number_and_length(swept: Said, call: str) -> None:
 
 
 def test_connect_timeout_that_is_no_time(swept: Said) -> None:
-    """ERANGE, but for the last, which is one."""
+    """Each is ERANGE, except the last, which is valid."""
     for said in swept["timeouts"].values():
         assert said == ["ERANGE"] * 6 + ["ok"]
 
 
 def test_option_of_other_levels(swept: Said) -> None:
-    """Integers need four bytes; other levels are not there; SO_RCVLOWAT is at most the buffer."""
+    """Integers need four bytes; other levels are unknown; SO_RCVLOWAT is at most the buffer size."""
     said = swept["socket_options"]
     assert said["short"] == {str(name): ["EINVAL"] * 5 for name in INT_OPTIONS}
     longer = {str(name): ["EINVAL"] * (size + 1) for name, size in LONGER_OPTIONS.items()}
@@ -101,7 +101,7 @@ def test_option_of_other_levels(swept: Said) -> None:
 
 
 def test_type_flag_and_protocol_that_are_none(swept: Said) -> None:
-    """Types from 11 are EINVAL, others that there are not ESOCKTNOSUPPORT; then protocols."""
+    """Types from 11 on are EINVAL, other unknown types ESOCKTNOSUPPORT; then protocols."""
     said = swept["creation"]
     there_not = "ESOCKTNOSUPPORT"
     assert said["types"] == [
@@ -113,7 +113,7 @@ def test_type_flag_and_protocol_that_are_none(swept: Said) -> None:
 
 
 def test_every_flag_of_the_data_calls(swept: Said) -> None:
-    """Out-of-band data is refused, there is no error queue, and what else there is does no harm."""
+    """MSG_OOB fails, the error queue is empty, and all other flags are accepted."""
     said = swept["data_flags"]
     assert said["recv unconnected"] == {
         str(bit): "EAGAIN" if bit == ERRQUEUE else "ENOTCONN" for bit in BITS
@@ -129,7 +129,7 @@ def test_every_flag_of_the_data_calls(swept: Said) -> None:
 
 
 def test_flags_of_accept_backlogs_and_directions(swept: Said) -> None:
-    """Unknown flags of accept4 are EINVAL, every backlog is one, and there are three directions."""
+    """Unknown flags of accept4 are EINVAL, every backlog is valid, and shutdown has three directions."""
     said = swept["rest"]
     assert set(said["not listening"].values()) == {"EINVAL"}
     assert said["accept4"] == {
@@ -153,7 +153,7 @@ NO_ADDRESSES = [
 @pytest.mark.parametrize("address", NO_ADDRESSES, ids=repr)
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
 def test_what_is_no_address_is_said_to_be_none(lab: Lab, kind: int, address: Any) -> None:
-    """AddressError says what is wrong, in all verbs, and the socket can still be used."""
+    """Every call that takes an address raises AddressError with the reason, and the socket can still be used."""
     with vsock.socket(kind) as sock:
         for verb in (sock.bind, sock.connect, sock.connect_ex):
             with pytest.raises(AddressError) as caught:
@@ -167,7 +167,7 @@ def test_what_is_no_address_is_said_to_be_none(lab: Lab, kind: int, address: Any
 
 
 def test_every_option_and_length_of_a_socket(lab: Lab) -> None:
-    """As under `vsock run`; -1 and what is no number are Python's own errors."""
+    """As under `vsock run`; for -1 and values that are no numbers Python raises its own errors."""
     with vsock.socket() as sock:
         for number in range(-1, 12):
             size = SIZES.get(number)
@@ -195,7 +195,7 @@ def _of(call: Callable[..., object], *arguments: Any) -> str:
 
 
 def test_every_type_flag_and_protocol_of_a_socket(lab: Lab) -> None:
-    """As under `vsock run`, but that there are datagrams."""
+    """As under `vsock run`, except that there are datagrams."""
 
     def make(kind: int, protocol: int = 0) -> str:
         return _of(lambda: vsock.socket(kind, protocol).close())
@@ -229,7 +229,7 @@ def test_every_flag_of_the_data_calls_of_a_socket(lab: Lab) -> None:
 
 
 def test_connect_timeout_of_a_socket_that_is_no_time(lab: Lab) -> None:
-    """As an option ERANGE; as an attribute Python says it."""
+    """As an option it is ERANGE; the attribute raises a Python error."""
     with vsock.socket() as sock:
         for seconds, micro in ((-1, 0), (-(2**63), 0), (2**63 - 1, 0), (0, 10**6), (0, 2**63 - 1)):
             value = struct.pack("=qq", seconds, micro)

@@ -1,4 +1,4 @@
-"""Programs that die in the middle of something: nothing of theirs stays, and who talked with them is told."""
+"""Programs that end in the middle of a conversation: the switch keeps nothing of them, and their peers notice."""
 
 import contextlib
 import random
@@ -19,7 +19,7 @@ EVERY = pytest.mark.parametrize("name", CONVERSATIONS)
 
 
 class Callers:
-    """Connections of the guest to a program; when it dies, each must hear of it."""
+    """Connections of the guest to a program; when the program ends, each must end."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -33,7 +33,7 @@ class Callers:
         caller.sendall(bytes(100_000))
 
     def all_hear_of_it(self) -> None:
-        """Each reads to the end, and then closes, too."""
+        """Read each connection to its end, then close it."""
         for caller in self._sockets:
             with caller:
                 while caller.recv(1 << 16):
@@ -41,13 +41,13 @@ class Callers:
 
 
 def close(conversation: Iterator[str]) -> None:
-    """Break a conversation off."""
+    """End a conversation at its current step."""
     if isinstance(conversation, Generator):
         conversation.close()
 
 
 def is_free(lab: Lab) -> None:
-    """Nobody has the port, on any door."""
+    """Whether the port is free, for all types."""
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         with vsock.socket(kind) as sock:
             sock.bind((vsock.CID_ANY, PORT))
@@ -55,7 +55,7 @@ def is_free(lab: Lab) -> None:
 
 @EVERY
 def test_program_that_closes_all_after_any_step(lab: Lab, name: str) -> None:
-    """One more step each time, until the conversation is over."""
+    """It closes its sockets after one more step each time."""
     before = lab.holdings()
     for steps in count(1):
         callers = Callers(lab)
@@ -78,7 +78,7 @@ def test_program_that_closes_all_after_any_step(lab: Lab, name: str) -> None:
 
 @contextlib.contextmanager
 def child(directory: Path, name: str) -> "Iterator[subprocess.Popen[str]]":
-    """A process that has the conversation."""
+    """A process that runs the conversation."""
     program = subprocess.Popen(
         [sys.executable, "-m", "tests.bad_input.conversations", str(directory), name],
         stdin=subprocess.PIPE,
@@ -95,7 +95,7 @@ def child(directory: Path, name: str) -> "Iterator[subprocess.Popen[str]]":
 
 @EVERY
 def test_program_that_is_killed_at_its_last_step(lab: Lab, name: str) -> None:
-    """SIGKILL, with everything open; then once more in the middle."""
+    """SIGKILL with all sockets open, and once more in the middle of the conversation."""
     before = lab.holdings()
     total = sum(1 for _ in _rehearse(lab, name))
     lab.wait_until("the rehearsal is over", lambda: lab.holdings() == before)
@@ -159,7 +159,7 @@ def test_many_programs_killed_at_once(lab: Lab) -> None:
 
 
 def test_programs_that_come_and_go_in_any_order(lab: Lab) -> None:
-    """A hundred conversations at a time, each taken on or broken off by chance."""
+    """A hundred conversations at a time; each is continued or ended at random."""
     print("seed", seed := 53)
     chance = random.Random(seed)
     before = lab.holdings()

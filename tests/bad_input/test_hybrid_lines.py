@@ -1,4 +1,4 @@
-"""Lines on a hybrid socket that are none: the end, counted, and nothing stays."""
+"""Invalid lines on a hybrid socket: the switch closes the connection, counts it, and keeps nothing."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ def dial(lab: Lab) -> socket.socket:
 
 
 def answer(client: socket.socket) -> str:
-    """The line that comes back; empty at the end."""
+    """The line of the answer; empty at the end of the data."""
     return client.makefile("r").readline()
 
 
@@ -54,10 +54,10 @@ def answer(client: socket.socket) -> str:
     ],
 )
 def test_line_that_is_none_gets_the_end(lab: Lab, line: bytes) -> None:
-    """No word, no reset: the end. And it is counted, with the process that said it."""
+    """The program reads the end of the data, without an answer or a reset, and the log names its process."""
     before = lab.bad_requests()
     with dial(lab) as client:
-        # The switch need not read all of a long one before it says so.
+        # The switch may close before it has read all of a long line.
         with contextlib.suppress(BrokenPipeError):
             client.sendall(line)
         assert client.recv(100) == b""
@@ -77,7 +77,7 @@ def test_log_says_whose_line_it_was(lab: Lab) -> None:
 
 @pytest.mark.parametrize("port", ["1", "1023", "4294967294", "4294967295"])
 def test_port_where_nobody_listens_gets_the_end(lab: Lab, port: str) -> None:
-    """Also with bytes right behind the line, which nobody takes."""
+    """Also with bytes directly after the line, which no program reads."""
     before = lab.bad_requests()
     for behind in ("", "hello" * 1000):
         with dial(lab) as client:
@@ -87,7 +87,7 @@ def test_port_where_nobody_listens_gets_the_end(lab: Lab, port: str) -> None:
 
 
 def test_line_cut_at_every_byte(lab: Lab) -> None:
-    """Whether it closes or only says no more."""
+    """Also if the program closes, or shuts its sending direction down."""
     for length in range(len(GOOD)):
         with dial(lab) as client:
             client.sendall(GOOD[:length])
@@ -99,7 +99,7 @@ def test_line_cut_at_every_byte(lab: Lab) -> None:
 
 @pytest.mark.parametrize("line", [GOOD, b"connect 5000\r\n", b"  CONNECT\t5000  \n"])
 def test_line_byte_by_byte_is_a_line(lab: Lab, line: bytes) -> None:
-    """As other VMMs take it."""
+    """As in other VMMs."""
     with dial(lab) as client:
         for byte in line:
             client.sendall(bytes([byte]))
@@ -109,7 +109,7 @@ def test_line_byte_by_byte_is_a_line(lab: Lab, line: bytes) -> None:
 
 
 def test_descriptors_with_a_line_are_closed(lab: Lab) -> None:
-    """They go nowhere."""
+    """The switch closes them."""
     left, right = socket.socketpair()
     with left, dial(lab) as client:
         socket.send_fds(client, [GOOD], [right.fileno()] * 50)
@@ -120,12 +120,12 @@ def test_descriptors_with_a_line_are_closed(lab: Lab) -> None:
 
 
 def test_descriptor_with_part_of_a_line_is_no_line(lab: Lab) -> None:
-    """Behind it the kernel shows nothing, so the rest would be waited for in vain."""
+    """MSG_PEEK does not look past a descriptor, so the switch would wait for the rest for ever."""
     left, right = socket.socketpair()
     with left, dial(lab) as client:
         socket.send_fds(client, [GOOD[:4]], [right.fileno()])
         right.close()
-        with contextlib.suppress(BrokenPipeError):  # it may have been ended already
+        with contextlib.suppress(BrokenPipeError):  # the switch may have closed it already
             client.sendall(GOOD[4:])
         assert client.recv(100) == b""
         left.settimeout(DEADLINE)

@@ -1,4 +1,4 @@
-"""Requests on the endpoint sockets that are none: docs/reference/endpoint-protocol.md, Bad requests."""
+"""Invalid requests on the endpoint sockets: docs/reference/client-protocol.md, Bad requests."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ def refused(lab: Lab, door: str, request: bytes) -> None:
 @pytest.mark.parametrize("cut_by", ["close", "shutdown"])
 @pytest.mark.parametrize("what", REQUESTS)
 def test_stream_request_cut_at_every_byte_is_refused(lab: Lab, what: str, cut_by: str) -> None:
-    """By leaving, or by saying that no more comes; to say nothing at all is no request."""
+    """The program closes or shuts down in the middle; an empty connection is no request."""
     before = lab.bad_requests()
     for length in range(MESSAGE_SIZE):
         with dial(lab, "stream") as client:
@@ -52,7 +52,7 @@ def test_stream_request_cut_at_every_byte_is_refused(lab: Lab, what: str, cut_by
 @MESSAGES
 @pytest.mark.parametrize("what", REQUESTS)
 def test_message_cut_at_every_byte_is_refused(lab: Lab, door: str, what: str) -> None:
-    """A message is a request or it is not, also when it is empty."""
+    """A message contains a whole request or is invalid, also if it is empty."""
     before = lab.bad_requests()
     lengths = [*range(MESSAGE_SIZE), *range(MESSAGE_SIZE, len(REQUESTS[what]), 101)]
     for length in lengths:
@@ -63,7 +63,7 @@ def test_message_cut_at_every_byte_is_refused(lab: Lab, door: str, what: str) ->
 @MESSAGES
 @pytest.mark.parametrize("what", REQUESTS)
 def test_message_that_is_too_long_is_refused(lab: Lab, door: str, what: str) -> None:
-    """By a byte, by a request, and beyond all that any request may have."""
+    """By a byte, by a whole request, and by more than any request may have."""
     before = lab.bad_requests()
     for more in (1, MESSAGE_SIZE, 5000, 80_000):
         refused(lab, door, REQUESTS[what] + bytes(more))
@@ -72,14 +72,14 @@ def test_message_that_is_too_long_is_refused(lab: Lab, door: str, what: str) -> 
 
 @EVERY
 def test_every_other_version_is_refused(lab: Lab, door: str) -> None:
-    """All but version 1."""
+    """Only version 1 is accepted."""
     for version in (0, *range(2, 256)):
         refused(lab, door, changed(REQUESTS["LOCAL_CID"], 0, version))
 
 
 @EVERY
 def test_every_unknown_operation_is_refused(lab: Lab, door: str) -> None:
-    """What is no operation, and what only the node says."""
+    """Unknown operations, and those that only the node sends."""
     for op in (0, Op.ACCEPT, *range(Op.RECEIVED, 256)):
         refused(lab, door, changed(REQUESTS["LOCAL_CID"], 1, op))
 
@@ -87,7 +87,7 @@ def test_every_unknown_operation_is_refused(lab: Lab, door: str) -> None:
 @EVERY
 @pytest.mark.parametrize("what", UNUSED)
 def test_every_field_without_meaning_must_be_zero(lab: Lab, door: str, what: str) -> None:
-    """What is ignored today could get no meaning tomorrow."""
+    """An ignored field could not get a meaning in a later version."""
     before = lab.bad_requests()
     request = REQUESTS.get(what, Request(Op.ACCEPTED).encode())
     for offset in UNUSED[what]:
@@ -113,14 +113,14 @@ def test_every_field_without_meaning_must_be_zero(lab: Lab, door: str, what: str
     ],
 )
 def test_announced_length_out_of_range_is_refused(lab: Lab, door: str, request_: Request) -> None:
-    """However long the rest really is."""
+    """The announced length counts, not the number of bytes that follow."""
     refused(lab, door, request_.encode())
     refused(lab, door, request_.encode() + bytes(min(request_.extra, 4000)))
 
 
 @pytest.mark.parametrize("what", ["held CONNECT", "full LISTEN", "RESOLVE", "SEND"])
 def test_stream_request_whose_rest_comes_later_is_refused(lab: Lab, what: str) -> None:
-    """These must come in one piece; else padding would be taken for data."""
+    """Such a request must be sent in one piece, otherwise padding would be taken for data."""
     for length in (MESSAGE_SIZE, len(REQUESTS[what]) - 1):
         refused(lab, "stream", REQUESTS[what][:length])
 
@@ -137,7 +137,7 @@ def test_stream_request_byte_by_byte_is_a_request(lab: Lab, what: str) -> None:
 
 
 def test_requests_of_many_clients_byte_by_byte_are_requests(lab: Lab) -> None:
-    """Nobody waits for another's next byte."""
+    """No client waits for another client's next byte."""
     clients = [dial(lab, "stream") for _ in range(50)]
     for byte in REQUESTS["BIND"]:
         for client in clients:
@@ -175,7 +175,7 @@ LISTENING = [*BOUND, Request(Op.LISTEN, value=1)]
 def test_request_out_of_order(
     lab: Lab, door: str, first: list[Request], then: str, answer: str
 ) -> None:
-    """EPROTO and the end, or an errno and another try; the reply names the request."""
+    """Either EPROTO and the end, or an errno after which the client can try again; the reply names the request."""
     before = lab.bad_requests()
     with dial(lab, door) as client:
         for request in first:
@@ -192,7 +192,7 @@ def test_request_out_of_order(
 
 @pytest.mark.parametrize("door", ["stream", "seqpacket"])
 def test_accepted_without_an_accept(lab: Lab, door: str) -> None:
-    """Out of order for who does not listen; a listener gains nothing by it."""
+    """It is out of order without a listener; for a listener it has no effect."""
     refused(lab, door, Request(Op.ACCEPTED).encode())
     with dial(lab, door) as listener:
         for request in LISTENING:
@@ -204,7 +204,7 @@ def test_accepted_without_an_accept(lab: Lab, door: str) -> None:
 
 
 def test_requests_behind_one_that_ends_the_connection_are_not_carried_out(lab: Lab) -> None:
-    """The port of the second is free."""
+    """The second request, a bind, does not take its port."""
     bad, bind = Request(99).encode(), Request(Op.BIND, ANY, 7100).encode()
     with dial(lab, "stream") as client, dial(lab, "stream") as other:
         assert ask(client, bad + bind * 100) == "EPROTO"
@@ -215,7 +215,7 @@ def test_requests_behind_one_that_ends_the_connection_are_not_carried_out(lab: L
 @EVERY
 @pytest.mark.parametrize("count", [1, 2, 253])
 def test_descriptors_with_a_request_are_closed(lab: Lab, door: str, count: int) -> None:
-    """However many; the request is none the worse for them."""
+    """Any number of them; the request itself is served."""
     left, right = socket.socketpair()
     with left, dial(lab, door) as client:
         socket.send_fds(client, [REQUESTS["LOCAL_CID"]], [right.fileno()] * count)
@@ -227,7 +227,7 @@ def test_descriptors_with_a_request_are_closed(lab: Lab, door: str, count: int) 
 
 @EVERY
 def test_descriptors_with_part_of_a_request_are_closed(lab: Lab, door: str) -> None:
-    """The rest may not come, and is not waited for: behind a descriptor the kernel shows nothing."""
+    """MSG_PEEK does not look past a descriptor, so the switch does not wait for the rest."""
     left, right = socket.socketpair()
     with left, dial(lab, door) as client:
         socket.send_fds(client, [REQUESTS["LOCAL_CID"][:10]], [right.fileno()])
@@ -239,7 +239,7 @@ def test_descriptors_with_part_of_a_request_are_closed(lab: Lab, door: str) -> N
 
 
 def test_descriptors_with_data_of_a_connection_are_closed(lab: Lab) -> None:
-    """What a program sends beside its bytes goes nowhere; the bytes do."""
+    """The switch closes the descriptors and forwards the bytes."""
     left, right = socket.socketpair()
     with left, dial(lab, "stream") as client:
         assert ask(client, Request(Op.CONNECT, 3, ECHO, 20_000).encode()) == "OK"
@@ -253,7 +253,7 @@ def test_descriptors_with_data_of_a_connection_are_closed(lab: Lab) -> None:
 
 
 def test_connection_sent_over_itself_is_closed(lab: Lab) -> None:
-    """A circle that only the kernel can break, and does."""
+    """The kernel collects a socket that only contains itself."""
     with dial(lab, "stream") as client:
         socket.send_fds(client, [REQUESTS["LOCAL_CID"][:10]], [client.fileno()] * 10)
         assert name(reply(client)) == "EPROTO"
@@ -261,7 +261,7 @@ def test_connection_sent_over_itself_is_closed(lab: Lab) -> None:
 
 @EVERY
 def test_client_that_never_reads_is_ended(lab: Lab, door: str) -> None:
-    """It may have one reply under way, not hundreds; others are served meanwhile."""
+    """It may have one unread reply, not hundreds; other clients are served meanwhile."""
     before = lab.bad_requests()
     with dial(lab, door) as client:
         with contextlib.suppress(BrokenPipeError):
@@ -286,14 +286,14 @@ def test_client_that_never_reads_is_ended(lab: Lab, door: str) -> None:
     ],
 )
 def test_log_says_what_was_bad_and_whose_it_was(lab: Lab, request_: bytes, line: str) -> None:
-    """Unless there is too much of it: then some are only counted."""
+    """Beyond the rate limit, lines are only counted."""
     said = f"request of pid {os.getpid()}: {line}"
     lab.wait_for_line(said, lambda: refused(lab, "seqpacket", request_))
 
 
 @EVERY
 def test_noise_ends_in_a_reply_or_the_end(lab: Lab, door: str) -> None:
-    """Random bytes, half of them behind something that looks like a request."""
+    """Random bytes, half of them after the beginning of a request."""
     print("seed", seed := 31)
     chance = random.Random(seed)
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""A switch that has no descriptor left: who waits is served when there is one, who has one notices nothing."""
+"""A switch without free descriptors: new programs wait until there is one, existing connections go on."""
 
 import resource
 import socket
@@ -21,7 +21,7 @@ def shortage(lab: Lab, left: int) -> Iterator[None]:
     """Lets the switch open `left` more descriptors."""
     pid = lab.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    # The lowest free ones are given, and there may be gaps.
+    # open returns the lowest free number, and there may be gaps.
     used = lab.descriptors()
     free = (number for number in range(before[1]) if number not in used)
     limit = [next(free) for _ in range(left + 1)][-1]
@@ -35,7 +35,7 @@ def shortage(lab: Lab, left: int) -> Iterator[None]:
 @pytest.mark.parametrize("door", ["stream", "seqpacket", "dgram"])
 @pytest.mark.parametrize("relief", ["others leave", "the limit is raised"])
 def test_programs_wait_for_a_descriptor(lab: Lab, door: str, relief: str) -> None:
-    """None is refused, and all are answered once there is room."""
+    """None is refused, and all are answered when descriptors are free."""
     with ExitStack() as clients:
         with shortage(lab, 10):
             early = [clients.enter_context(dial(lab, door)) for _ in range(10)]
@@ -57,7 +57,7 @@ def test_programs_wait_for_a_descriptor(lab: Lab, door: str, relief: str) -> Non
 
 
 def test_connections_of_a_guest_are_refused_without_a_descriptor(lab: Lab) -> None:
-    """With ECONNRESET; the listener's queue is not the shorter for it, and connections go on."""
+    """With ECONNRESET; the listener's queue keeps its length, and other connections go on."""
     with dial(lab, "stream") as listener, vsock.create_connection((3, ECHO)) as going_on:
         for request in (Request(Op.BIND, ANY, PORT), Request(Op.LISTEN, value=1)):
             assert ask(listener, request.encode()) == "OK"
@@ -75,7 +75,7 @@ def test_connections_of_a_guest_are_refused_without_a_descriptor(lab: Lab) -> No
 
 
 def test_hybrid_programs_wait_for_a_descriptor(lab: Lab) -> None:
-    """As the others do."""
+    """As programs on the endpoint sockets do."""
     with ExitStack() as stack, shortage(lab, 3):
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(MANY)]
         for client in clients:

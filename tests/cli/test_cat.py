@@ -1,4 +1,4 @@
-"""`vsock cat`: bytes both ways, and every end in its own time.
+"""`vsock cat`: bytes in both directions, and the end of each direction.
 
 The connections are plain Unix sockets (`unix:PATH`), which behave as the switch's streams do.
 """
@@ -49,7 +49,7 @@ def accepted(listener: socket.socket) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the end."""
+    """All data up to the end."""
     pieces = []
     while piece := connection.recv(65536):
         pieces.append(piece)
@@ -57,7 +57,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def test_end_of_input_ends_one_direction_only(listener: socket.socket) -> None:
-    """The answer to all that was asked comes after the asking has ended."""
+    """The peer's answer after the end of input is still printed."""
     with cat(f"unix:{listener.getsockname()}") as process, accepted(listener) as peer:
         assert process.stdin
         assert process.stdout
@@ -71,7 +71,7 @@ def test_end_of_input_ends_one_direction_only(listener: socket.socket) -> None:
 
 
 def test_end_of_peers_sending_does_not_stop_ours(listener: socket.socket) -> None:
-    """A peer that has said all may still want to hear."""
+    """A peer that has shut its sending direction down may still read."""
     with cat(f"unix:{listener.getsockname()}") as process, accepted(listener) as peer:
         assert process.stdin
         assert process.stdout
@@ -85,7 +85,7 @@ def test_end_of_peers_sending_does_not_stop_ours(listener: socket.socket) -> Non
 
 
 def test_peer_that_is_gone_ends_cat_with_input_open(listener: socket.socket) -> None:
-    """Nobody waits for a user to type what has nowhere to go."""
+    """The command does not wait for input that it could not send."""
     with cat(f"unix:{listener.getsockname()}") as process:
         peer = accepted(listener)
         peer.sendall(b"bye")
@@ -96,7 +96,7 @@ def test_peer_that_is_gone_ends_cat_with_input_open(listener: socket.socket) -> 
 
 
 def test_reader_that_leaves_ends_cat(listener: socket.socket) -> None:
-    """As in `vsock cat ... | head -1`: quietly, and not with success."""
+    """As in `vsock cat ... | head -1`: without a message, and with a failure status."""
     with cat(f"unix:{listener.getsockname()}") as process, accepted(listener) as peer:
         assert process.stdout
         assert process.stderr
@@ -131,7 +131,7 @@ def test_many_bytes_both_ways_at_once_arrive_whole(
 
 
 def listening(runtime_dir: Path, *options: str) -> "subprocess.Popen[bytes]":
-    """A listening `vsock cat` that has said that it listens."""
+    """A `vsock cat -l -v` that has printed that it listens."""
     process = cat("-v", "-l", *options, f"unix:{runtime_dir / 'cat'}")
     assert process.stderr
     assert process.stderr.readline().startswith(b"listening on ")
@@ -147,7 +147,7 @@ def connected(runtime_dir: Path) -> socket.socket:
 
 
 def test_listening_cat_serves_one_connection(runtime_dir: Path) -> None:
-    """Both directions, as when it connects."""
+    """It copies in both directions, as a connecting one does."""
     with listening(runtime_dir) as process, connected(runtime_dir) as peer:
         peer.sendall(b"in")
         peer.shutdown(socket.SHUT_WR)
@@ -165,21 +165,21 @@ def test_exec_has_the_connection_as_input_and_output(runtime_dir: Path) -> None:
 
 
 def test_exec_that_fails_is_exit_code_1(runtime_dir: Path) -> None:
-    """A script can tell."""
+    """A script can tell failure from success."""
     with listening(runtime_dir, "--exec", "false") as process, connected(runtime_dir) as peer:
         assert read_all(peer) == b""
         assert process.wait(DEADLINE) == 1
 
 
 def test_exec_of_nothing_is_one_line(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """N23: it is told at once, before anybody can connect, and not when the first has."""
+    """N23: the command fails at once, and not at the first connection."""
     assert main(["cat", "-l", f"unix:{runtime_dir}/sock", "--exec", "no-such-program"]) == 1
     assert capsys.readouterr().err == "vsock: cannot run 'no-such-program': no such program\n"
     assert not (runtime_dir / "sock").exists()
 
 
 def test_child_of_a_kept_cat_is_reaped_when_it_ends(runtime_dir: Path) -> None:
-    """F9: it stayed a zombie until the next caller."""
+    """F9: no zombie stays until the next connection."""
     with listening(runtime_dir, "-k", "--exec", "cat") as process:
         with connected(runtime_dir) as caller:
             caller.sendall(b"one")
@@ -193,7 +193,7 @@ def test_child_of_a_kept_cat_is_reaped_when_it_ends(runtime_dir: Path) -> None:
 
 
 def children(pid: int) -> list[str]:
-    """The child processes of `pid`, zombies too, of whichever of its threads."""
+    """The child processes of all threads of `pid`, zombies included."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [child for task in tasks for child in (task / "children").read_text().split()]
 
@@ -214,14 +214,17 @@ def test_kept_cat_serves_connections_side_by_side(runtime_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("3:5000", "that CID is not this machine's, leave it out to listen on all that are"),
-        ("5000", "`vsock ls` shows by whom"),
+        (
+            "3:5000",
+            "the CID is not this machine's: give only the port to listen on all of its CIDs",
+        ),
+        ("5000", "`vsock ls` shows the process"),
     ],
 )
 def test_listening_where_one_cannot_says_what_to_do(
     address: str, said: str, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The errno alone means little to who does not know it."""
+    """The message has a hint besides the errno."""
     with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir), vsock.create_server(5000):
         assert main(["cat", "-l", address]) == 1
     captured = capsys.readouterr().err
@@ -258,6 +261,6 @@ def test_kept_cat_comes_back_with_the_next_switch(runtime_dir: Path) -> None:
 
 
 def test_reconnect_is_for_listeners(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who connects is told so."""
+    """With a connecting `vsock cat` it is an error."""
     assert main(["cat", "--reconnect", "local:5000"]) == 2
     assert "--reconnect is for -l" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Commands against a running switch: what they print and what they change."""
+"""Commands and a running switch: their output and their effect."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from vsock.switch import Switch
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command that succeeds prints."""
+    """Run a command, which must succeed, and return its output."""
     assert main(arguments) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
@@ -46,7 +46,7 @@ def test_guests_are_added_listed_and_removed(
 def test_every_change_of_a_guest_can_be_read_by_programs(
     switch: Switch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As JSON each prints the guest; one that is removed as it was before."""
+    """With --json each prints the guest; `remove` prints it as it was before."""
     changes = (("add", "delta", "6"), ("set", "delta", "--cid", "7"), ("remove", "delta"))
     said = [json.loads(output(capsys, "guest", *change, "--json")) for change in changes]
     assert [(guest["name"], guest["cid"]) for guest in said] == [
@@ -81,7 +81,7 @@ def test_guest_is_given_another_cid_while_it_runs(
 def test_groups_of_a_running_guest_are_replaced_and_taken_away(
     switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """N6: what is given is what it has from then on; nothing to change is a mistake."""
+    """N6: the new groups replace the old ones; a command without a change is an error."""
     said = output(capsys, "guest", "set", "alpha", "--group", "web", "--group", "db")
     assert said == "guest alpha has CID 3, groups web, db\n"
     said = output(capsys, "guest", "set", "alpha", "--cid", "33", "--no-groups")
@@ -93,15 +93,33 @@ def test_groups_of_a_running_guest_are_replaced_and_taken_away(
     assert (said, path.exists()) == ("guest alpha has CID 33, hybrid socket none\n", False)
     assert switch.guest("alpha").state == "running"
     for wrong, reason in (
-        ((), "give --cid, --group, --no-groups or --hybrid"),
+        ((), "give --cid, --group, --no-groups, --hybrid or --description"),
         (("--group", "web", "--no-groups"), "exclude each other"),
     ):
         assert main(["guest", "set", "alpha", *wrong]) == 2
         assert reason in capsys.readouterr().err
 
 
+def test_description_of_a_guest_is_set_shown_and_taken_away(
+    switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands in the last column, whole where nothing cuts it; the guest's device does not notice."""
+    text = "builds, on weekdays"
+    output(capsys, "guest", "add", "delta", "6", "--description", text)
+    assert output(capsys, "guest", "ls").splitlines()[-1].endswith(f"  {text}")
+    said = output(capsys, "guest", "set", "alpha", "--description", "für Ada")
+    assert said == "guest alpha has CID 3, description für Ada\n"
+    listed = json.loads(output(capsys, "guest", "ls", "--json"))
+    assert [one["description"] for one in listed] == ["für Ada", "", "", text]
+    assert switch.guest("alpha").state == "running"
+    said = output(capsys, "guest", "set", "alpha", "--description", "")
+    assert said == "guest alpha has CID 3, description none\n"
+    assert main(["guest", "set", "alpha", "--description", "two\nlines"]) == 1
+    assert "cannot be printed in one line" in capsys.readouterr().err
+
+
 def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The switch's reason reaches the user."""
+    """The message has the switch's reason."""
     assert main(["guest", "add", "other", "3"]) == 1
     assert capsys.readouterr().err == "vsock: CID 3 belongs to guest alpha\n"
 
@@ -110,7 +128,7 @@ def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixtur
 def test_guest_that_exists_already_is_said_once(
     switch: Switch, cid: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """That its socket, and perhaps its CID, are taken too follows from its name."""
+    """The error names the guest only once, although its socket and perhaps its CID are taken too."""
     assert main(["guest", "add", "alpha", cid]) == 1
     assert capsys.readouterr().err == "vsock: guest alpha exists already, with CID 3\n"
 
@@ -118,7 +136,7 @@ def test_guest_that_exists_already_is_said_once(
 def test_ls_shows_guests_listeners_and_flows(
     switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A connection is seen with its ends by name and its bytes."""
+    """A connection is shown with the names of its ends and its bytes."""
     import vsock
 
     with (
@@ -137,7 +155,7 @@ def test_ls_shows_guests_listeners_and_flows(
         table = output(capsys, "ls")
         assert "host:5000" in table
         assert "2.0 KiB" in table
-        # N6: as `ss -p` has it; this process is the guest's machine too.
+        # N6: as in `ss -p`; this process is also the guest's VMM.
         assert table.count(f"{os.getpid()}/{program}") == 3
         alpha, beta, _ = shown["guests"]
         assert (alpha["pid"], alpha["program"]) == (os.getpid(), program)
@@ -164,7 +182,7 @@ def test_ls_shows_datagram_sockets_if_there_are_any(
 
 
 def test_explain_tells_the_rule(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
-    """By name and by CID; the exit code is the verdict, and 2 says that there is none (N16)."""
+    """By name and by CID; the exit code is the result, and 2 means that there is none (N16)."""
     assert output(capsys, "explain", "alpha", "beta").startswith("allowed: alpha and beta share")
     assert json.loads(output(capsys, "explain", "host", "5", "--json"))["rule"] == "host"
     assert main(["explain", "3", "gamma"]) == 1
@@ -176,7 +194,7 @@ def test_explain_tells_the_rule(switch: Switch, capsys: pytest.CaptureFixture[st
 def test_qemu_args_name_the_socket_and_shared_memory(
     switch: Switch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is printed can be pasted into a shell."""
+    """The output can be pasted into a shell."""
     words = shlex.split(output(capsys, "qemu-args", "alpha", "--memory", "128"))
     assert any(str(switch.socket_path("alpha")) in word for word in words)
     assert any("share=on" in word for word in words)
@@ -186,7 +204,7 @@ def test_qemu_args_name_the_socket_and_shared_memory(
 
 
 def test_uml_args_name_the_socket(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:
-    """User-Mode Linux takes the device from its kernel command line."""
+    """User-Mode Linux reads the device from its kernel command line."""
     assert f"virtio_uml.device={switch.socket_path('alpha')}:19" in output(
         capsys, "uml-args", "alpha"
     )
@@ -195,7 +213,7 @@ def test_uml_args_name_the_socket(switch: Switch, capsys: pytest.CaptureFixture[
 def test_args_of_an_unknown_guest_are_one_line(
     switch: Switch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The guests there are, are named."""
+    """The message lists the existing guests."""
     assert main(["qemu-args", "nobody"]) == 1
     assert "guests: alpha, beta, gamma" in capsys.readouterr().err
 
@@ -203,7 +221,7 @@ def test_args_of_an_unknown_guest_are_one_line(
 def test_ping_takes_a_refusal_for_an_answer(
     switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A guest without a listener is alive all the same."""
+    """A guest without a listener answers with RST, which counts."""
     said = json.loads(output(capsys, "ping", "alpha", "--count", "3", "--interval", "0", "--json"))
     assert [reply["answer"] for reply in said["replies"]] == ["refused"] * 3
     assert 0 < said["rtt_ms"]["min"] <= said["rtt_ms"]["median"] <= said["rtt_ms"]["max"]
@@ -212,7 +230,7 @@ def test_ping_takes_a_refusal_for_an_answer(
 def test_ping_measures_connecting_and_echo(
     switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A listening port is connected to; an echo service is sent data."""
+    """Without --echo it connects to a listening port; with --echo it sends data to an echo service."""
     with guest.create_server(7) as server:
         text = output(capsys, "ping", "alpha:7", "-c", "1")
         assert "alpha:7: 1: connected, " in text
@@ -234,7 +252,7 @@ def test_ping_measures_connecting_and_echo(
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_interrupted_ping_tells_what_it_has(switch: Switch, guest: Guest, as_json: bool) -> None:
-    """N20: as ping(8) does; the attempt that was interrupted does not count."""
+    """N20: it prints its summary, as ping(8) does; the interrupted attempt does not count."""
     command = [sys.executable, "-m", "vsock", "ping", "alpha", "-c", "1000", "-i", "0.01"]
     with subprocess.Popen(
         command + ["--json"] * as_json, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -263,7 +281,7 @@ def test_interrupted_ping_tells_what_it_has(switch: Switch, guest: Guest, as_jso
 def test_ping_of_a_guest_that_is_not_there_fails(
     switch: Switch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A guest whose VMM does not run cannot answer: 1; one that does not exist is not asked: 2 (N16)."""
+    """Exit code 1 if the guest's VMM does not run, 2 if there is no such guest (N16)."""
     assert main(["ping", "alpha", "-c", "1", "--timeout", "0.1"]) == 1
     assert main(["ping", "9", "-c", "1"]) == 2
     assert capsys.readouterr().err == "vsock: no guest 9 (guests: alpha, beta, gamma)\n"

@@ -1,4 +1,4 @@
-"""N17: what a shell is offered when Tab is pressed, asked as bash asks."""
+"""N17: completions, requested as bash requests them."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from vsock.switch import Switch
 
 
 def offered(*words: str) -> list[str]:
-    """What bash is offered for the last of `words`."""
+    """The completions of the last of `words`."""
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from vsock.cli.entry import main; sys.exit(main())"],
         capture_output=True,
@@ -50,10 +50,10 @@ def offered(*words: str) -> list[str]:
 def test_guests_of_the_switch_are_offered(
     switch: Switch, words: tuple[str, ...], expected: list[str]
 ) -> None:
-    """Where a guest, a party or an address is wanted."""
+    """For arguments that are a guest, a party or an address."""
     assert offered(*words) == expected
 
 
 def test_without_a_switch_nothing_is_offered(runtime_dir: object) -> None:
-    """And nothing is said, which would stand in the middle of the line."""
+    """No error is printed either: it would appear in the middle of the user's line."""
     assert offered("guest", "remove", "a") == []

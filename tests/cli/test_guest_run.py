@@ -38,7 +38,7 @@ def guest_run(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def test_command_has_the_guests_cid_and_gives_its_exit_code(switch: Switch) -> None:
-    """By name or CID; what looks like an option of ours is the command's."""
+    """By name or CID; options after the command are the command's."""
     for who, status in (("beta", 7), ("4", 0)):
         with guest_run(who, sys.executable, "-c", PROGRAM, str(status)) as process:
             out, err = process.communicate(timeout=30)
@@ -61,7 +61,7 @@ def test_command_serves_the_host_and_ends_by_our_signal(switch: Switch) -> None:
 def test_signal_before_the_command_runs_leaves_nothing_behind(
     switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was made for the guest goes, also if it came while the device did not answer."""
+    """The guest's files are removed, also if the signal came while the device did not answer."""
     temporary = switch.runtime_dir / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -83,7 +83,7 @@ def test_signal_before_the_command_runs_leaves_nothing_behind(
 
 @pytest.fixture
 def signals() -> Iterator[Signals]:
-    """What a command's parent does with signals, in this process; none is ignored, as nohup has it (N2)."""
+    """`Signals` in this process, with no signal ignored (N2)."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [(number, signal.signal(number, signal.SIG_DFL)) for number in numbers]
     yield Signals()
@@ -92,18 +92,18 @@ def signals() -> Iterator[Signals]:
 
 
 def test_signal_while_the_command_is_started_is_passed_on(signals: Signals) -> None:
-    """Between fork and the return to us it waits; it neither ends us alone nor is lost."""
+    """A signal before `Popen` returns is kept: it neither ends only the parent nor is lost."""
     signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGTERM)
     assert signals.kept == [signal.SIGINT, signal.SIGTERM]
     with subprocess.Popen(["sleep", "60"]) as child:
         signals.give_to(child)
         assert child.wait(30) == -signal.SIGTERM
-        signal.raise_signal(signal.SIGTERM)  # too late for anybody
+        signal.raise_signal(signal.SIGTERM)  # after the test
 
 
 def test_ignored_signal_stays_ignored_in_the_command(switch: Switch) -> None:
-    """As `nohup` wants it."""
+    """As `nohup` requires."""
     command = f"trap '' HUP; exec {sys.executable} -m vsock.cli guest run beta grep SigIgn /proc/self/status"
     shown = subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True, timeout=30, check=True
@@ -114,7 +114,7 @@ def test_ignored_signal_stays_ignored_in_the_command(switch: Switch) -> None:
 def test_guest_that_runs_already_is_refused(
     switch: Switch, guest: Guest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line, as are a guest and a command that do not exist."""
+    """The error is one line, also for a guest or a command that does not exist."""
     assert main(["guest", "run", "alpha", "true"]) == 1
     assert capsys.readouterr().err.startswith("vsock: guest alpha runs already")
     assert main(["guest", "run", "nobody", "true"]) == 1
@@ -122,7 +122,7 @@ def test_guest_that_runs_already_is_refused(
 
 
 def test_command_that_is_not_there_is_127(switch: Switch) -> None:
-    """As a shell says it."""
+    """The exit code of a shell."""
     with guest_run("beta", "no-such-program") as process:
         _, err = process.communicate(timeout=30)
         assert (err, process.returncode) == (
@@ -132,7 +132,7 @@ def test_command_that_is_not_there_is_127(switch: Switch) -> None:
 
 
 def test_switch_that_ends_ends_the_command_with_a_line(runtime_dir: Path) -> None:
-    """N5: both waited on, silently, for ever."""
+    """N5: neither the command nor `vsock guest run` waits for ever."""
     with Switch({"beta": 4}, runtime_dir=runtime_dir, control=True):
         process = guest_run("beta", sys.executable, "-c", SERVER)
         assert process.stdout
@@ -145,7 +145,7 @@ def test_switch_that_ends_ends_the_command_with_a_line(runtime_dir: Path) -> Non
 
 
 def test_guest_that_is_removed_ends_the_command_with_a_line(switch: Switch) -> None:
-    """N5: the neighbour; a command that takes no notice of SIGTERM is killed in the end."""
+    """N5: a command that ignores SIGTERM is killed after a while."""
     with guest_run("beta", sys.executable, "-c", SERVER) as process:
         assert process.stdout
         assert process.stdout.readline() == "listening\n"
@@ -154,7 +154,7 @@ def test_guest_that_is_removed_ends_the_command_with_a_line(switch: Switch) -> N
 
 
 def test_reconnecting_guest_comes_back_with_the_switch(runtime_dir: Path) -> None:
-    """N5: its listener goes on under the next switch, and it says what happens."""
+    """N5: its listener goes on under the next switch, and it prints what happens."""
     with Switch({"beta": 4}, runtime_dir=runtime_dir, control=True):
         process = guest_run("--reconnect", "beta", sys.executable, "-c", SERVER)
         assert process.stdout
@@ -170,7 +170,7 @@ def test_reconnecting_guest_comes_back_with_the_switch(runtime_dir: Path) -> Non
 
 
 def test_three_at_once_are_one_guest_and_two_that_are_told(switch: Switch) -> None:
-    """N12: the losers were told what their device did, in words for device makers."""
+    """N12: the other two print that the guest runs already, and not what their device reported."""
     running = [guest_run("beta", sys.executable, "-c", SERVER) for _ in range(3)]
     said = []
     try:
@@ -187,7 +187,7 @@ def test_three_at_once_are_one_guest_and_two_that_are_told(switch: Switch) -> No
 
 
 def test_program_that_asks_the_kernel_is_told_that_there_is_no_vsock(switch: Switch) -> None:
-    """N14: without `vsock run` it got the kernel's own AF_VSOCK, which is not the guest's."""
+    """N14: without `vsock run` the kernel's own AF_VSOCK, which is not the guest's, is not supported."""
     asked = "import socket; socket.socket(40, socket.SOCK_STREAM)"
     with guest_run("beta", sys.executable, "-c", asked) as process:
         _, err = process.communicate(timeout=30)

@@ -1,4 +1,4 @@
-"""The command as a whole: it starts light, and fails in one line with the right exit code."""
+"""The command as a whole: it imports little, and reports errors in one line with the right exit code."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from vsock.cli.main import main
 
 HEAVY = {"asyncio", "fastapi", "http.client", "pydantic", "rich", "ssl", "uvicorn"}
-"""What only the command that needs it may import."""
+"""Modules that only the command that needs them may import."""
 
 
 def modules_after(code: str) -> set[str]:
@@ -25,7 +25,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_help_names_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """The list of commands costs no more than Click."""
+    """Listing the commands imports no more than Click."""
     loaded = modules_after("from vsock.cli.main import main\nmain(['--help'])")
     assert not HEAVY & loaded
     assert not [name for name in loaded if name.startswith("vsock.switch")]
@@ -57,7 +57,7 @@ def test_help_names_every_command_and_imports_none(capsys: pytest.CaptureFixture
     ],
 )
 def test_every_command_has_help_and_imports_no_daemon(command: str) -> None:
-    """A command that talks to the switch does not carry the switch with it."""
+    """A command that sends requests to the switch does not import the switch."""
     arguments = [*command.split(), "--help"]
     loaded = modules_after(f"from vsock.cli.main import main\nassert main({arguments}) == 0")
     assert not {"asyncio", "fastapi", "pydantic", "rich", "uvicorn"} & loaded
@@ -86,9 +86,9 @@ def test_every_command_has_help_and_imports_no_daemon(command: str) -> None:
 def test_without_a_switch_every_command_says_so_in_one_line(
     arguments: list[str], runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 1, nothing on standard output, and the line says what to do.
+    """Exit code 1, no standard output, and the line says what to do.
 
-    N16: of commands whose 1 is an answer, 2.
+    N16: exit code 2 for commands whose 1 is an answer.
     """
     assert main(arguments) == (2 if arguments[0] in ("explain", "ping") else 1)
     captured = capsys.readouterr()
@@ -117,14 +117,17 @@ def test_without_a_switch_every_command_says_so_in_one_line(
         (["ping", "3", "--count", "0"], "range"),
         (["cat", "-k", "3:80"], "-k is for -l with --exec"),
         (["cat", "3:80", "--exec", " "], "--exec needs a command"),
-        (["cat", "3:80", "--runtime-dir", "/x", "--transport", "kernel"], "leave it or"),
+        (
+            ["cat", "3:80", "--runtime-dir", "/x", "--transport", "kernel"],
+            "without --transport kernel",
+        ),
         (["qemu-args", "alpha", "--memory", "1"], "range"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
     arguments: list[str], reason: str, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Click's usage error, with what is wrong, and nothing done."""
+    """Click's usage error with the reason, and the command does nothing."""
     assert main(arguments) == 2
     assert reason in " ".join(capsys.readouterr().err.split())
 
@@ -133,7 +136,7 @@ def test_wrong_usage_is_exit_code_2(
 def test_bad_address_is_one_line(
     address: str, runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The address parser's reason reaches the user; it is the user's fault, so exit code 2."""
+    """The message has the address parser's reason; the exit code is 2, for wrong usage."""
     assert main(["cat", address]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("vsock: ")
@@ -144,7 +147,7 @@ def test_bad_address_is_one_line(
 def test_missing_config_file_is_named(
     runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The system's reason and the path, in one line."""
+    """One line with the system's reason and the path."""
     assert main(["switch", "--config", str(runtime_dir / "none.toml")]) == 1
     assert capsys.readouterr().err == f"vsock: {runtime_dir}/none.toml: No such file or directory\n"
 
@@ -168,7 +171,7 @@ def test_reader_of_our_output_that_leaves_is_no_traceback(runtime_dir: Path) -> 
 def test_faults_of_a_file_each_have_our_name(
     runtime_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """N19: so that a log says of every line whose it is."""
+    """N19: so that every line in a log has its program."""
     file = runtime_dir / "wrong.toml"
     file.write_text("[[guest]]\nname = 'host'\ncid = 0\n")
     assert main(["switch", "--config", str(file)]) == 2
@@ -185,7 +188,7 @@ def test_version_has_two_names(words: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
-    """N18: of the whole, of a command, of a group's command; the whole says where to go on."""
+    """N18: for `vsock`, for a command and for a group's command; that of `vsock` names the guide."""
     for words, option in (
         (["help"], ["--help"]),
         (["help", "ls"], ["ls", "--help"]),
@@ -202,7 +205,7 @@ def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_package_is_the_command() -> None:
-    """N18: `python -m vsock`, and as before `python -m vsock.cli`."""
+    """N18: `python -m vsock` and `python -m vsock.cli`."""
     for module in ("vsock", "vsock.cli"):
         done = subprocess.run(
             [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
@@ -211,7 +214,7 @@ def test_package_is_the_command() -> None:
 
 
 def test_command_starts_light() -> None:
-    """Nobody waits for sockets to be told the version."""
+    """`vsock --version` imports no socket module."""
     loaded = modules_after(
         "from vsock.cli.entry import main\nimport sys\nsys.argv[1:] = ['-V']\nmain()"
     )
@@ -219,7 +222,7 @@ def test_command_starts_light() -> None:
 
 
 def test_full_disk_is_one_line(switch: object) -> None:
-    """Also when what is printed is so little that it is written at the very end."""
+    """Also if the output is so short that it is written only at exit."""
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m vsock ls > /dev/full"],
         capture_output=True,

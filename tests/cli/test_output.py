@@ -1,4 +1,4 @@
-"""Numbers and tables as people see them."""
+"""Numbers and tables for people."""
 
 import contextlib
 import fcntl
@@ -25,7 +25,7 @@ from vsock.cli.output import bytes_text, print_table, seconds_text
     ],
 )
 def test_bytes_have_a_unit_that_fits(count: int, text: str) -> None:
-    """The largest unit takes what is left."""
+    """Larger numbers keep the largest unit."""
     assert bytes_text(count) == text
 
 
@@ -34,12 +34,12 @@ def test_bytes_have_a_unit_that_fits(count: int, text: str) -> None:
     [(0.04, "0.0s"), (9.96, "10.0s"), (59.9, "59s"), (185, "3m05s"), (7621, "2h07m")],
 )
 def test_seconds_are_as_exact_as_one_reads(seconds: float, text: str) -> None:
-    """Nobody reads the milliseconds of an hour."""
+    """Long durations are shown without fractions of a second."""
     assert seconds_text(seconds) == text
 
 
 def test_table_keeps_brackets_and_long_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name is not markup, and a program that reads the table gets all of it."""
+    """A name is not treated as markup, and in a pipe nothing is cut."""
     print_table("Things", ("name", ">count"), [("[red]x", "1"), ("y" * 90, "22")])
     shown = capsys.readouterr().out
     assert "[red]x" in shown
@@ -47,7 +47,7 @@ def test_table_keeps_brackets_and_long_cells(capsys: pytest.CaptureFixture[str])
 
 
 def test_empty_table_says_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """An empty frame would look like a fault."""
+    """An empty table would look like an error."""
     print_table("Flows", ("id",), [])
     assert capsys.readouterr().out == "Flows: none\n"
 
@@ -66,7 +66,7 @@ print_table(
 
 
 def on_terminal(width: int, **environment: str) -> list[str]:
-    """The lines of TABLE on a terminal so many columns wide."""
+    """The lines of TABLE on a terminal of this width."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
     with subprocess.Popen(
@@ -77,7 +77,7 @@ def on_terminal(width: int, **environment: str) -> list[str]:
     ) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # EIO is how a terminal without processes ends
+        with contextlib.suppress(OSError):  # read of a terminal without processes returns EIO
             while piece := os.read(ours, 65536):
                 shown += piece
         os.close(ours)
@@ -87,7 +87,7 @@ def on_terminal(width: int, **environment: str) -> list[str]:
 
 @pytest.mark.parametrize("width", [120, 80, 60, 40, 20])
 def test_row_of_a_table_is_one_line_on_every_terminal(width: int) -> None:
-    """N10: a line per row, none of them empty or longer than the terminal, and names stay whole words."""
+    """N10: one line per row, none empty or longer than the terminal's width, and names are not broken."""
     lines = on_terminal(width)
     assert len(lines) == 4
     assert all(0 < len(line) <= width for line in lines)
@@ -96,7 +96,7 @@ def test_row_of_a_table_is_one_line_on_every_terminal(width: int) -> None:
 
 
 def test_long_column_comes_last_and_is_cut() -> None:
-    """N10: at 80 columns everything but the path and the longest name is there."""
+    """N10: at 80 columns only the path and the longest name are cut."""
     _, headings, alpha, longest = on_terminal(80)
     assert headings.split() == ["name", "cid", "state", "sent", "socket"]
     assert alpha.split()[:-1] == ["alpha", "3", "running", "1.0", "KiB"]
@@ -106,5 +106,5 @@ def test_long_column_comes_last_and_is_cut() -> None:
 
 
 def test_cut_is_marked_in_letters_that_the_terminal_has() -> None:
-    """Not by a traceback, where there is no ellipsis."""
+    """An encoding without an ellipsis causes no traceback."""
     assert on_terminal(40, PYTHONIOENCODING="ascii")[2].endswith("~")

@@ -52,7 +52,7 @@ def test_json_has_every_figure(flags: list[str], direction: list[str]) -> None:
 
 
 def test_text_names_every_figure(flags: list[str]) -> None:
-    """What a person reads."""
+    """The output without --json."""
     done = perf("alpha", "-t", "0.2", *flags)
     assert done.returncode == 0, done.stderr
     for word in ("throughput", "CPU per GiB", "round trip", "connections"):
@@ -75,7 +75,7 @@ def test_no_server_is_said_in_one_line(guest: "Guest") -> None:
     ],
 )
 def test_server_whose_switch_ends_says_so(runtime_dir: Path, command: tuple[str, ...]) -> None:
-    """N5: a line, and exit code 1, of every command that listens."""
+    """N5: every command that listens prints a line and exits with 1."""
     with Switch({"alpha": 3}, runtime_dir=runtime_dir):
         server = subprocess.Popen(
             [sys.executable, "-m", "vsock", *command],
@@ -90,7 +90,7 @@ def test_server_whose_switch_ends_says_so(runtime_dir: Path, command: tuple[str,
 
 
 def test_plot_that_cannot_be_drawn_is_told_before_the_measurement(tmp_path: Path) -> None:
-    """N22: nobody is there to be measured, which comes second."""
+    """N22: this error comes before the error that no server answers."""
     (tmp_path / "matplotlib.py").write_text("raise ImportError('none here')")
     done = subprocess.run(
         [sys.executable, "-m", "vsock", "perf", "alpha", "--plot", "x.png"],

@@ -1,4 +1,4 @@
-"""`vsock run`: exit codes, what is said of programs that cannot be reached, what is handed on."""
+"""`vsock run`: exit codes, messages about programs that it cannot run, and the environment of the command."""
 
 import os
 import shutil
@@ -62,7 +62,7 @@ GLIBC = b"/lib64/ld-linux-x86-64.so.2\0"
 def test_reason_why_not_is_read_from_the_file(
     tmp_path: Path, content: bytes, reason: str | None
 ) -> None:
-    """What the kernel and the loader would do with it; cut files are no crash."""
+    """The reason that the kernel and the loader would have; truncated files cause no traceback."""
     file = tmp_path / "program"
     file.write_bytes(content)
     said = why_not(file, keeps_privileges=True)
@@ -70,17 +70,17 @@ def test_reason_why_not_is_read_from_the_file(
 
 
 def test_script_is_judged_by_its_interpreter(tmp_path: Path) -> None:
-    """Through as many scripts as the kernel follows."""
+    """As many levels of scripts as the kernel follows."""
     static, script = tmp_path / "static", tmp_path / "script"
     static.write_bytes(elf(loader=None))
     script.write_text(f"#! {static} -x\necho\n")
     assert "statically linked" in (why_not(script, keeps_privileges=True) or "")
-    script.write_text(f"#!{script}\n")  # itself, for ever
+    script.write_text(f"#!{script}\n")  # a script whose interpreter is the script itself
     assert why_not(script, keeps_privileges=True) is None
 
 
 def test_set_uid_program_is_refused_only_if_it_gets_its_privileges(tmp_path: Path) -> None:
-    """With the guard it stays an ordinary program, and the library works."""
+    """With the guard it runs without privileges, and the library works."""
     file = tmp_path / "program"
     file.write_bytes(elf(loader=GLIBC))
     file.chmod(0o4755)
@@ -97,18 +97,18 @@ def test_status_and_output_are_those_of_the_command() -> None:
 
 
 def test_without_a_switch_a_line_says_so(runtime_dir: Path) -> None:
-    """N14: starting is the one moment when the tool knows; the program runs, as a switch may come yet."""
+    """N14: the program runs anyway, as a switch may start later."""
     done = vsock_run("sh", "-c", "echo out; exit 7")
     assert (done.returncode, done.stdout) == (7, "out\n")
     assert done.stderr.startswith(f"vsock run: no switch answers in {runtime_dir}: until one does")
     assert done.stderr.count("\n") == 1
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(runtime_dir / "stream"))
-    assert vsock_run("true").stderr.count("\n") == 1  # what a killed switch leaves is no switch
+    assert vsock_run("true").stderr.count("\n") == 1  # a killed switch does not count
 
 
 def test_somebody_who_serves_is_not_disturbed_by_being_looked_for(runtime_dir: Path) -> None:
-    """N14: nothing is said, and nobody gets a connection that is no program's."""
+    """N14: nothing is printed, and the probe does not make a connection."""
     with socket.socket(socket.AF_UNIX) as serving:
         serving.bind(str(runtime_dir / "stream"))
         serving.listen()
@@ -119,13 +119,13 @@ def test_somebody_who_serves_is_not_disturbed_by_being_looked_for(runtime_dir: P
 
 
 def test_broken_pipe_ends_the_command_as_it_would_alone() -> None:
-    """Python ignores SIGPIPE; the command must not inherit that."""
+    """Python ignores SIGPIPE; the command must not inherit the ignored signal."""
     shown = vsock_run("sh", "-c", "grep SigIgn /proc/self/status").stdout
     assert int(shown.split()[1], 16) & 1 << (signal.SIGPIPE - 1) == 0
 
 
 def test_missing_program_is_127_and_unusable_one_126(tmp_path: Path) -> None:
-    """One line each, as shells do."""
+    """One line each, as in shells."""
     done = vsock_run("no-such-program")
     assert (done.returncode, done.stderr) == (
         127,
@@ -145,7 +145,7 @@ def test_missing_program_is_127_and_unusable_one_126(tmp_path: Path) -> None:
 def test_what_is_there_and_no_program_is_126(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory, and a file without the x bit: by its path, and by its name in PATH."""
+    """A directory, and a file without the x bit, given by path or by name in PATH."""
     (tmp_path / "notes").write_text("no program")
     for name, reason in ((tmp_path, "is a directory"), (tmp_path / "notes", "is not executable")):
         done = vsock_run(str(name))
@@ -165,13 +165,13 @@ def test_static_program_of_the_system_is_found_out() -> None:
 
 
 def test_no_command_is_used_wrongly(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2 and how to use it."""
+    """Exit code 2 and a usage message."""
     assert main(["run"]) == 2
     assert "COMMAND" in capsys.readouterr().err
 
 
 def test_environment_names_library_and_directory_and_keeps_other_libraries(tmp_path: Path) -> None:
-    """Ours comes first, once; the directory is absolute, as programs change theirs."""
+    """The library is first in LD_PRELOAD, once; the directory is absolute, as programs change theirs."""
     made = preload_environment(Path("here"), {"LD_PRELOAD": "other.so third.so", "HOME": "/"})
     assert made["LD_PRELOAD"] == f"{preload_path()}:other.so:third.so"
     assert made["VSOCK_RUNTIME_DIR"] == str(Path.cwd() / "here")
@@ -181,7 +181,7 @@ def test_environment_names_library_and_directory_and_keeps_other_libraries(tmp_p
 
 
 def test_library_needs_nothing_but_libc() -> None:
-    """It is loaded into programs of all kinds: each library more is one that may not be there."""
+    """It is loaded into any program, where another library might be missing."""
     if not shutil.which("readelf"):
         pytest.skip("readelf is not installed")
     shown = subprocess.run(

@@ -1,4 +1,4 @@
-"""`vsock ssh-proxy`: host names as systemd-ssh-proxy has them, and both ways to hand on the connection."""
+"""`vsock ssh-proxy`: host names as in systemd-ssh-proxy, and both ways to pass the connection on."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "vsock.cli", "ssh-proxy"]
 
 @pytest.fixture
 def sshd(guest: Guest) -> Iterator[int]:
-    """A port of the guest `alpha` (3) that says who it is and then reverses what it gets."""
+    """A server in the guest `alpha` (3) that sends its name and then the received data in reverse."""
 
     def serve() -> None:
         connection, _ = listener.accept()
@@ -36,7 +36,7 @@ def sshd(guest: Guest) -> Iterator[int]:
 
 
 def copied(host: str, port: int) -> str:
-    """What comes out of the command when it copies."""
+    """The output of the command when it copies."""
     done = subprocess.run(
         [*COMMAND, host, str(port)],
         input="drawer",
@@ -50,13 +50,13 @@ def copied(host: str, port: int) -> str:
 
 @pytest.mark.parametrize("host", ["vsock/3", "vsock%3", "vsock,3", "vsock/alpha", "alpha"])
 def test_guest_is_reached_by_cid_and_by_name(sshd: int, host: str) -> None:
-    """All spellings; the half-close of standard input is handed on."""
+    """All spellings of the host; the end of standard input is passed on as a half-close."""
     assert copied(host, sshd) == "SSH-2.0-test\nreward"
 
 
 @pytest.mark.parametrize("spelled", ["vsock-mux{}", "vsock-mux%{}", "vsock-mux/{}"])
 def test_multiplexer_socket_is_asked_for_the_port(tmp_path: Path, spelled: str) -> None:
-    """CONNECT and OK, as Firecracker and Cloud Hypervisor speak it."""
+    """With CONNECT and OK, as in Firecracker and Cloud Hypervisor."""
     path = tmp_path / "mux"
     asked: list[bytes] = []
 
@@ -66,7 +66,7 @@ def test_multiplexer_socket_is_asked_for_the_port(tmp_path: Path, spelled: str) 
             asked.append(connection.recv(100))
             connection.sendall(b"OK 1024\nhello")
             while connection.recv(100):
-                pass  # a Unix socket closed with unread data resets
+                pass  # closing a Unix socket with unread data resets the connection
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -79,7 +79,7 @@ def test_multiplexer_socket_is_asked_for_the_port(tmp_path: Path, spelled: str) 
 
 
 def test_unix_socket_is_a_target_too(tmp_path: Path) -> None:
-    """As in systemd's: for machines whose sshd listens on one."""
+    """As in systemd-ssh-proxy: for machines whose sshd listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "sshd"))
         listener.listen()
@@ -144,7 +144,7 @@ def listen(guest: Guest) -> Iterator[Callable[[], socket.socket]]:
 def test_what_cannot_be_reached_is_one_line(
     switch: Switch, guest: Guest, arguments: list[str], said: str
 ) -> None:
-    """ssh shows what its ProxyCommand says."""
+    """ssh shows the messages of its ProxyCommand."""
     done = subprocess.run(
         [*COMMAND, *arguments],
         stdin=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ DEADLINE = 30
 
 
 def test_every_key_goes_to_the_other_end_and_the_terminal_is_restored(runtime_dir: Path) -> None:
-    """Ctrl-C and Ctrl-D are the shell's there; Ctrl-] ends the session."""
+    """Ctrl-C and Ctrl-D go to the shell at the other end; Ctrl-] ends the command."""
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -49,6 +49,6 @@ def test_every_key_goes_to_the_other_end_and_the_terminal_is_restored(runtime_di
 
 @pytest.mark.usefixtures("runtime_dir")
 def test_without_a_terminal_it_is_used_wrongly(capsys: pytest.CaptureFixture[str]) -> None:
-    """There would be nothing to make raw."""
+    """Raw mode needs a terminal."""
     assert main(["cat", "-t", "alpha:5"]) == 2
-    assert "--tty is for a terminal" in capsys.readouterr().err
+    assert "--tty needs a terminal" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""N12, N13, N16, N19, F9: some 500 wrong calls, each of which is told in one line, truly, with its exit code.
+"""N12, N13, N16, N19, F9: about 500 wrong calls; each prints one line with the true reason, and has its exit code.
 
-The calls are made of tables: who is called for, with which wrong word. A row that a command is missing
-in shows as a wrong reason.
+The calls come from tables of commands and of wrong words. If a command is missing in a table, its reason
+is wrong.
 """
 
 import os
@@ -17,10 +17,10 @@ from vsock.guest import Guest
 from vsock.switch import Switch
 
 Call = tuple[tuple[str, ...], int, str]
-"""Arguments, exit code, and what the line must say."""
+"""Arguments, exit code, and words that the line must contain."""
 
 BYTE = "\udcff"
-"""How Python shows an argument that is the byte 0xff."""
+"""Python's text for an argument that is the byte 0xff."""
 
 LONG = "9" * 5000
 GUESTS = "(guests: alpha, beta, gamma)"
@@ -43,7 +43,7 @@ COMPLETE = {
     ("uml-args",): ("alpha",),
     ("demo",): (),
 }
-"""Each command with what it needs; those that run another program take any word for theirs."""
+"""Each command with its required arguments; `run` and `guest run` accept any word as COMMAND."""
 
 NUMBERS = (
     ("ping", "alpha", "-c"),
@@ -60,7 +60,7 @@ NUMBERS = (
     ("uml-args", "alpha", "--memory"),
     ("guest", "set", "alpha", "--cid"),
 )
-"""Options that take a number."""
+"""Options with a number."""
 
 NO_NUMBERS = ("", "x", "nan", "inf", "-inf", "1e300", "-1", LONG, f"1{BYTE}")
 
@@ -69,7 +69,7 @@ ADDRESSES = (
     *("3:4294967296", "4294967296:3", f"3:{LONG}", f"{LONG}:3", f"{BYTE}:3", f"3:{BYTE}", "é:1"),
     *("hvsock://x:3", "hvsock:///x", "kernel:alpha:3", "kernel:3", "x" * 64 + ":3", "a\nb:3"),
 )
-"""What no address looks like."""
+"""Texts that are no addresses."""
 
 ONLY_TO_LISTEN = {
     "any:5000": "`any` is only for listening",
@@ -83,7 +83,7 @@ NO_GUESTS = (
     *("", "a/b", "..", ".", "%2e", "a b", "alpha\n", "?x", "#", "nobody", "Alpha", "x" * 64),
     *("x" * 3000, BYTE, "é", "9", "4294967296", "0x3", "3.0", LONG[:30]),
 )
-"""What no guest of the switch is called."""
+"""Texts that are no names of guests of the switch."""
 
 OF_A_GUEST = (
     ("guest", "remove"),
@@ -94,7 +94,7 @@ OF_A_GUEST = (
 
 
 def usage() -> Iterator[Call]:
-    """Options that are not there, words that are missing or too many, groups without a command."""
+    """Unknown options, missing or extra words, groups without a command."""
     for command, needs in COMPLETE.items():
         if command not in {("guest", "run"), ("run",)}:
             yield (*command, *needs, "--nonsense"), 2, f"see `vsock {' '.join(command)} --help`"
@@ -117,7 +117,7 @@ def usage() -> Iterator[Call]:
 
 
 def numbers() -> Iterator[Call]:
-    """Numbers that are none, or that nobody can wait for."""
+    """Invalid numbers, and too long times."""
     for option in NUMBERS:
         for text in NO_NUMBERS:
             if not (option[-1] == "-i" and text == "0"):
@@ -147,7 +147,7 @@ def addresses() -> Iterator[Call]:
 
 
 def guests() -> Iterator[Call]:
-    """Guests that are not there: who is there is said everywhere in the same words."""
+    """Guests that do not exist: every message lists the existing ones in the same words."""
     for name in NO_GUESTS:
         for command in OF_A_GUEST:
             yield (*command, "--", name), 1, f"no guest {name!r} {GUESTS}"
@@ -181,22 +181,22 @@ def additions(long_path: str) -> Iterator[Call]:
 
 
 def others(file: str) -> Iterator[Call]:
-    """What the world does not have."""
+    """Missing files, programs, sockets and switches."""
     yield ("cat", "alpha:5"), 1, "nobody accepts connections there"
-    yield ("cat", "beta:5", "--timeout", "0.1"), 1, "does it run?"
+    yield ("cat", "beta:5", "--timeout", "0.1"), 1, "is it running?"
     yield ("ping", "alpha:5", "--echo", "-c", "1"), 2, "nobody accepts connections there"
     yield ("ping", "alpha", "--echo"), 2, "--echo needs NAME:PORT"
     yield ("perf", "alpha", "-t", "0.1"), 1, "start `vsock perf --server` at the other end"
     yield ("perf", "alpha", "--seqpacket", "-t", "0.1"), 1, "`vsock perf --server --seqpacket`"
-    yield ("perf", "alpha", "--server"), 2, "either --server, or"
+    yield ("perf", "alpha", "--server"), 2, "either --server or"
     yield ("cat", "unix:/nonexistent/x"), 1, "/nonexistent/x: No such file"
     yield ("cat", "-l", "unix:/nonexistent/x"), 1, "/nonexistent/x: No such file"
     yield ("cat", "-l", "unix:/" + "x" * 200), 2, "too long"
     yield ("cat", "unix:/" + "x" * 200), 2, "too long"
     yield ("cat", "hvsock:///nonexistent/x:5"), 1, "/nonexistent/x: No such file"
     yield ("cat", "-l", "hvsock:///nonexistent/x:5"), 1, "No such file"
-    yield ("cat", "-l", "9:5"), 1, "that CID is not this machine's"
-    yield ("cat", "-l", "alpha:5"), 1, "that CID is not this machine's"
+    yield ("cat", "-l", "9:5"), 1, "the CID is not this machine's"
+    yield ("cat", "-l", "alpha:5"), 1, "the CID is not this machine's"
     yield ("cat", "-k", "alpha:5"), 2, "-k is for -l with --exec"
     yield ("cat", "-l", "-k", "5"), 2, "-k is for -l with --exec"
     for command in (" ", "", 'echo "x', "echo 'x", "x\\"):
@@ -204,7 +204,11 @@ def others(file: str) -> Iterator[Call]:
     for command in ("no-such-program", "/", file):
         yield ("cat", "-l", "5000", "--exec", command), 1, f"cannot run {command!r}"
     yield ("cat", "alpha:5", "--transport", "kern"), 2, "--transport"
-    yield ("cat", "alpha:5", "--transport", "kernel", "--runtime-dir", "/x"), 2, "leave it or"
+    yield (
+        ("cat", "alpha:5", "--transport", "kernel", "--runtime-dir", "/x"),
+        2,
+        "without --transport kernel",
+    )
     yield ("switch", "--config", "/nonexistent"), 1, "/nonexistent: No such file"
     yield ("switch", "--config", "/"), 2, "--config"
     yield ("switch", "--log-level", "loud"), 2, "--log-level"
@@ -215,13 +219,13 @@ def others(file: str) -> Iterator[Call]:
 
 
 def calls() -> list[Call]:
-    """All of them; what is in angle brackets is filled in when the test runs."""
+    """All calls; the test replaces words in angle brackets."""
     made = [*usage(), *numbers(), *addresses(), *guests()]
     return [*made, *additions("/tmp/<long>"), *others("<file>")]
 
 
 def test_there_are_as_many_calls_as_promised() -> None:
-    """None is said twice, and no table is empty by mistake."""
+    """No call occurs twice, and no table is empty by mistake."""
     every = calls()
     assert len({call[0] for call in every}) == len(every) > 300
 
@@ -229,7 +233,7 @@ def test_there_are_as_many_calls_as_promised() -> None:
 def test_wrong_call_is_one_true_line(
     switch: Switch, guest: Guest, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Standard output stays empty, and the switch goes on as if nothing had been."""
+    """Standard output stays empty, and the switch goes on."""
     file = tmp_path / "plain"
     file.touch()
     failed = []
@@ -284,13 +288,13 @@ def test_wrong_runtime_directory_is_one_true_line(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the variable and by the option, whichever way a command finds its switch."""
+    """Given by the variable and by the option, for every command that uses a switch."""
     expected = 2 if words[0] in ("explain", "ping") else status
     monkeypatch.setenv("VSOCK_RUNTIME_DIR", directory)
     assert main(words) == expected
     by_variable = capfd.readouterr()
     monkeypatch.delenv("VSOCK_RUNTIME_DIR")
-    # Words after a command to be run are that command's.
+    # Words after COMMAND are its arguments.
     at = 2 if words[0] == "guest" else 1
     assert main((*words[:at], "--runtime-dir", directory, *words[at:])) == expected
     by_option = capfd.readouterr()
@@ -304,7 +308,7 @@ def test_wrong_runtime_directory_is_one_true_line(
 def test_wrong_transport_variable_is_as_the_wrong_option(
     runtime_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """N16: both are used wrongly."""
+    """N16: both are wrong usage."""
     monkeypatch.setenv("VSOCK_TRANSPORT", "kernl")
     for command in ("cat", "ping", "perf"):
         assert main([command, "alpha:5"]) == 2
@@ -320,7 +324,7 @@ def test_wrong_transport_variable_is_as_the_wrong_option(
 def test_closed_standard_streams_are_no_traceback(
     switch: Switch, guest: Guest, closed: str, command: str
 ) -> None:
-    """As a daemon may start a command. None of our sockets takes the place of what is closed."""
+    """As a daemon may start a command. No socket gets the number of a closed stream."""
     done = subprocess.run(
         ["sh", "-c", f"exec {sys.executable} -m vsock {command} {closed}"],
         capture_output=True,
@@ -338,7 +342,7 @@ def test_closed_standard_streams_are_no_traceback(
 def test_interrupt_while_modules_are_imported_is_no_traceback(
     arguments: str, tmp_path: Path
 ) -> None:
-    """N13: importing takes longer than pressing Ctrl-C. Here it comes in the middle of it, surely."""
+    """N13: Ctrl-C during the imports; the test makes sure that it comes in the middle of them."""
     (tmp_path / "click.py").write_text(
         "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n"
     )

@@ -3,8 +3,8 @@
     python -m tests.conformance [--runs N] [--match TEXT] [--case TEXT]
 
 `make conformance` does this with everything it needs. The last line is `N passed, N failed, N skipped`,
-counted per case, match and run; the status is 0 if none failed. What is skipped, and why, is written in
-docs/reference/conformance.md.
+counted per case, match and run; the status is 0 if none failed. docs/reference/conformance.md lists the
+skipped cases with the reasons.
 """
 
 import argparse
@@ -36,7 +36,7 @@ GUESTS = (
 """Image and name of each guest that is booted."""
 
 FIRST = "linux-new-a"
-"""Who plays against all others."""
+"""The side that plays against all others."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,14 +56,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def loopback_matches(guests: Iterable[GuestSide]) -> Iterator[Match]:
-    """Each guest with itself: nothing of ours is in between."""
+    """Each guest with itself, without a switch."""
     for side in guests:
         local = GuestSide(side.guest, side.kind, CID_LOCAL)
         yield Match(client=local, server=local)
 
 
 def matches(sides: Iterable[Side]) -> Iterator[Match]:
-    """One side against each of the others, both ways."""
+    """One side against each of the others, in both roles."""
     named = {side.name: side for side in sides}
     first = named.pop(FIRST)
     for other in named.values():
@@ -72,7 +72,7 @@ def matches(sides: Iterable[Side]) -> Iterator[Match]:
 
 
 def kind_of(release: str) -> str:
-    """The kernel as skips name it: "6.12" of "6.12.117+deb12-cloud-amd64"."""
+    """The kernel's name in the skip list: "6.12" for "6.12.117+deb12-cloud-amd64"."""
     return ".".join(release.split(".")[:2])
 
 
@@ -100,7 +100,7 @@ async def boot(switch: Switch, stack: contextlib.AsyncExitStack) -> dict[str, Gu
 async def play(
     match: Match, cases: Mapping[int, str], left_out: Collection[int]
 ) -> Counter[Outcome]:
-    """Play one match, say how it went, and count."""
+    """Play one match, print the result, and count."""
     begun = time.monotonic()
     verdicts: dict[int, Verdict] = await match.play(cases, left_out)
     count = Counter(verdict.outcome for verdict in verdicts.values())
@@ -113,7 +113,7 @@ async def play(
 
 
 async def run(options: argparse.Namespace) -> Counter[Outcome]:
-    """Boot the guests, then play all matches so often as was asked for."""
+    """Boot the guests, then play all matches as often as requested."""
     total: Counter[Outcome] = Counter()
     async with contextlib.AsyncExitStack() as stack:
         runtime_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="vsock-conformance-"))

@@ -1,12 +1,11 @@
 """One end of the kernel's vsock_test, with its control connection carried over this program's own pipes.
 
-The two ends of vsock_test take turns by lines over TCP, but our guests have no network, and should need
-none: what is tested must not depend on it. So `carry` stands beside the test, connects to it on 127.0.0.1
-and passes the lines on: what the test says goes to our standard output, what comes on standard input is
-said to the test. Whoever has both ends' pipes joins them. What the test prints for people goes to our
-standard error.
+The two ends of vsock_test synchronize by lines over TCP. The guests have no network, and the test must
+not depend on one. So `carry` runs beside the test and connects to it on 127.0.0.1. It copies the test's
+lines to standard output, and its own standard input to the test. `Match` joins the pipes of both ends.
+The messages of the test go to standard error.
 
-`carry` travels into guests as source text (see `vsock.testing.remote`), so it imports inside.
+`carry` is sent to guests as source text (see `vsock.testing.remote`), so its imports are inside it.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ def carry(argv: list[str], port: int, seconds: float, fenced: list[str]) -> int:
     Args:
         argv: the program and its arguments but for those of the control connection.
         port: TCP port on 127.0.0.1 for the control connection.
-        seconds: the test is killed when it takes longer.
-        fenced: lines that must not overtake what was done with vsock sockets before them. Such a line
-            is passed on only after a connection from here to the host was refused: packets keep their
-            order on the way, so what was sent before them has been dealt with by then.
+        seconds: the test is killed if it takes longer.
+        fenced: lines that must not overtake vsock calls made before them. Such a line is passed on only
+            after the host has refused a connection from here: packets keep their order, so the packets
+            sent before have been processed by then.
     """
     import contextlib
     import errno
@@ -34,7 +33,7 @@ def carry(argv: list[str], port: int, seconds: float, fenced: list[str]) -> int:
     import sys
     import threading
 
-    last_words_seconds = 15.0  # from the other end's end to ours; no call of the test waits longer
+    last_words_seconds = 15.0  # between both ends; no call of the test waits longer
 
     def start() -> tuple[Any, socket.socket]:
         command = [*argv, "--control-host=127.0.0.1", f"--control-port={port}"]
@@ -75,7 +74,7 @@ def carry(argv: list[str], port: int, seconds: float, fenced: list[str]) -> int:
                 os.write(sink, line)
 
     def carry_inbound() -> None:
-        # Unbuffered: this thread may still wait here when the program ends.
+        # Unbuffered: this thread may still be blocked here when the program ends.
         carry_lines(open(0, "rb", buffering=0, closefd=False), control.fileno())  # noqa: SIM115
         kill_after(last_words_seconds)
         with contextlib.suppress(OSError):

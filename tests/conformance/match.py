@@ -1,7 +1,7 @@
 """One match: vsock_test between two sides, one the client and one the server, all cases.
 
-The program ends at the first case that fails. The match is then resumed behind that case, so that each
-case gets a verdict of its own.
+The program ends at the first case that fails. The match then continues after that case, so that each
+case has a result of its own.
 """
 
 import asyncio
@@ -15,30 +15,30 @@ from vsock.testing import CommandFailed, GuestError
 from vsock.testing.remote import RESULT_MARK
 
 PROGRAM_SECONDS = 90.0
-"""For all cases of one run of the program, which take some ten seconds."""
+"""Timeout of one run of the program; all cases take about ten seconds."""
 
 LINE_SECONDS = PROGRAM_SECONDS + 30
-"""The longest silence on the control connection: at its end both programs have been killed."""
+"""Longest silence on the control connection, after which both programs have been killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Who plays whom."""
+    """Two sides, as client and server."""
 
     client: Side
     server: Side
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its name for people."""
         return f"client {self.client.name}, server {self.server.name}"
 
     async def play(self, cases: Mapping[int, str], skipped: Collection[int]) -> dict[int, Verdict]:
-        """Run all `cases` but the skipped ones; returns a verdict on each."""
+        """Run all `cases` except the skipped ones; returns a verdict on each."""
         verdicts: dict[int, Verdict] = {}
         while open_cases := [case for case in cases if case not in verdicts]:
             outputs = await self._run_program({*skipped, *verdicts})
-            # One case at least gets a verdict each time, or this would not end.
+            # At least one case gets a verdict each time, otherwise this loop would not end.
             not_begun = Verdict(Outcome.FAILED, f"did not begin: {'; '.join(outputs)}")
             verdicts = {open_cases[0]: not_begun, **judge(*outputs), **verdicts}
         return verdicts
@@ -62,7 +62,7 @@ async def _carry_lines(source: Running, sink: Running) -> None:
         while not (line := await source.read_line(LINE_SECONDS)).startswith(RESULT_MARK):
             await sink.write(line.encode() + b"\n")
     except CommandFailed:
-        pass  # it ended without a result; what it said tells why
+        pass  # it ended without a result; its output has the reason
     await sink.write(b"", eof=True)
 
 

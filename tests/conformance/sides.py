@@ -1,8 +1,8 @@
-"""Where one end of a test runs: in a Linux guest, or on the host under `vsock run`.
+"""The sides of a match: a Linux guest, or the host under `vsock run`.
 
-Each side starts `carry` with the test program and gives back something with pipes. A guest uses its own
-kernel's AF_VSOCK. On the host the kernel's AF_VSOCK must not be touched, so there the test runs only under
-`vsock run`, which answers every AF_VSOCK call itself and lets none through.
+Each side starts `carry` with the test program and returns an object with its pipes. A guest uses its own
+kernel's AF_VSOCK. On the host the kernel's AF_VSOCK must not be used, so the test runs there only under
+`vsock run`, which handles every AF_VSOCK call itself.
 """
 
 # ruff: noqa: ASYNC109 - each wait says in its signature how long it takes at most, as those of
@@ -27,7 +27,7 @@ from vsock.testing.aio import LinuxGuest
 from vsock.testing.remote import program
 
 CONTROL_PORTS = {"--mode=server": 4321, "--mode=client": 4322}
-"""On 127.0.0.1 of a guest, each of which has its own; two, as both ends may be in one guest."""
+"""TCP ports on 127.0.0.1 of a guest; two, because both ends may be in the same guest."""
 
 FENCED = ["SHUTRDDONE"]
 """See docs/reference/conformance.md, "SHUT_RD"."""
@@ -39,32 +39,32 @@ class Running(Protocol):
     """A started end, with its control connection on its pipes."""
 
     async def read_line(self, timeout: float = 30) -> str:
-        """The next line for the other end; CommandFailed when there will be none."""
+        """The next line for the other end; CommandFailed if the test has ended."""
 
     async def write(self, data: bytes, *, eof: bool = False) -> None:
-        """Lines from the other end; `eof` when there will be no more."""
+        """Write lines of the other end; `eof` after the last one."""
 
     async def wait(self, timeout: float = 30) -> Result:
-        """Wait for its end; what the test printed is in `stderr`."""
+        """Wait until the test ends; `stderr` of the result has its messages."""
 
 
 class Side(Protocol):
-    """Somewhere to run one end."""
+    """A place where one end runs."""
 
     @property
     def kind(self) -> str:
-        """What it is, as in the skip list: a guest kernel, or "host"."""
+        """Its name in the skip list: a guest kernel, or "host"."""
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its name for people."""
 
     @property
     def cid(self) -> int:
         """Its CID."""
 
     async def start(self, arguments: Sequence[str], seconds: float) -> Running:
-        """Start the test there; it is killed when it runs longer than `seconds`.
+        """Start the test; it is killed if it runs longer than `seconds`.
 
         The mode must be the first of the arguments.
         """
@@ -73,7 +73,7 @@ class Side(Protocol):
 class GuestSide:
     """A booted Linux guest; `install` must have put the test program there.
 
-    Both ends of a match may be in one guest, with CID 1: then it is the guest's kernel alone that is tested.
+    Both ends of a match may be in one guest, with CID 1: then only the guest's kernel is tested.
     """
 
     def __init__(self, guest: LinuxGuest, kind: str, cid: int) -> None:
@@ -111,21 +111,21 @@ class ProcessSide:
     async def start(self, arguments: Sequence[str], seconds: float) -> Running:
         """Start the test."""
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]  # free now, and not given to others for a while
+            port = probe.getsockname()[1]  # not assigned again for a while
         # No fence: that would take an AF_VSOCK socket of this machine's kernel.
         source = program(carry, [*self._argv, *arguments], port, seconds, [])
         return await HostProcess.start(source, self._environment)
 
 
 def host_side(dynamic_program: Path, runtime_dir: str) -> ProcessSide:
-    """The host of the switch in `runtime_dir`. The test sees nothing but what `vsock run` shows it."""
+    """The host of the switch in `runtime_dir`. The test uses only sockets of `vsock run`."""
     argv = [sys.executable, "-m", "vsock.cli", "run", "--guard", "--", str(dynamic_program)]
     environment = {**os.environ, "VSOCK_RUNTIME_DIR": runtime_dir}
     return ProcessSide("host", CID_HOST, argv, environment)
 
 
 class HostProcess:
-    """Python code that runs as a process, with the calls of a `GuestProcess`."""
+    """Python code that runs as a process, with the interface of a `GuestProcess`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process

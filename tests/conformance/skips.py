@@ -1,6 +1,6 @@
-"""Which cases a side is not asked to play, and why. docs/reference/conformance.md says the same to people.
+"""The cases that a side does not run, and the reasons. docs/reference/conformance.md has the same table for people.
 
-A case is named by its text, as numbers shift between versions of the kernel.
+A case is identified by its text, because numbers change between versions of the kernel.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Literal
 from tests.conformance.match import Match
 
 OLD_KERNEL = frozenset({"6.1"})
-"""Sides whose kernel fails these cases on its own loopback too (`--loopback --all` shows it)."""
+"""Sides whose kernel also fails these cases on its own loopback (see `--loopback --all`)."""
 
 LINGERING = frozenset({"6.12"})
 """The same, for one case."""
@@ -18,7 +18,7 @@ LINGERING = frozenset({"6.12"})
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A case that a kind of side cannot play in one of the roles."""
+    """A case that a kind of side cannot run in one of the roles."""
 
     kinds: frozenset[str]
     role: Literal["client", "server"]
@@ -27,7 +27,7 @@ class Skip:
 
 
 HOST = frozenset({"host"})
-"""The host of a switch, where a socket is a Unix socket to the kernel."""
+"""The host of a switch, where the kernel sees a Unix socket."""
 
 _NO_ERRORS = "Linux 6.1 returns ENOMEM for every error of send and recv"
 _NO_SIGNAL = "Linux 6.1 sends no SIGPIPE for AF_VSOCK"

@@ -1,4 +1,4 @@
-"""A match between two processes that speak as vsock_test does, but need no sockets of that kind."""
+"""A match between two processes with the output of vsock_test, which need no AF_VSOCK."""
 
 import sys
 
@@ -41,14 +41,14 @@ print("ok")
 
 
 def match_that_fails(fails: str) -> Match:
-    """Ends whose cases fail as named: "1:client,3:server"."""
+    """Two ends; `failures` names the cases that fail, as "1:client,3:server"."""
     argv = [sys.executable, "-c", SUITE, fails]
     return Match(ProcessSide("one", 3, argv, {}), ProcessSide("other", 4, argv, {}))
 
 
 @pytest.mark.parametrize("fails", ["", "0:client", "1:server,2:client", "3:server"])
 async def test_match_gives_each_case_its_verdict(fails: str):
-    """A failure ends the program; the cases behind it are played all the same."""
+    """A failure ends the program; the cases after it run all the same."""
     verdicts = await match_that_fails(fails).play(CASES, [])
     failed = {int(pair[0]) for pair in fails.split(",") if pair}
     assert {case for case in CASES if verdicts[case].outcome is Outcome.FAILED} == failed

@@ -1,4 +1,4 @@
-"""The skip list: what is left out, and that people are told."""
+"""The skip list, and that the documentation has it."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CASES = {0: "SOCK_STREAM SHUT_WR", 1: "SOCK_SEQPACKET MSG_PEEK", 2: "SOCK_STREAM
 
 
 def side(kind: str) -> ProcessSide:
-    """A side that is only asked what it is."""
+    """A side that runs nothing."""
     return ProcessSide(kind, 3, [], {})
 
 
@@ -28,7 +28,7 @@ def side(kind: str) -> ProcessSide:
     ],
 )
 def test_skips_depend_on_side_and_role(client: str, server: str, expected: set[int]):
-    """A case that one role cannot play is played in the other."""
+    """A case that a side skips in one role runs in the other."""
     assert skipped(Match(side(client), side(server)), CASES) == expected
 
 

@@ -1,4 +1,4 @@
-"""What the two ends of vsock_test print, read as verdicts."""
+"""Verdicts from the output of the two ends of vsock_test."""
 
 from tests.conformance.verdicts import Outcome, Verdict, judge, listed_cases
 
@@ -14,7 +14,7 @@ All tests have been executed. Waiting other peer...ok
 
 
 def test_listing_gives_numbers_and_names():
-    """The heading and odd names are no obstacle."""
+    """The heading and unusual names are read correctly."""
     listing = "ID\tTest name\n0\tSOCK_STREAM bind only\n10\tSOCK_STREAM poll() + SO_RCVLOWAT\n"
     assert listed_cases(listing) == {
         0: "SOCK_STREAM bind only",
@@ -34,7 +34,7 @@ def test_output_of_both_ends_gives_a_verdict_on_each_case():
 
 
 def test_failure_of_one_end_is_the_verdict_on_the_case():
-    """Both ends are quoted; the end that passed may have begun the next case already."""
+    """The output of both ends is quoted; the end that passed may have begun the next case already."""
     client = "0 - one...ok\n1 - two...ok\n2 - three...unexpected EOF on control socket\n"
     server = "0 - one...ok\n1 - two...bogus recv(2)\nreturn value\n"
     assert judge(client, server) == {
@@ -44,10 +44,10 @@ def test_failure_of_one_end_is_the_verdict_on_the_case():
 
 
 def test_end_that_was_killed_fails_its_case():
-    """It says nothing."""
+    """A killed program prints no result."""
     assert judge("0 - one...", "0 - one...ok\n")[0].outcome is Outcome.FAILED
 
 
 def test_no_output_is_no_verdict():
-    """Whoever asked must see that."""
+    """The result is empty, which the caller must treat as a failure."""
     assert judge("exec failed\n", "") == {}

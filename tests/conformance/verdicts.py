@@ -1,7 +1,7 @@
-"""What vsock_test has printed, as one verdict per case. Pure.
+"""Turns the output of vsock_test into one verdict per case. Pure.
 
-A case looks like `17 - SOCK_STREAM SHUT_RD...ok`; a failing one has its complaint where `ok` would be, and
-is the last: the program ends there.
+A case looks like `17 - SOCK_STREAM SHUT_RD...ok`; a failing one has an error message instead of `ok`,
+and is the last: the program ends there.
 """
 
 import enum
@@ -24,7 +24,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How one case ended, and what the ends said if it failed."""
+    """How one case ended, and the output of the ends if it failed."""
 
     outcome: Outcome
     said: str = ""

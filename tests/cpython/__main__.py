@@ -1,9 +1,9 @@
-"""`make cpython-tests`: CPython's own tests of stream sockets, played with sockets of ours.
+"""`make cpython-tests`: runs CPython's own tests of stream sockets with `vsock.socket` and under `vsock run`.
 
-`test.test_socket` is a part of the interpreter (Debian: libpython3.x-testsuite) and not of this repository. Its classes ask for
-Internet addresses; here their module gets a `socket` of its own, in which the Internet is the switch: AF_INET makes a
-`vsock.socket`, or with ``--column run`` Python's AF_VSOCK under `vsock run`, and the host is CID 1. A test that fails must be in
-`expected.py`, with the reason; one that is there and passes is an error too.
+`test.test_socket` is a part of the interpreter (Debian: libpython3.x-testsuite) and not of this repository. Its classes use
+Internet addresses. Here their module gets a replacement of `socket`, in which AF_INET makes a `vsock.socket`, or with
+``--column run`` Python's AF_VSOCK socket under `vsock run`, and the host is CID 1. A test that fails must be in `expected.py`
+with the reason; a test in that list that passes is an error too.
 """
 
 import argparse
@@ -39,19 +39,19 @@ _ports = itertools.count(20_000)
 
 
 class _SocketClass(type):
-    """What stands for the class `socket.socket`: the tests call it, and ask whether something is an instance."""
+    """Replacement of the class `socket.socket`: the tests call it, and use it with isinstance."""
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
         """Make a socket."""
         return cls.make(*arguments, **named)  # type: ignore[attr-defined]
 
     def __instancecheck__(cls, instance: object) -> bool:
-        """Any socket is one."""
+        """Any socket is an instance."""
         return isinstance(instance, socket.socket)
 
 
 class SocketModule(ModuleType):
-    """Python's `socket` with another Internet."""
+    """Python's `socket` module with the switch in place of the Internet."""
 
     def __init__(self, column: str) -> None:
         super().__init__("socket")
@@ -68,7 +68,7 @@ class SocketModule(ModuleType):
         proto: int = 0,
         fileno: int | None = None,
     ) -> Any:
-        """A socket of ours in place of one of TCP."""
+        """A socket of the switch in place of a TCP socket."""
         if family != socket.AF_INET or type & 0xF != socket.SOCK_STREAM or fileno is not None:
             return socket.socket(family, type, proto, fileno)
         if self._column == "run":
@@ -80,7 +80,7 @@ class SocketModule(ModuleType):
     def create_connection(
         self, address: Any, timeout: Any = "default", source_address: Any = None, **_: Any
     ) -> Any:
-        """As Python's: a connected socket with this timeout."""
+        """As in Python: a connected socket with this timeout."""
         sock = self._make()
         try:
             if timeout is None or isinstance(timeout, int | float):
@@ -99,28 +99,28 @@ def _as_vsock(address: Any) -> tuple[int, int]:
 
 
 def bind_port(sock: Any, **_: Any) -> int:
-    """Bind to a free port: what `test.support.socket_helper.bind_port` does."""
+    """Bind to a free port, as `test.support.socket_helper.bind_port` does."""
     sock.bind((_LOCAL, _ANY))
     port: int = sock.getsockname()[1]
     return port
 
 
 def find_unused_port(*_: Any, **__: Any) -> int:
-    """A port that is free: those of sockets of ours have nothing to do with TCP's."""
+    """A free port of the switch, independent of TCP ports."""
     return next(_ports)
 
 
 class TookTooLong(Exception):  # noqa: N818 - says what happened
-    """Of a test, whose other half has probably failed."""
+    """A test took too long, probably because its other thread failed."""
 
 
 def end_test(*_: object) -> None:
-    """Take the signal of the alarm clock."""
+    """Handle SIGALRM."""
     raise TookTooLong
 
 
 def load(column: str) -> unittest.TestSuite:
-    """CPython's classes, as they are to be played."""
+    """CPython's test classes, with the replaced `socket` module."""
     try:
         test_socket = importlib.import_module("test.test_socket")
     except ImportError as error:
@@ -138,7 +138,7 @@ def load(column: str) -> unittest.TestSuite:
 
 
 class Result(unittest.TestResult):
-    """What each test said, by its name."""
+    """The result of each test, by its name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,26 +147,26 @@ class Result(unittest.TestResult):
     def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802 - unittest's name
         """Begin a test."""
         super().startTest(test)
-        print(_name(test), file=sys.stderr, flush=True)  # the last one is where it hangs
+        print(_name(test), file=sys.stderr, flush=True)  # if it hangs, the last line
         signal.alarm(TEST_SECONDS)
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802 - unittest's name
-        """End it; what did not say otherwise has passed."""
+        """End a test; without another result it has passed."""
         signal.alarm(0)
         self.said.setdefault(_name(test), "passed")
         super().stopTest(test)
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802 - unittest's name
-        """It was left out."""
+        """The test was skipped."""
         self.said[_name(test)] = f"skipped: {reason}"
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802 - unittest's name
-        """It raised something."""
+        """The test raised an exception."""
         super().addError(test, err)
         self.said[_name(test)] = f"failed: {self.errors[-1][1]}"
 
     def addFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802 - unittest's name
-        """It saw something else."""
+        """An assertion failed."""
         super().addFailure(test, err)
         self.said[_name(test)] = f"failed: {self.failures[-1][1]}"
 
@@ -176,9 +176,9 @@ def _name(test: Any) -> str:
 
 
 def play(column: str) -> None:
-    """Play all in this process; prints one line of JSON."""
+    """Run all tests in this process; prints one line of JSON."""
     if column == "run":
-        # Outside `vsock run` these would be sockets of this machine's own kernel: then there are none.
+        # Outside `vsock run` these would be sockets of this machine's own kernel, so none is made.
         raise_guard()
     signal.signal(signal.SIGALRM, end_test)
     result = Result()
@@ -187,7 +187,7 @@ def play(column: str) -> None:
 
 
 def run(column: str) -> int:
-    """Play a column in a process of its own, over a switch of its own; how many faults there were."""
+    """Run a column in a process of its own, with a switch of its own; returns the number of faults."""
     with (
         tempfile.TemporaryDirectory(prefix="vsock-cpython-") as directory,
         Switch(runtime_dir=directory),
@@ -218,7 +218,7 @@ def run(column: str) -> int:
 
 
 def main() -> int:
-    """Run what the arguments say; the exit status."""
+    """Run the columns of the arguments; returns the exit status."""
     parser = argparse.ArgumentParser(prog="tests.cpython", description=__doc__)
     parser.add_argument("--column", choices=COLUMNS, action="append", help="which; both if none")
     parser.add_argument("--play", choices=COLUMNS, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Which of CPython's test classes are played, and which of their tests fail with sockets of ours, and why."""
+"""The test classes of CPython that are run, and their tests that fail with sockets of the switch, with reasons."""
 
 from typing import Final
 
@@ -29,7 +29,7 @@ CLASSES: Final = (
     "UnicodeReadWriteFileObjectClassTestCase",
     "UnicodeWriteFileObjectClassTestCase",
 )
-"""Those of streams; ThreadedVSOCKSocketStreamTest would use the kernel's own AF_VSOCK."""
+"""The classes for stream sockets; ThreadedVSOCKSocketStreamTest would use the kernel's own AF_VSOCK."""
 
 _RESET: Final = "AF_VSOCK has ECONNRESET where TCP has ECONNREFUSED"
 _CLOSED: Final = "a send to a side that has closed is EPIPE at once; TCP takes the first one"
@@ -44,11 +44,11 @@ EXPECTED: Final = {
     "NetworkConnectionNoServer.test_create_connection_all_errors": _RESET,
     "NetworkConnectionNoServer.test_create_connection_timeout": "is about a mock in Python's own create_connection",
 }
-"""Failures that are right: AF_VSOCK is not TCP, but for D1 of docs/reference/differences.md."""
+"""Expected failures: they come from AF_VSOCK being another family than TCP, except D1 of docs/reference/differences.md."""
 
 
 def faults(said: dict[str, str]) -> list[str]:
-    """What is wrong with the results `said`, by name of the test: failures that are not expected, and passes that are."""
+    """The faults in the results `said`, by test: failures that are not expected, and expected failures that passed."""
     wrong = []
     for name, verdict in said.items():
         if verdict.startswith("failed") and name not in EXPECTED:

@@ -1,4 +1,4 @@
-"""The demo with userspace guests: quick, and all that needs no kernel is the same."""
+"""The demo with userspace guests: faster, and the same except for the guests' kernels."""
 
 import json
 import subprocess
@@ -45,7 +45,7 @@ def test_demo_without_images_uses_userspace_guests_and_says_so() -> None:
 
 
 def test_report_is_well_only_if_every_check_passed() -> None:
-    """The exit status hangs on it; no checks at all is no success."""
+    """The exit status depends on it; a report without checks is a failure."""
     passed = CheckReport("a", True, 1.0, "")
     failed = CheckReport("b", False, 1.0, "")
     assert not Report().is_well

@@ -1,4 +1,4 @@
-"""What the demo shows: on a narrow terminal, and to somebody who has just built it."""
+"""The output of the demo: on a narrow terminal, and to a user who has just built it."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from vsock.demo.screen import Screen, _Output
 
 
 def screen_of(width: int, *, is_terminal: bool = True) -> tuple[Screen, io.StringIO]:
-    """A screen, and what is written to it."""
+    """A screen, and its output."""
     written = io.StringIO()
     screen = Screen()
     screen._console = _Output(
@@ -23,7 +23,7 @@ def screen_of(width: int, *, is_terminal: bool = True) -> tuple[Screen, io.Strin
 
 @pytest.mark.parametrize("width", [80, 60])
 def test_long_detail_goes_on_below_itself(width: int) -> None:
-    """N28: not at the left edge, where the next check begins."""
+    """N28: continuation lines are indented, not at the left edge, where a check begins."""
     screen, written = screen_of(width)
     screen.check(CheckReport("refused port", True, 1.0, "refused: " + "host to alpha 0.3 ms, " * 6))
     first, *rest = written.getvalue().splitlines()
@@ -33,14 +33,14 @@ def test_long_detail_goes_on_below_itself(width: int) -> None:
 
 
 def test_pipe_gets_a_line_for_each_check() -> None:
-    """Whoever reads them with a program is not helped by a width that nobody asked for."""
+    """In a pipe lines are not broken at the width of a terminal."""
     screen, written = screen_of(80, is_terminal=False)
     screen.check(CheckReport("refused port", True, 1.0, "x " * 100))
     assert written.getvalue().count("\n") == 1
 
 
 def test_next_steps_begin_with_finding_vsock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """N11: after `make demo` there is no `vsock` on PATH, and the text is of nothing else."""
+    """N11: after `make demo` there is no `vsock` on PATH, and all next steps need it."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert shutil.which("vsock") is None
     for show in (Screen.next_steps, kept):
@@ -52,14 +52,14 @@ def test_next_steps_begin_with_finding_vsock(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def kept(screen: Screen) -> None:
-    """What `--keep` shows."""
+    """The output with `--keep`."""
     screen.kept(Path("/tmp/vsock-demo-x"), [GuestReport("alpha", 3, "qemu", "6.1")])
 
 
 def test_next_steps_are_all_where_vsock_is_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Then nothing has to be done first."""
+    """If `vsock` is on PATH, no step is needed before them."""
     (tmp_path / "vsock").write_text("#!/bin/sh\n")
     (tmp_path / "vsock").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -69,7 +69,7 @@ def test_next_steps_are_all_where_vsock_is_found(
 
 
 def test_machines_have_names_that_people_know() -> None:
-    """N21: nobody is asked to know what uml is."""
+    """N21: the output says "User-Mode Linux", not "uml"."""
     screen, written = screen_of(80)
     guests = [GuestReport(vmm, 3, vmm, None) for vmm in ("qemu", "uml", "userspace")]
     screen.guests(guests, [])
@@ -78,7 +78,7 @@ def test_machines_have_names_that_people_know() -> None:
 
 
 def test_demo_that_came_to_no_check_does_not_count_them() -> None:
-    """N9: "0 of 0 checks passed" after a QEMU that did not come up."""
+    """N9: no "0 of 0 checks passed" after a QEMU that failed to start."""
     screen, written = screen_of(80)
     screen.end(Report())
     assert written.getvalue() == ""

@@ -1,7 +1,7 @@
-"""N3: whichever way the demo is left, it ends soon, and no machine of it goes on running.
+"""N3: however the demo is ended, it exits soon, and none of its machines goes on running.
 
-The machines here are scripts that start and never say a word, as a broken QEMU may; `tests/guests`
-has the same with real ones.
+The machines here are scripts that print nothing, as a broken QEMU may; `tests/guests` has the same with
+real machines.
 """
 
 import json
@@ -19,7 +19,7 @@ SILENT = "#!/bin/sh\necho $$ >> {pids}\nexec sleep 500\n"
 
 
 class Machines:
-    """VMMs that say nothing, and a place for all that the demo makes."""
+    """VMMs that print nothing, and a directory for all files of the demo."""
 
     def __init__(self, folder: Path) -> None:
         self.pids_file = folder / "pids"
@@ -42,17 +42,17 @@ class Machines:
         }
 
     def pids(self) -> list[int]:
-        """The processes that were started in place of VMMs."""
+        """The processes that the demo started as VMMs."""
         return [int(line) for line in self.pids_file.read_text().split()]
 
     def check_gone(self) -> None:
-        """Nothing is left: no process, no file."""
+        """Check that no process and no file is left."""
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in self.pids()))
         assert list(self.temporary.iterdir()) == []
 
 
 def wait_until(is_so: object) -> None:
-    """Look again every hundredth of a second."""
+    """Check a condition every hundredth of a second."""
     assert callable(is_so)
     for _ in range(int(DEADLINE * 100)):
         if is_so():
@@ -63,7 +63,7 @@ def wait_until(is_so: object) -> None:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Machines:
-    """Two machines that never come up."""
+    """Two machines that never finish booting."""
     return Machines(tmp_path)
 
 
@@ -71,7 +71,7 @@ def machines(tmp_path: Path) -> Machines:
 def test_signal_ends_demo_whose_machines_say_nothing(
     machines: Machines, number: signal.Signals
 ) -> None:
-    """It says what it is doing before, and is gone with its machines at once after."""
+    """Before the signal it prints what it is doing; after the signal it and its machines end at once."""
     with subprocess.Popen(
         COMMAND, stdout=subprocess.PIPE, text=True, env=machines.environment
     ) as demo:
@@ -89,7 +89,7 @@ def test_signal_ends_demo_whose_machines_say_nothing(
 
 
 def test_demo_that_nobody_reads_ends_at_its_first_line(machines: Machines) -> None:
-    """Its machines boot meanwhile, in a thread of their own; quietly, as any command in a pipe."""
+    """It ends without a message, as any command in a closed pipe, although its machines are booting in another thread."""
     reader, writer = os.pipe()
     os.close(reader)
     demo = subprocess.Popen(
@@ -103,7 +103,7 @@ def test_demo_that_nobody_reads_ends_at_its_first_line(machines: Machines) -> No
 
 
 def test_killed_demo_leaves_no_machine(machines: Machines) -> None:
-    """Nobody can take anything down then, so the machines' watchers do."""
+    """After SIGKILL of the demo, the watchers of the machines end them."""
     with subprocess.Popen(
         COMMAND, stdout=subprocess.PIPE, text=True, env=machines.environment
     ) as demo:

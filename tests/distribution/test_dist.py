@@ -1,4 +1,4 @@
-"""The distributions: both can be built, and what is installed from them works where there is nothing else (N4)."""
+"""The distributions: both can be built, and an installation from them works in an empty environment (N4)."""
 
 import email
 import os
@@ -14,12 +14,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Building takes a minute; what was compiled for the distributions before is kept beside what is for use here.
+# Building takes a minute; the compiled files for distributions are kept, apart from those for use here.
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 
 
 def run(*command: "str | Path", **environment: str) -> str:
-    """Runs a program to its good end; what it said is the reason if that does not come."""
+    """Runs a program, whose status must be 0; otherwise the failure has its output."""
     done = subprocess.run(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
@@ -52,14 +52,14 @@ def wheel(dist: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def metadata(wheel: Path) -> Message:
-    """What the wheel says about itself."""
+    """The metadata of the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         return email.message_from_bytes(archive.read(name))
 
 
 def test_sdist_has_no_built_library(dist: Path) -> None:
-    """It is for machines of every kind."""
+    """The sdist is for machines of every kind."""
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = archive.getnames()
@@ -68,7 +68,7 @@ def test_sdist_has_no_built_library(dist: Path) -> None:
 
 
 def test_tag_names_the_c_library_that_is_needed(wheel: Path, tmp_path: Path) -> None:
-    """As new as the newest symbol of either library, so that an index takes the wheel, and no newer one is asked for."""
+    """The version of the newest symbol in either library, so that an index accepts the wheel and no newer glibc is required."""
     tag = re.fullmatch(r"vsock-.*-cp311-abi3-manylinux_2_(\d+)_\w+\.whl", wheel.name)
     assert tag, wheel.name
     libraries = extracted(wheel, tmp_path)
@@ -83,7 +83,7 @@ def test_tag_names_the_c_library_that_is_needed(wheel: Path, tmp_path: Path) -> 
 def test_libraries_are_stripped_and_name_no_path_of_this_machine(
     wheel: Path, tmp_path: Path
 ) -> None:
-    """Neither where it was built, nor where sources of dependencies were."""
+    """Neither the build directory, nor the directories of dependencies' sources."""
     home = os.environ.get("CARGO_HOME") or str(Path("~/.cargo").expanduser())
     for library in extracted(wheel, tmp_path):
         assert "no symbols" in run("objdump", "-t", library)
@@ -102,7 +102,7 @@ def extracted(wheel: Path, folder: Path) -> list[Path]:
 
 
 def test_metadata_is_complete(metadata: Message) -> None:
-    """Who made it, under which licence, for what."""
+    """Author, licence and purpose."""
     assert metadata["Name"] == "vsock"
     assert metadata["Author"]
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -126,7 +126,7 @@ with tempfile.TemporaryDirectory() as directory:
 
 
 def test_units_for_systemd_are_there(dist: Path, wheel: Path) -> None:
-    """N7: in both."""
+    """N7: in the sdist and in the wheel."""
     units = {f"vsock/systemd/{kind}/vsock.service" for kind in ("system", "user")}
     (path,) = dist.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive, tarfile.open(path) as source:

@@ -48,7 +48,7 @@ def start(runtime_dir: Path) -> Iterator[Example]:
 
 @pytest.fixture
 def run(start: Example) -> Callable[..., str]:
-    """Runs an example to its end and gives what it printed; it must end with `status`."""
+    """Runs an example to its end and returns its output; it must end with `status`."""
 
     def run(name: str, *arguments: object, status: int = 0, guest: Guest | None = None) -> str:
         process = start(name, *arguments, guest=guest)
@@ -61,7 +61,7 @@ def run(start: Example) -> Callable[..., str]:
 
 @pytest.fixture
 def serve(start: Example) -> Example:
-    """Starts an example that says in its first line where it serves."""
+    """Starts an example whose first line of output says where it serves."""
 
     def serve(name: str, *arguments: object, guest: Guest | None = None) -> "subprocess.Popen[str]":
         process = start(name, *arguments, guest=guest)

@@ -13,7 +13,7 @@ PORT = 5000
 
 
 def test_echo_server_and_client(guest, serve, run):
-    """The guest serves, the host asks; and the other way round."""
+    """Server in the guest and client on the host, and the other way round."""
     server = serve("echo_server.py", PORT, guest=guest)
     assert run("echo_client.py", f"alpha:{PORT}", "hello") == "hello\n"
     said = read_line(server)
@@ -38,7 +38,7 @@ def test_trio_client_gets_what_it_sent(guest, serve, run):
 
 
 def test_process_is_a_guest(switch, serve, run):
-    """It serves, and calls the host."""
+    """It serves, and connects to the host."""
     with vsock.create_server(7000) as listener:
         guest = serve("process_as_guest.py", switch.socket_path("beta"))
         connection, peer = listener.accept()
@@ -49,7 +49,7 @@ def test_process_is_a_guest(switch, serve, run):
 
 
 def test_guests_of_one_group_talk(run):
-    """And the third one is refused, with the reason."""
+    """A guest of another group is refused, with the reason."""
     assert run("guest_to_guest.py").splitlines() == [
         "alpha -> beta: connected: alpha and beta share the group lab",
         "beta was called by CID 3",
@@ -58,14 +58,14 @@ def test_guests_of_one_group_talk(run):
 
 
 def test_messages_keep_their_borders(guest, serve, run):
-    """One send, one receive."""
+    """One recv returns the message of one send."""
     serve("messages.py", "serve", PORT, guest=guest)
     said = run("messages.py", "send", f"alpha:{PORT}", "one", "three and four")
     assert said == "3 bytes: one\n14 bytes: three and four\n"
 
 
 def test_datagrams_go_and_come(guest, serve, run):
-    """Between the host and a userspace guest; nobody there is an error."""
+    """Between the host and a userspace guest; sending to a guest that is not attached is an error."""
     receiver = serve("datagrams.py", "receive", PORT, guest=guest)
     assert run("datagrams.py", "send", f"alpha:{PORT}", "one", "two") == "got one\ngot two\n"
     assert [read_line(receiver), read_line(receiver)] == ["2 says one", "2 says two"]
@@ -86,7 +86,7 @@ def test_file_arrives_whole(guest, start, run, tmp_path):
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
 def test_tls_wants_the_right_name(guest, serve, run, tmp_path):
-    """The server shows the certificate, and it must be for whom we ask."""
+    """The client checks the name in the server's certificate."""
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     make = (
         "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=alpha"
@@ -100,7 +100,7 @@ def test_tls_wants_the_right_name(guest, serve, run, tmp_path):
 
 
 def test_http_serves_files(guest, serve, run, tmp_path):
-    """One that is there, and one that is not."""
+    """An existing file, and a missing one."""
     (tmp_path / "page").write_text("a page\n")
     serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
     assert run("http_over_vsock.py", "get", f"alpha:{PORT}", "/page") == "a page\n"
@@ -108,7 +108,7 @@ def test_http_serves_files(guest, serve, run, tmp_path):
 
 
 def test_hybrid_socket_goes_both_ways(switch, serve, run):
-    """Called and calling, through Unix sockets only."""
+    """Connections in both directions, over Unix sockets only."""
     switch.add_guest("delta", 6, hybrid=True)
     path = switch.hybrid_path("delta")
     with vsock.Guest(switch.socket_path("delta")) as delta:
@@ -122,7 +122,7 @@ def test_hybrid_socket_goes_both_ways(switch, serve, run):
 
 
 def test_options_hold_for_the_connection(guest, run):
-    """The buffer is what was asked for, and our timeout ends a call."""
+    """The buffer has the requested size, and the timeout ends a call."""
     with guest.create_server(PORT):
         said = run("options.py", f"alpha:{PORT}", "--buffer", 1 << 20).splitlines()
     assert said == [
@@ -133,7 +133,7 @@ def test_options_hold_for_the_connection(guest, run):
 
 
 def test_errors_are_told_in_words(guest, run):
-    """Each kind by its cause."""
+    """Each error with its cause."""
     with guest.create_server(PORT):
         assert run("errors_in_words.py", "alpha:5000") == "connected to 3:5000\n"
     for address, words in {
@@ -147,12 +147,12 @@ def test_errors_are_told_in_words(guest, run):
 
 
 def test_errors_without_a_switch_say_so(runtime_dir, run):
-    """The most common one."""
+    """The most common error."""
     assert run("errors_in_words.py", "alpha:5000", status=1).startswith("no switch runs here")
 
 
 def test_connections_end_when_the_cid_changes(run):
-    """And the name leads to the new one."""
+    """Afterwards the name leads to the new CID."""
     assert run("change_cid.py").splitlines() == [
         "connected to 3:5000",
         "alpha now has CID 33",

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
 
 @pytest.fixture
 def prompt(switch: vsock.Switch, start: Example) -> Callable[[str], str]:
-    """Boots `alpha` by the example and gives what it answers to a command."""
+    """Boots `alpha` with the example, and returns a function that runs a command there."""
     try:
         find_image("uml")
     except GuestUnavailable as missing:
@@ -49,7 +49,7 @@ def prompt(switch: vsock.Switch, start: Example) -> Callable[[str], str]:
 def test_guest_serves_and_asks_with_plain_python(
     prompt: Callable[[str], str], run: Callable[..., str], serve: Example
 ) -> None:
-    """The host's examples at the other end; nothing of ours is in the guest but its agent."""
+    """The host's examples are the other end; the guest has only its agent."""
     assert prompt("uname -s") == "Linux\n"
     prompt("python3 /tmp/in_guest.py serve 5000 >/tmp/log 2>&1 &")
     prompt("until grep -q listening /tmp/log; do usleep 50000; done")
@@ -59,7 +59,7 @@ def test_guest_serves_and_asks_with_plain_python(
 
 
 def test_the_guests_example_refuses_a_machine_that_is_none() -> None:
-    """Before it makes a socket: there AF_VSOCK would be the kernel's own."""
+    """It ends before it creates a socket, which would be of the kernel's own AF_VSOCK."""
     command = [sys.executable, str(EXAMPLES / "in_guest.py"), "serve", "5000"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 2
@@ -67,7 +67,7 @@ def test_the_guests_example_refuses_a_machine_that_is_none() -> None:
 
 
 def test_the_guest_needs_nothing_of_ours() -> None:
-    """What runs in the guest imports the standard library only."""
+    """The program that runs in the guest imports only the standard library."""
     source = (EXAMPLES / "in_guest.py").read_text()
     modules = set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE))
     assert modules <= sys.stdlib_module_names

@@ -40,7 +40,7 @@ READY_SECONDS = 20
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test in this folder boots guests, and may have to wait for one."""
+    """Every test in this folder boots guests, and so gets a longer timeout."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -86,7 +86,7 @@ class SwitchProcess:
         return int(line.split()[1]) * 1024
 
     def log_tail(self) -> str:
-        """The end of what the switch has logged."""
+        """The last lines of the switch's log."""
         return self.log.read_text(errors="replace")[-4000:]
 
     def stop(self) -> int:
@@ -119,26 +119,26 @@ def vsock_switch(vsock_runtime_dir: Path) -> Iterator[SwitchProcess]:
 
 @pytest.fixture(autouse=True)
 def switch_lives_on(vsock_switch: SwitchProcess) -> Iterator[None]:
-    """Whatever a guest does, the switch must still be there after the test."""
+    """The switch must still run after the test, whatever a guest did."""
     yield
     assert vsock_switch.process.poll() is None, vsock_switch.log_tail()
 
 
 @pytest.fixture
 def transport(vsock_switch: SwitchProcess) -> SwitchTransport:
-    """What a host program in this process passes as `transport=`."""
+    """The value of `transport=` for host programs in this process."""
     return SwitchTransport(str(vsock_switch.runtime_dir))
 
 
 @pytest.fixture
 def host(vsock_switch: SwitchProcess) -> ProcessPlace:
-    """The host, to run programs on."""
+    """The host, as a place to run programs."""
     return ProcessPlace("host", CID_HOST, vsock_switch.runtime_dir)
 
 
 @pytest.fixture
 def place(linux_guests: SharedGuests) -> Callable[[str], LinuxPlace]:
-    """Gives the guest of a kind, to run programs in; skips the test if it cannot be had."""
+    """Returns the guest of a kind, as a place to run programs; skips the test if there is no such guest."""
 
     def get(kind: str) -> LinuxPlace:
         return LinuxPlace(guest_or_skip(linux_guests, kind), linux_guests.cid(kind))
@@ -160,7 +160,7 @@ HOST_PROGRAMS = ("socat", "ncat", "nbdkit", "nbdinfo", "nbdcopy", "ssh", "scp", 
 
 @pytest.fixture
 def host_programs(vsock_switch: SwitchProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Debian's programs on the host, with this switch as theirs."""
+    """Debian's programs on the host, under `vsock run` with this switch."""
     monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
     if missing := [name for name in HOST_PROGRAMS if not shutil.which(name)]:
         _fail_or_skip(f"not installed: {', '.join(missing)}")
@@ -170,7 +170,7 @@ def host_programs(vsock_switch: SwitchProcess, monkeypatch: pytest.MonkeyPatch) 
 def furnished(
     place: Callable[[str], LinuxPlace], transport: SwitchTransport, port: int
 ) -> LinuxPlace:
-    """A guest with Debian's programs in it (guests/programs.py), which it gets over vsock."""
+    """A guest with Debian's programs (guests/programs.py), which it receives over vsock."""
     try:
         archive = find_programs()
     except GuestUnavailable as missing:
@@ -193,14 +193,14 @@ def furnished(
 
 
 def exists(path: str) -> bool:
-    """In the guest: whether there is such a file."""
+    """In the guest: whether the file exists."""
     import pathlib
 
     return pathlib.Path(path).exists()
 
 
 def unpack(cid: int, port: int) -> None:
-    """In the guest: take an archive from the host and unpack it."""
+    """In the guest: receive an archive from the host and unpack it."""
     import socket
     import tarfile
 
@@ -216,7 +216,7 @@ def in_guest(furnished: LinuxPlace) -> Iterator[Callable[[str], GuestProcess]]:
     running: list[GuestProcess] = []
 
     def start(command: str) -> GuestProcess:
-        # The agent gives each command a session of its own: so its children can be found.
+        # The agent gives each command a session of its own, by which its children can be found.
         running.append(furnished.guest.spawn(f"echo $$; {command}"))
         return running[-1]
 

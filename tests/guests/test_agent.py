@@ -1,4 +1,4 @@
-"""`vsock.testing` itself: commands in a guest, what they print, how they end, and what fails."""
+"""`vsock.testing` itself: commands in a guest, their output, their status, and errors."""
 
 import pytest
 
@@ -18,14 +18,14 @@ Guest = QemuGuest | UmlGuest
 
 @every_kind
 def test_command_returns_output_errors_and_status(linux_guest: Guest) -> None:
-    """All three come back, and are kept apart."""
+    """All three are returned separately."""
     result = linux_guest.run("echo out; echo err >&2; exit 3", check=False)
     assert (result.stdout, result.stderr, result.status) == ("out\n", "err\n", 3)
 
 
 @every_kind
 def test_command_that_fails_raises_with_what_it_said(linux_guest: Guest) -> None:
-    """The default is to raise, so that a test cannot go on with nonsense."""
+    """Raising is the default, so that a test does not continue after a failed command."""
     with pytest.raises(CommandFailed, match="no such thing"):
         linux_guest.run("echo no such thing >&2; false")
 
@@ -52,7 +52,7 @@ def test_function_returns_its_value(linux_guest: Guest) -> None:
 
 @every_kind
 def test_function_that_raises_shows_its_traceback(linux_guest: Guest) -> None:
-    """The line in the test is what one needs to see."""
+    """The traceback shows the line of the function in the test."""
 
     def divide(by: int) -> float:
         return 1 / by
@@ -63,7 +63,7 @@ def test_function_that_raises_shows_its_traceback(linux_guest: Guest) -> None:
 
 @every_kind
 def test_command_that_does_not_end_is_killed_in_time(linux_guest: Guest) -> None:
-    """The error says what was waited for and what the command had said."""
+    """The error has the command and its output."""
     with pytest.raises(GuestTimeout, match="started"):
         linux_guest.run("echo started; exec sleep 1000", timeout=1)
     assert "sleep 1000" not in linux_guest.run("ps").stdout
@@ -71,7 +71,7 @@ def test_command_that_does_not_end_is_killed_in_time(linux_guest: Guest) -> None
 
 @every_kind
 def test_running_command_can_be_talked_to(linux_guest: Guest) -> None:
-    """Line by line, while it runs."""
+    """Input and output, line by line, while it runs."""
     process = linux_guest.spawn("while read line; do echo got $line; done")
     process.write(b"one\n")
     assert process.read_line() == "got one"
@@ -81,6 +81,6 @@ def test_running_command_can_be_talked_to(linux_guest: Guest) -> None:
 
 
 def test_missing_image_says_what_to_do() -> None:
-    """A user without images learns how to get them."""
+    """The error says how to make the images."""
     with pytest.raises(GuestUnavailable, match="make guests"):
         find_image("qemu", "2.4")

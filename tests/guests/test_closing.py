@@ -1,4 +1,4 @@
-"""How connections end: one direction, both, by reset, and when an end is killed."""
+"""How connections end: one direction, both directions, by reset, and by a killed program."""
 
 import socket
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def accept_and_do_nothing(port: int) -> None:
 def test_guest_program_killed_ends_the_hosts_connection(
     place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """Its kernel closes for it, with our data unread; we see the end, and sending then fails."""
+    """Its kernel closes the socket with unread data; the host reads the end of the data, and sending then fails."""
     guest = place(kind)
     program = guest.guest.spawn_call(accept_and_do_nothing, port)
     assert program.read_line() == "listening"
@@ -76,12 +76,12 @@ def test_guest_program_killed_ends_the_hosts_connection(
         program.kill()
         assert read_end(connection) == b""
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            # More than there is room for: the first bytes may go before the reset is known.
+            # More than fits the buffers: the first bytes may be accepted before the reset arrives.
             connection.sendall(bytes(4 << 20))
 
 
 def hold_until_end(cid: int, port: int) -> dict[str, Any]:
-    """In the guest: connect, read nothing until told, then say how the connection has ended."""
+    """In the guest: connect, read nothing until a line arrives, then print how the connection has ended."""
     import socket
     import sys
 
@@ -105,7 +105,7 @@ def hold_until_end(cid: int, port: int) -> dict[str, Any]:
 def test_host_program_that_closes_with_unread_data_resets_the_guests_connection(
     place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """The guest reads an end, and its next sends fail: nothing hangs."""
+    """The guest reads the end of the data, and its next sends fail: nothing hangs."""
     guest = place(kind)
     with sockets.create_server(port, transport=transport) as listener:
         listener.settimeout(DEADLINE)
@@ -120,7 +120,7 @@ def test_host_program_that_closes_with_unread_data_resets_the_guests_connection(
 
 
 def read_end(connection: socket.socket) -> bytes:
-    """What a read gives at the end of a connection; a reset is such an end too."""
+    """The result of a read at the end of a connection; a reset is an end too."""
     try:
         return connection.recv(1)
     except ConnectionResetError:

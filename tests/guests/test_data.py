@@ -53,7 +53,7 @@ def transfer(source: Place, destination: Place, port: int) -> None:
 def test_bytes_between_host_and_guest_arrive_whole(
     host: ProcessPlace, place: GetPlace, port: int, kind: str, direction: str
 ) -> None:
-    """32 MiB, checksums at both ends."""
+    """32 MiB, with checksums at both ends."""
     transfer(*ends(host, place(kind), direction), port)
 
 
@@ -95,7 +95,7 @@ def test_many_connections_between_guests_are_kept_apart(
 
 
 MESSAGES = [1, 43, 44, 45, 3731, 3732, 3733, 7464, 7465, 4096, 65_535, 65_536, 100_000, 2]
-"""A guest's receive buffer takes 3732 bytes, a packet 64 KiB: sizes at and around the borders."""
+"""Message lengths around the limits: a guest's receive buffer holds 3732 bytes, a packet 64 KiB."""
 
 
 @every_kind
@@ -103,7 +103,7 @@ MESSAGES = [1, 43, 44, 45, 3731, 3732, 3733, 7464, 7465, 4096, 65_535, 65_536, 1
 def test_messages_between_host_and_guest_keep_their_borders(
     host: ProcessPlace, place: GetPlace, port: int, kind: str, direction: str
 ) -> None:
-    """SOCK_SEQPACKET: one send, one recv."""
+    """SOCK_SEQPACKET: one recv returns the message of one send."""
     client, server = ends(host, place(kind), direction)
     run_pair(
         server,
@@ -117,7 +117,7 @@ def test_messages_between_host_and_guest_keep_their_borders(
 def test_messages_between_guests_keep_their_borders(
     place: GetPlace, port: int, source: str, destination: str
 ) -> None:
-    """The pieces of a message may be cut again for the receiver's buffers."""
+    """The packets of a message may be split again for the receiver's buffers."""
     server = place(destination)
     run_pair(
         server,

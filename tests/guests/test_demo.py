@@ -81,7 +81,7 @@ def running_from(directory: Path) -> list[str]:
 def test_shell_that_is_kept_has_a_terminal(
     vsock_runtime_dir: Path, linux_guests: SharedGuests
 ) -> None:
-    """N28: job control works, nothing is said about it, and Ctrl-C ends a command, not the session."""
+    """N28: job control works without a warning, and Ctrl-C ends a command, not the session."""
     guest = guest_or_skip(linux_guests, "qemu-6.1")
     server = LinuxPlace(guest, linux_guests.cid("qemu-6.1")).start(shell_server, 2323)
     assert server.read_line() == "listening"
@@ -99,7 +99,7 @@ def test_shell_that_is_kept_has_a_terminal(
 
 
 def read_until(connection: socket.socket, end: bytes) -> bytes:
-    """What is received, to its first `end`."""
+    """The received data up to the first `end`."""
     said = b""
     while end not in said:
         piece = connection.recv(4096)

@@ -1,4 +1,4 @@
-"""F9: features of virtio that the device does not offer, and a VMM takes all the same."""
+"""F9: virtio features that the device does not offer and a VMM acknowledges all the same."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ from vsock.testing.plugin import REQUIRED_VARIABLE
 def test_feature_that_was_not_offered_is_a_warning_with_its_name(
     extra: tuple[str, ...], feature: str, runtime_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The device is dead in that guest, and nothing else says why."""
+    """The device does not work in that guest, and the warning is the only sign of the cause."""
     caplog.set_level(logging.INFO, "vsock.switch")
     with Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
         guest = QemuGuest(switch, "alpha", extra=extra)

@@ -1,6 +1,6 @@
-"""``vsock.socket(transport="kernel")`` where it belongs: in a guest, on the guest kernel's own AF_VSOCK.
+"""``vsock.socket(transport="kernel")`` in a guest, with the guest kernel's own AF_VSOCK.
 
-The modules are sent to the guest, where the package is not installed; its Python then runs them as if
+The modules are sent to the guest, where the package is not installed. The guest's Python runs them as if
 it had been built without AF_VSOCK.
 """
 

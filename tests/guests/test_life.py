@@ -1,4 +1,4 @@
-"""What a switch must survive: guests that reboot, pause, lose their driver or are killed."""
+"""A switch with guests that reboot, pause, lose their driver or are killed."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ qemu_kinds = pytest.mark.parametrize("kind", ["qemu-6.1", "qemu-6.12"])
 
 
 def talks(host: ProcessPlace, guest: LinuxPlace, port: int) -> None:
-    """Host and guest reach each other, both ways."""
+    """Check connections between host and guest in both directions."""
     for client, server, at in ((host, guest, port), (guest, host, port + 10_000)):
         run_pair(server, (echo_server, at, STREAM, 1), client, (ping, server.cid, at, 20))
 
@@ -43,7 +43,7 @@ def echo_for_ever(port: int) -> None:
 
 
 def open_echo(guest: LinuxPlace, transport: SwitchTransport, port: int) -> sockets.socket:
-    """A connection from here to an echo in the guest, used once."""
+    """A connection to an echo server in the guest, used once."""
     program = guest.guest.spawn_call(echo_for_ever, port)
     assert program.read_line() == "listening"
     connection = sockets.create_connection((guest.cid, port), transport=transport)
@@ -66,7 +66,7 @@ def ends_visibly(connection: sockets.socket) -> bool:
 def test_guest_that_reboots_ends_its_connections_and_comes_back(
     host: ProcessPlace, place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """The guest says no good-bye: the switch must see the device go."""
+    """The guest sends no packets about it: the switch must notice that the device was stopped."""
     guest = place(kind)
     with closing(open_echo(guest, transport, port)) as connection:
         guest.guest.reboot()
@@ -78,7 +78,7 @@ def test_guest_that_reboots_ends_its_connections_and_comes_back(
 def test_guest_that_is_reset_ends_its_connections_and_comes_back(
     host: ProcessPlace, place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """QMP system_reset: the same messages, but no kernel had a chance to do anything."""
+    """QMP system_reset: the same vhost-user messages, without any action of the guest's kernel."""
     guest = place(kind)
     assert isinstance(guest.guest, QemuGuest)
     with closing(open_echo(guest, transport, port)) as connection:
@@ -91,7 +91,7 @@ def test_guest_that_is_reset_ends_its_connections_and_comes_back(
 def test_driver_unbound_and_bound_again_works_as_before(
     host: ProcessPlace, place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """The device stays attached to the VMM, but nobody drives it for a while."""
+    """The device stays attached to the VMM, but has no driver for a while."""
     guest = place(kind)
     device = guest.guest.run(f"cd {DRIVER} && ls -d virtio*").stdout.strip()
     with closing(open_echo(guest, transport, port)) as connection:
@@ -109,7 +109,7 @@ def test_driver_unbound_and_bound_again_works_as_before(
 def test_paused_guest_keeps_its_connections(
     host: ProcessPlace, place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """QMP stop takes the rings away and cont gives them back where they were."""
+    """QMP stop stops the virtqueues, and cont starts them at the same indices."""
     guest = place(kind)
     assert isinstance(guest.guest, QemuGuest)
     with closing(open_echo(guest, transport, port)) as connection:
@@ -129,7 +129,7 @@ def test_paused_guest_keeps_its_connections(
 def test_guest_paused_in_a_transfer_loses_nothing(
     host: ProcessPlace, place: GetPlace, port: int, kind: str
 ) -> None:
-    """Stop and cont several times while packets are in all rings."""
+    """Stop and cont several times while packets are in all virtqueues."""
     guest = place(kind)
     assert isinstance(guest.guest, QemuGuest)
     size = 64 << 20
@@ -151,7 +151,7 @@ def test_front_end_killed_ends_its_connections_and_another_may_come(
     port: int,
     kind: str,
 ) -> None:
-    """SIGKILL of the VMM: no message at all, only an end of the socket."""
+    """SIGKILL of the VMM: no vhost-user message, only the end of the socket."""
     guest = place(kind)
     other = place("qemu-6.12")
     with (

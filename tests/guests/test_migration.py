@@ -1,8 +1,8 @@
-"""The CID of a running Linux guest changes, as when it migrates: vsock(7), with the kernel as judge.
+"""The CID of a running Linux guest changes, as when it migrates; real kernels show the effects that vsock(7) describes.
 
-Under User-Mode Linux the event queue is ours, so the guest is told (TRANSPORT_RESET), and so it is with
-the generic device of QEMU 11.1 (`vsock qemu-args --event-queue`). QEMU's own vsock device keeps that queue:
-there each connection ends by RST, and the guest learns its new CID when its driver begins anew.
+User-Mode Linux gives the event queue to the switch, which sends TRANSPORT_RESET; so does the generic device of
+QEMU 11.1 (`vsock qemu-args --event-queue`). QEMU's own vsock device keeps that queue: there each connection
+ends with RST, and the guest reads its new CID when its driver is restarted.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vsock import sockets
+from vsock.control.client import ControlClient
 from vsock.demo.places import LinuxPlace
-from vsock.switch.client import Client
 from vsock.testing.plugin import KINDS, NEWER_KINDS
 from vsock.transports import SwitchTransport
 
@@ -26,7 +26,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS + NEWER_KINDS)
 
 
 def watch_connection(port: int) -> None:
-    """In the guest: connect to the host, then say how that ends; meanwhile a listener goes on."""
+    """In the guest: connect to the host, and print how the connection ends; a listener goes on meanwhile."""
     import errno
     import fcntl
     import select
@@ -74,8 +74,8 @@ def watch_connection(port: int) -> None:
 
 
 @contextmanager
-def another_cid(client: Client, name: str, cid: int) -> Iterator[int]:
-    """Give the guest CID `cid` + 1000, and its own back in the end: other tests share it."""
+def another_cid(client: ControlClient, name: str, cid: int) -> Iterator[int]:
+    """Give the guest CID `cid` + 1000, and restore its own afterwards, because other tests share the guest."""
     try:
         client.set_guest_cid(name, cid + 1000)
         yield cid + 1000
@@ -87,9 +87,9 @@ def another_cid(client: Client, name: str, cid: int) -> Iterator[int]:
 def test_guest_with_a_new_cid_loses_its_connections_and_keeps_its_listeners(
     place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """ECONNRESET, then ENOTCONN where the guest is told; the end of the data where it is RST. The host has ECONNRESET."""
+    """ECONNRESET, then ENOTCONN in a guest that is notified; the end of the data after RST. ECONNRESET on the host."""
     guest = place(kind)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     is_told = kind.startswith("uml") or kind == "qemu-events"
     with sockets.create_server(port, transport=transport) as on_host:
         on_host.settimeout(DEADLINE)
@@ -122,9 +122,9 @@ def test_guest_with_a_new_cid_loses_its_connections_and_keeps_its_listeners(
 def test_guest_under_qemu_learns_its_new_cid_when_its_driver_begins_anew(
     place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """The configuration space has changed at once; who reads it again knows."""
+    """The configuration space changes at once, and a driver that is restarted reads it."""
     guest = place(kind)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     device = guest.guest.run(f"ls {DRIVER} | grep virtio").check().stdout.split()[0]
     with another_cid(client, kind, guest.cid) as cid:
         rebind = f"echo {device} > {DRIVER}/unbind; echo {device} > {DRIVER}/bind"

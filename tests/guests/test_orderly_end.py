@@ -1,4 +1,4 @@
-"""F2, F3 and A2 with Linux guests: late readers, guests that are removed, and bursts of connections."""
+"""F2, F3 and A2 with Linux guests: slow readers, guests that are removed, and bursts of connections."""
 
 import threading
 import time
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from vsock import sockets
+from vsock.control.client import ControlClient
+from vsock.control.model import GuestSpec
 from vsock.demo.places import LinuxPlace
 from vsock.switch import Switch
-from vsock.switch.client import Client
-from vsock.switch.model import GuestSpec
 from vsock.testing import QemuGuest
 from vsock.testing.plugin import FIRST_CID, KINDS, SharedGuests, guest_or_skip
 from vsock.transports import SwitchTransport
@@ -20,11 +20,11 @@ GetPlace = Callable[[str], LinuxPlace]
 
 DEADLINE = 20
 PATIENCE_ONCE = 8
-"""What a paused guest's data waited for once, in seconds."""
+"""Linux's close timeout in seconds, which must not end the wait for a paused guest."""
 
 
 def read_to_the_end(port: int) -> str:
-    """In the guest: connect to the host, and say when a blocked receive returns, and what."""
+    """In the guest: connect to the host, and print when a blocked receive returns, and its result."""
     import socket
 
     client = socket.socket(socket.AF_VSOCK)
@@ -37,9 +37,9 @@ def read_to_the_end(port: int) -> str:
 def test_guest_that_is_removed_hears_that_its_connections_are_over(
     place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """F3: a receive that was blocked for ever under QEMU ends at once."""
+    """F3: a blocked receive ends at once, also under QEMU."""
     guest = place(kind)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     before = client.guest(kind)
     try:
         with sockets.create_server(port, transport=transport) as listener:
@@ -53,7 +53,7 @@ def test_guest_that_is_removed_hears_that_its_connections_are_over(
                     accepted.recv(1)
                 assert program.result(DEADLINE) == "b''"
     finally:
-        # The next test that wants this guest boots it again.
+        # The next test that uses this guest boots it again.
         guest.guest.kill()
         client.add_guest(GuestSpec(name=kind, cid=before.cid, groups=tuple(before.groups)))
 
@@ -61,7 +61,7 @@ def test_guest_that_is_removed_hears_that_its_connections_are_over(
 def test_guest_of_a_switch_that_stops_hears_that_its_connections_are_over(
     runtime_dir: Path, port: int
 ) -> None:
-    """F3: a switch of its own, as the others go on."""
+    """F3: with a switch of its own, because the shared one must go on."""
     kind = "qemu-6.12"
     guests = {kind: FIRST_CID + KINDS.index(kind)}
     with Switch(guests, runtime_dir=runtime_dir) as switch:
@@ -101,10 +101,10 @@ def read_all(port: int) -> int:
 def test_what_was_sent_to_a_paused_guest_waits_until_it_goes_on(
     place: GetPlace, transport: SwitchTransport, port: int
 ) -> None:
-    """F2: longer than the 8 s after which it was lost, with a clean end in its place."""
+    """F2: the data arrives after a pause of more than 8 s, and then the end of the data."""
     guest = place("qemu-6.12")
     assert isinstance(guest.guest, QemuGuest)
-    client = Client(Path(transport.directory))
+    client = ControlClient(Path(transport.directory))
     program = guest.guest.spawn_call(read_all, port)
     assert program.read_line() == "listening"
     with sockets.create_connection((guest.cid, port), transport=transport) as connection:
@@ -119,7 +119,7 @@ def test_what_was_sent_to_a_paused_guest_waits_until_it_goes_on(
 
 
 def connect_many(port: int, count: int) -> list[str]:
-    """In the guest: so many connects to the host at once; how those ended that were not let in."""
+    """In the guest: connect to the host many times at once; returns the errors of the connects that failed."""
     import errno
     import resource
     import select
@@ -155,7 +155,7 @@ def connect_many(port: int, count: int) -> list[str]:
 def test_burst_of_connections_is_let_in_whole(
     place: GetPlace, transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """A2: 800 connects at once to a listener with a backlog of 2048; it takes them one after the other."""
+    """A2: 800 connects at once to a listener with a backlog of 2048 all succeed; it accepts one after the other."""
     guest = place(kind)
     with sockets.create_server(port, backlog=2048, transport=transport) as listener:
         listener.settimeout(DEADLINE)

@@ -1,7 +1,6 @@
-"""Debian's programs as they are: on the host under `vsock run`, in a real guest on its kernel's AF_VSOCK.
+"""Unmodified programs of Debian: on the host under `vsock run`, in a real guest with its kernel's AF_VSOCK.
 
-Where a program is needed at the guest's end it comes from `programs.tar` (guests/programs.py), which
-goes into the guest over vsock.
+Programs in the guest come from `programs.tar` (guests/programs.py), which is sent to the guest over vsock.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ UntilConnected = Callable[[int, int], Any]
 
 @pytest.fixture(autouse=True)
 def host_programs(host_programs: None) -> None:
-    """All that these tests run must be there."""
+    """Skip these tests if one of their programs is not installed."""
 
 
 class PreloadedPlace:
@@ -46,7 +45,7 @@ class PreloadedPlace:
     def start(self, function: Any, *arguments: Any) -> ProcessTask:
         """Start a program of the demo as it runs in guests."""
         first, _, rest = program(function, *arguments, context=KernelNet).partition("\n")
-        # The filter comes first: it ends a program that asks the kernel for AF_VSOCK.
+        # The filter kills a program that creates a socket of the kernel's AF_VSOCK.
         guard = "from vsock.cli.guard import raise_guard\nraise_guard(kill=True)\n"
         return ProcessTask(f"{first}\n{guard}{rest}", preload_environment(self._runtime_dir))
 
@@ -61,7 +60,7 @@ def plain_host(vsock_switch: Any) -> PreloadedPlace:
 def test_pythons_own_af_vsock_moves_bytes(
     plain_host: PreloadedPlace, place: Callable[[str], LinuxPlace], port: int, direction: str
 ) -> None:
-    """The same program text runs at both ends; checksums agree."""
+    """The same program runs at both ends; the checksums are equal."""
     guest: Place = place(KIND)
     source, sink = (plain_host, guest) if direction == "to guest" else (guest, plain_host)
     received, sent = run_pair(
@@ -107,7 +106,7 @@ def test_client_on_the_host_reaches_socat_in_the_guest(
 def test_socat_in_the_guest_reaches_a_server_on_the_host(
     furnished: LinuxPlace, start_preloaded: Any, port: int, server: list[str]
 ) -> None:
-    """socat in the guest asks again until the server listens."""
+    """socat in the guest retries until the server listens."""
     start_preloaded(*(word.format(port) for word in server))
     said = furnished.guest.run(
         f"(echo question; sleep 1) | socat -t9 - VSOCK-CONNECT:2:{port},retry=100,interval=0.1",
@@ -124,7 +123,7 @@ def test_nbdkit_in_the_guest_is_copied_by_nbdcopy(
     tmp_path: Path,
     port: int,
 ) -> None:
-    """A block device of the guest, seen and copied on the host; then written to."""
+    """The host copies a block device of the guest, and then writes to it."""
     plugin = "/usr/lib/x86_64-linux-gnu/nbdkit/plugins/nbdkit-file-plugin.so"
     furnished.guest.run(f"head -c {SIZE} /dev/urandom >/tmp/disk")
     in_guest(f"nbdkit -f --vsock --port {port} {plugin} /tmp/disk")
@@ -146,7 +145,7 @@ def checksum(place: LinuxPlace, path: str) -> str:
 
 
 def read_export(cid: int, port: int, size: int) -> str:
-    """In the guest: the least of an NBD client (fixed newstyle); the export's SHA-256."""
+    """In the guest: a minimal NBD client (fixed newstyle); returns the export's SHA-256."""
     import hashlib
     import socket
     import struct
@@ -194,7 +193,7 @@ def test_guest_agent_answers_a_client_on_the_host(
     start_preloaded: Any,
     port: int,
 ) -> None:
-    """qemu-ga in the guest, socat on the host: neither knows of us."""
+    """qemu-ga in the guest, socat on the host, both unmodified."""
     in_guest(
         f"/usr/sbin/qemu-ga -m vsock-listen -p {furnished.cid}:{port} -t /tmp -f /tmp/qemu-ga.pid"
     )

@@ -1,4 +1,4 @@
-"""SOCK_SEQPACKET between a host program and a Linux guest: boundaries and the ends of records, both ways."""
+"""SOCK_SEQPACKET between a host program and a Linux guest: message boundaries and record ends, in both directions."""
 
 import socket
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MESSAGES = [(1, True), (10, False), (4096, True), (65536, False), (65537, True),
 
 
 def echo_records(port: int) -> None:
-    """In the guest: send every message back as it came, with its MSG_EOR."""
+    """In the guest: send every message back unchanged, with its MSG_EOR."""
     import socket
 
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET)
@@ -35,7 +35,7 @@ def echo_records(port: int) -> None:
 def test_boundaries_and_record_ends_are_kept_to_a_guest_and_back(
     place: Callable[[str], LinuxPlace], transport: SwitchTransport, port: int, kind: str
 ) -> None:
-    """The guest's kernel sees MSG_EOR where we set it, and we see its."""
+    """MSG_EOR of the host arrives in the guest, and that of the guest on the host."""
     guest = place(kind)
     program = guest.guest.spawn_call(echo_records, port)
     assert program.read_line() == "listening"

@@ -1,4 +1,4 @@
-"""What a restart of the switch does to a machine, as docs/guide/running-a-switch.md says it (N5)."""
+"""The effect of a restart of the switch on a machine, as in docs/guide/running-a-switch.md (N5)."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
 
 
 def answers(switch: Switch) -> bool:
-    """Whether the guest alpha can be reached: its kernel refuses a port where nobody listens."""
+    """Whether the guest alpha answers: its kernel refuses a port without a listener."""
     try:
         vsock.create_connection("alpha:1", 1, transport=switch.transport).close()
     except ConnectRefused:
@@ -33,12 +33,12 @@ def answers(switch: Switch) -> bool:
 
 
 def state(switch: Switch) -> str:
-    """How far the guest alpha has come."""
+    """The state of the guest alpha."""
     return switch.guest("alpha").state
 
 
 def test_qemu_guest_is_back_after_power_off_and_on(runtime_dir: Path, linux_guest: object) -> None:
-    """A reboot from inside does not bring its device back, as its QEMU does not connect again."""
+    """A reboot from inside does not restore its device, because its QEMU does not connect again."""
     path = RuntimeFiles(runtime_dir).guest_socket("alpha")
     with Switch({"alpha": 3}) as first, QemuGuest(path, "alpha") as guest:
         wait_until(lambda: answers(first), "the guest answers")

@@ -1,4 +1,4 @@
-"""A side that does not read stalls its own flow and nothing else, and memory stays bounded."""
+"""A side that does not read stalls only its own flow, and memory stays bounded."""
 
 import socket
 from collections.abc import Callable
@@ -18,19 +18,19 @@ GetPlace = Callable[[str], LinuxPlace]
 
 CONNECTIONS = 10
 STALL_SECONDS = 0.5
-"""A sender that cannot send for so long is stalled: nobody reads, so nothing will change."""
+"""Seconds without progress after which a sender counts as stalled."""
 
 LARGEST_IN_FLIGHT = 1 << 20
-"""What may wait between two ends: the guest's 256 KiB, ours, and two kernel socket buffers."""
+"""Upper bound of unread data between two ends: the guest's 256 KiB, the switch's, and two kernel socket buffers."""
 
 LARGEST_GROWTH = 8 << 20
-"""Of the switch's own memory, over all connections of a test: 256 KiB each, and some for itself."""
+"""Upper bound of the switch's own memory for all connections of a test: 256 KiB each, and some more."""
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def read_late(port: int, connections: int) -> list[int]:
-    """In the guest: accept all, read nothing until told, then read each to its end."""
+    """In the guest: accept all, read nothing until a line arrives, then read each to its end."""
     import socket
     import sys
 
@@ -52,7 +52,7 @@ def read_late(port: int, connections: int) -> list[int]:
 
 
 def send_until_stalled(cid: int, port: int, connections: int, stall: float) -> list[int]:
-    """In the guest: send on each until it stalls; then shut down and wait for the other end's end."""
+    """In the guest: send on each until it stalls; then shut down and wait for the end of the other direction."""
     import socket
 
     opened, totals = [], []
@@ -81,7 +81,7 @@ def send_until_stalled(cid: int, port: int, connections: int, stall: float) -> l
 
 
 def fill(connection: socket.socket) -> int:
-    """Send until nothing more goes; returns how much went."""
+    """Send until the socket is full; returns the number of bytes."""
     connection.settimeout(STALL_SECONDS)
     total = 0
     try:
@@ -94,7 +94,7 @@ def fill(connection: socket.socket) -> int:
 
 
 def drain(connection: socket.socket) -> int:
-    """Read to the end; returns how much there was."""
+    """Read to the end; returns the number of bytes."""
     connection.settimeout(20)
     total = 0
     while data := connection.recv(1 << 17):
@@ -148,7 +148,7 @@ def test_host_that_does_not_read_stalls_only_its_own_flows(
     port: int,
     kind: str,
 ) -> None:
-    """The guest's senders block at the credit we gave; nothing that it sent is lost."""
+    """The guest's senders block when they have used their credit; no data is lost."""
     guest = place(kind)
     before = vsock_switch.anonymous_memory()
     with ExitStack() as stack:
@@ -175,7 +175,7 @@ def test_host_that_does_not_read_stalls_only_its_own_flows(
 
 
 def send_to_slow_guest(cid: int, port: int, stall: float) -> int:
-    """In the guest: send until stalled, say so, then shut down and wait for the end."""
+    """In the guest: send until stalled, print a line, then shut down and wait for the end."""
     import socket
 
     connection = socket.socket(socket.AF_VSOCK)
@@ -202,7 +202,7 @@ def send_to_slow_guest(cid: int, port: int, stall: float) -> int:
 def test_guest_that_does_not_read_stalls_only_the_guest_that_sends_to_it(
     host: ProcessPlace, place: GetPlace, vsock_switch: Any, port: int, source: str, destination: str
 ) -> None:
-    """Both guests can still talk to the host, and what was sent arrives once there is a reader."""
+    """Both guests can still exchange data with the host, and the data arrives when it is read."""
     sender, reader = place(source), place(destination)
     before = vsock_switch.anonymous_memory()
     reading = reader.guest.spawn_call(read_late, port, 1)

@@ -1,4 +1,4 @@
-"""OpenSSH as it is: to sshd in a real guest, through `vsock ssh-proxy`."""
+"""Unmodified OpenSSH to sshd in a real guest, through `vsock ssh-proxy`."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ UntilConnected = Callable[[int, int], Any]
 
 @pytest.fixture(autouse=True)
 def host_programs(host_programs: None) -> None:
-    """ssh and its like must be there."""
+    """Skip these tests if the programs of OpenSSH are not installed."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ Host vsock/* vsock%*
 
 
 def write_files(files: dict[str, str]) -> None:
-    """In the guest: write these; sshd also wants its user and an empty folder."""
+    """In the guest: write these files; sshd also needs its user and an empty folder."""
     import pathlib
 
     for name, content in files.items():
@@ -76,7 +76,7 @@ def test_ssh_runs_a_command_in_the_guest(
     passing: str,
     host: str,
 ) -> None:
-    """By name and by CID; ssh gets the descriptor itself, or we copy."""
+    """By name and by CID; with the descriptor passed to ssh, and with `vsock ssh-proxy` copying."""
     until_connected(furnished.cid, 22).close()
     ended = subprocess.run(
         [
@@ -96,7 +96,7 @@ def test_ssh_runs_a_command_in_the_guest(
 def test_scp_copies_a_file_into_the_guest(
     furnished: LinuxPlace, ssh_config: Path, until_connected: UntilConnected, tmp_path: Path
 ) -> None:
-    """Over SFTP; with a percent sign, as a slash before the colon would make it the name of a file."""
+    """Over SFTP; with a percent sign, because scp takes a name with a slash before the colon for a file."""
     until_connected(furnished.cid, 22).close()
     (tmp_path / "file").write_bytes(os.urandom(SIZE))
     subprocess.run(

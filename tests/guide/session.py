@@ -1,13 +1,13 @@
-"""Runs what a page of docs/guide tells its reader to do, in order, and compares what comes out.
+"""Runs the listings of a page of docs/guide in order, and compares their output.
 
-```python    a whole program; a ```text block right after it is what it prints
-```console   commands with their output, where … stands for anything. `$ ` is a command on the host,
+```python    a whole program; a ```text block directly after it is its output
+```console   commands with their output, where … stands for any text. `$ ` is a command on the host,
              `alpha# ` one in the Linux guest alpha. A command that ends in `# leave it running` has a
-             terminal of its own: it goes on, and has its output by the end of the page
-```toml      the file that its first line names
+             terminal of its own: it goes on, and must have its output by the end of the page
+```toml      a file, whose name is in its first line
 
-Other blocks are not run. A reader waits for a program to be ready before typing on; so a command
-is tried again, for a while, until it does what the page says.
+Other blocks are not run. A reader waits until a program is ready before typing the next command, so a
+command is repeated for a while until its output is that of the page.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _LEFT_RUNNING = re.compile(r" +# leave it running.*")
 
 @dataclass
 class Command:
-    """One command and what it prints; None: the page does not say."""
+    """One command of a page, with the lines of its output."""
 
     where: str
     text: str
@@ -45,7 +45,7 @@ class Command:
 
     @property
     def output(self) -> str | None:
-        """What the page shows as its output."""
+        """Its output on the page; None if the page shows none."""
         return "\n".join(self.lines) if self.lines else None
 
 
@@ -71,18 +71,18 @@ def commands(block: str) -> Iterator[Command]:
 
 
 def matches(expected: str, output: str) -> bool:
-    """Whether `output` is as a page says; how many spaces there are does not count."""
+    """Whether `output` is that of a page; the number of spaces does not matter."""
     pattern = ".*?".join(map(re.escape, _spaced(expected).split("…")))
     return re.fullmatch(pattern, _spaced(output), re.DOTALL) is not None
 
 
 def _spaced(text: str) -> str:
-    """The text with one space for many: columns are as wide as what is in them."""
+    """The text with single spaces, because the width of columns depends on their content."""
     return re.sub(r" *\n *", "\n", re.sub(" +", " ", text)).strip()
 
 
 class Session:
-    """A reader in an empty directory, with the package installed and the examples at hand."""
+    """A reader in an empty directory, with the package installed and a link to the examples."""
 
     def __init__(self, directory: Path, runtime_dir: Path) -> None:
         self._directory = directory
@@ -99,13 +99,13 @@ class Session:
         self._in_guest: list[tuple[Command, GuestProcess]] = []
 
     def run_programs(self, page: str) -> None:
-        """Run the whole programs of a page, and nothing else of it."""
+        """Run only the whole programs of a page."""
         for (language, content), follower in pairwise([*blocks(page), ("", "")]):
             if language == "python":
                 self._program(content, follower[1] if follower[0] == "text" else None)
 
     def read(self, page: str) -> None:
-        """Do all that a page says."""
+        """Run all listings of a page."""
         found = blocks(page)
         for number, (language, content) in enumerate(found):
             if language == "python":
@@ -125,7 +125,7 @@ class Session:
                 assert matches(line, running.read_line(DEADLINE)), command.text
 
     def close(self) -> None:
-        """End all that was left running."""
+        """End all commands that were left running."""
         for _, process, _ in self._running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -174,7 +174,7 @@ class Session:
         _until(command, attempt)
 
     def _run(self, arguments: list[str]) -> tuple[int, str]:
-        """Run to the end: status and output."""
+        """Run a command to its end; returns status and output."""
         done = subprocess.run(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -190,12 +190,12 @@ class Session:
 
 
 def _printed(log: Path) -> tuple[int, str]:
-    """What a command that still runs has printed so far."""
+    """The output so far of a command that still runs."""
     return 0, log.read_text()
 
 
 def _until(command: Command, attempt: Callable[[], tuple[int, str]]) -> None:
-    """Try until the output is as the page says; or if it says nothing, until the status is 0."""
+    """Try until the output is that of the page; if the page shows none, until the status is 0."""
     deadline = time.monotonic() + DEADLINE
     while True:
         status, said = attempt()

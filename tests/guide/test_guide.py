@@ -1,4 +1,4 @@
-"""The guide does what it says: every program and command on its pages is run."""
+"""Every program and command on the pages of the guide runs, with the output that the page shows."""
 
 import os
 import re
@@ -16,7 +16,7 @@ PAGES = sorted(GUIDE.glob("*.md"))
 
 
 def has_guest(page: Path) -> bool:
-    """Whether its reader types something in a Linux guest."""
+    """Whether the page has commands in a Linux guest."""
     return "\nalpha# " in page.read_text(encoding="utf-8")
 
 
@@ -29,7 +29,7 @@ def has_guest(page: Path) -> bool:
     ],
 )
 def test_page_does_what_it_says(page, tmp_path, runtime_dir):
-    """In an empty directory, with nothing running."""
+    """In an empty directory, without a running switch."""
     if has_guest(page) and not _has_image():
         pytest.skip("no image of a User-Mode Linux guest: run `make guests`")
     text = page.read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def test_page_does_what_it_says(page, tmp_path, runtime_dir):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_programs_run_while_a_switch_runs(page, tmp_path, runtime_dir, switch):
-    """N8: who follows the guide in order has a switch running since its second page."""
+    """N8: a reader who follows the guide in order has a switch running since its second page."""
     session = Session(tmp_path, runtime_dir)
     try:
         session.run_programs(page.read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def _has_image() -> bool:
 
 @pytest.mark.parametrize("page", [*PAGES, GUIDE.parent / "README.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    """To files of this repository; and every page is in the index."""
+    """Links lead to files of this repository, and every page is in the index."""
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
@@ -73,7 +73,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_commands_are_told_from_output():
-    """Comments are not run; a command that is left running is known."""
+    """Comments are not run; `# leave it running` is recognized."""
     first, second, third = commands(
         "$ one  # why\nsaid\n\n$ two   # leave it running\nalpha# three\n"
     )
@@ -95,5 +95,5 @@ def test_commands_are_told_from_output():
     ],
 )
 def test_output_is_compared(expected, output, is_so):
-    """Literally, but for … and the number of spaces."""
+    """Literally, except … and the number of spaces."""
     assert matches(expected, output) is is_so

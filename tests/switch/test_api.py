@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
+from vsock.control.client import ControlClient
+from vsock.control.model import GuestSpec, SwitchRecord
+from vsock.control.schema import from_json
 from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
 from vsock.guest import Guest
 from vsock.runtime import RuntimeFiles
 from vsock.switch import Switch
-from vsock.switch.client import Client
-from vsock.switch.model import GuestSpec
-from vsock.switch.records import SwitchRecord, from_json
 
 
 @pytest.fixture
-def client(switch: Switch) -> Client:
+def client(switch: Switch) -> ControlClient:
     """A client of `switch`."""
-    return Client(switch.runtime_dir, timeout=10)
+    return ControlClient(switch.runtime_dir, timeout=10)
 
 
 JSON = "application/json"
@@ -44,7 +44,7 @@ def ask(
     return response.status, json.loads(content) if content else None
 
 
-def test_switch_record_tells_process_and_totals(switch: Switch, client: Client) -> None:
+def test_switch_record_tells_process_and_totals(switch: Switch, client: ControlClient) -> None:
     """What a person asks first."""
     record = client.switch()
     assert (record.pid, record.runtime_dir) == (os.getpid(), str(switch.runtime_dir))
@@ -56,10 +56,10 @@ def test_control_socket_is_its_owners_alone(switch: Switch) -> None:
     assert RuntimeFiles(switch.runtime_dir).control.stat().st_mode & 0o777 == 0o600
 
 
-def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: Client) -> None:
+def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: ControlClient) -> None:
     """The API's guests are as good as those of the start."""
-    record = client.add_guest(GuestSpec(name="delta", cid=6, groups=("lab",)), hybrid=True)
-    assert record.hybrid == str(switch.hybrid_path("delta"))
+    record = client.add_guest(GuestSpec(name="delta", cid=6, groups=("lab",), hybrid=True))
+    assert record.hybrid == switch.hybrid_path("delta")
     with Guest(record.socket) as guest:
         assert guest.cid == 6
     client.remove_guest("delta")
@@ -68,20 +68,20 @@ def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: Client) ->
 
 
 def test_groups_and_cid_of_a_running_guest_change(
-    switch: Switch, client: Client, guest: Guest
+    switch: Switch, client: ControlClient, guest: Guest
 ) -> None:
     """N6: its attachment stays, and policy says at once what holds now."""
     assert not switch.explain("alpha", "gamma").is_allowed
     record = client.change_guest("alpha", groups=["other"])
-    assert (record.groups, record.state) == (["other"], "running")
+    assert (record.groups, record.state) == (("other",), "running")
     assert not switch.explain("alpha", "beta").is_allowed
     record = client.change_guest("alpha", cid=33, groups=[])
-    assert (record.cid, record.groups, record.state) == (33, [], "running")
+    assert (record.cid, record.groups, record.state) == (33, (), "running")
     assert guest.cid == 33
 
 
 def test_datagram_sockets_are_listed_with_what_became_of_their_datagrams(
-    switch: Switch, client: Client
+    switch: Switch, client: ControlClient
 ) -> None:
     """Sent, received, and dropped for want of somebody who receives."""
     import vsock
@@ -115,7 +115,7 @@ def test_datagram_sockets_are_listed_with_what_became_of_their_datagrams(
 
 
 def test_listeners_and_flows_are_listed_with_their_bytes(
-    switch: Switch, client: Client, guest: Guest
+    switch: Switch, client: ControlClient, guest: Guest
 ) -> None:
     """One flow, seen from the outside."""
     import vsock
@@ -146,7 +146,7 @@ def test_listeners_and_flows_are_listed_with_their_bytes(
         ("POST", "/v1/guests", b'{"name": "host", "cid": 6}', 422, "'host' is CID 2"),
         ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "socket": "x"}', 422, "socket: "),
         ("POST", "/v1/guests", b'{"name": "alpha", "cid": 6}', 409, "alpha exists already"),
-        ("PATCH", "/v1/guests/alpha", b"{}", 422, "give cid, groups or hybrid"),
+        ("PATCH", "/v1/guests/alpha", b"{}", 422, "give cid, groups, hybrid or description"),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 2}', 422, "cid: "),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 4}', 409, "belongs to guest beta"),
         ("PATCH", "/v1/guests/alpha", b'{"groups": ["a b"]}', 422, "'a b' is no group name"),
@@ -186,7 +186,9 @@ def test_openapi_document_names_every_path(switch: Switch) -> None:
     }
 
 
-def test_asker_is_logged(switch: Switch, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_asker_is_logged(
+    switch: Switch, client: ControlClient, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who changed the switch can be found out later."""
     with caplog.at_level("INFO", "vsock.switch.api"):
         client.remove_guest("gamma")
@@ -196,7 +198,7 @@ def test_asker_is_logged(switch: Switch, client: Client, caplog: pytest.LogCaptu
 def test_client_without_a_switch_says_how_to_start_one(runtime_dir: Path) -> None:
     """The commonest mistake gets the most helpful line."""
     with pytest.raises(NoSwitch, match="start one with `vsock switch`"):
-        Client(runtime_dir).guests()
+        ControlClient(runtime_dir).guests()
 
 
 def test_client_of_a_dead_switch_says_so(runtime_dir: Path) -> None:
@@ -204,7 +206,7 @@ def test_client_of_a_dead_switch_says_so(runtime_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(RuntimeFiles(runtime_dir).control))
     with pytest.raises(NoSwitch):
-        Client(runtime_dir).guests()
+        ControlClient(runtime_dir).guests()
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n", b"nonsense\r\n\r\n"])
@@ -223,7 +225,7 @@ def test_client_of_a_switch_that_dies_answering_says_so(runtime_dir: Path, answe
         thread = threading.Thread(target=answer_and_die)
         thread.start()
         with pytest.raises(SwitchGone):
-            Client(runtime_dir).guests()
+            ControlClient(runtime_dir).guests()
         thread.join()
 
 
@@ -233,7 +235,7 @@ def test_client_of_a_silent_switch_gives_up(runtime_dir: Path) -> None:
         listener.bind(str(RuntimeFiles(runtime_dir).control))
         listener.listen()
         with pytest.raises(SwitchGone, match=r"within 0\.05 s"):
-            Client(runtime_dir, timeout=0.05).guests()
+            ControlClient(runtime_dir, timeout=0.05).guests()
 
 
 def test_error_without_a_reason_still_has_a_line(runtime_dir: Path) -> None:
@@ -251,7 +253,7 @@ def test_error_without_a_reason_still_has_a_line(runtime_dir: Path) -> None:
         thread = threading.Thread(target=refuse)
         thread.start()
         with pytest.raises(TransportError, match="status 500"):
-            Client(runtime_dir).guests()
+            ControlClient(runtime_dir).guests()
         thread.join()
 
 

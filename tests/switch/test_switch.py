@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import vsock
+from vsock.control.model import GuestSpec
 from vsock.errors import ConnectRefused, NoSuchGuest, TransportError, UsageError
 from vsock.guest import Guest
 from vsock.sockets import create_connection
 from vsock.switch import Switch
-from vsock.switch.model import GuestSpec
 
 
 def names(switch: Switch) -> list[str]:
@@ -115,7 +115,7 @@ def test_switch_is_started_once(runtime_dir: Path) -> None:
 def test_guest_is_added_and_removed_while_others_run(switch: Switch, guest: Guest) -> None:
     """A change of one guest leaves the attachment of another alone."""
     record = switch.add_guest("delta", 6, groups=["lab"])
-    assert (record.name, record.cid, record.groups) == ("delta", 6, ["lab"])
+    assert (record.name, record.cid, record.groups) == ("delta", 6, ("lab",))
     switch.remove_guest("delta")
     assert not Path(record.socket).exists()
     assert switch.guest(guest.cid).state == "running"
@@ -170,7 +170,7 @@ def test_connection_between_guests_outlives_a_change_of_groups(switch: Switch) -
     ):
         theirs, _ = listener.accept()
         with theirs:
-            assert switch.set_guest_groups("alpha", []).groups == []
+            assert switch.set_guest_groups("alpha", []).groups == ()
             ours.sendall(b"still here")
             assert theirs.recv(100) == b"still here"
             with pytest.raises(ConnectRefused):
@@ -192,7 +192,7 @@ def test_hybrid_socket_of_a_running_guest_comes_moves_and_goes(
             program.sendall(b"CONNECT 5000\n")
             accepted, _ = listener.accept()
             new = runtime_dir / "other.vsock"
-            assert switch.change_guest("alpha", hybrid=new).hybrid == str(new)
+            assert switch.change_guest("alpha", hybrid=new).hybrid == new
             assert (old.exists(), new.is_socket()) == (False, True)
             with accepted:
                 program.sendall(b"still here")

@@ -78,7 +78,7 @@ def test_last_words_are_shown(run: Run) -> None:
     output, _ = process.communicate(timeout=30)
     assert output.splitlines()[-2:] == [
         "E: no space left",
-        "missing: one two; apt-get could not install them (its last words are above)",
+        "missing: one two; apt-get could not install them (its last lines are above)",
     ]
     assert process.returncode == 1
 

@@ -22,7 +22,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             socket: socket.into(),
             hybrid: Some(hybrid.into()),
             groups: vec!["all".to_owned()],
-            memory_slots: false,
+            ..GuestOptions::default()
         })?;
     }
     let mut rest = Vec::new();

@@ -1,7 +1,7 @@
 //! The rings' part: descriptors, and the packet path over them, both ends in one process.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -11,7 +11,7 @@ use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::ring::{DeviceRing, DriverRing, RingConfig, RingLayout};
-use vsock_virtio::slice::{Slices};
+use vsock_virtio::slice::Slices;
 
 use crate::{PACKETS, Path, broken};
 
@@ -89,10 +89,7 @@ impl Links {
         };
         let mut driver = must(DriverLink::new(&DriverOptions::default()));
         driver.set_event_idx(true);
-        let shared = driver.region();
-        let file = must(shared.file.as_fd().try_clone_to_owned()).into();
-        let region =
-            Region { guest: shared.guest, user: shared.user, len: shared.len, offset: 0, file };
+        let region = must(driver.region().to_region());
         let memory = must(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals));
         let mut device = DeviceLink::new();
         for queue in 0..QUEUE_COUNT {

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +38,29 @@ pub struct Region {
     pub offset: u64,
     /// The memory itself.
     pub file: File,
+}
+
+/// Memory of our own that is lent to a device: one whole file. Its user addresses are its guest addresses, so that where
+/// it is mapped here stays our own affair.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedRegion<'a> {
+    /// First guest address; not 0.
+    pub guest: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// The memory.
+    pub file: BorrowedFd<'a>,
+}
+
+impl SharedRegion<'_> {
+    /// What a device maps: the region with a descriptor of its own.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn to_region(&self) -> io::Result<Region> {
+        let file = self.file.try_clone_to_owned()?.into();
+        Ok(Region { guest: self.guest, user: self.guest, len: self.len, offset: 0, file })
+    }
 }
 
 /// What to do with memory whose file its owner can still shrink.

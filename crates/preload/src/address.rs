@@ -4,11 +4,10 @@ use core::ffi::c_void;
 use core::mem::size_of;
 
 use libc::{sockaddr_vm, socklen_t};
+use vsock_client::Address;
 
 use crate::sys::{Answer, Errno};
 
-/// VMADDR_CID_ANY and VMADDR_PORT_ANY.
-pub(crate) const ANY: u32 = u32::MAX;
 /// Bytes in a sockaddr_vm.
 pub(crate) const LEN: socklen_t = 16;
 /// Bytes in a sockaddr_storage: no system call takes a longer address, nor a negative length.
@@ -16,13 +15,6 @@ pub(crate) const LONGEST: socklen_t = 128;
 const FLAG_TO_HOST: u8 = 1;
 
 const _: () = assert!(size_of::<sockaddr_vm>() == LEN as usize);
-
-/// A CID and a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Address {
-    pub(crate) cid: u32,
-    pub(crate) port: u32,
-}
 
 /// The family of the address that a program passes; `None` if there is none.
 ///

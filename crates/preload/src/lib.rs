@@ -6,7 +6,7 @@
 //!     ▼
 //!   calls     what socket, bind, connect, accept, … do to one of our sockets
 //!     ▼
-//!   settle    how a connect under way ends              node   asking the switch (endpoint protocol)
+//!   settle    how a connect under way ends              node   asking the switch (client protocol)
 //!     ▼                                                   ▼
 //!   note  name  vm_options   what a socket is, kept in the socket itself       wire  messages    address  sockaddr_vm
 //!     ▼
@@ -41,7 +41,6 @@ mod suspects;
 mod sys;
 mod turn;
 mod vm_options;
-mod wire;
 
 /// Nothing here panics; were something to, the program must not go on.
 #[cfg(panic = "abort")]

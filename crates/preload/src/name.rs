@@ -8,8 +8,8 @@
 use core::mem::size_of;
 
 use libc::sockaddr_un;
+use vsock_client::Address;
 
-use crate::address::Address;
 use crate::sys::{Answer, Errno, Fd, now_ns};
 
 const PREFIX: &[u8] = b"\0vsock/";
@@ -81,7 +81,7 @@ fn read(digits: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::ANY;
+    use vsock_client::ANY;
 
     #[test]
     fn address_given_is_read_back_and_stays() {

@@ -1,12 +1,12 @@
-//! Asking the node (a switch, or a userspace guest): the endpoint protocol on one of our sockets.
+//! Asking the node (a switch, or a userspace guest): the client protocol on one of our sockets.
 
 use libc::sockaddr_un;
+use vsock_client::ANY;
+use vsock_client::wire::{HELD_EXTRA, MESSAGE_LEN, Reply, Request, op};
 
-use crate::address::ANY;
 use crate::note::{Flags, Note};
 use crate::setup::{self, LONGEST_PATH};
 use crate::sys::{self, Answer, Errno, Fd, now_ms};
-use crate::wire::{HELD, MESSAGE, PADDING, REFUSES, Reply, Request, op};
 
 /// How long a node may take for an immediate answer before it is taken for gone.
 pub(crate) const ANSWER_MS: u64 = 5000;
@@ -41,24 +41,24 @@ fn reach(fd: Fd, note: &Note) -> Answer<()> {
 
 /// The node's own CID.
 pub(crate) fn local_cid() -> Answer<u32> {
-    ask_aside(&Request::new(op::LOCAL_CID)).map(|reply| reply.ours.cid)
+    ask_aside(Request::LocalCid).map(|reply| reply.ours.cid)
 }
 
 /// Gives a connection another receive buffer (0: leaves it as it is), and returns how large the other side's is.
 pub(crate) fn set_buffer(stream: Fd, buffer: u64) -> Answer<u32> {
-    ask_aside(&Request { buffer, ..about(stream)? }).map(|reply| reply.peer_buffer)
+    ask_aside(about(stream, buffer, false)?).map(|reply| reply.peer_buffer)
 }
 
 /// Says that a connection receives no more: while its descriptor is full, or carries messages, the node would not see it
 /// before it has something to write.
 pub(crate) fn stop_receiving(stream: Fd) -> Answer<()> {
-    ask_aside(&Request { value: REFUSES, ..about(stream)? }).map(|_| ())
+    ask_aside(about(stream, 0, true)?).map(|_| ())
 }
 
 /// The port that a connection has at our side, also when it is over; `None` if the node does not remember it.
 pub(crate) fn our_port(stream: Fd) -> Option<u32> {
-    let request = about(stream).ok()?;
-    let (reply, _) = aside(|fd| ask_for_verdict(fd, op::FLOW, &request.encode())).ok()?;
+    let request = about(stream, 0, false).ok()?;
+    let reply = aside(|fd| reply_to(fd, op::FLOW, &request.encode())).ok()?;
     (reply.ours.port != ANY).then_some(reply.ours.port)
 }
 
@@ -68,12 +68,12 @@ pub(crate) fn our_port(stream: Fd) -> Option<u32> {
 /// that serves in its place knows nothing of it. Where this process cannot ask (it has no descriptor left, or may not
 /// enter the runtime directory any more), a node that is alive counts as one that did not lose it.
 pub(crate) fn has_ended_well(stream: Fd) -> bool {
-    let Ok(request) = about(stream) else { return true };
+    let Ok(request) = about(stream, 0, false) else { return true };
     let answer = aside_by(
         |fd| reach(fd, &Note::FRESH),
         |fd| {
             let is_same = fd.peer_pid() == stream.peer_pid();
-            ask_for_verdict(fd, op::FLOW, &request.encode()).map(|(_, error)| (is_same, error))
+            reply_to(fd, op::FLOW, &request.encode()).map(|reply| (is_same, reply.result().err()))
         },
     );
     match answer {
@@ -93,14 +93,11 @@ pub(crate) fn has_ended_well(stream: Fd) -> bool {
     }
 }
 
-fn about(stream: Fd) -> Answer<Request> {
-    let cookie = stream.cookie()?;
-    let [cid, port] =
-        [cookie & 0xffff_ffff, cookie >> 32].map(|half| u32::try_from(half).unwrap_or(0));
-    Ok(Request { cid, port, ..Request::new(op::FLOW) })
+fn about(stream: Fd, buffer: u64, receive_shut: bool) -> Answer<Request> {
+    Ok(Request::Flow { cookie: stream.cookie()?, buffer, receive_shut })
 }
 
-fn ask_aside(request: &Request) -> Answer<Reply> {
+fn ask_aside(request: Request) -> Answer<Reply> {
     aside(|fd| ask(fd, request))
 }
 
@@ -167,22 +164,21 @@ struct Timeval {
 }
 
 /// Sends a request and gives the answer that the node owes at once.
-pub(crate) fn ask(fd: Fd, request: &Request) -> Answer<Reply> {
-    ask_message(fd, request.op, &request.encode())
+pub(crate) fn ask(fd: Fd, request: Request) -> Answer<Reply> {
+    ask_message(fd, request.op(), &request.encode())
 }
 
 /// Sends a request that is encoded already, perhaps with bytes behind it, and gives the answer.
 pub(crate) fn ask_message(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
-    let (reply, error) = ask_for_verdict(fd, op, message)?;
-    error.map_or(Ok(reply), Err)
+    reply_to(fd, op, message)?.result()
 }
 
-fn ask_for_verdict(fd: Fd, op: u8, message: &[u8]) -> Answer<(Reply, Option<Errno>)> {
+fn reply_to(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     send(fd, message)?;
     let deadline = now_ms() + ANSWER_MS;
     loop {
-        if let Some(verdict) = hear(fd, op)? {
-            return Ok(verdict);
+        if let Some(reply) = hear(fd, op)? {
+            return Ok(reply);
         }
         let left = deadline.saturating_sub(now_ms());
         if left == 0 {
@@ -196,13 +192,11 @@ fn ask_for_verdict(fd: Fd, op: u8, message: &[u8]) -> Answer<(Reply, Option<Errn
     }
 }
 
-/// Sends a request that stays unread until its outcome is known: with the socket's cookie and padding, in one piece.
+/// Sends a CONNECT that stays unread until its outcome is known: with the socket's cookie and padding, in one piece.
 pub(crate) fn send_held(fd: Fd, request: Request) -> Answer<()> {
-    let mut bytes = [0; MESSAGE + PADDING];
-    let extra = u32::try_from(PADDING).unwrap_or(0);
-    let request = Request { flags: request.flags | HELD, extra, ..request };
-    bytes[..MESSAGE].copy_from_slice(&request.encode());
-    bytes[MESSAGE..MESSAGE + 8].copy_from_slice(&fd.cookie()?.to_le_bytes());
+    let mut bytes = [0; MESSAGE_LEN + HELD_EXTRA];
+    bytes[..MESSAGE_LEN].copy_from_slice(&request.encode());
+    bytes[MESSAGE_LEN..MESSAGE_LEN + 8].copy_from_slice(&fd.cookie()?.to_le_bytes());
     send(fd, &bytes)
 }
 
@@ -222,11 +216,11 @@ pub(crate) fn send(fd: Fd, mut bytes: &[u8]) -> Answer<()> {
     Ok(())
 }
 
-/// Takes the reply to `op` if it is there, and the error in it if the node says no.
-pub(crate) fn hear(fd: Fd, op: u8) -> Answer<Option<(Reply, Option<Errno>)>> {
-    let mut bytes = [0; MESSAGE];
+/// Takes the reply to `op` if it is there.
+pub(crate) fn hear(fd: Fd, op: u8) -> Answer<Option<Reply>> {
+    let mut bytes = [0; MESSAGE_LEN];
     match fd.receive(&mut bytes) {
-        Ok(MESSAGE) => Reply::decode_verdict(&bytes, op).map(Some),
+        Ok(MESSAGE_LEN) => Reply::decode(&bytes, op).map(Some),
         Ok(0) | Err(Errno(libc::ECONNRESET)) => Err(GONE),
         Ok(_) => Err(Errno(libc::EPROTO)), // it writes replies whole
         Err(Errno(libc::EAGAIN | libc::EINTR)) => Ok(None),

@@ -13,9 +13,10 @@
 //! ```
 //!
 //! What else is to be known of a connection the node knows (`node`). A socket without the mark is none of ours. The
-//! layout is part of the endpoint protocol: `docs/reference/endpoint-protocol.md`.
+//! layout is part of the client protocol: `docs/reference/client-protocol.md`.
 
-use crate::address::Address;
+use vsock_client::Address;
+
 use crate::sys::{Answer, Errno, Fd};
 
 const MARK: u64 = 0x2b5;

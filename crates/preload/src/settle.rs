@@ -5,14 +5,15 @@
 //! there, and is such a reply the first that can be read? A connection has nothing in front of its data that two
 //! threads, or two processes that share the socket, could both take.
 
-use crate::address::ANY;
+use vsock_client::ANY;
+use vsock_client::wire::{MESSAGE_LEN, Reply, op};
+
 use crate::name;
 use crate::node::{self, ANSWER_MS};
 use crate::note::{Flags, Note, State};
 use crate::sys::{Answer, Errno, Fd, now_ms, tick_us};
 use crate::turn::Turn;
 use crate::vm_options::VmOptions;
-use crate::wire::{MESSAGE, Reply, op};
 
 /// Another thread has closed the descriptor, or put something else in its place.
 const CLOSED: Errno = Errno(libc::EBADF);
@@ -75,12 +76,13 @@ pub(crate) fn settle(fd: Fd, note: Note) -> Answer<Note> {
 fn outcome(fd: Fd) -> Answer<Outcome> {
     // Before the look at what can be read: a request that was there then may be gone a moment later.
     let is_held = fd.unsent()? > 0;
-    let mut bytes = [0; MESSAGE];
+    let mut bytes = [0; MESSAGE_LEN];
     match fd.peek(&mut bytes) {
         // A refusal comes before the request is taken out, and makes the descriptor readable: who waits for that too
         // asks now.
-        Ok(MESSAGE) => {
-            if let Ok((reply, Some(error))) = Reply::decode_verdict(&bytes, op::CONNECT)
+        Ok(MESSAGE_LEN) => {
+            if let Ok(reply) = Reply::decode(&bytes, op::CONNECT)
+                && let Err(error) = reply.result()
                 && reply.flow == fd.cookie()?
             {
                 return Ok(Outcome::Failed(error, Some(reply)));
@@ -95,7 +97,7 @@ fn outcome(fd: Fd) -> Answer<Outcome> {
 }
 
 fn take_reply(fd: Fd) {
-    let mut bytes = [0; MESSAGE];
+    let mut bytes = [0; MESSAGE_LEN];
     // Another process may have been first.
     let _ = fd.receive(&mut bytes);
 }
@@ -140,15 +142,15 @@ fn hear_beginning(fd: Fd, note: Note) -> Answer<Option<Answer<()>>> {
     loop {
         match node::hear(fd, op::CONNECT) {
             Ok(None) => {}
-            Ok(Some((reply, Some(Errno(libc::EINPROGRESS))))) => {
+            Ok(Some(reply)) if reply.result() == Err(Errno::INPROGRESS) => {
                 name::give(fd, reply.ours)?;
                 note.with(Flags::BEGUN).put(fd)?;
                 return Ok(Some(Ok(())));
             }
-            Ok(Some((reply, error))) => {
+            Ok(Some(reply)) => {
                 end_hold(fd, &note)?;
                 end_attempt(fd, note, Some(reply))?.put(fd)?;
-                return Ok(Some(Err(error.unwrap_or(Errno(libc::EPROTO)))));
+                return Ok(Some(Err(reply.result().err().unwrap_or(Errno::PROTO))));
             }
             Err(error) => {
                 end_hold(fd, &note)?;

@@ -8,9 +8,7 @@ use core::mem::size_of;
 
 use libc::{sockaddr_un, socklen_t};
 
-/// An error number of Linux.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Errno(pub(crate) c_int);
+pub(crate) use vsock_client::Errno;
 
 /// What a call gives, or why it failed.
 pub(crate) type Answer<T> = Result<T, Errno>;

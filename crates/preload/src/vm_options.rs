@@ -12,7 +12,7 @@
 
 use crate::note::{Flags, Note};
 use crate::sys::{Answer, Fd};
-use crate::wire::INHERITED;
+use vsock_client::wire::INHERITED_LEN as INHERITED;
 
 /// The kernel's default of SO_VM_SOCKETS_BUFFER_SIZE and _MAX_SIZE.
 const SIZE: u64 = 262_144;

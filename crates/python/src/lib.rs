@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 mod errors;
 mod node;
+mod options;
 mod records;
 
 /// The native part of `vsock`.

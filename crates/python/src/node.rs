@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use vsock_virtio::node::{self, GuestOptions};
+use vsock_virtio::node;
 
 use crate::errors::to_python;
+use crate::options::Options;
 use crate::records::{Event, Snapshot};
 
 /// A running node; see the stub.
@@ -44,41 +45,16 @@ impl Node {
         py.detach(|| self.node.set_linger_timeout(most)).map_err(|error| to_python(&error))
     }
 
-    #[pyo3(signature = (*, name, cid, socket, hybrid=None, groups=Vec::new(), memory_slots=false))]
-    #[allow(clippy::too_many_arguments)] // keywords in Python
-    fn add_guest(
-        &self,
-        py: Python<'_>,
-        name: String,
-        cid: u32,
-        socket: PathBuf,
-        hybrid: Option<PathBuf>,
-        groups: Vec<String>,
-        memory_slots: bool,
-    ) -> PyResult<()> {
-        let options = GuestOptions { name, cid, socket, hybrid, groups, memory_slots };
-        py.detach(|| self.node.add_guest(options)).map_err(|error| to_python(&error))
+    fn add_guest(&self, py: Python<'_>, options: Options) -> PyResult<()> {
+        py.detach(|| self.node.add_guest(options.into())).map_err(|error| to_python(&error))
     }
 
-    fn set_host_aliases(&self, py: Python<'_>, cid: u32, aliases: Vec<u32>) -> PyResult<()> {
-        py.detach(|| self.node.set_host_aliases(cid, &aliases)).map_err(|error| to_python(&error))
+    fn change_guest(&self, py: Python<'_>, cid: u32, options: Options) -> PyResult<()> {
+        py.detach(|| self.node.change_guest(cid, options.into())).map_err(|error| to_python(&error))
     }
 
     fn remove_guest(&self, py: Python<'_>, cid: u32) -> PyResult<()> {
         py.detach(|| self.node.remove_guest(cid)).map_err(|error| to_python(&error))
-    }
-
-    fn set_guest_cid(&self, py: Python<'_>, cid: u32, new: u32) -> PyResult<()> {
-        py.detach(|| self.node.set_guest_cid(cid, new)).map_err(|error| to_python(&error))
-    }
-
-    fn set_guest_groups(&self, py: Python<'_>, cid: u32, groups: Vec<String>) -> PyResult<()> {
-        py.detach(|| self.node.set_guest_groups(cid, groups)).map_err(|error| to_python(&error))
-    }
-
-    #[pyo3(signature = (cid, path))]
-    fn set_guest_hybrid(&self, py: Python<'_>, cid: u32, path: Option<PathBuf>) -> PyResult<()> {
-        py.detach(|| self.node.set_guest_hybrid(cid, path)).map_err(|error| to_python(&error))
     }
 
     fn wait_told(&self, py: Python<'_>, cid: u32, timeout: f64) -> PyResult<bool> {

@@ -7,6 +7,8 @@ use pyo3::prelude::*;
 use vsock_virtio::journal::Record;
 use vsock_virtio::snapshot;
 
+use crate::options::Options;
+
 /// The word for a socket type.
 fn type_name(kind: vsock_core::SocketType) -> &'static str {
     match kind {
@@ -35,12 +37,8 @@ impl From<Record> for Event {
 /// One guest.
 #[pyclass(frozen, get_all, module = "vsock._native")]
 pub(crate) struct GuestInfo {
-    name: String,
     cid: u32,
-    socket: String,
-    hybrid: Option<String>,
-    groups: Vec<String>,
-    host_aliases: Vec<u32>,
+    options: Options,
     state: &'static str,
     front_end_pid: u32,
     features: u64,
@@ -58,12 +56,8 @@ impl From<snapshot::GuestInfo> for GuestInfo {
         let counters: HashMap<_, _> = guest.counters.into_iter().collect();
         let count = |name| counters.get(name).copied().unwrap_or(0);
         Self {
-            name: guest.name,
             cid: guest.cid,
-            socket: guest.socket.display().to_string(),
-            hybrid: guest.hybrid.map(|path| path.display().to_string()),
-            groups: guest.groups,
-            host_aliases: guest.host_aliases,
+            options: guest.options.into(),
             state: match guest.state {
                 snapshot::GuestState::Waiting => "waiting",
                 snapshot::GuestState::Attached => "attached",

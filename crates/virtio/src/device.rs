@@ -16,11 +16,12 @@ use std::sync::Arc;
 use self::queue::Queue;
 use crate::link::{
     EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TRANSPORT_RESET, TX_QUEUE, Token, signal, split_header, take_header,
+    Space, TRANSPORT_RESET, TX_QUEUE, Token, split_header, take_header,
 };
 use crate::memory::GuestMemory;
 use crate::ring::{Chain, DeviceRing, RingConfig, RingError};
 use crate::slice::{self, Slice, Slices};
+use crate::sys::signal;
 
 /// The device's end of a link.
 #[derive(Default)]

@@ -22,29 +22,15 @@ use std::sync::Arc;
 
 use crate::link::{
     EVENT_QUEUE, HEADER_BYTES, HEADER_LEN, Inbound, LinkError, LinkStats, QUEUE_COUNT, RX_QUEUE,
-    Space, TX_QUEUE, Token, signal, split_header, take_header,
+    Space, TX_QUEUE, Token, split_header, take_header,
 };
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, SharedRegion};
 use crate::ring::{DriverRing, RingConfig, RingError};
 use crate::slice::{self, Slice, Slices};
+use crate::sys::signal;
 pub use plan::DriverOptions;
 use plan::{Buffers, Plan};
 use supply::{HOT, Supply};
-
-/// The memory of a userspace guest as a front end describes it to the device.
-#[derive(Debug)]
-pub struct SharedRegion<'a> {
-    /// First guest address.
-    pub guest: u64,
-    /// First user address; the ring addresses count in it.
-    pub user: u64,
-    /// Number of bytes.
-    pub len: u64,
-    /// Where the region starts in the file.
-    pub offset: u64,
-    /// The sealed memfd.
-    pub file: &'a File,
-}
 
 /// One of our rings, its buffers and notification fds.
 struct Queue {
@@ -166,7 +152,7 @@ impl DriverLink {
     #[must_use]
     pub fn region(&self) -> SharedRegion<'_> {
         let (guest, len) = (plan::BASE, self.plan.len);
-        SharedRegion { guest, user: guest, len, offset: 0, file: &self.file }
+        SharedRegion { guest, len, file: self.file.as_fd() }
     }
 
     /// Where a ring is. Its addresses are guest addresses, which are the user addresses too.

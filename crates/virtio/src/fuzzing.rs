@@ -19,8 +19,8 @@ pub fn hybrid_line(bytes: &[u8]) -> Result<Option<(u32, usize)>, NotALine> {
     }
 }
 
-/// How many bytes belong to a request of the endpoint protocol behind its own; `None` if it is no request.
+/// How many bytes belong to a request of the client protocol behind its own; `None` if it is no request.
 #[must_use]
 pub fn request(bytes: &[u8; MESSAGE_LEN]) -> Option<usize> {
-    Request::parse(bytes).ok().map(|request| request.extra())
+    Request::decode(bytes).ok().map(|request| request.extra())
 }

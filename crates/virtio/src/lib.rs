@@ -3,17 +3,19 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
+//! | `options` | what a guest is told to be |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
 //! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
 //! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
+//! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
-//! Guest memory itself, and all pointers to it, are in `crates/guest-memory`.
-//!
-//! Has unsafe code, as only `crates/preload` does beside it: every block says why it is sound.
+//! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
+
+#![deny(unsafe_code)]
 
 pub mod device;
 pub mod driver;
@@ -26,10 +28,14 @@ pub mod link;
 pub mod loopback;
 mod mailbox;
 pub mod node;
+mod options;
 pub mod polling;
 mod reactor;
 pub mod ring;
 pub mod snapshot;
+pub mod spec;
+#[allow(unsafe_code, reason = "calls that no library has in a safe form")]
+pub mod sys;
 pub mod vhost_user;
 mod worker;
 

@@ -19,36 +19,19 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::FileType;
-use rustix::io::{Errno, retry_on_intr};
+use std::os::fd::BorrowedFd;
 
 use crate::device::DeviceLink;
 use crate::driver::DriverLink;
 use crate::loopback::LoopbackLink;
 use crate::ring::RingError;
 use crate::slice::{self, Slice, Slices};
+pub use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
+pub(crate) use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
 
-/// Queue index of the receive queue: packets from device to driver.
-pub const RX_QUEUE: usize = 0;
-/// Queue index of the transmit queue: packets from driver to device.
-pub const TX_QUEUE: usize = 1;
-/// Queue index of the event queue: events from device to driver.
-pub const EVENT_QUEUE: usize = 2;
-/// Number of queues of a vsock device.
-pub const QUEUE_COUNT: usize = 3;
-
-/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: all connections are gone, and the CID may have changed.
-pub const TRANSPORT_RESET: u32 = 0;
-
-/// Bytes of a packet header.
-pub(crate) const HEADER_LEN: usize = 44;
-/// The same as a number of the ring.
-pub(crate) const HEADER_BYTES: u32 = 44;
-/// The most payload in one packet that Linux takes.
-pub(crate) const MAX_PAYLOAD: u32 = 65536;
+/// The bytes of a packet header as a number of the ring.
+#[allow(clippy::cast_possible_truncation, reason = "44")]
+pub(crate) const HEADER_BYTES: u32 = HEADER_LEN as u32;
 
 /// What a link knows its own packets by; stale ones are recognised and ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,103 +256,4 @@ pub(crate) fn split_header(slices: &mut Slices, start: usize) -> (Range<usize>, 
     let payload = slices.shorten(middle..slices.len(), MAX_PAYLOAD as usize);
     slices.truncate(payload.end);
     (start..middle, payload)
-}
-
-/// Whether an fd can be one to signal on: an eventfd, a pipe, or a socket (as User-Mode Linux has). A write to
-/// anything else may take as long as a file system pleases, which may be the front end's own (FUSE).
-pub(crate) fn can_signal(fd: impl AsFd) -> bool {
-    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    // An eventfd has no file type.
-    matches!(kind, Ok(FileType::Fifo | FileType::Socket | FileType::Unknown))
-}
-
-/// Signals on an eventfd, pipe or socket. One that is full has a signal waiting already.
-///
-/// The other side shares the open file description and may read from it: a thread that waits in read(2) would fail
-/// with EAGAIN if we set `O_NONBLOCK`, and the other side can take that back. So we look for room before each write;
-/// only who fills it at that very moment could make us wait.
-pub(crate) fn signal(fd: &OwnedFd) -> io::Result<()> {
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut room = [PollFd::new(fd, PollFlags::OUT)];
-    retry_on_intr(|| poll(&mut room, Some(&at_once)))?;
-    if !room[0].revents().contains(PollFlags::OUT) {
-        return Ok(());
-    }
-    match rustix::io::write(fd.as_fd(), &1_u64.to_ne_bytes()) {
-        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixStream;
-    use std::sync::mpsc::channel;
-    use std::time::Duration;
-
-    use rustix::event::{EventfdFlags, eventfd};
-    use rustix::fs::{OFlags, fcntl_getfl};
-    use rustix::io::{read, write};
-
-    use super::*;
-
-    /// Signals on `fd`, which nobody empties: fails if that waits.
-    fn signal_in_time(fd: OwnedFd) -> OwnedFd {
-        let (done, over) = channel();
-        std::thread::spawn(move || {
-            signal(&fd).unwrap();
-            done.send(fd).unwrap();
-        });
-        over.recv_timeout(Duration::from_secs(10)).expect("a signal does not wait")
-    }
-
-    /// Writes until there is no room.
-    fn fill(fd: &OwnedFd) {
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        while poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&at_once)).unwrap() > 0 {
-            write(fd, &[1; 8]).unwrap();
-        }
-    }
-
-    fn is_blocking(fd: &OwnedFd) -> bool {
-        !fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK)
-    }
-
-    #[test]
-    fn signal_leaves_the_fd_as_the_other_side_made_it() {
-        let fd = signal_in_time(eventfd(0, EventfdFlags::empty()).unwrap());
-        assert!(is_blocking(&fd));
-        let mut count = [0; 8];
-        read(&fd, &mut count).unwrap();
-        assert_eq!(u64::from_ne_bytes(count), 1);
-    }
-
-    #[test]
-    fn signal_on_a_full_fd_that_blocks_does_not_wait() {
-        let counter = eventfd(0, EventfdFlags::empty()).unwrap();
-        write(&counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        let (_reader, pipe) = rustix::pipe::pipe().unwrap();
-        fill(&pipe);
-        let (socket, _other) = UnixStream::pair().unwrap();
-        let socket = OwnedFd::from(socket);
-        fill(&socket);
-        for fd in [counter, pipe, socket] {
-            assert!(is_blocking(&fd) && can_signal(&fd));
-            signal_in_time(fd);
-        }
-    }
-
-    #[test]
-    fn signal_that_nobody_can_receive_is_an_error() {
-        let (reader, pipe) = rustix::pipe::pipe().unwrap();
-        drop(reader);
-        assert!(signal(&pipe).is_err());
-    }
-
-    #[test]
-    fn file_is_nothing_to_signal_on() {
-        for path in ["/proc/self/exe", "/dev/null", "/"] {
-            assert!(!can_signal(std::fs::File::open(path).unwrap()), "{path}");
-        }
-    }
 }

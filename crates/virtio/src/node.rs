@@ -20,15 +20,16 @@ use crate::journal::{Journal, Record};
 use crate::link::QUEUE_COUNT;
 use crate::loopback::LoopbackLink;
 use crate::mailbox::{Mailbox, Stopped};
+pub use crate::options::GuestOptions;
 use crate::polling::Polling;
 use crate::reactor::Reactor;
 use crate::snapshot::Snapshot;
 use crate::vhost_user::{
-    Attached, BackendHandle, BackendOptions, F_EVENT_IDX, FrontendError, FrontendOptions,
-    SharedRegion, attach, spawn,
+    Attached, BackendHandle, BackendOptions, F_EVENT_IDX, FrontendError, FrontendOptions, attach,
+    spawn,
 };
 pub use crate::worker::AddError;
-use crate::worker::{GuestPort, LinkId, NewGuest, Worker};
+use crate::worker::{GuestPort, LinkId, Worker};
 
 /// Connections that may wait at a socket of ours.
 const BACKLOG: i32 = 1024;
@@ -81,23 +82,6 @@ impl From<io::Error> for NodeError {
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> NodeError + '_ {
     |error| NodeError::Io { error, path: Some(path.to_owned()) }
-}
-
-/// A guest to add.
-#[derive(Clone, Debug)]
-pub struct GuestOptions {
-    /// Its name, unique in the node.
-    pub name: String,
-    /// Its CID, unique in the node.
-    pub cid: u32,
-    /// Where its front end will connect: a path for a new Unix socket.
-    pub socket: PathBuf,
-    /// A path for a hybrid socket, if programs are to have one.
-    pub hybrid: Option<PathBuf>,
-    /// Guests that share a group may connect to each other.
-    pub groups: Vec<String>,
-    /// Let its front end add and remove memory regions one by one; see [`BackendOptions::memory_slots`].
-    pub memory_slots: bool,
 }
 
 struct Guest {
@@ -164,14 +148,15 @@ impl Node {
     /// # Errors
     /// Name or CID are taken, or a socket could not be made.
     pub fn add_guest(&self, options: GuestOptions) -> Result<(), NodeError> {
-        let GuestOptions { name, cid, socket, hybrid, groups, memory_slots } = options;
+        let GuestOptions { cid, memory_slots, .. } = options;
         let mut held = self.held();
-        let front_door = listen(&socket, SocketType::Stream).map_err(at(&socket))?;
+        let socket = &options.socket;
+        let front_door = listen(socket, SocketType::Stream).map_err(at(socket))?;
         let mut paths = vec![socket.clone()];
-        let hybrid = hybrid_door(hybrid).inspect_err(|_| unlink(&paths))?;
-        paths.extend(hybrid.iter().map(|(path, _)| path.clone()));
-        let guest = NewGuest { name, cid: Cid(cid), groups, socket, hybrid, seed: random_seed() };
-        let added = self.mailbox.call(move |worker| worker.add_guest(guest));
+        let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
+        paths.extend(options.hybrid.clone());
+        let added =
+            self.mailbox.call(move |worker| worker.add_guest(options, hybrid, random_seed()));
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
             unlink(&paths);
         })?;
@@ -210,25 +195,6 @@ impl Node {
         let _ = told.recv_timeout(FAREWELL);
         guest.control.stop();
         Ok(self.mailbox.call(move |worker| worker.remove_link(link))?)
-    }
-
-    /// Lets a guest reach this node by other CIDs too: the parent of a Nitro enclave is CID 3. What the guest sends to one
-    /// of them is for the node, whichever guest has that CID, and answers come from it.
-    ///
-    /// # Errors
-    /// There is no such guest, or one of `aliases` is no guest's CID, or this guest's own.
-    pub fn set_host_aliases(&self, cid: u32, aliases: &[u32]) -> Result<(), NodeError> {
-        let link = self.held().guests.get(&cid).map(|guest| guest.link);
-        let link = link.ok_or(NodeError::NoGuest(cid))?;
-        let aliases: Vec<_> = aliases.iter().copied().map(Cid).collect();
-        if let Some(bad) = aliases.iter().find(|alias| !alias.is_guest() || alias.0 == cid) {
-            return Err(AddError::BadCid(bad.0).into());
-        }
-        Ok(self.mailbox.call(move |worker| {
-            if let Some(slot) = worker.links.get_mut(link) {
-                slot.host_aliases = aliases;
-            }
-        })?)
     }
 
     /// How long at most the node looks for packets before it sleeps (see [`Polling`]); nothing: it sleeps at once.
@@ -274,26 +240,37 @@ impl Node {
         Ok(())
     }
 
-    /// Gives a guest other groups while it runs. Its connections go on: groups say what may begin.
+    /// Makes a guest what `options` say, while it runs: with another CID as [`set_guest_cid`](Self::set_guest_cid) does;
+    /// with another hybrid socket, or none, while who has come by the old one stays. Open connections go on with other
+    /// groups and aliases, which say what may begin. What its front end has been told stays as it is: the socket and
+    /// `memory_slots`; and so does its name.
     ///
     /// # Errors
-    /// There is no such guest.
-    pub fn set_guest_groups(&self, cid: u32, groups: Vec<String>) -> Result<(), NodeError> {
+    /// There is no such guest, a CID cannot be, or the hybrid socket could not be made; then nothing has changed.
+    pub fn change_guest(&self, cid: u32, options: GuestOptions) -> Result<(), NodeError> {
+        options.check()?;
         let link = self.link_of(cid)?;
+        let new = Cid(options.cid);
+        if new.0 != cid {
+            self.mailbox.call(move |worker| worker.check_cid(new))??;
+        }
+        self.set_hybrid(cid, options.hybrid.clone())?;
+        self.set_guest_cid(cid, new.0)?;
         Ok(self.mailbox.call(move |worker| {
             if let Some(slot) = worker.links.get_mut(link) {
-                slot.groups = groups;
+                let GuestOptions { name, socket, memory_slots, .. } = slot.options.clone();
+                slot.options = GuestOptions { name, socket, memory_slots, ..options };
             }
         })?)
     }
 
-    /// Gives a guest another hybrid socket at `path`, or none, while it runs. Who has come by the old one stays.
-    ///
-    /// # Errors
-    /// There is no such guest, or the socket could not be made.
-    pub fn set_guest_hybrid(&self, cid: u32, path: Option<PathBuf>) -> Result<(), NodeError> {
+    /// Gives a guest a hybrid socket at `path`, or none, in place of the one it has.
+    fn set_hybrid(&self, cid: u32, path: Option<PathBuf>) -> Result<(), NodeError> {
         let mut held = self.held();
         let guest = held.guests.get_mut(&cid).ok_or(NodeError::NoGuest(cid))?;
+        if guest.paths.get(1) == path.as_ref() {
+            return Ok(());
+        }
         let hybrid = hybrid_door(path)?;
         let added: Vec<_> = hybrid.iter().map(|(path, _)| path.clone()).collect();
         let link = guest.link;
@@ -332,11 +309,8 @@ impl Node {
         let mut held = self.held();
         let mut link = DriverLink::new(&DriverOptions::default())?;
         let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
-        let region = link.region();
-        let shared =
-            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
         let options = FrontendOptions { timeout, ..FrontendOptions::default() };
-        let mut device = attach(socket, shared, &rings, options)?;
+        let mut device = attach(socket, link.region(), &rings, options)?;
         if let Some(wanted) = wanted
             && wanted != device.cid
         {

@@ -1,9 +1,10 @@
 //! What a node looks like at one moment, as plain data: for listings, metrics and tests.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use vsock_core::{Address, SocketType};
+
+use crate::options::GuestOptions;
 
 /// A node and everything in it.
 #[derive(Clone, Debug, Default)]
@@ -34,18 +35,10 @@ pub enum GuestState {
 /// One guest of a switch.
 #[derive(Clone, Debug)]
 pub struct GuestInfo {
-    /// Its name.
-    pub name: String,
     /// Its CID.
     pub cid: u32,
-    /// Where its front end attaches.
-    pub socket: PathBuf,
-    /// Its hybrid socket.
-    pub hybrid: Option<PathBuf>,
-    /// Groups within which guests may talk to each other.
-    pub groups: Vec<String>,
-    /// Other CIDs by which it reaches the host.
-    pub host_aliases: Vec<u32>,
+    /// What it was told to be.
+    pub options: GuestOptions,
     /// How far it has come.
     pub state: GuestState,
     /// Process id of its front end (0: none, or not visible).

@@ -114,7 +114,8 @@ impl Vmm {
         let mut link = DriverLink::new(options).unwrap();
         let rings = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
         let region = link.region();
-        let (guest, len, memory) = (region.guest, region.len, region.file.try_clone().unwrap());
+        let memory = File::from(region.file.try_clone_to_owned().unwrap());
+        let (guest, len) = (region.guest, region.len);
         let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
         let signals: Vec<_> = (0..QUEUE_COUNT).map(|_| (eventfd(), eventfd())).collect();
         for (queue, (kick, call)) in signals.iter().enumerate() {
@@ -202,9 +203,7 @@ fn switch(directory: &Directory) -> Node {
         name: "a".to_owned(),
         cid: CID,
         socket: directory.0.join("a.sock"),
-        hybrid: None,
-        groups: vec![],
-        memory_slots: false,
+        ..GuestOptions::default()
     };
     switch.add_guest(options).unwrap();
     switch

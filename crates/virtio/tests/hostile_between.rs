@@ -65,9 +65,8 @@ fn neighbour_that_does_not_read_fills_no_room_of_a_third_guest() {
             name: "d".into(),
             cid: 6,
             socket: lab.path("d.sock"),
-            hybrid: None,
             groups: vec!["g".into()],
-            memory_slots: false,
+            ..vsock_virtio::node::GuestOptions::default()
         })
         .unwrap();
     let mut d = RawGuest::join(&lab.path("d.sock"));

@@ -17,7 +17,7 @@ const DEFAULT: u32 = 262_144;
 const LARGEST: u32 = 16 << 20;
 /// How many of the largest fit what all may have above the default.
 const FIT: usize = 16;
-/// Operations of the endpoint protocol.
+/// Operations of the client protocol.
 const BIND: u8 = 1;
 const CONNECT: u8 = 2;
 const LISTEN: u8 = 3;

@@ -23,7 +23,7 @@ const A: u32 = 3;
 const PORT: u32 = 6000;
 const STREAM: u16 = 1;
 const SEQPACKET: u16 = 2;
-/// An operation of the endpoint protocol.
+/// An operation of the client protocol.
 const LISTEN: u8 = 3;
 /// The most that a program may ask for.
 const BUFFER: u32 = 16 << 20;

@@ -251,9 +251,7 @@ fn flow_of_a_removed_guest_has_no_say_over_the_next_one() {
             name: "again".into(),
             cid: 3,
             socket: socket.clone(),
-            hybrid: None,
-            groups: Vec::new(),
-            memory_slots: false,
+            ..GuestOptions::default()
         })
         .unwrap();
     let mut new = RawGuest::join(&socket);

@@ -1,5 +1,5 @@
 //! A switch and userspace guests in one process, over real vhost-user sockets and shared memory: programs on both
-//! sides speak the endpoint protocol, and everything between them is the product's own.
+//! sides speak the client protocol, and everything between them is the product's own.
 
 #![allow(clippy::unwrap_used)] // helpers of tests panic as tests do
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use node_support::raw::RawGuest;
 use node_support::{DEADLINE, Lab, Listener, connect, request, wait_until};
 use vsock_core::Op;
-use vsock_virtio::node::Node;
+use vsock_virtio::node::{GuestOptions, Node};
 use vsock_virtio::snapshot::GuestState;
 
 const ENODEV: u16 = 19;
@@ -145,11 +145,13 @@ fn groups_of_a_running_guest_change_and_its_connections_go_on() {
     let ours = connect(&lab.path("a"), 4, 7000).unwrap();
     let theirs = on_b.accept();
     assert_eq!(connect(&lab.path("a"), 5, 7000).unwrap_err(), ECONNRESET);
-    lab.switch.set_guest_groups(3, vec!["alone".to_owned()]).unwrap();
+    let a = lab.switch.snapshot().unwrap().guests.swap_remove(0).options;
+    let moved = GuestOptions { groups: vec!["alone".to_owned()], ..a };
+    lab.switch.change_guest(3, moved.clone()).unwrap();
     connect(&lab.path("a"), 5, 7000).unwrap();
     assert_eq!(connect(&lab.path("a"), 4, 7000).unwrap_err(), ECONNRESET);
     node_support::transfer(ours, theirs, node_support::pattern(100_000, 1));
-    assert!(lab.switch.set_guest_groups(77, Vec::new()).is_err());
+    assert!(lab.switch.change_guest(77, GuestOptions { cid: 77, ..moved }).is_err());
 }
 
 #[test]

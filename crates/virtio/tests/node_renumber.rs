@@ -41,7 +41,7 @@ fn errno_of(stream: &mut UnixStream) -> u16 {
 /// A counter of the guest `a`.
 fn counter(lab: &Lab, name: &str) -> u64 {
     let guests = lab.switch.snapshot().unwrap().guests;
-    let guest = guests.iter().find(|guest| guest.name == "a").unwrap();
+    let guest = guests.iter().find(|guest| guest.options.name == "a").unwrap();
     guest.counters.iter().find(|(it, _)| *it == name).unwrap().1
 }
 

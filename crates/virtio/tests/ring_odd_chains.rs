@@ -9,7 +9,7 @@ use ring_support::{Guest, LOW, NEXT, WRITE, desc, eventfd, proptest_config, read
 use vsock_virtio::device::DeviceLink;
 use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::slice::Slices;
 
 const SIZE: u16 = 8;
@@ -211,9 +211,7 @@ fn driver() -> (Link, Guest) {
     let options = DriverOptions { rx_buffers: SIZE, rx_payload: 6, ..DriverOptions::default() };
     let mut driver = DriverLink::new(&options).unwrap();
     driver.set_event_idx(true);
-    let shared = driver.region();
-    let file = shared.file.try_clone().unwrap();
-    let region = Region { guest: shared.guest, user: 0, len: shared.len, offset: 0, file };
+    let region = driver.region().to_region().unwrap();
     let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
     let config = driver.ring_config(RX_QUEUE).unwrap();
     (Link::Driver(driver), Guest { memory, config })

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vsock_virtio::device::DeviceLink;
 use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::ring::{DeviceRing, DriverRing};
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
 
@@ -34,9 +34,7 @@ fn pair(event_idx: bool) -> (Link, Link) {
     };
     let mut driver = DriverLink::new(&options).unwrap();
     driver.set_event_idx(event_idx);
-    let shared = driver.region();
-    let file = shared.file.try_clone().unwrap();
-    let region = Region { guest: shared.guest, user: 0, len: shared.len, offset: 0, file };
+    let region = driver.region().to_region().unwrap();
     let memory = GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap();
     let mut device = DeviceLink::new();
     for queue in 0..QUEUE_COUNT {

@@ -44,8 +44,17 @@ fn cid_bytes(cid: u32) -> Vec<u8> {
 }
 
 fn start(index: u64, size: u16, base: u16) -> Call {
+    start_in(LEN, index, size, base)
+}
+
+/// The start of a ring in so many bytes of memory.
+fn start_in(memory: u64, index: u64, size: u16, base: u16) -> Call {
     let config = config(index, size, base, true);
-    Call::Start { index: usize::try_from(index).unwrap(), config, has_call: true }
+    Call::Start { index: usize::try_from(index).unwrap(), memory, config, has_call: true }
+}
+
+fn disconnected(running: &[usize]) -> Call {
+    Call::Detached(Detach::Disconnected, running.to_vec())
 }
 
 /// QEMU when the device is realized; returns the protocol features it took.
@@ -104,7 +113,6 @@ fn qemu_stop(front: &mut Speaker) {
 fn qemu_started(bases: [u16; 2]) -> Vec<Call> {
     vec![
         Call::Features(QEMU & !BIT_30),
-        Call::Memory(LEN),
         start(0, 128, bases[0]),
         start(1, 128, bases[1]),
         Call::NewSignal { index: 0, has_call: true },
@@ -131,11 +139,11 @@ fn qemu_boots_stops_continues_and_reboots() {
         expect(&device, &[Call::Stop(0), Call::Stop(1)]);
     }
     drop(front);
-    expect(&device, &[Call::Detached(Detach::Disconnected)]);
+    expect(&device, &[disconnected(&[])]);
 }
 
 #[test]
-fn qemu_that_goes_away_while_running_has_its_rings_stopped_first() {
+fn qemu_that_goes_away_while_running_has_its_rings_stopped() {
     let device = Device::new();
     let mut front = Speaker::connect(&device.path);
     qemu_realize(&mut front);
@@ -143,7 +151,7 @@ fn qemu_that_goes_away_while_running_has_its_rings_stopped_first() {
     settle(&mut front);
     device.calls();
     drop(front);
-    expect(&device, &[Call::Stop(0), Call::Stop(1), Call::Detached(Detach::Disconnected)]);
+    expect(&device, &[disconnected(&[0, 1])]);
 }
 
 #[test]
@@ -176,13 +184,13 @@ fn uml_boots_and_powers_off() {
     (0..3).for_each(|ring| front.enable(ring, true));
     assert_eq!(read_config(&mut front, 0, 8), cid_bytes(CID));
     assert_eq!(device.call(), Call::Attached(myself()));
-    let (features, memory) = (Call::Features(UML & !BIT_30), Call::Memory(LEN));
-    expect(&device, &[features, memory, start(0, 256, 0), start(1, 256, 0), start(2, 256, 0)]);
+    let features = Call::Features(UML & !BIT_30);
+    expect(&device, &[features, start(0, 256, 0), start(1, 256, 0), start(2, 256, 0)]);
     (0..3).for_each(|ring| front.enable(ring, false));
     settle(&mut front);
     expect(&device, &[Call::Stop(0), Call::Stop(1), Call::Stop(2)]);
     drop(front);
-    expect(&device, &[Call::Detached(Detach::Disconnected)]);
+    expect(&device, &[disconnected(&[])]);
 }
 
 #[test]
@@ -200,7 +208,7 @@ fn disabled_ring_goes_on_where_it_stopped_when_enabled() {
     assert_eq!(front.base(0), pair(0, 99));
     front.enable(0, true);
     settle(&mut front);
-    let calls: Vec<_> = device.calls().into_iter().skip(3).collect();
+    let calls: Vec<_> = device.calls().into_iter().skip(2).collect();
     // The last enable starts nothing: GET_VRING_BASE stopped the ring until its next kick eventfd.
     assert_eq!(calls, [start(0, 256, 3), Call::Stop(0), start(0, 256, 7), Call::Stop(0)]);
 }
@@ -219,8 +227,9 @@ fn front_end_without_protocol_features_has_its_rings_running_at_once() {
     // An acknowledgement that was not negotiated is not given.
     front.send(FrontendReq::SET_VRING_CALL as u32, ACK, &words(&[1 << 8 | 1]), &[]);
     settle(&mut front);
-    let started = Call::Start { index: 1, config: config(1, 64, 0, true), has_call: false };
-    let calls: Vec<_> = device.calls().into_iter().skip(3).collect();
+    let config = config(1, 64, 0, true);
+    let started = Call::Start { index: 1, memory: LEN, config, has_call: false };
+    let calls: Vec<_> = device.calls().into_iter().skip(2).collect();
     assert_eq!(calls, [started, Call::NewSignal { index: 1, has_call: false }]);
 }
 
@@ -241,8 +250,8 @@ fn running_rings_are_stopped_and_started_again_around_a_memory_change() {
     for address in [&mut moved.desc, &mut moved.avail, &mut moved.used] {
         *address += LEN;
     }
-    let moved = Call::Start { index: 0, config: moved, has_call: true };
-    expect(&device, &[Call::Stop(0), Call::Memory(2 * LEN), moved]);
+    let moved = Call::Start { index: 0, memory: 2 * LEN, config: moved, has_call: true };
+    expect(&device, &[Call::Stop(0), moved]);
     // A table without the ring cannot be meant.
     let body = table(&[[GUEST, LEN, USER + 4 * LEN, 0]]);
     front.say(FrontendReq::SET_MEM_TABLE, &body, &[memory(LEN).as_fd()]);
@@ -261,7 +270,7 @@ fn running_rings_are_stopped_and_started_again_around_a_change_of_features() {
     let fewer = UML & !F_EVENT_IDX;
     front.tell(FrontendReq::SET_FEATURES, &words(&[fewer]), &[]);
     let config = config(0, 256, STOPPED_AT, false);
-    let again = Call::Start { index: 0, config, has_call: true };
+    let again = Call::Start { index: 0, memory: LEN, config, has_call: true };
     expect(&device, &[Call::Stop(0), Call::Features(fewer & !BIT_30), again]);
 }
 
@@ -283,15 +292,11 @@ fn memory_slots_are_added_and_removed_one_by_one() {
     front.tell(FrontendReq::ADD_MEM_REG, &first, &[memory(LEN).as_fd()]);
     let calls: Vec<_> = device.calls().into_iter().skip(2).collect();
     let expected = [
-        Call::Memory(LEN),
         start(0, 256, 0),
         Call::Stop(0),
-        Call::Memory(2 * LEN),
-        start(0, 256, STOPPED_AT),
+        start_in(2 * LEN, 0, 256, STOPPED_AT),
         Call::Stop(0),
-        Call::Memory(LEN),
-        Call::Memory(2 * LEN),
-        start(0, 256, STOPPED_AT),
+        start_in(2 * LEN, 0, 256, STOPPED_AT),
     ];
     assert_eq!(calls, expected);
 }
@@ -317,8 +322,8 @@ fn reset_device_stops_everything_but_keeps_front_end_and_memory() {
     front.enable(0, true);
     device.calls();
     front.tell(FrontendReq::RESET_DEVICE, &[], &[]);
-    let (back, memory) = (Call::Attached(myself()), Call::Memory(LEN));
-    expect(&device, &[Call::Stop(0), Call::Detached(Detach::Reset), back, memory]);
+    let gone = Call::Detached(Detach::Reset, vec![0]);
+    expect(&device, &[gone, Call::Attached(myself())]);
     front.tell(FrontendReq::SET_FEATURES, &words(&[UML]), &[]);
     front.set_up(0, 256, 0);
     front.enable(0, true);
@@ -382,7 +387,7 @@ fn stopped_device_has_left_its_attachment_and_its_thread() {
     device.handle.take().unwrap().stop();
     // Nothing is waited for here: stop() returns after the attachment has been told.
     let calls = device.calls();
-    assert_eq!(calls, [Call::Stop(0), Call::Stop(1), Call::Detached(Detach::Stopped)]);
+    assert_eq!(calls, [Call::Detached(Detach::Stopped, vec![0, 1])]);
     front.expect_hang_up();
     UnixStream::connect(&device.path).unwrap_err();
 }

@@ -43,10 +43,9 @@ fn device_gets_a_front_end_and_knows_all_its_rings() {
     assert_eq!((attached.cid, attached.features, attached.rings.len()), (CID, features, 3));
     assert_eq!(device.call(), Call::Attached(myself()));
     assert_eq!(device.call(), Call::Features(features));
-    assert_eq!(device.call(), Call::Memory(LEN));
     for index in 0..3 {
         let config = config(index as u64, 128, 0, true);
-        assert_eq!(device.call(), Call::Start { index, config, has_call: true });
+        assert_eq!(device.call(), Call::Start { index, memory: LEN, config, has_call: true });
     }
 }
 
@@ -58,7 +57,8 @@ fn attached_front_end_when_dropped_takes_its_rings_back_and_leaves() {
         .skip_while(|call| !matches!(call, Call::Stop(_)))
         .take(3)
         .collect();
-    let expected = [Call::Stop(0), Call::Stop(1), Call::Detached(Detach::Disconnected)];
+    let gone = Call::Detached(Detach::Disconnected, vec![]);
+    let expected = [Call::Stop(0), Call::Stop(1), gone];
     assert_eq!(calls, expected);
 }
 
@@ -106,7 +106,7 @@ fn front_end_that_wants_little_gets_little() {
         .find(|call| matches!(call, Call::Start { .. }))
         .unwrap();
     let config = config(0, 128, 0, false);
-    assert_eq!(start, Call::Start { index: 0, config, has_call: true });
+    assert_eq!(start, Call::Start { index: 0, memory: LEN, config, has_call: true });
 }
 
 #[test]

@@ -1,1 +1,1 @@
-"""The `vsock` command. `main` finds the command, one module each does it."""
+"""The `vsock` command line: `main` finds the command, and each command has a module."""

@@ -27,30 +27,35 @@ __all__ = ["cat"]
 @click.command()
 @click.argument("address", shell_complete=addresses)
 @click.option(
-    "-l", "--listen", is_flag=True, help="Wait for a connection to ADDRESS, or to a PORT."
+    "-l",
+    "--listen",
+    is_flag=True,
+    help="Listen on ADDRESS, or on a PORT, and accept one connection.",
 )
-@click.option("-k", "--keep", is_flag=True, help="With -l and --exec: serve until interrupted.")
+@click.option(
+    "-k", "--keep", is_flag=True, help="With -l and --exec: accept connections until interrupted."
+)
 @click.option(
     "--reconnect",
     is_flag=True,
-    help="With -l: when the switch ends, wait for the next one instead of ending too.",
+    help="With -l: when the switch ends, wait until one runs again instead of exiting.",
 )
 @click.option(
     "-e",
     "--exec",
     "command",
     metavar="COMMAND",
-    help="Run this program with the connection as its standard input and output. It is no shell: "
-    "`sh -c '...'` is one.",
+    help="Run this program with the connection as its standard input and output. For a shell "
+    "command write `sh -c '...'`.",
 )
 @click.option(
     "-t",
     "--tty",
     is_flag=True,
-    help="For a shell at the other end: every key goes there, Ctrl-C too; Ctrl-] ends it.",
+    help="For a shell at the other end: send every key there, also Ctrl-C; Ctrl-] ends.",
 )
 @click.option("--seqpacket", is_flag=True, help="Messages (SEQPACKET) instead of a stream.")
-@click.option("-v", "--verbose", is_flag=True, help="Say to standard error who is connected.")
+@click.option("-v", "--verbose", is_flag=True, help="Print each peer to standard error.")
 @click.option("--timeout", type=Seconds(), help="Seconds to connect [2].")
 @transport_option
 @runtime_dir_option
@@ -67,21 +72,21 @@ def cat(
     transport: str | None,
     runtime_dir: Path | None,
 ) -> int:
-    """Connect to ADDRESS and copy standard input to it, and it to standard output.
+    """Connect to ADDRESS; copy standard input to it, and the data it sends to standard output.
 
-    The end of input closes the sending direction only: what comes back is still read to its end.
+    The end of standard input ends only that direction: the other side's data is still read to its end.
     """
     from vsock.cli.connect import connect
 
     if keep and not (listen and command):
         raise click.UsageError("-k is for -l with --exec: standard input can be sent only once")
     if reconnect and not listen:
-        raise click.UsageError("--reconnect is for -l: who connects can do it again")
+        raise click.UsageError("--reconnect is for -l: a client can connect again")
     if tty and (command or sys.stdin is None or not sys.stdin.isatty()):
-        raise click.UsageError("--tty is for a terminal as standard input")
+        raise click.UsageError("--tty needs a terminal as standard input")
     program = None if command is None else _program(command)
     if program is None and sys.stdout is None:
-        raise click.ClickException("standard output is closed; >/dev/null throws away what comes")
+        raise click.ClickException("standard output is closed; use >/dev/null to discard the data")
     kind = socket.SOCK_SEQPACKET if seqpacket else socket.SOCK_STREAM
     where = transport_of(runtime_dir, transport)
     if not listen:
@@ -98,7 +103,7 @@ def cat(
 
 
 def _program(command: str) -> list[str]:
-    """The words of --exec, if they can be run: better told now than to whoever connects."""
+    """Return the words of --exec; fails now, and not at the first connection, if they cannot be run."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -145,7 +150,7 @@ def _serve(
 
 
 def _serve_all(listener: socket.socket, program: Sequence[str], is_verbose: bool) -> None:
-    """A process for each connection, until we are interrupted."""
+    """Run a process for each connection, until interrupted."""
     while True:
         connection, peer = listener.accept()
         with connection:

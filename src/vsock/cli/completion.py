@@ -1,6 +1,6 @@
-"""What a shell offers when Tab is pressed: the guests that the switch has just now.
+"""Completion in shells: the guests of the running switch.
 
-`docs/reference/command-line.md` says how a shell is told of it.
+`docs/reference/command-line.md` says how to enable it.
 """
 
 from collections.abc import Iterator
@@ -25,17 +25,17 @@ def parties(context: "click.Context", _parameter: Any, begun: str) -> list[str]:
 
 
 def addresses(context: "click.Context", _parameter: Any, begun: str) -> list[str]:
-    """Beginnings of addresses: what comes before the port."""
+    """Beginnings of addresses, up to the port."""
     known = (f"{name}:" for name in ("host", "local", *_names(context)))
     return [start for start in known if start.startswith(begun)]
 
 
 def _names(context: "click.Context") -> Iterator[str]:
-    from vsock.switch.client import Client
+    from vsock.control.client import ControlClient
 
     try:
-        found = Client(context.params.get("runtime_dir"), timeout=1).guests()
+        found = ControlClient(context.params.get("runtime_dir"), timeout=1).guests()
     except VsockError:
-        return  # without a switch there is nothing to offer, and nowhere to say why
+        return  # no switch: there are no names, and a completion cannot print an error
     for guest in found:
         yield guest.name

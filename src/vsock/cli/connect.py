@@ -1,4 +1,4 @@
-"""How commands connect: with the reason a person needs where the errno alone says too little."""
+"""How commands connect: `create_connection`, with messages that say more than the errno."""
 
 import socket
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ def connect(
     """As `vsock.create_connection`.
 
     Raises:
-        AddressError: the address is one to listen at only.
-        NoSuchGuest: with the guests that there are, if the switch tells them.
+        AddressError: the address is only for listening.
+        NoSuchGuest: with the names of the guests, if the switch can be asked.
     """
     from vsock import sockets
 
@@ -43,15 +43,15 @@ def _check(target: "Target") -> None:
 
 
 def _with_guests(error: NoSuchGuest, target: "Target", transport: "Transport") -> NoSuchGuest:
-    from vsock.switch.client import Client
+    from vsock.control.client import ControlClient
     from vsock.transports import SwitchTransport
 
     if not isinstance(transport, SwitchTransport) or not isinstance(target, Address | NamedAddress):
         return error
     try:
-        guests = Client(transport.directory).guests()
+        guests = ControlClient(transport.directory).guests()
     except VsockError:
-        return error  # a userspace guest's node, or a switch without a control API: nobody to ask
+        return error  # a userspace guest's node, or a switch without a control API
     who = target.name if isinstance(target, NamedAddress) else target.cid
     if any(who in (guest.name, guest.cid) for guest in guests):
         return error

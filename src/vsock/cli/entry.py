@@ -1,13 +1,13 @@
-"""Where the `vsock` command begins: with next to nothing imported.
+"""The entry point of the `vsock` command, which imports almost nothing.
 
-Importing the rest takes longer than pressing Ctrl-C. That is no error to be shown with a traceback.
+Ctrl-C may come while the other modules are imported; that must not print a traceback.
 """
 
 __all__ = ["main"]
 
 
 def main() -> int:
-    """Run the command that the process's arguments name; returns the exit code."""
+    """Run the command of the process's arguments; returns the exit code."""
     try:
         from vsock.cli.main import main as run
 

@@ -1,6 +1,6 @@
-"""`vsock explain`: may one talk to the other, and which rule says so.
+"""`vsock explain`: may one connect to the other, and which rule decides.
 
-A refusal by policy looks to the programs at both ends as if nobody listened: here one can ask.
+A connection that the policy refuses fails as if no program listened; this command shows the reason.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import click
 from vsock.cli.completion import parties
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
-from vsock.switch.client import Client
+from vsock.control.client import ControlClient
 
 __all__ = ["explain"]
 
@@ -23,9 +23,9 @@ __all__ = ["explain"]
 def explain(source: str, destination: str, as_json: bool, runtime_dir: Path | None) -> int:
     """Say whether SOURCE may connect to DESTINATION (guests by name or CID, or `host`), and why.
 
-    Exit code 0 when it may, 1 when not, 2 when the switch could not be asked or knows no such guest.
+    Exit code: 0 if it may, 1 if not, 2 if no switch answers or it has no such guest.
     """
-    verdict = Client(runtime_dir).explain(source, destination)
+    verdict = ControlClient(runtime_dir).explain(source, destination)
     if as_json:
         print_json(verdict)
     else:

@@ -1,4 +1,4 @@
-"""Groups of commands: a name that is none is answered with those it may have meant."""
+"""Groups of commands: for a mistyped command the error suggests similar names."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ __all__ = ["Group"]
 
 
 class Group(click.Group):
-    """A click group that says what a mistyped command may have been, as it does for options."""
+    """A click group that suggests commands for a mistyped one, as click does for options."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

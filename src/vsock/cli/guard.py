@@ -1,11 +1,11 @@
-"""Keeps a program, and all that it starts, away from the kernel's own AF_VSOCK: a seccomp filter.
+"""A seccomp filter that keeps a program and its children from the kernel's own AF_VSOCK.
 
-The preload library cannot be everywhere: a program without libc's calls, a set-uid program or one
-that empties its environment goes past it. With the filter such a program is told that there is no AF_VSOCK,
-which is true of the kernel it may use, instead of talking to machines that nobody meant.
+The preload library is not in every process: static programs, set-uid programs and programs with an
+empty environment bypass it. Under the filter their socket(AF_VSOCK) fails with EAFNOSUPPORT, as on a
+kernel without AF_VSOCK, instead of connecting to machines outside the switch.
 
-io_uring is refused too: what goes through it is seen neither by the library nor by a filter. Programs
-know that from machines where it is switched off, and use ordinary calls.
+io_uring_setup fails with EPERM, because io_uring bypasses both the library and the filter. Programs
+handle that as on machines where io_uring is disabled, and use ordinary calls.
 """
 
 import ctypes
@@ -31,18 +31,18 @@ _ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
 _KILL_PROCESS: Final = 0x80000000
 
-# Offsets in struct seccomp_data; the low half of each 64-bit argument comes first on our machines.
+# Offsets in struct seccomp_data; on these machines the low half of a 64-bit argument is first.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 
 _LOAD, _JUMP_IF_EQUAL, _RETURN, _AND = 0x20, 0x15, 0x06, 0x54
 
 
 class GuardError(OSError):
-    """The filter cannot be had on this machine."""
+    """The filter cannot be installed on this machine."""
 
 
 class _Abi(NamedTuple):
-    """One way into the kernel: AUDIT_ARCH_*, and the numbers of `socket` and `socketcall`."""
+    """One system call ABI: AUDIT_ARCH_*, and the numbers of `socket` and `socketcall`."""
 
     architecture: int
     socket: int
@@ -53,17 +53,17 @@ _ABIS: Final = {
     "x86_64": (_Abi(0xC000003E, 41), _Abi(0x40000003, 359, 102)),
     "aarch64": (_Abi(0xC00000B7, 198), _Abi(0x40000028, 281)),
 }
-"""Of each machine: its own, and that of its 32-bit programs."""
+"""For each machine its own ABI, and that of 32-bit programs."""
 
 
 def raise_guard(*, kill: bool = False) -> None:
-    """Forbid AF_VSOCK to this process and all that come from it, for good.
+    """Forbid AF_VSOCK to this process and all its children. This cannot be undone.
 
     Args:
-        kill: end a process that tries, instead of answering EAFNOSUPPORT. For tests.
+        kill: kill a process that calls socket(AF_VSOCK), instead of returning EAFNOSUPPORT. For tests.
 
     Raises:
-        GuardError: this machine is of a kind that we have no filter for, or its kernel refuses it.
+        GuardError: there is no filter for this kind of machine, or prctl failed.
     """
     abis = _ABIS.get(platform.machine())
     if abis is None:
@@ -73,8 +73,8 @@ def raise_guard(*, kill: bool = False) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     lines = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(lines))
-    # Without this a filter needs root. It also means that set-uid programs stay without their
-    # privileges, and so within reach of the preload library.
+    # Without no_new_privs a filter needs root. Set-uid programs then run without their privileges,
+    # and so the dynamic loader accepts the preload library.
     for arguments in (
         (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
         (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0),
@@ -85,20 +85,22 @@ def raise_guard(*, kill: bool = False) -> None:
 
 
 def raise_guard_or_refuse() -> None:
-    """As `raise_guard`, for a command; ClickException says how to go without."""
+    """As `raise_guard`, for a command; the ClickException names --no-guard."""
     try:
         raise_guard()
     except GuardError as error:
-        raise click.ClickException(f"{error.strerror}; --no-guard does without") from error
+        raise click.ClickException(
+            f"{error.strerror}; --no-guard runs without the guard"
+        ) from error
 
 
 def _block(abi: _Abi, refusal: int) -> bytes:
-    """The part of the filter for one way in: skipped as a whole by calls that come another way."""
+    """The part of the filter for one ABI; calls of another ABI skip it."""
     rules = _rule(abi.socket, _AF_VSOCK, refusal) + _rule(
         _IO_URING_SETUP, None, _ERRNO | errno.EPERM
     )
     if abi.socketcall is not None:
-        # Its arguments lie in memory, where a filter cannot look; no current libc uses it.
+        # Its arguments are in memory, which a filter cannot read; no current libc uses it.
         rules += _rule(abi.socketcall, _SOCKETCALL_SOCKET, refusal)
     body = _line(_LOAD, _NUMBER) + _line(_AND, ~_X32 & 0xFFFFFFFF) + rules + _line(_RETURN, _ALLOW)
     return (
@@ -109,7 +111,7 @@ def _block(abi: _Abi, refusal: int) -> bytes:
 
 
 def _rule(number: int, first_argument: int | None, verdict: int) -> bytes:
-    """The verdict on one system call, if its first argument is as given; else the next rule."""
+    """Return `verdict` for one system call if its first argument is as given; else go on."""
     if first_argument is None:
         return _line(_JUMP_IF_EQUAL, number, otherwise=1) + _line(_RETURN, verdict)
     return (

@@ -1,7 +1,7 @@
 """`vsock guest run`: a program as a guest, without a virtual machine.
 
-We are the guest and the program is our child: its sockets live in our node, which it finds by
-``VSOCK_RUNTIME_DIR`` as it would find a switch.
+This process is the guest and the program its child. The child's sockets belong to this process's node,
+which the child finds by ``VSOCK_RUNTIME_DIR``, as it would find a switch.
 """
 
 import os
@@ -16,7 +16,7 @@ import click
 
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import runtime_dir_option
-from vsock.switch.client import Client
+from vsock.control.client import ControlClient
 
 if TYPE_CHECKING:
     from vsock.guest import Guest
@@ -26,13 +26,13 @@ __all__ = ["Signals", "run"]
 _NOT_FOUND: Final = 127
 _CANNOT: Final = 126
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
-_PATIENCE: Final = 10.0  # seconds that a command has to end by SIGTERM
+_PATIENCE: Final = 10.0  # seconds between SIGTERM and SIGKILL
 _RETRY_MILLISECONDS: Final = 200
 _JOIN_SECONDS: Final = 5.0
 
 
 @click.command(
-    short_help="Be guest NAME while COMMAND runs.",
+    short_help="Run COMMAND as guest NAME.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("name", shell_complete=known_guests)
@@ -40,7 +40,7 @@ _JOIN_SECONDS: Final = 5.0
 @click.option(
     "--reconnect",
     is_flag=True,
-    help="When the switch ends, wait for it to come back: listeners go on then, connections have ended.",
+    help="When the switch ends, wait until it runs again. Listeners then go on; connections have ended.",
 )
 @click.option(
     "--guard/--no-guard",
@@ -52,14 +52,14 @@ _JOIN_SECONDS: Final = 5.0
 def run(
     name: str, command: tuple[str, ...], reconnect: bool, guard: bool, runtime_dir: Path | None
 ) -> int:
-    """Be guest NAME while COMMAND runs: its vsock sockets are the guest's.
+    """Run COMMAND as guest NAME: its vsock sockets are the guest's.
 
-    For programs that use this package; others are started by `vsock guest run NAME vsock run ...`, else
-    they are told that there is no AF_VSOCK: the kernel's own is not the guest's.
-    The guest is gone when COMMAND ends. Exit code: that of COMMAND; 1, and COMMAND is ended, when the
-    switch ends or the guest is removed from it.
+    For programs that use this package. Start other programs by `vsock guest run NAME vsock run ...`;
+    without that, AF_VSOCK is not supported in them, because the kernel's own is not the guest's.
+    The guest leaves the switch when COMMAND ends. Exit code: that of COMMAND; 1 if the switch ends or
+    the guest is removed from it, which also ends COMMAND.
     """
-    client = Client(runtime_dir)
+    client = ControlClient(runtime_dir)
     record = client.guest(name)
     if record.state != "waiting":
         raise _runs_already(record.name)
@@ -74,7 +74,7 @@ def run(
     try:
         guest.start()
     except OSError:
-        # Another one may have been quicker, which its device says in words for device makers.
+        # Another process may have attached first; the device's message would be for developers.
         if client.guest(record.name).state != "waiting":
             raise _runs_already(record.name) from None
         raise
@@ -91,7 +91,7 @@ def _runs_already(name: str) -> click.ClickException:
 
 
 class _Attachment:
-    """Our hold on the switch, while the command runs."""
+    """The attachment to the switch while the command runs."""
 
     def __init__(self, guest: "Guest", name: str, reconnect: bool) -> None:
         self._guest = guest
@@ -131,7 +131,7 @@ class _Attachment:
         over = select.poll()
         over.register(pidfd, select.POLLIN)
         while not over.poll(_RETRY_MILLISECONDS):
-            with suppress(OSError):  # not there yet: what we are waiting for
+            with suppress(OSError):  # there is no switch yet
                 self._guest.rejoin(_JOIN_SECONDS)
                 self._say(f"back, with CID {self._guest.cid}")
                 return
@@ -141,10 +141,10 @@ class _Attachment:
 
 
 class Signals:
-    """The signals that would end us: the command's once it runs, kept until then.
+    """Passes signals on to the command; keeps those that arrive before it runs.
 
-    Taken before anything is made that would stay behind. One that is ignored ends nobody, and stays
-    ignored in the command, as `nohup` wants it.
+    The handlers are installed before any socket or file is made, so that none is left behind. A signal
+    that is ignored stays ignored in the command, as `nohup` requires.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class Signals:
                 signal.signal(number, self._take)
 
     def give_to(self, child: "subprocess.Popen[bytes]") -> None:
-        """Pass what was kept, and all that comes, on to `child`."""
+        """Send the signals that were kept, and all later ones, to `child`."""
         self._child = child
         for number in self.kept:
             self._take(number)
@@ -164,7 +164,7 @@ class Signals:
         if self._child is None:
             self.kept.append(number)
         elif number in _PASSED_ON:
-            # Ctrl-C goes to both of us; whether it is the end is the command's to say.
+            # The terminal sends Ctrl-C to both processes; the command decides whether it ends.
             self._child.send_signal(number)
 
 

@@ -1,4 +1,4 @@
-"""`vsock ls`: what a switch knows, at a glance."""
+"""`vsock ls`: guests, listeners, datagram sockets and flows of a switch."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from vsock.address import CID_ANY
 from vsock.cli.guest import print_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, process_text, seconds_text
-from vsock.switch.client import Client
-from vsock.switch.records import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
+from vsock.control.client import ControlClient
+from vsock.control.model import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 
 __all__ = ["ls"]
 
@@ -20,12 +20,12 @@ __all__ = ["ls"]
 def ls(as_json: bool, runtime_dir: Path | None) -> None:
     """Show guests, listeners, datagram sockets and flows of a switch.
 
-    Guests: `sent` and `received` is what the guest did (`bytes_in` and `bytes_out` in JSON); `errors`
-    counts packets that were malformed or found no room, and attachments that ended by a fault. Flows:
-    `sent` went from source to destination (`bytes_out`), `answered` came back (`bytes_in`). pid/program is
-    the guest's machine, or whose a listener or flow of the host is.
+    Guests: `sent` and `received` are bytes that the guest sent and received (`bytes_in` and `bytes_out` in
+    JSON); `errors` counts packets that were malformed or did not fit a buffer, and attachments that ended
+    with a fault. Flows: `sent` is from source to destination (`bytes_out`), `answered` the other direction
+    (`bytes_in`). pid/program is the guest's VMM, or the host's process that has the listener or flow.
     """
-    client = Client(runtime_dir)
+    client = ControlClient(runtime_dir)
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
     datagrams = client.datagrams()
     if as_json:
@@ -58,7 +58,7 @@ def _print_listeners(listeners: list[ListenerRecord]) -> None:
 
 def _print_datagrams(datagrams: list[DatagramRecord]) -> None:
     if not datagrams:
-        # Few programs use them: no empty table for all others.
+        # Few programs use datagrams: show no empty table.
         return
     print_table(
         "Datagram sockets",

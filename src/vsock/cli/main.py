@@ -1,7 +1,7 @@
-"""Finds the command and runs it; turns what went wrong into one line and an exit code.
+"""Finds the command and runs it; prints an error as one line and turns it into an exit code.
 
-Start-up time is what a user feels most: a command's module, and whatever it needs, is imported
-only when that command runs. So the names and one-line helps of all commands stand here.
+To start quickly, it imports a command's module, and the modules that one needs, only when that command
+runs. So the names and one-line helps of all commands are in this module.
 
 `docs/reference/command-line.md` says what the exit codes mean.
 """
@@ -28,32 +28,38 @@ _INTERRUPTED: Final = 130
 
 _COMMANDS: Final = {
     "switch": ("vsock.cli.switch:switch", "Run a switch: the vsock device of many guests."),
-    "guest": ("vsock.cli.guest:guest", "Add, change, remove, list guests of a switch; be one."),
+    "guest": ("vsock.cli.guest:guest", "Add, change, remove, list or run guests of a switch."),
     "ls": ("vsock.cli.ls:ls", "Show guests, listeners, datagram sockets and flows of a switch."),
-    "explain": ("vsock.cli.explain:explain", "Say who may connect to whom, and why."),
+    "explain": ("vsock.cli.explain:explain", "Show who may connect to whom, and why."),
     "cat": ("vsock.cli.cat:cat", "Connect or listen, and copy standard input and output."),
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
-    "ssh-proxy": ("vsock.cli.ssh_proxy:ssh_proxy", "Connect for OpenSSH, as its ProxyCommand."),
+    "ssh-proxy": (
+        "vsock.cli.ssh_proxy:ssh_proxy",
+        "Connect OpenSSH to a guest, as its ProxyCommand.",
+    ),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
     "perf": ("vsock.cli.perf:perf", "Measure throughput, round trips and connection rate."),
-    "qemu-args": ("vsock.cli.vmm_args:qemu_args", "Print what to add to QEMU's command line."),
-    "uml-args": ("vsock.cli.vmm_args:uml_args", "Print what to add to User-Mode Linux's."),
+    "qemu-args": (
+        "vsock.cli.vmm_args:qemu_args",
+        "Print the options that attach QEMU to the switch.",
+    ),
+    "uml-args": ("vsock.cli.vmm_args:uml_args", "Print the options that attach User-Mode Linux."),
     "demo": ("vsock.cli.demo:demo", "Boot guests and show what the switch does."),
     "help": ("vsock.cli.main:help_", "Show the help of a command."),
 }
 
 _QUESTIONS: Final = {"explain", "ping"}
-"""Commands whose exit code 1 means "no": what keeps them from an answer is 2, as in grep(1) and ping(8)."""
+"""Commands whose exit code 1 means "no"; errors that prevent an answer are 2, as in grep(1) and ping(8)."""
 
 _BIND_HINTS: Final = {
-    errno.EACCES: "; ports below 1024 are for root and CAP_NET_BIND_SERVICE",
-    errno.EADDRINUSE: "; `vsock ls` shows by whom",
-    errno.EADDRNOTAVAIL: "; that CID is not this machine's, leave it out to listen on all that are",
+    errno.EACCES: "; ports below 1024 need root or CAP_NET_BIND_SERVICE",
+    errno.EADDRINUSE: "; `vsock ls` shows the process",
+    errno.EADDRNOTAVAIL: "; the CID is not this machine's: give only the port to listen on all of its CIDs",
 }
 
 
 class _LazyGroup(Group):
-    """A group that knows its commands by name, and imports one when it is asked for."""
+    """A group that knows the names of its commands, and imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -74,12 +80,12 @@ class _LazyGroup(Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="To begin: `vsock demo` shows it at work, and the guide is docs/guide in the source tree. "
-    "What the exit codes mean, and how a shell completes commands: docs/reference/command-line.md.",
+    epilog="To begin, run `vsock demo`, or read the guide: docs/guide in the source tree. "
+    "Exit codes and shell completion: docs/reference/command-line.md.",
 )
 @click.version_option(None, "-V", "--version", package_name="vsock", message="vsock %(version)s")
 def vsock() -> None:
-    """VSOCK in user space: a switch for virtual machines, and sockets to talk to them.
+    """VSOCK in user space: a switch for virtual machines, and sockets to connect to them.
 
     An ADDRESS is CID:PORT or NAME:PORT; names are guests of the switch, `host` is CID 2.
     """
@@ -119,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except BrokenPipeError:
-        # Who read our output has left, as `head` does. Python must not try to flush it again.
+        # The reader of the output has exited, as `head` does. Python must not try to flush again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _FAILED
     except UsageError as error:
@@ -132,49 +138,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_standard_streams() -> None:
-    """See to it that names of any bytes can be printed, and that no socket of ours becomes a standard stream.
+    """Make names with any bytes printable, and keep sockets from becoming standard streams.
 
-    What is closed of the descriptors 0 to 2 is opened, for reading: standard input is empty then, and
-    writing to the others a fault.
+    Descriptors 0 to 2 that are closed are opened for reading: standard input is then empty, and writing to
+    the others fails.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # the lowest that is free: this one
+            os.open(os.devnull, os.O_RDONLY)  # open returns the lowest free number: this one
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:
-    """Write what is still in our buffer while somebody is there to tell if it fails."""
+    """Write buffered output now, so that an error can still be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def _say(text: str) -> None:
-    """Print to standard error, each line with our name."""
-    with suppress(OSError):  # nobody is left to be told
+    """Print to standard error, each line with the prefix `vsock: `."""
+    with suppress(OSError):  # standard error is closed
         click.echo("\n".join(f"vsock: {line}" for line in text.splitlines()), err=True)
 
 
 def _help_of(error: click.UsageError, words: Sequence[str]) -> str:
     if error.ctx:
         return f"{error.ctx.command_path} --help"
-    # The parser of options does not know whose they are.
+    # The error of click's option parser does not have the command.
     group, command = _first_words(words)
     path = ("vsock", group, command if group == "guest" else "", "--help")
     return " ".join(filter(None, path))
 
 
 def _first_words(words: Sequence[str]) -> tuple[str, str]:
-    """The first two words that are no options: a command, or a group and its command."""
+    """The first two words that are not options: a command, or a group and its command."""
     first, second, *_ = *(word for word in words if not word.startswith("-")), "", ""
     return first, second
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, and what to do about it where that does not say."""
+    """The message of `error`, with a hint what to do if it has none."""
     reason = error.strerror if isinstance(error, OSError) else None
     if not reason or not isinstance(error, OSError):
         return str(error)
@@ -182,7 +188,7 @@ def _reason(error: Exception) -> str:
         name = error.filename
         reason = f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {reason}"
     if isinstance(error, ConnectTimeout):
-        return f"{reason}; does it run? see `vsock guest ls`"
+        return f"{reason}; is it running? see `vsock guest ls`"
     if reason.startswith("bind "):
         return reason + _BIND_HINTS.get(error.errno or 0, "")
     return reason

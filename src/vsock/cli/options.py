@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they mean the same everywhere."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Seconds",
-    "guest_cid",
     "json_option",
     "runtime_dir_option",
     "transport_of",
@@ -34,7 +33,7 @@ json_option: Callable[[_F], _F] = click.option(
 transport_option: Callable[[_F], _F] = click.option(
     "--transport",
     type=click.Choice(["switch", "kernel"]),
-    help="Where sockets live: the switch, or the kernel's own AF_VSOCK (inside a guest).",
+    help="Use sockets of the switch, or of the kernel's own AF_VSOCK (in a guest).",
 )
 
 
@@ -42,10 +41,10 @@ _A_YEAR = 365 * 86400
 
 
 class Seconds(click.FloatRange):
-    """A time that one can wait for: a number (no "nan"), at most a year.
+    """A duration in seconds: a number, but not "nan", of at most a year.
 
     Args:
-        smallest: the least it may be; None for more than 0.
+        smallest: the smallest valid number; None for any above 0.
     """
 
     name = "seconds"
@@ -63,21 +62,8 @@ class Seconds(click.FloatRange):
         return number
 
 
-def guest_cid(text: str) -> int:
-    """The CID of a guest, as a parameter's type."""
-    from vsock.switch.model import GuestSpec, faults
-
-    # The longest CID has ten digits; Python refuses to read thousands.
-    if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        raise click.BadParameter(f"{text!r} is no CID: a decimal number")
-    wrong = faults(GuestSpec(name="any-guest", cid=int(text)))
-    if wrong:
-        raise click.BadParameter(wrong[0].reason)
-    return int(text)
-
-
 def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
-    """The transport that these two options mean.
+    """The transport that these two options select.
 
     A runtime directory names a switch, so it and `--transport kernel` exclude each other.
     """
@@ -86,5 +72,5 @@ def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
     if runtime_dir is None:
         return choose(name)
     if name == "kernel":
-        raise click.UsageError("--runtime-dir names a switch: leave it or --transport kernel out")
+        raise click.UsageError("--runtime-dir selects a switch: give it without --transport kernel")
     return SwitchTransport(str(runtime_dir))

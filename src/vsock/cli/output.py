@@ -1,4 +1,4 @@
-"""How commands show what they know: tables for people, JSON for programs."""
+"""Output of commands: tables for people, JSON for programs."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ import click
 
 __all__ = ["bytes_text", "plain", "print_json", "print_table", "process_text", "seconds_text"]
 
-_LEAST: Final = 10  # columns that a long text gets on the narrowest terminal
+_LEAST: Final = 10  # minimum width of a column on a narrow terminal
 
 
 def print_json(value: object) -> None:
     """Prints records, or lists and dictionaries of them, as JSON."""
-    click.echo(json.dumps(plain(value), indent=2))
+    click.echo(json.dumps(plain(value), indent=2, default=str))
 
 
 def plain(value: object) -> Any:
@@ -31,9 +31,9 @@ def plain(value: object) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a title and a table, one line per row; a column name that starts with `>` is set to the right.
+    """Prints a title and a table, one line per row; a column whose name starts with `>` is right-aligned.
 
-    On a terminal no line is longer than that is wide: text is cut, that of the last column first.
+    On a terminal, lines are cut to its width, beginning with the last column.
     """
     headings = [column.removeprefix(">") for column in columns]
     lines = [headings, *rows]
@@ -59,7 +59,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _mark() -> str:
-    """What stands for the rest, in the terminal's letters."""
+    """The sign for text that was cut, in the terminal's encoding."""
     encoding = sys.stdout.encoding if sys.stdout else "ascii"
     return "…" if encoding.lower().startswith("utf") else "~"
 

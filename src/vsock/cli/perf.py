@@ -1,4 +1,4 @@
-"""`vsock perf`: how fast connections are, in the manner of iperf."""
+"""`vsock perf`: measures connections, as iperf does."""
 
 import socket
 from collections.abc import Iterator
@@ -31,20 +31,30 @@ _PORT = 5201
 
 @click.command(context_settings={"show_default": True})
 @click.argument("target", metavar="[ADDRESS]", required=False, shell_complete=parties)
-@click.option("-s", "--server", is_flag=True, help="Be the server, until interrupted.")
+@click.option("-s", "--server", is_flag=True, help="Run the server, until interrupted.")
 @click.option("-p", "--port", type=click.IntRange(1), default=_PORT, help="The server's port.")
-@click.option("-t", "--time", "seconds", type=Seconds(0.01), default=5.0, help="Seconds.")
-@click.option("-P", "--parallel", type=click.IntRange(1, 1024), default=1, help="Flows at once.")
+@click.option(
+    "-t", "--time", "seconds", type=Seconds(0.01), default=5.0, help="Seconds to measure."
+)
+@click.option("-P", "--parallel", type=click.IntRange(1, 1024), default=1, help="Number of flows.")
 @click.option(
     "-l", "--size", type=click.IntRange(1, 1 << 24), default=1 << 16, help="Bytes per operation."
 )
-@click.option("-R", "--reverse", is_flag=True, help="The server sends.")
-@click.option("--message", type=click.IntRange(8, 1 << 16), default=64, help="Bytes of a ping.")
+@click.option("-R", "--reverse", is_flag=True, help="The server sends instead.")
 @click.option(
-    "--seqpacket", is_flag=True, help="Messages (SEQPACKET) instead of a stream: at both ends."
+    "--message", type=click.IntRange(8, 1 << 16), default=64, help="Bytes per round trip."
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the result.")
-@click.option("--program", is_flag=True, help="Print a server and client for a guest, and end.")
+@click.option(
+    "--seqpacket",
+    is_flag=True,
+    help="Messages (SEQPACKET) instead of a stream; give it at both ends.",
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the result to FILE."
+)
+@click.option(
+    "--program", is_flag=True, help="Print a program with server and client, to copy to a guest."
+)
 @json_option
 @transport_option
 @runtime_dir_option
@@ -66,9 +76,9 @@ def perf(
 ) -> int:
     """Measure throughput, round trips and connection rate to a server at ADDRESS (NAME[:PORT]).
 
-    Run `vsock perf --server` at the other end first, with --seqpacket if you measure that. A guest
-    without this package takes the program that --program prints: `python3 FILE server`. In the result,
-    "there" is the way to the server and "back" the way from it: halves of a round trip.
+    First run `vsock perf --server` at the other end, with --seqpacket if you measure that. In a guest
+    without this package, run the program that --program prints: `python3 FILE server`. In the result,
+    "there" is the direction to the server, "back" the direction from it: the halves of a round trip.
     """
     from vsock.perf import ends
 
@@ -76,7 +86,7 @@ def perf(
         click.echo(Path(ends.__file__).read_text(), nl=False)
         return 0
     if server == (target is not None):
-        raise click.UsageError("either --server, or the ADDRESS of a server")
+        raise click.UsageError("give either --server or the ADDRESS of a server")
     kind = socket.SOCK_SEQPACKET if seqpacket else socket.SOCK_STREAM
     where = transport_of(runtime_dir, transport)
     if target is None:
@@ -103,7 +113,7 @@ def perf(
 
 @contextmanager
 def _explained(target: str, kind: int) -> Iterator[None]:
-    """Say what a measurement that fails lacks: nearly always a server like ours at the other end."""
+    """If a measurement fails, name the usual reason: no `vsock perf --server` at the other end."""
     from vsock.perf.ends import PerfError
 
     server = "vsock perf --server" + (" --seqpacket" if kind == socket.SOCK_SEQPACKET else "")

@@ -1,8 +1,8 @@
 """`vsock ping`: how fast the other side answers.
 
-VSOCK has no echo request, but every connection attempt is answered: with a connection when somebody
-listens, else with a reset. Either answer comes from the other side's kernel, so its time is the
-round trip. `--echo` measures data instead, through a service that sends back what it gets.
+VSOCK has no echo request, but every connection attempt is answered: with RESPONSE if a program
+listens, else with RST. Both come from the other side's kernel, so the time of the answer is the round
+trip. `--echo` measures data instead, through a service that sends back the data it receives.
 """
 
 import os
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ping"]
 
 _DEFAULT_PORT: Final = 1
-"""A port nobody listens on as a rule: then the answer is a refusal."""
+"""A port on which normally no program listens, so that the answer is a refusal."""
 
 _ECHO_BYTES: Final = 64
 
@@ -51,10 +51,14 @@ _Probe = Callable[[], _Reply | None]
 
 @click.command(context_settings={"show_default": True})
 @click.argument("target", metavar="NAME[:PORT]", shell_complete=parties)
-@click.option("-c", "--count", type=click.IntRange(min=1), default=5, help="How many times.")
-@click.option("-i", "--interval", type=Seconds(0), default=0.2, help="Seconds between two.")
+@click.option("-c", "--count", type=click.IntRange(min=1), default=5, help="Number of attempts.")
+@click.option(
+    "-i", "--interval", type=Seconds(0), default=0.2, help="Seconds between two attempts."
+)
 @click.option("--timeout", type=Seconds(), default=2.0, help="Seconds to wait for an answer.")
-@click.option("--echo", is_flag=True, help="PORT is an echo service: measure data, not connecting.")
+@click.option(
+    "--echo", is_flag=True, help="PORT is an echo service: measure data instead of connecting."
+)
 @json_option
 @transport_option
 @runtime_dir_option
@@ -68,10 +72,10 @@ def ping(
     transport: str | None,
     runtime_dir: Path | None,
 ) -> int:
-    """Measure how fast a guest (name or CID) answers; a refused port is an answer too.
+    """Measure how fast a guest (name or CID) answers; a refusal counts as an answer.
 
-    Exit code 0 when every attempt was answered, 1 when one was not, 2 when none could be made. Ctrl-C
-    ends it early, with the summary of what was until then.
+    Exit code: 0 if every attempt was answered, 1 if one was not, 2 if none could be made. Ctrl-C ends it
+    early and prints the summary of the attempts so far.
     """
     if ":" not in target:
         if echo:
@@ -89,7 +93,7 @@ def ping(
 
 
 class _Run:
-    """Attempts, one after the other, and what came of them."""
+    """Attempts, one after the other, and their results."""
 
     def __init__(self, target: str, count: int, interval: float, as_json: bool) -> None:
         self._target = target
@@ -100,7 +104,7 @@ class _Run:
 
     @property
     def sent(self) -> int:
-        """How many attempts have come to an end."""
+        """The number of finished attempts."""
         return len(self._attempts)
 
     @property
@@ -109,7 +113,7 @@ class _Run:
         return [reply for reply in self._attempts if reply]
 
     def go(self, probe: _Probe) -> None:
-        """Make them all, or those until Ctrl-C; the one that it interrupts does not count."""
+        """Make all attempts, or those until Ctrl-C; the one that it interrupts does not count."""
         try:
             for number in range(1, self._count + 1):
                 self._take(number, probe())
@@ -126,7 +130,7 @@ class _Run:
             click.echo(f"{self._target}: {number}: {said}")
 
     def print_summary(self) -> None:
-        """How many were answered, and how fast."""
+        """Print how many attempts were answered, and how fast."""
         times = [reply.milliseconds for reply in self.replies]
         rtt = (
             {"min": min(times), "median": statistics.median(times), "max": max(times)}
@@ -170,5 +174,5 @@ def _echo(connection: socket.socket) -> _Reply | None:
             raise click.ClickException("the echo service closed the connection")
         got += piece
     if got != sent:
-        raise click.ClickException("this is no echo service: it answered with other bytes")
+        raise click.ClickException("this is not an echo service: it answered with other bytes")
     return _Reply("echo", (time.perf_counter() - begun) * 1000)

@@ -1,4 +1,4 @@
-"""Tells from a program's file whether the preload library can reach it, and why not.
+"""Finds out from a program's file whether the preload library works in it, and if not, why.
 
 The dynamic loader is what reads ``LD_PRELOAD``; a program that has none (ELF without PT_INTERP),
 or another one than our library was built for, runs without it. A script runs in its interpreter,
@@ -17,7 +17,7 @@ __all__ = ["why_not"]
 _PT_INTERP: Final = 3
 _MACHINES: Final = {"x86_64": 62, "aarch64": 183}  # e_machine
 _LONGEST_SCRIPT_LINE: Final = 255
-_DEEPEST_SCRIPT: Final = 4  # as the kernel
+_DEEPEST_SCRIPT: Final = 4  # levels of interpreters, as in the kernel
 
 
 def why_not(path: Path, *, keeps_privileges: bool) -> str | None:
@@ -25,7 +25,7 @@ def why_not(path: Path, *, keeps_privileges: bool) -> str | None:
 
     Args:
         path: an executable file.
-        keeps_privileges: whether set-uid programs get their privileges; without, they are ordinary.
+        keeps_privileges: whether set-uid programs run with their privileges.
 
     Raises:
         OSError: the file cannot be read.
@@ -41,7 +41,7 @@ def _why_not(path: Path, keeps_privileges: bool, depth: int) -> str | None:
             line = (start + file.read(_LONGEST_SCRIPT_LINE))[2:].split(b"\n")[0].split()
             interpreter = Path(line[0].decode(errors="surrogateescape")) if line else None
             if interpreter is None or not interpreter.exists():
-                return None  # the kernel says it better
+                return None  # execve fails with the right errno
             return _why_not(interpreter, keeps_privileges, depth - 1)
         if not start.startswith(b"\x7fELF"):
             return None
@@ -54,7 +54,7 @@ def _why_not_elf(file: BinaryIO, start: bytes) -> str | None:
     machine = _MACHINES.get(platform.machine())
     (of_file,) = struct.unpack_from("=H", start, 18)
     if start[4] != 2 or machine not in (None, of_file):
-        return "is built for another kind of processor (32 bits?) than the preload library"
+        return "is built for another kind of processor (or 32 bits) than the preload library"
     loader = _interpreter(file, start)
     if loader is None:
         return "is statically linked, as Go programs are: nothing can be preloaded into it"
@@ -64,7 +64,7 @@ def _why_not_elf(file: BinaryIO, start: bytes) -> str | None:
 
 
 def _interpreter(file: BinaryIO, start: bytes) -> bytes | None:
-    """The dynamic loader that a 64-bit ELF file asks for."""
+    """The dynamic loader (PT_INTERP) of a 64-bit ELF file."""
     (table,) = struct.unpack_from("=Q", start, 32)
     size, count = struct.unpack_from("=HH", start, 54)
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Copies between a socket and a pair of files, both ways, with every half-close passed on.
+"""Copies between a socket and a pair of files, in both directions, and passes each half-close on.
 
 A thread sends while the caller receives, both with plain blocking calls: standard input and output
 may be terminals, pipes or files, and must not be made non-blocking, as others share them.
@@ -18,7 +18,7 @@ _MESSAGE: Final = 64 * 1024
 
 
 def carry(connection: socket.socket, source: int, sink: int, *, escape: bytes = b"") -> None:
-    """Sends what `source` gives and writes what comes to `sink`, until both directions are over.
+    """Sends the data of `source` and writes received data to `sink`, until both directions end.
 
     The end of `source` shuts down our sending direction only; the peer's end of sending does not
     stop ours. When the peer has closed altogether, what `source` may still give has nowhere to go,
@@ -34,7 +34,7 @@ def carry(connection: socket.socket, source: int, sink: int, *, escape: bytes = 
     sender.start()
     while piece := connection.recv(_PIECE):
         _write(sink, piece)
-    # Hang-up means both directions are shut down: the sender is done, or the peer is gone.
+    # POLLHUP: both directions are shut down, by the peer's close or because it is gone.
     poll = select.poll()
     poll.register(connection, 0)
     poll.poll()
@@ -53,7 +53,7 @@ def _send(connection: socket.socket, source: int, escape: bytes, failures: list[
             try:
                 connection.sendall(piece)
             except (BrokenPipeError, ConnectionResetError):
-                break  # the peer takes no more; what it sends still counts
+                break  # the peer reads no more; its data is still copied
     except OSError as error:
         failures.append(error)
     with suppress(OSError):

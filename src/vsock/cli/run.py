@@ -1,4 +1,4 @@
-"""`vsock run`: a program that knows AF_VSOCK, with the switch in place of the kernel."""
+"""`vsock run`: a program that uses AF_VSOCK, with sockets of the switch instead of the kernel's."""
 
 import errno
 import os
@@ -21,15 +21,18 @@ _NOT_FOUND = 127
 @click.option(
     "--guard/--no-guard",
     default=True,
-    help="Keep the kernel's own AF_VSOCK out of reach. Set-uid programs then stay unprivileged. [on]",
+    help="Forbid the kernel's own AF_VSOCK. Set-uid programs then run without their privileges. [on]",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Explain when there is no switch to talk to.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print a message when a socket cannot reach a switch."
+)
 @runtime_dir_option
 def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path | None) -> int:
-    """Run COMMAND with AF_VSOCK sockets of the switch, in it and in all it starts.
+    """Run COMMAND, and all programs that it starts, with AF_VSOCK sockets of the switch.
 
-    If no switch answers, a line says so, and COMMAND runs all the same. Exit code: that of COMMAND; 127 if there is no such program, 126 if what is there cannot be run,
-    or not this way (it is a directory, say, or statically linked).
+    If no switch answers, it prints a line and runs COMMAND anyway. Exit code: that of COMMAND; 127 if there
+    is no such program, 126 if it cannot be run, or not under `vsock run` (for instance because it is a
+    directory, or statically linked).
     """
     from vsock.preload import preload_environment
     from vsock.runtime import default_runtime_dir
@@ -41,7 +44,7 @@ def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path 
         click.echo(f"vsock run: {path} {reason}", err=True)
         return _CANNOT
     directory = runtime_dir or default_runtime_dir()
-    # With the other explanation wanted, the library gives it when it matters.
+    # With --verbose the library prints the message, when a socket needs a switch.
     is_explained = verbose or bool(os.environ.get("VSOCK_PRELOAD_VERBOSE"))
     if not is_explained and not _answers(directory):
         click.echo(
@@ -60,10 +63,10 @@ def run(command: tuple[str, ...], guard: bool, verbose: bool, runtime_dir: Path 
 
 
 def _answers(directory: Path) -> bool:
-    """Whether somebody serves sockets there now; a program that runs long may well wait for it.
+    """Whether a node serves sockets in `directory` now.
 
-    Asked with a socket of the wrong type, which the kernel refuses only if somebody is there: nobody
-    has to accept it.
+    Connects a socket of the wrong type: the kernel returns EPROTOTYPE if a socket is bound to the path,
+    and the node need not accept a connection.
     """
     import socket
 
@@ -78,8 +81,8 @@ def _answers(directory: Path) -> bool:
 
 
 def _refuse(name: str) -> int:
-    """Say why `name` is no program, and return the exit code that a shell gives."""
-    # A name without a slash is looked for in PATH, where a directory is passed over.
+    """Print why `name` cannot be run, and return the exit code that a shell returns."""
+    # A name without a slash is searched in PATH, where directories are skipped.
     if "/" in name and Path(name).is_dir():
         reason, status = "is a directory", _CANNOT
     elif shutil.which(name, os.F_OK):
@@ -96,13 +99,13 @@ def _why_not(path: Path, guard: bool) -> str | None:
     try:
         return why_not(path, keeps_privileges=not guard)
     except PermissionError:
-        return None  # one may run what one may not read
+        return None  # a program can be executable without being readable
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 
 def _become(path: str, command: tuple[str, ...], environment: dict[str, str]) -> int:
-    # Python ignores these, and what is ignored stays so in the program.
+    # Python ignores these signals, and ignored signals stay ignored after execve.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:

@@ -1,7 +1,7 @@
-"""`vsock ssh-proxy`: how OpenSSH reaches a guest. It reads host names as systemd-ssh-proxy does.
+"""`vsock ssh-proxy`: connects OpenSSH to a guest. It reads host names as systemd-ssh-proxy does.
 
-With ``ProxyUseFdpass yes`` ssh gets the connection itself, and we are gone before the first byte;
-else we stay and copy.
+With ``ProxyUseFdpass yes`` it passes the connected descriptor to ssh and exits before the first byte;
+otherwise it stays and copies the data.
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ssh_proxy"]
 
 _SEPARATORS: Final = "/%,"
-"""What may stand between the kind of an address and the rest, as systemd allows."""
+"""Separators between the kind of an address and the rest, as in systemd."""
 
 _DEFAULT_PORT: Final = "22"
 
@@ -44,7 +44,9 @@ def ssh_proxy(
     from vsock.cli.connect import connect
 
     if sys.stdout is None:
-        raise click.ClickException("standard output is closed; OpenSSH has it open")
+        raise click.ClickException(
+            "standard output is closed; run this command as OpenSSH's ProxyCommand"
+        )
     target = _target(host, port)
     where = transport_of(runtime_dir, transport)
     connection = connect(target, timeout, where)
@@ -60,7 +62,7 @@ def ssh_proxy(
 
 
 def _target(host: str, port: str) -> "str | UnixAddress":
-    """What HOST and PORT mean, as an address that create_connection takes."""
+    """The address, for create_connection, that HOST and PORT mean."""
     from vsock.address import UnixAddress
 
     if not (port.isascii() and port.isdigit()):
@@ -74,7 +76,7 @@ def _target(host: str, port: str) -> "str | UnixAddress":
 
 
 def _split(host: str) -> tuple[str, str]:
-    """The kind of address, and the rest; a name alone is a guest."""
+    """The kind of an address, and the rest; a name alone is a guest."""
     for kind in ("vsock-mux", "vsock", "unix"):
         if host.startswith(kind) and host[len(kind) : len(kind) + 1] in tuple(_SEPARATORS):
             rest = host[len(kind) + 1 :]
@@ -85,7 +87,7 @@ def _split(host: str) -> tuple[str, str]:
 
 
 def _takes_descriptor(fd: int) -> bool:
-    """Whether `fd` is a Unix socket: with ProxyUseFdpass ssh gives us one, else a pipe."""
+    """Whether `fd` is a Unix socket: ssh opens one with ProxyUseFdpass, otherwise a pipe."""
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return False
     with socket.socket(fileno=os.dup(fd)) as asked:

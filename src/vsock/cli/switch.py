@@ -6,15 +6,15 @@ from pathlib import Path
 import click
 
 from vsock.cli.options import runtime_dir_option
-from vsock.errors import UsageError
-from vsock.switch.config import Config, load
-from vsock.switch.model import (
+from vsock.control.config import Config, load
+from vsock.control.model import (
     LINGER_TIMEOUT,
     LONGEST_LINGER_TIMEOUT,
     GuestSpec,
     conflicts,
-    faults,
 )
+from vsock.control.schema import SchemaError, read
+from vsock.errors import UsageError
 
 __all__ = ["switch"]
 
@@ -67,7 +67,7 @@ def switch(
         return replace(config, linger_timeout=linger_timeout or config.linger_timeout)
 
     config = read()
-    from vsock.switch.main import run
+    from vsock.switch.daemon import run
 
     def read_again() -> Config:
         try:
@@ -84,11 +84,11 @@ def _parse_guest(text: str) -> GuestSpec:
     # The longest CID has ten digits; Python refuses to read thousands.
     if not equals or not (cid.isascii() and cid.isdigit() and len(cid) <= 10):
         raise click.BadParameter(f"{text!r} is not NAME=CID[,GROUP...]", param_hint="--guest")
-    spec = GuestSpec(name=name, cid=int(cid), groups=tuple(groups))
-    wrong = faults(spec)
-    if wrong:
-        raise click.BadParameter("; ".join(fault.reason for fault in wrong), param_hint="--guest")
-    return spec
+    try:
+        return read(GuestSpec, {"name": name, "cid": int(cid), "groups": groups})
+    except SchemaError as error:
+        reasons = "; ".join(fault.reason for fault in error.faults)
+        raise click.BadParameter(reasons, param_hint="--guest") from None
 
 
 def _combined(file: Path | None, runtime_dir: Path | None, named: list[GuestSpec]) -> Config:

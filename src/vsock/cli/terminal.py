@@ -1,4 +1,4 @@
-"""A terminal as a stream of keys, for a shell at the other end that does the rest."""
+"""A terminal in raw mode, for a shell at the other end."""
 
 import termios
 import tty
@@ -9,12 +9,12 @@ from typing import Final
 __all__ = ["ESCAPE", "raw"]
 
 ESCAPE: Final = b"\x1d"
-"""Ctrl-], as with telnet(1): the one key that is not passed on, and ends the session."""
+"""Ctrl-], as with telnet(1): this key ends the connection instead of being sent."""
 
 
 @contextmanager
 def raw(terminal: int) -> Iterator[None]:
-    """Pass every key on as it is pressed, Ctrl-C too, and show none; as it was after the block.
+    """Put the terminal into raw mode: every key is read at once, also Ctrl-C. Restored after the block.
 
     Raises:
         termios.error: the descriptor `terminal` is no terminal.

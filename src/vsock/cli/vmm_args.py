@@ -1,4 +1,4 @@
-"""`vsock qemu-args` and `vsock uml-args`: how a VMM finds the switch."""
+"""`vsock qemu-args` and `vsock uml-args`: the options that attach a VMM to the switch."""
 
 import shlex
 from pathlib import Path
@@ -9,7 +9,7 @@ from vsock import vmm
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
-from vsock.switch.client import Client
+from vsock.control.client import ControlClient
 
 __all__ = ["qemu_args", "uml_args"]
 
@@ -19,7 +19,7 @@ _memory_option = click.option(
     default=vmm.DEFAULT_MEMORY_MIB,
     show_default=True,
     metavar="MIB",
-    help="The guest's memory in MiB: it must be shared with the switch, so it is set here.",
+    help="The guest's memory in MiB; it is set here because it must be shared with the switch.",
 )
 
 
@@ -29,18 +29,18 @@ _memory_option = click.option(
 @click.option(
     "--event-queue",
     is_flag=True,
-    help="With QEMU's generic device (QEMU 11.1 and later): changes of the CID and resets reach the guest.",
+    help="Use QEMU's generic device (QEMU 11.1 and later): it notifies the guest of a new CID and of resets.",
 )
 @json_option
 @runtime_dir_option
 def qemu_args(
     name: str, memory: int, event_queue: bool, as_json: bool, runtime_dir: Path | None
 ) -> None:
-    """Print what to add to QEMU's command line for guest NAME.
+    """Print the options of QEMU for guest NAME.
 
     qemu-system-x86_64 $(vsock qemu-args NAME) -kernel ...
     """
-    record = Client(runtime_dir).guest(name)
+    record = ControlClient(runtime_dir).guest(name)
     arguments = vmm.qemu_args(
         record.socket, record.name, memory_mib=memory, event_queue=event_queue
     )
@@ -53,11 +53,11 @@ def qemu_args(
 @json_option
 @runtime_dir_option
 def uml_args(name: str, memory: int, as_json: bool, runtime_dir: Path | None) -> None:
-    """Print what to add to User-Mode Linux's command line for guest NAME.
+    """Print the options of User-Mode Linux for guest NAME.
 
     linux.uml $(vsock uml-args NAME) initrd=...
     """
-    record = Client(runtime_dir).guest(name)
+    record = ControlClient(runtime_dir).guest(name)
     _print_arguments(vmm.uml_args(record.socket, record.name, memory_mib=memory), as_json)
 
 

@@ -1,7 +1,7 @@
-"""The control plane: what the switch should be, what it is, and the API to change and see it.
+"""The switch itself: its guests, its runtime directory, the control API's server, the daemon.
 
-Only `Switch` is public here. It is imported when it is first used: command line tools come by
-this package for its light parts (`client`, `records`).
+Only `Switch` is public here. It is imported when it is first used: whoever only looks for the name should
+not wait for asyncio.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -14,54 +14,42 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
 from vsock import _native
-from vsock.address import CID_ANY, CID_HOST
-from vsock.errors import NoSuchGuest, TransportError, UsageError, no_guest
-from vsock.runtime import RuntimeFiles, default_runtime_dir
-from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
-from vsock.switch.model import (
+from vsock.address import CID_HOST
+from vsock.control.model import (
     LINGER_TIMEOUT,
     POLL_US,
-    GuestSpec,
-    checked_linger,
-    checked_poll,
-    conflicts,
-    faults,
-)
-from vsock.switch.policy import HOST, Party, Verdict, decide
-from vsock.switch.records import (
     DatagramRecord,
     FlowRecord,
     GuestRecord,
+    GuestSpec,
     ListenerRecord,
     SwitchRecord,
+    SwitchSpec,
+    conflicts,
+    placed,
 )
+from vsock.control.policy import HOST, Party, Verdict, decide
+from vsock.control.schema import checked, kinds_of, read, read_changes, settings
+from vsock.errors import NoSuchGuest, TransportError, UsageError, no_guest
+from vsock.runtime import RuntimeFiles, default_runtime_dir
+from vsock.switch import listing
+from vsock.switch.attendant import Attendant, AttendantThread
+from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
+from vsock.switch.events import log_events
 from vsock.transports import SwitchTransport
 
 __all__ = ["Switch"]
 
 _log: Final = logging.getLogger("vsock.switch")
-_LEVELS: Final = {
-    "attached": logging.INFO,
-    "detached": logging.INFO,
-    "running": logging.INFO,
-    "flow": logging.DEBUG,
-    "flow-refused": logging.DEBUG,
-}
-"""What the data plane notes of itself and is no trouble; what it is told to do is logged here."""
-
-_HELD_BACK_SECONDS: Final = 1.5
-"""After so long the data plane says how many events it has left out of a storm."""
-
 
 _TELLING_SECONDS: Final = 1.0
 """How long a guest may take to hear of its new CID; a running one takes milliseconds."""
@@ -97,18 +85,17 @@ class Switch:
         """Make a switch that is not started yet; the arguments are the class's."""
         self._first_guests = _specs(guests)
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
+        self._wanted = checked(SwitchSpec(directory.absolute(), poll_us, linger_timeout))
         self._files = RuntimeFiles(directory.absolute())
         self._serves_control = control
-        self._poll_us = checked_poll(poll_us)
-        self._linger_timeout = checked_linger(linger_timeout)
         # Replaced as a whole: other threads look at it while guests come and go.
         self._guests: dict[str, GuestSpec] = {}
         self._node: _native.Node | None = None
         self._claim: RuntimeClaim | None = None
         self._started = 0.0
         self._changing = threading.Lock()
-        self._attendant = AsyncExitStack()
-        self._thread: _AttendantThread | None = None
+        self._attendant: Attendant | None = None
+        self._thread: AttendantThread | None = None
 
     # Life
 
@@ -126,8 +113,8 @@ class Switch:
         self._claim = RuntimeClaim(self.runtime_dir, option=self._directory_option)
         try:
             self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
-            self._node.set_polling(self._poll_us)
-            self._node.set_linger_timeout(self._linger_timeout)
+            self._node.set_polling(self._wanted.poll_us)
+            self._node.set_linger_timeout(self._wanted.linger_timeout)
             self._node.set_wants_flows(_log.isEnabledFor(logging.DEBUG))
             self._started = time.monotonic()
             for guest in self._first_guests:
@@ -155,9 +142,9 @@ class Switch:
         Raises:
             UsageError: it is not 0 to 1000.
         """
-        self._poll_us = checked_poll(microseconds)
+        self._wanted = checked(replace(self._wanted, poll_us=microseconds))
         if self._node:
-            self._node.set_polling(self._poll_us)
+            self._node.set_polling(self._wanted.poll_us)
 
     def set_linger_timeout(self, seconds: float) -> None:
         """How long, in seconds, data of closed sockets may wait; for those that close from now on.
@@ -165,14 +152,14 @@ class Switch:
         Raises:
             UsageError: it is not above 0 and at most a day.
         """
-        self._linger_timeout = checked_linger(seconds)
+        self._wanted = checked(replace(self._wanted, linger_timeout=seconds))
         if self._node:
-            self._node.set_linger_timeout(self._linger_timeout)
+            self._node.set_linger_timeout(self._wanted.linger_timeout)
 
     def __enter__(self) -> Self:
         self.start()
         try:
-            self._thread = _AttendantThread(self)
+            self._thread = AttendantThread(self._make_attendant())
         except BaseException:
             self.stop()
             raise
@@ -191,7 +178,8 @@ class Switch:
     async def __aenter__(self) -> Self:
         self.start()
         try:
-            await self._attendant.enter_async_context(self._attended())
+            self._attendant = self._make_attendant()
+            await self._attendant.__aenter__()
         except BaseException:
             self.stop()
             raise
@@ -204,72 +192,38 @@ class Switch:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self._attendant.aclose()
+            if self._attendant:
+                await self._attendant.__aexit__(kind, error, traceback)
         finally:
             await asyncio.to_thread(self.stop)
 
     # Guests
 
-    def add_guest(
-        self,
-        name: str,
-        cid: int,
-        *,
-        groups: Sequence[str] = (),
-        socket: str | os.PathLike[str] | None = None,
-        hybrid: bool | str | os.PathLike[str] = False,
-        memory_slots: bool = False,
-        host_aliases: Sequence[int] = (),
-    ) -> GuestRecord:
+    def add_guest(self, name: str, cid: int, **fields: object) -> GuestRecord:
         """Lets one more guest in, while others run.
 
         Args:
-            name: what people and tools call it.
-            cid: its CID, 3 or more.
-            groups: guests that share a group may talk to each other.
-            socket: where its VMM connects; else `guests/NAME.sock` in the runtime directory.
-            hybrid: True for a hybrid socket at `guests/NAME.vsock`, or a path for one there.
-            memory_slots: for a guest with more than 8 memory regions; see `GuestSpec`.
-            host_aliases: CIDs by which it reaches the host besides 2.
+            name: what it is called; unique in the switch.
+            cid: its CID, 3 or more; unique in the switch.
+            fields: any other field of `GuestSpec`, which says what they mean: `groups`, `socket`, `hybrid`,
+                `memory_slots`, `host_aliases`. Lists may be of any kind, and paths relative or text.
 
         Raises:
             UsageError: the name, the CID or a path cannot work.
             TransportError: EADDRINUSE when another guest or process has one of them.
         """
-        return self.add(
-            GuestSpec(
-                name=name,
-                cid=cid,
-                groups=tuple(groups),
-                socket=Path(socket).absolute() if socket is not None else None,
-                hybrid=self._hybrid(name, hybrid),
-                memory_slots=memory_slots,
-                host_aliases=tuple(host_aliases),
-            )
-        )
+        return self.add(read(GuestSpec, {"name": name, "cid": cid, **_absolute(fields)}))
 
     def add(self, guest: GuestSpec) -> GuestRecord:
         """Lets in the guest that a specification describes; as `add_guest`."""
-        wrong = faults(guest)
-        if wrong:
-            raise UsageError("; ".join(f"{fault.field}: {fault.reason}" for fault in wrong))
-        guest = self.resolved(guest)
+        guest = self._placed(guest)
         assert guest.socket
         with self._changing:
             _refuse_conflicts(guest, self._guests.values())
-            for path in (guest.socket, guest.hybrid):
-                if path:
-                    clear_socket(path)
-            self._running().add_guest(
-                name=guest.name,
-                cid=guest.cid,
-                socket=str(guest.socket),
-                hybrid=str(guest.hybrid) if guest.hybrid else None,
-                groups=guest.groups,
-                memory_slots=guest.memory_slots,
-            )
-            # Nobody can be attached yet: that takes several messages, and this one.
-            self._running().set_host_aliases(guest.cid, guest.host_aliases)
+            clear_socket(guest.socket)
+            if isinstance(guest.hybrid, Path):
+                clear_socket(guest.hybrid)
+            self._running().add_guest(asdict(guest))
             self._guests = {**self._guests, guest.name: guest}
         _log.info("guest added: guest=%s cid=%d socket=%s", guest.name, guest.cid, guest.socket)
         return self.guest(guest.name)
@@ -283,7 +237,7 @@ class Switch:
             NoSuchGuest: there is none.
         """
         with self._changing:
-            spec = self._spec(guest)
+            spec = self._find(guest)
             self._running().remove_guest(spec.cid)
             self._guests = {n: it for n, it in self._guests.items() if n != spec.name}
             _remove_sockets(spec)
@@ -314,50 +268,39 @@ class Switch:
         """
         return self.change_guest(guest, groups=groups)
 
-    def change_guest(
-        self,
-        guest: str | int,
-        *,
-        cid: int | None = None,
-        groups: Sequence[str] | None = None,
-        hybrid: bool | str | os.PathLike[str] | None = None,
-    ) -> GuestRecord:
-        """Changes what can change of a running guest, as `set_guest_cid` and `set_guest_groups` do.
+    def change_guest(self, guest: str | int, **changes: object) -> GuestRecord:
+        """Changes a guest, by name or CID, while it runs, as `set_guest_cid` and `set_guest_groups` do.
 
         Args:
             guest: its name or CID.
-            cid: its new CID; None: as it is.
-            groups: its groups from now on; None: as they are.
-            hybrid: True or a path for a hybrid socket, as for `add_guest`, False for none; None: as
-                it is. Who has come by the old one stays.
+            changes: fields of `GuestSpec` that its VMM has not been told: `cid`, `groups`, `hybrid` (who has
+                come by the old socket stays). None: as it is.
 
         Raises:
             NoSuchGuest, UsageError, TransportError: as those two.
         """
+        wanted = read_changes(GuestSpec, _absolute(changes))
+        return self._change(guest, lambda old: replace(old, **wanted))
+
+    def change(self, guest: GuestSpec) -> GuestRecord:
+        """Makes the guest of that name what a specification says; as `change_guest`."""
+        return self._change(guest.name, lambda _: guest)
+
+    def _change(self, guest: str | int, become: Callable[[GuestSpec], GuestSpec]) -> GuestRecord:
         with self._changing:
-            old = self._spec(guest)
-            new = replace(
-                old,
-                cid=old.cid if cid is None else cid,
-                groups=old.groups if groups is None else tuple(groups),
-                hybrid=old.hybrid if hybrid is None else self._hybrid(old.name, hybrid),
-            )
-            wrong = faults(new)
-            if wrong:
-                raise UsageError("; ".join(f"{fault.field}: {fault.reason}" for fault in wrong))
-            others = [spec for spec in self._guests.values() if spec.name != old.name]
-            _refuse_conflicts(new, others)
+            old = self._find(guest)
+            new = replace(self._placed(become(old)), socket=old.socket)
+            _refuse_conflicts(new, [spec for spec in self._guests.values() if spec is not old])
             node = self._running()
-            _change(node, old, new)
+            if isinstance(new.hybrid, Path) and new.hybrid != old.hybrid:
+                clear_socket(new.hybrid)
+            node.change_guest(old.cid, asdict(new))
             self._guests = {**self._guests, new.name: new}
+        _log_change(old, new)
         if new.cid != old.cid:
             with suppress(OSError):  # removed meanwhile
                 node.wait_told(new.cid, _TELLING_SECONDS)
         return self.guest(new.name)
-
-    def resolved(self, guest: GuestSpec) -> GuestSpec:
-        """The specification `guest` with the socket path that this switch would give it."""
-        return replace(guest, socket=guest.socket or self.socket_path(guest.name))
 
     # Questions
 
@@ -379,7 +322,8 @@ class Switch:
     def hybrid_path(self, name: str) -> Path:
         """Where the hybrid socket of guest `name` is (or would be by default)."""
         spec = self._guests.get(name)
-        return spec.hybrid if spec and spec.hybrid else self._files.hybrid_socket(name)
+        path = spec.hybrid if spec else None
+        return path if isinstance(path, Path) else self._files.hybrid_socket(name)
 
     def info(self) -> SwitchRecord:
         """How the switch itself is."""
@@ -399,12 +343,12 @@ class Switch:
 
     def guests(self) -> list[GuestRecord]:
         """All guests, by CID."""
-        found = map(GuestRecord.of, self._running().snapshot().guests)
+        found = map(listing.guest, self._running().snapshot().guests)
         return sorted(found, key=lambda guest: guest.cid)
 
     def guest(self, guest: str | int) -> GuestRecord:
         """One guest, by name or CID. Raises NoSuchGuest."""
-        spec = self._spec(guest)
+        spec = self._find(guest)
         for record in self.guests():
             if record.cid == spec.cid:
                 return record
@@ -412,17 +356,17 @@ class Switch:
 
     def listeners(self) -> list[ListenerRecord]:
         """All host programs that listen, by port."""
-        found = map(ListenerRecord.of, self._running().snapshot().listeners)
+        found = map(listing.listener, self._running().snapshot().listeners)
         return sorted(found, key=lambda listener: (listener.port, listener.cid))
 
     def datagrams(self) -> list[DatagramRecord]:
         """All datagram sockets of host programs, by port."""
-        found = map(DatagramRecord.of, self._running().snapshot().datagrams)
+        found = map(listing.datagram, self._running().snapshot().datagrams)
         return sorted(found, key=lambda socket: (socket.port, socket.cid))
 
     def flows(self) -> list[FlowRecord]:
         """All connections, oldest first."""
-        found = map(FlowRecord.of, self._running().snapshot().flows)
+        found = map(listing.flow, self._running().snapshot().flows)
         return sorted(found, key=lambda flow: flow.id)
 
     def explain(self, source: str | int, destination: str | int) -> Verdict:
@@ -435,21 +379,22 @@ class Switch:
         """Whether `source` is a guest to which the CID `destination` is the host."""
         if source in (HOST.name, HOST.cid, str(HOST.cid)):
             return False
-        return str(destination) in map(str, self._spec(source).host_aliases)
+        return str(destination) in map(str, self._find(source).host_aliases)
 
     # Inside
 
-    def _hybrid(self, name: str, wanted: bool | str | os.PathLike[str]) -> Path | None:
-        path = self.hybrid_path(name) if wanted is True else wanted
-        return Path(path).absolute() if path else None
+    def _placed(self, guest: GuestSpec) -> GuestSpec:
+        """The specification with the paths that this switch gives it, once it is right. Raises UsageError."""
+        guest = checked(placed(checked(guest), self._files))
+        return replace(guest, socket=guest.socket or self._files.guest_socket(guest.name))
 
     def _party(self, who: str | int) -> Party:
         if who in (HOST.name, HOST.cid, str(HOST.cid)):
             return HOST
-        spec = self._spec(who)
+        spec = self._find(who)
         return Party(spec.name, spec.cid, frozenset(spec.groups))
 
-    def _spec(self, guest: str | int) -> GuestSpec:
+    def _find(self, guest: str | int) -> GuestSpec:
         for spec in self._guests.values():
             if guest in (spec.name, spec.cid, str(spec.cid)):
                 return spec
@@ -460,89 +405,44 @@ class Switch:
             raise UsageError("the switch does not run")
         return self._node
 
-    @asynccontextmanager
-    async def _attended(self) -> AsyncIterator[None]:
-        """Tends to events, and to the control API if asked for, in the running loop."""
-        loop = asyncio.get_running_loop()
-        events = self._running().event_fd()
+    def _make_attendant(self) -> Attendant:
+        server = None
+        if self._serves_control:
+            from vsock.switch.server import ControlServer
 
-        def look() -> None:
-            if self._log_events():
-                loop.call_later(_HELD_BACK_SECONDS, self._log_events)
-
-        loop.add_reader(events, look)
-        try:
-            if self._serves_control:
-                from vsock.switch.server import ControlServer
-
-                async with ControlServer(self, self._files.control):
-                    yield
-            else:
-                yield
-        finally:
-            loop.remove_reader(events)
-            self._log_events()
+            server = ControlServer(self, self._files.control)
+        return Attendant(self._running().event_fd(), self._log_events, server)
 
     def _log_events(self) -> bool:
         """Logs what has happened; whether anything has."""
         node = self._node
         if node is None:  # stopped by hand inside `with`: its eventfd is gone or about to be
             return False
-        names = {CID_HOST: HOST.name} | {spec.cid: spec.name for spec in self._guests.values()}
         events = node.events()
-        for event in events:
-            level = _LEVELS.get(event.kind, logging.WARNING)
-            if event.cid == CID_ANY:
-                _log.log(level, "%s: %s", event.kind, event.detail)
-                continue
-            guest = names.get(event.cid, "?")
-            _log.log(level, "%s: guest=%s cid=%d %s", event.kind, guest, event.cid, event.detail)
+        log_events(
+            events, {CID_HOST: HOST.name} | {it.cid: it.name for it in self._guests.values()}
+        )
         return bool(events)
 
 
-class _AttendantThread:
-    """A loop of its own for a switch in a program that has none."""
-
-    def __init__(self, switch: Switch) -> None:
-        self._switch = switch
-        self._loop: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._attend()), name="vsock-switch", daemon=True
-        )
-        self._thread.start()
-        self._loop.result()
-
-    async def _attend(self) -> None:
-        over = asyncio.Event()
-        try:
-            async with self._switch._attended():
-                self._loop.set_result((asyncio.get_running_loop(), over))
-                await over.wait()
-        except BaseException as error:
-            if self._loop.done():
-                raise
-            self._loop.set_exception(error)
-
-    def end(self) -> None:
-        loop, over = self._loop.result()
-        loop.call_soon_threadsafe(over.set)
-        self._thread.join()
+def _log_change(old: GuestSpec, new: GuestSpec) -> None:
+    if new.cid != old.cid:
+        _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, new.cid, old.cid)
+    for name in settings(GuestSpec):
+        if name != "cid" and (value := getattr(new, name)) != getattr(old, name):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            _log.info("guest changed: guest=%s cid=%d %s=%s", new.name, new.cid, name, text)
 
 
-def _change(node: "_native.Node", old: GuestSpec, new: GuestSpec) -> None:
-    """Makes a guest `new` that is `old`, and says so; what its front end knows is the same."""
-    name, cid = new.name, new.cid
-    if cid != old.cid:
-        node.set_guest_cid(old.cid, cid)
-        _log.info("guest renumbered: guest=%s cid=%d before=%d", name, cid, old.cid)
-    if new.groups != old.groups:
-        node.set_guest_groups(cid, new.groups)
-        _log.info("guest regrouped: guest=%s cid=%d groups=%s", name, cid, ",".join(new.groups))
-    if new.hybrid != old.hybrid:
-        if new.hybrid:
-            clear_socket(new.hybrid)
-        node.set_guest_hybrid(cid, new.hybrid)
-        _log.info("guest's hybrid socket: guest=%s cid=%d hybrid=%s", name, cid, new.hybrid)
+def _absolute(fields: Mapping[str, object]) -> dict[str, object]:
+    """The same, with relative paths from this program's directory, which is the switch's own."""
+    known = settings(GuestSpec)
+    return {
+        name: Path(value).absolute()
+        if name in known and Path in kinds_of(known[name].type) and isinstance(value, str | Path)
+        else value
+        for name, value in fields.items()
+    }
 
 
 def _specs(guests: object) -> tuple[GuestSpec, ...]:
@@ -560,7 +460,7 @@ def _specs(guests: object) -> tuple[GuestSpec, ...]:
 
 def _remove_sockets(guest: GuestSpec) -> None:
     for path in (guest.socket, guest.hybrid):
-        if path:
+        if isinstance(path, Path):
             remove_socket(path)
 
 

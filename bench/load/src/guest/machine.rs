@@ -15,7 +15,7 @@ use vsock_core::{
 use vsock_virtio::driver::DriverLink;
 use vsock_virtio::link::{Inbound, Link, QUEUE_COUNT, TRANSPORT_RESET};
 use vsock_virtio::slice::{self, Slices};
-use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
+use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, attach};
 
 use super::Plan;
 use super::flow::{Flow, Tally};
@@ -57,12 +57,9 @@ impl Machine {
     pub(super) fn join(socket: &Path, plan: &Plan) -> Result<Self> {
         let mut link = DriverLink::new(&plan.options)?;
         let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
-        let region = link.region();
-        let shared =
-            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
         let front_end =
             FrontendOptions { timeout: Duration::from_secs(20), ..FrontendOptions::default() };
-        let mut attached = attach(socket, shared, &rings, front_end)?;
+        let mut attached = attach(socket, link.region(), &rings, front_end)?;
         link.set_event_idx(attached.features & F_EVENT_IDX != 0);
         for (queue, signals) in attached.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call)?;

@@ -4,12 +4,13 @@
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
 
-use crate::address::Address;
+use vsock_client::Address;
+use vsock_client::wire::{INHERITED_LEN as INHERITED, MESSAGE_LEN as MESSAGE, Reply, Request, op};
+
 use crate::note::{Flags, Note, State};
 use crate::sys::{Answer, Errno, Fd, descriptor_limit, tick_us};
 use crate::turn::ListenerTurn;
 use crate::vm_options::VmOptions;
-use crate::wire::{INHERITED, MESSAGE, Reply, Request, op};
 use crate::{name, node, suspects};
 
 /// Room for one control message with one descriptor: CMSG_SPACE(sizeof(int)).
@@ -146,8 +147,9 @@ fn receive_one(listener: Fd, flags: c_int) -> Answer<Message> {
 fn accepted(listener: Fd, message: &Message) -> Answer<(Reply, [u8; INHERITED], Fd)> {
     let whole = split(&message.bytes).filter(|_| message.len == message.bytes.len());
     let reply = whole.ok_or(Errno(libc::EPROTO));
-    let reply = reply.and_then(|(head, rest)| Ok((Reply::decode(head, op::ACCEPT)?, *rest)));
-    let acknowledged = node::send(listener, &Request::new(op::ACCEPTED).encode());
+    let reply =
+        reply.and_then(|(head, rest)| Ok((Reply::decode(head, op::ACCEPT)?.result()?, *rest)));
+    let acknowledged = node::send(listener, &Request::Accepted.encode());
     match (reply, message.fd, acknowledged) {
         (Ok((reply, inherited)), Some(fd), Ok(())) => Ok((reply, inherited, fd)),
         (reply, fd, acknowledged) => {

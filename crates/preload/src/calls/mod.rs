@@ -8,13 +8,16 @@ pub(crate) mod options;
 
 use core::ffi::c_int;
 
-use crate::address::{ANY, Address};
+use vsock_client::wire::{
+    HELD_EXTRA, INHERITED_LEN as INHERITED, MESSAGE_LEN as MESSAGE, Report, Request, op,
+};
+use vsock_client::{ANY, Address};
+
 use crate::note::{Flags, Note, State};
 use crate::settle::{await_beginning, await_verdict, begin_hold, end_hold, settle, take_error};
 use crate::sys::{Answer, Errno, Fd, tick_us};
 use crate::turn::Turn;
 use crate::vm_options::VmOptions;
-use crate::wire::{INHERITED, MESSAGE, PROMPT, Request, op};
 use crate::{name, node, setup, suspects};
 
 const INVALID: Errno = Errno(libc::EINVAL);
@@ -85,8 +88,7 @@ pub(crate) fn bind(fd: Fd, note: Note, address: Address) -> Answer<()> {
     }
     // Without a switch no CID is local.
     node::attach(fd, &mut note).map_err(|_| Errno(libc::EADDRNOTAVAIL))?;
-    let request = Request { cid: address.cid, port: address.port, ..Request::new(op::BIND) };
-    let answer = node::ask(fd, &request);
+    let answer = node::ask(fd, Request::Bind(address));
     if let Ok(reply) = answer {
         name::give(fd, reply.ours)?;
         note.state = State::Bound;
@@ -126,7 +128,7 @@ fn listen_again(fd: Fd, backlog: u32, options: &VmOptions) -> Answer<()> {
 fn listen_message(backlog: u32, options: &VmOptions) -> [u8; MESSAGE + INHERITED] {
     let buffer = options.size.clamp(1, u32::MAX.into());
     let extra = u32::try_from(INHERITED).unwrap_or(0);
-    let request = Request { value: backlog, buffer, extra, ..Request::new(op::LISTEN) };
+    let request = Request::Listen { backlog, buffer, extra };
     let mut message = [0; MESSAGE + INHERITED];
     message[..MESSAGE].copy_from_slice(&request.encode());
     message[MESSAGE..].copy_from_slice(&options.inherited(tick_us()));
@@ -173,13 +175,12 @@ fn request_connect(fd: Fd, mut note: Note, to: Address, is_nonblocking: bool) ->
     node::attach(fd, &mut note)?;
     let options = VmOptions::of(fd, &note);
     let milliseconds = options.connect_timeout_us(tick_us()).div_ceil(1000);
-    let request = Request {
-        cid: to.cid,
-        port: to.port,
-        value: u32::try_from(milliseconds).unwrap_or(u32::MAX),
+    let request = Request::Connect {
+        to,
+        timeout_ms: u32::try_from(milliseconds).unwrap_or(u32::MAX),
         buffer: options.buffer_to_announce(),
-        flags: if is_nonblocking { PROMPT } else { 0 },
-        ..Request::new(op::CONNECT)
+        report: Report::Held { prompt: is_nonblocking },
+        extra: u32::try_from(HELD_EXTRA).unwrap_or(0),
     };
     suspects::add(fd);
     let _turn = Turn::connecting();

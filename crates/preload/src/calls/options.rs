@@ -278,7 +278,7 @@ pub(crate) fn ioctl(fd: Fd, note: Option<Note>, request: u64) -> Answer<Option<u
 
 /// As in a kernel without any transport, "none" is an answer and no error.
 fn local_cid() -> u32 {
-    node::local_cid().unwrap_or(crate::address::ANY)
+    node::local_cid().unwrap_or(vsock_client::ANY)
 }
 
 #[cfg(test)]

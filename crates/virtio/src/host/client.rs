@@ -11,7 +11,7 @@ use rustix::net::{
 };
 use vsock_core::SocketType;
 
-use super::wire::{BadRequest, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Request, Telling};
+use super::wire::{BadRequest, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Report, Request};
 use crate::vhost_user::PeerCredentials;
 use crate::worker::Bound;
 
@@ -89,7 +89,7 @@ impl Client {
                 Heard::Nothing
             });
         };
-        let request = match Request::parse(head) {
+        let request = match Request::decode(head) {
             Ok(request) => request,
             Err(bad) => return Ok(Heard::Bad(bytes[1], bad)),
         };
@@ -98,7 +98,7 @@ impl Client {
             return Ok(Heard::Bad(bytes[1], BadRequest::Length));
         }
         let extra = bytes[MESSAGE_LEN..whole].to_vec();
-        let is_held = matches!(request, Request::Connect { how: Telling::Held { .. }, .. });
+        let is_held = matches!(request, Request::Connect { report: Report::Held { .. }, .. });
         if !is_held {
             recv(&self.fd, &mut bytes[..whole], RecvFlags::DONTWAIT)?;
         }

@@ -11,12 +11,12 @@
 //!
 //! Whatever cannot be found out means no, but for root, who usually has it.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::vhost_user::PeerCredentials;
+use crate::sys::{PeerCredentials, peer_pidfd};
 
 /// CAP_NET_BIND_SERVICE of capabilities(7), as a bit.
 const NET_BIND_SERVICE: u64 = 1 << 10;
@@ -41,27 +41,6 @@ fn has_capability(socket: BorrowedFd<'_>, peer: PeerCredentials) -> Option<bool>
     let is_same_user = effective_user(&status)? == peer.uid;
     let has = effective_capabilities(&status)? & NET_BIND_SERVICE != 0;
     Some(is_alive && is_same_user && its_users == our_users && has)
-}
-
-/// The process that connected, as the socket remembers it.
-fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
-    let mut fd: libc::c_int = -1;
-    let mut len: libc::socklen_t = size_of_val(&fd).try_into().ok()?;
-    // SAFETY: the kernel writes at most `len` bytes to `fd`, which has that many.
-    let outcome = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERPIDFD,
-            (&raw mut fd).cast(),
-            &raw mut len,
-        )
-    };
-    if outcome != 0 || fd < 0 {
-        return None;
-    }
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else knows.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A pidfd becomes readable when its process has ended.

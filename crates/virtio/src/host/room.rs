@@ -1,11 +1,13 @@
 //! The send buffer of a Unix socket: making it larger, and how much of it the other side has left unread.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::net::sockopt::{
     set_socket_send_buffer_size, set_socket_send_buffer_size_force, socket_send_buffer_size,
 };
 use vsock_core::SocketType;
+
+use crate::sys::unread;
 
 /// Send buffer asked for on sockets that keep messages: what a flow may have under way at most.
 const LONGEST_MESSAGE: usize = 16 << 20;
@@ -33,14 +35,6 @@ pub(crate) fn for_message(fd: impl AsFd, len: usize) -> bool {
 /// More than half of the buffer is unread.
 pub(crate) fn is_half_taken(fd: BorrowedFd<'_>) -> bool {
     unread(fd) > socket_send_buffer_size(fd).unwrap_or(usize::MAX) / 2
-}
-
-/// Bytes of the buffer that wait for the other side, what the kernel adds to them included (SIOCOUTQ, unix(7)).
-fn unread(fd: BorrowedFd<'_>) -> usize {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: this request writes one int.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// Silent connections kept.
 const MOST: usize = 16;

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -27,11 +27,11 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{
-    F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_SEQPACKET, F_VERSION_1,
-    RING_COUNT,
-};
+use super::F_PROTOCOL_FEATURES;
+use crate::memory::SharedRegion;
 use crate::ring::RingConfig;
+use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1, QUEUE_COUNT};
+use crate::sys::owned;
 
 /// How long leaving may take: the device has to say where it stopped.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -66,17 +66,6 @@ impl FrontendOptions {
             | if_wanted(self.indirect, F_INDIRECT_DESC)
             | if_wanted(self.seqpacket, F_SEQPACKET | F_DGRAM)
     }
-}
-
-/// Memory to lend to the device: one whole file.
-#[derive(Clone, Copy, Debug)]
-pub struct SharedRegion<'a> {
-    /// The memory.
-    pub file: BorrowedFd<'a>,
-    /// The guest address of its first byte; not 0.
-    pub guest: u64,
-    /// Number of bytes.
-    pub len: u64,
 }
 
 /// The eventfds of one ring, neither blocking.
@@ -143,7 +132,7 @@ pub fn attach(
     options: FrontendOptions,
 ) -> Result<Attached, FrontendError> {
     let socket = connect_within(path, options.timeout)?;
-    let frontend = Frontend::from_stream(socket.try_clone()?, RING_COUNT as u64);
+    let frontend = Frontend::from_stream(socket.try_clone()?, QUEUE_COUNT as u64);
     let negotiation = Negotiation { frontend, options };
     let (result, is_late) = within(options.timeout, &socket, || negotiation.run(region, rings));
     match result {
@@ -324,11 +313,6 @@ fn read_cid(frontend: &mut Frontend) -> Result<u32, FrontendError> {
         Ok(cid) if cid > 2 && cid != u32::MAX => Ok(cid),
         Ok(_) | Err(_) => Err(FrontendError::BadCid(cid)),
     }
-}
-
-fn owned(eventfd: EventFd) -> OwnedFd {
-    // SAFETY: `into_raw_fd` gives up the only owner of an open fd, and nothing else has it.
-    unsafe { OwnedFd::from_raw_fd(eventfd.into_raw_fd()) }
 }
 
 /// Connects, waiting no longer than `timeout` for room in the listener's queue.

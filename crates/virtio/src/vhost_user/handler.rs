@@ -24,8 +24,10 @@ use vm_memory::ByteValued;
 use super::control::Shared;
 use super::message::{Message, send_reply};
 use super::rings::RingSetup;
-use super::{Attachment, BackendOptions, Detach, F_PROTOCOL_FEATURES, PeerCredentials, RING_COUNT};
+use super::{Attachment, BackendOptions, Change, Detach, F_PROTOCOL_FEATURES};
 use crate::memory::{GuestMemory, MAX_REGIONS};
+use crate::spec::QUEUE_COUNT;
+use crate::sys::PeerCredentials;
 
 /// From the driver's features to its memory it is one message with every front end; QEMU sends none if it cannot.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
@@ -52,7 +54,7 @@ pub(super) struct Handler {
     memory: Option<Arc<GuestMemory>>,
     /// When to complain that there is no memory, though there is a driver.
     memory_due: Option<Instant>,
-    rings: [RingSetup; RING_COUNT],
+    rings: [RingSetup; QUEUE_COUNT],
 }
 
 impl Handler {
@@ -84,7 +86,7 @@ impl Handler {
     pub(super) fn complain(&mut self) {
         if self.memory_due.is_some_and(|due| due <= Instant::now()) {
             self.memory_due = None;
-            self.attachment.without_memory();
+            self.attachment.apply(Change::WithoutMemory);
         }
     }
 
@@ -93,12 +95,12 @@ impl Handler {
         self.peer = Some(peer);
         self.has_spoken = false;
         self.protocol = VhostUserProtocolFeatures::empty();
-        self.attachment.attached(peer);
+        self.attachment.apply(Change::Attached(peer));
     }
 
     /// A front end came too late.
     pub(super) fn refuse(&mut self, peer: PeerCredentials) {
-        self.attachment.refused(peer);
+        self.attachment.apply(Change::Refused(peer));
     }
 
     /// Stops and forgets everything of the front end.
@@ -108,7 +110,7 @@ impl Handler {
         }
         self.forget_rings();
         self.shared.set_channel(None);
-        self.attachment.detached(reason);
+        self.attachment.apply(Change::Detached(reason));
         self.memory = None;
         self.memory_due = None;
     }
@@ -160,7 +162,7 @@ impl Handler {
             FrontendReq::GET_PROTOCOL_FEATURES => {
                 question(&message, self.options.protocol_features().bits())
             }
-            FrontendReq::GET_QUEUE_NUM => question(&message, RING_COUNT as u64),
+            FrontendReq::GET_QUEUE_NUM => question(&message, QUEUE_COUNT as u64),
             FrontendReq::GET_MAX_MEM_SLOTS => question(&message, MAX_REGIONS as u64),
             FrontendReq::GET_CONFIG => self.get_config(&message),
             FrontendReq::GET_VRING_BASE => self.get_vring_base(&message),
@@ -194,7 +196,7 @@ impl Handler {
         self.pause_rings();
         self.features = features;
         self.memory_due = self.memory.is_none().then(|| Instant::now() + MEMORY_PATIENCE);
-        self.attachment.set_features(features & !F_PROTOCOL_FEATURES);
+        self.attachment.apply(Change::Features(features & !F_PROTOCOL_FEATURES));
         self.start_rings()?;
         Ok(Answer::Done)
     }
@@ -237,16 +239,13 @@ impl Handler {
         Ok(Answer::Body([config.as_slice(), part].concat()))
     }
 
-    /// The front end stays, so the attachment sees a front end go and the same one come with the same memory.
+    /// The front end stays with its memory, so the attachment sees a front end go and the same one come.
     fn reset(&mut self, message: &Message) -> Result<Answer, Detach> {
         message.expect_empty()?;
         self.forget_rings();
-        self.attachment.detached(Detach::Reset);
+        self.attachment.apply(Change::Detached(Detach::Reset));
         if let Some(peer) = self.peer {
-            self.attachment.attached(peer);
-        }
-        if let Some(memory) = &self.memory {
-            self.attachment.set_memory(Arc::clone(memory));
+            self.attachment.apply(Change::Attached(peer));
         }
         Ok(Answer::Done)
     }

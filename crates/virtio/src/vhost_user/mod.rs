@@ -27,29 +27,16 @@ mod handler;
 mod message;
 mod rings;
 
-pub use attachment::{Attachment, PeerCredentials};
+pub use crate::memory::SharedRegion;
+pub use crate::spec::{
+    F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1,
+};
+pub use crate::sys::PeerCredentials;
+pub use attachment::{Attachment, Change, RingStart};
 pub use backend::{BackendHandle, BackendOptions, spawn};
 pub use control::BackendControl;
 pub use detach::Detach;
-pub use frontend::{
-    Attached, ConfigSpace, FrontendError, FrontendOptions, RingSignals, SharedRegion, attach,
-};
+pub use frontend::{Attached, ConfigSpace, FrontendError, FrontendOptions, RingSignals, attach};
 
-/// Rings of a vsock device: rx, tx and event. QEMU hands over only the first two.
-pub const RING_COUNT: usize = 3;
-
-/// `VIRTIO_VSOCK_F_SEQPACKET`: the guest may use SOCK_SEQPACKET.
-pub const F_SEQPACKET: u64 = 1 << 1;
-/// Datagrams, packets of type 3. Only our own driver and device know it: the specification has no such feature yet, and
-/// this bit is the one that was proposed for it.
-pub const F_DGRAM: u64 = 1 << 3;
-/// `VIRTIO_F_INDIRECT_DESC`: descriptors may point to tables of descriptors.
-pub const F_INDIRECT_DESC: u64 = 1 << 28;
-/// `VIRTIO_F_EVENT_IDX`: both sides say at which index they want to be notified.
-pub const F_EVENT_IDX: u64 = 1 << 29;
-/// `VHOST_USER_F_PROTOCOL_FEATURES`: not for the driver; rings start disabled.
+/// `VHOST_USER_F_PROTOCOL_FEATURES`, which is not for the driver; rings start disabled.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
-/// `VIRTIO_F_VERSION_1`: the device follows virtio 1.
-pub const F_VERSION_1: u64 = 1 << 32;
-/// `VIRTIO_F_RING_RESET`: the driver may reset one ring alone.
-pub const F_RING_RESET: u64 = 1 << 40;

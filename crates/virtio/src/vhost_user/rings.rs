@@ -34,7 +34,7 @@ pub(super) struct RingSetup {
     pub(super) call: Option<OwnedFd>,
     /// What SET_VRING_ENABLE said last, if anything.
     pub(super) enabled: Option<bool>,
-    /// Whether the worker has it.
+    /// Whether the data plane was given it and not told to stop it: nobody else keeps this.
     pub(super) running: bool,
 }
 

@@ -4,7 +4,6 @@
 //! and has been carried out when it returns.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -16,19 +15,9 @@ use super::link_slot::{LinkFault, LinkSlot, Role};
 use super::source::{LinkId, NOWHERE, Source};
 use crate::link::{EVENT_QUEUE, Link, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::mailbox::Mailbox;
-use crate::memory::GuestMemory;
-use crate::ring::{RingConfig, RingError};
-use crate::vhost_user::{Attachment, BackendControl, ConfigSpace, Detach, PeerCredentials};
-
-/// What a new guest is made of.
-pub(crate) struct NewGuest {
-    pub(crate) name: String,
-    pub(crate) cid: Cid,
-    pub(crate) groups: Vec<String>,
-    pub(crate) socket: PathBuf,
-    pub(crate) hybrid: Option<(PathBuf, UnixListener)>,
-    pub(crate) seed: u64,
-}
+use crate::options::GuestOptions;
+use crate::ring::RingError;
+use crate::vhost_user::{Attachment, BackendControl, Change, ConfigSpace, Detach, RingStart};
 
 /// Why there is no such guest.
 #[derive(Debug, thiserror::Error)]
@@ -49,18 +38,20 @@ pub enum AddError {
 
 impl Worker {
     /// A guest whose front end may attach from now on.
-    pub(crate) fn add_guest(&mut self, guest: NewGuest) -> Result<LinkId, AddError> {
-        let NewGuest { name, cid, groups, socket, hybrid, seed } = guest;
+    pub(crate) fn add_guest(
+        &mut self,
+        options: GuestOptions,
+        hybrid: Option<(PathBuf, UnixListener)>,
+        seed: u64,
+    ) -> Result<LinkId, AddError> {
+        let cid = Cid(options.cid);
         self.check_cid(cid)?;
-        for (_, slot) in &self.links {
-            if slot.name == name {
-                return Err(AddError::NameInUse(name));
-            }
+        options.check()?;
+        if self.links.iter().any(|(_, slot)| slot.options.name == options.name) {
+            return Err(AddError::NameInUse(options.name));
         }
         let link = Link::Device(crate::device::DeviceLink::new());
-        let mut slot = LinkSlot::new(name, Role::Guest(cid), link, socket, seed);
-        slot.groups = groups;
-        let id = self.links.insert(slot);
+        let id = self.links.insert(LinkSlot::new(options, Role::Guest(cid), link, seed));
         if let Err(error) = self.set_hybrid(id, hybrid) {
             self.links.remove(id);
             return Err(error.into());
@@ -111,8 +102,8 @@ impl Worker {
         seed: u64,
     ) -> std::io::Result<()> {
         self.set_local(cid);
-        let mut slot =
-            LinkSlot::new("uplink".into(), Role::Uplink, Link::Driver(link), socket, seed);
+        let options = GuestOptions { socket, ..GuestOptions::default() };
+        let mut slot = LinkSlot::new(options, Role::Uplink, Link::Driver(link), seed);
         slot.features = features;
         slot.config = Some(config);
         let id = self.links.insert(slot);
@@ -178,16 +169,13 @@ impl Worker {
     fn start_ring(
         &mut self,
         id: LinkId,
-        queue: usize,
-        memory: &Arc<GuestMemory>,
-        config: &RingConfig,
-        signals: (OwnedFd, Option<OwnedFd>),
+        RingStart { index: queue, memory, config, kick, call }: RingStart,
     ) -> Result<(), RingError> {
         self.unwatch_ring(id, queue);
         let Some(slot) = self.links.get_mut(id) else { return Ok(()) };
         let Link::Device(device) = &mut slot.link else { return Ok(()) };
         let stopped_at = device.stop_ring(queue);
-        device.start_ring(queue, memory, config, signals.0, signals.1)?;
+        device.start_ring(queue, &memory, &config, kick, call)?;
         let is_anew = queue == TX_QUEUE && stopped_at != device.base(queue);
         if is_anew || (queue == EVENT_QUEUE && device.is_reset_due()) {
             // The driver began anew (reboot, rebind), or forgets its connections when it reads the event: it knows none
@@ -260,10 +248,14 @@ impl Worker {
         self.note_deadline(id);
     }
 
-    fn clear_link(&mut self, id: LinkId) {
+    fn stop_rings(&mut self, id: LinkId) {
         for queue in 0..QUEUE_COUNT {
             self.stop_ring(id, queue);
         }
+    }
+
+    fn clear_link(&mut self, id: LinkId) {
+        self.stop_rings(id);
         match self.links.get(id).map(|slot| &slot.role) {
             Some(Role::Guest(_)) => self.forget_driver(id),
             Some(Role::Uplink | Role::Loopback) | None => self.forget_connections(id),
@@ -271,6 +263,7 @@ impl Worker {
     }
 
     fn detached(&mut self, id: LinkId, reason: &Detach) {
+        self.hear_out(id, TX_QUEUE);
         self.clear_link(id);
         let Some(slot) = self.links.get_mut(id) else { return };
         slot.front_end = None;
@@ -292,12 +285,12 @@ impl Worker {
 
     /// The other side of a link broke the rules, or its memory is gone: nothing of it is used any more.
     pub(crate) fn break_link(&mut self, id: LinkId, fault: &LinkFault) {
-        self.clear_link(id);
+        self.stop_rings(id);
         let Some(slot) = self.links.get_mut(id) else { return };
         let cid = slot.label();
         self.journal.write("fault", cid, fault.to_string());
         match &slot.control {
-            // The control thread closes the front end's socket and says `detached` with this reason.
+            // The control thread closes the front end's socket; `Detached` with this reason ends the connections.
             Some(control) => control.detach(fault.as_detach()),
             None => self.device_left(id),
         }
@@ -312,12 +305,11 @@ const NO_MEMORY: &str = "its driver is up, but its hypervisor shares no memory w
 pub(crate) struct GuestPort {
     mailbox: Mailbox<Worker>,
     link: LinkId,
-    memory: Option<Arc<GuestMemory>>,
 }
 
 impl GuestPort {
     pub(crate) fn new(mailbox: Mailbox<Worker>, link: LinkId) -> Self {
-        Self { mailbox, link, memory: None }
+        Self { mailbox, link }
     }
 
     /// Runs on the worker's thread. A worker that has stopped uses nothing of the guest any more, so there is nothing
@@ -332,67 +324,8 @@ impl GuestPort {
 }
 
 impl Attachment for GuestPort {
-    fn attached(&mut self, peer: PeerCredentials) {
-        self.call(move |worker, id| {
-            if let Some(slot) = worker.links.get_mut(id) {
-                slot.front_end = Some(peer);
-                let cid = slot.label();
-                worker.journal.write("attached", cid, format!("by pid {}", peer.pid));
-            }
-        });
-    }
-
-    fn refused(&mut self, peer: PeerCredentials) {
-        self.call(move |worker, id| {
-            let cid = worker.links.get(id).map_or(u32::MAX, LinkSlot::label);
-            let text = format!("pid {} also wants to be the front end", peer.pid);
-            worker.journal.write("refused", cid, text);
-        });
-    }
-
-    fn set_memory(&mut self, memory: Arc<GuestMemory>) {
-        self.memory = Some(memory);
-    }
-
-    fn without_memory(&mut self) {
-        self.call(move |worker, id| {
-            let cid = worker.links.get(id).map_or(u32::MAX, LinkSlot::label);
-            worker.journal.write("no-memory", cid, NO_MEMORY);
-        });
-    }
-
-    fn set_features(&mut self, features: u64) {
-        self.call(move |worker, id| {
-            if let Some(slot) = worker.links.get_mut(id) {
-                slot.features = features;
-            }
-        });
-    }
-
-    fn start_ring(
-        &mut self,
-        index: usize,
-        config: RingConfig,
-        kick: OwnedFd,
-        call: Option<OwnedFd>,
-    ) {
-        let Some(memory) = self.memory.clone() else { return };
-        self.call(move |worker, id| {
-            let started = worker.start_ring(id, index, &memory, &config, (kick, call));
-            if let Err(error) = started {
-                let fault = crate::link::LinkError::Ring { queue: index, error };
-                worker.break_link(id, &LinkFault::Ring(fault));
-            }
-        });
-    }
-
-    fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {
-        self.call(move |worker, id| {
-            if let Some(Link::Device(device)) = worker.links.get_mut(id).map(|slot| &mut slot.link)
-            {
-                device.set_call(index, call);
-            }
-        });
+    fn apply(&mut self, change: Change) {
+        self.call(move |worker, id| worker.apply(id, change));
     }
 
     fn stop_ring(&mut self, index: usize) -> u16 {
@@ -401,10 +334,38 @@ impl Attachment for GuestPort {
             worker.stop_ring(id, index)
         })
     }
+}
 
-    fn detached(&mut self, reason: Detach) {
-        self.call(move |worker, id| worker.detached(id, &reason));
-        self.memory = None;
+impl Worker {
+    /// What the front end of the guest on link `id` has said or done.
+    fn apply(&mut self, id: LinkId, change: Change) {
+        let Some(slot) = self.links.get_mut(id) else { return };
+        let cid = slot.label();
+        match change {
+            Change::Attached(peer) => {
+                slot.front_end = Some(peer);
+                self.journal.write("attached", cid, format!("by pid {}", peer.pid));
+            }
+            Change::Refused(peer) => {
+                let text = format!("pid {} also wants to be the front end", peer.pid);
+                self.journal.write("refused", cid, text);
+            }
+            Change::WithoutMemory => self.journal.write("no-memory", cid, NO_MEMORY),
+            Change::Features(features) => slot.features = features,
+            Change::StartRing(start) => {
+                let queue = start.index;
+                if let Err(error) = self.start_ring(id, start) {
+                    let fault = crate::link::LinkError::Ring { queue, error };
+                    self.break_link(id, &LinkFault::Ring(fault));
+                }
+            }
+            Change::SetCall { index, call } => {
+                if let Link::Device(device) = &mut slot.link {
+                    device.set_call(index, call);
+                }
+            }
+            Change::Detached(reason) => self.detached(id, &reason),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::source::{Bound, Flow, Greeting, LinkId, Phase, Source};
 use crate::host::client::Client;
 use crate::host::sockets::Socket;
 use crate::host::stream::Stream;
-use crate::host::wire::{COOKIE_LEN, MESSAGE_LEN, NOWHERE, Reply, Telling};
+use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Report};
 use crate::reactor::Token;
 use crate::vhost_user::F_SEQPACKET;
 
@@ -23,7 +23,7 @@ const OWN_ANSWERS: usize = 3;
 /// What a CONNECT says beside where to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
-    how: Telling,
+    report: Report,
     cookie: u64,
     /// Its length.
     len: usize,
@@ -31,14 +31,14 @@ pub(super) struct Held {
 
 impl Held {
     /// Of a request with these bytes behind it.
-    pub(super) fn new(how: Telling, extra: &[u8]) -> Self {
+    pub(super) fn new(report: Report, extra: &[u8]) -> Self {
         let cookie = extra.first_chunk::<COOKIE_LEN>().copied().map_or(0, u64::from_le_bytes);
-        Self { how, cookie, len: MESSAGE_LEN + extra.len() }
+        Self { report, cookie, len: MESSAGE_LEN + extra.len() }
     }
 
     /// How much of it is still in the socket.
     fn unread(&self) -> usize {
-        if self.how == Telling::Reply { 0 } else { self.len }
+        if self.report == Report::Reply { 0 } else { self.len }
     }
 }
 
@@ -71,12 +71,12 @@ impl Worker {
             return Err(Errno::INVAL);
         };
         let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
-        let greeting = match request.how {
-            Telling::Reply => Greeting::Reply,
-            Telling::Held { prompt } => {
+        let greeting = match request.report {
+            Report::Reply => Greeting::Reply,
+            Report::Held { prompt } => {
                 if prompt {
                     let begun =
-                        Reply::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
+                        wire::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
                     // Should it fail, the program is gone, which an event will tell.
                     let _ = client.reply(&begun);
                 }
@@ -125,7 +125,7 @@ impl Worker {
         let Client { fd, kind, peer, bound } = client;
         let ours = bound.map_or(NOWHERE, |bound| bound.address);
         let mut stream = Stream::new(fd, kind);
-        let reply = Reply::not_connected(errno, ours, request.cookie);
+        let reply = wire::not_connected(errno, ours, request.cookie);
         let told = stream.greet(request.unread(), &reply.encode());
         *entry = Source::Client(Client::new(stream.into_fd(), kind, peer, bound));
         told.is_ok()

@@ -17,7 +17,7 @@ use super::link_slot::LinkFault;
 use super::source::{LinkId, Source};
 use super::{Bound, Worker};
 use crate::host::client::has_hung_up;
-use crate::host::wire::{MAX_DATAGRAM, Reply, op};
+use crate::host::wire::{self, MAX_DATAGRAM, Reply, op};
 use crate::link::Inbound;
 use crate::reactor::Token;
 use crate::slice::{self, Slice};
@@ -151,7 +151,7 @@ impl Worker {
             return false;
         };
         let Some(Source::Client(client)) = self.sources.get(socket.token) else { return false };
-        let head = Reply { theirs: from, ..Reply::ok(op::RECEIVED, to) }.encode();
+        let head = Reply { theirs: wire::to_wire(from), ..wire::ok(op::RECEIVED, to) }.encode();
         let parts = [IoSlice::new(&head), IoSlice::new(payload)];
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         // A program that does not receive loses them: that is what best effort means.
@@ -257,7 +257,7 @@ impl Worker {
 
     /// A whole datagram of a link, for a program here or another guest. False: there is nobody, or no room.
     fn pass_datagram(&mut self, from: LinkId, sender: Address, to: Address, bytes: &[u8]) -> bool {
-        let is_alias = self.links.get(from).is_some_and(|slot| slot.has_host_alias(to.cid));
+        let is_alias = self.links.get(from).is_some_and(|slot| slot.options.has_host_alias(to.cid));
         if to.cid == self.local || is_alias {
             return self.deliver_datagram(sender, to, bytes);
         }

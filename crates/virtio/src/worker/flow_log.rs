@@ -160,7 +160,7 @@ impl Worker {
         let Address { cid, port } = address;
         let guest = self.routes.get(&cid).and_then(|&id| self.links.get(id));
         match guest {
-            Some(slot) => format!("{}:{}({})", cid.0, port.0, slot.name),
+            Some(slot) => format!("{}:{}({})", cid.0, port.0, slot.options.name),
             None if cid == Cid::HOST => format!("{}:{}(host)", cid.0, port.0),
             None => format!("{}:{}", cid.0, port.0),
         }

@@ -33,7 +33,7 @@ impl Worker {
             None => (None, None),
         };
         let Some(slot) = self.links.get_mut(link) else { return Ok(()) };
-        slot.hybrid = path;
+        slot.options.hybrid = path;
         if let Some(old) = std::mem::replace(&mut slot.hybrid_door, door) {
             self.end_source(old);
         }
@@ -121,7 +121,7 @@ impl Worker {
         if kind != SocketType::Stream {
             return None;
         }
-        let mut path = self.links.get(link)?.hybrid.clone()?.into_os_string();
+        let mut path = self.links.get(link)?.options.hybrid.clone()?.into_os_string();
         path.push(format!("_{}", key.ours.port.0));
         let address = SocketAddrUnix::new(path.as_bytes()).ok()?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -131,7 +131,7 @@ impl Worker {
             return Ok(());
         };
         let cid = header.dst.cid;
-        if cid == self.local || id == self.loopback || slot.has_host_alias(cid) {
+        if cid == self.local || id == self.loopback || slot.options.has_host_alias(cid) {
             return self.take_local(id, &header, (slices, inbound.payload.clone()), run);
         }
         match self.routes.get(&cid) {

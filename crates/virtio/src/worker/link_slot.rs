@@ -3,7 +3,6 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
 
 use rustix::io::Errno;
 use vsock_core::connection::Connection;
@@ -12,6 +11,7 @@ use vsock_core::{Cid, ConnectionId, Endpoint, Header, Instant, Limits, Secondary
 use super::datagrams::Arriving;
 use super::renumber::Former;
 use crate::link::{Link, LinkError, QUEUE_COUNT};
+use crate::options::GuestOptions;
 use crate::reactor::Token;
 use crate::slice::TransferError;
 use crate::vhost_user::{BackendControl, ConfigSpace, Detach, PeerCredentials};
@@ -157,12 +157,9 @@ pub(crate) struct Traffic {
 
 /// One link with everything that belongs to it.
 pub(crate) struct LinkSlot {
-    pub(crate) name: String,
     pub(crate) role: Role,
-    pub(crate) groups: Vec<String>,
-    /// Other CIDs by which the guest reaches this node.
-    pub(crate) host_aliases: Vec<Cid>,
-    pub(crate) socket: PathBuf,
+    /// What the guest was told to be; of another link, its name and socket.
+    pub(crate) options: GuestOptions,
     pub(crate) link: Link,
     pub(crate) endpoint: Endpoint,
     /// The flow of each connection.
@@ -192,7 +189,6 @@ pub(crate) struct LinkSlot {
     pub(crate) features: u64,
     /// Entries of the rings' eventfds, by ring.
     pub(crate) ring_sources: [Option<Token>; QUEUE_COUNT],
-    pub(crate) hybrid: Option<PathBuf>,
     pub(crate) hybrid_door: Option<Token>,
     pub(crate) control: Option<BackendControl>,
     /// Where a userspace guest reads its CID.
@@ -205,22 +201,14 @@ pub(crate) struct LinkSlot {
 }
 
 impl LinkSlot {
-    /// Whether the guest means this node by `cid`, as it does by the node's own.
-    pub(crate) fn has_host_alias(&self, cid: Cid) -> bool {
-        self.host_aliases.contains(&cid)
-    }
-
-    pub(crate) fn new(name: String, role: Role, link: Link, socket: PathBuf, seed: u64) -> Self {
+    pub(crate) fn new(options: GuestOptions, role: Role, link: Link, seed: u64) -> Self {
         let limits = match role {
             Role::Guest(_) | Role::Uplink => Limits::default(),
             Role::Loopback => Limits { max_connections: LOOPBACK_ENDS, ..Limits::default() },
         };
         Self {
-            name,
             role,
-            groups: Vec::new(),
-            host_aliases: Vec::new(),
-            socket,
+            options,
             link,
             endpoint: Endpoint::new(limits, seed),
             flows: SecondaryMap::new(),
@@ -239,7 +227,6 @@ impl LinkSlot {
             is_announced: false,
             features: 0,
             ring_sources: [None; QUEUE_COUNT],
-            hybrid: None,
             hybrid_door: None,
             control: None,
             config: None,
@@ -259,7 +246,7 @@ impl LinkSlot {
 
     /// Whether its guest and another's may talk to each other.
     pub(crate) fn shares_group(&self, other: &Self) -> bool {
-        !self.is_leaving && self.groups.iter().any(|group| other.groups.contains(group))
+        !self.is_leaving && self.options.shares_group(&other.options)
     }
 
     /// The CID for records and listings.

@@ -41,14 +41,13 @@ mod verdicts;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use slab::Slab;
 use vsock_core::{Binding, Cid, Instant, Ports, Relay, RelayLimits};
 
 pub use self::attach::AddError;
-pub(crate) use self::attach::{GuestPort, NewGuest};
+pub(crate) use self::attach::GuestPort;
 use self::datagrams::{DatagramSocket, DatagramStats};
 use self::farewell::Awaited;
 use self::inbound::Drained;
@@ -64,6 +63,7 @@ use crate::journal::Journal;
 use crate::link::{Link, TRANSPORT_RESET};
 use crate::loopback::LoopbackLink;
 use crate::mailbox::Mailbox;
+use crate::options::GuestOptions;
 use crate::polling::Polling;
 use crate::reactor::{Events, Reactor, Token};
 use crate::slice::Slices;
@@ -141,7 +141,7 @@ impl Worker {
     ) -> Self {
         let mut links = Slab::new();
         let link = Link::Loopback(loopback);
-        let slot = LinkSlot::new("loopback".into(), Role::Loopback, link, PathBuf::new(), seed);
+        let slot = LinkSlot::new(GuestOptions::default(), Role::Loopback, link, seed);
         let loopback = links.insert(slot);
         Self {
             local,

@@ -11,7 +11,7 @@ use super::source::{Flow, LinkId, Listener, Phase, Source};
 use crate::host::budget::Share;
 use crate::host::room;
 use crate::host::sockets::Socket;
-use crate::host::wire::{Reply, op};
+use crate::host::wire::{self, Reply, op};
 use crate::vhost_user::PeerCredentials;
 
 /// The program behind a hybrid socket that cannot be seen.
@@ -88,12 +88,10 @@ impl Worker {
         let is_cut = !share.give(&mut self.links[id].endpoint, connection, listener.buffer);
         self.buffers_cut += u64::from(is_cut);
         let reply = Reply {
-            op: op::ACCEPT,
-            errno: 0,
-            ours: key.ours,
-            theirs: key.theirs,
+            theirs: wire::to_wire(key.theirs),
             peer_buffer: self.links[id].endpoint.max_message(connection),
             flow: number,
+            ..wire::ok(op::ACCEPT, key.ours)
         };
         let peer = listener.client.peer;
         let handed = stream_pair(kind).and_then(|(ours, theirs)| {

@@ -1,5 +1,5 @@
 //! Serves host programs on the endpoint sockets: each request in turn, until one makes the connection a stream or a
-//! listener. `host/wire.rs` and `docs/reference/endpoint-protocol.md` say what the requests mean.
+//! listener. `vsock_client::wire` and `docs/reference/client-protocol.md` say what the requests mean.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,9 +16,9 @@ use super::source::{Bound, Listener, Phase, Source};
 use crate::host::accept_queue::AcceptQueue;
 use crate::host::client::{Client, Heard};
 use crate::host::privilege::may_bind_any_port;
-use crate::host::sockets::{Ended, Socket};
+use crate::host::sockets::Socket;
 use crate::host::stream::finish;
-use crate::host::wire::{BadRequest, NOWHERE, Reply, Request, op};
+use crate::host::wire::{self, BadRequest, NOWHERE, Reply, Request, from_wire, op, to_wire};
 use crate::reactor::Token;
 use crate::vhost_user::PeerCredentials;
 
@@ -109,7 +109,7 @@ impl Worker {
             self.journal.write("bad-request", u32::MAX, text);
             self.bad_requests += 1;
             // It may not even read; the connection ends all the same.
-            let _ = client.reply(&Reply::bad_request(op));
+            let _ = client.reply(&wire::error(op, Errno::PROTO));
             finish(&client.fd);
         }
         self.drop_client(token);
@@ -139,24 +139,24 @@ impl Worker {
     /// Carries out one request; false when the connection cannot go on.
     fn grant(&mut self, token: Token, request: Request, extra: &[u8]) -> bool {
         let reply = match request {
-            Request::Bind(address) => self.grant_bind(token, address),
+            Request::Bind(address) => self.grant_bind(token, from_wire(address)),
             Request::Listen { backlog, buffer, .. } => {
                 return self.grant_listen(token, backlog, narrow(buffer), extra);
             }
-            Request::Flow { cookie, buffer, refuses } => {
-                self.grant_flow(token, cookie, narrow(buffer), refuses)
+            Request::Flow { cookie, buffer, receive_shut } => {
+                self.grant_flow(token, cookie, narrow(buffer), receive_shut)
             }
             Request::LocalCid => {
-                Ok(Reply::ok(op::LOCAL_CID, Address { cid: self.local, port: Port::ANY }))
+                Ok(wire::ok(op::LOCAL_CID, Address { cid: self.local, port: Port::ANY }))
             }
             Request::Send { to, number, .. } => self
-                .send_datagram(token, number, to, extra)
-                .map(|()| Reply::ok(op::SEND, NOWHERE))
+                .send_datagram(token, number, from_wire(to), extra)
+                .map(|()| wire::ok(op::SEND, NOWHERE))
                 .map_err(|errno| (op::SEND, errno)),
             Request::Resolve { .. } => self.grant_resolve(extra),
-            Request::Connect { to, timeout_ms, buffer, how, .. } => {
+            Request::Connect { to, timeout_ms, buffer, report, .. } => {
                 let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
-                let held = Held::new(how, extra);
+                let (to, held) = (from_wire(to), Held::new(report, extra));
                 match self.grant_connect(token, to, timeout, buffer, held) {
                     Ok(()) => return true,
                     Err(errno) => {
@@ -169,7 +169,7 @@ impl Worker {
             Request::Accepted => return false,
         };
         let Some(Source::Client(client)) = self.sources.get(token) else { return false };
-        let reply = reply.unwrap_or_else(|(op, errno)| Reply::error(op, errno));
+        let reply = reply.unwrap_or_else(|(op, errno)| wire::error(op, errno));
         match client.reply(&reply) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.refuse_client(token, reply.op, BadRequest::Unread);
@@ -194,21 +194,22 @@ impl Worker {
             if let Some(Source::Client(client)) = self.sources.get_mut(token) {
                 client.bound = Some(bound);
             }
-            return Ok(Reply { flow: bound.id.to_bits(), ..Reply::ok(op::BIND, bound.address) });
+            return Ok(Reply { flow: bound.id.to_bits(), ..wire::ok(op::BIND, bound.address) });
         }
         let bound = self.bind_port(address, may).map_err(|error| (op::BIND, bind_errno(error)))?;
         if let Some(Source::Client(client)) = self.sources.get_mut(token) {
             client.bound = Some(bound);
         }
-        Ok(Reply::ok(op::BIND, bound.address))
+        Ok(wire::ok(op::BIND, bound.address))
     }
 
     fn grant_resolve(&self, name: &[u8]) -> Result<Reply, (u8, Errno)> {
         let name = std::str::from_utf8(name).map_err(|_| (op::RESOLVE, Errno::INVAL))?;
-        let found = self.links.iter().find(|(_, slot)| slot.guest().is_some() && slot.name == name);
-        let cid = found.and_then(|(_, slot)| slot.guest()).ok_or((op::RESOLVE, Errno::NODEV))?;
-        let theirs = Address { cid, port: Port::ANY };
-        Ok(Reply { theirs, ..Reply::ok(op::RESOLVE, NOWHERE) })
+        let mut guests = self.links.iter().filter_map(|(_, slot)| Some((slot, slot.guest()?)));
+        let found = guests.find(|(slot, _)| slot.options.name == name);
+        let (_, cid) = found.ok_or((op::RESOLVE, Errno::NODEV))?;
+        let theirs = to_wire(Address { cid, port: Port::ANY });
+        Ok(Reply { theirs, ..wire::ok(op::RESOLVE, NOWHERE) })
     }
 
     /// What is to be known of a connection that its program cannot see, its receive buffer from now on, and that the
@@ -218,7 +219,7 @@ impl Worker {
         token: Token,
         cookie: u64,
         buffer: u32,
-        refuses: bool,
+        receive_shut: bool,
     ) -> Result<Reply, (u8, Errno)> {
         let Some(Source::Client(client)) = self.sources.get(token) else {
             return Err((op::FLOW, Errno::INVAL));
@@ -226,15 +227,15 @@ impl Worker {
         let socket = Socket { uid: client.peer.uid, cookie };
         let Some(flow_token) = self.sockets.flow(socket) else {
             let ended = self.sockets.ended(socket).ok_or((op::FLOW, Errno::NOTCONN))?;
-            let Ended { ours, theirs, .. } = ended;
-            return Ok(Reply { ours, theirs, ..Reply::error(op::FLOW, ended.errno()) });
+            let (ours, theirs) = (to_wire(ended.ours), to_wire(ended.theirs));
+            return Ok(Reply { ours, theirs, ..wire::error(op::FLOW, ended.errno()) });
         };
         let Some(Source::Flow(flow)) = self.sources.get_mut(flow_token) else {
             return Err((op::FLOW, Errno::NOTCONN));
         };
         let (link, id, number) = (flow.link, flow.id, flow.number);
-        let (ours, theirs) = (flow.ours, flow.theirs);
-        let stopped = (refuses && flow.phase == Phase::Open).then(|| flow.stream.stop());
+        let (ours, theirs) = (flow.ours, to_wire(flow.theirs));
+        let stopped = (receive_shut && flow.phase == Phase::Open).then(|| flow.stream.stop());
         let slot = self.links.get_mut(link).ok_or((op::FLOW, Errno::NOTCONN))?;
         let is_cut = !flow.share.give(&mut slot.endpoint, id, buffer);
         self.buffers_cut += u64::from(is_cut);
@@ -244,19 +245,19 @@ impl Worker {
         let slot = self.links.get(link).ok_or((op::FLOW, Errno::NOTCONN))?;
         let peer_buffer = slot.endpoint.max_message(id);
         self.activate(link);
-        Ok(Reply { theirs, peer_buffer, flow: number, ..Reply::ok(op::FLOW, ours) })
+        Ok(Reply { theirs, peer_buffer, flow: number, ..wire::ok(op::FLOW, ours) })
     }
 
     fn grant_listen(&mut self, token: Token, backlog: u32, buffer: u32, extra: &[u8]) -> bool {
         let Some(entry) = self.sources.get_mut(token) else { return false };
         let Source::Client(client) = entry else { return false };
         let Some(bound) = client.bound else {
-            return client.reply(&Reply::error(op::LISTEN, Errno::INVAL)).is_ok();
+            return client.reply(&wire::error(op::LISTEN, Errno::INVAL)).is_ok();
         };
         if let Err(error) = self.ports.listen(bound.id, client.kind, backlog.min(SOMAXCONN)) {
-            return client.reply(&Reply::error(op::LISTEN, listen_errno(error))).is_ok();
+            return client.reply(&wire::error(op::LISTEN, listen_errno(error))).is_ok();
         }
-        if client.reply(&Reply::ok(op::LISTEN, bound.address)).is_err() {
+        if client.reply(&wire::ok(op::LISTEN, bound.address)).is_err() {
             return false;
         }
         if let Source::Client(client) = std::mem::replace(entry, Source::Ended) {

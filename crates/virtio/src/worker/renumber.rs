@@ -33,7 +33,7 @@ impl Worker {
             return Err(AddError::BadCid(cid.0));
         }
         match self.links.iter().find(|(_, slot)| slot.guest() == Some(cid)) {
-            Some((_, slot)) => Err(AddError::CidInUse(cid.0, slot.name.clone())),
+            Some((_, slot)) => Err(AddError::CidInUse(cid.0, slot.options.name.clone())),
             None => Ok(()),
         }
     }
@@ -54,6 +54,7 @@ impl Worker {
         }
         if let Some(slot) = self.links.get_mut(id) {
             slot.role = Role::Guest(cid);
+            slot.options.cid = cid.0;
         }
         self.routes.remove(&old);
         self.routes.insert(cid, id);

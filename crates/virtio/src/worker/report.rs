@@ -138,12 +138,8 @@ fn guest_info(slot: &LinkSlot) -> Option<GuestInfo> {
     let links: Vec<_> = counters.iter().map(|&(name, _)| name).collect();
     counters.extend(endpoint.named().filter(|(name, _)| !links.contains(name)));
     Some(GuestInfo {
-        name: slot.name.clone(),
         cid,
-        socket: slot.socket.clone(),
-        hybrid: slot.hybrid.clone(),
-        groups: slot.groups.clone(),
-        host_aliases: slot.host_aliases.iter().map(|alias| alias.0).collect(),
+        options: slot.options.clone(),
         state,
         front_end_pid: slot.front_end.map_or(0, |peer| peer.pid),
         features: slot.features,

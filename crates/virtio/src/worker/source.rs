@@ -75,7 +75,7 @@ pub(crate) struct Listener {
 /// How a program wants to hear that it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Greeting {
-    /// A reply of the endpoint protocol.
+    /// A reply of the client protocol.
     Reply,
     /// The request, so many bytes, is taken out of its socket.
     Held(usize),

@@ -9,7 +9,7 @@ use super::Worker;
 use super::source::{Flow, Greeting, LinkId, Phase, Source};
 use crate::host::client::Client;
 use crate::host::stream::reads_no_more;
-use crate::host::wire::{NOWHERE, Reply, op};
+use crate::host::wire::{self, NOWHERE, Reply, op};
 use crate::reactor::Token;
 
 impl Worker {
@@ -44,9 +44,8 @@ impl Worker {
         let peer_buffer = self.links[id].endpoint.max_message(connection);
         let Some(flow) = self.flow(token) else { return };
         let Phase::Connecting(greeting) = flow.phase else { return };
-        let (ours, theirs) = (flow.ours, flow.theirs);
-        let reply =
-            Reply { op: op::CONNECT, errno: 0, ours, theirs, peer_buffer, flow: flow.number };
+        let (ours, theirs) = (flow.ours, wire::to_wire(flow.theirs));
+        let reply = Reply { theirs, peer_buffer, flow: flow.number, ..wire::ok(op::CONNECT, ours) };
         let greeted = match greeting {
             Greeting::Reply => flow.stream.greet(0, &reply.encode()),
             Greeting::Held(len) => flow.stream.release(len),
@@ -140,7 +139,7 @@ impl Worker {
         };
         // The port stays bound, as the kernel keeps it after a connect that failed.
         let ours = binding.map_or(NOWHERE, |bound| bound.address);
-        let reply = Reply::not_connected(errno, ours, socket.cookie);
+        let reply = wire::not_connected(errno, ours, socket.cookie);
         let told = stream.greet(held, &reply.encode());
         if told.is_err() || stream.hung_up {
             self.release(binding);

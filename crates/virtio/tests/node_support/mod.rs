@@ -65,7 +65,7 @@ impl Lab {
                     socket: socket.clone(),
                     hybrid: Some(directory.0.join(format!("{name}.vsock"))),
                     groups: vec![(*group).to_owned()],
-                    memory_slots: false,
+                    ..GuestOptions::default()
                 })
                 .unwrap();
             if index < joined {
@@ -82,7 +82,7 @@ impl Lab {
     }
 }
 
-/// A request of the endpoint protocol.
+/// A request of the client protocol.
 pub(crate) fn request(op: u8, cid: u32, port: u32, value: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[0] = 1;

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests panic as tests do
 
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,7 +10,7 @@ use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT, TRANSPORT_RESET};
 use vsock_virtio::ring::RingConfig;
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
-use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, SharedRegion, attach};
+use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, attach};
 
 use super::DEADLINE;
 
@@ -62,10 +61,8 @@ impl RawGuest {
     fn with_queues(socket: &Path, options: &DriverOptions, queues: usize) -> Self {
         let mut link = DriverLink::new(options).unwrap();
         let rings: Vec<_> = (0..queues).filter_map(|queue| link.ring_config(queue)).collect();
-        let region = link.region();
-        let shared =
-            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
-        let mut attached = attach(socket, shared, &rings, FrontendOptions::default()).unwrap();
+        let mut attached =
+            attach(socket, link.region(), &rings, FrontendOptions::default()).unwrap();
         link.set_event_idx(attached.features & F_EVENT_IDX != 0);
         for (queue, signals) in attached.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call).unwrap();
@@ -80,8 +77,6 @@ impl RawGuest {
         drop(attached);
         let Link::Driver(mut link) = link else { panic!("a guest has a driver") };
         let region = link.region();
-        let shared =
-            SharedRegion { file: region.file.as_fd(), guest: region.guest, len: region.len };
         let used = |config: RingConfig| {
             let mut index = [0; 2];
             let at = config.used - region.guest + 2;
@@ -90,7 +85,7 @@ impl RawGuest {
         };
         let rings: Vec<_> =
             (0..queues).filter_map(|queue| link.ring_config(queue)).map(used).collect();
-        let mut attached = attach(socket, shared, &rings, FrontendOptions::default()).unwrap();
+        let mut attached = attach(socket, region, &rings, FrontendOptions::default()).unwrap();
         for (queue, signals) in attached.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call).unwrap();
         }

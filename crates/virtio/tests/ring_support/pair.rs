@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vsock_virtio::device::DeviceLink;
 use vsock_virtio::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
 
 use super::{eventfd, signals};
@@ -24,10 +24,7 @@ pub(crate) struct Pair {
 
 /// The device's own view of a driver's memory.
 fn mapped(driver: &DriverLink) -> Arc<GuestMemory> {
-    let shared = driver.region();
-    let file = shared.file.try_clone().unwrap();
-    let (guest, user, len, offset) = (shared.guest, shared.user, shared.len, shared.offset);
-    let region = Region { guest, user, len, offset, file };
+    let region = driver.region().to_region().unwrap();
     GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap()
 }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
+use std::collections::BTreeMap;
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,7 +21,7 @@ use vhost::vhost_user::message::FrontendReq;
 use vsock_virtio::memory::GuestMemory;
 use vsock_virtio::ring::RingConfig;
 use vsock_virtio::vhost_user::{
-    Attachment, BackendHandle, BackendOptions, Detach, PeerCredentials, spawn,
+    Attachment, BackendHandle, BackendOptions, Change, Detach, PeerCredentials, RingStart, spawn,
 };
 
 /// Longer than anything here takes on a loaded machine: reached only when a test fails.
@@ -34,12 +35,21 @@ pub(crate) const CID: u32 = 42;
 pub(crate) enum Call {
     Attached(PeerCredentials),
     Refused(PeerCredentials),
-    Memory(u64),
     Features(u64),
-    Start { index: usize, config: RingConfig, has_call: bool },
-    NewSignal { index: usize, has_call: bool },
+    /// With the length of all memory that the ring may use.
+    Start {
+        index: usize,
+        memory: u64,
+        config: RingConfig,
+        has_call: bool,
+    },
+    NewSignal {
+        index: usize,
+        has_call: bool,
+    },
     Stop(usize),
-    Detached(Detach),
+    /// With the rings that ran.
+    Detached(Detach, Vec<usize>),
 }
 
 /// The index at which rings say they stopped, unless a test sets another.
@@ -48,7 +58,8 @@ pub(crate) const STOPPED_AT: u16 = 7;
 struct Recorder {
     calls: Sender<Call>,
     base: Arc<AtomicU16>,
-    memory: Option<Arc<GuestMemory>>,
+    /// The rings that run, and the memory they hold.
+    running: BTreeMap<usize, Arc<GuestMemory>>,
 }
 
 impl Recorder {
@@ -59,45 +70,35 @@ impl Recorder {
 }
 
 impl Attachment for Recorder {
-    fn attached(&mut self, peer: PeerCredentials) {
-        self.note(Call::Attached(peer));
-    }
-
-    fn refused(&mut self, peer: PeerCredentials) {
-        self.note(Call::Refused(peer));
-    }
-
-    fn set_memory(&mut self, memory: Arc<GuestMemory>) {
-        self.note(Call::Memory(memory.total_len()));
-        self.memory = Some(memory);
-    }
-
-    fn set_features(&mut self, features: u64) {
-        self.note(Call::Features(features));
-    }
-
-    fn start_ring(
-        &mut self,
-        index: usize,
-        config: RingConfig,
-        _kick: OwnedFd,
-        call: Option<OwnedFd>,
-    ) {
-        self.note(Call::Start { index, config, has_call: call.is_some() });
-    }
-
-    fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {
-        self.note(Call::NewSignal { index, has_call: call.is_some() });
+    fn apply(&mut self, change: Change) {
+        let call = match change {
+            Change::Attached(peer) => Call::Attached(peer),
+            Change::Refused(peer) => Call::Refused(peer),
+            Change::WithoutMemory => return,
+            Change::Features(features) => {
+                assert!(self.running.is_empty(), "features of a running ring");
+                Call::Features(features)
+            }
+            Change::StartRing(RingStart { index, memory, config, call, .. }) => {
+                let len = memory.total_len();
+                assert!(self.running.insert(index, memory).is_none(), "ring {index} ran");
+                Call::Start { index, memory: len, config, has_call: call.is_some() }
+            }
+            Change::SetCall { index, call } => {
+                assert!(self.running.contains_key(&index), "ring {index} did not run");
+                Call::NewSignal { index, has_call: call.is_some() }
+            }
+            Change::Detached(reason) => {
+                Call::Detached(reason, std::mem::take(&mut self.running).into_keys().collect())
+            }
+        };
+        self.note(call);
     }
 
     fn stop_ring(&mut self, index: usize) -> u16 {
+        assert!(self.running.remove(&index).is_some(), "ring {index} did not run");
         self.note(Call::Stop(index));
         self.base.load(Ordering::SeqCst)
-    }
-
-    fn detached(&mut self, reason: Detach) {
-        self.memory = None;
-        self.note(Call::Detached(reason));
     }
 }
 
@@ -119,7 +120,8 @@ impl Device {
         let listener = UnixListener::bind(&path).unwrap();
         let (sender, calls) = channel();
         let stopped_at = Arc::new(AtomicU16::new(STOPPED_AT));
-        let recorder = Recorder { calls: sender, base: Arc::clone(&stopped_at), memory: None };
+        let recorder =
+            Recorder { calls: sender, base: Arc::clone(&stopped_at), running: BTreeMap::new() };
         let handle = spawn(listener, options, Box::new(recorder)).unwrap();
         Self { path, handle: Some(handle), stopped_at, calls }
     }
@@ -141,7 +143,7 @@ impl Device {
     /// Lets calls pass until the end of the attachment, and returns its reason.
     pub(crate) fn detach(&self) -> Detach {
         loop {
-            if let Call::Detached(reason) = self.call() {
+            if let Call::Detached(reason, _) = self.call() {
                 return reason;
             }
         }

@@ -58,10 +58,9 @@ impl Handler {
         Ok(Answer::Done)
     }
 
-    /// Swaps the table with no ring running; the old one is unmapped when the worker has let go of it.
+    /// Swaps the table with no ring running; the old one is unmapped when nothing uses it any more.
     fn replace_memory(&mut self, memory: Arc<GuestMemory>) {
         self.pause_rings();
-        self.attachment.set_memory(Arc::clone(&memory));
         self.memory = Some(memory);
         self.memory_due = None;
     }

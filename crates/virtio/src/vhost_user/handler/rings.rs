@@ -6,9 +6,10 @@ use vhost::vhost_user::message::{VhostUserU64, VhostUserVringAddr, VhostUserVrin
 use vm_memory::ByteValued;
 
 use super::super::message::Message;
-use super::super::{Detach, F_EVENT_IDX, F_PROTOCOL_FEATURES, RING_COUNT};
+use super::super::{Change, Detach, F_PROTOCOL_FEATURES, RingStart};
 use super::{Answer, Handler};
-use crate::link::can_signal;
+use crate::spec::{F_EVENT_IDX, QUEUE_COUNT};
+use crate::sys::can_signal;
 
 /// Bit 8 of the vring fd messages: no fd comes with it.
 const NO_FD: u64 = 1 << 8;
@@ -81,7 +82,8 @@ impl Handler {
         let (index, call) = self.vring_fd(message)?;
         let ring = &mut self.rings[index];
         if ring.running {
-            self.attachment.set_call(index, duplicate(call.as_ref())?);
+            let call = duplicate(call.as_ref())?;
+            self.attachment.apply(Change::SetCall { index, call });
         }
         ring.call = call;
         Ok(Answer::Done)
@@ -118,12 +120,12 @@ impl Handler {
 
     /// Starts every ring that is ready; the memory they need must be there.
     pub(super) fn start_rings(&mut self) -> Result<(), Detach> {
-        (0..RING_COUNT).try_for_each(|index| self.start_ready_ring(index).map(|_| ()))
+        (0..QUEUE_COUNT).try_for_each(|index| self.start_ready_ring(index).map(|_| ()))
     }
 
     /// Starts the ready rings whose memory is there: between REM_MEM_REG and ADD_MEM_REG some may lack theirs.
     pub(super) fn start_located_rings(&mut self) -> Result<(), Detach> {
-        (0..RING_COUNT).try_for_each(|index| self.start_ring(index).map(|_| ()))
+        (0..QUEUE_COUNT).try_for_each(|index| self.start_ring(index).map(|_| ()))
     }
 
     /// Returns `false` if the ring is ready but does not lie in memory.
@@ -135,13 +137,12 @@ impl Handler {
             return Ok(true);
         }
         let event_idx = self.features & F_EVENT_IDX != 0;
-        let memory = self.memory.as_ref();
-        let Some(config) = memory.and_then(|memory| ring.locate(memory, event_idx)) else {
-            return Ok(false);
-        };
+        let Some(memory) = self.memory.clone() else { return Ok(false) };
+        let Some(config) = ring.locate(&memory, event_idx) else { return Ok(false) };
         if let Some(kick) = duplicate(ring.kick.as_ref())? {
             let call = duplicate(ring.call.as_ref())?;
-            self.attachment.start_ring(index, config, kick, call);
+            let start = RingStart { index, memory, config, kick, call };
+            self.attachment.apply(Change::StartRing(start));
             ring.running = true;
         }
         Ok(true)
@@ -156,18 +157,18 @@ impl Handler {
 
     /// Stops all rings in a way that starting them again goes on where they were.
     pub(super) fn pause_rings(&mut self) {
-        (0..RING_COUNT).for_each(|index| self.stop_ring(index));
+        (0..QUEUE_COUNT).for_each(|index| self.stop_ring(index));
     }
 
+    /// The data plane has been told [`Change::Detached`], or is about to be, which stops those that run.
     pub(super) fn forget_rings(&mut self) {
-        self.pause_rings();
         self.rings = Default::default();
         self.features = 0;
     }
 }
 
 fn ring_index(index: u32) -> Result<usize, Detach> {
-    usize::try_from(index).ok().filter(|index| *index < RING_COUNT).ok_or(Detach::RingIndex(index))
+    usize::try_from(index).ok().filter(|index| *index < QUEUE_COUNT).ok_or(Detach::RingIndex(index))
 }
 
 /// The worker gets fds of its own: ours must outlive a stop and start of the ring.

@@ -13,11 +13,11 @@ from typing import Self
 
 import pytest
 
+from vsock.control.client import ControlClient
+from vsock.control.model import GuestSpec
 from vsock.guest import Guest
 from vsock.runtime import RuntimeFiles
 from vsock.sockets import create_connection
-from vsock.switch.client import Client
-from vsock.switch.model import GuestSpec
 from vsock.transports import SwitchTransport
 
 DEADLINE = 20
@@ -72,7 +72,7 @@ def config(runtime_dir: Path) -> Path:
 
 def guests(runtime_dir: Path) -> dict[str, int]:
     """Names and CIDs of the daemon's guests."""
-    return {guest.name: guest.cid for guest in Client(runtime_dir).guests()}
+    return {guest.name: guest.cid for guest in ControlClient(runtime_dir).guests()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -145,7 +145,7 @@ def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> N
     """N25: guests of the file change, those of the API stay, faults change nothing, and each is said."""
     with Daemon("--config", str(config)) as daemon:
         daemon.wait_for("ready")
-        Client(runtime_dir).add_guest(GuestSpec(name="extra", cid=9))
+        ControlClient(runtime_dir).add_guest(GuestSpec(name="extra", cid=9))
         config.write_text('[[guest]]\nname = "beta"\ncid = 3\n')
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for("guest added: guest=beta")
@@ -173,7 +173,7 @@ def test_reloaded_groups_and_cid_leave_the_attachment_alone(
             theirs, _ = listener.accept()
             config.write_text('[[guest]]\nname = "alpha"\ncid = 3\ngroups = ["lab"]\n')
             daemon.process.send_signal(signal.SIGHUP)
-            daemon.wait_for("guest regrouped: guest=alpha cid=3 groups=lab")
+            daemon.wait_for("guest changed: guest=alpha cid=3 groups=lab")
             with theirs:
                 ours.sendall(b"x")
                 assert theirs.recv(1) == b"x"
@@ -182,10 +182,10 @@ def test_reloaded_groups_and_cid_leave_the_attachment_alone(
                 daemon.wait_for("guest renumbered: guest=alpha cid=4 before=3")
                 with pytest.raises(ConnectionResetError):
                     theirs.recv(1)
-            record = Client(runtime_dir).guest("alpha")
-            assert (record.cid, record.state, record.groups) == (4, "running", ["lab"])
+            record = ControlClient(runtime_dir).guest("alpha")
+            assert (record.cid, record.state, record.groups) == (4, "running", ("lab",))
             # Removed by the API, changed in the file: it is there as the file says.
-            Client(runtime_dir).remove_guest("alpha")
+            ControlClient(runtime_dir).remove_guest("alpha")
             config.write_text('[[guest]]\nname = "alpha"\ncid = 4\n')
             daemon.process.send_signal(signal.SIGHUP)
             daemon.wait_for("guest added: guest=alpha cid=4")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vsock.switch.toml_lines import line_of
+from vsock.control.toml_lines import line_of
 
 TEXT = '''\
 top = 1

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsock.switch.model import Add, Change, GuestSpec, Remove, conflicts, faults, steps
+from vsock.control.model import GuestSpec, conflicts
+from vsock.control.schema import faults
+from vsock.control.steps import Add, Change, Remove, steps
 
 ALPHA = GuestSpec(name="alpha", cid=3)
 
@@ -62,6 +64,7 @@ def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
         ({"memory_slots": True}, False),
         ({"socket": Path("/run/x")}, False),
         ({"hybrid": Path("/run/x")}, True),
+        ({"description": "Ada's"}, True),
     ],
 )
 def test_attachment_stays_where_its_front_end_need_not_know(

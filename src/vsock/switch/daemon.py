@@ -13,13 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from vsock.control.config import Config
+from vsock.control.steps import Change, Remove, steps
 from vsock.errors import NoSuchGuest, TransportError, VsockError
-from vsock.switch.config import Config
-from vsock.switch.model import Change, GuestSpec, Remove, steps
 from vsock.switch.notify import notify, watchdog_interval
 from vsock.switch.switch import Switch
+
+if TYPE_CHECKING:
+    from vsock.control.model import GuestSpec
 
 __all__ = ["run"]
 
@@ -158,9 +161,7 @@ class _Daemon:
     def _change(self, step: Change) -> None:
         guest = step.guest
         try:
-            self._switch.change_guest(
-                guest.name, cid=guest.cid, groups=guest.groups, hybrid=guest.hybrid or False
-            )
+            self._switch.change(guest)
         except NoSuchGuest:  # somebody removed it by the control API
             self._switch.add(guest)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vsock.switch.policy import HOST, Party, decide
+from vsock.control.policy import HOST, Party, decide
 
 ALPHA = Party("alpha", 3, frozenset({"lab"}))
 BETA = Party("beta", 4, frozenset({"lab", "web"}))

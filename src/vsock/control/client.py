@@ -9,13 +9,21 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from vsock.address import WELL_KNOWN_CIDS, is_name
+from vsock.control.model import (
+    DatagramRecord,
+    FlowRecord,
+    GuestRecord,
+    GuestSpec,
+    ListenerRecord,
+    SwitchRecord,
+)
+from vsock.control.policy import Verdict
+from vsock.control.schema import from_json, settings
 from vsock.errors import (
     NoSuchGuest,
     NoSwitch,
@@ -26,24 +34,14 @@ from vsock.errors import (
     path_too_long,
 )
 from vsock.runtime import LONGEST_SOCKET_PATH, RuntimeFiles, default_runtime_dir
-from vsock.switch.model import GuestSpec
-from vsock.switch.policy import Verdict
-from vsock.switch.records import (
-    DatagramRecord,
-    FlowRecord,
-    GuestRecord,
-    ListenerRecord,
-    SwitchRecord,
-    from_json,
-)
 
-__all__ = ["Client"]
+__all__ = ["ControlClient"]
 
 _TIMEOUT: Final = 10.0
 _ABSENT: Final = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
 
 
-class Client:
+class ControlClient:
     """Asks one switch. Every method may raise NoSwitch, SwitchGone or TransportError."""
 
     def __init__(
@@ -77,11 +75,14 @@ class Client:
         """Connections, oldest first."""
         return [from_json(FlowRecord, item) for item in self._ask("GET", "/v1/flows")]
 
-    def add_guest(self, guest: GuestSpec, *, hybrid: bool = False) -> GuestRecord:
-        """Lets one more guest in; `hybrid` gives it a hybrid socket in the usual place."""
-        body = asdict(guest) | {
-            "socket": str(guest.socket) if guest.socket else None,
-            "hybrid": str(guest.hybrid) if guest.hybrid else hybrid,
+    def add_guest(self, guest: GuestSpec) -> GuestRecord:
+        """Lets one more guest in."""
+        # What is as usual is not sent, so that an older switch need not know of it.
+        said = {name: getattr(guest, name) for name in settings(GuestSpec)}
+        body = {
+            name: value
+            for name, value in said.items()
+            if value != settings(GuestSpec)[name].default
         }
         return from_json(GuestRecord, self._ask("POST", "/v1/guests", body))
 
@@ -89,16 +90,9 @@ class Client:
         """Gives a guest another CID while it runs; its connections end. Raises NoSuchGuest."""
         return self.change_guest(guest, cid=cid)
 
-    def change_guest(
-        self,
-        guest: str | int,
-        *,
-        cid: int | None = None,
-        groups: Sequence[str] | None = None,
-        hybrid: bool | None = None,
-    ) -> GuestRecord:
-        """Gives a running guest another CID, groups, a hybrid socket or none. Raises NoSuchGuest."""
-        wanted = {"cid": cid, "groups": groups, "hybrid": hybrid}
+    def change_guest(self, guest: str | int, **changes: object) -> GuestRecord:
+        """Changes fields of a running guest's `GuestSpec`; None: as it is. Raises NoSuchGuest."""
+        wanted = {name: value for name, value in changes.items() if value is not None}
         return from_json(GuestRecord, self._ask("PATCH", self._path_of(guest), wanted))
 
     def remove_guest(self, guest: str | int) -> None:
@@ -130,7 +124,7 @@ class Client:
             connection.request(
                 method,
                 path,
-                body=None if body is None else json.dumps(body),
+                body=None if body is None else json.dumps(body, default=str),
                 headers={} if body is None else {"Content-Type": "application/json"},
             )
             response = connection.getresponse()

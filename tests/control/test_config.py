@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsock.switch.config import Config, ConfigError, load, parse
-from vsock.switch.model import GuestSpec
+from vsock.control.config import Config, ConfigError, load, parse
+from vsock.control.model import GuestSpec
 
 FULL = """\
 [switch]
@@ -38,7 +38,7 @@ def test_full_config_gives_every_field() -> None:
     """Everything that the documentation shows is understood."""
     assert parse(FULL) == Config(
         Path("/run/lab"),
-        (
+        guests=(
             GuestSpec(
                 name="alpha",
                 cid=3,
@@ -58,7 +58,7 @@ def test_full_config_gives_every_field() -> None:
 def test_empty_config_is_a_switch_without_guests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A switch may start empty and get its guests later."""
     monkeypatch.setenv("VSOCK_RUNTIME_DIR", "/run/mine")
-    assert parse("") == Config(Path("/run/mine"), ())
+    assert parse("") == Config(Path("/run/mine"), guests=())
 
 
 def test_polling_is_taken_within_its_bounds() -> None:
@@ -127,7 +127,7 @@ hybrid = 7
         "c.toml:10: group 5 is not a string",
         "c.toml:16: name: 'gam ma' is no guest name: a letter, then letters, digits and . _ -, at most 63",
         "c.toml:17: cid must be a whole number, not True",
-        "c.toml:18: hybrid must be true, false or a path",
+        "c.toml:18: hybrid must be true, false or a path, not 7",
         "c.toml:20: unknown key guests: did you mean guest?",
     ]
 
@@ -197,6 +197,7 @@ def test_bytes_that_are_no_text_say_where(tmp_path: Path) -> None:
         load(file)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_config_or_faults_with_lines(text: str) -> None:
     """No text makes the reader fail in another way, or name a line that is not there."""
@@ -215,6 +216,7 @@ VALUES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(GuestSpec.__slots__), VALUES), max_size=3))
 def test_any_table_is_a_guest_or_faults_in_its_lines(tables: list[dict[str, object]]) -> None:
     """Wrong types in every place are noted, and the line is within the right table."""
@@ -230,6 +232,18 @@ def test_any_table_is_a_guest_or_faults_in_its_lines(tables: list[dict[str, obje
         assert all(1 <= fault.line <= len(lines) for fault in error.faults)
     else:
         assert len(config.guests) == len(tables)
+
+
+def test_description_is_a_line_of_text() -> None:
+    """What cannot be printed would spoil the table that shows it."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\ndescription = '
+    assert parse(guest + '"Ada\'s machine"\n').guests[0].description == "Ada's machine"
+    for wrong, reason in (
+        (r'"a\nb"', r"description: 'a\nb' cannot be printed in one line"),
+        (f'"{"x" * 201}"', "description: 201 characters, at most 200"),
+        ("5", "description must be a string, not 5"),
+    ):
+        assert faults_of(f"{guest}{wrong}\n") == [f"c.toml:4: {reason}"]
 
 
 def test_memory_slots_is_true_or_false() -> None:

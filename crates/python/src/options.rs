@@ -1,0 +1,28 @@
+//! A guest's options as Python's keywords: a mapping in, a dictionary out, with the fields that the data plane names.
+
+use pyo3::prelude::*;
+use vsock_virtio::node::GuestOptions;
+
+macro_rules! keywords {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty,)*) => {
+        /// What a guest is told to be, or has been.
+        #[derive(Clone, FromPyObject, IntoPyObject)]
+        #[pyo3(from_item_all)]
+        pub(crate) struct Options {
+            $($field: $kind,)*
+        }
+
+        impl From<Options> for GuestOptions {
+            fn from(Options { $($field,)* }: Options) -> Self {
+                Self { $($field,)* }
+            }
+        }
+
+        impl From<GuestOptions> for Options {
+            fn from(GuestOptions { $($field,)* }: GuestOptions) -> Self {
+                Self { $($field,)* }
+            }
+        }
+    };
+}
+vsock_virtio::guest_options!(keywords);

@@ -1,0 +1,183 @@
+//! What is asked of the kernel about descriptors: who is at the other end, whether one can be signalled on, how much is
+//! unread. Where no library has a call in a safe form it is made here; there is no other unsafe code in this crate.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
+use rustix::io::{Errno, retry_on_intr};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Who is at the other end of a Unix socket, as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// Process id; 0 when the process is not visible in our pid namespace.
+    pub pid: u32,
+    /// Effective user id when it connected.
+    pub uid: u32,
+    /// Effective group id when it connected.
+    pub gid: u32,
+}
+
+impl PeerCredentials {
+    /// Asks the kernel who connected `socket` (`SO_PEERCRED`).
+    ///
+    /// Not through rustix: its process id cannot be zero, and zero is what a peer in another pid namespace has.
+    pub fn of(socket: BorrowedFd<'_>) -> std::io::Result<Self> {
+        let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "three words are no more than 12 bytes"
+        )]
+        let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: both pointers are to live locals, and `length` is the size of the first; the kernel writes no more
+        // than that, and any bytes are a valid `ucred`.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut peer).cast(),
+                &raw mut length,
+            )
+        };
+        if result != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(Self { pid: u32::try_from(peer.pid).unwrap_or(0), uid: peer.uid, gid: peer.gid })
+    }
+}
+
+/// The process that connected `socket`, as a pidfd (`SO_PEERPIDFD`). Before Linux 6.5 there is none.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let mut fd: libc::c_int = -1;
+    let mut len: libc::socklen_t = size_of_val(&fd).try_into().ok()?;
+    // SAFETY: the kernel writes at most `len` bytes to `fd`, which has that many.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut len,
+        )
+    };
+    if outcome != 0 || fd < 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else knows.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Bytes in a socket's send buffer that the other side has not read, what the kernel adds to them included (SIOCOUTQ, unix(7)).
+pub(crate) fn unread(fd: BorrowedFd<'_>) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: this request writes one int.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
+/// Whether an fd can be one to signal on: an eventfd, a pipe, or a socket (as User-Mode Linux has). A write to
+/// anything else may take as long as a file system pleases, which may be the front end's own (FUSE).
+pub(crate) fn can_signal(fd: impl AsFd) -> bool {
+    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    // An eventfd has no file type.
+    matches!(kind, Ok(FileType::Fifo | FileType::Socket | FileType::Unknown))
+}
+
+/// Signals on an eventfd, pipe or socket. One that is full has a signal waiting already.
+///
+/// The other side shares the open file description and may read from it: a thread that waits in read(2) would fail
+/// with EAGAIN if we set `O_NONBLOCK`, and the other side can take that back. So we look for room before each write;
+/// only who fills it at that very moment could make us wait.
+pub(crate) fn signal(fd: &OwnedFd) -> std::io::Result<()> {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut room = [PollFd::new(fd, PollFlags::OUT)];
+    retry_on_intr(|| poll(&mut room, Some(&at_once)))?;
+    if !room[0].revents().contains(PollFlags::OUT) {
+        return Ok(());
+    }
+    match rustix::io::write(fd.as_fd(), &1_u64.to_ne_bytes()) {
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The descriptor of an eventfd that a library has made.
+pub(crate) fn owned(eventfd: EventFd) -> OwnedFd {
+    // SAFETY: `into_raw_fd` gives up the only owner of an open fd, and nothing else has it.
+    unsafe { OwnedFd::from_raw_fd(eventfd.into_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{OFlags, fcntl_getfl};
+    use rustix::io::{read, write};
+
+    use super::*;
+
+    /// Signals on `fd`, which nobody empties: fails if that waits.
+    fn signal_in_time(fd: OwnedFd) -> OwnedFd {
+        let (done, over) = channel();
+        std::thread::spawn(move || {
+            signal(&fd).unwrap();
+            done.send(fd).unwrap();
+        });
+        over.recv_timeout(Duration::from_secs(10)).expect("a signal does not wait")
+    }
+
+    /// Writes until there is no room.
+    fn fill(fd: &OwnedFd) {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        while poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&at_once)).unwrap() > 0 {
+            write(fd, &[1; 8]).unwrap();
+        }
+    }
+
+    fn is_blocking(fd: &OwnedFd) -> bool {
+        !fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK)
+    }
+
+    #[test]
+    fn signal_leaves_the_fd_as_the_other_side_made_it() {
+        let fd = signal_in_time(eventfd(0, EventfdFlags::empty()).unwrap());
+        assert!(is_blocking(&fd));
+        let mut count = [0; 8];
+        read(&fd, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    #[test]
+    fn signal_on_a_full_fd_that_blocks_does_not_wait() {
+        let counter = eventfd(0, EventfdFlags::empty()).unwrap();
+        write(&counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let (_reader, pipe) = rustix::pipe::pipe().unwrap();
+        fill(&pipe);
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(socket);
+        fill(&socket);
+        for fd in [counter, pipe, socket] {
+            assert!(is_blocking(&fd) && can_signal(&fd));
+            signal_in_time(fd);
+        }
+    }
+
+    #[test]
+    fn signal_that_nobody_can_receive_is_an_error() {
+        let (reader, pipe) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        assert!(signal(&pipe).is_err());
+    }
+
+    #[test]
+    fn file_is_nothing_to_signal_on() {
+        for path in ["/proc/self/exe", "/dev/null", "/"] {
+            assert!(!can_signal(std::fs::File::open(path).unwrap()), "{path}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+"""`vsock.toml`: text in, frozen `Config` or every fault at once out.
+
+    [switch]
+    runtime_dir = "/run/vsock"    # optional
+    poll_us = 50                  # optional: microseconds to look for packets before sleeping
+    linger_timeout = 600          # optional: seconds that data of a closed socket may wait
+
+    [[guest]]
+    name = "alpha"
+    cid = 3
+    groups = ["lab"]              # optional: guests that share one may talk to each other
+    hybrid = true                 # optional: a path, or true for the usual place
+    socket = "/run/vm/alpha.sock" # optional: where the VMM connects
+    memory_slots = true           # optional: for a guest with more than 8 memory regions
+    host_aliases = [3]            # optional: CIDs by which it reaches the host besides 2
+
+Each fault says file, line, what is wrong and what would be right. `tomllib` keeps no line
+numbers, so they are looked up afterwards, and only when there is a fault to report.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from vsock.control.model import GuestSpec, SwitchSpec, conflicts, placed
+from vsock.control.schema import Fault, SchemaError, faults, read, unknown
+from vsock.control.toml_lines import Place, line_of
+from vsock.errors import UsageError
+from vsock.runtime import RuntimeFiles, default_runtime_dir
+
+__all__ = ["Config", "ConfigError", "ConfigFault", "load", "parse"]
+
+_T = TypeVar("_T")
+
+_TABLES: Final = ("switch", "guest")
+
+
+@dataclass(frozen=True, slots=True)
+class Config(SwitchSpec):
+    """What a config file says: a switch, and the guests that it starts with."""
+
+    runtime_dir: Path
+    guests: tuple[GuestSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFault:
+    """One thing wrong with a config file."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+class ConfigError(UsageError):
+    """A config file that cannot be used; `faults` has all that is wrong with it."""
+
+    def __init__(self, faults: list[ConfigFault]) -> None:
+        super().__init__("\n".join(map(str, faults)))
+        self.faults = faults
+
+
+def load(path: Path, *, runtime_dir: Path | None = None) -> Config:
+    """Reads a config file. `runtime_dir` wins over what the file says.
+
+    Raises ConfigError with all faults, or OSError when the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError([ConfigFault(str(path), line, "not UTF-8")]) from None
+    return parse(text, file=str(path), runtime_dir=runtime_dir)
+
+
+def parse(text: str, *, file: str = "vsock.toml", runtime_dir: Path | None = None) -> Config:
+    """The config in `text`; `file` is its name in faults. Raises ConfigError with all faults."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_fault(error, text, file)]) from None
+    except ValueError:
+        raise ConfigError([_long_number(text, file)]) from None
+    reader = _Reader()
+    config = reader.config(document, runtime_dir)
+    if reader.found:
+        located = {
+            ConfigFault(file, line_of(text, place), reason) for place, reason in reader.found
+        }
+        raise ConfigError(sorted(located, key=lambda fault: (fault.line, fault.reason)))
+    return config
+
+
+def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> ConfigFault:
+    reason, _, where = str(error).rpartition(" (at ")
+    at_line = re.match(r"line (\d+)", where)
+    line = int(at_line[1]) if at_line else text.count("\n") + 1
+    return ConfigFault(file, line, f"not TOML: {reason or error}")
+
+
+def _long_number(text: str, file: str) -> ConfigFault:
+    """Python refuses to read numbers of thousands of digits, and does not say where they are."""
+    longest = max(re.finditer(r"[0-9_]+", text), key=lambda digits: len(digits.group()))
+    line = text.count("\n", 0, longest.start()) + 1
+    return ConfigFault(file, line, f"a number of {len(longest.group())} digits")
+
+
+class _Reader:
+    """Takes the tables of a document apart, and notes what is wrong and where."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Place, str]] = []
+
+    def config(self, document: Mapping[str, Any], runtime_dir: Path | None) -> Config:
+        for key in document.keys() - set(_TABLES):
+            self.found.append(((key,), str(unknown(key, _TABLES))))
+        switch = self._record(SwitchSpec, ("switch",), document.get("switch", {})) or SwitchSpec()
+        directory = runtime_dir or switch.runtime_dir or default_runtime_dir()
+        tables = document.get("guest", [])
+        if not isinstance(tables, list):
+            self.found.append((("guest",), "write [[guest]], with two brackets, once per guest"))
+            tables = []
+        guests = self._guests(tables, RuntimeFiles(directory.absolute()))
+        return Config(directory, switch.poll_us, switch.linger_timeout, guests)
+
+    def _guests(self, tables: list[object], files: RuntimeFiles) -> tuple[GuestSpec, ...]:
+        guests: list[GuestSpec] = []
+        for index, table in enumerate(tables):
+            place = ("guest", index)
+            if guest := self._record(GuestSpec, place, table):
+                guest = placed(guest, files)
+                # A path that is given in the file has been looked at; one in the usual place has not.
+                for fault in (*faults(guest), *conflicts(guest, guests)):
+                    self._note(place, fault)
+                guests.append(guest)
+        return tuple(guests)
+
+    def _record(self, kind: type[_T], place: Place, table: object) -> _T | None:
+        if not isinstance(table, dict):
+            self.found.append((place, f"{place[0]} must be a table"))
+            return None
+        try:
+            return read(kind, table)
+        except SchemaError as error:
+            for fault in error.faults:
+                self._note(place, fault)
+            return None
+
+    def _note(self, place: Place, fault: Fault) -> None:
+        if fault.is_missing:
+            self.found.append((place, f"{place[0]} has no {fault.field}"))
+        else:
+            self.found.append(((*place, fault.field), str(fault)))

@@ -1,0 +1,318 @@
+"""One schema for each thing that a switch has: how somebody wants it, and what the switch says of it.
+
+`GuestSpec` and `SwitchSpec` are what config file, control API, command line and embedding programs all
+describe a guest and a switch by; `schema.read` makes them. The records are what comes back: a guest's has
+the fields of its specification, so that a new field stands here once. `dataclasses.asdict` of a record is
+its JSON. Pure.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Final
+
+from vsock.address import CID_ANY, CID_HOST, WELL_KNOWN_CIDS, is_name
+from vsock.control.schema import About, Fault, Rule
+from vsock.runtime import LONGEST_SOCKET_PATH, RuntimeFiles
+
+FIRST_GUEST_CID: Final = CID_HOST + 1
+"""The CIDs below are the hypervisor, the local machine and the host."""
+
+LAST_GUEST_CID: Final = CID_ANY - 1
+"""The CID above is the wildcard."""
+
+MOST_ALIASES: Final = 8
+"""Looked through for each packet that a guest sends elsewhere than to CID 2."""
+
+LONGEST_TEXT: Final = 200
+"""Characters of what people write for people."""
+
+POLL_US: Final = 50
+"""How long a switch looks for packets before it sleeps, in microseconds: two wake-ups within a VM."""
+
+LONGEST_POLL_US: Final = 1000
+
+LINGER_TIMEOUT: Final = 600.0
+"""How long, in seconds, what a program sent before it closed may wait for the other side to take some."""
+
+LONGEST_LINGER_TIMEOUT: Final = 86_400.0
+"""A day."""
+
+LONGEST_PORT_SUFFIX: Final = f"_{0xFFFFFFFF}"
+"""A program that listens on a port of a hybrid socket has a socket whose path is the hybrid one's and this."""
+
+__all__ = [
+    "FIRST_GUEST_CID",
+    "LAST_GUEST_CID",
+    "LINGER_TIMEOUT",
+    "LONGEST_LINGER_TIMEOUT",
+    "LONGEST_POLL_US",
+    "LONGEST_PORT_SUFFIX",
+    "LONGEST_TEXT",
+    "POLL_US",
+    "DatagramRecord",
+    "FlowRecord",
+    "GuestRecord",
+    "GuestSpec",
+    "ListenerRecord",
+    "SwitchRecord",
+    "SwitchSpec",
+    "conflicts",
+    "placed",
+]
+
+_NAME_RULE = "a letter, then letters, digits and . _ -, at most 63"
+
+
+def _wrong_name(name: str) -> str | None:
+    if name in WELL_KNOWN_CIDS:
+        return f"{name!r} is CID {WELL_KNOWN_CIDS[name]}: choose another name"
+    return None if is_name(name) else f"{name!r} is no guest name: {_NAME_RULE}"
+
+
+def _wrong_group(name: str) -> str | None:
+    return None if is_name(name) else f"{name!r} is no group name: {_NAME_RULE}"
+
+
+def _wrong_cid(cid: int) -> str | None:
+    if FIRST_GUEST_CID <= cid <= LAST_GUEST_CID:
+        return None
+    return f"{cid} is no guest's CID: {FIRST_GUEST_CID} to {LAST_GUEST_CID}"
+
+
+def _wrong_path(path: Path, longest: int, limit: str) -> str | None:
+    if "\0" in str(path):
+        return "a path has no NUL"
+    if not path.is_absolute():
+        return f"{path} is relative: the daemon's directory is not yours"
+    size = len(os.fsencode(path))
+    return None if size <= longest else f"{path} has {size} bytes, {limit}"
+
+
+def _wrong_socket(path: Path) -> str | None:
+    longest = LONGEST_SOCKET_PATH
+    return _wrong_path(path, longest, f"a Unix socket's path at most {longest}")
+
+
+def _wrong_hybrid(path: Path) -> str | None:
+    longest = LONGEST_SOCKET_PATH - len(LONGEST_PORT_SUFFIX)
+    limit = f"a hybrid socket's path at most {longest}, as _PORT must fit behind it"
+    return _wrong_path(path, longest, limit)
+
+
+def _wrong_text(text: str) -> str | None:
+    if len(text) > LONGEST_TEXT:
+        return f"{len(text)} characters, at most {LONGEST_TEXT}"
+    return None if text.isprintable() else f"{text!r} cannot be printed in one line"
+
+
+def _wrong_poll(microseconds: int) -> str | None:
+    if 0 <= microseconds <= LONGEST_POLL_US:
+        return None
+    return f"must be 0 to {LONGEST_POLL_US} microseconds, not {microseconds}"
+
+
+def _wrong_linger(seconds: float) -> str | None:
+    if 0 < seconds <= LONGEST_LINGER_TIMEOUT:
+        return None
+    return f"must be above 0 and at most {LONGEST_LINGER_TIMEOUT:.0f} seconds, not {seconds:g}"
+
+
+_CID_RANGE: Final = (("minimum", FIRST_GUEST_CID), ("maximum", LAST_GUEST_CID))
+_ABSOLUTE: Final = (("pattern", "^/"),)
+
+Name = Annotated[str, Rule(_wrong_name)]
+Group = Annotated[str, Rule(_wrong_group, "group")]
+GuestCid = Annotated[int, Rule(_wrong_cid, "CID", _CID_RANGE)]
+Alias = Annotated[int, Rule(_wrong_cid, "alias", _CID_RANGE)]
+Text = Annotated[str, Rule(_wrong_text)]
+SocketPath = Annotated[Path, Rule(_wrong_socket, json_schema=_ABSOLUTE)]
+HybridPath = Annotated[Path, Rule(_wrong_hybrid, json_schema=_ABSOLUTE)]
+
+
+def _too_many(aliases: tuple[int, ...]) -> str | None:
+    return None if len(aliases) <= MOST_ALIASES else f"at most {MOST_ALIASES}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestSpec:
+    """One guest as somebody wants it.
+
+    `socket` is None for the usual place in the runtime directory; `hybrid` is True for a hybrid socket
+    in the usual place, None or False for none. `memory_slots` has QEMU hand memory regions over one by
+    one, which it does not do again to a restarted switch, so that a reboot of the guest no longer heals it.
+    `host_aliases` are for software for Nitro enclaves, which calls its parent 3.
+    """
+
+    name: Annotated[Name, About("Its name, which stands for its CID in addresses.", is_fixed=True)]
+    cid: Annotated[
+        GuestCid,
+        About(
+            "Its context id.",
+            "The new CID, as when it migrates. Connections of the guest end, its listeners go on.",
+        ),
+    ]
+    groups: Annotated[
+        tuple[Group, ...],
+        About(
+            "Guests that share a group may talk to each other.",
+            "The groups from now on, in place of those it has. Its connections go on.",
+        ),
+    ] = ()
+    socket: Annotated[
+        SocketPath | None,
+        About(
+            "Where its VMM connects (else guests/NAME.sock in the switch's directory).",
+            is_fixed=True,
+        ),
+    ] = None
+    hybrid: Annotated[
+        HybridPath | bool | None,
+        About(
+            "Make a hybrid socket too (guests/NAME.vsock).",
+            "A hybrid socket (guests/NAME.vsock), or none, from now on.",
+        ),
+    ] = None
+    memory_slots: Annotated[
+        bool, About("For more than 8 memory regions (hot-plug).", is_fixed=True)
+    ] = False
+    host_aliases: Annotated[
+        tuple[Alias, ...],
+        Rule(_too_many),
+        About("Another CID by which it reaches the host, as 3 in Nitro enclaves.", is_fixed=True),
+    ] = ()
+    description: Annotated[Text, About("What it is, for people.")] = ""
+
+    def inconsistencies(self) -> Iterator[Fault]:
+        """What is wrong with fields that are right each for itself."""
+        if self.cid in self.host_aliases:
+            reason = f"{self.cid} is the guest's own CID, which its kernel never sends out"
+            yield Fault("host_aliases", reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRecord(GuestSpec):
+    """A guest as it is. `state` is waiting (no VMM), attached (no driver yet) or running."""
+
+    socket: Path
+    hybrid: Path | None = None
+    state: str
+    connections: int
+    bytes_in: int
+    bytes_out: int
+    packets_in: int
+    packets_out: int
+    errors: int
+    pid: int | None = None
+    program: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchSpec:
+    """A switch as somebody wants it; docs/reference/tuning.md says what the numbers do.
+
+    `runtime_dir` is None for the user's usual one.
+    """
+
+    runtime_dir: Path | None = None
+    poll_us: Annotated[int, Rule(_wrong_poll)] = POLL_US
+    linger_timeout: Annotated[float, Rule(_wrong_linger)] = LINGER_TIMEOUT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRecord:
+    """The switch itself. `counters` are the data plane's, by name."""
+
+    version: str
+    pid: int
+    runtime_dir: str
+    cid: int
+    uptime: float
+    guests: int
+    listeners: int
+    flows: int
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerRecord:
+    """A host program that listens; `type` is stream or seqpacket."""
+
+    cid: int
+    port: int
+    type: str
+    backlog: int
+    pid: int
+    uid: int
+    program: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatagramRecord:
+    """A host program's datagram socket.
+
+    `sent` counts datagrams by it that left the switch or were received on the host, `received`
+    those that it can receive or has, `dropped` those that were lost because it did not receive.
+    """
+
+    cid: int
+    port: int
+    sent: int
+    received: int
+    dropped: int
+    pid: int
+    uid: int
+    program: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowRecord:
+    """One connection; `bytes_out` went from source to destination, `bytes_in` the other way."""
+
+    id: int
+    type: str
+    source: str
+    destination: str
+    state: str
+    bytes_out: int
+    bytes_in: int
+    age: float
+    pid: int | None
+    program: str | None = None
+
+
+def placed(guest: GuestSpec, files: RuntimeFiles) -> GuestSpec:
+    """The specification with the path of its hybrid socket, where it has one in the usual place."""
+    usual = files.hybrid_socket(guest.name) if guest.hybrid is True else guest.hybrid
+    return replace(guest, hybrid=usual or None)
+
+
+def conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> list[Fault]:
+    """What `guest` claims although one of `others` has it."""
+    found = []
+    for other in others:
+        if guest.name == other.name:
+            found.append(Fault("name", f"guest {other.name} exists already, with CID {other.cid}"))
+        if guest.cid == other.cid:
+            found.append(Fault("cid", f"CID {other.cid} belongs to guest {other.name}"))
+        found += _alias_conflicts(guest, other)
+        theirs = {path for path in (other.socket, other.hybrid) if isinstance(path, Path)}
+        for field, path in (("socket", guest.socket), ("hybrid", guest.hybrid)):
+            if path in theirs:
+                found.append(Fault(field, f"{path} is used by guest {other.name}"))
+    return found
+
+
+def _alias_conflicts(guest: GuestSpec, other: GuestSpec) -> list[Fault]:
+    """Of two guests that may talk, neither can have a CID that is the host to the other: it would never be reached."""
+    if not set(guest.groups) & set(other.groups):
+        return []
+    found = []
+    if other.cid in guest.host_aliases:
+        reason = f"CID {other.cid} belongs to guest {other.name}, of the same group"
+        found.append(Fault("host_aliases", reason))
+    if guest.cid in other.host_aliases:
+        reason = f"CID {guest.cid} is the host to guest {other.name}, of the same group"
+        found.append(Fault("cid", reason))
+    return found

@@ -1,0 +1,95 @@
+"""Tends to a running switch in an event loop: its events, and the control API if it serves one.
+
+`Attendant` is for a program that has a loop; `AttendantThread` brings one. Bytes never pass through here.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from vsock.switch.server import ControlServer
+
+__all__ = ["Attendant", "AttendantThread"]
+
+_HELD_BACK_SECONDS: Final = 1.5
+"""After so long the data plane says how many events it has left out of a storm."""
+
+
+class Attendant:
+    """Tends to a switch in the running loop, as an async context manager.
+
+    Args:
+        event_fd: readable while there are events.
+        log_events: logs what has happened; returns whether anything has.
+        server: the control API; None for a switch without.
+    """
+
+    def __init__(
+        self, event_fd: int, log_events: Callable[[], bool], server: "ControlServer | None"
+    ) -> None:
+        self._event_fd = event_fd
+        self._log_events = log_events
+        self._server = server
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        asyncio.get_running_loop().add_reader(self._event_fd, self._look)
+        self._stack.callback(self._look_away)
+        try:
+            if self._server:
+                await self._stack.enter_async_context(self._server)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    def _look(self) -> None:
+        if self._log_events():
+            asyncio.get_running_loop().call_later(_HELD_BACK_SECONDS, self._log_events)
+
+    def _look_away(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._event_fd)
+        self._log_events()
+
+
+class AttendantThread:
+    """A loop of its own for a switch in a program that has none. Raises what the attendant raises."""
+
+    def __init__(self, attendant: Attendant) -> None:
+        self._attendant = attendant
+        self._loop: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._attend()), name="vsock-switch", daemon=True
+        )
+        self._thread.start()
+        self._loop.result()
+
+    async def _attend(self) -> None:
+        over = asyncio.Event()
+        try:
+            async with self._attendant:
+                self._loop.set_result((asyncio.get_running_loop(), over))
+                await over.wait()
+        except BaseException as error:
+            if self._loop.done():
+                raise
+            self._loop.set_exception(error)
+
+    def end(self) -> None:
+        """Ends the loop and the thread."""
+        loop, over = self._loop.result()
+        loop.call_soon_threadsafe(over.set)
+        self._thread.join()
