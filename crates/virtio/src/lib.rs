@@ -9,7 +9,7 @@
 //! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
 //! | [`ring`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how rings and memory get here |
-//! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
+//! | `reactor`, `timers`, `mailbox`, [`polling`] | one epoll set; one timer queue; how other threads talk to the worker; when it sleeps |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
@@ -17,25 +17,36 @@
 
 #![deny(unsafe_code)]
 
+mod awaited;
+mod context;
 pub mod device;
 pub mod driver;
+mod fabric;
+mod flow_log;
+mod flows;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guest_port;
 mod host;
 pub mod journal;
 pub mod link;
+pub mod links;
 pub mod loopback;
 mod mailbox;
 pub mod node;
 mod options;
 pub mod polling;
+mod programs;
 mod reactor;
+mod report;
 pub mod ring;
 pub mod snapshot;
 pub mod spec;
 #[allow(unsafe_code, reason = "calls that no library has in a safe form")]
 pub mod sys;
+mod timers;
+mod turn;
 pub mod vhost_user;
 mod worker;
 

@@ -8,6 +8,7 @@
 mod flow;
 mod job;
 mod machine;
+mod users;
 
 use std::collections::BTreeSet;
 use std::path::Path;
