@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
-use vsock_core::{Address, BindError, FlowKey, Port, SocketType};
+use vsock_core::{Address, BindError, Cid, FlowKey, Port, SocketType};
 
 use super::Parts;
 use super::accept_queue::AcceptQueue;
@@ -23,7 +23,7 @@ use crate::flows::{Ended, Flow, Greeting, Holdings, Parties};
 use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
 use crate::host::wire::{
-    self, BadRequest, NOWHERE, Reply, Report, Request, from_wire, op, to_wire,
+    self, BadRequest, NOWHERE, Reply, Report, Request, from_wire, name_behind, op, to_wire,
 };
 use crate::links::{Links, Update};
 use crate::reactor::SourceId;
@@ -168,10 +168,18 @@ impl Requests {
             Request::Resolve { .. } => {
                 resolve(parts.links, extra).map_err(|errno| (op::RESOLVE, errno))
             }
-            Request::Connect { to, timeout_ms, buffer, report, .. } => {
-                let to = from_wire(to);
-                let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
+            Request::Connect { to, is_named, timeout_ms, buffer, report, .. } => {
+                let mut to = from_wire(to);
                 let held = Held::new(report, extra);
+                if is_named {
+                    let name = name_behind(extra).and_then(|name| std::str::from_utf8(name).ok());
+                    let Some(cid) = name.and_then(|name| parts.links.resolve(name)) else {
+                        to.cid = Cid::ANY;
+                        return self.deny(parts, id, to, held, Errno::NODEV);
+                    };
+                    to.cid = cid;
+                }
+                let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
                 return match self.connect(parts, id, attempt, held) {
                     Ok(()) => Granted::Answered,
                     Err(Denied::Again) if is_first => Granted::Again,
@@ -338,6 +346,8 @@ impl Requests {
                 if prompt {
                     let begun =
                         wire::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
+                    // A program that named the guest learns the CID by this.
+                    let begun = Reply { theirs: to_wire(attempt.to), ..begun };
                     // Should it fail, the program is gone, which an event will tell.
                     let _ = client.reply(&begun);
                 }
