@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import vsock
-from vsock._endpoint import Reply, Request
+from vsock._client import Reply, Request
 
 VECTORS = json.loads(
     (Path(__file__).parent.parent / "crates/client/tests/vectors.json").read_text(encoding="utf-8")

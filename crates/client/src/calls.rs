@@ -204,6 +204,7 @@ impl Attempt {
     ) -> Self {
         let request = Request::Connect {
             to,
+            is_named: false,
             timeout_ms: options.connect_timeout_ms(tick),
             buffer: options.connect_buffer(),
             report: Report::Held { prompt: is_nonblocking },

@@ -35,6 +35,7 @@ pub const MAX_NAME: usize = 255;
 
 const FLAG_HELD: u16 = 1;
 const FLAG_PROMPT: u16 = 2;
+const FLAG_NAMED: u16 = 4;
 const RECEIVE_SHUT: u32 = 1;
 
 /// Numbers of the operations, in requests and replies.
@@ -59,15 +60,17 @@ pub enum Request {
     Bind(Address),
     /// Connect; the same descriptor becomes the stream.
     Connect {
-        /// The destination.
+        /// The destination; only its port if `is_named`.
         to: Address,
+        /// The destination is the guest whose name stands behind the request, behind the cookie: see [`name_behind`].
+        is_named: bool,
         /// How long the other side may take to answer, in milliseconds; 0: the default.
         timeout_ms: u32,
         /// Receive buffer to announce, in bytes; 0: the default.
         buffer: u64,
         /// How the node reports the outcome.
         report: Report,
-        /// Bytes behind the request: none, or a cookie and padding.
+        /// Bytes behind the request: none, or a cookie, the name if there is one, and padding.
         extra: u32,
     },
     /// Take connections to the bound address.
@@ -204,8 +207,16 @@ impl Request {
     pub fn encode(&self) -> [u8; MESSAGE_LEN] {
         let (flags, [first, second], value, buffer) = match *self {
             Self::Bind(Address { cid, port }) => (0, [cid, port], 0, 0),
-            Self::Connect { to: Address { cid, port }, timeout_ms, buffer, report, .. } => {
-                (report.flags(), [cid, port], timeout_ms, buffer)
+            Self::Connect {
+                to: Address { cid, port },
+                is_named,
+                timeout_ms,
+                buffer,
+                report,
+                ..
+            } => {
+                let named = if is_named { FLAG_NAMED } else { 0 };
+                (report.flags() | named, [cid, port], timeout_ms, buffer)
             }
             Self::Listen { backlog, buffer, .. } => (0, [0; 2], backlog, buffer),
             Self::Accepted | Self::LocalCid | Self::Resolve { .. } => (0, [0; 2], 0, 0),
@@ -239,11 +250,16 @@ impl Request {
         let (request, is_valid) = match op {
             op::BIND => (Self::Bind(address), is_clean && no_numbers),
             op::CONNECT => {
-                let report = Report::from_flags(flags).ok_or(BadRequest::NotZero)?;
+                let is_named = flags & FLAG_NAMED != 0;
+                let report = Report::from_flags(flags & !FLAG_NAMED).ok_or(BadRequest::NotZero)?;
                 let has_cookie = (COOKIE_LEN..=MAX_EXTRA).contains(&len);
-                let is_valid = has_cookie || (len == 0 && report == Report::Reply);
+                let is_valid = if is_named {
+                    has_cookie && len > COOKIE_LEN && first == 0
+                } else {
+                    has_cookie || (len == 0 && report == Report::Reply)
+                };
                 let (to, timeout_ms) = (address, value);
-                (Self::Connect { to, timeout_ms, buffer, report, extra }, is_valid)
+                (Self::Connect { to, is_named, timeout_ms, buffer, report, extra }, is_valid)
             }
             op::LISTEN => {
                 let is_valid = flags == 0 && no_address && (len == 0 || len == INHERITED_LEN);
@@ -268,6 +284,13 @@ impl Request {
         };
         if is_valid && last == 0 { Ok(request) } else { Err(BadRequest::NotZero) }
     }
+}
+
+/// The name behind a CONNECT that has one: a byte with its length, and so many bytes; `None` if it is cut.
+#[must_use]
+pub fn name_behind(extra: &[u8]) -> Option<&[u8]> {
+    let (&len, rest) = extra.get(COOKIE_LEN..)?.split_first()?;
+    rest.get(..len.into())
 }
 
 /// What a node says.

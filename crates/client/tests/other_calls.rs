@@ -67,6 +67,7 @@ fn attempt_asks_with_timeout_and_buffer_and_is_prompt_if_the_socket_does_not_blo
         let attempt = Attempt::new(Socket::STREAM, PEER, &options, 3333, prompt);
         let expected = Request::Connect {
             to: PEER,
+            is_named: false,
             timeout_ms: 4, // rounded up
             buffer: 4096,
             report: Report::Held { prompt },

@@ -21,6 +21,7 @@ const TICKS: [u64; 4] = [10_000, 4000, 3333, 1000];
 fn requests() -> Vec<String> {
     let connect = |report, extra| Request::Connect {
         to: PEER,
+        is_named: false,
         timeout_ms: 2000,
         buffer: 65536,
         report,
