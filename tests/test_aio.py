@@ -16,14 +16,14 @@ PORT = 5000
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A service that answers with what it was told, louder."""
+    """A service that answers with the received text in upper case."""
     writer.write((await reader.read()).upper())
     await writer.drain()
     writer.close()
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: bytes) -> bytes:
-    """Send `text`, end our direction, and return the whole answer."""
+    """Send `text`, shut down the sending direction, and return the whole answer."""
     writer.write(text)
     writer.write_eof()
     answer = await reader.read()
@@ -62,7 +62,7 @@ async def test_fifty_connections_at_once_all_carry_data(guest):
 
 
 async def test_refused_connection_raises_the_same_error_as_the_blocking_verb(guest):
-    """Nobody listens: ConnectRefused, with AF_VSOCK's errno."""
+    """Without a listener: ConnectRefused, with AF_VSOCK's errno."""
     with pytest.raises(vsock.ConnectRefused) as caught:
         await vsock.open_connection((3, PORT))
     assert caught.value.errno == errno.ECONNRESET
@@ -89,7 +89,7 @@ async def test_connection_cancelled_while_under_way_is_closed(switch):
 
 
 async def test_no_switch_raises_at_once(runtime_dir):
-    """Without a switch both verbs say so."""
+    """Without a switch both functions raise NoSwitch."""
     with pytest.raises(vsock.NoSwitch):
         await vsock.open_connection((3, PORT))
     with pytest.raises(vsock.NoSwitch):
@@ -111,7 +111,7 @@ async def test_loop_sock_connect_and_sock_accept_work(guest):
 
 
 async def test_loop_sock_connect_refused_raises_connection_reset(guest):
-    """asyncio learns of the refusal from SO_ERROR."""
+    """asyncio reads the refusal from SO_ERROR."""
     with vsock.socket() as ours:
         ours.setblocking(False)
         with pytest.raises(ConnectionResetError):
@@ -127,7 +127,7 @@ async def test_connection_given_to_asyncio_becomes_streams(guest):
 
 
 async def test_server_whose_switch_stops_closes_and_says_why(runtime_dir):
-    """A server does not spin on a dead listener: it closes, and the loop is told the reason."""
+    """A server does not spin on a dead listener: it closes, and the loop's exception handler gets the reason."""
     told = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.set_result(context))
     async with vsock.Switch(runtime_dir=runtime_dir):

@@ -62,7 +62,7 @@ def test_reply_decoded_has_the_documented_fields():
     ],
 )
 def test_wrong_message_decoded_raises(message, reason):
-    """A cut message or one of another version is refused."""
+    """A truncated message, or one of another version, is an error."""
     for kind in (Request, Reply):
         with pytest.raises(ProtocolError, match=reason):
             kind.decode(message)
@@ -70,7 +70,7 @@ def test_wrong_message_decoded_raises(message, reason):
 
 @pytest.mark.parametrize("offset", [2, 3, 28, 31])
 def test_request_with_a_reserved_bit_decoded_raises(offset):
-    """Bits that have no meaning yet are refused, so that they can get one."""
+    """Reserved bits are an error, so that they can get a meaning later."""
     message = bytearray(Request(Op.BIND).encode())
     message[offset] |= 0x80
     with pytest.raises(ProtocolError, match="reserved"):
@@ -79,14 +79,14 @@ def test_request_with_a_reserved_bit_decoded_raises(offset):
 
 @pytest.fixture
 def ends():
-    """A client's end and the bare end that stands for whatever serves the directory."""
+    """A client's end, and the bare end of its server."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
 
 
 def test_reply_received_leaves_what_is_behind_it(ends):
-    """After the 32 bytes of a reply comes the stream, which is not ours to read."""
+    """The bytes after the 32 of a reply belong to the stream and are not read."""
     ours, theirs = ends
     theirs.sendall(Reply(Op.CONNECT, 0, 2, 5).encode() + b"data")
     assert receive(ours, Op.CONNECT, time.monotonic() + 5) == Reply(Op.CONNECT, 0, 2, 5)
@@ -94,40 +94,40 @@ def test_reply_received_leaves_what_is_behind_it(ends):
 
 
 def test_part_of_a_reply_by_the_deadline_raises(ends):
-    """A node that stops in the middle of a message broke the protocol."""
+    """A node that stops in the middle of a message breaks the protocol."""
     ends[1].sendall(Reply(Op.CONNECT).encode()[:10])
     with pytest.raises(ProtocolError, match="cut"):
         receive(ends[0], Op.CONNECT, time.monotonic())
 
 
 def test_nothing_received_by_the_deadline_is_none(ends):
-    """To have no answer yet is no error."""
+    """Without an answer by the deadline, the result is None."""
     assert receive(ends[0], Op.CONNECT, time.monotonic()) is None
 
 
 def test_reply_to_another_request_raises(ends):
-    """An answer to something that was not asked is a broken protocol."""
+    """An answer to another request breaks the protocol."""
     ends[1].sendall(Reply(Op.LISTEN).encode())
     with pytest.raises(ProtocolError, match="answers 3"):
         receive(ends[0], Op.BIND, time.monotonic() + 5)
 
 
 def test_end_of_file_instead_of_a_reply_raises_switch_gone(ends):
-    """A node that goes away is told apart from one that answers nonsense."""
+    """The end of a node is another error than a wrong answer."""
     ends[1].close()
     with pytest.raises(SwitchGone):
         ask(ends[0], Request(Op.LOCAL_CID))
 
 
 def test_accept_without_a_descriptor_raises(ends):
-    """An ACCEPT must bring its connection along."""
+    """An ACCEPT must have a descriptor."""
     ends[1].sendall(Reply(Op.ACCEPT).encode())
     with pytest.raises(ProtocolError, match="0 file descriptors"):
         receive_accepted(ends[0])
 
 
 def test_accept_without_a_free_descriptor_raises_emfile_and_takes_nothing(ends):
-    """A process with too many open files learns so, and gets the connection when it has room (A4)."""
+    """A process without free descriptors gets EMFILE, and later the connection (A4)."""
     ours, theirs = ends
     with socket.socket() as other:
         socket.send_fds(theirs, [Reply(Op.ACCEPT).encode()], [other.fileno()])
@@ -149,7 +149,7 @@ def test_accept_without_a_free_descriptor_raises_emfile_and_takes_nothing(ends):
 
 
 def test_descriptor_with_a_wrong_message_is_closed(ends):
-    """A descriptor that came with nonsense does not stay open in this process."""
+    """A descriptor that arrived with a wrong message does not stay open."""
     ours, theirs = ends
     left, right = socket.socketpair()
     with left:

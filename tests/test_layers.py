@@ -1,7 +1,7 @@
 """A layer imports only from layers below it: the picture in ARCHITECTURE.md, checked.
 
 The map names, for each module or package of `vsock`, what it may import. An import inside a
-function or under TYPE_CHECKING counts like any other: it is the same arrow.
+function or under TYPE_CHECKING counts like any other.
 """
 
 import ast
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     # supported test helpers: may import anything
     "testing": BELOW_TOOLS,
 }
-"""Who may import whom; ``""`` is the package itself. Within a package all may import each other."""
+"""Allowed imports; ``""`` is the package itself. Modules of a package may import each other."""
 
 
 def module_files() -> Iterator[tuple[str, Path]]:
@@ -110,13 +110,13 @@ def test_map_has_no_cycle():
 
 
 def test_every_name_in_the_map_is_a_module():
-    """The map does not speak of modules that are gone."""
+    """The map has no names of removed modules."""
     parts = {part for part, _ in FILES}
     assert set(ALLOWED) - parts - {"demo", "testing"} == set()
 
 
 def test_only_guest_and_switch_touch_the_native_module():
-    """The seam is crossed in two places."""
+    """Only these two use the native module directly."""
     touching = {
         part for part, path in FILES for _, target in imported_parts(path) if target == "_native"
     }

@@ -56,8 +56,8 @@ class Node:
         """Adds a guest; its vhost-user front end may connect to its socket from now on.
 
         Args:
-            options: every field of `GuestOptions` (crates/virtio/src/options.rs), which are those of
-                `vsock.control.model.GuestSpec`, with the paths of its sockets.
+            options: all fields of `vsock.control.model.GuestSpec`, `socket` a path and `hybrid` a path or
+                None (declared in crates/virtio/src/options.rs).
 
         Raises:
             KeyError: a field is missing.
@@ -67,9 +67,9 @@ class Node:
         """
 
     def change_guest(self, cid: int, options: Mapping[str, object]) -> None:
-        """Makes a guest what `options` say, while it runs; its name, its socket and `memory_slots` stay.
+        """Changes the options of a guest while it runs; name, socket and `memory_slots` keep their values.
 
-        With another CID all its connections end. Who has come by a hybrid socket that it loses stays.
+        A new CID ends all its connections. Connections over a hybrid socket that is replaced stay open.
 
         Raises:
             KeyError, TypeError, ValueError: as `add_guest`.
@@ -159,7 +159,7 @@ class GuestInfo:
     def cid(self) -> int: ...
     @property
     def options(self) -> dict[str, Any]:
-        """What it was told to be, as for `Node.add_guest`."""
+        """Its options, as for `Node.add_guest`."""
 
     @property
     def state(self) -> str:

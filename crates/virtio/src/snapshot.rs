@@ -37,7 +37,7 @@ pub enum GuestState {
 pub struct GuestInfo {
     /// Its CID.
     pub cid: u32,
-    /// What it was told to be.
+    /// Its options.
     pub options: GuestOptions,
     /// How far it has come.
     pub state: GuestState,

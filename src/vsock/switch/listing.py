@@ -1,4 +1,4 @@
-"""The records that the control API shows, made from the data plane's snapshot and from /proc."""
+"""Makes the records of the control API from the data plane's snapshot, and reads program names from /proc."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from vsock.address import Address
 from vsock.control.model import DatagramRecord, FlowRecord, GuestRecord, GuestSpec, ListenerRecord
-from vsock.control.schema import from_json, settings
+from vsock.control.schema import fields_of, from_json
 
 if TYPE_CHECKING:
     from vsock import _native
@@ -15,11 +15,13 @@ __all__ = ["datagram", "flow", "guest", "listener", "program_of"]
 
 _T = TypeVar("_T")
 
-_OF_A_GUEST: Final = settings(GuestRecord).keys() - settings(GuestSpec).keys() - {"pid", "program"}
+_OF_A_GUEST: Final = (
+    fields_of(GuestRecord).keys() - fields_of(GuestSpec).keys() - {"pid", "program"}
+)
 
 
 def guest(info: "_native.GuestInfo") -> GuestRecord:
-    """A guest: what it was told to be, and how it is."""
+    """The record of a guest: its options, its state and its counters."""
     pid = info.front_end_pid or None
     numbers = {name: getattr(info, name) for name in _OF_A_GUEST}
     program = program_of(pid)
@@ -27,17 +29,17 @@ def guest(info: "_native.GuestInfo") -> GuestRecord:
 
 
 def listener(info: "_native.ListenerInfo") -> ListenerRecord:
-    """A host program that listens."""
+    """The record of a host program that listens."""
     return _same(ListenerRecord, info, program=program_of(info.pid))
 
 
 def datagram(info: "_native.DatagramInfo") -> DatagramRecord:
-    """A host program's datagram socket."""
+    """The record of a host program's datagram socket."""
     return _same(DatagramRecord, info, program=program_of(info.pid))
 
 
 def flow(info: "_native.FlowInfo") -> FlowRecord:
-    """A connection."""
+    """The record of a connection."""
     source, destination = str(Address(*info.source)), str(Address(*info.destination))
     program = program_of(info.pid)
     return _same(FlowRecord, info, source=source, destination=destination, program=program)

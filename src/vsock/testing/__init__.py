@@ -7,8 +7,8 @@ for everything else: boot one against a switch and run commands in it.
         print(guest.run("uname -r").stdout)
 
 In pytest, the plugin `vsock.testing.plugin` has this as fixtures. The guests are Debian kernels with
-busybox, Python and a small agent; `make guests` fetches them. `vsock.testing.aio` is the same for
-asyncio. Guests are for tests and trying out; nothing here is needed to run a switch.
+busybox, Python and a small agent; `make guests` makes them. `vsock.testing.aio` is the same for
+asyncio. Guests are for tests and experiments; a switch does not need this package.
 """
 
 from vsock.testing.agent import Result
