@@ -144,6 +144,11 @@ fn guest_info(slot: &LinkSlot) -> Option<GuestInfo> {
         front_end_pid: slot.front_end.map_or(0, |peer| peer.pid),
         features: slot.features,
         connections: endpoint.connections,
+        bytes_in: traffic.bytes_in,
+        bytes_out: traffic.bytes_out,
+        packets_in: traffic.packets_in,
+        packets_out: traffic.packets_out,
+        errors: traffic.malformed + traffic.spoofed + traffic.overflows + traffic.faults,
         counters,
     })
 }
