@@ -1,4 +1,4 @@
-"""Ports below 1024: for root and for programs with CAP_NET_BIND_SERVICE, told by the switch."""
+"""Ports below 1024 are for root and for programs with CAP_NET_BIND_SERVICE; the switch checks that."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def test_user_with_the_capability_may_bind_any_port(open_switch):
 
 
 def test_capability_in_a_user_namespace_of_ones_own_is_worth_nothing(open_switch):
-    """There everybody has all capabilities; the kernel's `capable` does not count them either."""
+    """There every process has all capabilities; the kernel's `capable` does not count them either."""
     made = ("setpriv", "--reuid", NOBODY, "--clear-groups", "unshare", "--user", "--map-root-user")
     if subprocess.run([*made, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces for users here")

@@ -6,7 +6,7 @@ import struct
 
 from tests.bad_input.lab import DEADLINE, Lab
 
-from vsock._endpoint import MESSAGE_SIZE, Op, Reply, Request
+from vsock._client import MESSAGE_SIZE, Op, Reply, Request
 
 DOORS = {
     "stream": socket.SOCK_STREAM,

@@ -10,7 +10,7 @@ from tests.bad_input.lab import DEADLINE, ECHO, Lab
 from tests.bad_input.raw import ANY, REQUESTS, ask, dial, name, reply
 
 import vsock
-from vsock._endpoint import Op, Request
+from vsock._client import Op, Request
 
 PORT = 7400
 MANY = 40

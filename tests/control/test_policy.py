@@ -1,4 +1,4 @@
-"""Who may talk to whom, and that the reason names what decided."""
+"""Who may connect to whom, and that the reason names the rule."""
 
 import pytest
 
@@ -25,16 +25,16 @@ GAMMA = Party("gamma", 5)
 def test_verdict_and_its_rule(
     source: Party, destination: Party, is_allowed: bool, rule: str
 ) -> None:
-    """The host and a guest may talk, two guests only with a shared group, and each to itself (N12)."""
+    """The host and a guest may connect, two guests only with a shared group, and each to itself (N12)."""
     verdict = decide(source, destination)
     assert (verdict.is_allowed, verdict.rule) == (is_allowed, rule)
 
 
 def test_reason_names_the_shared_group() -> None:
-    """A person who asks why learns which group to look at."""
+    """The reason has the name of the group."""
     assert decide(ALPHA, BETA).reason == "alpha and beta share the group lab"
 
 
 def test_refusal_says_what_to_do() -> None:
-    """A person who is refused learns how not to be."""
+    """The reason of a refusal says how to allow the connection."""
     assert "give both the same one" in decide(ALPHA, GAMMA).reason

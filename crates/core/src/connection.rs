@@ -4,9 +4,10 @@
 //! kept until then is which packets are due, one bit each.
 
 use crate::address::{FlowKey, SocketType};
-use crate::credit::{Acknowledged, Inbound, Outbound, Window};
+use crate::credit::{Acknowledged, Inbound, Outbound, SavedInbound, SavedOutbound, Window};
 use crate::endpoint::ConnectionId;
 use crate::packet::{EOM, Header, Op, Shutdown};
+use crate::saved::{Unfit, ago, check, due, left};
 use crate::state::{Input, State};
 use crate::time::{Duration, Instant};
 
@@ -63,6 +64,9 @@ impl Due {
     pub(crate) const fn is_none(self) -> bool {
         self.0 == 0
     }
+
+    /// All that there are.
+    const ALL: Self = Self(31);
 
     const fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
@@ -367,6 +371,106 @@ impl Connection {
             unread: self.inbound.unread(),
             is_stalled: self.is_stalled,
         }
+    }
+}
+
+/// A [`Connection`] as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedConnection {
+    /// Both addresses.
+    pub key: FlowKey,
+    /// Socket type.
+    pub kind: SocketType,
+    /// Its state.
+    pub state: State,
+    /// The window in which the peer sends.
+    pub inbound: SavedInbound,
+    /// The window in which we send.
+    pub outbound: SavedOutbound,
+    /// Packets that it has to send, one bit each: REQUEST, RESPONSE, CREDIT_UPDATE,
+    /// CREDIT_REQUEST, SHUTDOWN.
+    pub due: u8,
+    /// Flags of the SHUTDOWN that is due.
+    pub shutdown: Shutdown,
+    /// The peer has proved that it takes the connection as open.
+    pub is_heard: bool,
+    /// Our user waits for credit.
+    pub is_stalled: bool,
+    /// The pause before the next question for credit.
+    pub patience: Duration,
+    /// The time until it has to be looked at.
+    pub deadline: Option<Duration>,
+    /// How long the first answer may take.
+    pub timeout: Duration,
+    /// How long ago it was asked for.
+    pub age: Duration,
+    /// Payload bytes received and sent.
+    pub bytes: [u64; 2],
+    /// RW packets received and sent.
+    pub packets: [u64; 2],
+}
+
+impl Connection {
+    pub(crate) fn save(&self, now: Instant) -> SavedConnection {
+        SavedConnection {
+            key: self.key,
+            kind: self.kind,
+            state: self.state,
+            inbound: self.inbound.save(),
+            outbound: self.outbound.save(),
+            due: self.due.0,
+            // Flags that will not be told any more are of no use to anybody.
+            shutdown: if self.due.has(Due::SHUTDOWN) { self.shutdown } else { Shutdown::NONE },
+            is_heard: self.is_heard,
+            is_stalled: self.is_stalled,
+            patience: self.patience,
+            deadline: left(self.deadline, now),
+            timeout: self.timeout,
+            age: now.since(self.opened_at),
+            bytes: [self.bytes_in, self.bytes_out],
+            packets: [self.packets_in, self.packets_out],
+        }
+    }
+
+    /// Its place in the queue of speakers and among the timers is the endpoint's to make.
+    pub(crate) fn restore(saved: &SavedConnection, now: Instant) -> Result<Self, Unfit> {
+        let SavedConnection { key, kind, state, shutdown, .. } = *saved;
+        check(kind != SocketType::Datagram, Unfit::State)?;
+        let is_waiting = match state {
+            State::Closed => return Err(Unfit::State),
+            State::Offered { theirs } | State::Closing { theirs } => {
+                check(!theirs.is_both(), Unfit::State)?;
+                true
+            }
+            State::Connecting { .. } => true,
+            State::Open { .. } => saved.is_stalled,
+        };
+        // Without a deadline it would wait for ever.
+        check(!is_waiting || saved.deadline.is_some(), Unfit::State)?;
+        let what = Due(saved.due);
+        check(what.without(Due::ALL).is_none(), Unfit::Queue)?;
+        check(what.has(Due::SHUTDOWN) != shutdown.is_none(), Unfit::Queue)?;
+        Ok(Self {
+            key,
+            kind,
+            state,
+            inbound: Inbound::restore(kind, &saved.inbound)?,
+            outbound: Outbound::restore(kind, &saved.outbound)?,
+            due: what,
+            shutdown,
+            is_queued: false,
+            is_heard: saved.is_heard,
+            is_stalled: saved.is_stalled,
+            patience: saved.patience.clamp(PATIENCE, MAX_PATIENCE),
+            deadline: due(saved.deadline, now),
+            armed: None,
+            timeout: saved.timeout,
+            opened_at: ago(saved.age, now),
+            bytes_in: saved.bytes[0],
+            bytes_out: saved.bytes[1],
+            packets_in: saved.packets[0],
+            packets_out: saved.packets[1],
+        })
     }
 }
 

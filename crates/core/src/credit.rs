@@ -26,6 +26,8 @@
 //! of it in flight, so it is never left waiting, and ping-pong traffic is spared half its packets.
 
 use crate::address::SocketType;
+use crate::saved::{Unfit, check, is_at_or_after};
+use alloc::vec::Vec;
 
 /// What may be sent now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,6 +160,57 @@ impl Flight {
     }
 }
 
+/// A [`Flight`] as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedFlight {
+    /// The counter of bytes sent.
+    pub sent: u32,
+    /// The last `fwd_cnt` that could be true.
+    pub acked: u32,
+    /// Runs of packets in flight: the position behind each, and how many packets.
+    pub marks: Vec<(u32, u32)>,
+    /// Packets without bytes: the position of the last of them, and how many.
+    pub empty: (u32, u32),
+}
+
+impl Flight {
+    /// As plain data.
+    #[must_use]
+    pub fn save(&self) -> SavedFlight {
+        let mark = |at| self.marks[usize::from((self.first + at) % MARKS)];
+        SavedFlight {
+            sent: self.sent,
+            acked: self.acked,
+            marks: (0..self.used).map(mark).map(|mark| (mark.end, mark.packets)).collect(),
+            empty: (self.empty.end, self.empty.packets),
+        }
+    }
+
+    /// From plain data.
+    ///
+    /// # Errors
+    /// The numbers cannot be together.
+    pub fn restore(saved: &SavedFlight) -> Result<Self, Unfit> {
+        let (sent, acked) = (saved.sent, saved.acked);
+        let mut flight = Self { sent, acked, ..Self::default() };
+        check(is_at_or_after(sent, acked), Unfit::Credit)?;
+        check(saved.marks.len() <= usize::from(MARKS), Unfit::Credit)?;
+        let mut before = acked;
+        for (place, &(end, packets)) in flight.marks.iter_mut().zip(&saved.marks) {
+            check(packets > 0 && is_after(end, before) && !is_after(end, sent), Unfit::Credit)?;
+            *place = Mark { end, packets };
+            flight.used += 1;
+            flight.packets = flight.packets.checked_add(packets).ok_or(Unfit::Credit)?;
+            before = end;
+        }
+        // The last run reaches to the last byte, if any is in flight.
+        check(before == sent, Unfit::Credit)?;
+        flight.empty = Mark { end: saved.empty.0, packets: saved.empty.1 };
+        check(flight.empty.packets == 0 || !is_after(flight.empty.end, sent), Unfit::Credit)?;
+        Ok(flight)
+    }
+}
+
 /// The window in which we send.
 #[derive(Clone, Debug)]
 pub struct Outbound {
@@ -227,6 +280,35 @@ impl Outbound {
             SocketType::Stream => (bears - bears / 4).max(1),
             SocketType::SeqPacket | SocketType::Datagram => bears.saturating_sub(1).max(1),
         }
+    }
+}
+
+/// An [`Outbound`] as plain data, but for the socket type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedOutbound {
+    /// What is in flight.
+    pub flight: SavedFlight,
+    /// Their announced receive buffer.
+    pub theirs: u32,
+    /// Our own receive buffer.
+    pub ours: u32,
+}
+
+impl Outbound {
+    /// As plain data.
+    #[must_use]
+    pub fn save(&self) -> SavedOutbound {
+        SavedOutbound { flight: self.flight.save(), theirs: self.theirs, ours: self.ours }
+    }
+
+    /// From plain data.
+    ///
+    /// # Errors
+    /// The numbers cannot be together.
+    pub fn restore(kind: SocketType, saved: &SavedOutbound) -> Result<Self, Unfit> {
+        check(saved.ours <= MAX_BUFFER, Unfit::Credit)?;
+        let flight = Flight::restore(&saved.flight)?;
+        Ok(Self { flight, kind, theirs: saved.theirs, ours: saved.ours })
     }
 }
 
@@ -343,6 +425,71 @@ impl Inbound {
             self.edge = edge;
         }
         (self.buf_alloc, self.told)
+    }
+}
+
+/// An [`Inbound`] as plain data, but for the socket type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedInbound {
+    /// The peer has asked for news.
+    pub asked: bool,
+    /// Our announced receive buffer.
+    pub buf_alloc: u32,
+    /// The counter of bytes received.
+    pub received: u32,
+    /// The counter of bytes that our user has taken.
+    pub consumed: u32,
+    /// That counter as last announced.
+    pub told: u32,
+    /// The highest position that any announcement allowed.
+    pub edge: u32,
+    /// Packets of messages that our user has not taken.
+    pub unread_packets: u32,
+    /// Packets received since the peer last heard of an empty buffer.
+    pub packets_untold: u32,
+}
+
+impl Inbound {
+    /// As plain data.
+    #[must_use]
+    pub const fn save(&self) -> SavedInbound {
+        let Self { kind: _, asked, buf_alloc, received, consumed, told, edge, .. } = *self;
+        let Self { unread_packets, packets_untold, .. } = *self;
+        SavedInbound {
+            asked,
+            buf_alloc,
+            received,
+            consumed,
+            told,
+            edge,
+            unread_packets,
+            packets_untold,
+        }
+    }
+
+    /// From plain data.
+    ///
+    /// # Errors
+    /// The numbers cannot be together.
+    pub fn restore(kind: SocketType, saved: &SavedInbound) -> Result<Self, Unfit> {
+        let SavedInbound { asked, buf_alloc, received, consumed, told, edge, .. } = *saved;
+        let SavedInbound { unread_packets, packets_untold, .. } = *saved;
+        // Told, then consumed, then received, then allowed.
+        let is_in_order = is_at_or_after(consumed, told)
+            && is_at_or_after(received, consumed)
+            && is_at_or_after(edge, received);
+        check(is_in_order && buf_alloc <= MAX_BUFFER, Unfit::Credit)?;
+        Ok(Self {
+            kind,
+            asked,
+            buf_alloc,
+            received,
+            consumed,
+            told,
+            edge,
+            unread_packets,
+            packets_untold,
+        })
     }
 }
 

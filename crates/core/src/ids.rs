@@ -10,6 +10,7 @@
 //! number of it. [`Key::from_bits`] takes any number back: one that was made up finds nothing, or
 //! what the same number would have named, so permission is the caller's to check.
 
+use crate::saved::{SavedSlots, Unfit};
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::fmt;
@@ -219,6 +220,35 @@ impl<T> Slots<T> {
         })
     }
 
+    /// All slots as plain data, each value saved by `save`.
+    pub fn save<S>(&self, mut save: impl FnMut(&T) -> S) -> SavedSlots<S> {
+        let one = |slot: &Slot<T>| (slot.generation.get(), slot.value.as_ref().map(&mut save));
+        self.slots.iter().map(one).collect()
+    }
+
+    /// Slots from plain data, each value restored by `restore`. Keys are what they were.
+    ///
+    /// # Errors
+    /// What `restore` says, or the slots cannot be.
+    pub fn restore<S>(
+        saved: SavedSlots<S>,
+        mut restore: impl FnMut(S) -> Result<T, Unfit>,
+    ) -> Result<Self, Unfit> {
+        let mut slots = Self::new();
+        for (generation, value) in saved {
+            let generation = NonZeroU32::new(generation).ok_or(Unfit::Slots)?;
+            let place = u32::try_from(slots.slots.len()).map_err(|_| Unfit::Slots)?;
+            let value = value.map(&mut restore).transpose()?;
+            slots.len += usize::from(value.is_some());
+            // One with the last generation may be used up, so it stays empty.
+            if value.is_none() && generation != NonZeroU32::MAX {
+                slots.free.push(place);
+            }
+            slots.slots.push(Slot { generation, value });
+        }
+        Ok(slots)
+    }
+
     /// All keys.
     pub fn keys(&self) -> impl Iterator<Item = Key<T>> + '_ {
         self.iter().map(|(key, _)| key)
@@ -381,6 +411,22 @@ mod tests {
         assert_eq!(slots.remove(last), Some('a'));
         let next = slots.insert('b');
         assert_eq!((next.index(), slots.get(last), slots.len()), (1, None, 1));
+    }
+
+    #[test]
+    fn restored_slots_have_the_same_keys_and_do_not_answer_to_stale_ones() {
+        let mut slots = Slots::new();
+        let keys = [slots.insert('a'), slots.insert('b'), slots.insert('c')];
+        slots.remove(keys[1]);
+        let saved = slots.save(|value| *value);
+        let mut restored = Slots::restore(saved.clone(), Ok).unwrap();
+        assert_eq!(restored.save(|value| *value), saved);
+        assert_eq!(keys.map(|key| restored.get(key).copied()), [Some('a'), None, Some('c')]);
+        assert_eq!(restored.len(), 2);
+        let next = restored.insert('d');
+        assert!(next.index() == 1 && next != keys[1]);
+        let impossible = alloc::vec![(0, Some('a'))];
+        assert_eq!(Slots::restore(impossible, Ok).err(), Some(Unfit::Slots));
     }
 
     #[test]

@@ -11,8 +11,11 @@
 //! | [`state`] | state × input → state, effects; nothing else changes a state |
 //! | [`connection`] | state, credit and deadlines of one connection |
 //! | [`endpoint`] | all connections between our CID and the other side of one link |
+//! | [`datagram`] | datagrams: split into packets, and put together again |
 //! | [`ports`] | who is bound to which port |
 //! | [`relay`] | connections that pass through between two guests |
+//! | [`saved`] | all of this as plain data, for a successor |
+//! | [`admission`] | who may begin what, and why not |
 //!
 //! The same code serves a device and a driver; they differ only in who fills which ring. The
 //! crate handles lengths, never payload bytes. Every number that the other side chose is checked
@@ -22,19 +25,23 @@
 extern crate alloc;
 
 pub mod address;
+pub mod admission;
 pub mod connection;
 pub mod credit;
+pub mod datagram;
 pub mod endpoint;
 pub mod ids;
 pub mod packet;
 pub mod ports;
 pub mod relay;
+pub mod saved;
 pub mod state;
 mod table;
 pub mod time;
 pub mod timers;
 
 pub use address::{Address, Cid, FlowKey, Port, SocketType};
+pub use admission::{Admission, Attempt, Decision, Refusal, Refused};
 pub use connection::ConnectionInfo;
 pub use credit::Window;
 pub use endpoint::{ConnectError, ConnectionId, Endpoint, EndpointStats, Event, Limits, Received};

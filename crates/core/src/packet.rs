@@ -128,6 +128,8 @@ pub enum Malformed {
     Type,
     /// More payload than a packet may carry.
     Length,
+    /// The operation is not one that datagrams have.
+    Operation,
 }
 
 /// The fields of a header as they came, unchecked.

@@ -8,6 +8,7 @@
 
 use crate::address::{Address, Cid, Port, SocketType};
 use crate::ids::{Key, Slots};
+use crate::saved::{SavedSlots, Unfit, check};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -59,6 +60,14 @@ pub struct Listener {
 pub struct Bound {
     address: Address,
     listening: Option<Listening>,
+}
+
+impl Listener {
+    /// Whether its queue takes one more, which it does with the backlog and one more.
+    #[must_use]
+    pub const fn has_room(&self) -> bool {
+        self.waiting <= self.backlog
+    }
 }
 
 #[derive(Debug)]
@@ -231,6 +240,65 @@ impl Ports {
             .keys()
             .flat_map(|port| self.at_port(*port))
             .filter_map(|(id, bound)| listener(id, bound))
+    }
+}
+
+/// One binding as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedBinding {
+    /// Its address; the CID may be ANY.
+    pub address: Address,
+    /// Socket type, backlog and how many wait, if it listens.
+    pub listening: Option<(SocketType, u32, u32)>,
+}
+
+/// [`Ports`] as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedPorts {
+    /// The CID of the node.
+    pub local: Cid,
+    /// Who is bound, by slot.
+    pub bound: SavedSlots<SavedBinding>,
+    /// Where the search for an ephemeral port goes on.
+    pub next_ephemeral: u32,
+}
+
+impl Ports {
+    /// All bindings as plain data.
+    #[must_use]
+    pub fn save(&self) -> SavedPorts {
+        let one = |bound: &Bound| SavedBinding {
+            address: bound.address,
+            listening: bound.listening.as_ref().map(|it| (it.kind, it.backlog, it.waiting)),
+        };
+        let bound = self.bound.save(one);
+        SavedPorts { local: self.local, bound, next_ephemeral: self.next_ephemeral }
+    }
+
+    /// Bindings as they were.
+    ///
+    /// # Errors
+    /// The saved state cannot be.
+    pub fn restore(saved: SavedPorts) -> Result<Self, Unfit> {
+        let SavedPorts { local, bound, next_ephemeral } = saved;
+        let mut ports = Self { next_ephemeral, ..Self::new(local, 0) };
+        let bound = Slots::restore(bound, |SavedBinding { address, listening }| {
+            check(address.port != Port::ANY, Unfit::Address)?;
+            let datagrams = listening.is_some_and(|(kind, ..)| kind == SocketType::Datagram);
+            check(!datagrams, Unfit::State)?;
+            let listening =
+                listening.map(|(kind, backlog, waiting)| Listening { kind, backlog, waiting });
+            Ok(Bound { address, listening })
+        })?;
+        // One after the other, so that each is compared with those before it.
+        let keys: Vec<(Binding, Address)> =
+            bound.iter().map(|(id, bound)| (id, bound.address)).collect();
+        ports.bound = bound;
+        for (id, address) in keys {
+            check(!ports.is_taken(address), Unfit::Address)?;
+            ports.by_port.entry(address.port).or_default().push(id);
+        }
+        Ok(ports)
     }
 }
 

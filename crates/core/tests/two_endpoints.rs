@@ -45,7 +45,7 @@ fn run(mut world: World, schedule: impl IntoIterator<Item = Choice>) -> World {
     world
 }
 
-fn run_seeds(relay: Option<bool>) {
+fn run_seeds(relay: Option<bool>, hand_over_every: u64) {
     let mut delivered = 0;
     let mut reasons = std::collections::BTreeMap::new();
     for seed in 0..150 {
@@ -54,7 +54,8 @@ fn run_seeds(relay: Option<bool>) {
         let mut buffer = || BUFFERS[usize::try_from(dice.roll() % 6).unwrap()];
         let buffers = [buffer(), buffer()];
         let few_ports = seed % 2 == 0;
-        let world = World::new(seed, buffers, relay.map(relay_limits), 3732, few_ports);
+        let world = World::new(seed, buffers, relay.map(relay_limits), 3732, few_ports)
+            .handed_over_every(hand_over_every);
         let schedule: Vec<Choice> = (0..2000).map(|_| dice.choice()).collect();
         let world = run(world, schedule);
         delivered += world.delivered;
@@ -72,17 +73,28 @@ fn run_seeds(relay: Option<bool>) {
 
 #[test]
 fn two_endpoints_fixed_seeds() {
-    run_seeds(None);
+    run_seeds(None, 0);
 }
 
 #[test]
 fn two_endpoints_through_a_relay_fixed_seeds() {
-    run_seeds(Some(false));
+    run_seeds(Some(false), 0);
 }
 
 #[test]
 fn two_endpoints_through_a_relay_short_of_credit_fixed_seeds() {
-    run_seeds(Some(true));
+    run_seeds(Some(true), 0);
+}
+
+/// In the midst of traffic everything is saved and restored, again and again; nobody notices.
+#[test]
+fn two_endpoints_handed_to_successors_fixed_seeds() {
+    run_seeds(None, 3);
+}
+
+#[test]
+fn two_endpoints_and_a_relay_handed_to_successors_fixed_seeds() {
+    run_seeds(Some(true), 3);
 }
 
 fn schedules() -> impl Strategy<Value = Vec<Choice>> {

@@ -1,10 +1,9 @@
 //! Asking the node (a switch, or a userspace guest): the client protocol on one of our sockets.
 
 use libc::sockaddr_un;
-use vsock_client::ANY;
 use vsock_client::wire::{HELD_EXTRA, MESSAGE_LEN, Reply, Request, op};
+use vsock_client::{ANY, Flags, Socket};
 
-use crate::note::{Flags, Note};
 use crate::setup::{self, LONGEST_PATH};
 use crate::sys::{self, Answer, Errno, Fd, now_ms};
 
@@ -13,12 +12,12 @@ pub(crate) const ANSWER_MS: u64 = 5000;
 
 const GONE: Errno = Errno(libc::ENODEV);
 
-/// Connects a socket to the endpoint socket of its type, unless it is. The caller puts the note, which is changed.
-pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
-    if note.flags.has(Flags::ATTACHED) {
+/// Connects a socket to the node's Unix socket for its type, unless it is. The caller keeps the state, which is changed.
+pub(crate) fn attach(fd: Fd, socket: &mut Socket) -> Answer<()> {
+    if socket.flags.has(Flags::ATTACHED) {
         return Ok(());
     }
-    reach(fd, note).map_err(|error| {
+    reach(fd, socket).map_err(|error| {
         let reason: &[u8] = match error.0 {
             libc::EACCES | libc::EPERM => b"this user may not use the switch",
             libc::EAGAIN => b"the switch takes no connections",
@@ -29,36 +28,36 @@ pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
         setup::explain(reason);
         GONE
     })?;
-    note.flags = note.flags.with(Flags::ATTACHED);
+    socket.flags = socket.flags.with(Flags::ATTACHED);
     Ok(())
 }
 
-/// Connects a socket to the endpoint socket of its type; an error is what the kernel says of that.
-fn reach(fd: Fd, note: &Note) -> Answer<()> {
-    let name: &[u8] = if note.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
+/// Connects a socket to the node's Unix socket for its type; an error is what the kernel says of that.
+fn reach(fd: Fd, socket: &Socket) -> Answer<()> {
+    let name: &[u8] = if socket.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
     connect_to(fd, name)
 }
 
 /// The node's own CID.
 pub(crate) fn local_cid() -> Answer<u32> {
-    ask_aside(Request::LocalCid).map(|reply| reply.ours.cid)
+    ask_separately(Request::LocalCid).map(|reply| reply.ours.cid)
 }
 
 /// Gives a connection another receive buffer (0: leaves it as it is), and returns how large the other side's is.
 pub(crate) fn set_buffer(stream: Fd, buffer: u64) -> Answer<u32> {
-    ask_aside(about(stream, buffer, false)?).map(|reply| reply.peer_buffer)
+    ask_separately(about(stream, buffer, false)?).map(|reply| reply.peer_buffer)
 }
 
 /// Says that a connection receives no more: while its descriptor is full, or carries messages, the node would not see it
 /// before it has something to write.
 pub(crate) fn stop_receiving(stream: Fd) -> Answer<()> {
-    ask_aside(about(stream, 0, true)?).map(|_| ())
+    ask_separately(about(stream, 0, true)?).map(|_| ())
 }
 
 /// The port that a connection has at our side, also when it is over; `None` if the node does not remember it.
 pub(crate) fn our_port(stream: Fd) -> Option<u32> {
     let request = about(stream, 0, false).ok()?;
-    let reply = aside(|fd| reply_to(fd, op::FLOW, &request.encode())).ok()?;
+    let reply = on_own_connection(|fd| reply_to(fd, op::FLOW, &request.encode())).ok()?;
     (reply.ours.port != ANY).then_some(reply.ours.port)
 }
 
@@ -69,8 +68,8 @@ pub(crate) fn our_port(stream: Fd) -> Option<u32> {
 /// enter the runtime directory any more), a node that is alive counts as one that did not lose it.
 pub(crate) fn has_ended_well(stream: Fd) -> bool {
     let Ok(request) = about(stream, 0, false) else { return true };
-    let answer = aside_by(
-        |fd| reach(fd, &Note::FRESH),
+    let answer = on_own_connection_by(
+        |fd| reach(fd, &Socket::STREAM),
         |fd| {
             let is_same = fd.peer_pid() == stream.peer_pid();
             reply_to(fd, op::FLOW, &request.encode()).map(|reply| (is_same, reply.result().err()))
@@ -97,17 +96,17 @@ fn about(stream: Fd, buffer: u64, receive_shut: bool) -> Answer<Request> {
     Ok(Request::Flow { cookie: stream.cookie()?, buffer, receive_shut })
 }
 
-fn ask_aside(request: Request) -> Answer<Reply> {
-    aside(|fd| ask(fd, request))
+fn ask_separately(request: Request) -> Answer<Reply> {
+    on_own_connection(|fd| ask(fd, request))
 }
 
 /// Asks over a connection of its own: that of a stream carries no requests any more.
-fn aside<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
-    let mut note = Note::FRESH;
-    aside_by(|fd| attach(fd, &mut note), ask)
+fn on_own_connection<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
+    let mut socket = Socket::STREAM;
+    on_own_connection_by(|fd| attach(fd, &mut socket), ask)
 }
 
-fn aside_by<T>(
+fn on_own_connection_by<T>(
     join: impl FnOnce(Fd) -> Answer<()>,
     ask: impl FnOnce(Fd) -> Answer<T>,
 ) -> Answer<T> {
@@ -177,7 +176,7 @@ fn reply_to(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     send(fd, message)?;
     let deadline = now_ms() + ANSWER_MS;
     loop {
-        if let Some(reply) = hear(fd, op)? {
+        if let Some(reply) = receive_reply(fd, op)? {
             return Ok(reply);
         }
         let left = deadline.saturating_sub(now_ms());
@@ -217,7 +216,7 @@ pub(crate) fn send(fd: Fd, mut bytes: &[u8]) -> Answer<()> {
 }
 
 /// Takes the reply to `op` if it is there.
-pub(crate) fn hear(fd: Fd, op: u8) -> Answer<Option<Reply>> {
+pub(crate) fn receive_reply(fd: Fd, op: u8) -> Answer<Option<Reply>> {
     let mut bytes = [0; MESSAGE_LEN];
     match fd.receive(&mut bytes) {
         Ok(MESSAGE_LEN) => Reply::decode(&bytes, op).map(Some),

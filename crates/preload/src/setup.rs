@@ -32,7 +32,7 @@ static AT_LOAD: extern "C" fn() = at_load;
 
 extern "C" fn at_load() {
     read_environment();
-    crate::next::find_all();
+    crate::real_libc::find_all();
 }
 
 /// The runtime directory; empty if its path is too long for a Unix socket below it.
@@ -89,6 +89,6 @@ pub(crate) fn explain(reason: &[u8]) {
             *to = *from;
             len += 1;
         }
-        sys::complain(&line[..len]);
+        sys::write_stderr(line.get(..len).unwrap_or(b""));
     }
 }

@@ -5,6 +5,7 @@
 
 use core::ffi::{c_int, c_long, c_void};
 use core::mem::size_of;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use libc::{sockaddr_un, socklen_t};
 
@@ -298,7 +299,13 @@ pub(crate) fn now_ns() -> u64 {
 
 /// Length of the kernel's scheduler tick in microseconds, to which it rounds timeouts up.
 pub(crate) fn tick_us() -> u64 {
-    (clock(libc::SYS_clock_getres, libc::CLOCK_MONOTONIC_COARSE).1 / 1000).max(1)
+    static TICK_US: AtomicU64 = AtomicU64::new(0); // the same as long as the kernel runs
+    let mut tick = TICK_US.load(Ordering::Relaxed);
+    if tick == 0 {
+        tick = (clock(libc::SYS_clock_getres, libc::CLOCK_MONOTONIC_COARSE).1 / 1000).max(1);
+        TICK_US.store(tick, Ordering::Relaxed);
+    }
+    tick
 }
 
 fn clock(number: c_long, clock: libc::clockid_t) -> (u64, u64) {
@@ -316,7 +323,7 @@ fn timespec(milliseconds: u64) -> libc::timespec {
 }
 
 /// Writes to standard error.
-pub(crate) fn complain(text: &[u8]) {
+pub(crate) fn write_stderr(text: &[u8]) {
     let _ = call!(libc::SYS_write, libc::STDERR_FILENO, text.as_ptr(), text.len());
 }
 
@@ -329,6 +336,67 @@ pub(crate) fn descriptor_limit() -> c_int {
 }
 
 /// Lets others run.
-pub(crate) fn give_way() {
+pub(crate) fn yield_now() {
     let _ = call!(libc::SYS_sched_yield);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vsock_client::{options, transfer};
+
+    #[test]
+    fn numbers_of_vsock_client_are_those_of_libc() {
+        let errors = [
+            (Errno::BADF, libc::EBADF),
+            (Errno::AGAIN, libc::EAGAIN),
+            (Errno::NOMEM, libc::ENOMEM),
+            (Errno::NODEV, libc::ENODEV),
+            (Errno::INVAL, libc::EINVAL),
+            (Errno::NOTTY, libc::ENOTTY),
+            (Errno::RANGE, libc::ERANGE),
+            (Errno::PROTO, libc::EPROTO),
+            (Errno::MSGSIZE, libc::EMSGSIZE),
+            (Errno::NOPROTOOPT, libc::ENOPROTOOPT),
+            (Errno::PROTONOSUPPORT, libc::EPROTONOSUPPORT),
+            (Errno::SOCKTNOSUPPORT, libc::ESOCKTNOSUPPORT),
+            (Errno::OPNOTSUPP, libc::EOPNOTSUPP),
+            (Errno::ADDRNOTAVAIL, libc::EADDRNOTAVAIL),
+            (Errno::CONNRESET, libc::ECONNRESET),
+            (Errno::ISCONN, libc::EISCONN),
+            (Errno::NOTCONN, libc::ENOTCONN),
+            (Errno::TIMEDOUT, libc::ETIMEDOUT),
+            (Errno::ALREADY, libc::EALREADY),
+            (Errno::INPROGRESS, libc::EINPROGRESS),
+        ];
+        assert_eq!(errors.len(), Errno::NAMED.len());
+        for ((error, number), (name, named)) in errors.into_iter().zip(Errno::NAMED) {
+            assert_eq!((error, number), (*named, error.0), "{name}");
+        }
+        assert_eq!(transfer::MSG_OOB, libc::MSG_OOB);
+        assert_eq!(transfer::MSG_WAITALL, libc::MSG_WAITALL);
+        assert_eq!(transfer::MSG_ERRQUEUE, libc::MSG_ERRQUEUE);
+        for (how, number) in [(0, libc::SHUT_RD), (1, libc::SHUT_WR), (2, libc::SHUT_RDWR)] {
+            assert_eq!(how, number);
+        }
+        for kind in [libc::SOCK_STREAM, libc::SOCK_SEQPACKET] {
+            assert!(vsock_client::calls::create(kind, libc::AF_VSOCK).is_ok());
+        }
+        let refused = [
+            libc::SO_PASSCRED,
+            libc::SO_PASSSEC,
+            libc::SO_PEEK_OFF,
+            libc::SO_MAX_PACING_RATE,
+            libc::SO_INCOMING_CPU,
+            libc::SO_ATTACH_FILTER,
+            libc::SO_DETACH_FILTER,
+            libc::SO_LOCK_FILTER,
+            libc::SO_ATTACH_BPF,
+            76, // SO_PASSPIDFD
+        ];
+        let all: std::vec::Vec<c_int> =
+            (0..200).filter(|&name| options::is_refused(name)).collect();
+        assert!(refused.iter().all(|name| all.contains(name)));
+        assert_eq!(all.len(), refused.len());
+    }
 }

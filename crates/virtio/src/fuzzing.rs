@@ -1,7 +1,7 @@
 //! What fuzz targets call of parsers that are otherwise our own affair.
 
-use crate::host::hybrid::{Line, parse};
 use crate::host::wire::{MESSAGE_LEN, Request};
+use crate::programs::handshake::{Line, parse};
 
 /// It will never be a CONNECT line, whatever comes behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,10 @@
 //! | `options` | the options of a guest |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
-//! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
-//! | [`ring`] | the split virtqueue, both sides |
-//! | [`vhost_user`] | how rings and memory get here |
-//! | `reactor`, `mailbox`, [`polling`] | one epoll set; how other threads talk to the worker; when it sleeps |
+//! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
+//! | [`queue`] | the split virtqueue, both sides |
+//! | [`vhost_user`] | how queues and memory get here |
+//! | `reactor`, `timers`, `mailbox`, [`polling`] | one epoll set; one timer queue; how other threads talk to the worker; when it sleeps |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //! | [`journal`], [`snapshot`] | what is told upwards |
 //!
@@ -17,25 +17,33 @@
 
 #![deny(unsafe_code)]
 
-pub mod device;
-pub mod driver;
+mod awaited;
+mod context;
+mod fabric;
+mod flow_log;
+mod flows;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guest_port;
 mod host;
 pub mod journal;
 pub mod link;
-pub mod loopback;
+pub mod links;
 mod mailbox;
 pub mod node;
 mod options;
 pub mod polling;
+mod programs;
+pub mod queue;
 mod reactor;
-pub mod ring;
+mod report;
 pub mod snapshot;
 pub mod spec;
 #[allow(unsafe_code, reason = "calls that no library has in a safe form")]
 pub mod sys;
+mod timers;
+mod turn;
 pub mod vhost_user;
 mod worker;
 

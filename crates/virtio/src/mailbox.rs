@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::reactor::Bell;
+use crate::reactor::Waker;
 
 /// A request: runs once with the worker's state.
 type Request<W> = Box<dyn FnOnce(&mut W) + Send>;
@@ -26,20 +26,20 @@ struct Queue<W> {
 /// The sending side; cheap to clone.
 pub(crate) struct Mailbox<W> {
     queue: Arc<Mutex<Queue<W>>>,
-    bell: Bell,
+    waker: Waker,
 }
 
 impl<W> Clone for Mailbox<W> {
     fn clone(&self) -> Self {
-        Self { queue: Arc::clone(&self.queue), bell: self.bell.clone() }
+        Self { queue: Arc::clone(&self.queue), waker: self.waker.clone() }
     }
 }
 
 impl<W> Mailbox<W> {
-    /// An open mailbox that rings `bell` for each request.
-    pub(crate) fn new(bell: Bell) -> Self {
+    /// An open mailbox that wakes the worker for each request.
+    pub(crate) fn new(waker: Waker) -> Self {
         let queue = Queue { requests: VecDeque::new(), open: true };
-        Self { queue: Arc::new(Mutex::new(queue)), bell }
+        Self { queue: Arc::new(Mutex::new(queue)), waker }
     }
 
     /// Runs `request` on the worker's thread and returns its answer.
@@ -68,7 +68,7 @@ impl<W> Mailbox<W> {
         }
         queue.requests.push_back(Box::new(request));
         drop(queue);
-        self.bell.ring();
+        self.waker.wake();
         Ok(())
     }
 
@@ -88,12 +88,12 @@ impl<W> Mailbox<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reactor::{Events, Reactor};
+    use crate::reactor::{Events, Sources};
 
     #[test]
     fn call_runs_on_the_other_thread_and_returns_its_answer() {
-        let reactor = Reactor::new().unwrap();
-        let mailbox = Mailbox::<u32>::new(reactor.bell());
+        let reactor = Sources::new().unwrap();
+        let mailbox = Mailbox::<u32>::new(reactor.waker());
         let worker_side = mailbox.clone();
         let worker = std::thread::spawn(move || {
             let (mut state, mut seen) = (41u32, Vec::new());
@@ -114,8 +114,8 @@ mod tests {
 
     #[test]
     fn closed_mailbox_refuses_new_and_waiting_requests() {
-        let reactor = Reactor::new().unwrap();
-        let mailbox = Mailbox::<()>::new(reactor.bell());
+        let reactor = Sources::new().unwrap();
+        let mailbox = Mailbox::<()>::new(reactor.waker());
         let waiting = {
             let mailbox = mailbox.clone();
             std::thread::spawn(move || mailbox.call(|()| ()))

@@ -1,7 +1,7 @@
 //! A node as other threads hold it: start, add and remove guests, join a device, look, stop.
 //!
 //! The switch is a node with CID 2 and guests; a userspace guest is a node that has joined a device. Everything here
-//! is rare and may block; the packets are the worker's (`worker/`).
+//! is rare and may block; the packets are the worker's (`worker.rs`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,21 +15,25 @@ use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
 
-use crate::driver::{DriverLink, DriverOptions};
+use crate::fabric::Fabric;
+use crate::guest_port::GuestPort;
 use crate::journal::{Journal, Record};
 use crate::link::QUEUE_COUNT;
-use crate::loopback::LoopbackLink;
+use crate::link::driver::{DriverLink, DriverOptions};
+use crate::link::loopback::LoopbackLink;
+pub use crate::links::AddError;
+use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::GuestOptions;
 use crate::polling::Polling;
-use crate::reactor::Reactor;
+use crate::reactor::Sources;
+use crate::report::snapshot;
 use crate::snapshot::Snapshot;
 use crate::vhost_user::{
     Attached, BackendHandle, BackendOptions, F_EVENT_IDX, FrontendError, FrontendOptions, attach,
     spawn,
 };
-pub use crate::worker::AddError;
-use crate::worker::{GuestPort, LinkId, Worker};
+use crate::worker::Worker;
 
 /// Connections that may wait at a socket of ours.
 const BACKLOG: i32 = 1024;
@@ -113,14 +117,14 @@ impl Node {
     /// The kernel refuses a socket, an eventfd or a thread.
     pub fn start(cid: u32, directory: &Path) -> Result<Self, NodeError> {
         raise_descriptor_limit();
-        let reactor = Reactor::new()?;
-        let mailbox = Mailbox::new(reactor.bell());
+        let sources = Sources::new()?;
+        let mailbox = Mailbox::new(sources.waker());
         let journal = Journal::new()?;
         let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
         let thread = std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
             let seed = random_seed();
-            Worker::new(Cid(cid), its_journal, reactor, its_mailbox, loopback, seed).run();
+            Worker::new(Cid(cid), its_journal, sources, its_mailbox, loopback, seed).run();
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
@@ -134,7 +138,10 @@ impl Node {
             let path = directory.join(name);
             let door = listen(&path, kind).map_err(at(&path))?;
             node.held().paths.push(path);
-            node.mailbox.call(move |worker| worker.open_door(door, kind))??;
+            node.mailbox.call(move |worker| {
+                let Fabric { cx, programs, .. } = &mut worker.fabric;
+                programs.add_acceptor(cx, door, kind)
+            })??;
         }
         Ok(node)
     }
@@ -155,8 +162,9 @@ impl Node {
         let mut paths = vec![socket.clone()];
         let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
-        let added =
-            self.mailbox.call(move |worker| worker.add_guest(options, hybrid, random_seed()));
+        let added = self
+            .mailbox
+            .call(move |worker| worker.fabric.add_guest(options, hybrid, random_seed()));
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
             unlink(&paths);
         })?;
@@ -167,16 +175,12 @@ impl Node {
             Ok(control) => control,
             Err(error) => {
                 unlink(&paths);
-                self.mailbox.call(move |worker| worker.remove_link(link))?;
+                self.mailbox.call(move |worker| worker.fabric.remove_guest(link))?;
                 return Err(error.into());
             }
         };
         let orders = control.control();
-        self.mailbox.call(move |worker| {
-            if let Some(slot) = worker.links.get_mut(link) {
-                slot.set_control(orders);
-            }
-        })?;
+        self.mailbox.call(move |worker| worker.fabric.links.set_control(link, orders))?;
         held.guests.insert(cid, Guest { link, control, paths });
         Ok(())
     }
@@ -190,11 +194,14 @@ impl Node {
         let guest = self.held().guests.remove(&cid).ok_or(NodeError::NoGuest(cid))?;
         unlink(&guest.paths);
         let link = guest.link;
-        let told = self.mailbox.call(move |worker| worker.say_farewell(link))?;
+        let told = self.mailbox.call(move |worker| {
+            worker.fabric.say_farewell(link);
+            worker.awaited.when_told(link)
+        })?;
         // A guest that takes nothing has lost its connections all the same.
         let _ = told.recv_timeout(FAREWELL);
         guest.control.stop();
-        Ok(self.mailbox.call(move |worker| worker.remove_link(link))?)
+        Ok(self.mailbox.call(move |worker| worker.fabric.remove_guest(link))?)
     }
 
     /// How long at most the node looks for packets before it sleeps (see [`Polling`]); nothing: it sleeps at once.
@@ -202,7 +209,7 @@ impl Node {
     /// # Errors
     /// The node has stopped.
     pub fn set_polling(&self, most: Duration) -> Result<(), NodeError> {
-        Ok(self.mailbox.call(move |worker| worker.set_polling(Polling::up_to(most)))?)
+        Ok(self.mailbox.call(move |worker| worker.polling = Polling::up_to(most))?)
     }
 
     /// How long what a program sent before it closed may wait for the other side to take some of it; then the connection is
@@ -211,7 +218,7 @@ impl Node {
     /// # Errors
     /// The node has stopped.
     pub fn set_linger_timeout(&self, most: Duration) -> Result<(), NodeError> {
-        Ok(self.mailbox.call(move |worker| worker.set_linger_timeout(most))?)
+        Ok(self.mailbox.call(move |worker| worker.fabric.flows.set_linger_timeout(most))?)
     }
 
     /// Gives a guest another CID while it runs. All its connections end; programs here keep their listeners, and what
@@ -225,12 +232,12 @@ impl Node {
         if cid == new {
             return Ok(());
         }
-        self.mailbox.call(move |worker| worker.check_cid(Cid(new)))??;
+        self.mailbox.call(move |worker| worker.fabric.links.check_cid(Cid(new)))??;
         // Before the guest hears that there is something to read. A front end that cannot be told reads it all the same
         // when its driver begins anew.
         let told = guest.control.set_cid(new);
         let link = guest.link;
-        self.mailbox.call(move |worker| worker.renumber_guest(link, Cid(new)))??;
+        self.mailbox.call(move |worker| worker.fabric.change_cid(link, Cid(new)))??;
         if let Some(guest) = held.guests.remove(&cid) {
             held.guests.insert(new, guest);
         }
@@ -252,16 +259,11 @@ impl Node {
         let link = self.link_of(cid)?;
         let new = Cid(options.cid);
         if new.0 != cid {
-            self.mailbox.call(move |worker| worker.check_cid(new))??;
+            self.mailbox.call(move |worker| worker.fabric.links.check_cid(new))??;
         }
         self.set_hybrid(cid, options.hybrid.clone())?;
         self.set_guest_cid(cid, new.0)?;
-        Ok(self.mailbox.call(move |worker| {
-            if let Some(slot) = worker.links.get_mut(link) {
-                let GuestOptions { name, socket, memory_slots, .. } = slot.options.clone();
-                slot.options = GuestOptions { name, socket, memory_slots, ..options };
-            }
-        })?)
+        Ok(self.mailbox.call(move |worker| worker.fabric.links.set_options(link, options))?)
     }
 
     /// Gives a guest a hybrid socket at `path`, or none, in place of the one it has.
@@ -274,7 +276,10 @@ impl Node {
         let hybrid = hybrid_door(path)?;
         let added: Vec<_> = hybrid.iter().map(|(path, _)| path.clone()).collect();
         let link = guest.link;
-        let set = self.mailbox.call(move |worker| worker.set_hybrid(link, hybrid));
+        let set = self.mailbox.call(move |worker| {
+            let Fabric { cx, programs, .. } = &mut worker.fabric;
+            programs.set_hybrid(cx, link, hybrid)
+        });
         set.map_err(NodeError::from).and_then(|set| Ok(set?)).inspect_err(|_| unlink(&added))?;
         unlink(&guest.paths.split_off(1));
         guest.paths.extend(added);
@@ -288,7 +293,7 @@ impl Node {
     /// There is no such guest.
     pub fn wait_told(&self, cid: u32, most: Duration) -> Result<bool, NodeError> {
         let link = self.link_of(cid)?;
-        let told = self.mailbox.call(move |worker| worker.when_told(link))?;
+        let told = self.mailbox.call(move |worker| worker.awaited.when_told(link))?;
         Ok(told.recv_timeout(most).is_ok())
     }
 
@@ -308,7 +313,7 @@ impl Node {
     ) -> Result<u32, NodeError> {
         let mut held = self.held();
         let mut link = DriverLink::new(&DriverOptions::default())?;
-        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
         let options = FrontendOptions { timeout, ..FrontendOptions::default() };
         let mut device = attach(socket, link.region(), &rings, options)?;
         if let Some(wanted) = wanted
@@ -321,12 +326,19 @@ impl Node {
         for (queue, signals) in device.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call)?;
         }
-        let fd = device.as_fd().try_clone_to_owned()?;
-        let socket = socket.to_owned();
-        let said = (fd, device.config_space()?);
-        let seed = random_seed();
+        let uplink = NewUplink {
+            link,
+            cid: Cid(cid),
+            features,
+            device: device.as_fd().try_clone_to_owned()?,
+            config: device.config_space()?,
+            socket: socket.to_owned(),
+            seed: random_seed(),
+        };
         self.mailbox.call(move |worker| {
-            worker.add_uplink(link, Cid(cid), features, said, socket, seed)
+            let Fabric { cx, links, programs, .. } = &mut worker.fabric;
+            programs.set_local(uplink.cid);
+            links.add_uplink(cx, uplink)
         })??;
         held.device = Some(device);
         Ok(cid)
@@ -337,7 +349,7 @@ impl Node {
     /// # Errors
     /// The node has been stopped.
     pub fn snapshot(&self) -> Result<Snapshot, NodeError> {
-        Ok(self.mailbox.call(|worker| worker.snapshot())?)
+        Ok(self.mailbox.call(|worker| snapshot(&worker.fabric))?)
     }
 
     /// What has happened since the last call.
@@ -364,13 +376,20 @@ impl Node {
         let Held { guests, device, worker, paths } = std::mem::take(&mut *held);
         unlink(&paths);
         if device.is_some() {
-            let sent = self.mailbox.call(Worker::end_programs);
+            let sent = self.mailbox.call(|worker| {
+                worker.fabric.end_sending();
+                worker.awaited.when_sent()
+            });
             // A reader who takes nothing has an end that is not a good one.
             let _ = sent.map(|sent| sent.recv_timeout(LAST_WORDS));
         }
         let links: Vec<_> = guests.values().map(|guest| guest.link).collect();
         let told = self.mailbox.call(move |worker| {
-            links.into_iter().map(|link| worker.say_farewell(link)).collect::<Vec<_>>()
+            let farewell = |link| {
+                worker.fabric.say_farewell(link);
+                worker.awaited.when_told(link)
+            };
+            links.into_iter().map(farewell).collect::<Vec<_>>()
         });
         let until = Instant::now() + FAREWELL;
         for told in told.unwrap_or_default() {

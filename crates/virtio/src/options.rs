@@ -51,11 +51,6 @@ impl GuestOptions {
         self.host_aliases.iter().find(is_wrong).map_or(Ok(()), |&bad| Err(AddError::BadCid(bad)))
     }
 
-    /// Whether `cid` means this node to the guest, besides the node's own CID.
-    pub(crate) fn has_host_alias(&self, cid: Cid) -> bool {
-        self.host_aliases.contains(&cid.0)
-    }
-
     /// Whether this guest and another share a group.
     pub(crate) fn shares_group(&self, other: &Self) -> bool {
         self.groups.iter().any(|group| other.groups.contains(group))

@@ -1,28 +1,53 @@
-//! One epoll instance: file descriptors in, tokens out, and a bell that other threads can ring.
+//! One epoll instance: who listens to which file descriptor, and a waker for other threads.
 //!
 //! Everything is registered edge-triggered and once for its whole life: a descriptor costs one `epoll_ctl`, however
 //! much traffic it carries, and an eventfd of a ring never has to be read. The price is a rule that the worker keeps:
 //! whoever is told "readable" or "writable" remembers it until the kernel answers `EAGAIN`.
 //! Closing a descriptor takes it out of the set, as none of ours has a second owner.
+//!
+//! A descriptor keeps its [`SourceId`] for life while its [`Owner`] may change: a program's connection starts as that of a
+//! client, and becomes a listener's or a flow's when its request is granted. Each owner knows by this id what the
+//! descriptor is to it; an event of an id that has been removed, in the same round, finds nothing.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
+use vsock_core::{Key, Slots};
 
-/// What a descriptor is known by in the reactor: an index chosen by the worker.
-pub(crate) type Token = usize;
+/// To whom the events of a descriptor go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A link: the other side has signalled a ring.
+    Ring,
+    /// A driver link: readable means that the device has gone.
+    Device,
+    /// A Unix socket of ours on which programs connect.
+    Acceptor,
+    /// A program that asks for something.
+    Client,
+    /// A program on a guest's hybrid socket that has not been connected yet.
+    HybridClient,
+    /// A program that takes connections.
+    Listener,
+    /// A connection.
+    Flow,
+}
 
-/// The token of the bell; the worker never gives it to anything else.
-pub(crate) const BELL: Token = usize::MAX;
+/// Names a descriptor that is listened to.
+pub(crate) type SourceId = Key<Owner>;
+
+/// What epoll knows the waker by: no key has this number.
+const WAKER: u64 = u64::MAX;
 
 /// What happened to one descriptor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Readiness {
-    /// Whose descriptor.
-    pub(crate) token: Token,
+    /// Which descriptor.
+    pub(crate) source: SourceId,
     /// There may be something to read, or the other side has ended its half.
     pub(crate) readable: bool,
     /// There may be room to write.
@@ -35,21 +60,22 @@ pub(crate) struct Readiness {
 
 /// Wakes the worker from any thread.
 #[derive(Clone, Debug)]
-pub(crate) struct Bell(Arc<OwnedFd>);
+pub(crate) struct Waker(Arc<OwnedFd>);
 
-impl Bell {
+impl Waker {
     /// Makes the next (or current) wait return.
-    pub(crate) fn ring(&self) {
+    pub(crate) fn wake(&self) {
         // The only failure is a counter at its maximum, and then the worker is awake anyhow.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 }
 
-/// The set of descriptors one worker listens to.
+/// The descriptors that one worker listens to.
 #[derive(Debug)]
-pub(crate) struct Reactor {
+pub(crate) struct Sources {
     epoll: OwnedFd,
-    bell: Bell,
+    waker: Waker,
+    owners: Slots<Owner>,
 }
 
 /// Where the kernel writes what happened; belongs to the thread that waits.
@@ -62,44 +88,80 @@ impl Events {
     }
 }
 
-impl Reactor {
-    /// An empty set with its bell.
-    pub(crate) fn new() -> std::io::Result<Self> {
+impl Sources {
+    /// An empty set with its waker.
+    pub(crate) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let bell = Bell(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
-        let data = epoll::EventData::new_u64(BELL as u64);
-        epoll::add(&epoll, &*bell.0, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
-        Ok(Self { epoll, bell })
+        let waker = Waker(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
+        let data = epoll::EventData::new_u64(WAKER);
+        epoll::add(&epoll, &*waker.0, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+        Ok(Self { epoll, waker, owners: Slots::new() })
     }
 
-    /// A handle with which other threads wake this reactor.
-    pub(crate) fn bell(&self) -> Bell {
-        self.bell.clone()
+    /// A handle with which other threads wake this worker.
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
-    /// Watches `fd` for everything that can happen to it, until it is closed.
-    pub(crate) fn watch(&self, fd: impl AsFd, token: Token) -> std::io::Result<()> {
-        let data = epoll::EventData::new_u64(token as u64);
-        Ok(epoll::add(&self.epoll, fd, data, everything())?)
+    /// Listens to everything that can happen to `fd`, until it is closed.
+    pub(crate) fn add(&mut self, fd: impl AsFd, owner: Owner) -> io::Result<SourceId> {
+        self.add_with(fd, owner, everything())
     }
 
-    /// Tells of a descriptor watched for everything once more, as if all that is true now had just come about.
-    pub(crate) fn renew(&self, fd: impl AsFd, token: Token) {
-        let data = epoll::EventData::new_u64(token as u64);
+    /// Listens for input only: eventfds and listening sockets, which are always writable.
+    pub(crate) fn add_input(&mut self, fd: impl AsFd, owner: Owner) -> io::Result<SourceId> {
+        self.add_with(fd, owner, epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    fn add_with(
+        &mut self,
+        fd: impl AsFd,
+        owner: Owner,
+        events: epoll::EventFlags,
+    ) -> io::Result<SourceId> {
+        let id = self.owners.insert(owner);
+        let data = epoll::EventData::new_u64(id.to_bits());
+        match epoll::add(&self.epoll, fd, data, events) {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.owners.remove(id);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Gives a descriptor that is listened to for everything to another owner. What epoll said of it was said to the one
+    /// before, so all that is true now is told once more.
+    pub(crate) fn hand_over(&mut self, fd: impl AsFd, id: SourceId, owner: Owner) {
+        if let Some(before) = self.owners.get_mut(id) {
+            *before = owner;
+            self.renew(fd, id);
+        }
+    }
+
+    /// Tells of a descriptor that is listened to for everything once more, as if all that is true now had just come
+    /// about.
+    pub(crate) fn renew(&self, fd: impl AsFd, id: SourceId) {
+        let data = epoll::EventData::new_u64(id.to_bits());
         // Cannot fail for a descriptor in the set.
         let _ = epoll::modify(&self.epoll, fd, data, everything());
     }
 
-    /// Watches `fd` for input only: eventfds and listening sockets, which are always writable.
-    pub(crate) fn watch_input(&self, fd: impl AsFd, token: Token) -> std::io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token as u64), flags)?)
+    /// Forgets a descriptor that is closed with this.
+    pub(crate) fn remove(&mut self, id: SourceId) {
+        self.owners.remove(id);
     }
 
-    /// Stops watching a descriptor that lives on elsewhere.
-    pub(crate) fn forget(&self, fd: BorrowedFd<'_>) {
+    /// Stops listening to a descriptor that lives on elsewhere.
+    pub(crate) fn remove_shared(&mut self, fd: BorrowedFd<'_>, id: SourceId) {
         // It may have been closed by its owner already; then there is nothing to do.
         let _ = epoll::delete(&self.epoll, fd);
+        self.owners.remove(id);
+    }
+
+    /// To whom the events of a descriptor go; `None`: nobody listens to it any more.
+    pub(crate) fn owner(&self, id: SourceId) -> Option<Owner> {
+        self.owners.get(id).copied()
     }
 
     /// Waits until something happens or `timeout` is over (`None`: for ever) and appends what happened to `out`.
@@ -108,7 +170,7 @@ impl Reactor {
         timeout: Option<Duration>,
         events: &mut Events,
         out: &mut Vec<Readiness>,
-    ) -> std::io::Result<()> {
+    ) -> io::Result<()> {
         let mut timeout = timeout.map(|t| Timespec {
             tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(t.subsec_nanos()),
@@ -123,7 +185,7 @@ impl Reactor {
                 Err(error) => return Err(error.into()),
             }
         }
-        out.extend(events.0.iter().map(readiness));
+        out.extend(events.0.iter().filter_map(readiness));
         Ok(())
     }
 }
@@ -133,17 +195,17 @@ fn everything() -> epoll::EventFlags {
     F::IN | F::OUT | F::RDHUP | F::ET
 }
 
-fn readiness(event: &epoll::Event) -> Readiness {
+/// What an event says; `None`: it is the waker's, which has done its work by being heard.
+fn readiness(event: &epoll::Event) -> Option<Readiness> {
     use epoll::EventFlags as F;
     let flags = event.flags;
-    let token = event.data.u64();
-    Readiness {
-        token: usize::try_from(token).unwrap_or(BELL),
+    Some(Readiness {
+        source: SourceId::from_bits(event.data.u64())?,
         readable: flags.intersects(F::IN | F::RDHUP | F::HUP | F::ERR),
         writable: flags.intersects(F::OUT | F::HUP | F::ERR),
         read_closed: flags.intersects(F::RDHUP | F::HUP),
         hung_up: flags.intersects(F::HUP | F::ERR),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -153,27 +215,26 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn bell_rung_by_another_thread_ends_the_wait() {
-        let reactor = Reactor::new().unwrap();
-        let bell = reactor.bell();
-        let ringer = std::thread::spawn(move || bell.ring());
+    fn waker_used_by_another_thread_ends_the_wait_and_names_nobody() {
+        let reactor = Sources::new().unwrap();
+        let waker = reactor.waker();
+        let other = std::thread::spawn(move || waker.wake());
         let mut out = Vec::new();
-        reactor.wait(Some(Duration::from_secs(10)), &mut Events::new(), &mut out).unwrap();
-        ringer.join().unwrap();
-        assert_eq!(out.len(), 1);
-        assert_eq!(out[0].token, BELL);
+        reactor.wait(None, &mut Events::new(), &mut out).unwrap();
+        other.join().unwrap();
+        assert!(out.is_empty());
     }
 
     #[test]
     fn data_then_half_close_is_told_apart_from_full_close() {
-        let reactor = Reactor::new().unwrap();
+        let mut reactor = Sources::new().unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        reactor.watch(&ours, 7).unwrap();
+        let id = reactor.add(&ours, Owner::Flow).unwrap();
         theirs.write_all(b"x").unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
         let mut out = Vec::new();
         reactor.wait(Some(Duration::from_secs(10)), &mut Events::new(), &mut out).unwrap();
-        assert!(out[0].token == 7 && out[0].readable && out[0].read_closed && !out[0].hung_up);
+        assert!(out[0].source == id && out[0].readable && out[0].read_closed && !out[0].hung_up);
         drop(theirs);
         out.clear();
         reactor.wait(Some(Duration::from_secs(10)), &mut Events::new(), &mut out).unwrap();
@@ -181,29 +242,43 @@ mod tests {
     }
 
     #[test]
-    fn renewed_descriptor_is_told_of_again_with_all_that_is_true() {
-        let reactor = Reactor::new().unwrap();
+    fn descriptor_handed_over_is_told_of_again_with_all_that_is_true() {
+        let mut reactor = Sources::new().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        reactor.watch(&ours, 1).unwrap();
+        let id = reactor.add(&ours, Owner::Client).unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
         let mut out = Vec::new();
         reactor.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
-        reactor.renew(&ours, 2);
+        reactor.hand_over(&ours, id, Owner::Flow);
         reactor.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
         assert_eq!(out.len(), 2);
-        assert!(out[1].token == 2 && out[1].read_closed && out[1].writable);
+        assert!(out[1].source == id && out[1].read_closed && out[1].writable);
+        assert_eq!(reactor.owner(id), Some(Owner::Flow));
     }
 
     #[test]
     fn nothing_new_means_no_event_twice() {
-        let reactor = Reactor::new().unwrap();
+        let mut reactor = Sources::new().unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        reactor.watch(&ours, 1).unwrap();
+        reactor.add(&ours, Owner::Flow).unwrap();
         theirs.write_all(b"x").unwrap();
         let mut out = Vec::new();
         reactor.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
         assert_eq!(out.len(), 1);
         reactor.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
         assert_eq!(out.len(), 1, "edge-triggered: told once");
+    }
+
+    #[test]
+    fn event_of_a_descriptor_that_was_removed_meanwhile_finds_nobody() {
+        let mut reactor = Sources::new().unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (other, _its) = UnixStream::pair().unwrap();
+        let id = reactor.add(&ours, Owner::Flow).unwrap();
+        let mut out = Vec::new();
+        reactor.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
+        reactor.remove(id);
+        assert!(reactor.add(&other, Owner::Client).unwrap() != id);
+        assert_eq!(reactor.owner(out[0].source), None);
     }
 }

@@ -23,12 +23,12 @@ _ADDED: Final = {name: field for name, field in _FIELDS.items() if name not in _
 _CHANGED: Final = {name: field for name, field in _FIELDS.items() if not about(field).is_fixed}
 
 _TITLES: Final = {"hybrid": "hybrid socket"}
-"""What a field is called in a sentence, where that is not its name."""
+"""The words for a field in a sentence, if they differ from its name."""
 
 
 @click.group(cls=Group)
 def guest() -> None:
-    """Add, change, remove and list guests of a running switch, or be one."""
+    """Add, change, remove, list or run guests of a switch."""
 
 
 guest.add_command(run)
@@ -41,7 +41,7 @@ guest.add_command(run)
 @json_option
 @runtime_dir_option
 def add(name: str, cid: int, as_json: bool, runtime_dir: Path | None, **fields: Any) -> None:
-    """Let guest NAME in, with its CID, while others run."""
+    """Add guest NAME with CID to a running switch."""
     try:
         spec = read(GuestSpec, {"name": name, "cid": cid, **given(_ADDED, fields)})
     except SchemaError as error:
@@ -59,7 +59,7 @@ def add(name: str, cid: int, as_json: bool, runtime_dir: Path | None, **fields: 
 @json_option
 @runtime_dir_option
 def set_(name: str, as_json: bool, runtime_dir: Path | None, **fields: Any) -> None:
-    """Change guest NAME (or CID) while it runs."""
+    """Change guest NAME (or CID), also while it runs."""
     changes = given(_CHANGED, fields)
     if not changes:
         *others, last = [
@@ -82,14 +82,14 @@ def set_(name: str, as_json: bool, runtime_dir: Path | None, **fields: Any) -> N
     click.echo(text)
 
 
-@guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")
+@guest.command(short_help="End all flows of guest NAME (or CID), and remove it.")
 @click.argument("name", shell_complete=known_guests)
 @json_option
 @runtime_dir_option
 def remove(name: str, as_json: bool, runtime_dir: Path | None) -> None:
-    """End the attachment and all flows of guest NAME (or CID), and forget it.
+    """End the attachment and all flows of guest NAME (or CID), and remove it.
 
-    With --json: the guest as it was just before.
+    With --json it prints the guest as it was before.
     """
     client = ControlClient(runtime_dir)
     record = client.guest(name)

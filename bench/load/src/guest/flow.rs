@@ -14,8 +14,6 @@ pub(super) struct Flow {
     pub(super) is_open: bool,
     /// To be sent as soon as credit allows: echoes and greetings.
     pub(super) pending: Vec<u8>,
-    /// Nothing can be sent before the next `Writable`.
-    pub(super) is_stalled: bool,
     /// Place in the stream, for the content check.
     pub(super) received: u64,
     pub(super) sent: u64,
@@ -30,7 +28,6 @@ impl Flow {
             service,
             is_open: false,
             pending: Vec::new(),
-            is_stalled: false,
             received: 0,
             sent: 0,
             tally: Tally::default(),
@@ -46,19 +43,19 @@ pub(crate) struct Tally {
     /// When the first and the last came.
     pub(crate) first: u64,
     pub(crate) last: u64,
-    /// Packets whose content was wrong; counted only when contents are checked.
+    /// How often content was wrong; counted only when contents are checked.
     pub(crate) wrong: u64,
 }
 
 impl Tally {
-    /// Notes a piece that came at `now`.
-    pub(crate) fn note(&mut self, now: u64, bytes: u64, is_wrong: bool) {
+    /// Notes what came at `now` in some packets.
+    pub(crate) fn note(&mut self, now: u64, bytes: u64, packets: u32, is_wrong: bool) {
         if self.first == 0 {
             self.first = now;
         }
         self.last = now;
         self.bytes += bytes;
-        self.packets += 1;
+        self.packets += u64::from(packets);
         self.wrong += u64::from(is_wrong);
     }
 

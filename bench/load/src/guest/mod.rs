@@ -8,6 +8,7 @@
 mod flow;
 mod job;
 mod machine;
+mod users;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::fs::OFlags;
-use vsock_virtio::driver::DriverOptions;
+use vsock_virtio::link::driver::DriverOptions;
 use vsock_virtio::polling::Polling;
 
 use crate::Result;

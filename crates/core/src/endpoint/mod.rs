@@ -16,10 +16,12 @@
 //! | `effects.rs` | carries out what a state change asks for |
 //! | `outbox.rs` | what waits for room on the link |
 //! | `stats.rs` | counters |
+//! | `saved.rs` | all of it as plain data |
 
 mod effects;
 mod event;
 mod outbox;
+mod saved;
 pub(crate) mod stats;
 
 use crate::address::{FlowKey, SocketType};
@@ -34,6 +36,7 @@ use crate::timers::Timers;
 use alloc::collections::VecDeque;
 pub use event::{ConnectError, Event, Received};
 use outbox::Outbox;
+pub use saved::SavedEndpoint;
 pub use stats::EndpointStats;
 
 /// What one endpoint may hold.
@@ -151,7 +154,12 @@ impl Endpoint {
         let named = match raw.check() {
             Ok(header) => Some(header),
             Err(Malformed::Length) => RawHeader { len: 0, ..*raw }.check().ok(),
-            Err(Malformed::SourceCid | Malformed::DestinationCid | Malformed::Type) => None,
+            Err(
+                Malformed::SourceCid
+                | Malformed::DestinationCid
+                | Malformed::Type
+                | Malformed::Operation,
+            ) => None,
         };
         let id = named.and_then(|header| {
             let id = self.table.get(header.inbound_key())?;

@@ -55,6 +55,19 @@ impl Outbox {
         self.last_words.pop_front().or_else(|| self.replies.pop_front())
     }
 
+    pub(super) fn last_words(&self) -> impl Iterator<Item = RawHeader> + '_ {
+        self.last_words.iter().copied()
+    }
+
+    pub(super) fn replies(&self) -> impl Iterator<Item = RawHeader> + '_ {
+        self.replies.iter().copied()
+    }
+
+    /// Who stands in the queue; some may be gone.
+    pub(super) fn speakers(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        self.speakers.iter().copied()
+    }
+
     pub(super) fn enqueue(&mut self, id: ConnectionId) {
         self.speakers.push_back(id);
     }

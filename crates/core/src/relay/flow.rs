@@ -1,11 +1,12 @@
 //! One flow between two guests: its state, and who may send how much.
 
-use super::FlowId;
 use super::state::{Input, Packet, Side, State};
+use super::{FlowId, RelayLimits};
 use crate::address::{Address, Cid, FlowKey, SocketType};
-use crate::credit::{Acknowledged, Flight, is_after};
+use crate::credit::{Acknowledged, Flight, SavedFlight, is_after};
 use crate::packet::{EOM, Header, Op, RawHeader, Shutdown};
-use crate::time::Instant;
+use crate::saved::{Unfit, ago, check, due, is_at_or_after, left};
+use crate::time::{Duration, Instant};
 
 /// Bytes of credit per packet that a STREAM sender may have unacknowledged. Linux senders know
 /// of no such bound and some write byte by byte, so it is generous.
@@ -211,6 +212,102 @@ impl Flow {
             opened_at: self.opened_at,
             grant: self.grant,
         }
+    }
+}
+
+/// What one guest sends to the other, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedWay {
+    /// What is in flight.
+    pub flight: SavedFlight,
+    /// The highest position that an announcement of the receiver, as passed on, allowed.
+    pub edge: u32,
+    /// The receiver's buffer as last passed on.
+    pub announced: u32,
+    /// The receiver has been asked for news and has not said anything since.
+    pub is_asked: bool,
+    /// Payload bytes passed on.
+    pub bytes: u64,
+    /// RW packets passed on.
+    pub packets: u64,
+}
+
+impl Way {
+    fn save(&self) -> SavedWay {
+        let Self { edge, announced, is_asked, bytes, packets, .. } = *self;
+        SavedWay { flight: self.flight.save(), edge, announced, is_asked, bytes, packets }
+    }
+
+    fn restore(saved: &SavedWay, grant: u32) -> Result<Self, Unfit> {
+        let SavedWay { edge, announced, is_asked, bytes, packets, .. } = *saved;
+        let flight = Flight::restore(&saved.flight)?;
+        let is_allowed = is_at_or_after(edge, flight.sent()) && announced <= grant;
+        check(is_allowed, Unfit::Credit)?;
+        Ok(Self { flight, edge, announced, is_asked, bytes, packets })
+    }
+}
+
+/// A [`Flow`] as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedFlow {
+    /// Who asked for it.
+    pub source: Address,
+    /// Who was asked.
+    pub destination: Address,
+    /// Socket type.
+    pub kind: SocketType,
+    /// Its state.
+    pub state: State,
+    /// The most credit that is passed on, either way.
+    pub grant: u32,
+    /// From source to destination, and back.
+    pub ways: [SavedWay; 2],
+    /// The time until it ends.
+    pub deadline: Option<Duration>,
+    /// How long ago it was asked for.
+    pub age: Duration,
+}
+
+impl Flow {
+    pub(super) fn save(&self, now: Instant) -> SavedFlow {
+        let [there, back] = &self.ways;
+        SavedFlow {
+            source: self.source,
+            destination: self.destination,
+            kind: self.kind,
+            state: self.state,
+            grant: self.grant,
+            ways: [there.save(), back.save()],
+            deadline: left(self.deadline, now),
+            age: now.since(self.opened_at),
+        }
+    }
+
+    pub(super) fn restore(
+        saved: &SavedFlow,
+        limits: &RelayLimits,
+        now: Instant,
+    ) -> Result<Self, Unfit> {
+        let SavedFlow { source, destination, kind, state, grant, .. } = *saved;
+        check(source.cid != destination.cid, Unfit::Address)?;
+        check(kind != SocketType::Datagram, Unfit::State)?;
+        // Without a deadline it would wait for ever.
+        let is_waiting = state.is_asked() || state.is_closing();
+        check(state != State::Closed, Unfit::State)?;
+        check(!is_waiting || saved.deadline.is_some(), Unfit::State)?;
+        check(grant <= limits.max_flow_credit.max(limits.min_flow_credit), Unfit::Credit)?;
+        let [there, back] = &saved.ways;
+        Ok(Self {
+            source,
+            destination,
+            kind,
+            state,
+            grant,
+            budget: packet_budget(kind, grant),
+            ways: [Way::restore(there, grant)?, Way::restore(back, grant)?],
+            deadline: due(saved.deadline, now),
+            opened_at: ago(saved.age, now),
+        })
     }
 }
 

@@ -41,6 +41,14 @@ impl Grants {
         *self.granted.entry(pair(one, other)).or_default() += credit;
     }
 
+    /// A flow between the two that was saved has so much credit. `false`: that is more than can be.
+    pub(super) fn restore(&mut self, one: Address, other: Address, credit: u32) -> bool {
+        let granted = self.granted.entry(pair(one, other)).or_default();
+        let sum = granted.checked_add(credit);
+        *granted = sum.unwrap_or(*granted);
+        sum.is_some()
+    }
+
     /// A flow between the two is over that had so much in all.
     pub(super) fn give_back(&mut self, one: Address, other: Address, credit: u32) {
         let pair = pair(one, other);

@@ -4,7 +4,9 @@
 use super::RelayLimits;
 use crate::address::Cid;
 use crate::packet::RawHeader;
+use crate::saved::{Unfit, check};
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
 
 #[derive(Debug, Default)]
 struct Guest {
@@ -111,4 +113,57 @@ impl Guests {
         self.guests.remove(&cid);
         self.ready.retain(|other| *other != cid);
     }
+
+    pub(super) fn save(&self) -> (Vec<SavedGuest>, Vec<Cid>) {
+        let one = |(cid, guest): (&Cid, &Guest)| SavedGuest {
+            cid: *cid,
+            replies: guest.replies.iter().copied().collect(),
+            notices: guest.notices.iter().copied().collect(),
+        };
+        let has_packet = |guest: &Guest| !guest.replies.is_empty() || !guest.notices.is_empty();
+        let guests = self.guests.iter().filter(|(_, guest)| has_packet(guest)).map(one);
+        (guests.collect(), self.ready.iter().copied().collect())
+    }
+
+    /// What waits for guests, once their flows are counted.
+    pub(super) fn restore(
+        &mut self,
+        guests: Vec<SavedGuest>,
+        ready: Vec<Cid>,
+        limits: &RelayLimits,
+    ) -> Result<(), Unfit> {
+        for SavedGuest { cid, replies, notices } in guests {
+            for reply in replies {
+                check(self.reply(cid, reply, limits), Unfit::TooMany)?;
+            }
+            for notice in notices {
+                check(self.notify(cid, notice, limits), Unfit::TooMany)?;
+            }
+        }
+        let are_within = |guest: &Guest| {
+            guest.flows <= limits.max_flows_per_guest
+                && guest.half_open <= limits.max_half_open_per_guest
+        };
+        check(self.guests.values().all(are_within), Unfit::TooMany)?;
+        // As it was, and not as the packets above have made it.
+        self.ready.clear();
+        self.guests.values_mut().for_each(|guest| guest.is_listed = false);
+        for cid in ready {
+            let guest = self.guests.entry(cid).or_default();
+            check(!core::mem::replace(&mut guest.is_listed, true), Unfit::Queue)?;
+            self.ready.push_back(cid);
+        }
+        Ok(())
+    }
+}
+
+/// What waits for one guest, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedGuest {
+    /// Its CID.
+    pub cid: Cid,
+    /// Answers to its own packets that belong to no flow.
+    pub replies: Vec<RawHeader>,
+    /// Packets about flows.
+    pub notices: Vec<RawHeader>,
 }

@@ -22,10 +22,12 @@
 //! | `grants.rs` | the credit that flows get out of the pair's budget |
 //! | `guests.rs` | what is kept per guest |
 //! | `stats.rs` | counters |
+//! | `saved.rs` | all of it as plain data |
 
 mod flow;
 mod grants;
 mod guests;
+mod saved;
 pub mod state;
 mod stats;
 
@@ -37,9 +39,11 @@ use crate::time::{Duration, Instant};
 use crate::timers::Timers;
 use alloc::vec::Vec;
 use flow::Flow;
-pub use flow::FlowInfo;
+pub use flow::{FlowInfo, SavedFlow, SavedWay};
 use grants::Grants;
 use guests::Guests;
+pub use guests::SavedGuest;
+pub use saved::SavedRelay;
 use state::{Effects, End, Input, Passing, Reset, Side, State, Timer, step};
 pub use stats::RelayStats;
 

@@ -81,10 +81,16 @@ impl State {
         match self {
             Self::Closed => "closed",
             Self::Asked { .. } => "connecting",
-            Self::Open { shut, .. } if shut.iter().any(|shut| shut.is_both()) => "closing",
+            Self::Open { .. } if self.is_closing() => "closing",
             Self::Open { shut, .. } if shut.iter().all(|shut| shut.is_none()) => "open",
             Self::Open { .. } => "half-closed",
         }
+    }
+
+    /// Whether a side has shut both directions and waits for RST.
+    #[must_use]
+    pub fn is_closing(self) -> bool {
+        matches!(self, Self::Open { shut, .. } if shut.iter().any(|shut| shut.is_both()))
     }
 
     /// Whether the destination has not answered yet.

@@ -37,6 +37,7 @@ struct Packet {
 
 struct Side {
     endpoint: Endpoint,
+    limits: Limits,
     address: u32,
     buf_alloc: u32,
     users: BTreeMap<ConnectionId, User>,
@@ -56,6 +57,10 @@ pub(crate) struct World {
     sent: BTreeMap<u64, u64>,
     ends: BTreeMap<u64, BTreeSet<u64>>,
     is_resized: bool,
+    relay_limits: RelayLimits,
+    /// After how many turns everything is handed to a successor; 0: never.
+    hand_over_every: u64,
+    turns: u64,
     /// Whether address pairs are used again at once. What is under way of an old connection then
     /// breaks a new one now and then, which must be visible; otherwise nothing may break.
     has_few_ports: bool,
@@ -72,16 +77,18 @@ impl World {
         room: u32,
         has_few_ports: bool,
     ) -> Self {
-        let side = |address: u32, buf_alloc| Side {
-            endpoint: Endpoint::new(
-                Limits { buf_alloc, max_connections: 12, max_half_open: 6, ..Limits::default() },
-                seed,
-            ),
-            address,
-            buf_alloc,
-            users: BTreeMap::new(),
-            inbound: VecDeque::new(),
-            outbound: VecDeque::new(),
+        let side = |address: u32, buf_alloc| {
+            let limits =
+                Limits { buf_alloc, max_connections: 12, max_half_open: 6, ..Limits::default() };
+            Side {
+                endpoint: Endpoint::new(limits, seed),
+                limits,
+                address,
+                buf_alloc,
+                users: BTreeMap::new(),
+                inbound: VecDeque::new(),
+                outbound: VecDeque::new(),
+            }
         };
         Self {
             sides: [side(3, buffers[0]), side(4, buffers[1])],
@@ -92,6 +99,9 @@ impl World {
             sent: BTreeMap::new(),
             ends: BTreeMap::new(),
             is_resized: false,
+            relay_limits: relay.unwrap_or_default(),
+            hand_over_every: 0,
+            turns: 0,
             has_few_ports,
             most_wanted: 16 * u64::from(buffers[0].min(buffers[1])),
             delivered: 0,
@@ -99,7 +109,33 @@ impl World {
         }
     }
 
+    /// The same world, in which successors take over again and again.
+    pub(crate) fn handed_over_every(self, turns: u64) -> Self {
+        Self { hand_over_every: turns, ..self }
+    }
+
+    /// Endpoints and relay are saved, and successors go on with what was saved.
+    fn hand_over(&mut self) {
+        let seed = self.turns;
+        for side in &mut self.sides {
+            let saved = side.endpoint.save(self.now);
+            let next = Endpoint::restore(saved.clone(), side.limits, seed, self.now);
+            side.endpoint = next.expect("what was saved can be");
+            assert_eq!(side.endpoint.save(self.now), saved);
+        }
+        if let Some(relay) = &mut self.relay {
+            let saved = relay.save(self.now);
+            let next = Relay::restore(saved.clone(), self.relay_limits, seed, self.now);
+            *relay = next.expect("what was saved can be");
+            assert_eq!(relay.save(self.now), saved);
+        }
+    }
+
     pub(crate) fn turn(&mut self, (what, which, pick, amount): Choice) {
+        self.turns += 1;
+        if self.hand_over_every > 0 && self.turns.is_multiple_of(self.hand_over_every) {
+            self.hand_over();
+        }
         let at = usize::from(which % 2);
         let id = self.pick(at, pick);
         match (what % 20, id) {

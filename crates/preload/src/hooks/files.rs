@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char, c_int, c_ulong};
 
 use libc::mode_t;
 
-use super::{give, ours, pass};
+use super::{c_return, ours, pass};
 use crate::calls;
 use crate::calls::options::GET_LOCAL_CID;
 use crate::sys::{Answer, Fd};
@@ -31,7 +31,7 @@ macro_rules! hook_open {
         ) -> c_int {
             // SAFETY: the program vouches for its path.
             if let Some(answer) = unsafe { device(path, flags) } {
-                return give(answer);
+                return c_return(answer);
             }
             hook_open!(@pass $next($($before: $kind)?; $($mode)?), path, flags)
         }
@@ -63,14 +63,14 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut u32) -> c
         match calls::options::ioctl(Fd(fd), ours(fd), request) {
             Ok(None) => {}
             Ok(Some(_)) if argument.is_null() => {
-                return give(Err(crate::sys::Errno(libc::EFAULT)));
+                return c_return(Err(crate::sys::Errno(libc::EFAULT)));
             }
             Ok(Some(value)) => {
                 // SAFETY: the program vouches for its pointer.
                 unsafe { argument.write_unaligned(value) };
                 return 0;
             }
-            Err(error) => return give(Err(error)),
+            Err(error) => return c_return(Err(error)),
         }
     }
     pass!(IOCTL: fn(c_int, c_ulong, *mut u32) -> c_int, fd, request, argument)

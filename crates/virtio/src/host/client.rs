@@ -11,9 +11,9 @@ use rustix::net::{
 };
 use vsock_core::SocketType;
 
+use super::program::Bound;
 use super::wire::{BadRequest, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Report, Request};
 use crate::vhost_user::PeerCredentials;
-use crate::worker::Bound;
 
 /// A program between requests.
 #[derive(Debug)]

@@ -1,0 +1,41 @@
+//! What every part of a node works with: the time of this round, the event sources, the journal.
+
+use std::fmt::Display;
+
+use vsock_core::{Cid, Instant};
+
+use crate::journal::Journal;
+use crate::reactor::Sources;
+
+/// What every part of a node works with.
+pub(crate) struct Context {
+    /// The time of this round.
+    pub(crate) now: Instant,
+    /// What the node listens to.
+    pub(crate) sources: Sources,
+    pub(crate) journal: Journal,
+    started: std::time::Instant,
+}
+
+impl Context {
+    /// Of a node that starts now.
+    pub(crate) fn new(sources: Sources, journal: Journal) -> Self {
+        let started = std::time::Instant::now();
+        Self { now: Instant::default(), sources, journal, started }
+    }
+
+    /// The time at this very moment.
+    pub(crate) fn clock(&self) -> Instant {
+        Instant(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Writes down something that failed here, for no guest in particular.
+    pub(crate) fn failed(&self, what: impl Display) {
+        self.journal.write("failed", u32::MAX, what.to_string());
+    }
+
+    /// Writes down something about a guest.
+    pub(crate) fn note(&self, kind: &'static str, guest: Cid, detail: impl Into<String>) {
+        self.journal.write(kind, guest.0, detail);
+    }
+}

@@ -1,0 +1,149 @@
+//! The host's end of a connection: one Unix socket, and what the guest sent that its program has not taken yet.
+//!
+//! Bytes go straight between the socket and guest memory whenever the socket takes them; only what does not fit is
+//! kept here. How much that can be is bounded by the credit we announced, which the core enforces on every packet,
+//! so nothing here needs a limit of its own.
+//!
+//! All calls are non-blocking and raise no SIGPIPE, whatever flags the program set on its side. Readiness is
+//! edge-triggered: `readable` and `writable` hold what epoll said last and are taken back on `EAGAIN`.
+
+mod delivery;
+mod reading;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send};
+use vsock_core::SocketType;
+
+use self::delivery::Backlog;
+pub(crate) use self::delivery::{Taken, reads_no_more};
+pub(crate) use self::reading::Read;
+use super::backlog::{Bytes, Messages};
+use crate::host::client::has_hung_up;
+use crate::host::wire::{MAX_EXTRA, MESSAGE_LEN};
+use crate::reactor::Readiness;
+
+/// One connection's Unix socket with its backlog.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    fd: OwnedFd,
+    /// epoll said so and no `EAGAIN` came since.
+    pub(crate) readable: bool,
+    writable: bool,
+    /// The program has shut down or closed its sending half: a short read is not the last one.
+    read_closed: bool,
+    /// The program has closed the socket.
+    pub(crate) hung_up: bool,
+    discarding: bool,
+    /// Something happened, and that may have been more than the data there is to read.
+    may_refuse: bool,
+    backlog: Backlog,
+}
+
+impl Stream {
+    /// Takes over one end of a connected Unix socket that carries `kind`.
+    pub(crate) fn new(fd: OwnedFd, kind: SocketType) -> Self {
+        let backlog = match kind {
+            SocketType::Stream => Backlog::Bytes(Bytes::default()),
+            SocketType::SeqPacket | SocketType::Datagram => Backlog::Messages(Messages::default()),
+        };
+        Self {
+            fd,
+            readable: true,
+            writable: true,
+            read_closed: false,
+            hung_up: false,
+            discarding: false,
+            may_refuse: false,
+            backlog,
+        }
+    }
+
+    /// The socket, for registration.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Gives the socket back; for a connection that never opened.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// The first words to the program, before any bytes of the connection; then takes out the `held` bytes of its
+    /// request that kept the socket from being writable.
+    pub(crate) fn greet(&mut self, held: usize, words: &[u8]) -> io::Result<()> {
+        let sent = send(&self.fd, words, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        if sent != words.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        if held == 0 { Ok(()) } else { self.release(held) }
+    }
+
+    /// Takes out the `held` bytes of the request that kept the socket from being writable: the program is connected.
+    pub(crate) fn release(&mut self, held: usize) -> io::Result<()> {
+        let mut scratch = [0; MESSAGE_LEN + MAX_EXTRA];
+        recv(&self.fd, &mut scratch[..held.min(MESSAGE_LEN + MAX_EXTRA)], RecvFlags::DONTWAIT)?;
+        Ok(())
+    }
+
+    /// The program has closed the socket, and not only ended its data. epoll may not have told yet: asked at the end of
+    /// the data, so that a close is told to the other side as one, and not as a half close first.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        self.hung_up = self.hung_up || has_hung_up(&self.fd);
+        self.hung_up
+    }
+
+    /// Remembers what epoll said; false if it was nothing new, and no data either that would explain it.
+    pub(crate) fn note(&mut self, ready: Readiness) -> bool {
+        let is_news = (ready.readable && !self.readable)
+            || (ready.writable && !self.writable)
+            || (ready.read_closed && !self.read_closed)
+            || (ready.hung_up && !self.hung_up);
+        self.readable |= ready.readable;
+        self.writable |= ready.writable;
+        self.read_closed |= ready.read_closed;
+        self.hung_up |= ready.hung_up;
+        // What comes in while there is more to read is no news but most likely the cause. And a full socket is not
+        // written to, so that no write finds out.
+        self.may_refuse |= ready.readable && !(is_news && self.writable);
+        is_news || ready.readable
+    }
+
+    /// Something happened that data did not explain for certain; once.
+    pub(crate) fn take_suspicion(&mut self) -> bool {
+        std::mem::take(&mut self.may_refuse)
+    }
+
+    /// The guest will send no more: the program reads the end once it has read the rest.
+    pub(crate) fn end_of_data(&self) {
+        // Fails only when the program has closed already.
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+    }
+
+    /// The guest takes no more: the program's writes give EPIPE.
+    pub(crate) fn refuse_data(&self) {
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Read);
+    }
+
+    /// The connection is over: the program reads the end and cannot write.
+    ///
+    /// Closing a Unix socket with unread data would read as ECONNRESET on the program's side, where vsock gives an end
+    /// of data; so what nobody will read any more is taken out first. The shutdown lets nothing new in, so that ends.
+    pub(crate) fn finish(self) {
+        // A program that has closed already sees nothing of it.
+        if !self.hung_up {
+            finish(&self.fd);
+        }
+    }
+}
+
+/// Ends a Unix socket so that what we wrote last can be read, and the end after it.
+pub(crate) fn finish(fd: &OwnedFd) {
+    let _ = rustix::net::shutdown(fd, Shutdown::Both);
+    let mut scratch = [0u8; 16384];
+    while matches!(recv(fd, &mut scratch, RecvFlags::DONTWAIT), Ok((_, n)) if n > 0) {}
+}
+
+#[cfg(test)]
+mod tests;

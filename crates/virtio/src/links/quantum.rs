@@ -1,0 +1,68 @@
+//! How many bytes each way one link may move before the next has its turn.
+//!
+//! A link that has the worker for itself gets as much as one call into the kernel moves well. Once another link had work
+//! too, and for a while after, turns are short: that one's packets wait for no more than a short turn, and its share does
+//! not depend on how much the first has queued.
+
+use std::time::Duration;
+
+use vsock_core::Instant;
+
+use super::LinkId;
+
+/// For a link alone: more would not move faster, and the other side starts on this while we go on.
+const ALONE: usize = 128 * 1024;
+
+/// For one of several.
+const SHARED: usize = 32 * 1024;
+
+/// How long a link that had work counts as one that has some: longer than the round trip of somebody who asks and waits.
+const MEMORY: Duration = Duration::from_millis(1);
+
+/// Who had work lately.
+#[derive(Debug, Default)]
+pub(crate) struct Quantum {
+    last: Option<LinkId>,
+    shared_until: Instant,
+}
+
+impl Quantum {
+    /// A link had work.
+    pub(crate) fn note(&mut self, id: LinkId, now: Instant) {
+        if self.last.replace(id).is_some_and(|last| last != id) {
+            self.shared_until = now.after(MEMORY);
+        }
+    }
+
+    /// Bytes each way in one turn.
+    pub(crate) fn bytes(&self, now: Instant) -> usize {
+        if now < self.shared_until { SHARED } else { ALONE }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Instant = Instant(1_000_000_000);
+
+    fn after(links: &[u64], time: Duration) -> usize {
+        let mut quantum = Quantum::default();
+        for &number in links {
+            quantum.note(LinkId::from_bits(number).unwrap(), START);
+        }
+        quantum.bytes(START.after(time))
+    }
+
+    #[test]
+    fn one_link_has_long_turns() {
+        assert_eq!(after(&[], Duration::ZERO), ALONE);
+        assert_eq!(after(&[3, 3, 3], Duration::ZERO), ALONE);
+    }
+
+    #[test]
+    fn two_links_have_short_turns_until_one_was_quiet_for_long_enough() {
+        assert_eq!(after(&[3, 4, 3, 3], MEMORY / 2), SHARED);
+        assert_eq!(after(&[3, 4, 3, 3], MEMORY), ALONE);
+    }
+}

@@ -1,0 +1,80 @@
+//! Connections that wait for a listening program to take them.
+//!
+//! Each is open already, as in the kernel: its other side has been told, and may send. How many may wait is counted by
+//! the core (`Ports`); here is where they are. A Unix socket holds fewer messages with descriptors than a backlog
+//! may have, so only the oldest lie in the program's socket. The others are kept, and follow as it takes those.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+
+use crate::host::client::Client;
+use crate::host::wire::Reply;
+
+/// The most connections that lie in the program's socket.
+const AT_ONCE: u32 = 64;
+
+/// One that is kept.
+#[derive(Debug)]
+struct Kept {
+    reply: Reply,
+    /// What the program wants back with it.
+    inherited: Vec<u8>,
+    /// The program's end of the stream.
+    theirs: OwnedFd,
+}
+
+/// The connections of one listener that it has not taken.
+#[derive(Debug, Default)]
+pub(super) struct AcceptQueue {
+    kept: VecDeque<Kept>,
+    /// Handed to the program, which has not said that it has taken them.
+    untaken: u32,
+}
+
+impl AcceptQueue {
+    /// Adds a connection: hands it to the program, or keeps it.
+    pub(super) fn push(
+        &mut self,
+        client: &Client,
+        reply: &Reply,
+        inherited: &[u8],
+        theirs: OwnedFd,
+    ) -> io::Result<()> {
+        if self.kept.is_empty() && self.untaken < AT_ONCE {
+            match client.reply_with(reply, inherited, &theirs) {
+                Ok(()) => {
+                    self.untaken += 1;
+                    return Ok(());
+                }
+                Err(error) if self.untaken > 0 && is_full(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.kept.push_back(Kept { reply: *reply, inherited: inherited.to_vec(), theirs });
+        Ok(())
+    }
+
+    /// The program has taken one: the next follow.
+    pub(super) fn taken(&mut self, client: &Client) {
+        self.untaken = self.untaken.saturating_sub(1);
+        while self.untaken < AT_ONCE
+            && let Some(next) = self.kept.front()
+        {
+            // Where it cannot be handed over now, there are others that the program will take first, or the program is
+            // gone, which an event tells.
+            if client.reply_with(&next.reply, &next.inherited, &next.theirs).is_err() {
+                return;
+            }
+            self.kept.pop_front();
+            self.untaken += 1;
+        }
+    }
+}
+
+/// The program's socket, or what the kernel lets be under way in sockets, has no room until some are taken.
+fn is_full(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::AGAIN | Errno::TOOMANYREFS))
+}

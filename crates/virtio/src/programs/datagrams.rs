@@ -1,0 +1,234 @@
+//! SOCK_DGRAM: single messages, best effort, without connections (kernel-semantics, 8: what VMCI does).
+//!
+//! A program binds on its connection to the socket `dgram` and receives there; what it sends comes as requests, each with
+//! a verdict. Ports are a space of their own. On a link, datagrams go only where both sides have negotiated them, which
+//! no Linux guest does. Nothing is ever kept for later: what finds no room is dropped and counted. From one guest to
+//! another they go under the same policy as connections, one whole datagram at a time, so that those of several senders
+//! are not mixed.
+
+use std::io::IoSlice;
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use vsock_core::{Address, BindError, Binding, Cid, Port, Ports, SecondaryMap};
+
+use crate::host::client::{Client, has_hung_up};
+use crate::host::program::Bound;
+use crate::host::wire::{self, Reply, op};
+use crate::links::{LinkId, Links, Scratch};
+use crate::reactor::{Owner, SourceId};
+use crate::snapshot::DatagramInfo;
+
+/// A program that is bound to a datagram port, and what became of its datagrams.
+#[derive(Clone, Copy, Debug)]
+struct DatagramSocket {
+    /// The program.
+    client: SourceId,
+    /// By it, and not lost before they left this node.
+    sent: u64,
+    /// For it, and not lost.
+    received: u64,
+    /// For it, and lost because it did not receive.
+    dropped: u64,
+}
+
+/// Programs that ask, by their descriptors.
+pub(super) type Clients = SecondaryMap<Owner, Client>;
+
+/// Ports for datagrams, and who receives on them.
+pub(super) struct Datagrams {
+    ports: Ports,
+    sockets: SecondaryMap<vsock_core::ports::Bound, DatagramSocket>,
+    sent: u64,
+    received: u64,
+    /// For want of room, or of somebody to receive them.
+    dropped: u64,
+    scratch: Scratch,
+}
+
+impl Datagrams {
+    pub(super) fn new(local: Cid, seed: u64) -> Self {
+        Self {
+            ports: Ports::new(local, seed),
+            sockets: SecondaryMap::new(),
+            sent: 0,
+            received: 0,
+            dropped: 0,
+            scratch: Scratch::default(),
+        }
+    }
+
+    pub(super) fn set_local(&mut self, cid: Cid) {
+        self.ports.set_local(cid);
+    }
+
+    /// Takes a port for a program that receives datagrams; `may` tells that it may be one below 1024.
+    pub(super) fn bind(
+        &mut self,
+        client: SourceId,
+        address: Address,
+        may: bool,
+    ) -> Result<Bound, BindError> {
+        let id = self.ports.bind(address, may)?;
+        let socket = DatagramSocket { client, sent: 0, received: 0, dropped: 0 };
+        self.sockets.insert(id, socket);
+        Ok(Bound { id, address: self.ports.address(id).unwrap_or(address) })
+    }
+
+    /// Gives it back.
+    pub(super) fn release(&mut self, bound: Option<Bound>) {
+        if let Some(bound) = bound {
+            self.sockets.remove(bound.id);
+            self.ports.release(bound.id);
+        }
+    }
+
+    /// Sends a datagram for the program `asker`, from the socket with this number.
+    pub(super) fn send(
+        &mut self,
+        links: &mut Links,
+        clients: &Clients,
+        asker: SourceId,
+        number: u64,
+        to: Address,
+        payload: &[u8],
+    ) -> Result<(), Errno> {
+        let binding = Binding::from_bits(number).ok_or(Errno::BADF)?;
+        let port = self.own_port(clients, asker, binding)?;
+        let local = links.local();
+        let to = if to.cid == Cid::ANY { Address { cid: local, ..to } } else { to };
+        // Services of a hypervisor: only its resolver has a port there, and we have no hypervisor.
+        if to.port == Port::ANY || (to.cid == Cid::HYPERVISOR && to.port != Port(14)) {
+            return Err(Errno::INVAL);
+        }
+        let from = Address { cid: local, port };
+        if to.cid == local || to.cid == Cid::LOCAL {
+            if !self.deliver(clients, from, to, payload) {
+                return Err(Errno::HOSTUNREACH);
+            }
+            self.count_sent(binding);
+            return Ok(());
+        }
+        let link = links.route(to.cid).ok_or(Errno::HOSTUNREACH)?;
+        let sent = links.send_datagram(link, (from, to), payload, &mut self.scratch);
+        if sent.ok_or(Errno::HOSTUNREACH)? {
+            self.sent += 1;
+            self.count_sent(binding);
+        } else {
+            self.dropped += 1;
+        }
+        Ok(())
+    }
+
+    fn count_sent(&mut self, binding: Binding) {
+        if let Some(socket) = self.sockets.get_mut(binding) {
+            socket.sent += 1;
+        }
+    }
+
+    /// The port of a datagram socket, if it belongs to the user who asks.
+    fn own_port(
+        &self,
+        clients: &Clients,
+        asker: SourceId,
+        binding: Binding,
+    ) -> Result<Port, Errno> {
+        let user = clients.get(asker).ok_or(Errno::INVAL)?.peer.uid;
+        let owner = self.sockets.get(binding).and_then(|it| clients.get(it.client));
+        match owner.and_then(|client| Some((client.peer.uid, client.bound?.address.port))) {
+            Some((owner, port)) if user == 0 || user == owner => Ok(port),
+            Some(_) => Err(Errno::PERM),
+            None => Err(Errno::BADF),
+        }
+    }
+
+    /// Hands a datagram to the program that is bound to its destination. False: none is.
+    fn deliver(&mut self, clients: &Clients, from: Address, to: Address, payload: &[u8]) -> bool {
+        let binding = self.ports.holder(to);
+        let Some(socket) = binding.and_then(|it| self.sockets.get_mut(it)) else { return false };
+        let Some(client) = clients.get(socket.client) else { return false };
+        let head = Reply { theirs: wire::to_wire(from), ..wire::ok(op::RECEIVED, to) }.encode();
+        let parts = [IoSlice::new(&head), IoSlice::new(payload)];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        // A program that does not receive loses them: that is what best effort means.
+        match sendmsg(&client.fd, &parts, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(_) => {
+                self.received += 1;
+                socket.received += 1;
+            }
+            // It has closed, and we have not heard of it yet.
+            Err(_) if has_hung_up(&client.fd) => return false,
+            Err(_) => {
+                self.dropped += 1;
+                socket.dropped += 1;
+            }
+        }
+        true
+    }
+
+    /// A whole datagram that came over a link, for a program here if `is_ours`, or for another guest.
+    pub(super) fn received(
+        &mut self,
+        links: &mut Links,
+        clients: &Clients,
+        link: LinkId,
+        (from, to): (Address, Address),
+        bytes: &[u8],
+        is_ours: bool,
+    ) {
+        let is_passed = if is_ours {
+            self.deliver(clients, from, to, bytes)
+        } else {
+            self.pass(links, link, (from, to), bytes)
+        };
+        self.dropped += u64::from(!is_passed);
+    }
+
+    /// Passes a datagram of a guest to another. False: there is nobody, or no room.
+    fn pass(
+        &mut self,
+        links: &mut Links,
+        link: LinkId,
+        (from, to): (Address, Address),
+        bytes: &[u8],
+    ) -> bool {
+        let Some(target) = links.guest_link(to.cid).filter(|target| *target != link) else {
+            return false;
+        };
+        let both = links.get(link).zip(links.get(target));
+        if !both.is_some_and(|(source, target)| source.shares_group(target)) {
+            return false;
+        }
+        links.send_datagram(target, (from, to), bytes, &mut self.scratch) == Some(true)
+    }
+
+    /// A datagram that came over a link was lost there.
+    pub(super) fn lost(&mut self) {
+        self.dropped += 1;
+    }
+
+    /// All sockets, for listings.
+    pub(super) fn infos(&self, clients: &Clients) -> Vec<DatagramInfo> {
+        let info = |socket: &DatagramSocket| {
+            let client = clients.get(socket.client)?;
+            Some(DatagramInfo {
+                address: client.bound?.address,
+                sent: socket.sent,
+                received: socket.received,
+                dropped: socket.dropped,
+                pid: client.peer.pid,
+                uid: client.peer.uid,
+            })
+        };
+        self.sockets.iter().filter_map(|(_, socket)| info(socket)).collect()
+    }
+
+    /// Counters, by name.
+    pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
+        [
+            ("datagrams_sent", self.sent),
+            ("datagrams_received", self.received),
+            ("datagrams_dropped", self.dropped),
+        ]
+    }
+}

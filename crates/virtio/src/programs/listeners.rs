@@ -1,0 +1,223 @@
+//! Ports of programs, and the programs that take connections on them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
+use vsock_core::{
+    Address, BindError, Cid, ConnectionId, FlowKey, ListenError, Port, Ports, SecondaryMap,
+    SocketType,
+};
+
+use super::accept_queue::AcceptQueue;
+use crate::context::Context;
+use crate::flows::buffers::Share;
+use crate::flows::{Flows, room};
+use crate::host::client::{Client, has_hung_up};
+use crate::host::program::{Bound, Socket};
+use crate::host::wire::{self, Reply, op};
+use crate::links::Interface;
+use crate::reactor::{Owner, SourceId};
+use crate::snapshot::ListenerInfo;
+use crate::sys::PeerCredentials;
+
+/// The longest backlog: what the kernel's net.core.somaxconn is by default.
+const SOMAXCONN: u32 = 4096;
+
+/// A program that listens; how long its queue is, is counted by the core.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) client: Client,
+    pub(super) bound: Bound,
+    /// Receive buffer of the connections it takes; 0: the default.
+    pub(super) buffer: u32,
+    /// What the program wants back with each of them: the options that they inherit as of now.
+    pub(super) inherited: Vec<u8>,
+    /// Those it has not taken.
+    pub(super) queue: AcceptQueue,
+}
+
+/// A stream for a connection that a listening program gets.
+pub(super) struct Given {
+    /// Our end.
+    pub(super) fd: OwnedFd,
+    pub(super) source: SourceId,
+    pub(super) peer: PeerCredentials,
+    pub(super) share: Share,
+    pub(super) socket: Socket,
+}
+
+/// Ports for connections, and who listens on them.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    ports: Ports,
+    table: SecondaryMap<Owner, Listener>,
+    /// Who listens on a binding.
+    by_binding: SecondaryMap<vsock_core::ports::Bound, SourceId>,
+}
+
+impl Listeners {
+    pub(super) fn new(local: Cid, seed: u64) -> Self {
+        let ports = Ports::new(local, seed);
+        Self { ports, table: SecondaryMap::new(), by_binding: SecondaryMap::new() }
+    }
+
+    pub(super) fn set_local(&mut self, cid: Cid) {
+        self.ports.set_local(cid);
+    }
+
+    pub(super) fn get_mut(&mut self, id: SourceId) -> Option<&mut Listener> {
+        self.table.get_mut(id)
+    }
+
+    /// Takes a port; `may` tells that it may be one below 1024.
+    pub(super) fn bind(&mut self, address: Address, may: bool) -> Result<Bound, BindError> {
+        let id = self.ports.bind(address, may)?;
+        Ok(Bound { id, address: self.ports.address(id).unwrap_or(address) })
+    }
+
+    /// Takes any port.
+    pub(super) fn bind_ephemeral(&mut self) -> Result<Bound, Errno> {
+        let any = Address { cid: Cid::ANY, port: Port::ANY };
+        self.bind(any, false).map_err(bind_errno)
+    }
+
+    /// Gives a port back.
+    pub(super) fn release(&mut self, bound: Option<Bound>) {
+        if let Some(bound) = bound {
+            self.ports.release(bound.id);
+        }
+    }
+
+    /// Listens on a port that a program has taken, or changes how long its queue may be.
+    pub(super) fn listen(
+        &mut self,
+        bound: Bound,
+        kind: SocketType,
+        backlog: u32,
+    ) -> Result<(), ListenError> {
+        self.ports.listen(bound.id, kind, backlog.min(SOMAXCONN))
+    }
+
+    /// A program listens from now on.
+    pub(super) fn add(&mut self, cx: &mut Context, id: SourceId, listener: Listener) {
+        cx.sources.hand_over(&listener.client.fd, id, Owner::Listener);
+        self.by_binding.insert(listener.bound.id, id);
+        self.table.insert(id, listener);
+    }
+
+    /// A program listens no more.
+    pub(super) fn remove(&mut self, id: SourceId) -> Option<Listener> {
+        let listener = self.table.remove(id)?;
+        self.by_binding.remove(listener.bound.id);
+        self.ports.release(listener.bound.id);
+        Some(listener)
+    }
+
+    /// The program has taken a connection.
+    pub(super) fn accepted(&mut self, id: SourceId) {
+        let Some(listener) = self.table.get_mut(id) else { return };
+        self.ports.accepted(listener.bound.id);
+        listener.queue.taken(&listener.client);
+    }
+
+    /// Those at a port, of which the program has closed its socket.
+    pub(super) fn closed_at(&self, port: Port) -> impl Iterator<Item = SourceId> {
+        let at_port = self.table.iter().filter(move |(_, it)| it.bound.address.port == port);
+        at_port.filter(|(_, it)| has_hung_up(&it.client.fd)).map(|(id, _)| id)
+    }
+
+    /// Who listens at an address.
+    pub(super) fn lookup(&self, at: Address) -> Option<vsock_core::Listener> {
+        self.ports.lookup(at)
+    }
+
+    /// Hands a new stream to the program that listens; `None`: its queue is full, or it is gone.
+    pub(super) fn offer(
+        &mut self,
+        cx: &mut Context,
+        flows: &mut Flows,
+        interface: &mut Interface,
+        (connection, key): (ConnectionId, FlowKey),
+        listener: &vsock_core::Listener,
+    ) -> Option<Given> {
+        let (binding, kind) = (listener.binding, listener.kind);
+        let id = *self.by_binding.get(binding)?;
+        let listener = self.table.get_mut(id)?;
+        if !self.ports.admit(binding) {
+            return None;
+        }
+        let mut share = flows.share();
+        flows.set_buffer(&mut share, interface.endpoint_mut(), connection, listener.buffer);
+        let peer = listener.client.peer;
+        let handed = stream_pair(kind).and_then(|(ours, theirs)| {
+            let source = cx.sources.add(&ours, Owner::Flow)?;
+            let reply = Reply {
+                theirs: wire::to_wire(key.theirs),
+                peer_buffer: interface.endpoint().max_message(connection),
+                flow: source.to_bits(),
+                ..wire::ok(op::ACCEPT, key.ours)
+            };
+            let socket = Socket::of(&theirs, peer.uid);
+            let Listener { client, queue, inherited, .. } = listener;
+            match queue.push(client, &reply, inherited, theirs) {
+                Ok(()) => Ok(Given { fd: ours, source, peer, share, socket }),
+                Err(error) => {
+                    cx.sources.remove(source);
+                    Err(error)
+                }
+            }
+        });
+        handed
+            .inspect_err(|error| {
+                self.ports.accepted(binding);
+                cx.note("refused", key.theirs.cid, format!("{}: {error}", key.ours));
+            })
+            .ok()
+    }
+
+    /// All listeners, for listings.
+    pub(super) fn infos(&self) -> Vec<ListenerInfo> {
+        let info = |listener: vsock_core::Listener| {
+            let program = self.by_binding.get(listener.binding).and_then(|&id| self.table.get(id));
+            let peer = program.map(|it| it.client.peer);
+            ListenerInfo {
+                address: listener.address,
+                kind: listener.kind,
+                backlog: listener.backlog,
+                waiting: listener.waiting,
+                pid: peer.map_or(0, |peer| peer.pid),
+                uid: peer.map_or(0, |peer| peer.uid),
+            }
+        };
+        self.ports.listeners().map(info).collect()
+    }
+}
+
+pub(super) fn bind_errno(error: BindError) -> Errno {
+    match error {
+        BindError::InUse => Errno::ADDRINUSE,
+        BindError::NotLocal | BindError::Exhausted => Errno::ADDRNOTAVAIL,
+        BindError::NotPermitted => Errno::ACCESS,
+    }
+}
+
+pub(super) fn listen_errno(error: ListenError) -> Errno {
+    match error {
+        ListenError::NotBound => Errno::INVAL,
+        ListenError::NotConnectible => Errno::OPNOTSUPP,
+    }
+}
+
+/// A connected pair of Unix sockets of the kind: our end, and the program's.
+fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+    let unix = match kind {
+        SocketType::Stream => UnixType::STREAM,
+        SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
+    };
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
+    room::for_messages(&theirs, kind);
+    Ok((ours, theirs))
+}
