@@ -88,7 +88,8 @@ impl Fabric {
         if done.is_err() {
             self.cx.failed("internal error while serving a program");
             self.flows.end(&mut self.cx, ready.source);
-            self.programs.drop_program(&mut self.cx, ready.source);
+            let Self { cx, links, flows, programs, .. } = self;
+            programs.drop_program(cx, links, flows, ready.source);
         }
         self.follow_up();
     }

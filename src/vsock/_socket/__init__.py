@@ -11,7 +11,9 @@ Every socket is an instance of it.
 `state`             what a process knows of a stream socket, and how it connects
 `metadata`          what is kept in the socket itself, for all who hold it
 `options`           the rules of AF_VSOCK's options; `socket_options`: the calls
+`messages`          what concerns SOCK_SEQPACKET alone
 `accept_queue`      taking connections from a listener
+`passing`           how a socket goes to another process
 `transport`         the interface between sockets and the places where they live
 ==================  =====================================================================
 """

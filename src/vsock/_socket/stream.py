@@ -185,11 +185,11 @@ class StreamSocket(socket):
         socket_options.keep_options(self, self._state, is_other_size=False)
 
     def bind(self, address: Any) -> None:
-        target = as_target(address)
+        target = checked(as_target(address))
         state = self._updated()
         if state.state is not State.FRESH:
             raise state_error(errno.EINVAL)
-        wanted = self._resolved(checked(target))
+        wanted = self._resolved(target)
         reply = self._ask(Request(Op.BIND, wanted.cid, wanted.port), f"bind {wanted}")
         state.take_name(self, reply)
         state.store(self, state.metadata._replace(state=State.BOUND))

@@ -62,7 +62,7 @@ class Switch:
     """The vsock device of many guests, and the way between them and host programs.
 
     Args:
-        guests: names and CIDs, or full specifications.
+        guests: CIDs by name, or specifications (`vsock.control.model.GuestSpec`).
         runtime_dir: where the sockets go; else the user's usual runtime directory.
         control: serve the control API too, so that the `vsock` command can talk to this switch.
         poll_us: how long at most, in microseconds, to look for packets before sleeping
@@ -338,15 +338,15 @@ class Switch:
             runtime_dir=str(self.runtime_dir),
             cid=node.cid,
             uptime=time.monotonic() - self._started,
-            guests=len(snapshot.guests),
-            listeners=len(snapshot.listeners),
-            flows=len(snapshot.flows),
-            counters=dict(snapshot.counters),
+            guests=len(snapshot["guests"]),
+            listeners=len(snapshot["listeners"]),
+            flows=len(snapshot["flows"]),
+            counters=snapshot["counters"],
         )
 
     def guests(self) -> list[GuestRecord]:
         """All guests, by CID."""
-        found = map(listing.guest, self._running().snapshot().guests)
+        found = map(listing.guest, self._running().snapshot()["guests"])
         return sorted(found, key=lambda guest: guest.cid)
 
     def guest(self, guest: str | int) -> GuestRecord:
@@ -359,17 +359,17 @@ class Switch:
 
     def listeners(self) -> list[ListenerRecord]:
         """All host programs that listen, by port."""
-        found = map(listing.listener, self._running().snapshot().listeners)
+        found = map(listing.listener, self._running().snapshot()["listeners"])
         return sorted(found, key=lambda listener: (listener.port, listener.cid))
 
     def datagrams(self) -> list[DatagramRecord]:
         """All datagram sockets of host programs, by port."""
-        found = map(listing.datagram, self._running().snapshot().datagrams)
+        found = map(listing.datagram, self._running().snapshot()["datagrams"])
         return sorted(found, key=lambda socket: (socket.port, socket.cid))
 
     def flows(self) -> list[FlowRecord]:
         """All connections, oldest first."""
-        found = map(listing.flow, self._running().snapshot().flows)
+        found = map(listing.flow, self._running().snapshot()["flows"])
         return sorted(found, key=lambda flow: flow.id)
 
     def explain(self, source: str | int, destination: str | int) -> Verdict:
