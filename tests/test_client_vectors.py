@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import vsock
-from vsock._client import Reply, Request
+from vsock._client import Reply, Request, held
 
 VECTORS = json.loads(
     (Path(__file__).parent.parent / "crates/client/tests/vectors.json").read_text(encoding="utf-8")
@@ -47,6 +47,13 @@ def test_request_is_the_same_bytes(row):
     request = Request(**fields(row))
     assert request.encode().hex() == row["bytes"]
     assert Request.decode(bytes.fromhex(row["bytes"])) == request
+
+
+@pytest.mark.parametrize("row", VECTORS["held"], ids=lambda row: str(row["name"]))
+def test_what_stands_behind_a_held_connect_is_the_same(row):
+    """The cookie, the name of a guest, and padding."""
+    name = None if row["name"] is None else row["name"].encode()
+    assert held(row["cookie"], name) == bytes.fromhex(row["bytes"]) + bytes(row["padding"])
 
 
 @pytest.mark.parametrize("row", VECTORS["replies"], ids=lambda row: f"op{row['op']}")
