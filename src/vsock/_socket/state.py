@@ -1,13 +1,15 @@
 """What a process knows of a stream socket, and how the socket connects.
 
-`dup` makes a second Python object for the same socket, and both share one `SocketState`. What other processes that hold
-the socket may change too (its state, an error, what is shut) is kept in the socket (`vsock._socket.metadata`) and only
-cached here; every change of it goes through `SocketState.store`.
+`dup` makes a second Python object for the same socket, and both share one `SocketState`. What other
+processes that hold the socket may change too (its state, an error, what is shut) is kept in the
+socket (`vsock._socket.metadata`) and only cached here; every change of it goes through
+`SocketState.store`.
 
-A connect is *held*: the request is sent with padding that fills a send buffer made small for the moment, and the node
-takes it out when it knows the outcome. So the descriptor becomes writable with the outcome, which everybody who holds
-the socket can see and nobody can take away from others: docs/reference/client-protocol.md, "the held request".
-Which call is allowed when is `vsock._socket.stream`'s concern.
+A connect is *held*: the request is sent with padding that fills a send buffer made small for the
+moment, and the node takes it out when it knows the outcome. So the descriptor becomes writable with
+the outcome, which everybody who holds the socket can see and nobody can take away from others:
+docs/reference/client-protocol.md, "the held request". Which call is allowed when is
+`vsock._socket.stream`'s concern.
 """
 
 import _thread

@@ -9,10 +9,10 @@ path. This module adds the order in which vsock(7) and the kernel let things hap
 
 A refused or timed out connect leads back to FRESH or BOUND.
 
-The kernel does nearly all of a data call. What differs from AF_VSOCK is put right before and after it, in
-the order in which the kernel checks (kernel-semantics, 6 and 7): flags that AF_VSOCK refuses or
-ignores, errors before there is a connection, a receive after ``shutdown(SHUT_RD)``, and what concerns messages
-(`vsock._socket.messages`).
+The kernel does nearly all of a data call. What differs from AF_VSOCK is put right before and after
+it, in the order in which the kernel checks (kernel-semantics, 6 and 7): flags that AF_VSOCK refuses
+or ignores, errors before there is a connection, a receive after ``shutdown(SHUT_RD)``, and what
+concerns messages (`vsock._socket.messages`).
 
 ``family`` is AF_UNIX and not AF_VSOCK: ssl, uvloop and others choose by it which system calls to
 make on the descriptor, and those must fit what it is.
