@@ -44,7 +44,7 @@ impl FlowLog<'_> {
         greeting: Option<Greeting>,
     ) {
         // What we ask ourselves is said where it was asked.
-        if parties.is_outgoing || link != self.links.loopback() {
+        if parties.is_outgoing || link != self.links.routes.loopback() {
             let is_hybrid = greeting == Some(Greeting::Hybrid);
             self.note(OPENED, &attempt_of(label, parties, is_hybrid), "");
         }
@@ -53,7 +53,7 @@ impl FlowLog<'_> {
     /// A program's attempt came to nothing.
     pub(crate) fn not_connected(&self, attempt: &NotConnected) {
         let interface = self.links.get(attempt.link).and_then(Entry::interface);
-        let label = interface.map_or(self.links.local(), |it| it.role().label());
+        let label = interface.map_or(self.links.routes.local(), |it| it.role().label());
         let is_hybrid = attempt.greeting == Greeting::Hybrid;
         let why = said_of(attempt.reason);
         self.note(REFUSED, &attempt_of(label, &attempt.parties, is_hybrid), why);
@@ -62,7 +62,8 @@ impl FlowLog<'_> {
     /// A program's attempt did not even start.
     pub(crate) fn denied(&self, parties: &Parties, is_hybrid: bool, errno: Errno) {
         let to = parties.theirs.cid;
-        let guest = if self.links.guest_link(to).is_some() { to } else { self.links.local() };
+        let guest =
+            if self.links.routes.guest(to).is_some() { to } else { self.links.routes.local() };
         let attempt = attempt_of(guest, parties, is_hybrid);
         match errno {
             Errno::NODEV => self.note(REFUSED, &attempt, "no such guest"),
@@ -79,7 +80,7 @@ impl FlowLog<'_> {
         kind: SocketType,
         why: &str,
     ) {
-        if link == self.links.loopback() {
+        if link == self.links.routes.loopback() {
             return; // said where it was asked
         }
         let (source, destination) = (key.theirs, key.ours);
@@ -165,7 +166,7 @@ impl FlowLog<'_> {
         let Address { cid, port } = address;
         let guest = self.links.guest(cid);
         match guest {
-            Some(guest) => format!("{}:{}({})", cid.0, port.0, guest.options.name),
+            Some(guest) => format!("{}:{}({})", cid.0, port.0, guest.options().name),
             None if cid == Cid::HOST => format!("{}:{}(host)", cid.0, port.0),
             None => format!("{}:{}", cid.0, port.0),
         }

@@ -89,14 +89,14 @@ pub(super) fn begin(parts: &mut Parts<'_>, id: SourceId, flow: Flow) {
 /// Errors are those that the kernel's choice of a transport gives (kernel-semantics, 1.3): only a driver that runs
 /// can have said that it knows SEQPACKET.
 pub(super) fn route(links: &Links, cid: Cid, kind: SocketType) -> Result<Option<LinkId>, Errno> {
-    let id = links.route(cid);
-    if id == Some(links.loopback()) {
+    let id = links.routes.to(cid);
+    if id == Some(links.routes.loopback()) {
         return Ok(id);
     }
     if id.is_none() && cid == Cid::HYPERVISOR {
         return Err(Errno::NODEV);
     }
-    let features = id.and_then(|id| links.get(id)).map_or(0, |it| it.attachment.features);
+    let features = id.and_then(|id| links.get(id)).map_or(0, |it| it.features());
     if kind == SocketType::SeqPacket && features & F_SEQPACKET == 0 {
         return Err(Errno::SOCKTNOSUPPORT);
     }
@@ -113,7 +113,7 @@ pub(super) fn start(
     kind: SocketType,
 ) -> Result<(ConnectionId, FlowKey), Errno> {
     // Over loopback we are CID 1, whatever the other side was called.
-    let cid = if link == links.loopback() { Cid::LOCAL } else { links.local() };
+    let cid = if link == links.routes.loopback() { Cid::LOCAL } else { links.routes.local() };
     let ours = Address { cid, port: bound.address.port };
     let key = FlowKey { ours, theirs: attempt.to };
     let endpoint = links.interface(link).ok_or(Errno::NODEV)?.endpoint_mut();

@@ -95,7 +95,7 @@ impl Datagrams {
     ) -> Result<(), Errno> {
         let binding = Binding::from_bits(number).ok_or(Errno::BADF)?;
         let port = self.own_port(clients, asker, binding)?;
-        let local = links.local();
+        let local = links.routes.local();
         let to = if to.cid == Cid::ANY { Address { cid: local, ..to } } else { to };
         // Services of a hypervisor: only its resolver has a port there, and we have no hypervisor.
         if to.port == Port::ANY || (to.cid == Cid::HYPERVISOR && to.port != Port(14)) {
@@ -109,7 +109,7 @@ impl Datagrams {
             self.count_sent(binding);
             return Ok(());
         }
-        let link = links.route(to.cid).ok_or(Errno::HOSTUNREACH)?;
+        let link = links.routes.to(to.cid).ok_or(Errno::HOSTUNREACH)?;
         let sent = links.send_datagram(link, (from, to), payload, &mut self.scratch);
         if sent.ok_or(Errno::HOSTUNREACH)? {
             self.sent += 1;
@@ -192,7 +192,7 @@ impl Datagrams {
         (from, to): (Address, Address),
         bytes: &[u8],
     ) -> bool {
-        let Some(target) = links.guest_link(to.cid).filter(|target| *target != link) else {
+        let Some(target) = links.routes.guest(to.cid).filter(|target| *target != link) else {
             return false;
         };
         let both = links.get(link).zip(links.get(target));

@@ -80,7 +80,7 @@ impl Hybrids {
                 let Some(cid) = guest else { return self.drop_client(parts.cx, id) };
                 let to = Address { cid, port };
                 if let Err(errno) = self.connect(parts, id, to) {
-                    let ours = Address { cid: parts.links.local(), port: Port::ANY };
+                    let ours = Address { cid: parts.links.routes.local(), port: Port::ANY };
                     let key = FlowKey { ours, theirs: to };
                     let parties = Parties::outgoing(key, SocketType::Stream, peer);
                     FlowLog { cx: parts.cx, links: parts.links }.denied(&parties, true, errno);

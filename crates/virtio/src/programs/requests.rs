@@ -156,7 +156,7 @@ impl Requests {
                 .describe_flow(parts, id, (cookie, clamp_buffer(buffer), receive_shut))
                 .map_err(|errno| (op::FLOW, errno)),
             Request::LocalCid => {
-                let cid = parts.links.local();
+                let cid = parts.links.routes.local();
                 Ok(wire::ok(op::LOCAL_CID, Address { cid, port: Port::ANY }))
             }
             Request::Send { to, number, .. } => {
@@ -335,7 +335,7 @@ impl Requests {
             if own.is_none() {
                 services.listeners.release(Some(bound));
             }
-            let is_own = errno == Errno::ADDRINUSE && link == links.loopback();
+            let is_own = errno == Errno::ADDRINUSE && link == links.routes.loopback();
             if is_own { Denied::Again } else { Denied::Errno(errno) }
         })?;
         let client = self.clients.remove(id).ok_or(Errno::INVAL)?;
@@ -379,7 +379,7 @@ impl Requests {
             return Granted::Over;
         };
         let port = bound.map_or(Port::ANY, |bound| bound.address.port);
-        let key = FlowKey { ours: Address { cid: parts.links.local(), port }, theirs: to };
+        let key = FlowKey { ours: Address { cid: parts.links.routes.local(), port }, theirs: to };
         FlowLog { cx: parts.cx, links: parts.links }.denied(
             &Parties::outgoing(key, kind, peer),
             false,
