@@ -149,14 +149,11 @@ class SocketState:
     def store_options(self, sock: Base) -> None:
         """Write the options of level AF_VSOCK."""
         if self.has_stream:
-            self.limit_buffer()
+            # A connection can have no more.
+            self.options.size = min(self.options.size, LARGEST_BUFFER)
         is_kept = metadata.write_options(sock, self.options)
         kept = self.metadata
         self.store(sock, kept.plus(OPTIONS) if is_kept else kept.minus(OPTIONS))
-
-    def limit_buffer(self) -> None:
-        """Cut the buffer size to what a connection can have, now that there is one."""
-        self.options.size = min(self.options.size, LARGEST_BUFFER)
 
     def take_name(self, sock: Base, reply: Reply) -> None:
         """Take the address that the socket is bound to from a reply."""
@@ -206,11 +203,12 @@ class SocketState:
         Raises:
             OSError: it has not begun.
         """
-        name = encoded_name(to) if isinstance(to, NamedAddress) else None
-        cid = 0 if isinstance(to, NamedAddress) else to.cid
-        theirs = Address(CID_ANY if isinstance(to, NamedAddress) else cid, to.port)
-        is_prompt = is_prompt or name is not None
-        flags = HELD | (PROMPT if is_prompt else 0) | (0 if name is None else NAMED)
+        if isinstance(to, NamedAddress):
+            cid, name, theirs = 0, encoded_name(to), Address(CID_ANY, to.port)
+            flags = HELD | PROMPT | NAMED
+        else:
+            cid, name, theirs = to.cid, None, to
+            flags = HELD | (PROMPT if is_prompt else 0)
         milliseconds = max(1, min(round(self.options.connect_timeout * 1000), 0xFFFFFFFF))
         buffer = self._buffer_to_announce()
         request = Request(Op.CONNECT, cid, to.port, milliseconds, buffer, flags=flags)
@@ -225,7 +223,7 @@ class SocketState:
                 send_buffer.end_hold(sock, self.has_low_water)
                 self.store(sock, before)
                 raise
-            if is_prompt:
+            if flags & PROMPT:
                 kept = self._await_beginning(sock, kept, to)
             self.store(sock, kept.plus(BEGUN))
 
