@@ -106,7 +106,7 @@ fn guest_info(entry: &Entry) -> Option<GuestInfo> {
         bytes_out: traffic.bytes_out,
         packets_in: traffic.packets_in,
         packets_out: traffic.packets_out,
-        errors: drops.malformed + drops.spoofed + drops.overflows + entry.attachment.faults,
+        errors: drops.malformed + drops.spoofed + drops.overflows + entry.faults(),
         counters,
     })
 }
