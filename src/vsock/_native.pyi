@@ -103,6 +103,18 @@ class Node:
                 than `cid`, EPROTO if it is no such device; else what the kernel says.
         """
 
+    def explain(self, source: int, destination: int) -> tuple[bool, str, str]:
+        """Whether the guest or host with CID `source` may connect to the one with CID `destination`.
+
+        Asks the rules that every connection is asked by (crates/core/src/admission.rs).
+
+        Returns:
+            Whether it may, the name of the rule that decides (empty: a CID is nobody's), and why.
+
+        Raises:
+            OSError: the node has stopped.
+        """
+
     def snapshot(self) -> Snapshot:
         """Everything as it is now. RuntimeError once the node has been stopped."""
 

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use vsock_core::{Cid, Instant, Limits};
+use vsock_core::{Admission, Cid, Instant, Limits};
 
 use super::cid_change::check_range;
 use super::{Entry, Interface, LinkFault, LinkId, Links, Role};
@@ -75,6 +75,7 @@ impl Links {
     /// A guest whose front end may attach from now on.
     pub(crate) fn add_guest(
         &mut self,
+        admission: &mut Admission,
         options: GuestOptions,
         seed: u64,
     ) -> Result<LinkId, AddError> {
@@ -88,18 +89,24 @@ impl Links {
         let role = Role::Guest(cid);
         let interface = Interface::new(link, role, self.local, Limits::default(), seed);
         let id = self.entries.insert(Entry::new(GuestOptions::default(), interface));
-        self.set_options(id, options);
+        self.set_options(admission, id, options);
         self.routes.insert(cid, id);
         Ok(id)
     }
 
     /// Makes a guest what it is to be from now on.
-    pub(crate) fn set_options(&mut self, id: LinkId, options: GuestOptions) {
+    pub(crate) fn set_options(
+        &mut self,
+        admission: &mut Admission,
+        id: LinkId,
+        options: GuestOptions,
+    ) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         if let Some(interface) = &mut entry.interface {
             let aliases = options.host_aliases.iter().copied().map(Cid).collect();
             interface.filter_mut().set_aliases(aliases);
         }
+        entry.groups = options.groups.iter().map(|name| admission.group(name)).collect();
         entry.options = options;
     }
 

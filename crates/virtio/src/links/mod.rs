@@ -35,6 +35,7 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 
+use vsock_core::admission::GroupId;
 use vsock_core::{Address, Cid, Instant, Key, Limits, SecondaryMap, Slots};
 
 pub use self::attachment::AddError;
@@ -66,6 +67,8 @@ pub(crate) type LinkId = Key<Entry>;
 pub(crate) struct Entry {
     /// What the guest was told to be; of another link, its socket.
     pub(crate) options: GuestOptions,
+    /// Its groups, as rules know them.
+    pub(crate) groups: Vec<GroupId>,
     /// Its guest is about to be removed: nothing begins any more.
     pub(crate) is_leaving: bool,
     /// Its rings, and who brought them.
@@ -85,6 +88,7 @@ impl Entry {
     fn new(options: GuestOptions, interface: Interface) -> Self {
         Self {
             options,
+            groups: Vec::new(),
             is_leaving: false,
             attachment: Attachment::default(),
             interface: Some(Box::new(interface)),
@@ -103,11 +107,6 @@ impl Entry {
     /// The guest's CID; `None` if there is no guest behind the link.
     pub(crate) fn guest(&self) -> Option<Cid> {
         self.interface().and_then(|it| it.role().guest())
-    }
-
-    /// Whether its guest and another's may talk to each other.
-    pub(crate) fn shares_group(&self, other: &Self) -> bool {
-        !self.is_leaving && self.options.shares_group(&other.options)
     }
 }
 

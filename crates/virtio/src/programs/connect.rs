@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use rustix::io::Errno;
-use vsock_core::{Address, Cid, ConnectError, ConnectionId, FlowKey, Instant, Port, SocketType};
+use vsock_core::admission::Act;
+use vsock_core::{
+    Address, Cid, ConnectionId, FlowKey, Instant, Port, Refusal, Refused, SocketType,
+};
 
 use super::{Granted, Programs};
+use crate::admission::errno;
 use crate::context::Context;
 use crate::flow_log::FlowLog;
 use crate::flows::stream::Stream;
@@ -15,7 +19,6 @@ use crate::host::program::{Bound, Socket};
 use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Report};
 use crate::links::{LinkId, Links};
 use crate::reactor::{Owner, SourceId};
-use crate::spec::F_SEQPACKET;
 
 /// What a CONNECT asks for.
 #[derive(Clone, Copy, Debug)]
@@ -59,23 +62,23 @@ impl Held {
 /// Why an attempt did not start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denied {
-    Errno(Errno),
+    Refused(Refusal),
     /// A connection of this node to itself is between these addresses, and may only wait for our own answer.
     Again,
 }
 
 impl Denied {
-    pub(super) fn errno(self) -> Errno {
+    pub(super) fn reason(self) -> Refusal {
         match self {
-            Self::Errno(errno) => errno,
-            Self::Again => Errno::ADDRINUSE,
+            Self::Refused(reason) => reason,
+            Self::Again => Refusal::AddressesInUse,
         }
     }
 }
 
-impl From<Errno> for Denied {
-    fn from(errno: Errno) -> Self {
-        Self::Errno(errno)
+impl From<Refusal> for Denied {
+    fn from(reason: Refusal) -> Self {
+        Self::Refused(reason)
     }
 }
 
@@ -90,29 +93,31 @@ impl Programs {
         attempt: Attempt,
         request: Held,
     ) -> Result<(), Denied> {
-        let client = self.clients.get_mut(id).ok_or(Errno::INVAL)?;
-        let kind = client.kind;
-        if kind == SocketType::Datagram {
-            return Err(Errno::OPNOTSUPP.into());
-        }
+        let client = self.clients.get_mut(id).ok_or(Refusal::GivenUp)?;
+        let (kind, Address { cid, port }) = (client.kind, attempt.to);
+        let asked = links.attempt_of_program(Act::Connect, cid, port, kind);
+        let decided = cx.admission.decide(&asked).limits();
         // In the order of the kernel: what is known of the way, then a port, then whether anybody is there. The port
         // stays, also if nobody is.
-        let link = route(links, attempt.to.cid, kind)?;
+        if let Err(reason) = decided
+            && reason != Refusal::NoRoute
+        {
+            return Err(reason.into());
+        }
         let own = client.bound;
-        let bound = own.map_or_else(|| self.listeners.bind_ephemeral(), Ok)?;
-        let Some(link) = link else {
-            client.bound = Some(bound);
-            return Err(Errno::NODEV.into());
-        };
+        let bound = own.map_or_else(|| self.listeners.bind_ephemeral(), Ok);
+        let bound = bound.map_err(Refusal::from)?;
+        let limits = decided.inspect_err(|_| client.bound = Some(bound))?;
+        let link = links.route(cid).ok_or(Refusal::NoRoute)?;
         let started = start(cx.now, links, link, bound, attempt, kind);
-        let (connection, key) = started.map_err(|errno| {
+        let (connection, key) = started.map_err(|reason| {
             if own.is_none() {
                 self.listeners.release(Some(bound));
             }
-            let is_own = errno == Errno::ADDRINUSE && link == links.loopback();
-            if is_own { Denied::Again } else { Denied::Errno(errno) }
+            let is_own = reason == Refusal::AddressesInUse && link == links.loopback();
+            if is_own { Denied::Again } else { Denied::Refused(reason) }
         })?;
-        let client = self.clients.remove(id).ok_or(Errno::INVAL)?;
+        let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
         let greeting = match request.report {
             Report::Reply => Greeting::Reply,
@@ -129,7 +134,7 @@ impl Programs {
         let mut share = flows.share();
         if let Some(interface) = links.interface(link) {
             let endpoint = interface.endpoint_mut();
-            flows.set_buffer(&mut share, endpoint, connection, attempt.buffer);
+            flows.set_buffer(&mut share, endpoint, connection, attempt.buffer.min(limits.buffer));
         }
         let parties = Parties::outgoing(key, kind, client.peer);
         let holdings = Holdings { binding: Some(bound), socket, share };
@@ -146,13 +151,15 @@ impl Programs {
         flows: &mut Flows,
         id: SourceId,
         to: Address,
-    ) -> Result<(), Errno> {
-        let link = self.hybrids.get(id).ok_or(Errno::INVAL)?.link;
+    ) -> Result<(), Refusal> {
+        let link = self.hybrids.get(id).ok_or(Refusal::GivenUp)?.link;
+        let asked = links.attempt_of_program(Act::Connect, to.cid, to.port, SocketType::Stream);
+        cx.admission.decide(&asked).limits()?;
         let bound = self.listeners.bind_ephemeral()?;
         let attempt = Attempt::new(to, 0, 0);
         let started = start(cx.now, links, link, bound, attempt, SocketType::Stream);
         let (connection, key) = started.inspect_err(|_| self.listeners.release(Some(bound)))?;
-        let client = self.hybrids.remove(id).ok_or(Errno::INVAL)?;
+        let client = self.hybrids.remove(id).ok_or(Refusal::GivenUp)?;
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
         let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
@@ -186,40 +193,21 @@ impl Programs {
         id: SourceId,
         to: Address,
         request: Held,
-        errno: Errno,
+        refused: Refused,
     ) -> Granted {
         let Some(Client { fd, kind, peer, bound }) = self.clients.remove(id) else {
             return Granted::Over;
         };
         let port = bound.map_or(Port::ANY, |bound| bound.address.port);
         let key = FlowKey { ours: Address { cid: links.local(), port }, theirs: to };
-        FlowLog { cx, links }.denied(&Parties::outgoing(key, kind, peer), false, errno);
+        FlowLog { cx, links }.denied(&Parties::outgoing(key, kind, peer), false, refused);
         let ours = bound.map_or(NOWHERE, |bound| bound.address);
         let mut stream = Stream::new(fd, kind);
-        let reply = wire::not_connected(errno, ours, request.cookie);
+        let reply = wire::not_connected(errno(refused.reason()), ours, request.cookie);
         let told = stream.greet(request.unread(), &reply.encode());
         self.clients.insert(id, Client::new(stream.into_fd(), kind, peer, bound));
         if told.is_ok() { Granted::Answered } else { Granted::Over }
     }
-}
-
-/// Which link leads to a CID, for a socket of this kind; `None`: guests may have it, and none has.
-///
-/// Errors are those that the kernel's choice of a transport gives (kernel-semantics, 1.3): only a driver that runs
-/// can have said that it knows SEQPACKET.
-fn route(links: &Links, cid: Cid, kind: SocketType) -> Result<Option<LinkId>, Errno> {
-    let id = links.route(cid);
-    if id == Some(links.loopback()) {
-        return Ok(id);
-    }
-    if id.is_none() && cid == Cid::HYPERVISOR {
-        return Err(Errno::NODEV);
-    }
-    let features = id.and_then(|id| links.get(id)).map_or(0, |it| it.attachment.features);
-    if kind == SocketType::SeqPacket && features & F_SEQPACKET == 0 {
-        return Err(Errno::SOCKTNOSUPPORT);
-    }
-    Ok(id)
 }
 
 /// Sends REQUEST over a link.
@@ -230,16 +218,12 @@ fn start(
     bound: Bound,
     attempt: Attempt,
     kind: SocketType,
-) -> Result<(ConnectionId, FlowKey), Errno> {
+) -> Result<(ConnectionId, FlowKey), Refusal> {
     // Over loopback we are CID 1, whatever the other side was called.
     let cid = if link == links.loopback() { Cid::LOCAL } else { links.local() };
     let ours = Address { cid, port: bound.address.port };
     let key = FlowKey { ours, theirs: attempt.to };
-    let endpoint = links.interface(link).ok_or(Errno::NODEV)?.endpoint_mut();
-    let connection = endpoint.connect(now, key, kind, attempt.timeout);
-    let connection = connection.map_err(|error| match error {
-        ConnectError::InUse => Errno::ADDRINUSE,
-        ConnectError::TooMany => Errno::NOBUFS,
-    })?;
+    let endpoint = links.interface(link).ok_or(Refusal::NoRoute)?.endpoint_mut();
+    let connection = endpoint.connect(now, key, kind, attempt.timeout)?;
     Ok((connection, key))
 }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
-use vsock_core::{FlowKey, SecondaryMap, SocketType};
+use vsock_core::{FlowKey, Refusal, SecondaryMap};
 
 use super::acceptors::{Acceptors, Speaks};
 use crate::context::Context;
@@ -52,7 +52,7 @@ impl Hybrids {
         Ok(())
     }
 
-    fn path(&self, link: LinkId) -> Option<&Path> {
+    pub(super) fn path(&self, link: LinkId) -> Option<&Path> {
         self.sockets.get(link).map(|(path, _)| path.as_path())
     }
 
@@ -92,17 +92,19 @@ impl Hybrids {
     /// The Unix socket `<path>_<port>` of a guest that connects to us, if a program listens there.
     ///
     /// A program whose backlog is full counts as a refusal: waiting for it would stall every guest.
-    pub(super) fn connect(&self, link: LinkId, key: FlowKey, kind: SocketType) -> Option<OwnedFd> {
-        if kind != SocketType::Stream {
-            return None;
-        }
-        let mut path = self.path(link)?.to_owned().into_os_string();
+    ///
+    /// # Errors
+    /// There is no such program, or no descriptor for it.
+    pub(super) fn connect(&self, link: LinkId, key: FlowKey) -> Result<OwnedFd, Refusal> {
+        let path = self.path(link).ok_or(Refusal::NoListener)?;
+        let mut path = path.to_owned().into_os_string();
         path.push(format!("_{}", key.ours.port.0));
-        let address = SocketAddrUnix::new(path.as_bytes()).ok()?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd =
-            rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None).ok()?;
-        rustix::net::connect(&fd, &address).ok()?;
-        Some(fd)
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
+            .map_err(|_| Refusal::OutOfDescriptors)?;
+        SocketAddrUnix::new(path.as_bytes())
+            .and_then(|address| rustix::net::connect(&fd, &address))
+            .map_err(|_| Refusal::NoHybridSocket)?;
+        Ok(fd)
     }
 }

@@ -28,8 +28,9 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
+use vsock_core::admission::{self, Act, Answerer, FlowLimits, Party};
 use vsock_core::{
-    Address, BindError, Cid, CloseReason, ConnectionId, FlowKey, Instant, Port, SocketType,
+    Address, BindError, Cid, CloseReason, ConnectionId, FlowKey, Instant, Port, Refusal, SocketType,
 };
 
 use self::accept_queue::AcceptQueue;
@@ -38,9 +39,10 @@ use self::connect::{Attempt, Denied, Held};
 use self::datagrams::{Clients, Datagrams};
 use self::handshake::Progress;
 use self::hybrid::{HybridClient, Hybrids};
-use self::listeners::{Given, Listener, Listeners, bind_errno, listen_errno};
+use self::listeners::{Given, Listener, Listeners};
 use self::privilege::may_bind_any_port;
 use self::register::{Register, end_errno};
+use crate::admission::errno;
 use crate::context::Context;
 use crate::flow_log::FlowLog;
 use crate::flows::stream::finish;
@@ -48,7 +50,7 @@ use crate::flows::{Ended, Flow, Flows, Greeting, Holdings, NotConnected, Outcome
 use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
 use crate::host::wire::{self, BadRequest, NOWHERE, Reply, Request, from_wire, op, to_wire};
-use crate::links::{Interface, LinkId, Links, Sends, Update};
+use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::snapshot::{DatagramInfo, ListenerInfo};
 use crate::sys::PeerCredentials;
@@ -325,7 +327,7 @@ impl Programs {
             }
             Request::Send { to, number, .. } => self
                 .datagrams
-                .send(links, &self.clients, id, number, from_wire(to), extra)
+                .send(&mut cx.admission, links, &self.clients, (id, number), from_wire(to), extra)
                 .map(|()| wire::ok(op::SEND, NOWHERE))
                 .map_err(|errno| (op::SEND, errno)),
             Request::Resolve { .. } => resolve(links, extra).map_err(|errno| (op::RESOLVE, errno)),
@@ -336,7 +338,10 @@ impl Programs {
                 return match self.connect(cx, links, flows, id, attempt, held) {
                     Ok(()) => Granted::Answered,
                     Err(Denied::Again) if is_first => Granted::Again,
-                    Err(denied) => self.deny(cx, links, id, to, held, denied.errno()),
+                    Err(denied) => {
+                        let refused = cx.admission.refuse(denied.reason());
+                        self.deny(cx, links, id, to, held, refused)
+                    }
                 };
             }
             // No client may ask this.
@@ -359,17 +364,18 @@ impl Programs {
         if client.bound.is_some() {
             return Err(Errno::INVAL);
         }
-        // Asked only where it matters: it costs a look at the program's entry in /proc.
-        let may = address.port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
         let kind = client.kind;
-        // A port is free as soon as the program that held it has closed its socket, which an event may tell later.
-        let bound = match self.take_port(id, kind, address, may) {
-            Err(BindError::InUse) if self.drop_closed(cx, address.port) => {
-                self.take_port(id, kind, address, may)
-            }
-            outcome => outcome,
-        };
-        let bound = bound.map_err(bind_errno)?;
+        let taken = self.may_bind(cx, client, address).and_then(|()| {
+            // A port is free as soon as the program that held it has closed its socket, which an event may tell later.
+            let taken = match self.take_port(id, kind, address) {
+                Err(BindError::InUse) if self.drop_closed(cx, address.port) => {
+                    self.take_port(id, kind, address)
+                }
+                outcome => outcome,
+            };
+            Ok(taken?)
+        });
+        let bound = taken.map_err(|reason| refuse(cx, reason))?;
         if let Some(client) = self.clients.get_mut(id) {
             client.bound = Some(bound);
         }
@@ -377,16 +383,28 @@ impl Programs {
         Ok(Reply { flow: number, ..wire::ok(op::BIND, bound.address) })
     }
 
+    /// Whether a program may take a port here.
+    fn may_bind(&self, cx: &Context, client: &Client, address: Address) -> Result<(), Refusal> {
+        let Address { cid, port } = address;
+        // Asked only where it matters: it costs a look at the program's entry in /proc.
+        let may_use_privileged =
+            port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
+        let program = Party::Program { may_use_privileged };
+        let to = if self.listeners.is_local(cid) { program } else { Party::Nobody(cid) };
+        let attempt = admission::Attempt::connect(program, to, port, client.kind);
+        let attempt = admission::Attempt { act: Act::Bind, ..attempt };
+        cx.admission.decide(&attempt).limits().map(|_| ())
+    }
+
     fn take_port(
         &mut self,
         id: SourceId,
         kind: SocketType,
         address: Address,
-        may: bool,
     ) -> Result<Bound, BindError> {
         match kind {
-            SocketType::Stream | SocketType::SeqPacket => self.listeners.bind(address, may),
-            SocketType::Datagram => self.datagrams.bind(id, address, may),
+            SocketType::Stream | SocketType::SeqPacket => self.listeners.bind(address),
+            SocketType::Datagram => self.datagrams.bind(id, address),
         }
     }
 
@@ -442,17 +460,17 @@ impl Programs {
         extra: &[u8],
     ) -> Granted {
         let Some(client) = self.clients.get(id) else { return Granted::Over };
-        let listens = match client.bound {
-            Some(bound) => self
-                .listeners
-                .listen(bound, client.kind, backlog)
-                .map(|()| bound)
-                .map_err(listen_errno),
-            None => Err(Errno::INVAL),
-        };
+        let listens = client.bound.ok_or(Refusal::NotBound).and_then(|bound| {
+            let own = Party::PROGRAM;
+            let attempt = admission::Attempt::connect(own, own, bound.address.port, client.kind);
+            let attempt = admission::Attempt { act: Act::Listen, ..attempt };
+            cx.admission.decide(&attempt).limits()?;
+            self.listeners.listen(bound, client.kind, backlog)?;
+            Ok(bound)
+        });
         let reply = match listens {
             Ok(bound) => wire::ok(op::LISTEN, bound.address),
-            Err(errno) => wire::error(op::LISTEN, errno),
+            Err(reason) => wire::error(op::LISTEN, refuse(cx, reason)),
         };
         if client.reply(&reply).is_err() {
             return Granted::Over;
@@ -512,11 +530,12 @@ impl Programs {
             Ok(Progress::Connect(port)) => {
                 let Some(cid) = guest else { return self.hybrids.drop_client(cx, id) };
                 let to = Address { cid, port };
-                if let Err(errno) = self.connect_hybrid(cx, links, flows, id, to) {
+                if let Err(reason) = self.connect_hybrid(cx, links, flows, id, to) {
+                    let refused = cx.admission.refuse(reason);
                     let ours = Address { cid: links.local(), port: Port::ANY };
                     let key = FlowKey { ours, theirs: to };
                     let parties = Parties::outgoing(key, SocketType::Stream, peer);
-                    FlowLog { cx, links }.denied(&parties, true, errno);
+                    FlowLog { cx, links }.denied(&parties, true, refused);
                     self.hybrids.drop_client(cx, id);
                 }
             }
@@ -542,22 +561,33 @@ impl Programs {
         let Asked { link, connection, key, kind } = asked;
         let at = (link, interface.role().label());
         let listener = self.listeners.lookup(key.ours);
-        let given = match &listener {
-            _ if links.get(link).is_some_and(|it| it.is_leaving) => Err("the guest is leaving"),
-            _ if interface.endpoint().info(connection).is_none() => Err("given up already"),
-            Some(listener) if listener.kind == kind => {
-                let connection = (connection, key);
-                let given = self.listeners.offer(cx, flows, interface, connection, listener);
-                given.ok_or("its queue is full")
-            }
-            Some(_) => Err("the listener has another socket type"),
-            None => self.offer_hybrid(cx, flows, &asked).ok_or("nobody listens there"),
+        let answerer = match listener {
+            Some(listener) => Answerer::Listener(listener),
+            None if self.hybrids.path(link).is_some() => Answerer::Hybrid,
+            None => Answerer::Nobody,
         };
+        let from =
+            links.get(link).map_or(Party::Nobody(key.theirs.cid), |it| it.party(interface.role()));
+        let attempt = admission::Attempt::connect(from, Party::PROGRAM, key.ours.port, kind);
+        let attempt = admission::Attempt { answerer, ..attempt };
+        let given = cx.admission.decide(&attempt).limits().and_then(|limits| {
+            if interface.endpoint().info(connection).is_none() {
+                return Err(Refusal::GivenUp);
+            }
+            match &listener {
+                Some(listener) => {
+                    let asked = (connection, key, limits);
+                    self.listeners.offer(cx, flows, interface, asked, listener)
+                }
+                None => self.offer_hybrid(cx, flows, &asked),
+            }
+        });
         let Given { fd, source, peer, share, socket } = match given {
             Ok(given) => given,
-            Err(why) => {
-                FlowLog { cx, links }.unwanted(at, key, kind, why);
-                return interface.endpoint_mut().refuse(connection);
+            Err(reason) => {
+                let refused = cx.admission.refuse(reason);
+                FlowLog { cx, links }.unwanted(at, key, kind, refused);
+                return interface.endpoint_mut().refuse(connection, refused);
             }
         };
         let parties = Parties::incoming(key, kind, peer);
@@ -575,18 +605,17 @@ impl Programs {
         cx: &mut Context,
         flows: &mut Flows,
         asked: &Asked,
-    ) -> Option<Given> {
-        let fd = self.hybrids.connect(asked.link, asked.key, asked.kind)?;
+    ) -> Result<Given, Refusal> {
+        let fd = self.hybrids.connect(asked.link, asked.key)?;
         let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
         let source = cx.sources.add(&fd, Owner::Flow);
-        let source = source
-            .inspect_err(|error| {
-                let text = format!("new connection: {error}");
-                cx.note("failed", asked.key.theirs.cid, text);
-            })
-            .ok()?;
+        let source = source.map_err(|error| {
+            let text = format!("new connection: {error}");
+            cx.note("failed", asked.key.theirs.cid, text);
+            Refusal::OutOfDescriptors
+        })?;
         let socket = Socket { uid: NOBODY.uid, cookie: 0 };
-        Some(Given { fd, source, peer, share: flows.share(), socket })
+        Ok(Given { fd, source, peer, share: flows.share(), socket })
     }
 
     /// A flow is none any more.
@@ -647,13 +676,15 @@ impl Programs {
     /// A datagram came over a link.
     pub(crate) fn datagram(
         &mut self,
+        cx: &mut Context,
         links: &mut Links,
-        link: LinkId,
+        from: (LinkId, Role),
         addresses: (Address, Address),
         bytes: &[u8],
         is_ours: bool,
     ) {
-        self.datagrams.received(links, &self.clients, link, addresses, bytes, is_ours);
+        let admission = &mut cx.admission;
+        self.datagrams.received(admission, links, &self.clients, from, addresses, (bytes, is_ours));
     }
 
     /// A datagram that came over a link was lost.
@@ -677,12 +708,14 @@ impl Programs {
     }
 }
 
-/// The largest receive buffer a program may ask for: what one flow may hold of our memory.
-const MAX_BUFFER: u32 = 16 << 20;
-
-/// A buffer size as programs say it: cut to what is possible.
+/// A buffer size as programs say it: cut to what one flow may hold of our memory.
 fn clamp_buffer(buffer: u64) -> u32 {
-    u32::try_from(buffer).unwrap_or(u32::MAX).min(MAX_BUFFER)
+    u32::try_from(buffer).unwrap_or(u32::MAX).min(FlowLimits::default().buffer)
+}
+
+/// Counts a refusal and says what the program's call gives.
+fn refuse(cx: &mut Context, reason: Refusal) -> Errno {
+    errno(cx.admission.refuse(reason).reason())
 }
 
 /// The CID of a guest of this name.
