@@ -1,41 +1,43 @@
 # Every job of this repository is a target here; `make help` lists them.
-# `make demo` and `make test` need nothing done before: root on Debian 12 (or the packages that
-# they name), Python 3.11 and a Rust toolchain are enough.
+# `make demo` and `make test` need only root on Debian 12 (or the packages that they name), Python 3.11
+# and a Rust toolchain.
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-# What is built is looked for in target/, wherever else this user's cargo usually builds.
+# Build in target/, where the rules below look for the results, also if this user's cargo builds elsewhere.
 unexport CARGO_TARGET_DIR
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
-# PyO3's build script looks for an interpreter: the one that will load the module.
+# PyO3's build script needs the interpreter that will load the module.
 CARGO := PYO3_PYTHON=$(BIN)/python cargo
-# The glue crate has no Rust tests: its tests are the Python ones.
+# The glue crate has no Rust tests; the Python tests cover it.
 RUST_TESTED := --workspace --exclude vsock-python
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml)
 BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.rs' -o -name Cargo.toml)
 # Benchmarks are a workspace of their own, built beside the package.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 GUEST_PACKAGES := qemu-system-x86
-# Programs that the tests run, unmodified, under `vsock run`; and strace, which shows what they call.
-PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace
+# Programs that the tests run, unmodified, under `vsock run`; and strace, which shows their system calls.
+PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace openssl systemd
+# Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
+export VSOCK_REQUIRE_PROGRAMS ?= 1
 TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
 
 .PHONY: demo
-demo: build ## Boot real guests and show what the switch does
-	@tools/debian-packages $(GUEST_PACKAGES) || true # said what is missing; the demo does without
+demo: build ## Boot real guests and check what the switch does
+	@tools/debian-packages $(GUEST_PACKAGES) || true # prints what is missing; the demo works without it
 	@tools/sign-of-life --show "making Linux guests" guests/fetch
 	$(BIN)/vsock demo
 
 .PHONY: test
-test: build ## Everything that must pass: checks, Rust, Python, real guests; a line for each at the end
+test: build ## Everything that must pass: checks, Rust, Python, real guests; ends with a line for each
 	@$(PYTHON) tools/test_parts.py '$(MAKE)' $(TEST_PARTS)
 
 .PHONY: help
@@ -62,7 +64,7 @@ guests: ## Fetch guest kernels and make guest images, in build/guests
 	@guests/fetch --all --strict
 
 .PHONY: clean
-clean: ## Remove all that was built, guest kernels too
+clean: ## Remove everything that was built, guest kernels too
 	rm -rf .venv build target fuzz/target src/vsock/*.so src/vsock/_lib
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -73,7 +75,7 @@ check: lint types ## Format, lint, types, layers, stub: quick and without guests
 	$(BIN)/pytest -q tests/test_layers.py
 
 .PHONY: lint
-lint: setup build ## Formatters (looking only), clippy, ruff, paths
+lint: setup build ## Formatters (without changes), clippy, ruff, paths
 	cargo fmt --all --check
 	cargo fmt --all --check --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -101,7 +103,7 @@ test-rust: build ## Rust tests: core, device against driver
 
 .PHONY: test-python
 test-python: setup build ## Python tests that need no VM
-	@tools/debian-packages $(PROGRAM_PACKAGES) || true # said what is missing; their tests are skipped
+	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
 	$(BIN)/pytest -m 'not vm and not dist'
 
 .PHONY: test-dist
@@ -116,20 +118,20 @@ test-guests: setup build guests ## Tests with real guests: QEMU and User-Mode Li
 CONFORMANCE := build/conformance
 
 .PHONY: conformance
-conformance: setup build guests ## The kernel's own vsock_test over the switch, all roles; RUNS=10: ten times
+conformance: setup build guests ## Run the kernel's own vsock_test over the switch, in all roles; RUNS=10: ten times
 	@tests/conformance/build-suite $(CONFORMANCE)
 	$(BIN)/python -m tests.conformance --suite $(CONFORMANCE) --runs $(or $(RUNS),1)
 
 .PHONY: oracle
-oracle: setup build guests ## Ask the kernel: every case in guests, with vsock.socket and under vsock run
+oracle: setup build guests ## Run every case on a guest's kernel, with vsock.socket and under vsock run, and compare
 	$(BIN)/python -m tests.oracle $(ORACLE)
 
 .PHONY: cpython-tests
-cpython-tests: build ## CPython's own tests of streams, with vsock.socket and under vsock run
+cpython-tests: build ## Run CPython's own tests of streams with vsock.socket and under vsock run
 	$(BIN)/python -m tests.cpython
 
 .PHONY: fuzz
-fuzz: $(VENV)/.tools ## Fuzz the parsers, FUZZ_SECONDS (60) in all
+fuzz: $(VENV)/.tools ## Fuzz the parsers for FUZZ_SECONDS (60) in total
 	tools/fuzz $(FUZZ_SECONDS)
 
 ##@ Measuring
@@ -138,7 +140,7 @@ LOAD := target/release/vsock-load
 PATHS := target/release/vsock-paths
 
 .PHONY: bench
-bench: build $(LOAD) ## Measure against limits and peers, 10 minutes; QUICK=1: under 2; results in bench/results
+bench: build $(LOAD) ## Measure and compare with limits and peers, 10 minutes; QUICK=1: under 2; results in bench/results
 	@guests/fetch
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
@@ -151,11 +153,11 @@ bench-micro: ## Times of the per-packet paths, with Criterion
 	cargo bench $(IN_BENCH) --locked --package vsock-paths
 
 .PHONY: bench-instructions
-bench-instructions: $(PATHS) ## Count the instructions of each packet and compare; UPDATE=1: keep the counts
+bench-instructions: $(PATHS) ## Count the instructions per packet and compare; UPDATE=1: store the counts
 	@tools/debian-packages valgrind
 	$(PYTHON) -m bench.instructions $(if $(UPDATE),--update) $(PATHS)
 
-# Stamps: when these are newer than what they were made from, there is nothing to do.
+# Stamps: if these are newer than their sources, there is nothing to do.
 
 $(VENV)/.base: pyproject.toml tools/make-venv
 	@tools/make-venv $(PYTHON) $(VENV) build
@@ -173,10 +175,10 @@ $(PATHS): $(BENCH_SOURCES)
 	cargo build $(IN_BENCH) --release --locked --package vsock-paths
 	@touch $@
 
-# The package's own backend is what calls maturin here, too; nothing is wrong with that (tools/build_backend.py).
+# maturin warns that it is not the build backend itself; tools/build_backend.py calls it.
 $(VENV)/.built: export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING = 1
 $(VENV)/.built: $(VENV)/.base $(NATIVE_SOURCES)
 	@tools/sign-of-life "building the preload library" tools/build-preload
 	@PIP_QUIET=1 VIRTUAL_ENV=$(VENV) tools/sign-of-life "building the package" \
-	  $(BIN)/maturin develop --release --quiet
+	  $(BIN)/maturin develop --release --quiet --extras cli,switch
 	@touch $@

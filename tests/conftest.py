@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.programs import need
 
 if TYPE_CHECKING:
     from vsock.guest import Guest
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["vsock.testing.plugin"]
 
-KEPT = {"VSOCK_GUEST_IMAGES", "VSOCK_REQUIRE_GUESTS", "VSOCK_TEST_ACCEL"}
+KEPT = {
+    "VSOCK_GUEST_IMAGES",
+    "VSOCK_REQUIRE_GUESTS",
+    "VSOCK_REQUIRE_PROGRAMS",
+    "VSOCK_TEST_ACCEL",
+}
 """Settings for the tests themselves."""
 
 
@@ -30,6 +36,13 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that runs programs needs them."""
+    for mark in item.iter_markers("programs"):
+        need(mark.args)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Taking connections off a listener: none is lost for want of a descriptor (A4), none is a busy loop (A5b)."""
+"""Accepting connections: none is lost if descriptors run out (A4), and nothing spins (A5b)."""
 
 import errno
 import os
@@ -94,7 +94,7 @@ def serve(
 @pytest.mark.parametrize("kind", [SOCK_STREAM, SOCK_SEQPACKET], ids=["stream", "seqpacket"])
 @pytest.mark.parametrize("room", [0, 1])
 def test_connections_wait_while_the_server_has_no_descriptor(switch, serve, kind, room):
-    """Each accept says EMFILE, and all who wait are served once there is room (A4)."""
+    """Each accept is EMFILE, and all waiting clients are served when descriptors are free (A4)."""
     server = serve(kind, room)
     assert server.stdout.readline() == "listening\n"
     with ExitStack() as stack:
@@ -128,7 +128,7 @@ def room_for(count: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def waiting(switch) -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+def waiting(switch) -> Iterator[tuple[socket.socket, list[vsock.socket]]]:
     """A listener, and the clients in its queue; each has sent its number."""
     with ExitStack() as stack:
         listener = stack.enter_context(vsock.create_server(PORT))
@@ -140,7 +140,7 @@ def waiting(switch) -> Iterator[tuple[socket.socket, list[socket.socket]]]:
 
 
 def test_threads_that_share_the_last_descriptors_lose_no_connection(waiting):
-    """Those that find none are told EMFILE; each connection is taken once (A4)."""
+    """Threads that find no free descriptor get EMFILE; each connection is accepted once (A4)."""
     listener, clients = waiting
     listener.settimeout(0.2)
     got: list[bytes] = []

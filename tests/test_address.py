@@ -1,4 +1,4 @@
-"""Addresses: what they hold, how they are read and printed."""
+"""Addresses: their values, and how they are parsed and printed."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ def test_target_printed_and_parsed_is_itself(target):
 
 @given(st.text(max_size=60))
 def test_any_text_parsed_gives_a_target_or_an_address_error(text):
-    """No text makes the parser fail in any other way than it says."""
+    """The parser raises only the documented error for any text."""
     try:
         target = parse(text)
     except AddressError:
@@ -68,7 +68,7 @@ def test_any_text_parsed_gives_a_target_or_an_address_error(text):
     ],
 )
 def test_text_of_each_form_parsed_gives_its_target(text, target):
-    """Each address form is read as documented."""
+    """Each address form is parsed as documented."""
     assert parse(text) == target
     assert type(parse(text)) is type(target)
 
@@ -98,7 +98,7 @@ def test_text_of_each_form_parsed_gives_its_target(text, target):
     ],
 )
 def test_wrong_text_parsed_raises_with_the_reason(text, reason):
-    """A text that is no address is refused, naming the part at fault."""
+    """An invalid address is an error that names the wrong part."""
     with pytest.raises(AddressError, match=reason):
         parse(text)
 
@@ -113,7 +113,7 @@ def test_address_of_no_32_bit_number_raises(bad):
 
 
 def test_address_compared_to_a_tuple_is_equal():
-    """An address can be used wherever the standard library's AF_VSOCK takes or gives a pair."""
+    """An address works wherever the standard library's AF_VSOCK uses a pair."""
     cid, port = Address(3, 4)
     assert (cid, port) == (3, 4) == Address(3, 4)
     with pytest.raises(AttributeError):
@@ -129,12 +129,12 @@ def test_kernel_address_as_target_stays_one():
 
 
 def test_minus_one_is_the_wildcard():
-    """As C programs write it, and Python's own sockets take it (A6)."""
+    """As in C programs and Python's own sockets (A6)."""
     assert Address(-1, -1) == (0xFFFFFFFF, 0xFFFFFFFF)
 
 
 def test_pair_with_a_name_says_how_to_write_it():
-    """Every other Python socket takes a pair of name and port (N27)."""
+    """Other Python sockets accept a pair of name and port, so users try it (N27)."""
     with pytest.raises(AddressError, match="write 'alpha:5000'"):
         as_target(("alpha", 5000))
     with pytest.raises(TypeError, match="write 'host:5000'"):
@@ -143,5 +143,5 @@ def test_pair_with_a_name_says_how_to_write_it():
 
 @pytest.mark.parametrize("name", [*WELL_KNOWN_CIDS, "", "7up", "a:b", "a/b", "x" * 64, "ü"])
 def test_reserved_or_malformed_name_is_no_name(name):
-    """A guest cannot be given a name that an address could not say."""
+    """A guest cannot have a name that could not be part of an address."""
     assert not is_name(name)

@@ -2,24 +2,28 @@
 
 import asyncio
 import errno
+import os
+import resource
 import socket
 
 import pytest
 
 import vsock
+from vsock.aio.server import Server
+from vsock.testing import MemoryTransport
 
 PORT = 5000
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A service that answers with what it was told, louder."""
+    """A service that answers with the received text in upper case."""
     writer.write((await reader.read()).upper())
     await writer.drain()
     writer.close()
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: bytes) -> bytes:
-    """Send `text`, end our direction, and return the whole answer."""
+    """Send `text`, shut down the sending direction, and return the whole answer."""
     writer.write(text)
     writer.write_eof()
     answer = await reader.read()
@@ -58,7 +62,7 @@ async def test_fifty_connections_at_once_all_carry_data(guest):
 
 
 async def test_refused_connection_raises_the_same_error_as_the_blocking_verb(guest):
-    """Nobody listens: ConnectRefused, with AF_VSOCK's errno."""
+    """Without a listener: ConnectRefused, with AF_VSOCK's errno."""
     with pytest.raises(vsock.ConnectRefused) as caught:
         await vsock.open_connection((3, PORT))
     assert caught.value.errno == errno.ECONNRESET
@@ -85,7 +89,7 @@ async def test_connection_cancelled_while_under_way_is_closed(switch):
 
 
 async def test_no_switch_raises_at_once(runtime_dir):
-    """Without a switch both verbs say so."""
+    """Without a switch both functions raise NoSwitch."""
     with pytest.raises(vsock.NoSwitch):
         await vsock.open_connection((3, PORT))
     with pytest.raises(vsock.NoSwitch):
@@ -107,7 +111,7 @@ async def test_loop_sock_connect_and_sock_accept_work(guest):
 
 
 async def test_loop_sock_connect_refused_raises_connection_reset(guest):
-    """asyncio learns of the refusal from SO_ERROR."""
+    """asyncio reads the refusal from SO_ERROR."""
     with vsock.socket() as ours:
         ours.setblocking(False)
         with pytest.raises(ConnectionResetError):
@@ -123,7 +127,7 @@ async def test_connection_given_to_asyncio_becomes_streams(guest):
 
 
 async def test_server_whose_switch_stops_closes_and_says_why(runtime_dir):
-    """A server does not spin on a dead listener: it closes, and the loop is told the reason."""
+    """A server does not spin on a dead listener: it closes, and the loop's exception handler gets the reason."""
     told = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.set_result(context))
     async with vsock.Switch(runtime_dir=runtime_dir):
@@ -181,3 +185,74 @@ async def test_unix_address_opened_is_the_plain_socket(tmp_path, monkeypatch):
         reader, writer = await vsock.open_connection("unix:plain.sock")
         assert writer.get_extra_info("socket").type == socket.SOCK_STREAM
         assert await ask(reader, writer, b"hello") == b"HELLO"
+
+
+async def begin_server(transport: MemoryTransport) -> tuple[Server, asyncio.Queue[None]]:
+    """A server that reads until its clients end, and a queue that tells of each connection."""
+    begun: asyncio.Queue[None] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.put_nowait(None)
+        await reader.read()
+        writer.close()
+
+    server = await vsock.start_server(serve, PORT, transport=transport)
+    assert isinstance(server, Server)
+    return server, begun
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_closed_server_waits_for_its_connections_as_asyncio_does(monkeypatch, waits):
+    """Or not, with an older Python."""
+    monkeypatch.setattr(Server, "WAITS_FOR_CONNECTIONS", waits)
+    host = MemoryTransport()
+    server, begun = await begin_server(host)
+    _, writer = await vsock.open_connection((1, PORT), transport=host)
+    await begun.get()
+    server.close()
+    waiting = asyncio.create_task(server.wait_closed())
+    done, _ = await asyncio.wait([waiting], timeout=0.05)
+    assert bool(done) is not waits
+    writer.close()
+    await asyncio.wait_for(waiting, 10)
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("how", ["close_clients", "abort_clients"])
+async def test_server_ends_its_connections(how):
+    """All at once, and each side sees the end."""
+    host = MemoryTransport()
+    server, begun = await begin_server(host)
+    async with server:
+        clients = []
+        for _ in range(3):
+            clients.append(await vsock.open_connection((1, PORT), transport=host))
+            await begun.get()
+        getattr(server, how)()
+        for reader, writer in clients:
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_server_without_a_descriptor_pauses_and_goes_on(monkeypatch):
+    """It says so once, does not spin, and the connection is there when there is room again."""
+    monkeypatch.setattr("vsock.aio.server._SHORTAGE_PAUSE", 0.05)
+    monkeypatch.setattr(Server, "WAITS_FOR_CONNECTIONS", True)
+    told: asyncio.Queue[OSError] = asyncio.Queue()
+    loop, host = asyncio.get_running_loop(), MemoryTransport()
+    loop.set_exception_handler(lambda _, context: told.put_nowait(context["exception"]))
+    server, begun = await begin_server(host)
+    async with server:
+        with vsock.create_connection((1, PORT), transport=host):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            try:
+                error = await asyncio.wait_for(told.get(), 10)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert error.errno == errno.EMFILE
+            await asyncio.wait_for(begun.get(), 10)
+    assert told.empty()

@@ -1,4 +1,4 @@
-"""The data calls: flags, order of checks, what a shutdown does, and records (kernel-semantics, 6, 7)."""
+"""The data calls: flags, order of checks, effects of shutdown, and records (kernel-semantics, 6, 7)."""
 
 import array
 import errno
@@ -65,7 +65,7 @@ def open_files() -> int:
 
 
 def wait_readable(sock: socket.socket) -> None:
-    """Until something can be read, or the end."""
+    """Wait until there is data, or the end of the data."""
     assert select.select([sock], [], [], 10)[0]
 
 
@@ -89,7 +89,7 @@ def wait_readable(sock: socket.socket) -> None:
     ],
 )
 def test_fresh_socket_used_for_data_gives_the_first_error_of_the_kernels_order(call, number):
-    """Flags that are refused come before the state when sending, after it when receiving."""
+    """Invalid flags are checked before the state when sending, after it when receiving."""
     for kind in (vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET):
         with vsock.socket(kind) as sock:
             assert errno_of(lambda sock=sock: call(sock)) == number
@@ -113,7 +113,7 @@ def test_fresh_socket_used_for_data_gives_the_first_error_of_the_kernels_order(c
     ],
 )
 def test_connected_socket_gives_the_kernels_errno(pair, call, number):
-    """And goes on working."""
+    """Afterwards it still works."""
     ours, theirs = pair
     assert errno_of(lambda: call(ours)) == number
     ours.send(b"goes on")
@@ -135,7 +135,7 @@ def test_listener_is_no_connection(switch):
 
 
 def test_receive_of_nothing_takes_nothing(pair):
-    """Length 0 gives 0 at once, and a message stays."""
+    """Length 0 returns 0 at once, and a message stays in the queue."""
     ours, theirs = pair
     assert theirs.recv(0) == b""
     ours.send(b"whole")
@@ -161,7 +161,7 @@ def test_received_data_has_no_address_and_no_ancillary_data(pair):
 
 
 def test_ancillary_data_sent_is_ignored(stream):
-    """No descriptor gets through to the switch, and the data arrives."""
+    """The descriptor does not reach the switch, and the data arrives."""
     ours, theirs = stream
     with Path(os.devnull).open() as file:
         fds = array.array("i", [file.fileno()])
@@ -186,7 +186,7 @@ def test_peek_shows_and_takes_nothing(pair):
 
 
 def test_stream_receive_of_all_waits_for_all(stream):
-    """MSG_WAITALL, and SO_RCVLOWAT for less; the buffer's size can never be reached: ENOMEM."""
+    """MSG_WAITALL, and SO_RCVLOWAT for fewer bytes; asking for the buffer's size is ENOMEM."""
     ours, theirs = stream
     sender = threading.Thread(target=lambda: [ours.send(b"x") for _ in range(2000)])
     sender.start()
@@ -201,7 +201,7 @@ def test_stream_receive_of_all_waits_for_all(stream):
 
 
 def test_stream_truncation_flag_discards_nothing(stream):
-    """MSG_TRUNC means nothing on a stream."""
+    """MSG_TRUNC has no effect on a stream."""
     ours, theirs = stream
     ours.send(b"0123456789")
     assert theirs.recv(4, socket.MSG_TRUNC) == b"0123"
@@ -209,7 +209,7 @@ def test_stream_truncation_flag_discards_nothing(stream):
 
 
 def test_short_receive_of_a_message_loses_its_rest(messages):
-    """MSG_TRUNC is told, and with the flag given so is the length."""
+    """MSG_TRUNC is returned; with the flag given, the length is too."""
     ours, theirs = messages
     for _ in range(3):
         ours.send(b"0123456789")
@@ -223,7 +223,7 @@ def test_short_receive_of_a_message_loses_its_rest(messages):
 
 
 def test_empty_send_puts_nothing_on_the_wire(pair):
-    """An empty message would read as the end."""
+    """The receiver would read an empty message as the end."""
     ours, theirs = pair
     assert ours.send(b"") == 0
     ours.sendall(b"")
@@ -246,7 +246,7 @@ def test_message_sent_in_pieces_is_one_message(messages):
 @pytest.mark.parametrize("size", [1, 65536, 65537, 262144])
 @pytest.mark.parametrize("direction", ["out", "in"])
 def test_record_end_is_kept_through_rings_in_both_directions(messages, size, direction):
-    """MSG_EOR comes out as it went in, for messages of one packet and of many."""
+    """MSG_EOR arrives as it was sent, for messages of one packet and of many."""
     sender, receiver = messages if direction == "out" else messages[::-1]
     pattern = [True, False, True, True, False]
 
@@ -264,13 +264,14 @@ def test_record_end_is_kept_through_rings_in_both_directions(messages, size, dir
 
 
 def test_record_end_costs_no_descriptors_and_reads_plainly(messages):
-    """A reader that cares for no records sees messages; nothing is left open."""
+    """A reader that ignores records gets messages; no descriptor is left open."""
     ours, theirs = messages
     before = open_files()
     for number in range(300):
         ours.send(b"%d" % number, socket.MSG_EOR)
         assert theirs.recv(100) == b"%d" % number
-    assert open_files() <= before + 2  # one mark for all sockets, one for all nodes of the process
+    # One descriptor marks records for all sockets, another for all nodes of the process.
+    assert open_files() <= before + 2
     ours.send(b"0123456789", socket.MSG_EOR)
     assert theirs.recvmsg(4)[2] == socket.MSG_EOR | socket.MSG_TRUNC
 
@@ -287,7 +288,7 @@ def test_record_flag_on_a_stream_means_nothing(stream):
 
 
 def test_receive_after_shut_rd_gives_nothing_even_if_data_waits(pair):
-    """SHUT_RD is at once; the other direction goes on."""
+    """SHUT_RD takes effect at once; the other direction goes on."""
     ours, theirs = pair
     theirs.send(b"never read")
     wait_readable(ours)
@@ -301,31 +302,31 @@ def test_receive_after_shut_rd_gives_nothing_even_if_data_waits(pair):
 
 
 def test_send_after_either_side_shut_it_is_epipe(pair):
-    """Our SHUT_WR, or their SHUT_RD."""
+    """After SHUT_WR on this side, or SHUT_RD on the other."""
     ours, theirs = pair
     ours.shutdown(socket.SHUT_WR)
     assert errno_of(lambda: ours.send(b"x")) == errno.EPIPE
     assert theirs.recv(1) == b""
     ours.shutdown(socket.SHUT_RD)
     poller = select.poll()
-    poller.register(theirs, 0)  # POLLHUP is always told
+    poller.register(theirs, 0)  # poll always reports POLLHUP
     assert poller.poll(10_000)
     assert errno_of(lambda: theirs.send(b"x")) == errno.EPIPE
 
 
 def test_sender_hears_of_shut_rd_while_it_sends_nothing(pair):
-    """The other side is told at once, and not only when its next data is refused."""
+    """The other side is notified at once, and not only when its next data is rejected."""
     ours, theirs = pair
     ours.shutdown(socket.SHUT_RD)
     deadline = time.monotonic() + 10
-    # An empty send carries nothing anywhere, and still says that nobody receives.
+    # An empty send transmits nothing, but fails if the peer does not receive.
     while errno_of(lambda: socket.socket.send(theirs, b"")) != errno.EPIPE:
         assert time.monotonic() < deadline
         threading.Event().wait(0.002)
 
 
 def test_sender_that_waits_for_room_is_ended_by_shut_rd(pair):
-    """Nobody reads from our socket any more, which is full: nothing but the shutdown can tell."""
+    """Its socket is full and is not read any more: only the shutdown can wake it."""
     ours, theirs = pair
     fill(theirs)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 10, 0))
@@ -334,7 +335,7 @@ def test_sender_that_waits_for_room_is_ended_by_shut_rd(pair):
 
 
 def fill(sock):
-    """Send until there is no room, and none comes."""
+    """Send until the socket stays full."""
     poller = select.poll()
     poller.register(sock, select.POLLOUT)
     refusals = 0
@@ -348,7 +349,7 @@ def fill(sock):
 
 
 def test_connect_under_way_is_given_up_by_shutdown(switch):
-    """As in the kernel: then there is no connection to read from, and no other connect."""
+    """As in the kernel: afterwards there is no connection to read from, and another connect fails."""
     with vsock.socket() as sock:
         sock.setblocking(False)
         assert sock.connect_ex((4, PORT)) == errno.EINPROGRESS

@@ -28,7 +28,7 @@ def errno_of(call) -> int | None:
 
 @pytest.fixture
 def receiver(switch):
-    """A host program's socket on PORT."""
+    """A socket of the host, bound to PORT."""
     with vsock.socket(SOCK_DGRAM) as sock:
         sock.bind((CID_ANY, PORT))
         sock.settimeout(10)
@@ -37,14 +37,14 @@ def receiver(switch):
 
 @pytest.fixture
 def sender(switch):
-    """Another one, not bound."""
+    """Another socket of the host, not bound."""
     with vsock.socket(SOCK_DGRAM) as sock:
         sock.settimeout(10)
         yield sock
 
 
 def test_fresh_socket_says_what_it_is():
-    """Type, addresses, no connection; options of AF_VSOCK it has none."""
+    """Its type and addresses; it has no connection and no options of level AF_VSOCK."""
     with vsock.socket(SOCK_DGRAM) as sock:
         assert isinstance(sock, vsock.socket)
         assert sock.type == SOCK_DGRAM
@@ -65,7 +65,7 @@ def test_fresh_socket_says_what_it_is():
 
 @pytest.mark.parametrize("cid", [CID_HOST, CID_LOCAL, CID_ANY])
 def test_datagrams_between_host_programs_keep_boundaries_and_tell_the_sender(receiver, sender, cid):
-    """In order, whole, with the address; the sender was given a port by its first send."""
+    """In order, whole, with the sender's address; its first send chooses a port."""
     messages = [b"one", b"", b"three" * 1000, bytes(LONGEST)]
     for message in messages:
         assert sender.sendto(message, (cid, PORT)) == len(message)
@@ -79,7 +79,7 @@ def test_datagrams_between_host_programs_keep_boundaries_and_tell_the_sender(rec
 
 @pytest.mark.parametrize("size", [0, 1, 65536, 65537, LONGEST])
 def test_datagrams_between_host_and_guest_arrive_whole(guest, receiver, size):
-    """Through the rings, in several packets if they must be, both ways."""
+    """Over the virtqueues in both directions, in several packets if necessary."""
     data = os.urandom(size)
     with guest.socket(SOCK_DGRAM) as theirs:
         theirs.settimeout(10)
@@ -91,14 +91,14 @@ def test_datagrams_between_host_and_guest_arrive_whole(guest, receiver, size):
 
 
 def test_datagrams_of_several_senders_are_not_mixed(guest, receiver):
-    """Packets of one datagram are one run on the link."""
+    """The packets of one datagram follow each other on the link."""
     with contextlib.ExitStack() as stack:
         senders = [stack.enter_context(guest.socket(SOCK_DGRAM)) for _ in range(4)]
 
         done = threading.Event()
 
         def send(sock: vsock.socket, mark: int) -> None:
-            # Delivery is best effort, so each goes on until all have been heard.
+            # Delivery is best effort, so each sends until all have been received.
             while not done.is_set():
                 sock.sendto(bytes([mark]) * LONGEST, (CID_HOST, PORT))
 
@@ -132,15 +132,17 @@ def test_datagrams_of_several_senders_are_not_mixed(guest, receiver):
     ],
 )
 def test_datagram_to_where_none_can_go_is_an_error(switch, sender, to, number):
-    """Nobody on this node, no such guest, a guest that has no datagrams, no destination."""
+    """No socket on this node, no such guest, a guest without datagrams, no destination."""
     assert errno_of(lambda: sender.sendto(b"x", to)) == number
 
 
 def test_datagram_to_a_guests_port_that_nobody_has_is_lost_silently(guest, sender):
-    """What happens behind the link is nobody's error."""
+    """An unbound port beyond the link is no error of the sender."""
     assert sender.sendto(b"x", (3, 7777)) == 1
     with guest.socket(SOCK_DGRAM) as theirs:
-        assert theirs.sendto(b"x", (4, PORT)) == 1  # nobody has joined there, and no word
+        assert (
+            theirs.sendto(b"x", (4, PORT)) == 1
+        )  # no guest is attached there, and the sender gets no error
 
 
 @pytest.mark.parametrize("size", [0, 1, 65537, LONGEST])
@@ -163,7 +165,7 @@ def test_datagrams_between_guests_that_share_a_group_arrive_whole(switch, guest,
 
 
 def test_datagram_between_guests_without_a_group_in_common_is_lost(switch, guest, receiver):
-    """Policy is the same as for connections; what may pass arrives behind it."""
+    """The policy is that of connections; a later allowed datagram arrives."""
     with (
         vsock.Guest(switch.socket_path("gamma")) as stranger,
         vsock.Guest(switch.socket_path("beta")) as friend,
@@ -175,7 +177,9 @@ def test_datagram_between_guests_without_a_group_in_common_is_lost(switch, guest
         theirs.settimeout(10)
         assert refused.sendto(b"refused", (3, PORT)) == 7
         refused.sendto(b"mark", (CID_HOST, PORT))
-        assert receiver.recvfrom(100)[0] == b"mark"  # the switch has seen what came before
+        assert (
+            receiver.recvfrom(100)[0] == b"mark"
+        )  # the switch has processed the datagrams before this one
         assert allowed.sendto(b"allowed", (3, PORT)) == 7
         assert theirs.recvfrom(100)[0] == b"allowed"
 
@@ -187,7 +191,7 @@ def test_datagram_longer_than_17_pages_is_emsgsize(receiver, sender, size, numbe
 
 
 def test_datagram_longer_than_the_buffer_is_cut(receiver, sender):
-    """MSG_TRUNC is told; asked for, it changes nothing; a peek takes nothing."""
+    """MSG_TRUNC is returned; given as a flag it has no effect; a peek leaves the datagram."""
     for _ in range(3):
         sender.sendto(b"0123456789", (CID_HOST, PORT))
     assert receiver.recvmsg(4, 0, socket.MSG_PEEK)[0] == b"0123"
@@ -202,7 +206,7 @@ def test_datagram_longer_than_the_buffer_is_cut(receiver, sender):
 
 
 def test_connected_socket_has_a_destination_and_receives_from_all(receiver, sender):
-    """connect is a default, not a filter, and can be changed."""
+    """connect sets the default destination, filters nothing, and can be repeated."""
     sender.connect((CID_HOST, PORT))
     assert sender.getpeername() == (CID_HOST, PORT)
     sender.send(b"to the default")
@@ -236,7 +240,7 @@ def test_ports_of_datagrams_are_a_space_of_their_own(receiver):
 
 
 def test_receiver_that_does_not_receive_loses_datagrams_and_stops_nobody(receiver, sender):
-    """Best effort: sends go on, what was queued is whole, later ones arrive again."""
+    """Best effort: sends do not fail, queued datagrams are whole, later ones arrive again."""
     for number in range(300):
         sender.sendto(number.to_bytes(4, "big") * 1000, (CID_HOST, PORT))
     receiver.settimeout(0.2)
@@ -254,7 +258,7 @@ def test_receiver_that_does_not_receive_loses_datagrams_and_stops_nobody(receive
 
 
 def test_socket_is_readable_when_a_datagram_waits(receiver, sender):
-    """And writable always."""
+    """It is always writable."""
     assert select.select([receiver], [], [], 0)[0] == []
     sender.sendto(b"x", (CID_HOST, PORT))
     assert select.select([receiver], [], [], 10)[0] == [receiver]
@@ -262,7 +266,7 @@ def test_socket_is_readable_when_a_datagram_waits(receiver, sender):
 
 
 def test_dup_and_fork_send_and_receive_for_the_same_socket(receiver, sender):
-    """One port, whoever uses it."""
+    """All descriptors have the same port."""
     sender.sendto(b"first", (CID_HOST, PORT))
     with sender.dup() as twin:
         twin.sendto(b"twin", (CID_HOST, PORT))
@@ -301,7 +305,7 @@ async def test_asyncio_receives_and_sends_datagrams(receiver, sender):
 
 
 def test_number_of_anothers_socket_cannot_be_sent_from(switch, sender):
-    """A socket that is not there is EBADF."""
+    """A number that is no socket of this program is EBADF."""
     sender.bind((CID_ANY, PORT_ANY))
-    sender._life.flow = 12345
+    sender._state.number = 12345
     assert errno_of(lambda: sender.sendto(b"x", (CID_HOST, PORT))) == errno.EBADF

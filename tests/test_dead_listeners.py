@@ -1,6 +1,6 @@
-"""Servers whose switch ends: their loops use no processor time (A5b).
+"""Servers whose switch ends: their event loops use no processor time (A5b).
 
-A listener of the kernel's never ends, so the loops of others are not prepared for one that does.
+A listener of the kernel never ends, so other people's event loops do not handle the end of one.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ if child:
 else:
     serve()
 """,
-    # Loops that go on after any error.
+    # Event loops that go on after any error.
     "thread": """
 def serve():
     say(os.getpid())
@@ -133,7 +133,7 @@ def used(pid: int) -> float:
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_server_whose_switch_has_ended_uses_no_processor_time(runtime_dir, start, server):
-    """It is told once, and waits from then on."""
+    """Its accept fails once; after that it waits."""
     with vsock.Switch(runtime_dir=runtime_dir):
         process = start(SERVERS[server])
         pid = int(process.stdout.readline())
@@ -145,7 +145,7 @@ def test_server_whose_switch_has_ended_uses_no_processor_time(runtime_dir, start
 
 
 def test_accept_tells_once_that_the_switch_has_ended(runtime_dir):
-    """Afterwards nothing comes, as at a listener that nobody connects to."""
+    """Afterwards it behaves as a listener without clients."""
     with vsock.Switch(runtime_dir=runtime_dir):
         listener = vsock.create_server(PORT)
     with listener:

@@ -1,6 +1,6 @@
-"""A `vsock.socket` in other people's event loops and servers: asyncio, uvloop, trio, selectors.
+"""A `vsock.socket` in event loops and servers of other libraries: asyncio, uvloop, trio, selectors.
 
-(ssl and sendfile are in test_sockets_in_use.py.) They take it for what its descriptor is, and it must behave in each as they expect of a socket.
+(ssl and sendfile are in test_sockets_in_use.py.) They use its descriptor, and it must behave as they expect of a socket.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ def test_loop_moves_data_with_its_socket_calls(switch, run):
 
 
 def test_loop_connect_that_is_refused_raises_the_refusal(switch, run):
-    """sock_connect waits for writability and asks SO_ERROR."""
+    """sock_connect waits for writability and reads SO_ERROR."""
 
     async def main() -> None:
         with vsock.socket() as sock:
@@ -78,7 +78,7 @@ def test_loop_connect_that_is_refused_raises_the_refusal(switch, run):
 
 
 def test_streams_and_server_work_in_the_loop(switch, run):
-    """open_connection and start_server, and a server made of our socket."""
+    """open_connection and start_server, and a loop's server with a `vsock.socket`."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -100,7 +100,7 @@ def test_streams_and_server_work_in_the_loop(switch, run):
 
 
 def test_server_in_the_loop_is_closed_when_its_switch_stops(runtime_dir, run):
-    """There is nothing more to come, and no loop may spin on the dead descriptor."""
+    """No loop may spin on the dead descriptor."""
 
     async def main() -> None:
         told: list[dict[str, Any]] = []
@@ -163,7 +163,7 @@ def test_trio_streams_talk_and_see_the_end(switch):
 
 
 def test_trio_waits_for_a_non_blocking_connect(switch):
-    """wait_writable, then the verdict."""
+    """wait_writable, then finish_connect."""
 
     async def main() -> None:
         with vsock.create_server(PORT), vsock.socket() as sock, trio.fail_after(10):
@@ -202,7 +202,7 @@ class _Echo(socketserver.StreamRequestHandler):
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
-    """A server of the standard library over our socket: all that it asks of one."""
+    """A server of the standard library with a `vsock.socket`."""
 
     daemon_threads = True
     block_on_close = False
@@ -259,7 +259,7 @@ def test_forked_child_goes_on_with_the_connection(switch):
 
 
 def test_child_process_inherits_a_descriptor(switch):
-    """A program that knows nothing of vsock reads and writes it."""
+    """A program without vsock reads and writes it."""
     with (
         vsock.create_server(PORT) as listener,
         vsock.create_connection((CID_LOCAL, PORT)) as ours,

@@ -1,6 +1,6 @@
-"""Programs that gevent or eventlet has patched: a socket that waits lets other greenlets run (A5).
+"""Programs patched by gevent or eventlet: a socket that waits lets other greenlets run (A5).
 
-Each runs in a process of its own, as patching cannot be undone; the switch is here.
+Each runs in a process of its own, as patching cannot be undone; the switch is in the test's process.
 """
 
 import os
@@ -61,13 +61,13 @@ spawn(accept)
 
 @pytest.fixture(params=["gevent", "eventlet"])
 def library(request) -> str:
-    """Which library has patched the program."""
+    """The library that patches the program."""
     return str(request.param)
 
 
 @pytest.fixture(params=["before", "after"])
 def play(request, switch, library):
-    """Runs a program that is patched, and has imported `vsock` before that or after it; what it printed."""
+    """Runs a patched program that imports `vsock` before or after patching; returns its output."""
 
     def play(code: str) -> list[str]:
         parts = ["import vsock\n", PRELUDE[library]]
@@ -88,7 +88,7 @@ def play(request, switch, library):
 
 
 def test_timeout_of_a_receive_ends_it(play):
-    """After the time asked for; meanwhile the others run, and five wait no longer than one."""
+    """At the time that was set; other greenlets run meanwhile, and five waits take no longer than one."""
     with vsock.create_server(5000):
         said = play("""
 def wait():
@@ -106,7 +106,7 @@ say(ticks > 5)
 
 
 def test_client_and_server_in_one_program(play):
-    """Connecting, accepting and data: everything waits without stopping the rest."""
+    """Connecting, accepting and data calls wait without stopping other greenlets."""
     said = play(
         ECHO
         + """
@@ -148,7 +148,7 @@ for kind in (vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET):
 
 
 def test_non_blocking_and_timed_calls_say_so(play):
-    """What a program set is what it gets, and sees."""
+    """Timeouts and modes that the program set take effect and are returned."""
     said = play(
         ECHO
         + """
@@ -189,7 +189,7 @@ with vsock.socket() as s:
 
 
 def test_datagrams_and_unix_sockets_wait_too(play, runtime_dir):
-    """Every socket of ours does."""
+    """Every kind of socket of this package does."""
     said = play(f"""
 address = 'unix:{runtime_dir}/green'
 def serve(listener):
@@ -215,7 +215,7 @@ with vsock.socket(vsock.SOCK_DGRAM) as a, vsock.socket(vsock.SOCK_DGRAM) as b:
 
 
 def test_socket_of_the_kernel_is_refused_aloud(play):
-    """It would stop all greenlets; the libraries' own do not."""
+    """It would stop all greenlets; the libraries' own AF_VSOCK sockets do not."""
     said = play("""
 try:
     vsock.socket(transport='kernel')
@@ -226,7 +226,7 @@ except vsock.UsageError as error:
 
 
 def test_proxy_class_in_place_of_sockets_changes_nothing(switch):
-    """Others patch `socket.socket` too, with sockets that block."""
+    """Other libraries replace `socket.socket` too, with sockets that block."""
     code = """
 import socket
 class Proxy(socket.socket):

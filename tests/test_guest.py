@@ -15,12 +15,12 @@ PORT = 5000
 
 
 def test_guest_joined_has_the_cid_of_the_device(guest):
-    """The device behind the socket says which CID its guest has."""
+    """The guest's CID comes from the device."""
     assert guest.cid == 3
 
 
 def test_guest_connects_to_the_host_and_is_seen_by_its_cid(guest):
-    """A guest's sockets live on its side: the host sees the guest's address."""
+    """The host sees the guest's address."""
     with vsock.create_server(PORT) as listener:
         with guest.create_connection("host:5000") as ours:
             theirs, peer = listener.accept()
@@ -31,13 +31,13 @@ def test_guest_connects_to_the_host_and_is_seen_by_its_cid(guest):
 
 
 def test_ports_of_guest_and_host_do_not_meet(guest):
-    """Each machine has its own ports."""
+    """Guest and host have separate ports."""
     with vsock.create_server(PORT) as ours, guest.create_server(PORT) as theirs:
         assert ours.getsockname() == theirs.getsockname()
 
 
 def test_guests_directory_is_private_and_goes_when_it_leaves(switch):
-    """Only this user can use the guest's sockets, and nothing stays behind."""
+    """Only this user can use the guest's sockets, and the directory is removed at the end."""
     with vsock.Guest(switch.socket_path("alpha")) as guest:
         directory = Path(guest.transport.directory)
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -45,7 +45,7 @@ def test_guests_directory_is_private_and_goes_when_it_leaves(switch):
 
 
 def test_guest_that_left_can_come_again(switch):
-    """The device serves one front end after the other."""
+    """The device accepts one front end after the other."""
     for _ in range(3):
         with vsock.Guest(switch.socket_path("alpha")) as guest:
             with guest.create_server(PORT) as listener, vsock.create_connection((3, PORT)):
@@ -81,7 +81,7 @@ async def test_guest_in_async_with_joins_and_leaves(switch):
     ],
 )
 def test_guest_used_before_it_joined_raises(use):
-    """A guest that is not there has no sockets."""
+    """A guest that is not attached has no sockets."""
     with pytest.raises(UsageError, match="not joined"):
         use(vsock.Guest("/nowhere"))
 
@@ -142,7 +142,7 @@ def test_guest_whose_switch_ended_knows_and_joins_the_next_one(runtime_dir):
 
 
 def test_guest_is_told_that_its_switch_has_ended(runtime_dir):
-    """By wait, as often as it is asked; and it can join the next one."""
+    """`wait` returns the reason at every call, and the guest can join the next switch."""
     with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
         guest = vsock.Guest(switch.socket_path("alpha"))
         guest.start()
@@ -157,7 +157,7 @@ def test_guest_is_told_that_its_switch_has_ended(runtime_dir):
 
 
 def test_guest_is_told_that_it_was_removed(switch):
-    """Several may wait, threads and tasks."""
+    """Several threads and tasks can wait."""
     with vsock.Guest(switch.socket_path("alpha")) as guest:
         said: list[str | None] = []
         threads = [threading.Thread(target=lambda: said.append(guest.wait(30))) for _ in range(3)]
@@ -178,7 +178,7 @@ def test_guest_is_told_that_it_was_removed(switch):
 
 
 def test_guest_stopped_by_another_thread_ends_the_wait(switch):
-    """No wait without an end."""
+    """A wait ends when the guest is stopped."""
     guest = vsock.Guest(switch.socket_path("alpha"))
     guest.start()
     threading.Timer(0.05, guest.stop).start()

@@ -1,4 +1,4 @@
-"""A guest that reaches the host by another CID too, as software for Nitro enclaves calls its parent 3."""
+"""A guest that reaches the host by another CID too, as software for Nitro enclaves connects to CID 3."""
 
 import json
 import os
@@ -21,7 +21,7 @@ PORT = 6000
 
 @pytest.fixture
 def switch(runtime_dir: Path) -> Iterator[Switch]:
-    """`enclave` (4) reaches the host as 3 too; the guest that has CID 3 is in no group of its."""
+    """`enclave` (4) also reaches the host as 3; the guest with CID 3 shares no group with it."""
     with Switch({"other": 3}, runtime_dir=runtime_dir, control=True) as switch:
         switch.add_guest("enclave", 4, groups=["lab"], host_aliases=[3, 77])
         yield switch
@@ -53,7 +53,7 @@ def test_host_answers_by_the_cid_that_it_was_called(enclave: Guest, cid: int, ki
 
 
 def test_datagrams_reach_the_host_by_an_alias(enclave: Guest) -> None:
-    """The receiver sees who sent it."""
+    """The receiver sees the sender's address."""
     with vsock.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.bind((vsock.CID_ANY, PORT))
         receiver.settimeout(10)
@@ -64,7 +64,7 @@ def test_datagrams_reach_the_host_by_an_alias(enclave: Guest) -> None:
 
 
 def test_alias_is_that_guests_alone(switch: Switch, enclave: Guest) -> None:
-    """To others the CID is who has it, and so it is to the host."""
+    """For other guests and for the host, the CID is the guest that has it."""
     with vsock.create_server(PORT) as listener, Guest(switch.socket_path("other")) as other:
         with other.create_server(7000), vsock.create_connection((3, 7000)):
             pass
@@ -80,7 +80,7 @@ def test_alias_is_that_guests_alone(switch: Switch, enclave: Guest) -> None:
 
 
 def test_alias_of_two_meanings_is_refused(switch: Switch) -> None:
-    """In one group a CID is either a guest or the host, whoever comes first, and whatever changes."""
+    """Within a group a CID is either a guest or the host, in any order of changes."""
     with pytest.raises(TransportError, match="CID 4 belongs to guest enclave, of the same group"):
         switch.add_guest("third", 5, groups=["lab"], host_aliases=[4])
     with pytest.raises(TransportError, match="CID 77 is the host to guest enclave"):
@@ -100,7 +100,7 @@ def test_alias_of_two_meanings_is_refused(switch: Switch) -> None:
 def test_aliases_come_from_a_file_and_the_command_line(
     switch: Switch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And listings have them."""
+    """Listings show them."""
     table = '[[guest]]\nname = "enclave"\ncid = 4\nhost_aliases = '
     assert parse(table + "[3]\n").guests[0].host_aliases == (3,)
     with pytest.raises(ConfigError, match=r":4: alias 'parent' is not a whole number"):
@@ -113,7 +113,7 @@ def test_aliases_come_from_a_file_and_the_command_line(
 
 
 def call_parent(port: int) -> str:
-    """In the guest: what the parent answers."""
+    """In the guest: the parent's answer."""
     import socket
 
     sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
@@ -126,7 +126,7 @@ def call_parent(port: int) -> str:
 @pytest.mark.vm
 @pytest.mark.timeout(180)
 def test_kernel_of_a_guest_takes_the_answers_of_an_alias(switch: Switch) -> None:
-    """A Linux guest, which drops what does not come from whom it called."""
+    """A Linux guest drops packets that do not come from the CID to which it connected."""
     try:
         testing.find_image("uml")
     except testing.GuestUnavailable as missing:

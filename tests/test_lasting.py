@@ -40,7 +40,7 @@ def connected(kind: int = SOCK_STREAM) -> socket.socket:
 
 @pytest.fixture
 def restart(runtime_dir: Path) -> Iterator[Callable[[], None]]:
-    """Ends the switch that runs, if any, and starts another."""
+    """Ends the running switch, if any, and starts another."""
     switches: list[vsock.Switch] = []
 
     def restart() -> None:
@@ -94,7 +94,7 @@ def test_port_that_was_chosen_stays(restart):
 @pytest.mark.parametrize("how", ["start_server", "sock"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_server_of_a_loop_goes_on_with_the_next_switch(restart, loop, how):
-    """Ours, and the loop's own with our listener."""
+    """`vsock.start_server`, and the loop's own server with such a listener."""
     if (loop, how) == ("uvloop", "sock"):
         pytest.skip(
             "uvloop accepts at the descriptor itself, which is none of a listening Unix socket"
@@ -134,7 +134,7 @@ def test_server_of_a_loop_goes_on_with_the_next_switch(restart, loop, how):
 
 
 def test_connections_that_waited_at_a_dead_switch_are_read_to_their_end(restart):
-    """They count for nothing in the next one's queue."""
+    """They do not count in the next switch's queue."""
     with vsock.create_server(PORT, backlog=1, reconnect=True) as listener:
         early = [connected() for _ in range(2)]
         assert select.select([listener], [], [], DEADLINE)[0]
@@ -164,7 +164,7 @@ os.waitpid(child, 0)
 
 
 def test_children_share_a_listener_that_comes_back(restart):
-    """The parent's thread serves them."""
+    """The thread in the parent serves them."""
     server = subprocess.Popen([sys.executable, "-c", PREFORK], start_new_session=True)
     with server:
         try:
@@ -177,7 +177,7 @@ def test_children_share_a_listener_that_comes_back(restart):
 
 
 def accept_once(listener: socket.socket) -> None:
-    """What a worker process does."""
+    """Accept one connection, as a worker process."""
     with listener.accept()[0] as theirs:
         theirs.sendall(b"worker")
 
@@ -195,7 +195,7 @@ def test_worker_processes_get_a_listener_that_comes_back(restart):
 
 
 def test_closed_listener_gives_its_port_back(restart):
-    """At once, and its thread ends; also while there is no switch."""
+    """The port is free at once, and the thread ends; also while there is no switch."""
     for _ in range(3):
         with vsock.create_server(PORT, reconnect=True):
             pass
@@ -208,7 +208,7 @@ def test_closed_listener_gives_its_port_back(restart):
 
 
 def test_waiting_for_a_switch_costs_next_to_nothing(runtime_dir):
-    """Neither the thread nor the program turns."""
+    """Neither the thread nor the program spins."""
     with vsock.Switch(runtime_dir=runtime_dir):
         listener = vsock.create_server(PORT, reconnect=True)
     with listener:
@@ -218,6 +218,6 @@ def test_waiting_for_a_switch_costs_next_to_nothing(runtime_dir):
 
 
 def test_listener_needs_a_switch_to_begin_with(runtime_dir):
-    """A wrong directory is told at once."""
+    """A wrong directory is an error at once."""
     with pytest.raises(vsock.NoSwitch):
         vsock.create_server(PORT, reconnect=True)

@@ -1,4 +1,4 @@
-"""A switch that does not run for a while: what came in the meantime counts, whatever the clock says by then."""
+"""A switch that is stopped for a while: answers that arrived meanwhile count, although timers have expired."""
 
 import os
 import select
@@ -13,7 +13,8 @@ import pytest
 from tests.bad_input.lab import DEADLINE, SILENT, Lab
 from tests.bad_input.raw import dial, name, reply
 
-from vsock._endpoint import Op, Request, wait
+from vsock._client import Op, Request
+from vsock._system.waiting import wait
 
 GUEST = """
 import sys, vsock
@@ -46,7 +47,7 @@ def stop(lab: Lab, pid: int) -> None:
 
 
 def test_answer_that_came_in_time_is_found_behind_the_deadline(lab: Lab) -> None:
-    """The guest has accepted, and the switch looks too late to know when."""
+    """The guest accepts in time, and the switch reads the answer after the deadline."""
     with subprocess.Popen(
         [sys.executable, "-c", GUEST, str(lab.directory / "guests/beta.sock")],
         stdout=subprocess.PIPE,

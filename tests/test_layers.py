@@ -1,10 +1,11 @@
 """A layer imports only from layers below it: the picture in ARCHITECTURE.md, checked.
 
 The map names, for each module or package of `vsock`, what it may import. An import inside a
-function or under TYPE_CHECKING counts like any other: it is the same arrow.
+function or under TYPE_CHECKING counts like any other.
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,30 +18,8 @@ ROOT = Path(vsock.__file__).parent
 LEAVES = {"address", "errors", "runtime"}
 """Usable by everything; they import nothing but each other."""
 
-SOCKETS = {
-    "sockets",
-    "aio",
-    "guest",
-    "_socket_class",
-    "_data_calls",
-    "_option_calls",
-    "_life",
-    "_note",
-    "_options",
-}
-"""The public socket API."""
-
-STATE = {"_options", "_note"}
-BELOW_SOCKETS = LEAVES | {
-    "_green",
-    "_endpoint",
-    "_accepting",
-    "_arguments",
-    "_unix",
-    "_kernel_socket",
-    "transports",
-}
-BELOW_SWITCH = BELOW_SOCKETS | SOCKETS | {"_native"}
+BELOW_SOCKETS = LEAVES | {"_system", "_client", "_socket", "transports"}
+BELOW_SWITCH = BELOW_SOCKETS | {"sockets", "aio", "guest", "_native"}
 BELOW_TOOLS = BELOW_SWITCH | {"control", "switch", "vmm", "preload"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -50,32 +29,16 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": set(),
     "vmm": LEAVES,
     "preload": LEAVES,
-    # the client protocol and the choice of a transport
-    "_endpoint": LEAVES | {"_green"},
-    "_accepting": LEAVES | {"_endpoint", "_green", "_note"},
-    "_green": set(),
-    "_arguments": {"_green"},
-    "_unix": LEAVES | {"_green"},
-    "_kernel_socket": LEAVES,
-    "transports": LEAVES | {"_endpoint", "_kernel_socket", "_note", "_unix", "_green"},
-    # what a socket is, kept in the socket
-    "_options": LEAVES,
-    "_note": LEAVES | {"_options", "_green"},
-    # the socket API
-    "_life": BELOW_SOCKETS | STATE,
-    "_data_calls": BELOW_SOCKETS | {"_life"},
-    "_option_calls": BELOW_SOCKETS | STATE | {"_life", "_data_calls"},
-    "_connecting": BELOW_SOCKETS | STATE | {"_life", "_option_calls"},
-    "_passing": {"transports"},
-    "_socket_class": BELOW_SOCKETS | STATE | {"_life", "_connecting", "_data_calls", "_passing"},
-    "_datagrams": BELOW_SOCKETS | STATE | {"_life", "_socket_class"},
-    "_lasting": BELOW_SOCKETS | STATE | {"_passing", "_socket_class"},
-    "sockets": BELOW_SOCKETS | STATE | {"_life", "_socket_class", "_datagrams", "_lasting"},
-    "_accept_loop": BELOW_SOCKETS | {"_socket_class"},
-    "aio": BELOW_SOCKETS | {"_socket_class", "_datagrams", "_accept_loop", "sockets"},
+    # sockets, from the system's up to the public API
+    "_system": {"errors"},
+    "_client": LEAVES | {"_system"},
+    "_socket": LEAVES | {"_system", "_client"},
+    "transports": LEAVES | {"_system", "_client", "_socket"},
+    "sockets": BELOW_SOCKETS,
+    "aio": BELOW_SOCKETS | {"sockets"},
     "guest": BELOW_SOCKETS | {"sockets", "aio", "_native"},
     # the public names: everything that is public, and nothing that is not
-    "": {"address", "errors", "sockets", "aio", "guest", "switch"},
+    "": {"address", "errors", "sockets", "aio", "guest", "switch", "transports"},
     # control plane: what both ends share, and the switch
     "control": LEAVES,
     "switch": BELOW_SWITCH | {"control"},
@@ -87,7 +50,18 @@ ALLOWED: dict[str, set[str]] = {
     # supported test helpers: may import anything
     "testing": BELOW_TOOLS,
 }
-"""Who may import whom; ``""`` is the package itself. Within a package all may import each other."""
+"""Allowed imports; ``""`` is the package itself. Modules of a package may import each other."""
+
+
+FROM_ELSEWHERE = {
+    "cli": {"click"},  # vsock[cli]
+    "demo": {"rich"},  # vsock[cli]
+    "switch": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn"},  # vsock[switch]
+    "perf": {"matplotlib"},  # vsock[plot]
+    "testing": {"pytest"},
+    "_system": {"eventlet", "gevent"},  # if the program has patched its sockets with one of them
+}
+"""What may be imported of other distributions, and where."""
 
 
 def module_files() -> Iterator[tuple[str, Path]]:
@@ -100,8 +74,8 @@ def module_files() -> Iterator[tuple[str, Path]]:
 FILES = list(module_files())
 
 
-def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
-    """The modules and packages right below vsock that the file imports, with line numbers."""
+def imported_names(path: Path) -> Iterator[tuple[int, str]]:
+    """The modules that the file imports, with line numbers and full names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
@@ -111,9 +85,15 @@ def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
         else:
             continue
         for name in names:
-            package, _, rest = name.partition(".")
-            if package == "vsock":
-                yield node.lineno, rest.partition(".")[0]
+            yield node.lineno, name
+
+
+def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
+    """The modules and packages directly below vsock that the file imports, with line numbers."""
+    for line, name in imported_names(path):
+        package, _, rest = name.partition(".")
+        if package == "vsock":
+            yield line, rest.partition(".")[0]
 
 
 def is_part(name: str) -> bool:
@@ -148,17 +128,28 @@ def test_map_has_no_cycle():
 
 
 def test_every_name_in_the_map_is_a_module():
-    """The map does not speak of modules that are gone."""
+    """The map has no names of removed modules."""
     parts = {part for part, _ in FILES}
     assert set(ALLOWED) - parts - {"demo", "testing"} == set()
 
 
 def test_only_guest_and_switch_touch_the_native_module():
-    """The seam is crossed in two places."""
+    """Only these two use the native module directly."""
     touching = {
         part for part, path in FILES for _, target in imported_parts(path) if target == "_native"
     }
     assert touching <= {"guest", "switch"}
+
+
+@pytest.mark.parametrize(
+    ("part", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES]
+)
+def test_library_imports_only_python_itself(part, path):
+    """The rest imports what its extra installs (pyproject.toml), or what a program has already."""
+    for line, name in imported_names(path):
+        package = name.partition(".")[0]
+        if package not in {"vsock", *sys.stdlib_module_names}:
+            assert package in FROM_ELSEWHERE.get(part, ()), f"{path}:{line}: {package}"
 
 
 @pytest.mark.parametrize(

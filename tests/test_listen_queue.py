@@ -11,14 +11,14 @@ from vsock import SOCK_SEQPACKET, SOCK_STREAM
 
 PORT = 5000
 BACKLOG = 300
-"""More than messages with descriptors fit into a Unix socket, which was the end of every queue once."""
+"""More connections than fit a Unix socket as messages with descriptors."""
 
 
 @pytest.mark.parametrize("kind", [SOCK_STREAM, SOCK_SEQPACKET])
 @pytest.mark.parametrize("listens", ["host", "guest"])
 @pytest.mark.parametrize("connects", ["host", "guest"])
 def test_queue_is_as_long_as_asked_for(switch, guest, listens, connects, kind):
-    """None of them is refused, the next one is, and each is accepted with what it has sent."""
+    """None of them is refused, the next one is, and each is accepted with the data that it has sent."""
     transports = {"host": switch.transport, "guest": guest.transport}
     cid = {"host": vsock.CID_HOST, "guest": guest.cid}[listens]
     address = (cid, PORT)
@@ -52,7 +52,7 @@ sys.stdin.readline()
 
 
 def test_queue_of_a_program_under_vsock_run_is_as_long(switch, start_preloaded):
-    """It knows nothing of the switch, and takes a few; the others wait on."""
+    """An unmodified program accepts a few; the others go on waiting."""
     program = start_preloaded(sys.executable, "-c", UNDER_RUN, stdin=subprocess.PIPE)
     assert program.stdout.readline() == "listening\n"
     with ExitStack() as waiting:

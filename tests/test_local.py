@@ -1,7 +1,7 @@
 """Local communication: CID 1, and a node's own CID, connect two programs of the node.
 
-On the host and in a userspace guest alike; to each other the two are CID 1, as with the kernel's
-loopback transport (kernel-semantics, 12.11).
+On the host and in a userspace guest. The peer's CID is 1, as with the kernel's loopback transport
+(kernel-semantics, 12.11).
 """
 
 import errno
@@ -18,14 +18,14 @@ PORT = 5000
 
 @pytest.fixture(params=["host", "guest"])
 def node(request, guest):
-    """What to pass as ``transport=`` to be a program of the switch or of the guest, and its CID."""
+    """The value of ``transport=`` for a program of the switch or of the guest, and its CID."""
     return (None, CID_HOST) if request.param == "host" else (guest.transport, guest.cid)
 
 
 @pytest.mark.parametrize("kind", [vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET])
 @pytest.mark.parametrize("by", ["local", "own"])
 def test_programs_of_one_node_see_the_addresses_that_loopback_gives(node, kind, by):
-    """Who connects is CID 1; who listens is what was connected to."""
+    """The client's CID is 1; the server's is the one to which the client connected."""
     transport, own = node
     cid = CID_LOCAL if by == "local" else own
     with (
@@ -76,7 +76,7 @@ def test_guest_cannot_reach_the_hosts_loopback(guest):
 
 
 def test_loopback_connect_that_nobody_accepts_is_refused(switch):
-    """Nobody listens, the type is wrong, or the queue is full: ECONNRESET, at once."""
+    """No listener, the wrong type, or a full queue: ECONNRESET, at once."""
     with pytest.raises(vsock.ConnectRefused):
         vsock.create_connection((CID_LOCAL, PORT))
     with vsock.create_server(PORT, backlog=0, type=vsock.SOCK_SEQPACKET):
@@ -117,7 +117,7 @@ def test_host_cid_from_a_guest_is_the_host_not_loopback(guest):
 
 
 def test_port_of_a_closed_socket_can_be_bound_at_once(switch):
-    """As soon as `close` has returned, whoever of the two the switch hears first."""
+    """As soon as `close` has returned, whichever of the two events the switch reads first."""
     for kind in (vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET, vsock.SOCK_DGRAM):
         for _ in range(200):
             with vsock.socket(kind) as sock:

@@ -1,7 +1,7 @@
-"""A guest's CID changes while it runs: what programs on both sides see.
+"""A guest's CID changes while it runs: the effects for programs on both sides.
 
-The switch's part, with guests that misbehave, is tested in crates/virtio/tests/node_renumber.rs, real
-guests are in tests/guests/test_migration.py.
+crates/virtio/tests/node_renumber.rs tests the switch with misbehaving guests,
+tests/guests/test_migration.py real guests.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ def test_connections_end_and_listeners_on_any_go_on(switch, guest):
 
 
 def test_listener_bound_to_the_old_number_is_lost(switch, guest):
-    """As in the kernel: bind to the wildcard to be found after a migration."""
+    """As in the kernel: a listener must be bound to the wildcard to be reachable after a migration."""
     with guest.create_server((3, PORT)):
         switch.set_guest_cid(3, 33)
         with pytest.raises(vsock.ConnectRefused):
@@ -60,14 +60,14 @@ def test_listener_bound_to_the_old_number_is_lost(switch, guest):
 
 
 def test_loopback_of_the_guest_is_not_touched(switch, guest):
-    """Only what crosses the link ends."""
+    """Only connections over the link end."""
     with (
         guest.create_server(PORT) as listener,
         guest.create_connection((vsock.CID_LOCAL, PORT)) as ours,
     ):
         theirs, _ = listener.accept()
         switch.set_guest_cid(3, 33)
-        # Answered only when the guest has heard of it.
+        # Answered only after the guest has read the event.
         with pytest.raises(vsock.ConnectRefused):
             vsock.create_connection((33, PORT + 1))
         assert guest.cid == 33
@@ -77,7 +77,7 @@ def test_loopback_of_the_guest_is_not_touched(switch, guest):
 
 
 def test_blocked_calls_return_and_nothing_hangs(switch, guest):
-    """A receive, a send into a full path, an accept and asyncio all hear of it."""
+    """A receive, a blocked send, an accept and asyncio all notice it."""
     with guest.create_server(PORT) as listener:
         reader = vsock.create_connection((3, PORT))
         writer = vsock.create_connection((3, PORT))
@@ -99,7 +99,7 @@ def test_blocked_calls_return_and_nothing_hangs(switch, guest):
         threads = [threading.Thread(target=call) for call in (read, write)]
         for thread in threads:
             thread.start()
-        while ends[1].recv(1 << 16, 2) == b"":  # MSG_PEEK: the writer has begun
+        while ends[1].recv(1 << 16, 2) == b"":  # MSG_PEEK: the writer has begun to send
             pass
         switch.set_guest_cid(3, 33)
         for thread in threads:
@@ -111,7 +111,7 @@ def test_blocked_calls_return_and_nothing_hangs(switch, guest):
 
 
 async def test_asyncio_server_goes_on(switch, guest):
-    """A server in the guest sees its clients go, and the next ones come."""
+    """A server in the guest loses its clients, and accepts the next ones."""
     gone: asyncio.Queue[None] = asyncio.Queue()
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -75,7 +75,7 @@ def test_fresh_socket_has_the_kernels_defaults(sock):
     ],
 )
 def test_buffer_sizes_are_clamped_silently_and_the_maximum_wins(sock, steps, size):
-    """Any value is taken; min first, then max."""
+    """Any value is accepted; the minimum is applied first, then the maximum."""
     for name, value in steps:
         set_size(sock, value, name)
         if name != SO_VM_SOCKETS_BUFFER_SIZE:
@@ -101,19 +101,19 @@ def test_buffer_sizes_are_clamped_silently_and_the_maximum_wins(sock, steps, siz
     ],
 )
 def test_option_of_any_length_gives_the_kernels_errno(sock, name, length, number):
-    """Too short is EINVAL, longer is taken, unknown is ENOPROTOOPT; get and set alike."""
+    """A too short value is EINVAL, a longer one is accepted, an unknown option ENOPROTOOPT; for get and set."""
     assert errno_of(lambda: sock.setsockopt(AF_VSOCK, name, bytes(length))) == number
     if length:
         assert errno_of(lambda: sock.getsockopt(AF_VSOCK, name, length)) == number
 
 
 def test_longer_get_is_trimmed_to_the_options_size(sock):
-    """The kernel says how long it really is."""
+    """getsockopt returns the option's real length."""
     assert len(sock.getsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, 64)) == 8
 
 
 def test_size_without_a_length_is_an_integer_of_64_bits(sock):
-    """As Python has it for sockets of the kernel's AF_VSOCK."""
+    """As in Python's own AF_VSOCK sockets."""
     sock.setsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, 1 << 40)
     sock.setsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, 1 << 33)
     assert sock.getsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE) == 1 << 33
@@ -134,7 +134,7 @@ def test_size_without_a_length_is_an_integer_of_64_bits(sock):
     ],
 )
 def test_connect_timeout_is_kept_in_ticks_and_checked(sock, given, told):
-    """Rounded up to 4 ms; zero is the default; what is no time is ERANGE."""
+    """Rounded up to 4 ms; zero is the default; an invalid time is ERANGE."""
     value = struct.pack("=qq", *given)
     if isinstance(told, int):
         call = errno_of(lambda: sock.setsockopt(AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, value))
@@ -146,7 +146,7 @@ def test_connect_timeout_is_kept_in_ticks_and_checked(sock, given, told):
 
 
 def test_connect_timeout_option_bounds_the_connect(switch):
-    """The option is what `connect_timeout` says, and the switch keeps it."""
+    """The option and `connect_timeout` are the same, and the switch applies it."""
     with vsock.socket() as sock:
         value = struct.pack("=qq", 0, 52_000)
         sock.setsockopt(AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, value)
@@ -165,7 +165,7 @@ def test_level_that_is_none_of_ours_is_enoprotoopt(sock):
 
 
 def fill(sock: socket.socket) -> int:
-    """How much can be sent that nobody reads: credit, and what the Unix sockets on the way take."""
+    """How much can be sent without a reader: the credit, and the buffers of the Unix sockets."""
     sock.settimeout(0.2)
     total = 0
     with contextlib.suppress(TimeoutError):
@@ -176,7 +176,7 @@ def fill(sock: socket.socket) -> int:
 
 @pytest.mark.parametrize("how", ["before", "after", "listener", "accepted"])
 def test_smaller_buffer_lets_less_be_under_way(guest, how):
-    """Set before connect, on a connection, or on the listener: the other side is told."""
+    """Set before connect, on a connection, or on the listener: it is announced to the other side."""
     with guest.create_server(PORT) as listener, vsock.socket() as ours:
         if how == "listener":
             set_size(listener, 4096)
@@ -202,7 +202,7 @@ def test_smaller_buffer_lets_less_be_under_way(guest, how):
 
 
 def test_longest_message_follows_the_buffers_of_both_sides(guest):
-    """EMSGSIZE beyond the smaller one, also after it has changed."""
+    """EMSGSIZE beyond the smaller one, also after a change."""
     kind = vsock.SOCK_SEQPACKET
     with (
         guest.create_server(PORT, type=kind) as listener,
@@ -223,10 +223,10 @@ def test_longest_message_follows_the_buffers_of_both_sides(guest):
 
 
 def test_buffer_of_somebody_elses_connection_cannot_be_changed(switch):
-    """A number that is no connection's is ENOTCONN."""
-    transport = SwitchTransport(str(switch.runtime_dir))
+    """A number without a connection is ENOTCONN."""
+    node = SwitchTransport(str(switch.runtime_dir)).node
     with pytest.raises(OSError, match="connected") as caught:
-        transport.set_buffer(12345, 4096)
+        node.set_buffer(12345, 4096)
     assert caught.value.errno == errno.ENOTCONN
 
 
@@ -250,7 +250,7 @@ def test_socket_says_what_an_af_vsock_socket_says_of_itself(switch):
     ("value", "number"), [(-1, errno.EINVAL), (262145, errno.EINVAL), (262144, 0)]
 )
 def test_low_water_mark_beyond_the_buffer_is_einval(sock, value, number):
-    """It could never be reached."""
+    """Such a mark could never be reached."""
     assert errno_of(lambda: sock.setsockopt(SOL, socket.SO_RCVLOWAT, value)) == number
 
 
@@ -272,14 +272,14 @@ def test_low_water_mark_of_zero_is_one(sock):
     ],
 )
 def test_generic_option_is_taken_or_refused_as_by_af_vsock(sock, name, value, number):
-    """What makes no sense for the family is refused, what does nothing is stored."""
+    """Options of other families are errors, options without effect are stored."""
     assert errno_of(lambda: sock.setsockopt(SOL, name, value)) == number
     if number == 0:
         assert sock.getsockopt(SOL, name) == value
 
 
 def test_linger_is_stored_and_close_returns(switch):
-    """What was sent goes out after close anyway, so close waits for nothing."""
+    """The data is sent after close anyway, so close does not wait."""
     with (
         vsock.create_server(PORT) as listener,
         vsock.create_connection((CID_LOCAL, PORT)) as ours,
@@ -318,7 +318,7 @@ def test_receive_timeout_ends_receive_and_accept_with_eagain(switch):
 
 
 def test_send_timeout_ends_a_blocked_send_with_eagain(switch):
-    """SO_SNDTIMEO, for data that nobody reads."""
+    """SO_SNDTIMEO, when the peer does not read."""
     with (
         vsock.create_server(PORT),
         vsock.create_connection((CID_LOCAL, PORT)) as ours,
@@ -331,7 +331,7 @@ def test_send_timeout_ends_a_blocked_send_with_eagain(switch):
 
 
 def test_option_of_a_closed_socket_is_ebadf(sock):
-    """As every call."""
+    """As every call on a closed socket."""
     sock.close()
     call = errno_of(lambda: sock.getsockopt(AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, 8))
     assert call == errno.EBADF
@@ -352,6 +352,6 @@ def test_dup_shares_options_and_state(switch):
 
 
 def test_pickling_is_refused(sock):
-    """A descriptor has no meaning elsewhere."""
+    """A descriptor number has no meaning in another process."""
     with pytest.raises(TypeError):
         pickle.dumps(sock)

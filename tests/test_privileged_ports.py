@@ -1,4 +1,4 @@
-"""Ports below 1024: for root and for programs with CAP_NET_BIND_SERVICE, told by the switch."""
+"""Ports below 1024 are for root and for programs with CAP_NET_BIND_SERVICE; the switch checks that."""
 
 import errno
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.programs import need
 
 import vsock
 from vsock import CID_ANY
@@ -34,8 +35,9 @@ def open_switch(switch, runtime_dir):
 
 def bind_as(*how: str) -> list[int]:
     """The errnos of binding ports 0, 1023 and 1024 in a program started by setpriv with `how`."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("needs root and setpriv, to start a program of another user")
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to start a program of another user")
+    need(["setpriv"])
     # Another user may not be able to enter the directory of our own interpreter.
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
     command = ["setpriv", *how, python, "-I", "-c", BIND]
@@ -60,7 +62,7 @@ def test_user_with_the_capability_may_bind_any_port(open_switch):
 
 
 def test_capability_in_a_user_namespace_of_ones_own_is_worth_nothing(open_switch):
-    """There everybody has all capabilities; the kernel's `capable` does not count them either."""
+    """There every process has all capabilities; the kernel's `capable` does not count them either."""
     made = ("setpriv", "--reuid", NOBODY, "--clear-groups", "unshare", "--user", "--map-root-user")
     if subprocess.run([*made, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces for users here")

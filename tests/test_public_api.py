@@ -1,4 +1,4 @@
-"""The public surface is written by hand; these tests keep it true."""
+"""The list of public names is written by hand; these tests check it."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ import pytest
 import vsock
 
 HEAVY = {"asyncio", "ssl", "pydantic", "fastapi", "click", "rich", "dataclasses", "vsock._native"}
-"""What `import vsock` must not cost."""
+"""Modules that `import vsock` must not load."""
 
 ROOTS = {"VsockError", "UsageError", "AddressError", "TransportError"}
 """Errors without an errno, or with any."""
@@ -42,20 +42,20 @@ def test_all_is_what_the_module_imports_by_name():
 
 @pytest.mark.parametrize("name", vsock.__all__)
 def test_public_name_is_there(name):
-    """Each name can be had, also those imported late."""
+    """Each name is available, also those that are imported later."""
     assert getattr(vsock, name) is not None
     assert name in dir(vsock)
 
 
 def test_unknown_name_raises_attribute_error():
-    """The late import does not hide mistakes."""
+    """The lazy import does not hide wrong names."""
     with pytest.raises(AttributeError, match="sokcet"):
         _ = vsock.sokcet
 
 
 @pytest.mark.parametrize("name", [name for name in vsock.__all__ if callable(getattr(vsock, name))])
 def test_public_callable_has_a_docstring(name):
-    """What is public is explained."""
+    """Every public name has a docstring."""
     assert (getattr(vsock, name).__doc__ or "").strip()
 
 
@@ -77,7 +77,7 @@ def public_functions():
     [pytest.param(function, text, id=name) for name, function, text in public_functions()],
 )
 def test_public_function_explains_its_arguments(function, text):
-    """Each by its name, but for those that are passed on and those that `socket.socket` has too."""
+    """Each argument by its name, except those that are passed on and those of `socket.socket`."""
     same_in_python = function.__name__ != "__init__" and hasattr(socket.socket, function.__name__)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name == "self" or parameter.kind in (
@@ -93,12 +93,12 @@ def test_public_function_explains_its_arguments(function, text):
     "name", [name for name in vsock.__all__ if name in vars(vsock.errors) and name not in ROOTS]
 )
 def test_error_says_its_errno(name):
-    """What a program that knows AF_VSOCK would see."""
+    """The errno that AF_VSOCK gives."""
     assert re.search(r"\bE[A-Z]{3,}\b", getattr(vsock, name).__doc__)
 
 
 def modules_after(program):
-    """What a new interpreter has imported after `program`."""
+    """The modules that a new interpreter has imported after `program`."""
     program = f"{program}; import sys; print(*sys.modules)"
     return set(
         subprocess.run(
@@ -109,12 +109,12 @@ def modules_after(program):
 
 @pytest.mark.parametrize("name", ["Guest", "Switch", "socket"])
 def test_help_of_a_class_says_how_to_make_one(name):
-    """And not "Initialize self", which is what `object` says (N27)."""
+    """Not "Initialize self", the docstring of `object` (N27)."""
     assert getattr(vsock, name).__init__.__doc__ not in (None, object.__init__.__doc__)
 
 
 def test_import_is_light():
-    """Importing the package does not load what only some of its users need; N13: the command has not begun."""
+    """Importing the package does not load modules that only some users need (N13)."""
     before = modules_after("pass")
     assert modules_after("import vsock") - before == {"vsock"}
     assert HEAVY & modules_after("import vsock; vsock.create_connection") == set()

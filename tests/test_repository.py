@@ -1,4 +1,4 @@
-"""What a newcomer meets first: the README's example, and a `make help` that lists everything."""
+"""The first things that a newcomer tries: the README's example and `make help`."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_example_of_the_readme_runs(switch: object) -> None:
-    """N8: the first code that anybody tries prints what it says, also while a switch runs."""
+    """N8: the README's program prints the output in its comment, also while a switch runs."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = subprocess.run(
@@ -23,7 +23,7 @@ def test_example_of_the_readme_runs(switch: object) -> None:
 
 
 def test_help_lists_every_target() -> None:
-    """A target that nobody finds is not there."""
+    """Every target has a line in the help."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^\.PHONY: (\S+)$", makefile, re.MULTILINE)
     shown = subprocess.run(

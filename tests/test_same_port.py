@@ -1,4 +1,4 @@
-"""A port whose socket is closed can be connected from at once, to the same port, on a machine with one processor, too."""
+"""After a close, the same pair of ports can be connected again at once, also with one processor."""
 
 import os
 import select
@@ -28,7 +28,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def test_closed_client_comes_back_from_its_port(lab: Lab) -> None:
-    """It is fast: the switch hears the other end's answer to the close only after the new connect."""
+    """The switch reads the other end's answer to the close only after the new connect."""
     with vsock.socket() as listener:
         listener.bind((vsock.CID_ANY, vsock.PORT_ANY))
         listener.listen(1)

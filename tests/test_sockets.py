@@ -1,7 +1,7 @@
-"""`vsock.socket` through its life: states, errors and addresses as vsock(7) has them.
+"""`vsock.socket` in all its states: errors and addresses are those of vsock(7).
 
 Everything runs against a real switch with a real userspace guest, ``alpha`` (CID 3); ``beta``
-(CID 4) is known to the switch and attached to nothing.
+(CID 4) is configured in the switch, but not attached.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ PORT = 5000
 def poll(
     sock: socket.socket, events: int = select.POLLIN | select.POLLOUT, timeout: float = 0.0
 ) -> int:
-    """The events that are on `sock` within `timeout` seconds."""
+    """The events of `sock` within `timeout` seconds."""
     poller = select.poll()
     poller.register(sock, events)
     return sum(event for _, event in poller.poll(timeout * 1000))
@@ -47,7 +47,7 @@ def pair(listener):
 
 
 def test_fresh_socket_asked_for_its_address_says_any():
-    """Before bind both parts of our own address are wildcards, and that is no error."""
+    """Before bind both parts of the local address are wildcards, without an error."""
     with vsock.socket() as sock:
         assert sock.getsockname() == (CID_ANY, PORT_ANY)
 
@@ -66,7 +66,7 @@ def test_fresh_socket_asked_for_its_address_says_any():
     ],
 )
 def test_fresh_socket_used_as_if_connected_raises_the_kernels_errno(call, number):
-    """What needs a connection or a binding says so, as AF_VSOCK does."""
+    """Calls that need a connection or a binding fail with AF_VSOCK's errno."""
     with vsock.socket() as sock, pytest.raises(OSError) as caught:  # noqa: PT011 - errno is checked
         call(sock)
     assert caught.value.errno == number
@@ -80,7 +80,7 @@ def test_fresh_socket_used_as_if_connected_raises_the_kernels_errno(call, number
     ],
 )
 def test_socket_of_an_unknown_kind_raises_the_kernels_errno(arguments, number):
-    """Types and protocols that there are not are refused when the socket is made."""
+    """Unknown types and protocols fail when the socket is made."""
     with pytest.raises(OSError) as caught:  # noqa: PT011 - errno is checked
         vsock.socket(*arguments)
     assert caught.value.errno == number
@@ -107,7 +107,7 @@ def test_bound_socket_has_its_port_until_closed(switch):
         with pytest.raises(OSError, match="Invalid") as caught:
             first.bind((CID_ANY, PORT + 1))
         assert caught.value.errno == errno.EINVAL
-    # The switch hears of the close from the socket itself, a moment later.
+    # The switch learns of the close from the socket itself, a moment later.
     deadline = time.monotonic() + 5
     is_free = False
     while not is_free and time.monotonic() < deadline:
@@ -118,7 +118,7 @@ def test_bound_socket_has_its_port_until_closed(switch):
 
 
 def test_any_port_bound_twice_gives_consecutive_numbers(switch):
-    """The switch hands out unprivileged ports in turn."""
+    """The switch assigns unprivileged ports in order."""
     with vsock.socket() as first, vsock.socket() as second:
         first.bind((CID_ANY, PORT_ANY))
         second.bind((CID_ANY, PORT_ANY))
@@ -127,14 +127,14 @@ def test_any_port_bound_twice_gives_consecutive_numbers(switch):
 
 
 def test_cid_of_somebody_else_bound_raises_eaddrnotavail(switch):
-    """Only our own CIDs can be bound."""
+    """Only CIDs of this machine can be bound."""
     with vsock.socket() as sock, pytest.raises(OSError, match="annot assign") as caught:
         sock.bind((77, PORT))
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
 def test_bound_socket_used_for_data_raises_enotconn(switch):
-    """The descriptor leads to the switch by now, and data must not get there."""
+    """The descriptor is connected to the switch, which must not receive the data."""
     with vsock.socket() as sock:
         sock.bind((CID_ANY, PORT))
         with pytest.raises(OSError, match="not connected"):
@@ -150,7 +150,7 @@ def test_bound_socket_used_for_data_raises_enotconn(switch):
 
 
 def test_connected_sockets_asked_for_addresses_say_what_the_kernel_says(guest, listener):
-    """The client's own CID stays the wildcard; the accepted end knows all four numbers."""
+    """The client's own CID stays the wildcard; the accepted end has all four numbers."""
     with vsock.create_connection("alpha:5000") as ours:
         theirs, peer = listener.accept()
         with theirs:
@@ -172,12 +172,12 @@ def test_bound_socket_connected_keeps_its_port(listener):
 
 
 def test_connected_socket_connected_again_raises_eisconn(pair):
-    """A connection is made once."""
+    """A connected socket cannot connect again."""
     assert pair[0].connect_ex((3, PORT)) == errno.EISCONN
 
 
 def test_refused_socket_connected_again_connects(guest):
-    """A refusal is ECONNRESET, and leaves a socket that can try again."""
+    """A refusal is ECONNRESET; afterwards the socket can connect again."""
     with vsock.socket() as sock:
         with pytest.raises(vsock.ConnectRefused) as caught:
             sock.connect((3, PORT))
@@ -190,21 +190,21 @@ def test_refused_socket_connected_again_connects(guest):
 
 @pytest.mark.parametrize("address", [(77, PORT), "nobody:5000"])
 def test_unknown_guest_connected_to_raises_enodev(switch, address):
-    """Neither an unused CID nor an unused name is a guest."""
+    """For an unused CID and for an unused name."""
     with pytest.raises(vsock.NoSuchGuest) as caught:
         vsock.create_connection(address)
     assert caught.value.errno == errno.ENODEV
 
 
 def test_guest_that_does_not_answer_connected_to_raises_etimedout(switch):
-    """The connect timeout is ours to choose and ends as ETIMEDOUT, a TimeoutError."""
+    """The connect timeout can be set, and ends the attempt with ETIMEDOUT, a TimeoutError."""
     with pytest.raises(vsock.ConnectTimeout) as caught:
         vsock.create_connection((4, PORT), timeout=0.05)
     assert caught.value.errno == errno.ETIMEDOUT
 
 
 def test_blocking_connect_with_a_shorter_socket_timeout_stays_under_way(switch):
-    """settimeout bounds the waiting, not the attempt: as with every socket, that goes on."""
+    """settimeout limits the wait; as with every socket, the attempt goes on."""
     with vsock.socket() as sock:
         sock.settimeout(0.05)
         with pytest.raises(TimeoutError) as caught:
@@ -215,7 +215,7 @@ def test_blocking_connect_with_a_shorter_socket_timeout_stays_under_way(switch):
 
 
 def test_non_blocking_connect_under_way_is_not_writable_until_the_verdict(switch):
-    """EINPROGRESS, silence, then writable with the error in SO_ERROR, once."""
+    """EINPROGRESS, no event, then writable with the error in SO_ERROR, once."""
     with vsock.socket() as sock:
         sock.setblocking(False)
         sock.connect_timeout = 0.2
@@ -232,7 +232,7 @@ def test_non_blocking_connect_under_way_is_not_writable_until_the_verdict(switch
 
 @pytest.mark.parametrize("kind", [vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET])
 def test_non_blocking_connect_that_succeeds_becomes_a_clean_stream(guest, kind):
-    """After the verdict there is only data, and the send buffer is as before."""
+    """After the verdict only data arrives, and the send buffer has its former size."""
     with guest.create_server(PORT, type=kind) as listener, vsock.socket(kind) as sock:
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         sock.setblocking(False)
@@ -251,7 +251,7 @@ def test_non_blocking_connect_that_succeeds_becomes_a_clean_stream(guest, kind):
 
 
 def test_data_sent_at_once_arrives_behind_the_verdict(listener):
-    """However quickly the other side speaks, what it says comes after the switch's answer."""
+    """Data that the other side sends at once arrives after the switch's answer."""
     for _ in range(100):
         with vsock.socket() as sock:
             sock.setblocking(False)
@@ -266,7 +266,7 @@ def test_data_sent_at_once_arrives_behind_the_verdict(listener):
 
 
 def test_non_blocking_connect_written_to_without_a_look_at_so_error_works(listener):
-    """A program that only waits for writability may go on with data at once."""
+    """A program that only waits for writability may send at once."""
     with vsock.socket() as sock:
         sock.setblocking(False)
         sock.connect_ex((3, PORT))
@@ -278,7 +278,7 @@ def test_non_blocking_connect_written_to_without_a_look_at_so_error_works(listen
 
 
 def test_non_blocking_connect_refused_can_be_tried_again(guest):
-    """After SO_ERROR was read the socket is as before the attempt."""
+    """After SO_ERROR was read, the socket is in the state before the attempt."""
     with vsock.socket() as sock:
         sock.setblocking(False)
         sock.connect_ex((3, PORT))
@@ -304,7 +304,7 @@ def test_non_blocking_connect_has_its_port_while_it_waits(switch):
 
 
 def test_non_blocking_connect_to_nobody_fails_at_once(switch):
-    """What the switch knows without asking a guest is said by connect itself, once."""
+    """Errors that the switch finds without the guest are returned by connect itself, once."""
     with vsock.socket() as sock, vsock.socket(vsock.SOCK_SEQPACKET) as messages:
         for one, number in ((sock, errno.ENODEV), (messages, errno.ESOCKTNOSUPPORT)):
             room = one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
@@ -313,7 +313,7 @@ def test_non_blocking_connect_to_nobody_fails_at_once(switch):
             assert one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             assert one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == room
         assert sock.connect_ex((4, PORT)) == errno.EINPROGRESS
-        # Guest 4 has not come yet, and has not said that it knows messages.
+        # Guest 4 is not attached and has not negotiated SEQPACKET.
         assert messages.connect_ex((4, PORT)) == errno.ESOCKTNOSUPPORT
 
 
@@ -321,7 +321,7 @@ def test_non_blocking_connect_to_nobody_fails_at_once(switch):
 
 
 def test_listener_without_connections_accepts_nothing(listener):
-    """An idle listener is not readable; waiting for it ends as on every socket."""
+    """An idle listener is not readable; a timeout ends accept as on every socket."""
     assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
     assert poll(listener) & select.POLLIN == 0
     listener.setblocking(False)
@@ -333,7 +333,7 @@ def test_listener_without_connections_accepts_nothing(listener):
 
 
 def test_listener_with_a_connection_is_readable_and_gives_a_blocking_socket(listener):
-    """A listener can be waited for; what it gives does not inherit its being non-blocking."""
+    """poll reports a waiting connection; the accepted socket does not inherit the non-blocking mode."""
     listener.setblocking(False)
     with vsock.create_connection((3, PORT)):
         assert poll(listener, select.POLLIN, 5) == select.POLLIN
@@ -364,7 +364,7 @@ def test_backlog_made_larger_lets_more_wait(guest):
 
 
 def connected_soon() -> socket.socket:
-    """A connection to PORT, once the switch has heard of a change that nobody waits for."""
+    """A connection to PORT; retries until the switch has applied a change that has no reply."""
     deadline = time.monotonic() + 5
     while True:
         try:
@@ -374,7 +374,7 @@ def connected_soon() -> socket.socket:
 
 
 def test_listener_told_to_listen_again_has_nothing_to_accept(listener):
-    """The second listen, which asyncio makes, leaves nothing that looks like a connection."""
+    """The reply to the second listen, which asyncio makes, is not taken for a connection."""
     listener.listen(5)
     listener.settimeout(0.05)
     with pytest.raises(TimeoutError):
@@ -385,7 +385,7 @@ def test_listener_told_to_listen_again_has_nothing_to_accept(listener):
 
 
 def test_connection_half_closed_ends_one_direction(pair):
-    """After SHUT_WR the other side reads the end, and still gets an answer through."""
+    """After SHUT_WR the other side reads the end of the data, and its answer still arrives."""
     ours, theirs = pair
     ours.sendall(b"question")
     ours.shutdown(socket.SHUT_WR)
@@ -398,7 +398,7 @@ def test_connection_half_closed_ends_one_direction(pair):
 
 
 def test_connection_shut_down_has_no_peer_and_cannot_be_connected(pair):
-    """After shutdown getpeername says ENOTCONN and connect EINVAL, as AF_VSOCK has it."""
+    """After shutdown getpeername is ENOTCONN and connect EINVAL, as in AF_VSOCK."""
     ours, _ = pair
     ours.shutdown(socket.SHUT_WR)
     with pytest.raises(OSError, match="not connected"):
@@ -407,7 +407,7 @@ def test_connection_shut_down_has_no_peer_and_cannot_be_connected(pair):
 
 
 def test_connection_closed_by_the_other_side_reads_data_and_then_its_end(pair):
-    """What was sent before a close arrives, and the end of file is no error."""
+    """Data sent before a close arrives, and the end of file is no error."""
     ours, theirs = pair
     ours.sendall(b"never read")
     theirs.sendall(b"goodbye")
@@ -434,13 +434,13 @@ def test_listener_of_the_other_type_refuses(listener):
 
 
 def test_local_cid_asked_is_that_of_the_node(guest):
-    """The host is 2, and each guest what it joined as."""
+    """The host is 2, and a guest has the CID of its device."""
     assert vsock.get_local_cid() == CID_HOST
     assert vsock.get_local_cid(transport=guest.transport) == guest.cid == 3
 
 
 def test_switch_gone_while_accepting_raises_switch_gone(runtime_dir):
-    """A listener whose switch goes away does not wait for ever."""
+    """accept ends when the switch ends."""
     with vsock.Switch(runtime_dir=runtime_dir):
         listener = vsock.create_server(PORT)
     with listener, pytest.raises(vsock.SwitchGone):
@@ -448,7 +448,7 @@ def test_switch_gone_while_accepting_raises_switch_gone(runtime_dir):
 
 
 def test_switch_gone_while_connecting_raises_enodev(runtime_dir):
-    """The verdict of a connect that no switch is there to give is an error, and soon."""
+    """A connect ends with an error soon after the switch ends."""
     with vsock.Switch({"alpha": 3}, runtime_dir=runtime_dir):
         sock = vsock.socket()
         sock.setblocking(False)

@@ -1,4 +1,4 @@
-"""Unix sockets at paths of others: listeners that come again (F4), and queues that are full (F5)."""
+"""Unix sockets at given paths: restarted listeners (F4) and full queues (F5)."""
 
 import asyncio
 import contextlib
@@ -33,24 +33,24 @@ FORMS: dict[str, Form] = {
 
 @pytest.fixture(params=FORMS)
 def address(request, runtime_dir: Path) -> UnixAddress | HybridAddress:
-    """Where to listen, written in each way; the file is the same."""
+    """The address to listen on, in each form; all mean the same file."""
     return FORMS[request.param](runtime_dir)
 
 
 @pytest.fixture
 def file(runtime_dir: Path) -> Path:
-    """The file of such a listener."""
+    """The file of the listener."""
     return runtime_dir / "delta.vsock_7000"
 
 
 def is_served(file: Path) -> bool:
-    """Whether somebody listens there."""
+    """Whether a process listens there."""
     with socket.socket(socket.AF_UNIX) as caller:
         return caller.connect_ex(str(file)) == 0
 
 
 def test_listener_removes_its_file_at_close(address, file):
-    """So the next one finds the place free (F4)."""
+    """The next listener can use the path (F4)."""
     for _ in range(2):
         with vsock.create_server(address):
             assert is_served(file)
@@ -91,7 +91,7 @@ def test_cat_listens_again_however_it_ended(address, file, end):
 
 
 def test_listener_that_is_served_is_not_replaced(address, file):
-    """The second one is refused, and the error names the file (F4)."""
+    """The second listener fails, and the error names the file (F4)."""
     with vsock.create_server(address, backlog=0):
         with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
             for caller in (first, second):  # also with a full queue
@@ -104,7 +104,7 @@ def test_listener_that_is_served_is_not_replaced(address, file):
 
 
 def test_file_of_another_kind_is_not_replaced(address, file):
-    """Only sockets are."""
+    """Only sockets are replaced."""
     file.write_text("mine")
     with pytest.raises(OSError, match="delta.vsock_7000"):
         vsock.create_server(address)
@@ -112,7 +112,7 @@ def test_file_of_another_kind_is_not_replaced(address, file):
 
 
 def test_file_of_another_listener_is_not_removed(address, file):
-    """Who took the place meanwhile keeps it."""
+    """A listener that has replaced it keeps its file."""
     with vsock.create_server(address):
         file.unlink()
         other = vsock.create_server(address)
@@ -132,7 +132,7 @@ def test_forked_child_leaves_the_file(address, file):
 
 
 def test_directory_that_is_not_there_is_named(runtime_dir):
-    """The error says which path."""
+    """The error has the path."""
     with pytest.raises(FileNotFoundError, match="nowhere/x"):
         vsock.create_server(UnixAddress(str(runtime_dir / "nowhere/x")))
     with pytest.raises(vsock.UsageError, match="x/path too long|AF_UNIX path too long"):
@@ -144,7 +144,7 @@ def test_directory_that_is_not_there_is_named(runtime_dir):
 
 @contextlib.contextmanager
 def full_queue(path: Path) -> Iterator[tuple[socket.socket, int]]:
-    """A listener that takes no more connections until somebody accepts."""
+    """A listener whose queue is full until a connection is accepted."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(path))
@@ -162,12 +162,12 @@ class Busy:
 
     address: UnixAddress | HybridAddress
     serve: Callable[[], None]
-    """Serves those who wait, and one more, who is told "served"."""
+    """Accepts the waiting connections and one more, to which it sends "served"."""
 
 
 @pytest.fixture(params=["unix", "hvsock"])
 def busy(request, runtime_dir: Path) -> Iterator[Busy]:
-    """Such a listener, with an address of each form."""
+    """A listener with a full queue, with an address of each form."""
     path = str(runtime_dir / "busy")
     is_unix = request.param == "unix"
     with full_queue(Path(path)) as (listener, waiting):
@@ -178,7 +178,7 @@ def busy(request, runtime_dir: Path) -> Iterator[Busy]:
 
 
 def test_connect_to_a_full_queue_ends_when_it_should(busy):
-    """ConnectTimeout, after the time asked for (F5)."""
+    """ConnectTimeout, after the given time (F5)."""
     begun = time.monotonic()
     with pytest.raises(vsock.ConnectTimeout):
         vsock.create_connection(busy.address, 0.2)
@@ -203,7 +203,7 @@ def run(request) -> Callable[[Coroutine[Any, Any, None]], None]:
 
 
 def test_asyncio_connect_to_a_full_queue_ends_when_it_should(busy, run):
-    """It is not taken for a connection (F5)."""
+    """The full queue is not taken for a connection (F5)."""
 
     async def main() -> None:
         with pytest.raises(vsock.ConnectTimeout):
@@ -225,7 +225,7 @@ def serve(listener: socket.socket, waiting: int, is_hybrid: bool) -> None:
 
 
 def test_connect_of_a_loop_waits_for_a_place_in_the_queue(busy, run):
-    """And then has a connection (F5)."""
+    """Then it is connected (F5)."""
 
     async def main() -> None:
         connecting = asyncio.ensure_future(vsock.open_connection(busy.address, timeout=30))

@@ -1,4 +1,4 @@
-"""The command lines we print and use: what must be in them, and which paths are refused."""
+"""The command lines of VMMs: their contents, and paths that are errors."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_qemu_memory_is_shared_and_as_large_as_the_guest() -> None:
 
 
 def test_qemu_chardev_has_no_reconnect() -> None:
-    """With reconnect= QEMU 7.2 fails at start."""
+    """With reconnect= QEMU 7.2 does not start."""
     assert all("reconnect" not in value for value in qemu_args("/run/a.sock", "alpha"))
 
 
@@ -39,7 +39,7 @@ def test_qemu_name_becomes_a_valid_id() -> None:
 
 
 def test_uml_args_name_device_memory_and_id() -> None:
-    """User-Mode Linux takes the device as SOCKET:VIRTIO-ID."""
+    """The form of the device for User-Mode Linux is SOCKET:VIRTIO-ID."""
     assert uml_args("/run/b.sock", "beta", memory_mib=128) == [
         "mem=128M",
         "umid=beta",
@@ -55,7 +55,7 @@ def test_uml_path_that_breaks_the_command_line_is_refused(path: str) -> None:
 
 
 def test_event_queue_comes_with_the_generic_device() -> None:
-    """As it was seen to work with QEMU 11.1; `reconnect` would end that QEMU."""
+    """As tried with QEMU 11.1; `reconnect` would end that QEMU."""
     args = qemu_args("/run/a.sock", "alpha", event_queue=True)
     assert args[-1] == (
         "vhost-user-test-device-pci,virtio-id=19,num_vqs=3,vq_size=128,config_size=8,"

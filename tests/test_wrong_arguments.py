@@ -1,4 +1,4 @@
-"""N13: arguments of the wrong type are told as such, not by an operator somewhere inside."""
+"""N13: arguments of a wrong type are reported as such, not by an operator somewhere inside."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import vsock
 from vsock.errors import AddressError, UsageError
 
 ANY: Any = vsock
-"""The package, without what a type checker knows of it: these calls are wrong on purpose."""
+"""The package, typed as Any: these calls are wrong on purpose."""
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ ANY: Any = vsock
 def test_wrong_type_is_told_with_its_reason(
     call: Callable[[], object], kind: type[Exception], reason: str
 ) -> None:
-    """With the value, and what it should be; of sockets as Python's own tell it."""
+    """With the value and the right type; for sockets as Python's own sockets do."""
     with pytest.raises(kind, match=reason):
         call()
 
 
 def test_guest_added_with_a_wrong_type_leaves_the_switch_as_it_was(switch: Any) -> None:
-    """The neighbours: what is asked of a switch that runs."""
+    """Calls on a running switch."""
     for name, cid, options in (
         ("x", "9", {}),
         (9, 9, {}),

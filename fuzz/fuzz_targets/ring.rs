@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::ring::{DeviceRing, RingConfig};
+use vsock_virtio::queue::{DeviceQueue, QueueConfig};
 use vsock_virtio::slice::{Slices, copy_out};
 
 const LEN: u64 = 16 * 4096;
@@ -39,7 +39,7 @@ fuzz_target!(|input: (u16, u8, &[u8])| {
     file.write_all_at(&image, 0).unwrap();
     // Descriptors, then the two rings, right behind one another, so that a short input reaches all of them.
     let table = u64::from(SIZE) * 16;
-    let config = RingConfig {
+    let config = QueueConfig {
         size: SIZE,
         desc: BASE,
         avail: BASE + table,
@@ -47,7 +47,7 @@ fuzz_target!(|input: (u16, u8, &[u8])| {
         base,
         event_idx: how & 1 != 0,
     };
-    let Ok(mut ring) = DeviceRing::new(Arc::clone(memory), &config) else { return };
+    let Ok(mut ring) = DeviceQueue::new(Arc::clone(memory), &config) else { return };
     let mut slices = Slices::new();
     let mut popped = Vec::new();
     let mut scratch = vec![0; LEN as usize];

@@ -43,7 +43,7 @@ impl Attachment for Watched {
             Change::Features(_) => {
                 assert!(plane.attached && plane.running == [false; 3], "features of a running ring");
             }
-            Change::StartRing(start) => {
+            Change::StartQueue(start) => {
                 let did_run = std::mem::replace(&mut plane.running[start.index], true);
                 assert!(plane.attached && !did_run);
             }
@@ -55,7 +55,7 @@ impl Attachment for Watched {
         }
     }
 
-    fn stop_ring(&mut self, index: usize) -> u16 {
+    fn stop_queue(&mut self, index: usize) -> u16 {
         assert!(std::mem::take(&mut self.0.lock().unwrap().running[index]));
         0
     }

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
         VMADDR_CID_LOCAL,
         VMADDR_PORT_ANY,
         Address,
-        HybridAddress,
-        KernelAddress,
         NamedAddress,
-        UnixAddress,
         parse,
     )
     from vsock.aio import open_connection, start_server
@@ -58,6 +55,9 @@ if TYPE_CHECKING:
         socket,
     )
     from vsock.switch import Switch
+    from vsock.transports.hvsock import HybridAddress
+    from vsock.transports.kernel import KernelAddress
+    from vsock.transports.unix import UnixAddress
 
 __all__ = [
     "CID_ANY",
@@ -119,10 +119,7 @@ _NAMES = {
         "VMADDR_CID_LOCAL",
         "VMADDR_PORT_ANY",
         "Address",
-        "HybridAddress",
-        "KernelAddress",
         "NamedAddress",
-        "UnixAddress",
         "parse",
     ),
     "aio": ("open_connection", "start_server"),
@@ -154,6 +151,9 @@ _NAMES = {
         "socket",
     ),
     "switch": ("Switch",),
+    "transports.hvsock": ("HybridAddress",),
+    "transports.kernel": ("KernelAddress",),
+    "transports.unix": ("UnixAddress",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

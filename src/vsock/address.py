@@ -1,23 +1,26 @@
-"""VSOCK addresses: constants, the value, and the ways to write one down.
+"""VSOCK addresses: constants, the values, and the ways to write one down.
 
 An address is a context id (CID), which names a machine, and a port. On a command line or in a
-config file there is more to say, so `parse` knows these kinds of *target*:
+config file there is more to say, so `parse` knows these forms:
 
 =========================  ==================================================================
 ``CID:PORT``               an `Address`; ``host``, ``local`` and ``any`` are CIDs 2, 1 and -1
 ``NAME:PORT``              a `NamedAddress`: a guest of the switch, by its name
 ``vsock://NAME-or-CID:PORT``  the same two as a URL
-``unix:/path``             a `UnixAddress`: a plain Unix stream socket
-``hvsock:///path:PORT``    a `HybridAddress`: the Unix socket of a Firecracker-style hypervisor
-``kernel:CID:PORT``        a `KernelAddress`: the kernel's own AF_VSOCK, only when asked by name
+``unix:/path``             a `vsock.UnixAddress`: a plain Unix stream socket
+``hvsock:///path:PORT``    a `vsock.HybridAddress`: the Unix socket of a Firecracker-style hypervisor
+``kernel:CID:PORT``        a `vsock.KernelAddress`: the kernel's own AF_VSOCK, only when asked by name
 =========================  ==================================================================
 
-Every target prints as text that `parse` reads back. A port is decimal, or ``any``. This is a leaf:
-it resolves no names and opens no sockets.
+Every address prints as text that `parse` reads back. A port is decimal, or ``any``. The first forms are for every
+transport that has CIDs. Each of the others belongs to the module of `vsock.transports` that has the name of its
+scheme, which is imported when such an address is read; so another form is another module there. This module resolves no
+names and opens no sockets.
 """
 
 import re
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 from vsock.errors import AddressError, AddressTypeError
 
@@ -48,6 +51,17 @@ WELL_KNOWN_CIDS = {
 
 _LIMIT = 0xFFFFFFFF
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")
+_SCHEME = re.compile(r"[a-z][a-z0-9]*")
+_SHORT_SCHEMES: Final = ("unix", "hvsock", "kernel")
+"""Schemes that may be written without ``//``: no guest with one of these names can be said in an address."""
+
+
+class Target(Protocol):
+    """An address of any form."""
+
+    @property
+    def transport(self) -> str | None:
+        """The module of `vsock.transports` that the form belongs to; None: whichever transport the caller names."""
 
 
 class _CidAndPort(NamedTuple):
@@ -68,13 +82,17 @@ class Address(_CidAndPort):
 
     __slots__ = ()
 
+    @property
+    def transport(self) -> None:
+        """Whichever the caller names."""
+
     def __new__(cls, cid: int, port: int) -> "Address":
         """Make the address `cid`:`port` after checking both."""
         return super().__new__(cls, _checked("CID", cid), _checked("port", port))
 
     def __str__(self) -> str:
         """Return ``CID:PORT``, with ``any`` for a wildcard."""
-        return f"{_print_cid(self.cid)}:{_print_port(self.port)}"
+        return f"{print_cid(self.cid)}:{print_port(self.port)}"
 
 
 class NamedAddress(NamedTuple):
@@ -83,45 +101,17 @@ class NamedAddress(NamedTuple):
     name: str
     port: int
 
+    @property
+    def transport(self) -> None:
+        """Whichever the caller names."""
+
     def __str__(self) -> str:
         """Return ``NAME:PORT``."""
-        return f"{self.name}:{_print_port(self.port)}"
+        return f"{self.name}:{print_port(self.port)}"
 
 
-class UnixAddress(NamedTuple):
-    """A Unix stream socket at `path` (at most 107 bytes), used as it is."""
-
-    path: str
-
-    def __str__(self) -> str:
-        """Return ``unix:PATH``."""
-        return f"unix:{self.path}"
-
-
-class HybridAddress(NamedTuple):
-    """A guest's `port` behind the Unix socket of its hypervisor at `path` (``CONNECT`` handshake)."""
-
-    path: str
-    port: int
-
-    def __str__(self) -> str:
-        """Return ``hvsock://PATH:PORT``."""
-        return f"hvsock://{self.path}:{_print_port(self.port)}"
-
-
-class KernelAddress(NamedTuple):
-    """An address, `cid` and `port`, in the kernel's own AF_VSOCK."""
-
-    cid: int
-    port: int
-
-    def __str__(self) -> str:
-        """Return ``kernel:CID:PORT``."""
-        return f"kernel:{_print_cid(self.cid)}:{_print_port(self.port)}"
-
-
-Target = Address | NamedAddress | UnixAddress | HybridAddress | KernelAddress
-"""Everything that `parse` can return."""
+AddressLike = Target | tuple[int, int] | str
+"""What every call takes for an address: a pair, one of the address types, or text."""
 
 
 def parse(text: str) -> Target:
@@ -132,21 +122,11 @@ def parse(text: str) -> Target:
     """
     if not isinstance(text, str):
         raise AddressError(f"an address to be read is text, not {type(text).__name__}")
-    if text.startswith("unix:"):
-        return _parse_unix(text)
-    if text.startswith("hvsock:"):
-        return _parse_hybrid(text)
-    if text.startswith("kernel:"):
-        cid_text, port = _split(text, text.removeprefix("kernel:"))
-        cid = _parse_cid(text, cid_text)
-        if cid is None:
-            raise AddressError(f"{text!r}: the kernel knows no names, {cid_text!r} must be a CID")
-        return KernelAddress(cid, port)
-    if "://" in text and not text.startswith("vsock://"):
-        raise AddressError(f"{text!r}: unknown scheme (known: vsock, unix, hvsock, kernel)")
-    rest = text.removeprefix("vsock://").removesuffix("/")
-    where, port = _split(text, rest)
-    cid = _parse_cid(text, where)
+    scheme, _, rest = text.partition(":")
+    if scheme in _SHORT_SCHEMES or (rest.startswith("//") and scheme != "vsock"):
+        return _parse_form(scheme, text)
+    where, port = split_port(text, text.removeprefix("vsock://").removesuffix("/"))
+    cid = parse_cid(text, where)
     return NamedAddress(where, port) if cid is None else Address(cid, port)
 
 
@@ -158,7 +138,7 @@ def as_target(address: Any) -> Target:
     """
     if isinstance(address, str):
         return parse(address)
-    if isinstance(address, Address | NamedAddress | UnixAddress | HybridAddress | KernelAddress):
+    if _is_target(address):
         return address
     if not isinstance(address, tuple) or len(address) != 2:
         raise AddressTypeError(f"an address is a pair (cid, port) or text, not {address!r}")
@@ -177,23 +157,33 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and text not in WELL_KNOWN_CIDS
 
 
-def _parse_unix(text: str) -> UnixAddress:
-    path = text.removeprefix("unix:")
-    if path.startswith("//"):  # written as a URL: unix:///path
-        path = path.removeprefix("//")
-    if not path or "\0" in path:
-        raise AddressError(f"{text!r}: a path must follow 'unix:'")
-    return UnixAddress(path)
+def _is_target(address: object) -> TypeGuard[Target]:
+    # Other things, such as a `vsock.Guest`, have an attribute of this name that is a transport.
+    return isinstance(getattr(address, "transport", 0), str | None)
 
 
-def _parse_hybrid(text: str) -> HybridAddress:
-    path, port = _split(text, text.removeprefix("hvsock:").removeprefix("//"))
-    if not path.startswith("/") or "\0" in path:
-        raise AddressError(f"{text!r}: an absolute path must follow 'hvsock://'")
-    return HybridAddress(path, port)
+def _parse_form(scheme: str, text: str) -> Target:
+    """Read an address by the module of `vsock.transports` that has the name of its scheme."""
+    unknown = AddressError(
+        f"{text!r}: unknown scheme {scheme!r} (known: vsock, {', '.join(_SHORT_SCHEMES)})"
+    )
+    if not _SCHEME.fullmatch(scheme):
+        raise unknown
+    name = f"vsock.transports.{scheme}"
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise unknown from None
+    if not hasattr(module, "parse"):
+        raise unknown
+    target: Target = module.parse(text)
+    return target
 
 
-def _split(text: str, rest: str) -> tuple[str, int]:
+def split_port(text: str, rest: str) -> tuple[str, int]:
+    """Return what stands before the port in `rest`, a part of the address `text`, and the port."""
     where, colon, port_text = rest.rpartition(":")
     if not colon or not where:
         raise AddressError(f"{text!r}: an address is CID:PORT or NAME:PORT")
@@ -202,8 +192,8 @@ def _split(text: str, rest: str) -> tuple[str, int]:
     return where, _number(text, "port", port_text)
 
 
-def _parse_cid(text: str, where: str) -> int | None:
-    """Return the CID that `where` says, or None if it is a guest's name."""
+def parse_cid(text: str, where: str) -> int | None:
+    """Return the CID that `where`, a part of the address `text`, says, or None if it is a guest's name."""
     if where in WELL_KNOWN_CIDS:
         return WELL_KNOWN_CIDS[where]
     if is_name(where):
@@ -232,9 +222,11 @@ def _checked(what: str, number: int) -> int:
     return number
 
 
-def _print_cid(cid: int) -> str:
+def print_cid(cid: int) -> str:
+    """Return a CID as it is written in an address."""
     return "any" if cid == CID_ANY else str(cid)
 
 
-def _print_port(port: int) -> str:
+def print_port(port: int) -> str:
+    """Return a port as it is written in an address."""
     return "any" if port == PORT_ANY else str(port)

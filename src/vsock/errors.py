@@ -4,6 +4,7 @@
 
     VsockError
     ├── UsageError (ValueError)             you: an argument that can never work
+    │   ├── MissingExtra (ImportError)        an optional dependency is not installed
     │   └── AddressError                      an address that cannot be read
     │       └── AddressTypeError (TypeError)    it is not even text or a pair of numbers
     ├── ProtocolError (OSError)             the peer: it broke the endpoint or hybrid protocol
@@ -37,6 +38,10 @@ class VsockError(Exception):
 
 class UsageError(VsockError, ValueError):
     """An argument that cannot work, whatever the world looks like."""
+
+
+class MissingExtra(UsageError, ImportError):
+    """A part of this package has dependencies that are not installed; the message says how to install them."""
 
 
 class AddressError(UsageError):
@@ -112,6 +117,12 @@ def no_guest(guest: "str | int", known: "Iterable[str]") -> NoSuchGuest:
     """Return the exception for a `guest`, a name or CID, that is none of the `known` ones."""
     names = ", ".join(sorted(known)) or "none yet"
     return NoSuchGuest(_errno.ENODEV, f"no guest {guest!r} (guests: {names})")
+
+
+def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> MissingExtra:
+    """Return the exception for `what`, which needs the package named by `error`; `extra` installs it."""
+    package = (error.name or "another package").partition(".")[0]
+    return MissingExtra(f"{what} needs {package}: pip install 'vsock[{extra}]'")
 
 
 def path_too_long(path: "str | os.PathLike[str]") -> UsageError:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vsock import sockets
 from vsock._native import Node
-from vsock.address import CID_ANY, Target
+from vsock.address import CID_ANY, AddressLike
 from vsock.errors import UsageError
-from vsock.transports import SwitchTransport
+from vsock.transports.switch import SwitchTransport
 
 if TYPE_CHECKING:
     import asyncio
@@ -184,23 +184,19 @@ class Guest:
         return sockets.socket(type, proto, transport=self.transport)
 
     def create_connection(
-        self, address: Target | tuple[int, int] | str, timeout: float | None = None, **options: Any
+        self, address: AddressLike, timeout: float | None = None, **options: Any
     ) -> sockets.socket:
         """Connect from this guest; see `vsock.create_connection`."""
-        sock = sockets.create_connection(address, timeout, transport=self.transport, **options)
-        assert isinstance(sock, sockets.socket), "a guest's transport makes our sockets"
-        return sock
+        return sockets.create_connection(address, timeout, transport=self.transport, **options)
 
-    def create_server(
-        self, address: Target | tuple[int, int] | str | int, **options: Any
-    ) -> sockets.socket:
+    def create_server(self, address: AddressLike | int, **options: Any) -> sockets.socket:
         """Listen in this guest; see `vsock.create_server`."""
         sock = sockets.create_server(address, transport=self.transport, **options)
         assert isinstance(sock, sockets.socket), "a guest's transport makes our sockets"
         return sock
 
     async def open_connection(
-        self, address: Target | tuple[int, int] | str, **options: Any
+        self, address: AddressLike, **options: Any
     ) -> "tuple[asyncio.StreamReader, asyncio.StreamWriter]":
         """Connect from this guest; see `vsock.open_connection`."""
         from vsock import aio
@@ -210,7 +206,7 @@ class Guest:
     async def start_server(
         self,
         client_connected_cb: Any,
-        address: Target | tuple[int, int] | str | int,
+        address: AddressLike | int,
         **options: Any,
     ) -> "asyncio.AbstractServer":
         """Serve in this guest; see `vsock.start_server`."""

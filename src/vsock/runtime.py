@@ -33,17 +33,17 @@ class RuntimeFiles:
 
     @property
     def stream(self) -> Path:
-        """Endpoint socket for SOCK_STREAM."""
+        """Socket of the client protocol for SOCK_STREAM."""
         return self.directory / "stream"
 
     @property
     def seqpacket(self) -> Path:
-        """Endpoint socket for SOCK_SEQPACKET."""
+        """Socket of the client protocol for SOCK_SEQPACKET."""
         return self.directory / "seqpacket"
 
     @property
     def dgram(self) -> Path:
-        """Endpoint socket for SOCK_DGRAM."""
+        """Socket of the client protocol for SOCK_DGRAM."""
         return self.directory / "dgram"
 
     @property

@@ -1,48 +1,24 @@
 """The blocking socket API: `socket`, and the two short ways to one.
 
-`create_connection` and `create_server` take every address form and choose the transport; what they
-return is a `socket`, or for the forms that are not the switch's a socket that is used in the same
-way. The asyncio twins are in `vsock.aio`; the class itself, and why a socket here is a plain
-descriptor, in `vsock._socket_class`.
+`create_connection` and `create_server` take every address form; the transport that the address leads to, or that
+the caller names, does the rest. What they return is a `socket`, or for listeners of forms that are not the switch's a socket that
+is used in the same way. The asyncio twins are in `vsock.aio`; the class itself, and why a socket here is a
+plain descriptor, in `vsock._socket`.
 """
 
-import builtins
-import socket as _socket
-from collections.abc import Callable
-from typing import Any
+from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
 
-from vsock import _datagrams  # noqa: F401 - it adds the class for its type
-from vsock._green import Base as _Base
-from vsock._green import adapted
-from vsock._life import UNKNOWN, Life
-from vsock._note import Note
-from vsock._options import (
+from vsock._socket import socket
+from vsock._socket.options import (
     SO_VM_SOCKETS_BUFFER_MAX_SIZE,
     SO_VM_SOCKETS_BUFFER_MIN_SIZE,
     SO_VM_SOCKETS_BUFFER_SIZE,
     SO_VM_SOCKETS_CONNECT_TIMEOUT,
 )
-from vsock._socket_class import CONNECT_TIMEOUT, SOCK_SEQPACKET, SOCK_STREAM, socket
-from vsock._unix import UnixListener
-from vsock.address import (
-    CID_ANY,
-    CID_HOST,
-    Address,
-    HybridAddress,
-    KernelAddress,
-    Target,
-    UnixAddress,
-    as_target,
-)
-from vsock.errors import AddressError
-from vsock.transports import (
-    KernelTransport,
-    Transport,
-    choose,
-    hybrid_connect,
-    hybrid_listening_path,
-    unix_connect,
-)
+from vsock._socket.transport import ConnectOptions, ListenOptions, Transport, choose, transport_for
+from vsock._system.green import Base
+from vsock._system.waiting import run
+from vsock.address import CID_ANY, Address, AddressLike, Target, as_target
 
 __all__ = [
     "SOCK_DGRAM",
@@ -58,17 +34,15 @@ __all__ = [
     "socket",
 ]
 
-SOCK_DGRAM = _socket.SOCK_DGRAM
-
 
 def create_connection(
-    address: Target | tuple[int, int] | str,
+    address: AddressLike,
     timeout: float | None = None,
     *,
     type: int = SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
-    source_address: Address | tuple[int, int] | None = None,
+    source_address: AddressLike | None = None,
     transport: Transport | str | None = None,
-) -> _Base:
+) -> socket:
     """Connect to `address`, which may be of any form that `parse` reads, and return the socket.
 
     Args:
@@ -85,35 +59,20 @@ def create_connection(
         ProtocolError: a hybrid socket answered with something else than ``OK <port>``.
     """
     target = as_target(address)
-    if isinstance(target, HybridAddress | UnixAddress):
-        return _connect_hybrid(target, timeout)
-    sock = make_socket(target, type, transport)
-    try:
-        if source_address is not None:
-            sock.bind(source_address)
-        if isinstance(sock, socket):
-            # The switch keeps this time, and says ETIMEDOUT at its end.
-            sock.connect_timeout = CONNECT_TIMEOUT if timeout is None else timeout
-            sock.setblocking(True)
-            sock.connect(target)
-            sock.settimeout(timeout)
-        else:
-            sock.settimeout(timeout)
-            sock.connect(kernel_pair(target))
-    except BaseException:
-        sock.close()
-        raise
+    options = ConnectOptions(type, timeout, source_address)
+    sock = run(transport_for(target, transport).connect(target, options))
+    sock.settimeout(timeout)
     return sock
 
 
 def create_server(
-    address: Target | tuple[int, int] | str | int,
+    address: AddressLike | int,
     *,
     backlog: int = 128,
     type: int = SOCK_STREAM,  # noqa: A002 - the name that socket.socket gives it
     transport: Transport | str | None = None,
     reconnect: bool = False,
-) -> _Base:
+) -> Base:
     """Return a listening socket for `address`, or for a port on every CID that is ours.
 
     A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its
@@ -131,42 +90,8 @@ def create_server(
     Raises:
         OSError: as `socket.bind` says.
     """
-    make = lasting_class() if reconnect else socket
-    return listen(make, address, backlog=backlog, type=type, transport=transport)
-
-
-def lasting_class() -> builtins.type[socket]:
-    """Return the class of listeners that come back with their switch, for which not all should pay."""
-    from vsock._lasting import LastingListener
-
-    return LastingListener
-
-
-def listen(
-    make: Callable[..., socket],
-    address: Target | tuple[int, int] | str | int,
-    *,
-    backlog: int,
-    type: int,  # noqa: A002 - as in create_server
-    transport: Transport | str | None,
-) -> _Base:
-    """Do what `create_server` says, with `make` for the class of a socket of the switch."""
-    target = Address(CID_ANY, address) if isinstance(address, int) else as_target(address)
-    where: Any = target
-    if isinstance(target, UnixAddress):
-        return adapted(UnixListener)(target.path, type, backlog)
-    if isinstance(target, HybridAddress):
-        return adapted(UnixListener)(hybrid_listening_path(target), type, backlog)
-    sock = make_socket(target, type, transport, make)
-    if not isinstance(sock, socket):
-        where = kernel_pair(target)
-    try:
-        sock.bind(where)
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    target: Target = Address(CID_ANY, address) if isinstance(address, int) else as_target(address)
+    return transport_for(target, transport).listen(target, ListenOptions(type, backlog, reconnect))
 
 
 def get_local_cid(*, transport: Transport | str | None = None) -> int:
@@ -180,48 +105,4 @@ def get_local_cid(*, transport: Transport | str | None = None) -> int:
     Raises:
         NoSwitch: there is none; with the transport ``"kernel"``, an OSError of /dev/vsock.
     """
-    where = choose(transport)
-    return where.local_cid()
-
-
-def make_socket(
-    target: Target,
-    kind: int,
-    transport: Transport | str | None,
-    make: Callable[..., socket] = socket,
-) -> _Base:
-    """Return a new socket of the transport that the target or else the argument names."""
-    where = KernelTransport() if isinstance(target, KernelAddress) else choose(transport)
-    if isinstance(where, KernelTransport):
-        return where.make(kind)
-    return make(kind, transport=where)
-
-
-def kernel_pair(target: Target) -> tuple[int, int]:
-    """Return what the kernel's own sockets take as an address."""
-    if not isinstance(target, Address | KernelAddress):
-        raise AddressError(f"{target}: the kernel's AF_VSOCK knows CIDs only")
-    return (target.cid, target.port)
-
-
-def wrap_hybrid(sock: _Base, target: HybridAddress | UnixAddress, our_port: int) -> socket:
-    """Turn a Unix stream that leads to `target` into a `socket` that knows its addresses."""
-    if isinstance(target, HybridAddress):
-        ours, theirs = Address(CID_HOST, our_port), Address(CID_ANY, target.port)
-    else:
-        ours = theirs = UNKNOWN
-    timeout = sock.gettimeout()
-    fd, life = sock.detach(), Life(Note())
-    made = socket.adopt_connection(fd, SOCK_STREAM, life, ours=ours, theirs=theirs)
-    made.settimeout(timeout)
-    return made
-
-
-def _connect_hybrid(target: HybridAddress | UnixAddress, timeout: float | None) -> socket:
-    port, allowed = 0, CONNECT_TIMEOUT if timeout is None else timeout
-    if isinstance(target, HybridAddress):
-        sock, port = hybrid_connect(target, allowed)
-    else:
-        sock = unix_connect(target, allowed)
-    sock.settimeout(timeout)
-    return wrap_hybrid(sock, target, port)
+    return choose(transport).local_cid()

@@ -16,8 +16,8 @@ from pathlib import Path
 from tests.bad_input.lab import DEADLINE, DEAF, ECHO, SILENT
 from tests.bad_input.raw import ANY, DOORS, reply
 
-from vsock._accepting import receive_accepted
-from vsock._endpoint import Op, Request
+from vsock._client import Op, Request
+from vsock._socket.accept_queue import receive_accepted
 
 PORT = 7300
 """The port on which programs listen."""

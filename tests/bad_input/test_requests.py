@@ -1,4 +1,4 @@
-"""Invalid requests on the endpoint sockets: docs/reference/client-protocol.md, Bad requests."""
+"""Invalid requests on the node's sockets: docs/reference/client-protocol.md, Bad requests."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import pytest
 from tests.bad_input.lab import DEADLINE, ECHO, Lab
 from tests.bad_input.raw import ANY, DOORS, REQUESTS, ask, changed, dial, name, reply
 
-from vsock._endpoint import MESSAGE_SIZE, Op, Request
+from vsock._client import MESSAGE_SIZE, Op, Request
 
 EVERY = pytest.mark.parametrize("door", DOORS)
 MESSAGES = pytest.mark.parametrize("door", ["seqpacket", "dgram"])

@@ -10,7 +10,7 @@ from tests.bad_input.lab import DEADLINE, ECHO, Lab
 from tests.bad_input.raw import ANY, REQUESTS, ask, dial, name, reply
 
 import vsock
-from vsock._endpoint import Op, Request
+from vsock._client import Op, Request
 
 PORT = 7400
 MANY = 40
@@ -75,7 +75,7 @@ def test_connections_of_a_guest_are_refused_without_a_descriptor(lab: Lab) -> No
 
 
 def test_hybrid_programs_wait_for_a_descriptor(lab: Lab) -> None:
-    """As programs on the endpoint sockets do."""
+    """As programs on the node's sockets do."""
     with ExitStack() as stack, shortage(lab, 3):
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(MANY)]
         for client in clients:

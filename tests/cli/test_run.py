@@ -1,7 +1,6 @@
 """`vsock run`: exit codes, messages about programs that it cannot run, and the environment of the command."""
 
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import find
 
 from vsock.cli.main import main
 from vsock.cli.program import why_not
@@ -156,10 +156,10 @@ def test_what_is_there_and_no_program_is_126(
     assert vsock_run("folder").returncode == 127
 
 
-@pytest.mark.skipif(not shutil.which("ldconfig", path="/sbin:/usr/sbin"), reason="no ldconfig here")
+@pytest.mark.programs("ldconfig")
 def test_static_program_of_the_system_is_found_out() -> None:
     """glibc's own ldconfig is linked statically."""
-    found = shutil.which("ldconfig", path="/sbin:/usr/sbin")
+    found = find("ldconfig")
     assert found is not None
     assert vsock_run(found, "--version").returncode == 126
 
@@ -180,10 +180,9 @@ def test_environment_names_library_and_directory_and_keeps_other_libraries(tmp_p
     assert "LD_PRELOAD" not in os.environ
 
 
+@pytest.mark.programs("readelf")
 def test_library_needs_nothing_but_libc() -> None:
     """It is loaded into any program, where another library might be missing."""
-    if not shutil.which("readelf"):
-        pytest.skip("readelf is not installed")
     shown = subprocess.run(
         ["readelf", "-d", preload_path()], capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""`vsock.toml`: what it means, and that all faults come at once, each with its line."""
+"""`vsock.toml`: its meaning, and that all faults are reported at once, each with its line."""
 
 from pathlib import Path
 
@@ -28,14 +28,14 @@ hybrid = "/run/vm/beta.vsock"
 
 
 def faults_of(text: str) -> list[str]:
-    """The faults of a config, as a person sees them."""
+    """The faults of a config, as they are printed."""
     with pytest.raises(ConfigError) as caught:
         parse(text, file="c.toml")
     return [str(fault) for fault in caught.value.faults]
 
 
 def test_full_config_gives_every_field() -> None:
-    """Everything that the documentation shows is understood."""
+    """All documented keys are read."""
     assert parse(FULL) == Config(
         Path("/run/lab"),
         guests=(
@@ -62,7 +62,7 @@ def test_empty_config_is_a_switch_without_guests(monkeypatch: pytest.MonkeyPatch
 
 
 def test_polling_is_taken_within_its_bounds() -> None:
-    """A switch may not look for packets before it sleeps, or for up to a millisecond."""
+    """From 0 (no polling) to a millisecond."""
     assert parse("[switch]\npoll_us = 0\n").poll_us == 0
     assert faults_of("[switch]\npoll_us = 1001\n") == [
         "c.toml:2: poll_us must be 0 to 1000 microseconds, not 1001"
@@ -73,7 +73,7 @@ def test_polling_is_taken_within_its_bounds() -> None:
 
 
 def test_linger_timeout_is_taken_within_its_bounds() -> None:
-    """F2: for how long data of closed sockets may wait; 10 minutes unless something else is said."""
+    """F2: above 0, to a day; 10 minutes by default."""
     assert parse("").linger_timeout == 600
     assert parse("[switch]\nlinger_timeout = 30\n").linger_timeout == 30
     assert parse("[switch]\nlinger_timeout = 0.5\n").linger_timeout == 0.5
@@ -88,14 +88,14 @@ def test_linger_timeout_is_taken_within_its_bounds() -> None:
 
 
 def test_runtime_dir_given_by_the_caller_wins() -> None:
-    """The command line is nearer to the user than the file."""
+    """The command line overrides the file."""
     config = parse(FULL, runtime_dir=Path("/tmp/x"))
     assert config.runtime_dir == Path("/tmp/x")
     assert config.guests[0].hybrid == Path("/tmp/x/guests/alpha.vsock")
 
 
 def test_many_faults_are_all_reported_with_their_lines() -> None:
-    """Nobody wants to find the second fault by repairing the first."""
+    """A user need not repair the first fault to see the second."""
     text = """\
 [switch]
 runtime_dirr = "/run/lab"
@@ -133,7 +133,7 @@ hybrid = 7
 
 
 def test_guests_with_the_same_things_name_each_other() -> None:
-    """A number alone does not tell which other line to look at."""
+    """The message names the other guest, because the number alone does not show the line."""
     text = """\
 [[guest]]
 name = "alpha"
@@ -168,13 +168,13 @@ hybrid = "/{"x" * 107}"
 
 
 def test_number_without_end_is_a_fault_with_its_line() -> None:
-    """N13: Python's own limit was a traceback."""
+    """N13: Python's own limit for digits causes no traceback."""
     text = f'[[guest]]\nname = "alpha"\ncid = {"9" * 5000}\n'
     assert faults_of(text) == ["c.toml:3: a number of 5000 digits"]
 
 
 def test_single_brackets_are_explained() -> None:
-    """The commonest slip with lists of tables."""
+    """The most common mistake with lists of tables."""
     assert faults_of('\n[guest]\nname = "a"\n') == [
         "c.toml:2: write [[guest]], with two brackets, once per guest"
     ]
@@ -184,7 +184,7 @@ def test_single_brackets_are_explained() -> None:
     ("text", "line"), [("a = \n", 1), ("\n\nx y", 3), ('[switch]\na = "open', 2)]
 )
 def test_bad_toml_says_where(text: str, line: int) -> None:
-    """The parser's own message, in our form."""
+    """The parser's own message, in the form of the other faults."""
     (fault,) = faults_of(text)
     assert fault.startswith(f"c.toml:{line}: not TOML: ")
 
@@ -200,7 +200,7 @@ def test_bytes_that_are_no_text_say_where(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_config_or_faults_with_lines(text: str) -> None:
-    """No text makes the reader fail in another way, or name a line that is not there."""
+    """For any text the reader returns a config, or faults with existing lines."""
     try:
         config = parse(text, runtime_dir=Path("/run/x"))
     except ConfigError as error:
@@ -219,7 +219,7 @@ VALUES = st.one_of(
 @settings(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(GuestSpec.__slots__), VALUES), max_size=3))
 def test_any_table_is_a_guest_or_faults_in_its_lines(tables: list[dict[str, object]]) -> None:
-    """Wrong types in every place are noted, and the line is within the right table."""
+    """Wrong types in any place are reported with a line of the right table."""
     lines: list[str] = []
     for table in tables:
         lines.append("[[guest]]")
@@ -235,7 +235,7 @@ def test_any_table_is_a_guest_or_faults_in_its_lines(tables: list[dict[str, obje
 
 
 def test_description_is_a_line_of_text() -> None:
-    """What cannot be printed would spoil the table that shows it."""
+    """Characters that cannot be printed would break the table of guests."""
     guest = '[[guest]]\nname = "alpha"\ncid = 3\ndescription = '
     assert parse(guest + '"Ada\'s machine"\n').guests[0].description == "Ada's machine"
     for wrong, reason in (

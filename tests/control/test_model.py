@@ -1,4 +1,4 @@
-"""Specifications: what is wrong with one, who collides, and the steps from old to new."""
+"""Specifications: faults, collisions, and the steps from old to new."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_name_that_cannot_be_addressed_is_a_fault(name: str) -> None:
 
 @pytest.mark.parametrize("cid", [-1, 0, 1, 2, 2**32 - 1, 2**32])
 def test_cid_that_is_no_guests_is_a_fault(cid: int) -> None:
-    """CIDs with a meaning of their own are not given away."""
+    """Reserved CIDs are not valid for guests."""
     assert [fault.field for fault in faults(GuestSpec(name="a", cid=cid))] == ["cid"]
 
 
@@ -50,7 +50,7 @@ def test_unlike_guests_do_not_collide() -> None:
 
 
 def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
-    """A CID can pass from one guest to another in one go."""
+    """A CID can pass from one guest to another in one change of the file."""
     moved = GuestSpec(name="alpha", cid=4)
     other = GuestSpec(name="beta", cid=3)
     assert steps([other, moved], [ALPHA]) == [Change(ALPHA, moved), Add(other)]
@@ -70,14 +70,14 @@ def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
 def test_attachment_stays_where_its_front_end_need_not_know(
     changed: dict[str, Any], stays: bool
 ) -> None:
-    """F3: a change of groups or CID takes no running guest its device."""
+    """F3: a change of groups or CID does not detach a running guest."""
     new = replace(ALPHA, **changed)
     wanted = [Change(ALPHA, new)] if stays else [Remove(ALPHA), Add(new)]
     assert steps([new], [ALPHA]) == wanted
 
 
 def test_guests_that_exchange_cids_are_removed_first() -> None:
-    """Neither can have the other's CID while that has it."""
+    """A CID must be free before another guest gets it."""
     beta = GuestSpec(name="beta", cid=4)
     wanted = [replace(ALPHA, cid=4), replace(beta, cid=3)]
     assert steps(wanted, [ALPHA, beta]) == [

@@ -1,4 +1,4 @@
-"""Who may talk to whom, as the switch in force says, and that the reason names what decided."""
+"""Who may connect to whom, as the switch in force says, and that the reason names the rule."""
 
 import pytest
 
@@ -21,16 +21,16 @@ from vsock.switch import Switch
 def test_verdict_and_its_rule(
     switch: Switch, source: str, destination: str, is_allowed: bool, rule: str
 ) -> None:
-    """The host and a guest may talk, two guests only with a shared group, and each to itself (N12)."""
+    """The host and a guest may connect, two guests only with a shared group, and each to itself (N12)."""
     verdict = switch.explain(source, destination)
     assert (verdict.is_allowed, verdict.rule) == (is_allowed, rule)
 
 
 def test_reason_names_the_shared_group(switch: Switch) -> None:
-    """A person who asks why learns which group to look at."""
+    """The reason has the name of the group."""
     assert switch.explain("alpha", "beta").reason == "alpha and beta share the group lab"
 
 
 def test_refusal_says_what_to_do(switch: Switch) -> None:
-    """A person who is refused learns how not to be."""
+    """The reason of a refusal says how to allow the connection."""
     assert "give both the same one" in switch.explain("alpha", "gamma").reason

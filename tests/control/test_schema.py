@@ -1,4 +1,4 @@
-"""Schemas: one reader for whatever origin, all faults at once, and what other programs are told of them."""
+"""Schemas: one reader for all origins, all faults at once, and the JSON schema for other programs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from vsock.control.schema import (
     SchemaError,
     checked,
     faults,
+    fields_of,
     from_json,
     read,
     read_changes,
-    settings,
 )
 
 
@@ -48,7 +48,7 @@ class Box:
 
 
 def reasons(**values: object) -> list[str]:
-    """What is wrong with a box, as people are told."""
+    """The faults of a box, as they are printed."""
     with pytest.raises(SchemaError) as caught:
         read(Box, values)
     return [str(fault) for fault in caught.value.faults]
@@ -80,12 +80,12 @@ def test_values_get_the_forms_of_their_fields() -> None:
     ],
 )
 def test_fault_is_told_in_one_sentence(values: dict[str, object], reason: str) -> None:
-    """The same one, wherever the value came from."""
+    """The same sentence for every origin of the value."""
     assert reasons(**({"label": "a"} | values)) == [reason]
 
 
 def test_all_faults_come_at_once_in_the_order_of_the_fields() -> None:
-    """The missing one too."""
+    """A missing field is a fault too."""
     assert reasons(other=1, parts=[1], size=11) == [
         "label: Field required",
         "size: 11 is too many",
@@ -95,14 +95,14 @@ def test_all_faults_come_at_once_in_the_order_of_the_fields() -> None:
 
 
 def test_changes_are_those_that_can_be_made_while_it_runs() -> None:
-    """None is no change; what is fixed is as unknown as what there is not."""
+    """None means no change; a fixed field is as unknown as a missing one."""
     assert read_changes(Box, {"size": 3, "lid": False, "weight": None}) == {"size": 3, "lid": False}
     with pytest.raises(SchemaError, match="unknown key label: "):
         read_changes(Box, {"label": "b"})
 
 
 def test_record_that_a_program_made_is_checked_by_the_same_rules() -> None:
-    """And gets the same forms."""
+    """Its values get the same types."""
     made: Any = Box(label="a", parts=["b"], place="/x")  # type: ignore[arg-type] # on purpose
     assert checked(made) == Box(label="a", parts=("b",), place=Path("/x"))
     assert [fault.field for fault in faults(Box(label="a", size=12))] == ["size"]
@@ -120,12 +120,12 @@ GUESTS = st.builds(
 
 @given(GUESTS)
 def test_guest_comes_back_from_json_as_it_went(guest: GuestSpec) -> None:
-    """With every field that its specification has, whichever there are."""
+    """With all fields of its specification."""
     said = {
         name: [*value] if isinstance(value := getattr(guest, name), tuple) else value
-        for name in settings(GuestSpec)
+        for name in fields_of(GuestSpec)
     }
     said = {name: str(value) if isinstance(value, Path) else value for name, value in said.items()}
-    counts = dict.fromkeys(settings(GuestRecord).keys() - settings(GuestSpec).keys(), 0)
+    counts = dict.fromkeys(fields_of(GuestRecord).keys() - fields_of(GuestSpec).keys(), 0)
     record = from_json(GuestRecord, {**said, **counts, "colour": "blue"})
-    assert read(GuestSpec, {name: getattr(record, name) for name in settings(GuestSpec)}) == guest
+    assert read(GuestSpec, {name: getattr(record, name) for name in fields_of(GuestSpec)}) == guest

@@ -1,4 +1,4 @@
-"""Finding lines in TOML: what looks like a key inside a value must not be taken for one."""
+"""Finding lines in TOML: text inside a value that looks like a key must not be taken for a key."""
 
 import pytest
 

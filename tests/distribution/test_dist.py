@@ -112,11 +112,11 @@ def test_metadata_is_complete(metadata: Message) -> None:
 
 
 WORKS = """
-import tempfile, vsock
+import sys, tempfile, vsock
 from pathlib import Path
 from vsock.preload import preload_environment
 with tempfile.TemporaryDirectory() as directory:
-    with vsock.Switch({"alpha": 3}, runtime_dir=directory, control=True) as switch:
+    with vsock.Switch({"alpha": 3}, runtime_dir=directory, control="control" in sys.argv) as switch:
         with vsock.Guest(switch.socket_path("alpha")) as alpha, alpha.create_server(5000) as server:
             ours = vsock.create_connection("alpha:5000", transport=switch.transport)
             theirs, address = server.accept()
@@ -134,11 +134,56 @@ def test_units_for_systemd_are_there(dist: Path, wheel: Path) -> None:
         assert units <= {name.partition("/src/")[2] for name in source.getnames()}
 
 
+def installed(wheel: Path, folder: Path, extras: str = "") -> Path:
+    """The programs of an environment that has nothing but the wheel, and what that brings with it."""
+    run(sys.executable, "-m", "venv", folder)
+    quietly = ("--quiet", "--disable-pip-version-check")
+    run(folder / "bin/python", "-m", "pip", "install", *quietly, f"{wheel}{extras}")
+    return folder / "bin"
+
+
+def refusal(*command: "str | Path") -> tuple[int, str]:
+    """Exit code and all that is said by a program that fails."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
 def test_installed_in_an_empty_environment_it_works(wheel: Path, tmp_path: Path) -> None:
     """Library, switch and command, with nothing from the source tree; it was built from the sdist alone."""
-    python = tmp_path / "venv/bin/python"
-    run(sys.executable, "-m", "venv", tmp_path / "venv")
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
-    said = run(python, "-I", "-c", WORKS)
+    programs = installed(wheel, tmp_path / "venv", "[all]")
+    said = run(programs / "python", "-I", "-c", WORKS, "control")
     assert re.fullmatch(rf"2 b'hello' {tmp_path}/venv/\S+/libvsock_preload\.so\n", said)
-    assert run(tmp_path / "venv/bin/vsock", "--version").startswith("vsock")
+    assert run(programs / "vsock", "--version").startswith("vsock")
+
+
+def test_without_extras_it_is_the_library_and_says_what_else_needs(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """N26: nothing else comes with it; what needs more is told in one line, as a mistake in usage is."""
+    programs = installed(wheel, tmp_path / "venv")
+    frozen = run(programs / "python", "-m", "pip", "freeze", "--disable-pip-version-check")
+    assert [line.partition(" ")[0] for line in frozen.splitlines()] == ["vsock"]
+    said = run(programs / "python", "-I", "-c", WORKS)
+    assert re.fullmatch(rf"2 b'hello' {tmp_path}/venv/\S+/libvsock_preload\.so\n", said)
+    needs_click = "vsock: the vsock command needs click: pip install 'vsock[cli]'\n"
+    for command in ([programs / "vsock"], [programs / "python", "-m", "vsock"]):
+        for words in (("guest", "ls"), ("switch",), ("--version",)):
+            assert refusal(*command, *words) == (2, needs_click)
+    with_api = "import vsock; vsock.Switch({'alpha': 3}, control=True)"
+    code, said = refusal(programs / "python", "-c", with_api)
+    assert code == 1
+    reason = "the control API of a switch needs uvicorn: pip install 'vsock[switch]'"
+    assert said.splitlines()[-1] == f"vsock.errors.MissingExtra: {reason}"
+
+
+def test_command_alone_says_what_a_switch_needs(wheel: Path, tmp_path: Path) -> None:
+    """It does all else."""
+    programs = installed(wheel, tmp_path / "venv", "[cli]")
+    reason = "the control API of a switch needs uvicorn: pip install 'vsock[switch]'"
+    assert refusal(programs / "vsock", "switch") == (2, f"vsock: {reason}\n")
+    code, said = refusal(programs / "vsock", "guest", "ls", "--runtime-dir", tmp_path)
+    assert (code, said.count("\n")) == (1, 1)
+    assert "no switch answers" in said

@@ -1,6 +1,5 @@
 """Every example does what it says, against a real switch and a userspace guest."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -84,7 +83,7 @@ def test_file_arrives_whole(guest, start, run, tmp_path):
     assert copy.read_bytes() == original.read_bytes()
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
+@pytest.mark.programs("openssl")
 def test_tls_wants_the_right_name(guest, serve, run, tmp_path):
     """The client checks the name in the server's certificate."""
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"

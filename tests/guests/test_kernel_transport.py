@@ -4,7 +4,6 @@ The modules are sent to the guest, where the package is not installed. The guest
 it had been built without AF_VSOCK.
 """
 
-import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,36 +18,30 @@ from vsock.transports import SwitchTransport
 PACKAGE = Path(vsock.__file__).parent
 
 
-def needed(module: str, before: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """A module of the package behind all that it imports when it is imported, and behind `before`."""
-    for node in ast.parse((PACKAGE / f"{module}.py").read_text()).body:
-        if not isinstance(node, ast.ImportFrom) or node.module is None:
-            continue
-        package, _, name = node.module.partition(".")
-        for wanted in [name] if name else [alias.name for alias in node.names]:
-            if package == "vsock" and wanted not in before:
-                before = needed(wanted, before)
-    return (*before, module)
+PARTS = ("address", "errors", "runtime", "_system", "_client", "_socket", "transports", "sockets")
+"""What `vsock.socket` is made of: modules and packages of the package."""
 
 
-MODULES = needed("sockets", needed("_kernel_socket"))
-"""What `vsock.socket` is made of, each after those that it imports."""
+def sources() -> dict[str, str]:
+    """Each of these modules: its path in the package, and its text."""
+    files = [file for part in PARTS for file in PACKAGE.glob(f"{part}.py")]
+    files += [file for part in PARTS for file in PACKAGE.glob(f"{part}/*.py")]
+    return {str(file.relative_to(PACKAGE)): file.read_text() for file in files}
+
 
 PROGRAM = r"""
-import errno, select, socket, struct, sys, threading, types
+import errno, os, select, socket, struct, sys, tempfile, threading
 
 if hasattr(socket, "AF_VSOCK"):
     del socket.AF_VSOCK  # a Python without it has no such name
 
-SOURCES = {sources!r}
-package = types.ModuleType("vsock")
-package.__path__ = []
-sys.modules["vsock"] = package
-for name, source in SOURCES.items():
-    module = types.ModuleType("vsock." + name)
-    sys.modules["vsock." + name] = module
-    setattr(package, name, module)
-    exec(compile(source, name + ".py", "exec"), module.__dict__)
+directory = tempfile.mkdtemp()
+for path, source in {sources!r}.items():
+    path = os.path.join(directory, "vsock", path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(source)
+sys.path.insert(0, directory)
 from vsock.errors import ConnectRefused
 from vsock.sockets import get_local_cid, socket as vsock_socket
 
@@ -137,9 +130,8 @@ def test_program_in_a_guest_uses_the_guests_kernel(
 ) -> None:
     """Connect, accept, timeouts, options, errors and the local CID; datagrams are ENODEV there."""
     guest = place(kind)
-    found = {name: (PACKAGE / f"{name}.py").read_text() for name in MODULES}
     source = PROGRAM.replace("{port}", str(port)).replace("{cid}", str(guest.cid))
-    source = source.replace("{sources!r}", repr(found))
+    source = source.replace("{sources!r}", repr(sources()))
     with sockets.create_server(port, transport=transport) as listener:
         listener.settimeout(20)
         program = guest.guest.spawn_call(run_program, source)

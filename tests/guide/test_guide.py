@@ -2,11 +2,11 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from tests.guide.session import Session, commands, matches
+from tests.programs import need
 
 from vsock.testing import GuestUnavailable, find_image
 from vsock.testing.plugin import REQUIRED_VARIABLE
@@ -33,9 +33,7 @@ def test_page_does_what_it_says(page, tmp_path, runtime_dir):
     if has_guest(page) and not _has_image():
         pytest.skip("no image of a User-Mode Linux guest: run `make guests`")
     text = page.read_text(encoding="utf-8")
-    for program in set(re.findall(r"^\$ .*vsock run -- (\w+)", text, re.MULTILINE)):
-        if not shutil.which(program):
-            pytest.skip(f"not installed: {program}")
+    need(set(re.findall(r"^\$ .*vsock run -- (\w+)", text, re.MULTILINE)))
     session = Session(tmp_path, runtime_dir)
     try:
         session.read(text)

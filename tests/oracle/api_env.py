@@ -1,4 +1,4 @@
-"""The world of a case in the column of `vsock.socket`."""
+"""The `Env` of the column `api`: `vsock.socket`."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ class ApiEnv(Env):
         return vsock.socket(kind, proto)
 
     def local_cid(self) -> int:
-        """The function for it."""
+        """By `vsock.get_local_cid`."""
         return vsock.get_local_cid()
 
     @property
     def libc(self) -> Any:
-        """There is a Unix socket under ours: raw system calls would be about that."""
+        """Not available: raw system calls would act on the underlying Unix socket."""
         raise NotApplicable("the descriptor under vsock.socket is a Unix socket")

@@ -1,4 +1,4 @@
-"""What a case of the table is: a generator that yields what it saw and what it should have seen.
+"""A case of the table: a generator that yields the actual and the expected result of each step.
 
 ::
 
@@ -7,8 +7,8 @@
         sock = env.socket()
         yield do(sock.listen, 1), "EINVAL"
 
-A third value says that ours differs there on purpose, and how: ``ours("D7", "ok")``, with the number of
-the row in docs/reference/differences.md. What older kernels do is part of the expectation:
+A third value is an intended difference of this package: ``ours("D7", "ok")``, with the number of the row
+in docs/reference/differences.md. The results of older kernels are part of the expectation:
 ``since("6.17", 0, before="ENOTTY")``.
 """
 
@@ -28,13 +28,13 @@ Steps = Iterator[tuple[Any, ...]]
 Body = Callable[..., Steps]
 
 OK: Final = "ok"
-"""What `do` says of a call that returns nothing, or a socket."""
+"""The result of `do` for a call that returns None or a socket."""
 
 _ERRNO_NAMES: Final = {**errno.errorcode, errno.EAGAIN: "EAGAIN", errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 class NotApplicable(Exception):  # noqa: N818 - says what happened
-    """A case cannot be put to this column; the text says why."""
+    """A case cannot run in this column; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Case:
     section: str  # of kernel-semantics
     title: str
     body: Callable[["Env"], Steps]
-    not_in: Mapping[str, str]  # column -> why it cannot be put there
+    not_in: Mapping[str, str]  # column -> why it cannot run there
 
 
 @dataclass(frozen=True)
 class Since:
-    """An expectation that kernels before some version do not meet."""
+    """An expectation that older kernels do not meet."""
 
     version: Version
     now: Any
@@ -58,7 +58,7 @@ class Since:
     backports: tuple[Version, ...]
 
     def of(self, release: Version | None) -> Any:
-        """What is expected of a kernel of this release; of ours if None."""
+        """The expected result of a kernel of this release; of this package if None."""
         has_it = (
             release is None
             or release >= self.version
@@ -70,7 +70,7 @@ class Since:
 
 @dataclass(frozen=True)
 class Deviation:
-    """What ours does instead at one step, and the number of the entry that says why."""
+    """The result of this package at one step, and the number of the entry with the reason."""
 
     entry: str
     by_column: Mapping[str, Any]
@@ -80,17 +80,17 @@ TABLE: Final[dict[str, Case]] = {}
 
 
 def since(version: str, now: Any, *, before: Any, backports: Iterable[str] = ()) -> Since:
-    """Expect `now` of kernels from `version` on and of those stable ones that took the change over."""
+    """Expect `now` of kernels from `version` on, and of stable kernels into which the change was backported."""
     return Since(_version(version), now, before, tuple(map(_version, backports)))
 
 
 def ours(entry: str, value: Any = None, **by_column: Any) -> Deviation:
-    """Say that our columns, or those named, see this instead, for the reason given in `entry`."""
+    """Expect this in the package's columns, or in the named ones, for the reason in `entry`."""
     return Deviation(entry, by_column or {"api": value, "preload": value})
 
 
 def case(section: str, **not_in: str) -> Callable[[Body], Body]:
-    """Add a function to the table; ``api="…"`` or the like says why a column cannot run it."""
+    """Add a function to the table; ``api="…"``, for instance, is the reason why the column `api` cannot run it."""
 
     def add(body: Body) -> Body:
         _add(Case(_name(body), section, inspect.getdoc(body) or "", body, not_in))
@@ -117,17 +117,21 @@ def family(section: str, rows: Mapping[str, Any], **not_in: str) -> Callable[[Bo
 
 
 def do(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call, and return what came back: a value, `OK` if that says nothing, or the errno's name."""
+    """Call, and return the result: a value, `OK` for None or a socket, or the name of the errno."""
     try:
         got = call(*arguments, **options)
     except OSError as error:
         return _ERRNO_NAMES.get(error.errno or 0, type(error).__name__)
     except (TypeError, ValueError, OverflowError) as error:
-        kinds = (TypeError, ValueError, OverflowError)  # some of ours are of two
+        kinds = (
+            TypeError,
+            ValueError,
+            OverflowError,
+        )  # some exceptions of this package have two base classes
         return next(kind.__name__ for kind in kinds if isinstance(error, kind))
     if got is None or isinstance(got, _socket.socket):
         return OK
-    return tuple(got) if isinstance(got, tuple) else got  # an address may be of a class of its own
+    return tuple(got) if isinstance(got, tuple) else got  # an address may be a subclass of tuple
 
 
 def _add(made: Case) -> None:

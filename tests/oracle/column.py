@@ -1,7 +1,7 @@
 """Runs the table in one column: `python -m tests.oracle.column NAME`, in a guest or on the host.
 
-What it prints last is one line of JSON, a list of what `run_case` returns. Nothing here compares
-columns; only what a step saw is compared with what it should have seen.
+The last line of its output is JSON, a list of the results of `run_case`. It compares each step's
+result with the expected one, but not columns with each other.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SECTIONS: Final = (
 """The modules in `cases`, in the order of kernel-semantics."""
 
 CASE_SECONDS: Final = 12
-"""A case that takes longer hangs, and fails."""
+"""Timeout of a case in seconds; a case that takes longer fails."""
 
 
 class Hangs(BaseException):
@@ -56,7 +56,7 @@ def load_table() -> dict[str, Case]:
 
 
 def kernel_release(version: str) -> Version:
-    """The release of a kernel from what `uname -rv` says; Debian has it in the second part."""
+    """The release of a kernel from `uname -rv`; Debian has it in the second part."""
     found = re.search(r"Debian (\d+)\.(\d+)\.(\d+)", version) or re.search(
         r"(\d+)\.(\d+)\.(\d+)", version
     )
@@ -65,7 +65,7 @@ def kernel_release(version: str) -> Version:
 
 
 def environment(column: str) -> Callable[[], Env]:
-    """What makes an `Env` for each case of this column."""
+    """The function that makes an `Env` for each case of this column."""
     if column == "api":
         from tests.oracle.api_env import ApiEnv
 
@@ -83,7 +83,7 @@ def environment(column: str) -> Callable[[], Env]:
 
 
 def run_case(case: Case, make: Callable[[], Env]) -> dict[str, Any]:
-    """Run one case; returns its name, its steps, why it was skipped or broke off, and its time."""
+    """Run one case; returns its name, its steps, why it was skipped or aborted, and its time."""
     begun = time.monotonic()
     result: dict[str, Any] = {"name": case.name, "steps": []}
     signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
@@ -126,7 +126,7 @@ def _step(
 
 
 def show(value: Any) -> str:
-    """A value as a report shows it; long ones cut."""
+    """A value as text for the report; long values are cut."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
 
@@ -136,7 +136,7 @@ def _stop(_: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the cases that the arguments name."""
+    """Run the cases of the arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("column", choices=("kernel", "api", "preload"))
     parser.add_argument("patterns", nargs="*", default=["*"])

@@ -1,8 +1,8 @@
-"""What a case gets to work with: sockets, free ports, well-known places, and waiting with deadlines.
+"""The environment of a case: sockets, free ports, well-known addresses, and waits with deadlines.
 
-Cases call methods of sockets as every program does. The rest is here, because it differs between the
-columns, because CPython cannot do it (`tests.oracle.libc`), or because waiting must end. There is one
-`Env` per case; closing it closes all of its sockets.
+Cases call methods of sockets as every program does. This module has what differs between the columns,
+what CPython cannot do (`tests.oracle.libc`), and waits with deadlines. There is one `Env` per case;
+closing it closes all of its sockets.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from tests.oracle.case import NotApplicable, Version, do
 ANY: Final = 0xFFFFFFFF
 LOCAL: Final = 1
 OWN: Final = 2
-"""CID of a host, for its own programs too."""
+"""CID of the host, also for its own programs."""
 
 STREAM: Final = int(_socket.SOCK_STREAM)
 SEQPACKET: Final = int(_socket.SOCK_SEQPACKET)
@@ -46,12 +46,12 @@ SIOCINQ: Final = 0x541B
 SIOCOUTQ: Final = 0x5411
 
 SILENT_CID: Final = 77
-"""A guest that is known and never answers: its machine has not been started."""
+"""A guest that exists and never answers: its machine is not running."""
 MISSING_CID: Final = 78
-"""No guest has this."""
+"""A CID without a guest."""
 
 WAIT_SECONDS: Final = 3.0
-"""How long things that should happen soon are waited for."""
+"""Deadline in seconds for events that should happen soon."""
 
 _BITS: Final = {
     "IN": select.POLLIN,
@@ -67,11 +67,11 @@ _ports = itertools.count(20_000)
 
 
 class Env(ABC):
-    """The world of one case."""
+    """The environment of one case."""
 
     column: str
     release: Version | None = None
-    """Of the kernel, if this column is one."""
+    """The kernel's release, in the column of a kernel."""
     has_datagrams = True
     SILENT: Final = (SILENT_CID, 99)
     MISSING: Final = (MISSING_CID, 99)
@@ -98,11 +98,11 @@ class Env(ABC):
 
     @abstractmethod
     def local_cid(self) -> int:
-        """What programs here use to ask for the local CID."""
+        """The local CID, by the call that programs of this column use."""
 
     @property
     def libc(self) -> Any:
-        """System calls with raw arguments on a socket's descriptor, if that makes sense here."""
+        """System calls with raw arguments on a socket's descriptor, if the column has them."""
         return libc
 
     def socket(self, kind: int = STREAM, proto: int = 0) -> Any:
@@ -131,7 +131,7 @@ class Env(ABC):
         return sock
 
     def at(self, listener: Any, cid: int = LOCAL) -> tuple[int, int]:
-        """Where to connect to, to reach `listener`."""
+        """The address to connect to `listener`."""
         return (cid, listener.getsockname()[1])
 
     def connected_to(self, listener: Any, kind: int = STREAM) -> Any:
@@ -151,7 +151,7 @@ class Env(ABC):
         return client, self.accept(listener)
 
     def refused(self, kind: int = STREAM) -> tuple[int, int]:
-        """An address where nobody listens."""
+        """An address without a listener."""
         return (LOCAL, self.port())
 
     # Options and ioctls
@@ -189,14 +189,14 @@ class Env(ABC):
         return do(sock.setsockopt, level, option, struct.pack("=i", value))
 
     def ioctl(self, sock: Any, request: int) -> Any:
-        """The number that an ioctl on the socket gives."""
+        """The number that an ioctl on the socket returns."""
         got = do(fcntl.ioctl, sock, request, bytes(4))
         return got if isinstance(got, str) else struct.unpack("=i", got)[0]
 
     # Waiting
 
     def poll(self, sock: Any, awaited: str = "") -> str:
-        """The poll bits of `sock`, taken when all of `awaited` are set or the time is over."""
+        """The poll bits of `sock`, when all of `awaited` are set or the deadline has passed."""
         wanted = sum(_BITS[name] for name in awaited.split("|") if name)
         deadline = time.monotonic() + WAIT_SECONDS
         poll = select.poll()
@@ -204,7 +204,7 @@ class Env(ABC):
         while missing and time.monotonic() < deadline:
             poll.register(sock.fileno(), missing)
             ready = dict(poll.poll(1000 * (deadline - time.monotonic()))).get(sock.fileno(), 0)
-            if not ready & missing:  # ERR and HUP come unasked: do not spin because of them
+            if not ready & missing:  # poll always reports ERR and HUP: do not spin because of them
                 threading.Event().wait(0.002)
             missing &= ~ready
         poll.register(sock.fileno(), sum(_BITS.values()))
@@ -212,7 +212,7 @@ class Env(ABC):
         return "|".join(name for name, bit in _BITS.items() if ready & bit) or "nothing"
 
     def arrived(self, sock: Any, length: int) -> bool:
-        """Wait until so many bytes, or a message of that size, can be read from `sock`."""
+        """Wait until this many bytes, or a message of this size, can be read from `sock`."""
 
         def is_there() -> bool:
             got = do(sock.recv, length, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
@@ -221,7 +221,7 @@ class Env(ABC):
         return self.until(is_there)
 
     def until(self, is_so: Callable[[], bool]) -> bool:
-        """Wait for what nothing can be polled for; whether it came true in time."""
+        """Wait for a condition for which there is no poll event; returns whether it became true in time."""
         deadline = time.monotonic() + WAIT_SECONDS
         while not is_so():
             if time.monotonic() > deadline:
@@ -230,7 +230,7 @@ class Env(ABC):
         return True
 
     def fill(self, sock: Any, piece: int = 4096, limit: int = 32 << 20) -> int:
-        """Send without waiting until there is no room, and none comes; how many bytes went."""
+        """Send without blocking until the socket stays full; returns the number of bytes."""
         sent = refusals = 0
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLOUT)
@@ -239,13 +239,13 @@ class Env(ABC):
             if isinstance(went, int):
                 sent, refusals = sent + went, 0
             else:
-                # That poll() says nothing does not mean that nothing fits.
+                # Without a poll event there may still be room.
                 refusals += 1
                 poll.poll(100)
         return sent
 
     def receive(self, sock: Any, length: int) -> Any:
-        """Exactly so many bytes of a stream, or less if it ends, or an errno if it fails at once."""
+        """Exactly this many bytes of a stream, or fewer if it ends, or an errno if it fails at once."""
         got = b""
         while len(got) < length:
             piece = do(sock.recv, length - len(got))
@@ -257,7 +257,7 @@ class Env(ABC):
         return got
 
     def background(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """Run `call` in a thread; returns a function that waits for what `do` says of it."""
+        """Run `do(call)` in a thread; returns a function that waits for its result."""
         results: list[Any] = []
         thread = threading.Thread(target=lambda: results.append(do(call)), daemon=True)
         thread.start()
@@ -270,7 +270,7 @@ class Env(ABC):
         return result
 
     def waits(self, result: Callable[[], Any]) -> bool:
-        """Whether a call in the background is inside the system call in which it waits."""
+        """Whether a call in the background is blocked in its system call."""
         thread: threading.Thread = result.thread  # type: ignore[attr-defined]
         try:
             with open(f"/proc/self/task/{thread.native_id}/stat") as stat:  # noqa: PTH123
@@ -280,7 +280,7 @@ class Env(ABC):
 
     @contextlib.contextmanager
     def signals(self, number: int) -> Iterator[list[int]]:
-        """Collect the signals that come instead of what they would do."""
+        """Collect signals instead of their default actions."""
         caught: list[int] = []
         before = signal.signal(number, lambda number, _: caught.append(number))
         try:
@@ -289,11 +289,11 @@ class Env(ABC):
             signal.signal(number, before)
 
     def interrupted(self, call: Callable[[], Any]) -> Any:
-        """What `do` says of a call that a signal ends."""
+        """The result of `do` for a call that a signal interrupts."""
         with self.signals(signal.SIGUSR1):
             ours = threading.main_thread().ident
             assert ours is not None
-            # Again and again: the first may come before the call waits.
+            # Repeated, because the first signal may come before the call blocks.
             done = threading.Event()
 
             def send() -> None:
@@ -309,7 +309,7 @@ class Env(ABC):
                 sender.join()
 
     def unprivileged(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What `do` says of a call in a child process that may not bind privileged ports."""
+        """The result of `do` for a call in a child process that may not bind privileged ports."""
         if os.geteuid() != 0:
             raise NotApplicable("needs root, to have a privilege that can be dropped")
 
@@ -320,7 +320,7 @@ class Env(ABC):
         return self.in_child(without_privilege)
 
     def in_child(self, call: Callable[[], Any]) -> Any:
-        """What `do` says of a call in a forked child, which then ends; it comes back as JSON."""
+        """The result of `do` for a call in a forked child, which then exits; it is passed as JSON."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -339,20 +339,20 @@ class PlainSocket(_socket.socket):
     """CPython's socket for AF_VSOCK, with options of any type."""
 
     def setsockopt(self, level: int, option: int, value: Any, n: int | None = None) -> None:
-        """As the base class's, but bytes are taken as they are."""
+        """As in the base class, but bytes are passed unchanged."""
         if isinstance(value, int):
             super().setsockopt(level, option, value)
         else:
             libc.set_option(self, level, option, value, len(value) if n is None else n)
 
     def getsockopt(self, level: int, option: int, room: int = 0) -> Any:
-        """As the base class's, but any room may be asked for."""
+        """As in the base class, but any length can be given."""
         if not room:
             return super().getsockopt(level, option)
         return libc.get_option(self, level, option, room)
 
     def accept(self) -> tuple["PlainSocket", Any]:
-        """As the base class's, but the new socket is one of these too."""
+        """As in the base class, but the new socket is a PlainSocket too."""
         fd, address = self._accept()  # type: ignore[attr-defined]
         return PlainSocket(self.family, self.type, self.proto, fileno=fd), address
 

@@ -1,9 +1,8 @@
 """The reference column: a Linux guest whose kernel plays the host.
 
-The guest has no vsock device. It gets vhost_vsock, which makes its kernel a host with CID 2 for
-guests that are not there, and loses the driver for guests, so that "the host" is itself. Modules come
-from the packages that the guest's image was made of; what is not loaded in the image is sent along
-with the cases.
+The guest has no vsock device. vhost_vsock is loaded, which makes its kernel a host with CID 2, and the
+guest's driver is unloaded, so that "the host" is the guest itself. The modules are from the packages of
+the guest's image; those that the image does not contain are sent with the cases.
 """
 
 import base64
@@ -28,7 +27,7 @@ for module in $(cat order); do insmod $module.ko 2>/dev/null; done
 test -e /dev/vhost-vsock
 """
 
-# The guest that never answers has a CID and no running machine: packets to it wait for ever.
+# The guest that never answers has a CID but no running machine: packets to it are never read.
 _RUN: Final = """
 import fcntl, os, struct, sys
 sys.path.insert(0, "/tmp")
@@ -42,7 +41,7 @@ column.main()
 
 
 def run(kernel: str, patterns: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
-    """Boot a guest with this kernel and run the cases there: what `uname -rv` says, and the results.
+    """Boot a guest with this kernel and run the cases there; returns `uname -rv` and the results.
 
     Raises:
         GuestUnavailable: there is no QEMU, or no image.

@@ -1,8 +1,8 @@
-"""Our two columns: the table in a process of its own on this machine, over a switch of its own.
+"""The two columns of this package: the table in a process of its own, with a switch of its own.
 
-The switch knows one guest, which is never started: the one that does not answer. For the column
-``preload`` a filter first takes AF_VSOCK away from the process for good: a socket() that would reach
-the kernel of this machine kills it. Only what the preload library answers itself comes through.
+The switch has one guest, which is never started: the one that does not answer. For the column
+``preload`` a seccomp filter first forbids AF_VSOCK to the process: a socket() that reaches the kernel of
+this machine kills it. Only calls that the preload library handles itself succeed.
 """
 
 import json
@@ -30,11 +30,11 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class ColumnFailed(Exception):  # noqa: N818 - says what happened
-    """A column came to no end; the message has what it said last."""
+    """A column did not finish; the message has its last output."""
 
 
 def run(column: str, patterns: Sequence[str]) -> list[dict[str, Any]]:
-    """Run the cases in the column ``api`` or ``preload``; what `tests.oracle.column` says of each.
+    """Run the cases in the column ``api`` or ``preload``; returns the results of `tests.oracle.column`.
 
     Raises:
         ColumnFailed: the process that ran them died, or did not end.

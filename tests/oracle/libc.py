@@ -1,8 +1,8 @@
 """System calls that CPython does not offer for AF_VSOCK, through the C library.
 
-The functions are looked up among those of the process, so that under ``vsock run`` they are the
-preload library's. Errors are ``OSError``s. CPython's own setsockopt gives AF_VSOCK sockets nothing but
-64-bit numbers, so even SO_LINGER needs this.
+The functions are looked up in the process, so that under ``vsock run`` they are those of the preload
+library. Errors are ``OSError``s. CPython's own setsockopt passes only 64-bit numbers to AF_VSOCK
+sockets, so even SO_LINGER needs this module.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _CAP_NET_BIND_SERVICE: Final = 10
 
 
 def call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library that says -1 and errno if it fails."""
+    """Call a function of the C library that returns -1 and sets errno if it fails."""
     result: int = getattr(_LIBC, name)(*arguments)
     if result < 0:
         number = ctypes.get_errno()
@@ -54,7 +54,7 @@ def listen(sock: socket.socket, backlog: int) -> None:
 
 
 def name_of(function: str, sock: socket.socket, room: int) -> tuple[bytes, int]:
-    """Call getsockname(2), getpeername(2) or accept(2) into `room` bytes: what came, and which length."""
+    """Call getsockname(2), getpeername(2) or accept(2) with `room` bytes; returns the bytes and the length."""
     buffer = ctypes.create_string_buffer(b"\xee" * 64, 64)
     length = ctypes.c_int(room)
     got = call(function, sock.fileno(), buffer, ctypes.byref(length))
@@ -64,7 +64,7 @@ def name_of(function: str, sock: socket.socket, room: int) -> tuple[bytes, int]:
 
 
 def accept4(sock: socket.socket, flags: int) -> int:
-    """Accept without asking for the address: the new descriptor."""
+    """Accept without an address buffer; returns the new descriptor."""
     return call("accept4", sock.fileno(), None, None, flags)
 
 
@@ -74,7 +74,7 @@ def set_option(sock: socket.socket, level: int, option: int, value: bytes | None
 
 
 def get_option(sock: socket.socket, level: int, option: int, room: int) -> bytes:
-    """Call getsockopt(2) with room for so many bytes: those that came."""
+    """Call getsockopt(2) with a buffer of this size; returns the bytes written."""
     buffer = ctypes.create_string_buffer(64)
     length = ctypes.c_int(room)
     call("getsockopt", sock.fileno(), level, option, buffer, ctypes.byref(length))
@@ -82,12 +82,12 @@ def get_option(sock: socket.socket, level: int, option: int, room: int) -> bytes
 
 
 def bind_length(sock: socket.socket, address: bytes, length: int) -> None:
-    """Bind to an address of which the kernel is told another length."""
+    """Bind to an address with another length than its own."""
     call("bind", sock.fileno(), address + bytes(512), length)
 
 
 def connect_length(sock: socket.socket, address: bytes, length: int) -> None:
-    """Connect to an address of which the kernel is told another length."""
+    """Connect to an address with another length than its own."""
     call("connect", sock.fileno(), address + bytes(512), length)
 
 
@@ -97,12 +97,12 @@ def send_to(sock: socket.socket, data: bytes, address: bytes, length: int) -> in
 
 
 def receive_into_nowhere(sock: socket.socket, length: int, flags: int = 0) -> int:
-    """Call recv(2) into a buffer that is not there."""
+    """Call recv(2) with an invalid buffer."""
     return call("recv", sock.fileno(), None, length, flags)
 
 
 def receive_from(sock: socket.socket, length: int) -> tuple[bytes, int]:
-    """Call recvfrom(2): the data, and the length that the source address has."""
+    """Call recvfrom(2); returns the data, and the length of the source address."""
     data = ctypes.create_string_buffer(length)
     address = ctypes.create_string_buffer(64)
     room = ctypes.c_int(64)
@@ -111,7 +111,7 @@ def receive_from(sock: socket.socket, length: int) -> tuple[bytes, int]:
 
 
 def drop_net_bind_service() -> None:
-    """Take CAP_NET_BIND_SERVICE from this process, which must not be one that goes on for long."""
+    """Drop CAP_NET_BIND_SERVICE of this process; only for a process that exits soon."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     sets = (ctypes.c_uint32 * 6)()
     call("capget", header, sets)

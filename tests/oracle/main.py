@@ -1,4 +1,4 @@
-"""`make oracle`: run the table in all columns, compare, and say what differs.
+"""`make oracle`: run the table in all columns, compare, and print the differences.
 
 The last line is ``N passed, N failed, N skipped``: one verdict for each case in each column. The exit
 status is 0 only if nothing failed and every column ran.
@@ -21,7 +21,7 @@ from tests.oracle.report import Column, Finding, Results
 from vsock.testing import GuestError
 
 COLUMNS: Final = ("kernel-6.12", "kernel-6.1", "api", "preload")
-"""The first is the reference; the second shows what older kernels do."""
+"""The first is the reference; the second shows the behaviour of older kernels."""
 
 _ABOUT: Final = {
     "api": "vsock.socket",
@@ -33,7 +33,7 @@ def run_column(name: str, patterns: Sequence[str]) -> Column:
     """Run one column.
 
     Raises:
-        GuestError, ColumnFailed: it came to no end.
+        GuestError, ColumnFailed: the column did not finish.
     """
     begun = time.monotonic()
     if name.startswith("kernel-"):
@@ -112,7 +112,7 @@ def _differences_text() -> str:
 
 
 def main() -> int:
-    """Run what the arguments say; the exit status."""
+    """Run the columns of the arguments; returns the exit status."""
     parser = argparse.ArgumentParser(prog="tests.oracle", description=__doc__)
     parser.add_argument("patterns", nargs="*", help="names of cases, with wildcards")
     parser.add_argument("--columns", default=",".join(COLUMNS), help="which, with commas")

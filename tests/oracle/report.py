@@ -1,8 +1,8 @@
-"""Compares the columns: what passed, what failed and why, and which differences are meant.
+"""Compares the columns: passed and failed cases, and intended differences.
 
-A step that differs from the table fails. If the table says that ours differs there, the step must name
-an entry of docs/reference/differences.md that exists, and ours must differ just so: a difference that
-has gone away fails too, until the table no longer claims it.
+A step that differs from the table fails. For an intended difference, the step must name an existing
+entry of docs/reference/differences.md, and the result must be exactly the one given: a difference that
+does not occur fails too, until it is removed from the table.
 """
 
 import re
@@ -22,7 +22,7 @@ Results = Mapping[str, Any]
 
 @dataclass
 class Column:
-    """One column that was run: its results by case, and what to call it."""
+    """The results of one column by case, and its name."""
 
     name: str
     about: str
@@ -33,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Finding:
-    """Why a case fails in a column; `lines` are for people."""
+    """The reason why a case fails in a column; `lines` are for people."""
 
     case: Case
     column: str
@@ -54,7 +54,7 @@ def judge(
         for column in columns:
             result = column.results.get(case.name)
             if result is None:
-                continue  # not among the cases that were asked for
+                continue  # not among the requested cases
             lines = tuple(_faults(case, result, columns, column, entries))
             verdict = "failed" if lines else "skipped" if "skipped" in result else "passed"
             column.verdicts[verdict] += 1

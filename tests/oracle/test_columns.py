@@ -1,4 +1,4 @@
-"""The columns of the oracle, each against the table: `make oracle` is the same with all of them compared."""
+"""The columns of the oracle, each compared with the table; `make oracle` also compares them with each other."""
 
 import pytest
 from tests.oracle import report

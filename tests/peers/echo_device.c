@@ -1,7 +1,7 @@
 /*
- * A vhost-user vsock device on QEMU's libvhost-user, as a peer for our driver: every port of CID 2 takes connections and sends
- * back what it receives. Rings, memory and messages are the library's; the few packets here are what virtio 1.2, section 5.10
- * says. One front end, a few connections, no guest to fear: it is a test's.
+ * * A vhost-user vsock device on QEMU's libvhost-user, as a peer for the driver of `vsock.Guest`: every port of CID 2 accepts
+ * connections and echoes. Virtqueues, memory and messages are handled by the library; the packets are those of virtio 1.2,
+ * section 5.10. It is for tests only: one front end, a few connections, and no protection from a hostile guest.
  *
  *     echo_device SOCKET CID
  */

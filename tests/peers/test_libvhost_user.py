@@ -1,6 +1,6 @@
-"""Our driver against a device that is not ours: QEMU's libvhost-user (`build` and echo_device.c say how it is made).
+"""The driver of `vsock.Guest` with another device, built on QEMU's libvhost-user (see `build` and echo_device.c).
 
-Event indexes and indirect descriptors are that library's own, and so is its reading of vhost-user.
+That library has its own code for event indexes, indirect descriptors and vhost-user messages.
 """
 
 import os
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="session")
 def program() -> Path:
-    """The device, built now if it is not there."""
+    """The device program, built if it does not exist."""
     folder = REPOSITORY / "build/peers"
     built = subprocess.run(
         [REPOSITORY / "tests/peers/build", folder], capture_output=True, text=True, check=False
@@ -39,7 +39,7 @@ def program() -> Path:
 
 @pytest.fixture
 def device(program: Path, runtime_dir: Path) -> Iterator[Path]:
-    """A running device, which must end well when its guest has left; its socket."""
+    """The socket of a running device, which must exit with status 0 when its guest has left."""
     path = runtime_dir / "peer.sock"
     process = subprocess.Popen([program, path, str(CID)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -61,7 +61,7 @@ def guest(device: Path) -> Iterator[vsock.Guest]:
 
 
 def echoed(guest: vsock.Guest, data: bytes) -> bytes:
-    """What comes back until the end, while all of it is being sent."""
+    """Send data and receive the echo at the same time; returns the echo."""
     with guest.create_connection((2, 5000)) as sock:
         sock.settimeout(PATIENCE)
 
@@ -85,7 +85,7 @@ def test_cid_is_the_devices(guest: vsock.Guest) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 44, 65_536, 65_537, 8 << 20])
 def test_bytes_go_there_and_come_back(guest: vsock.Guest, size: int) -> None:
-    """Whole and in order; the largest uses up the credit of both sides many times."""
+    """Complete and in order; the largest amount uses the credit of both sides many times."""
     data = os.urandom(size)
     assert echoed(guest, data) == data
 

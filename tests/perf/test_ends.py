@@ -59,7 +59,7 @@ def test_throughput_counts_every_flow_at_the_receiver(connect: Connect, reverse:
 
 
 def test_round_trips_split_into_both_ways(connect: Connect) -> None:
-    """With one clock for both ends, the two ways of the fastest trip add up to it."""
+    """With one clock for both ends, the two directions of the fastest round trip add up to it."""
     result = ends.round_trips(connect, size=64, seconds=0.1)
     trip, there, back = (result[name] for name in ("round_trip_us", "there_us", "back_us"))
     assert trip["count"] == there["count"] == back["count"] > 1
@@ -77,7 +77,7 @@ def test_connections_are_counted(connect: Connect) -> None:
 def test_server_closes_on_what_it_does_not_understand(
     connect: Connect, request_bytes: bytes
 ) -> None:
-    """Another program, or a newer client, gets the end and not a hang."""
+    """For another program, or a newer client, it closes the connection, so that nothing hangs."""
     with connect() as connection:
         connection.settimeout(10)
         connection.sendall(request_bytes)
@@ -85,7 +85,7 @@ def test_server_closes_on_what_it_does_not_understand(
 
 
 def test_server_that_leaves_is_an_error() -> None:
-    """A receipt that never comes is not taken for a result."""
+    """A missing receipt is an error, not a result."""
 
     def connect() -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -97,14 +97,14 @@ def test_server_that_leaves_is_an_error() -> None:
 
 
 def test_percentiles_are_values_that_occurred() -> None:
-    """Nearest rank: no value is made up."""
+    """Nearest rank: each percentile is one of the values."""
     spread = ends.percentiles([float(n) for n in range(1000, 0, -1)])
     assert (spread["min"], spread["p50"], spread["p99.9"], spread["max"]) == (1, 501, 1000, 1000)
     assert ends.percentiles([7.0])["p99"] == 7
 
 
 def test_file_runs_without_the_package(tmp_path: Path) -> None:
-    """In a guest there is Python and this file, nothing else."""
+    """A guest has only Python and this file."""
     alone = tmp_path / "ends.py"
     alone.write_text(Path(ends.__file__).read_text())
     command = [sys.executable, "-I", "-S", str(alone), "--help"]

@@ -1,7 +1,7 @@
-"""Programs that know nothing of us, under `vsock run`, against a userspace guest: no VM needed.
+"""Unmodified programs under `vsock run`, with a userspace guest: no VM needed.
 
-Every program here runs behind a filter (`start_preloaded`) that ends it if it so much as makes an
-AF_VSOCK socket of the kernel's: what passes shows that nothing falls back to it.
+Every program here runs with a filter (`start_preloaded`) that kills it if it creates a socket of the
+kernel's AF_VSOCK: a test that passes shows that nothing falls back to the kernel.
 """
 
 import sys
@@ -19,7 +19,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(runtime_dir: Path, start_preloaded: Start) -> Start:
-    """Starts a program whose switch is the one in `runtime_dir`, if any."""
+    """Starts a program with the switch in `runtime_dir`, if one runs there."""
     return start_preloaded
 
 
@@ -46,7 +46,7 @@ def say(*values):
 
 @pytest.fixture
 def python(run: Callable[..., str]) -> Callable[..., list[str]]:
-    """Runs Python code that uses the plain `socket` module; gives the lines that it printed."""
+    """Runs Python code that uses the plain `socket` module; returns the lines that it printed."""
 
     def python(code: str, *arguments: str, **options: object) -> list[str]:
         return run(sys.executable, "-c", PRELUDE + code, *arguments, **options).splitlines()
@@ -56,7 +56,7 @@ def python(run: Callable[..., str]) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def start_python(start: Start) -> Start:
-    """Starts such code and lets it run."""
+    """Starts such code without waiting for its end."""
 
     def start_python(code: str, *arguments: str, **options: object) -> "subprocess.Popen[str]":
         return start(sys.executable, "-c", PRELUDE + code, *arguments, **options)

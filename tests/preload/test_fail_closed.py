@@ -1,7 +1,6 @@
-"""Whatever goes wrong, no program reaches the kernel's AF_VSOCK."""
+"""No error makes a program use the kernel's AF_VSOCK."""
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,8 +14,6 @@ import pytest
 
 from vsock.preload import preload_environment
 
-needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
-
 TRY_ALL = """
 for kind in (SOCK_STREAM, SOCK_SEQPACKET):
     s = socket.socket(AF_VSOCK, kind)
@@ -27,7 +24,7 @@ for kind in (SOCK_STREAM, SOCK_SEQPACKET):
 
 
 def test_filter_of_these_tests_ends_a_program_that_makes_a_kernel_socket() -> None:
-    """The proof behind all other tests here can fail: without the library the program is ended."""
+    """The filter of these tests works: without the library it kills the program."""
     code = (
         "from vsock.cli.guard import raise_guard; raise_guard(kill=True)\n"
         "import socket; socket.socket(socket.AF_INET).close(); print('alive', flush=True)\n"
@@ -43,7 +40,7 @@ def test_filter_of_these_tests_ends_a_program_that_makes_a_kernel_socket() -> No
 def test_without_a_switch_nothing_can_be_bound_or_connected(
     runtime_dir: Path, start_python: Any
 ) -> None:
-    """The errnos of a kernel without transports, and one line that says what is missing."""
+    """The errnos of a kernel without transports, and one line with the reason."""
     out, err = start_python(TRY_ALL).communicate(timeout=30)
     assert out == "EADDRNOTAVAIL EINVAL ENODEV ENOTCONN\nENODEV\n" * 2
     assert err.count("\n") == 1
@@ -52,7 +49,7 @@ def test_without_a_switch_nothing_can_be_bound_or_connected(
 
 
 def test_without_the_verbose_variable_nothing_is_said(runtime_dir: Path, start_python: Any) -> None:
-    """A library must not write into the output of programs that did not ask for it.
+    """The library must not write to a program's output unless it is requested.
 
     `vsock run` has said before what is missing (N14), once for all that it starts.
     """
@@ -67,7 +64,7 @@ def test_without_the_verbose_variable_nothing_is_said(runtime_dir: Path, start_p
 def test_broken_runtime_directory_is_no_way_to_the_kernel(
     runtime_dir: Path, python: Any, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file in place of the socket, a path too long for one, a socket that nobody serves."""
+    """A file in place of the socket, a too long path, a socket without a server."""
     if fault == "file":
         (runtime_dir / "stream").touch()
     elif fault == "long":
@@ -111,26 +108,26 @@ def test_connect_whose_descriptor_is_closed_by_another_thread_ends(
         node, _ = listener.accept()
         with node:
             node.settimeout(30)
-            assert node.recv(1)  # the request: the program waits now, or is about to
+            assert node.recv(1)  # the request: the program is blocked now, or will be soon
             program.stdin.write("close\n")
             program.stdin.flush()
             assert program.stdout.readline() == "closed\n"
             if word:
-                # Closed before it began to wait, connect sees that by itself, and the program has ended.
+                # If the descriptor was closed before connect blocked, connect has failed and the program has ended.
                 with suppress(ConnectionError):
                     node.sendall(bytes(32))
-                    # The rest of the request, which is taken when its outcome is known.
+                    # The rest of the request, which is read when its outcome is known.
                     node.recv(4096)
             assert program.communicate(timeout=30) == ("EBADF with little work\n", "")
 
 
-@needs_strace
+@pytest.mark.programs("strace")
 def test_no_system_call_asks_for_af_vsock(
     switch: object, run: Callable[..., str], tmp_path: Path
 ) -> None:
-    """All calls of a program and its child that make, bind or connect sockets, seen by strace; and no filter (A0).
+    """strace shows all calls of a program and its child that make, bind or connect sockets, and no packet filter (A0).
 
-    A packet filter for each socket, compiled and freed by the kernel, once deadlocked a machine.
+    A packet filter for each socket, compiled and freed by the kernel, can deadlock a machine.
     """
     log = tmp_path / "calls"
     child = "import socket; socket.socket(socket.AF_VSOCK).connect_ex((3, 1))"
@@ -154,7 +151,7 @@ subprocess.run([sys.executable, "-c", {child!r}])
     assert "socket(AF_UNIX" in calls
     assert "VSOCK" not in calls
     assert not re.search(r"\b(listen|accept4?|io_uring_setup)\(", calls)
-    # Our own addresses are the names of Unix sockets.
+    # The library's own addresses are names of Unix sockets.
     named = re.findall(r"bind\(\d+, ({.*?}), ", calls)
     assert named
     assert all(name.startswith('{sa_family=AF_UNIX, sun_path=@"vsock/') for name in named)
@@ -162,12 +159,12 @@ subprocess.run([sys.executable, "-c", {child!r}])
     assert not re.search(r"\b(bpf|seccomp)\(|ATTACH_(FILTER|BPF)|PR_SET_SECCOMP", calls)
 
 
-@needs_strace
+@pytest.mark.programs("strace")
 def test_kernel_socket_that_a_program_inherits_is_not_used(runtime_dir: Path) -> None:
-    """Even a socket of the kernel's, made elsewhere and handed down, leads nowhere.
+    """An inherited socket of the kernel's AF_VSOCK cannot be used either.
 
-    strace would answer each call itself, with EIO, so that this machine's AF_VSOCK is not touched
-    should the library let one through.
+    strace replaces each call with EIO, so that this machine's AF_VSOCK is not used if the library lets a
+    call through.
     """
     try:
         kernels = socket.socket(socket.AF_VSOCK)
@@ -200,7 +197,7 @@ for call in (lambda: s.bind((0xffffffff, 5000)), lambda: s.listen(), lambda: s.c
 
 
 def test_guard_answers_a_program_that_goes_past_the_library(runtime_dir: Path) -> None:
-    """`vsock run` as users have it: a child with an empty environment finds no AF_VSOCK at all."""
+    """`vsock run` without the tests' filter: in a child with an empty environment AF_VSOCK is not supported."""
     code = """
 import errno, os, socket, subprocess, sys
 child = "import socket; socket.socket(socket.AF_VSOCK)"

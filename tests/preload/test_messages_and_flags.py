@@ -1,4 +1,4 @@
-"""What plain `socket` code sees of messages, records, flags and buffers through the preload library."""
+"""Messages, records, flags and buffers of plain `socket` code through the preload library."""
 
 import socket
 import subprocess
@@ -17,7 +17,7 @@ Python = Callable[..., list[str]]
 
 @pytest.fixture
 def peer(guest: Guest) -> Any:
-    """Runs a function on the one connection that port 5000 of the guest (CID 3) gets."""
+    """Runs a function with the one connection to port 5000 of the guest (CID 3)."""
     threads = []
 
     def serve(
@@ -98,7 +98,7 @@ say(error(s.send, bytes(1_001)), s.send(bytes(1_000)), s.recv(100))
 
 
 def test_message_longer_than_the_room_is_cut_and_told(peer: Any, python: Python) -> None:
-    """MSG_TRUNC out, and in."""
+    """With MSG_TRUNC in the returned flags, and with MSG_TRUNC given."""
     peer(socket.SOCK_SEQPACKET, lambda connection: [connection.send(b"message") for _ in "123"])
     said = python(
         """
@@ -114,7 +114,7 @@ say(error(s.send, b"late") in ("no error", "EPIPE"), s.recv(10))
 
 
 def test_receiving_is_over_at_once_after_shut_rd(peer: Any, python: Python) -> None:
-    """Also what came before is not received any more; sending goes on, and the peer hears it."""
+    """Data that arrived before is not returned either; sending goes on, and the peer is notified."""
     done = threading.Event()
 
     def answer(connection: socket.socket) -> None:
@@ -139,14 +139,14 @@ say(s.recv(100), os.read(s.fileno(), 100), s.recvmsg(100)[0], error(s.getpeernam
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 def test_peer_hears_of_shut_rd_while_it_sends_nothing(peer: Any, python: Python, kind: int) -> None:
-    """It is told at once, and not only when its next data is refused."""
+    """The peer is notified at once, and not only when its next data is rejected."""
     told: list[bool] = []
 
     def answer(connection: socket.socket) -> None:
         deadline = time.monotonic() + 10
         while not told and time.monotonic() < deadline:
             try:
-                # An empty send carries nothing anywhere, and still says that nobody receives.
+                # An empty send transmits nothing, but fails if the peer does not receive.
                 socket.socket.send(connection, b"")
             except BrokenPipeError:
                 told.append(True)
@@ -191,7 +191,7 @@ say(s.recv(4, socket.MSG_WAITALL), s.recv(4, socket.MSG_WAITALL), s.recv(0))
 
 
 def test_buffer_of_a_connection_is_told_to_the_other_side(peer: Any, start_python: Any) -> None:
-    """The peer gets rid of all it has to send while nobody reads."""
+    """The peer can send more than the default buffer although no program reads."""
     size = 3 << 20
     sent = threading.Event()
 
@@ -200,7 +200,7 @@ def test_buffer_of_a_connection_is_told_to_the_other_side(peer: Any, start_pytho
         connection.sendall(bytes(size))
         sent.set()
 
-    # A sender has no more under way than it would take itself.
+    # The sender's buffer is as large: a kernel limits a sender by its own buffer too (D5).
     peer(socket.SOCK_STREAM, answer, buffer=1 << 22)
     program = start_python(
         """
@@ -219,7 +219,7 @@ say(len(b"".join(iter(lambda: s.recv(1 << 16), b""))))
 
 
 def test_options_of_unix_sockets_and_zerocopy(peer: Any, python: Python) -> None:
-    """What only AF_UNIX has is EOPNOTSUPP; SO_ZEROCOPY is taken, and no connection has it."""
+    """Options that only AF_UNIX has are EOPNOTSUPP; SO_ZEROCOPY can be set, but connect fails with it."""
     peer(socket.SOCK_STREAM, lambda connection: connection.close())
     said = python(
         """
@@ -241,7 +241,7 @@ say(error(s.setsockopt, SOL_SOCKET, 60, 1), error(s.setsockopt, SOL_SOCKET, sock
 
 
 def test_shutdown_gives_a_connect_up(switch: Any, python: Python) -> None:
-    """While the attempt is under way, which it is for long: guest 4 never came."""
+    """While the attempt is pending: guest 4 is not attached."""
     said = python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""Debian's programs as they are, on the host and, where both ends are such programs, in a userspace guest.
+"""Unmodified programs of Debian, on the host and, if both ends are such programs, in a userspace guest.
 
 The same programs meet real guests in tests/guests/test_programs.py.
 """
@@ -26,19 +26,13 @@ pytestmark = pytest.mark.timeout(120)
 DEADLINE = 20
 
 
-def needs(*programs: str) -> pytest.MarkDecorator:
-    """Skip a test without these programs."""
-    missing = [name for name in programs if not shutil.which(name)]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
 def in_guest(guest: Guest) -> dict[str, str]:
     """The environment of a program that is to be part of a userspace guest."""
     return {**os.environ, "VSOCK_RUNTIME_DIR": guest.transport.directory}
 
 
 def until_connected(connect: Callable[[], Any]) -> Any:
-    """What `connect` gives, as soon as somebody listens."""
+    """The result of `connect`, as soon as a program listens."""
     deadline = time.monotonic() + DEADLINE
     while True:
         try:
@@ -64,19 +58,27 @@ def serve_once(listener: vsock.socket, answer: Callable[[bytes], bytes]) -> thre
 
 
 def digest(data: bytes) -> bytes:
-    """What the other side answers, to show that it got all."""
+    """The answer of the other side, which shows that it received everything."""
     return hashlib.sha256(data).hexdigest().encode()
 
 
 CLIENTS = [
-    pytest.param(["socat", "-t20", "-", "VSOCK-CONNECT:3:5000"], marks=needs("socat"), id="socat"),
-    pytest.param(["ncat", "--vsock", "3", "5000"], marks=needs("ncat"), id="ncat"),
+    pytest.param(
+        ["socat", "-t20", "-", "VSOCK-CONNECT:3:5000"],
+        marks=pytest.mark.programs("socat"),
+        id="socat",
+    ),
+    pytest.param(["ncat", "--vsock", "3", "5000"], marks=pytest.mark.programs("ncat"), id="ncat"),
 ]
 SERVERS = [
-    pytest.param(["socat", "VSOCK-LISTEN:5000,fork", "EXEC:cat"], marks=needs("socat"), id="socat"),
+    pytest.param(
+        ["socat", "VSOCK-LISTEN:5000,fork", "EXEC:cat"],
+        marks=pytest.mark.programs("socat"),
+        id="socat",
+    ),
     pytest.param(
         ["ncat", "--vsock", "-l", "5000", "--keep-open", "--exec", shutil.which("cat") or ""],
-        marks=needs("ncat"),
+        marks=pytest.mark.programs("ncat"),
         id="ncat",
     ),
 ]
@@ -86,7 +88,7 @@ SERVERS = [
 def test_client_sends_all_and_reads_the_answer(
     guest: Guest, start: Any, tmp_path: Path, command: list[str]
 ) -> None:
-    """Three megabytes from its standard input, the half-close, and what came back."""
+    """Three megabytes from its standard input, the half-close, and the answer."""
     data = os.urandom(3 << 20)
     (tmp_path / "data").write_bytes(data)
     with guest.create_server((vsock.CID_ANY, 5000)) as listener, (tmp_path / "data").open() as file:
@@ -99,7 +101,7 @@ def test_client_sends_all_and_reads_the_answer(
 
 @pytest.mark.parametrize("command", CLIENTS)
 def test_client_that_is_refused_says_so(guest: Guest, start: Any, command: list[str]) -> None:
-    """ECONNRESET, as the kernel gives it."""
+    """ECONNRESET, as in the kernel."""
     program = start(*command)
     _, err = program.communicate(timeout=DEADLINE)
     assert program.returncode != 0
@@ -112,7 +114,7 @@ def test_server_gives_each_connection_to_a_program(
 ) -> None:
     """It accepts, forks and runs another program; ten connections are alive at the same time."""
     start(*command)
-    # socat lets six wait while it forks; who is refused for that asks again.
+    # socat lets six connections wait while it forks; refused clients retry.
     first, *others = [
         until_connected(lambda: guest.create_connection((2, 5000))) for _ in range(10)
     ]
@@ -123,7 +125,7 @@ def test_server_gives_each_connection_to_a_program(
         connection.close()
 
 
-@needs("socat")
+@pytest.mark.programs("socat")
 def test_server_hands_the_half_close_on(guest: Guest, start: Any) -> None:
     """The program behind socat reads to the end of the data, then answers."""
     data = os.urandom(1 << 20)
@@ -134,7 +136,7 @@ def test_server_hands_the_half_close_on(guest: Guest, start: Any) -> None:
         assert connection.makefile("rb").read().split()[0] == digest(data)
 
 
-@needs("nbdkit", "nbdinfo", "nbdcopy")
+@pytest.mark.programs("nbdkit", "nbdinfo", "nbdcopy")
 @pytest.mark.parametrize("server_is", ["host", "guest"])
 def test_block_device_is_copied_between_host_and_guest(
     guest: Guest, start: Any, run: Any, tmp_path: Path, server_is: str
@@ -157,9 +159,9 @@ def test_block_device_is_copied_between_host_and_guest(
     assert copy.read_bytes() == disk.read_bytes()
 
 
-@needs("strace", "socat")
+@pytest.mark.programs("strace", "socat")
 def test_debian_program_makes_no_kernel_socket(guest: Guest, start: Any, tmp_path: Path) -> None:
-    """socat knows nothing but AF_VSOCK, and asks the kernel for none."""
+    """socat uses AF_VSOCK, but creates no socket of the kernel's."""
     log = tmp_path / "calls"
     with guest.create_server((vsock.CID_ANY, 5000)) as listener:
         thread = serve_once(listener, lambda data: data[::-1])

@@ -1,4 +1,4 @@
-"""Python's own `socket.AF_VSOCK` as an example of a program: what it sees is what the kernel shows."""
+"""Python's own `socket.AF_VSOCK` as an example of a program: its calls have the kernel's results."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ Python = Callable[..., list[str]]
 
 @pytest.fixture
 def echo(guest: Guest) -> Iterator[int]:
-    """A port of the guest, CID 3, where each connection gets its bytes back."""
+    """An echo server in the guest, CID 3."""
 
     def serve(connection: socket.socket) -> None:
         with connection:
@@ -48,7 +48,7 @@ def echo(guest: Guest) -> Iterator[int]:
 
 
 def test_connected_socket_shows_addresses_of_af_vsock(echo: int, python: Python) -> None:
-    """Family, our address with the CID left open, theirs; and the bytes come back."""
+    """The family, the local address with CID_ANY, the peer's address; and the echo arrives."""
     said = python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)
@@ -64,7 +64,7 @@ say(s.recvfrom(100))
 
 
 def test_large_transfer_with_half_close_is_whole(echo: int, python: Python) -> None:
-    """Four megabytes there and back; the end of sending leaves receiving open."""
+    """Four megabytes in each direction; after the end of sending, receiving goes on."""
     said = python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)
@@ -82,7 +82,7 @@ say(got == data, error(s.getpeername), error(s.send, b"x"))
 
 
 def test_failed_connects_have_the_errnos_of_af_vsock(echo: int, python: Python) -> None:
-    """Refused is ECONNRESET, an unknown guest ENODEV; and the socket can be used again."""
+    """A refusal is ECONNRESET, an unknown guest ENODEV; the socket can be used again."""
     said = python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)
@@ -95,7 +95,7 @@ say(error(s.connect, (3, 5000)), error(s.bind, (ANY, 1)))
 
 
 def test_non_blocking_connect_is_writable_with_the_verdict(echo: int, python: Python) -> None:
-    """EINPROGRESS, then poll says OUT, SO_ERROR tells how it ended, and connect says EISCONN."""
+    """EINPROGRESS, then poll reports OUT, SO_ERROR has the outcome, and connect is EISCONN."""
     said = python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)
@@ -121,7 +121,7 @@ say(*[t.getsockopt(SOL_SOCKET, socket.SO_ERROR) for _ in range(2)], error(t.recv
 def test_program_that_never_asks_for_the_verdict_gets_only_its_data(
     echo: int, python: Python, first: str
 ) -> None:
-    """After POLLOUT it just writes and reads: the switch's answer must not be among its bytes."""
+    """After POLLOUT it writes and reads at once: the switch's answer must not be in its data."""
     said = python(
         f"""
 s = socket.socket(AF_VSOCK, SOCK_STREAM)
@@ -139,7 +139,7 @@ say(os.read(s.fileno(), 100))
 
 
 def test_asyncio_streams_connect_and_are_refused(echo: int, python: Python) -> None:
-    """The event loop's own connect; nothing in it knows of us."""
+    """With the event loop's own connect."""
     said = python(
         """
 import asyncio
@@ -166,7 +166,7 @@ asyncio.run(main())
 def test_connection_from_the_guest_is_accepted_with_its_address(
     guest: Guest, start_python: Any
 ) -> None:
-    """bind, listen, accept; the accepted socket knows both ends."""
+    """bind, listen, accept; the accepted socket has both addresses."""
     server = start_python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)
@@ -192,7 +192,7 @@ c.sendall(b"answer")
 
 
 def test_non_blocking_listener_says_eagain_and_polls_in(guest: Guest, start_python: Any) -> None:
-    """A listener with nobody waiting has nothing to accept; poll tells when."""
+    """EAGAIN while no connection waits; poll reports when one does."""
     server = start_python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)
@@ -214,7 +214,7 @@ say(os.get_inheritable(c.fileno()), c.getblocking())
 
 
 def test_seqpacket_keeps_messages(guest: Guest, python: Python) -> None:
-    """Boundaries both ways; an empty message is not sent."""
+    """Message boundaries in both directions; an empty message is not sent."""
 
     def serve() -> None:
         connection, _ = listener.accept()
@@ -238,7 +238,7 @@ say(s.recv(100), s.recv(100))
 
 
 def test_state_is_seen_through_dup_fork_exec_and_passing(echo: int, python: Python) -> None:
-    """Nothing is kept in the process: whoever gets the descriptor gets the socket."""
+    """The state is in the socket, not in the process: every process with the descriptor sees it."""
     said = python(
         """
 import subprocess
@@ -299,7 +299,7 @@ say(len(set(done)))
 
 
 def test_options_read_back_as_the_kernel_stores_them(switch: object, python: Python) -> None:
-    """Buffer sizes are clamped (raise the maximum first), timeouts rounded up, others refused."""
+    """Buffer sizes are clamped (raise the maximum first), timeouts rounded up, other options are errors."""
     said = python(
         """
 import ctypes  # Python's own getsockopt reads and writes eight bytes, whatever the option
@@ -344,7 +344,7 @@ say(get(SOL_SOCKET, socket.SO_TYPE, 4), get(SOL_SOCKET, socket.SO_DOMAIN, 2), ge
 
 
 def test_mistakes_have_the_errnos_of_af_vsock(echo: int, python: Python) -> None:
-    """Wrong types, wrong states, flags that AF_VSOCK does not know."""
+    """Wrong types, wrong states, unknown flags."""
     said = python(
         """
 def make(*arguments): socket.socket(AF_VSOCK, *arguments)
@@ -387,7 +387,7 @@ say(error(fcntl.ioctl, s, 0x7b9, bytes(4)), error(fcntl.ioctl, s, 0x541b, bytes(
 def test_two_programs_on_the_host_talk_over_local_cid(
     switch: object, python: Python, start_python: Any
 ) -> None:
-    """CID 1: both are unmodified, and no guest is in between."""
+    """Over CID 1; both programs are unmodified, and no guest takes part."""
     server = start_python(
         """
 s = socket.socket(AF_VSOCK, SOCK_STREAM)

@@ -1,16 +1,16 @@
-"""Programs built with gcc's sanitizers start under `vsock run` and find what they look for (A7)."""
+"""Programs built with gcc's sanitizers start under `vsock run` and report errors (A7)."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.programs import not_to_be_had
 
 import vsock
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="not installed: gcc")
+pytestmark = pytest.mark.programs("gcc")
 
 PORT = 5000
 
@@ -48,13 +48,13 @@ def program(request, tmp_path_factory) -> Path:
     command = ["gcc", f"-fsanitize={request.param}", "-g", "-o", built, folder / "hello.c"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find" in done.stderr:
-        pytest.skip(f"gcc has no library for -fsanitize={request.param}")
+        not_to_be_had(f"gcc has no library for -fsanitize={request.param}")
     assert done.returncode == 0, done.stderr
     return Path(built)
 
 
 def test_program_starts_and_sends(switch, run: Any, program):
-    """Through the switch, without being told anything about link order."""
+    """Through the switch, without options of the user about link order."""
     with vsock.create_server(PORT) as listener:
         run(str(program))
         with listener.accept()[0] as connection:
@@ -63,7 +63,7 @@ def test_program_starts_and_sends(switch, run: Any, program):
 
 @pytest.mark.parametrize("program", ["address"], indirect=True)
 def test_error_of_the_program_is_still_found(switch, start: Any, program):
-    """And the user's own options are kept: here, with which exit code the program ends."""
+    """The user's own options are kept too: here, the program's exit code."""
     environment = {**os.environ, "ASAN_OPTIONS": "exitcode=77"}
     with vsock.create_server(PORT):
         process = start(str(program), "one", env=environment)

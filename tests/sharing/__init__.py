@@ -1,1 +1,1 @@
-"""One socket in the hands of several: threads, copies, processes, programs."""
+"""One socket used by several: threads, duplicated descriptors, processes, programs."""

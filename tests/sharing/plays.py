@@ -1,9 +1,9 @@
-"""One socket, two who look at it while it connects: each play must give both the right answer and lose no byte (A1).
+"""One socket that two callers use while it connects: both must get the right result, and no byte is lost (A1).
 
     plays.py api|plain SITUATION COUNT
 
-`api` plays with `vsock.socket`, `plain` with Python's own AF_VSOCK, under `vsock run`. Prints a line for each
-play that went wrong, and how many were played. The server, in this process, sends 128 bytes to each client and leaves.
+`api` uses `vsock.socket`, `plain` Python's own AF_VSOCK under `vsock run`. It prints a line for each failed run, and
+the number of runs. The server, in this process, sends 128 bytes to each client and closes.
 """
 
 import errno
@@ -25,12 +25,12 @@ Look = Callable[[Any], object]
 
 
 def make_api() -> Any:
-    """A new socket of the library's."""
+    """A new `vsock.socket`."""
     return vsock.socket()
 
 
 def make_plain() -> Any:
-    """A new socket of Python's."""
+    """A new AF_VSOCK socket of Python."""
     return socket.socket(40, socket.SOCK_STREAM)
 
 
@@ -38,7 +38,7 @@ make = make_api if sys.argv[1] == "api" else make_plain
 
 
 def serve(listener: Any) -> None:
-    """Send the pattern to whoever comes."""
+    """Send the pattern to each client."""
     while True:
         connection, _ = listener.accept()
         connection.sendall(PATTERN)
@@ -46,12 +46,12 @@ def serve(listener: Any) -> None:
 
 
 def rest(sock: Any) -> bytes:
-    """All that comes until the end."""
+    """All data up to the end."""
     return b"".join(iter(lambda: sock.recv(1024), b""))
 
 
 def whole(sock: Any) -> bytes:
-    """As many bytes as are sent. A child may hold a copy of the server's end, and then there is no end for it."""
+    """Exactly as many bytes as the server sends. If a child has a copy of the server's end, there is no end of the data."""
     got = b""
     while len(got) < len(PATTERN) and (piece := sock.recv(1024)):
         got += piece
@@ -59,7 +59,7 @@ def whole(sock: Any) -> bytes:
 
 
 def in_thread(look: Look, sock: Any) -> tuple[threading.Thread, list[object]]:
-    """Look again and again, in another thread, until the look succeeds; errors that say "not yet" do not count."""
+    """Call `look` in another thread until it succeeds; errors that mean "not yet" are ignored."""
     faults: list[object] = []
 
     def run() -> None:
@@ -78,7 +78,7 @@ def in_thread(look: Look, sock: Any) -> tuple[threading.Thread, list[object]]:
 
 
 def beside(look: Look, looked_at: Look = lambda sock: sock) -> str:
-    """A blocking connect, and another thread that looks."""
+    """A blocking connect, and another thread that calls `look`."""
     with make() as sock:
         thread, faults = in_thread(look, looked_at(sock))
         sock.connect((1, PORT))
@@ -88,43 +88,43 @@ def beside(look: Look, looked_at: Look = lambda sock: sock) -> str:
 
 
 def writable(sock: Any) -> None:
-    """Wait as programs wait for a connect."""
+    """Wait until the socket is writable, as programs wait for a connect."""
     if not select.select([], [sock], [], DEADLINE)[1]:
         raise TimeoutError
 
 
 def select_and_name(sock: Any) -> None:
-    """What CPython's TCPCloserTest does."""
+    """The calls of CPython's TCPCloserTest."""
     select.select([sock], [], [], DEADLINE)
     sock.getpeername()
 
 
 def select_and_peek(sock: Any) -> None:
-    """Look at the first byte."""
+    """Peek at the first byte."""
     select.select([sock], [], [], DEADLINE)
     assert sock.recv(1, socket.MSG_PEEK) == PATTERN[:1]
 
 
 def so_error(sock: Any) -> None:
-    """Ask how the connect ended, until there is a name."""
+    """Read SO_ERROR until getpeername succeeds."""
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     sock.getpeername()
 
 
 def name_ourselves(sock: Any) -> None:
-    """Ask for our own address until there is a connection."""
+    """Call getsockname until there is a connection."""
     sock.getsockname()
     sock.getpeername()
 
 
 def without_waiting(sock: Any) -> None:
-    """Begin a connect."""
+    """Begin a non-blocking connect."""
     sock.setblocking(False)
     assert sock.connect_ex((1, PORT)) in (0, errno.EINPROGRESS)
 
 
 def two_threads_ask() -> str:
-    """A non-blocking connect, and two threads that wait for it and ask for its end at once."""
+    """A non-blocking connect, and two threads that wait for it and read SO_ERROR at the same time."""
     with make() as sock:
         without_waiting(sock)
         barrier = threading.Barrier(2)
@@ -147,7 +147,7 @@ def two_threads_ask() -> str:
 
 
 def fork(*, at_once: bool) -> str:
-    """A non-blocking connect, then a fork; the parent asks first, or both at once. The child takes the data."""
+    """A non-blocking connect, then a fork; the parent reads SO_ERROR first, or both at the same time. The child reads the data."""
     with make() as sock:
         without_waiting(sock)
         ready, go = os.pipe()
@@ -174,7 +174,7 @@ def fork(*, at_once: bool) -> str:
 
 
 def is_refused(sock: Any) -> int:
-    """2 if this socket has become a connection, 1 if we are told why not, 0 if somebody else was."""
+    """2 if this socket is connected, 1 if it returned the error, 0 if the other process got the error."""
     writable(sock)
     error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     try:
@@ -186,7 +186,7 @@ def is_refused(sock: Any) -> int:
 
 
 def refused_fork() -> str:
-    """A non-blocking connect to where nobody listens, a fork, and both ask at once: one at least is told."""
+    """A non-blocking connect to a port without a listener, and a fork; both read SO_ERROR, and at least one gets the error."""
     with make() as sock:
         sock.setblocking(False)
         assert sock.connect_ex((1, PORT + 1)) == errno.EINPROGRESS
@@ -218,9 +218,9 @@ SITUATIONS: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Play."""
+    """Run the situation of the arguments."""
     if sys.argv[1] == "plain":
-        # Outside `vsock run` these would be sockets of this machine's own kernel: then there are none.
+        # Outside `vsock run` these would be sockets of this machine's own kernel, so none is made.
         raise_guard()
     listener = make()
     listener.bind((0xFFFFFFFF, PORT))

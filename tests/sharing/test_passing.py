@@ -1,4 +1,4 @@
-"""Sockets that go to another process, by `multiprocessing` or as a bare descriptor (A3)."""
+"""Sockets that are passed to another process, by `multiprocessing` or as a bare descriptor (A3)."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ import pytest
 from tests.sharing import workers
 
 import vsock
-from vsock import _endpoint, _note
+from vsock import _client
 
 PORT = 5000
 METHODS = pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
@@ -24,7 +24,7 @@ METHODS = pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 
 @METHODS
 def test_connection_and_listener_are_arguments_of_a_process(switch, method):
-    """The worker accepts a connection, and answers on another that it was given."""
+    """The worker accepts a connection, and answers on the connection that it received."""
     context = multiprocessing.get_context(method)
     with vsock.create_server(PORT) as listener:
         ours = vsock.create_connection((1, PORT))
@@ -46,7 +46,7 @@ def test_connection_and_listener_are_arguments_of_a_process(switch, method):
 
 @METHODS
 def test_connection_goes_through_a_pipe(switch, method):
-    """Pipe.send, with a timeout that goes along."""
+    """Pipe.send keeps the socket's timeout."""
     context = multiprocessing.get_context(method)
     here, there = context.Pipe()
     worker = context.Process(target=workers.echo_from_pipe, args=(there,))
@@ -77,7 +77,7 @@ def test_connection_is_an_argument_of_a_pool(switch):
 
 
 def test_plain_pickles_and_copies_are_refused(switch):
-    """As of every socket: a file cannot hold a descriptor."""
+    """As with every socket: a file cannot contain a descriptor."""
     multiprocessing.get_context("spawn").Pipe()
     with vsock.socket() as sock:
         for attempt in (pickle.dumps, copy.deepcopy):
@@ -88,7 +88,7 @@ def test_plain_pickles_and_copies_are_refused(switch):
 
 
 def test_descriptor_that_was_passed_is_the_same_socket(switch):
-    """SCM_RIGHTS: addresses, options and what was shut down are there; a listener accepts."""
+    """SCM_RIGHTS: addresses, options and shut down directions are kept; a listener accepts."""
     with vsock.create_server(PORT) as listener:
         client = vsock.socket()
         client.setsockopt(40, vsock.SO_VM_SOCKETS_BUFFER_MAX_SIZE, (1 << 20).to_bytes(8, "little"))
@@ -123,7 +123,7 @@ client_name = (vsock.CID_ANY, 6000)
 
 @pytest.mark.parametrize("kind", ["pipe", "tcp", "unix"])
 def test_descriptor_that_is_no_socket_of_ours_is_refused_and_stays_open(kind):
-    """UsageError, or what the kernel says of no socket at all."""
+    """UsageError, or the kernel's error if the descriptor is no socket."""
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         reading, writing = os.pipe()
         fd = {"pipe": reading, "tcp": tcp.fileno(), "unix": unix.fileno()}[kind]
@@ -145,7 +145,7 @@ s.sendall(b"from a program that knows AF_VSOCK only")
 def test_program_under_vsock_run_takes_a_socket_of_the_librarys(
     switch: object, run_preloaded: Callable[..., str]
 ) -> None:
-    """Both kinds of programs keep the same note in a socket."""
+    """Both kinds of programs keep the same state in a socket."""
     with vsock.create_server(PORT) as listener, vsock.create_connection((1, PORT)) as ours:
         theirs, _ = listener.accept()
         with theirs:
@@ -156,7 +156,7 @@ def test_program_under_vsock_run_takes_a_socket_of_the_librarys(
 
 
 def theirs_name(ours: socket.socket) -> str:
-    """How Python prints the address of `ours` as a peer."""
+    """The address of `ours` as Python prints it for a peer."""
     return f"1, {ours.getsockname()[1]}"
 
 
@@ -180,13 +180,13 @@ def test_uvicorn_serves_with_two_workers(switch, runtime_dir):
 
 
 def test_name_that_somebody_else_holds_does_not_matter(switch):
-    """Names have no owner, and cookies can be guessed: whoever holds ours blocks nothing."""
+    """Another process can guess a cookie and bind the abstract name; that blocks nothing."""
     with (
         vsock.create_server(PORT) as listener,
         vsock.socket() as ours,
         socket.socket(socket.AF_UNIX) as other,
     ):
-        other.bind(b"\0vsock/%016x/%08x/%08x" % (_note.cookie(ours), vsock.CID_ANY, 6000))
+        other.bind(b"\0vsock/%016x/%08x/%08x" % (_client.cookie(ours), vsock.CID_ANY, 6000))
         ours.bind((vsock.CID_ANY, 6000))
         ours.connect((1, PORT))
         listener.accept()[0].close()
@@ -195,8 +195,8 @@ def test_name_that_somebody_else_holds_does_not_matter(switch):
 
 
 def test_switch_that_owes_an_answer_costs_the_descriptor_and_no_more(runtime_dir, monkeypatch):
-    """A late answer to an attempt that was given up must not be taken for that of the next one."""
-    monkeypatch.setattr(_endpoint, "ANSWER_TIMEOUT", 0.2)
+    """A late answer to an abandoned attempt must not be taken for the answer to the next one."""
+    monkeypatch.setattr(_client, "ANSWER_TIMEOUT", 0.2)
     with socket.socket(socket.AF_UNIX) as silent, vsock.socket() as ours:
         silent.bind(str(runtime_dir / "stream"))
         silent.listen()

@@ -1,4 +1,4 @@
-"""A socket has one state, whoever looks at it: threads, a dup, a fork, another program (A1, A3)."""
+"""A socket has one state for all: threads, a dup, a fork, another program (A1, A3)."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ EVERY = pytest.mark.parametrize("situation", SITUATIONS)
 
 @EVERY
 def test_two_who_look_at_a_connect_see_the_same_and_lose_nothing(switch, situation):
-    """`vsock.socket`; the second one took 32 bytes of data for the outcome once."""
+    """With `vsock.socket`: the second caller must not take data for the outcome."""
     command = [sys.executable, PLAYS, "api", situation, COUNT]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == (f"{COUNT} played\n", "")

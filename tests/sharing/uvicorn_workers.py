@@ -1,4 +1,4 @@
-"""A server of uvicorn with two workers on a listener of ours."""
+"""A uvicorn server with two workers and a `vsock.socket` listener."""
 
 import multiprocessing
 import os
@@ -11,16 +11,16 @@ import vsock
 
 
 async def app(_scope: Any, _receive: Any, send: Any) -> None:
-    """Say which process answers."""
+    """Answer with the process id."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%d" % os.getpid()})
 
 
 def main() -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     multiprocessing.set_start_method("spawn", force=True)
     listener = vsock.create_server(5000)
-    # uvloop calls accept(2) itself, which a listener of ours is not for.
+    # uvloop calls accept(2) itself, which does not work with a `vsock.socket` listener.
     config = uvicorn.Config(
         "uvicorn_workers:app", workers=2, loop="asyncio", lifespan="off", log_level="error"
     )

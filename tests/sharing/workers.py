@@ -1,11 +1,11 @@
-"""What the processes of test_passing.py do; they import this by its name."""
+"""The functions of the processes in test_passing.py, which import this module by name."""
 
 import json
 from typing import Any
 
 
 def serve_one(listener: Any, connection: Any) -> None:
-    """Accept one connection and say who we are; and say on the other who its peer is."""
+    """Accept one connection and send this process's address; send the peer's address on the other connection."""
     with listener:
         accepted, _ = listener.accept()
     with accepted:
@@ -20,7 +20,7 @@ def serve_one(listener: Any, connection: Any) -> None:
 
 
 def echo_from_pipe(pipe: Any) -> None:
-    """Take a connection from a pipe and send back what comes, behind its timeout."""
+    """Receive a connection from a pipe; send back its timeout and the received data."""
     with pipe.recv() as connection:
         connection.sendall(b"%s " % str(connection.gettimeout()).encode() + connection.recv(100))
 

@@ -14,7 +14,7 @@ import pytest
 
 from vsock.control.client import ControlClient
 from vsock.control.model import GuestSpec, SwitchRecord
-from vsock.control.schema import from_json
+from vsock.control.schema import about, fields_of, from_json
 from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
 from vsock.guest import Guest
 from vsock.runtime import RuntimeFiles
@@ -45,19 +45,19 @@ def ask(
 
 
 def test_switch_record_tells_process_and_totals(switch: Switch, client: ControlClient) -> None:
-    """What a person asks first."""
+    """The record has the process, the directory and totals."""
     record = client.switch()
     assert (record.pid, record.runtime_dir) == (os.getpid(), str(switch.runtime_dir))
     assert (record.cid, record.guests, record.flows) == (2, 3, 0)
 
 
 def test_control_socket_is_its_owners_alone(switch: Switch) -> None:
-    """Who may change the switch is who may open the socket."""
+    """Only the user who may open the socket may change the switch."""
     assert RuntimeFiles(switch.runtime_dir).control.stat().st_mode & 0o777 == 0o600
 
 
 def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: ControlClient) -> None:
-    """The API's guests are as good as those of the start."""
+    """Guests that the API added work as those of the start."""
     record = client.add_guest(GuestSpec(name="delta", cid=6, groups=("lab",), hybrid=True))
     assert record.hybrid == switch.hybrid_path("delta")
     with Guest(record.socket) as guest:
@@ -70,7 +70,7 @@ def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: ControlCli
 def test_groups_and_cid_of_a_running_guest_change(
     switch: Switch, client: ControlClient, guest: Guest
 ) -> None:
-    """N6: its attachment stays, and policy says at once what holds now."""
+    """N6: its attachment stays, and `explain` uses the new groups at once."""
     assert not switch.explain("alpha", "gamma").is_allowed
     record = client.change_guest("alpha", groups=["other"])
     assert (record.groups, record.state) == (("other",), "running")
@@ -83,7 +83,7 @@ def test_groups_and_cid_of_a_running_guest_change(
 def test_datagram_sockets_are_listed_with_what_became_of_their_datagrams(
     switch: Switch, client: ControlClient
 ) -> None:
-    """Sent, received, and dropped for want of somebody who receives."""
+    """Sent, received, and dropped because no socket was bound."""
     import vsock
 
     assert client.datagrams() == []
@@ -117,7 +117,7 @@ def test_datagram_sockets_are_listed_with_what_became_of_their_datagrams(
 def test_listeners_and_flows_are_listed_with_their_bytes(
     switch: Switch, client: ControlClient, guest: Guest
 ) -> None:
-    """One flow, seen from the outside."""
+    """One flow, with both ends and its bytes."""
     import vsock
 
     with vsock.create_server((vsock.CID_ANY, 5000)) as server:
@@ -146,6 +146,14 @@ def test_listeners_and_flows_are_listed_with_their_bytes(
         ("POST", "/v1/guests", b'{"name": "host", "cid": 6}', 422, "'host' is CID 2"),
         ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "socket": "x"}', 422, "socket: "),
         ("POST", "/v1/guests", b'{"name": "alpha", "cid": 6}', 409, "alpha exists already"),
+        ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "hybird": true}', 422, "mean hybrid?"),
+        ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "groups": "lab"}', 422, "must be a list"),
+        ("POST", "/v1/guests", b'{"name": "a b", "cid": 2}', 422, "name: 'a b' is no guest name"),
+        ("POST", "/v1/guests", b'{"name": "a b", "cid": 2}', 422, "; cid: 2 is no guest's CID"),
+        ("POST", "/v1/guests", b"[]", 422, "body: "),
+        ("PATCH", "/v1/guests/alpha", b"5", 422, "body: "),
+        ("PATCH", "/v1/guests/alpha", b'{"socket": "/x"}', 422, "unknown key socket"),
+        ("PATCH", "/v1/guests/alpha", b'{"cid": null}', 422, "nothing to change"),
         ("PATCH", "/v1/guests/alpha", b"{}", 422, "give cid, groups, hybrid or description"),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 2}', 422, "cid: "),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 4}', 409, "belongs to guest beta"),
@@ -157,7 +165,7 @@ def test_listeners_and_flows_are_listed_with_their_bytes(
 def test_bad_request_is_refused_with_one_line(
     switch: Switch, method: str, path: str, body: bytes, status: int, reason: str
 ) -> None:
-    """The status is for programs, the line for people, and the switch stays as it was."""
+    """It has a status for programs and a line for people, and the switch does not change."""
     got, answer = ask(switch.runtime_dir, method, path, body)
     assert got == status
     assert reason in answer["error"]
@@ -166,14 +174,14 @@ def test_bad_request_is_refused_with_one_line(
 
 
 def test_policy_is_explained(switch: Switch) -> None:
-    """Why two guests may not talk."""
+    """The reason why two guests may not connect."""
     path = "/v1/policy?source=alpha&destination=gamma"
     status, answer = ask(switch.runtime_dir, "GET", path)
     assert (status, answer["is_allowed"], answer["rule"]) == (200, False, "default")
 
 
 def test_openapi_document_names_every_path(switch: Switch) -> None:
-    """Other programs can be written from the document."""
+    """The document has all paths of the API."""
     _, document = ask(switch.runtime_dir, "GET", "/openapi.json")
     assert set(document["paths"]) == {
         "/v1/switch",
@@ -186,17 +194,32 @@ def test_openapi_document_names_every_path(switch: Switch) -> None:
     }
 
 
+def test_openapi_document_has_the_rules_and_purposes_of_fields(switch: Switch) -> None:
+    """They come from the schema that reads the bodies."""
+    _, document = ask(switch.runtime_dir, "GET", "/openapi.json")
+    schemas = document["components"]["schemas"]
+    fields = schemas["GuestSpec"]["properties"]
+    assert list(fields) == [*fields_of(GuestSpec)]
+    assert schemas["GuestSpec"]["required"] == ["name", "cid"]
+    assert (fields["cid"]["minimum"], fields["cid"]["maximum"]) == (3, 2**32 - 2)
+    assert fields["host_aliases"]["maxItems"] == 8
+    assert fields["description"]["maxLength"] == 200
+    assert fields["groups"]["description"] == about(fields_of(GuestSpec)["groups"]).text
+    assert list(schemas["GuestChange"]["properties"]) == ["cid", "groups", "hybrid", "description"]
+    assert schemas["GuestRecord"]["properties"].keys() > fields.keys()
+
+
 def test_asker_is_logged(
     switch: Switch, client: ControlClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who changed the switch can be found out later."""
+    """The log has the process that changed the switch."""
     with caplog.at_level("INFO", "vsock.switch.api"):
         client.remove_guest("gamma")
     assert any(f"process {os.getpid()} (" in line for line in caplog.messages)
 
 
 def test_client_without_a_switch_says_how_to_start_one(runtime_dir: Path) -> None:
-    """The commonest mistake gets the most helpful line."""
+    """The most common error says what to do."""
     with pytest.raises(NoSwitch, match="start one with `vsock switch`"):
         ControlClient(runtime_dir).guests()
 
@@ -211,7 +234,7 @@ def test_client_of_a_dead_switch_says_so(runtime_dir: Path) -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n", b"nonsense\r\n\r\n"])
 def test_client_of_a_switch_that_dies_answering_says_so(runtime_dir: Path, answer: bytes) -> None:
-    """Half an answer is not taken for one."""
+    """A partial answer is an error."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(RuntimeFiles(runtime_dir).control))
         listener.listen()
@@ -230,7 +253,7 @@ def test_client_of_a_switch_that_dies_answering_says_so(runtime_dir: Path, answe
 
 
 def test_client_of_a_silent_switch_gives_up(runtime_dir: Path) -> None:
-    """Nothing waits for ever."""
+    """The client has a timeout."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(RuntimeFiles(runtime_dir).control))
         listener.listen()
@@ -239,7 +262,7 @@ def test_client_of_a_silent_switch_gives_up(runtime_dir: Path) -> None:
 
 
 def test_error_without_a_reason_still_has_a_line(runtime_dir: Path) -> None:
-    """A proxy or another program may answer anything."""
+    """A proxy or another program may send any answer."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(RuntimeFiles(runtime_dir).control))
         listener.listen()
@@ -258,7 +281,7 @@ def test_error_without_a_reason_still_has_a_line(runtime_dir: Path) -> None:
 
 
 def test_record_of_a_newer_switch_is_understood() -> None:
-    """What this version does not know is left out."""
+    """Unknown fields are ignored."""
     known = dict.fromkeys(SwitchRecord.__slots__, 0)
     assert from_json(SwitchRecord, known | {"colour": "blue"}) == from_json(SwitchRecord, known)
 
@@ -276,7 +299,7 @@ GUEST = b'{"name": "delta", "cid": 6}'
 def test_body_that_is_not_said_to_be_json_is_refused_with_what_to_do(
     switch: Switch, kind: str, said: str
 ) -> None:
-    """N24: `curl -d` says that it sends a form, which has nothing to do with what is in it."""
+    """N24: `curl -d` announces a form, whatever the content."""
     status, answer = ask(switch.runtime_dir, "POST", "/v1/guests", GUEST, kind)
     assert status == 415
     assert answer == {"error": f"{said}send Content-Type: application/json (curl --json)"}
@@ -298,7 +321,7 @@ def test_body_that_is_not_said_to_be_json_is_refused_with_what_to_do(
 def test_every_refusal_has_the_same_form(
     switch: Switch, method: str, path: str, body: bytes, status: int, said: str
 ) -> None:
-    """N24: one key, `error`, with one line, whoever refuses."""
+    """N24: one key, `error`, with one line, for every error."""
     got, answer = ask(switch.runtime_dir, method, path, body)
     assert got == status
     assert list(answer) == ["error"]
@@ -306,7 +329,7 @@ def test_every_refusal_has_the_same_form(
 
 
 def test_description_has_the_form_of_refusals(switch: Switch) -> None:
-    """N24: who generates a client from it gets the answers that come."""
+    """N24: a client that is generated from the document understands the errors."""
     _, description = ask(switch.runtime_dir, "GET", "/openapi.json")
     for path in description["paths"].values():
         for operation in path.values():

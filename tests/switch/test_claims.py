@@ -1,4 +1,4 @@
-"""Taking socket paths: stale ones are replaced, living ones are left alone and named."""
+"""Claiming socket paths: stale sockets are replaced, live ones are left alone and reported."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ def bound(path: Path) -> socket.socket:
 
 
 def test_stale_socket_is_removed(runtime_dir: Path) -> None:
-    """What a dead process left is no reason not to start."""
+    """The socket file of a dead process is removed."""
     path = runtime_dir / "x.sock"
     bound(path).close()
     clear_socket(path)
@@ -28,7 +28,7 @@ def test_stale_socket_is_removed(runtime_dir: Path) -> None:
 
 
 def test_living_socket_is_left_and_its_owner_named(runtime_dir: Path) -> None:
-    """The message says which process to look at."""
+    """The message names the process."""
     path = runtime_dir / "x.sock"
     with bound(path) as listener:
         listener.listen()
@@ -39,7 +39,7 @@ def test_living_socket_is_left_and_its_owner_named(runtime_dir: Path) -> None:
 
 
 def test_living_socket_with_a_full_queue_is_left(runtime_dir: Path) -> None:
-    """A busy process is not a dead one."""
+    """A full queue does not mean that the process is dead."""
     path = runtime_dir / "x.sock"
     with bound(path) as listener, socket.socket(socket.AF_UNIX) as waiting:
         listener.listen(0)
@@ -49,7 +49,7 @@ def test_living_socket_with_a_full_queue_is_left(runtime_dir: Path) -> None:
 
 
 def test_living_socket_of_another_type_is_left(runtime_dir: Path) -> None:
-    """A datagram socket cannot be connected to, but somebody reads it."""
+    """A stream socket cannot connect to a datagram socket, but a process reads it."""
     path = runtime_dir / "x.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(path))
@@ -58,7 +58,7 @@ def test_living_socket_of_another_type_is_left(runtime_dir: Path) -> None:
 
 
 def test_file_that_is_no_socket_is_left(runtime_dir: Path) -> None:
-    """A typing error in a path must not cost a file."""
+    """A wrong path must not delete a file."""
     path = runtime_dir / "precious"
     path.write_text("data")
     with pytest.raises(TransportError, match="not a socket"):
@@ -67,19 +67,19 @@ def test_file_that_is_no_socket_is_left(runtime_dir: Path) -> None:
 
 
 def test_absent_path_is_free(runtime_dir: Path) -> None:
-    """The usual case needs nothing done."""
+    """The usual case: there is nothing to remove."""
     clear_socket(runtime_dir / "x.sock")
     assert owner_of(runtime_dir / "x.sock") is None
 
 
 def test_path_too_long_is_refused(runtime_dir: Path) -> None:
-    """The limit is said in words, not as ENAMETOOLONG from somewhere below."""
+    """The message has the limit, instead of ENAMETOOLONG."""
     with pytest.raises(UsageError, match="at most 107"):
         clear_socket(runtime_dir / ("x" * 107))
 
 
 def test_claimed_directory_is_private_whatever_the_umask(runtime_dir: Path) -> None:
-    """N1: what the switch makes is for its user alone; the directories above are not writable by others."""
+    """N1: only its user may enter the directory; the directories above it are not writable by others."""
     directory = runtime_dir / "deep" / "er"
     before = os.umask(0)
     try:
@@ -92,7 +92,7 @@ def test_claimed_directory_is_private_whatever_the_umask(runtime_dir: Path) -> N
 
 
 def test_stale_sockets_of_a_switch_go(runtime_dir: Path) -> None:
-    """Who owns the lock owns the sockets; twice released is harmless."""
+    """The owner of the lock removes them; releasing twice is harmless."""
     RuntimeClaim(runtime_dir).release()
     bound(runtime_dir / "control.sock").close()
     bound(runtime_dir / "guests" / "alpha.sock").close()
@@ -116,7 +116,7 @@ def test_stale_sockets_of_a_switch_go(runtime_dir: Path) -> None:
 def test_shared_directory_is_refused_and_left_as_it_is(
     runtime_dir: Path, mode: int, why: str
 ) -> None:
-    """N1: a switch in `/tmp` must not take it from everybody else; it says what to do instead."""
+    """N1: a switch in `/tmp` must not keep other users from it; the message says what to do instead."""
     shared = runtime_dir / "shared"
     shared.mkdir()
     (shared / "file").touch()
@@ -130,7 +130,7 @@ def test_shared_directory_is_refused_and_left_as_it_is(
 
 
 def test_open_directory_with_nothing_in_it_may_be_closed(runtime_dir: Path) -> None:
-    """N1: only where it harms nobody is that proposed."""
+    """N1: chmod is proposed only for an empty directory."""
     runtime_dir.chmod(0o755)
     with pytest.raises(TransportError, match=f"or close this one: chmod 700 {runtime_dir}"):
         RuntimeClaim(runtime_dir)
@@ -139,7 +139,7 @@ def test_open_directory_with_nothing_in_it_may_be_closed(runtime_dir: Path) -> N
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_directory_of_another_user_is_refused(runtime_dir: Path) -> None:
-    """N1: root does not take somebody's directory either."""
+    """N1: root does not use another user's directory either."""
     theirs = runtime_dir / "theirs"
     theirs.mkdir(mode=0o700)
     os.chown(theirs, 12345, 12345)
@@ -149,7 +149,7 @@ def test_directory_of_another_user_is_refused(runtime_dir: Path) -> None:
 
 
 def test_symbolic_link_is_not_followed(runtime_dir: Path) -> None:
-    """N1: in `/tmp` anybody can make a link that leads to a directory of ours."""
+    """N1: in `/tmp` every user can make a link to another directory."""
     (runtime_dir / "private").mkdir(mode=0o700)
     (runtime_dir / "link").symlink_to("private")
     with pytest.raises(TransportError, match="is a symbolic link"):
@@ -159,7 +159,7 @@ def test_symbolic_link_is_not_followed(runtime_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lock", "guests"])
 def test_links_inside_are_not_followed(runtime_dir: Path, name: str) -> None:
-    """N1: the lock is not written, and no socket removed, through a link."""
+    """N1: through a link no lock is written and no socket removed."""
     aside = runtime_dir / "aside"
     target = aside / "precious"
     if name == "lock":
@@ -169,7 +169,7 @@ def test_links_inside_are_not_followed(runtime_dir: Path, name: str) -> None:
     else:
         target.mkdir(parents=True)
         (runtime_dir / name).symlink_to(target)
-        RuntimeClaim(runtime_dir / "other").release()  # shows that nothing else is in the way
+        RuntimeClaim(runtime_dir / "other").release()  # shows that there is no other obstacle
     with pytest.raises(TransportError, match=name if name == "guests" else "runtime directory"):
         RuntimeClaim(runtime_dir)
     assert target.is_dir() or target.read_text() == "data"
@@ -177,7 +177,7 @@ def test_links_inside_are_not_followed(runtime_dir: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["stream", "control.sock", "guests/monitor.sock"])
 def test_sockets_of_others_are_left(runtime_dir: Path, name: str) -> None:
-    """N1: a private directory that no switch has used may hold things of the same names."""
+    """N1: a private directory that no switch has used may contain other files of the same names."""
     path = runtime_dir / name
     path.parent.mkdir(exist_ok=True)
     with bound(path) as theirs:
@@ -192,7 +192,7 @@ def test_sockets_of_others_are_left(runtime_dir: Path, name: str) -> None:
 
 
 def test_lock_file_of_something_else_is_left(runtime_dir: Path) -> None:
-    """N1: a file is not overwritten because of its name."""
+    """N1: an existing file with the name `lock` is not overwritten."""
     (runtime_dir / "lock").write_text("held by the other program\n")
     with pytest.raises(TransportError, match="has a `lock` that is no switch's"):
         RuntimeClaim(runtime_dir)
@@ -200,7 +200,7 @@ def test_lock_file_of_something_else_is_left(runtime_dir: Path) -> None:
 
 
 def test_second_claim_names_the_first_process(runtime_dir: Path) -> None:
-    """Two switches in one directory would take each other's sockets."""
+    """Two switches in one directory would remove each other's sockets."""
     claim = RuntimeClaim(runtime_dir)
     with pytest.raises(TransportError, match=f"another switch .* process {os.getpid()} ") as caught:
         RuntimeClaim(runtime_dir)

@@ -1,4 +1,4 @@
-"""The daemon as a process: ready, reloaded, stopped, and what it says when it cannot start."""
+"""The daemon as a process: ready, reloaded, stopped, and its errors when it cannot start."""
 
 import queue
 import re
@@ -88,7 +88,7 @@ def test_daemon_ends_cleanly_on_a_signal(runtime_dir: Path, number: signal.Signa
 
 
 def test_killed_daemon_can_be_started_again(runtime_dir: Path) -> None:
-    """Sockets of a dead switch are no obstacle."""
+    """Socket files of a dead switch are replaced."""
     with Daemon("--guest", "alpha=3") as first:
         first.wait_for("ready")
         first.process.kill()
@@ -113,7 +113,7 @@ def test_daemon_waits_a_moment_for_one_that_is_ending(runtime_dir: Path) -> None
 
 
 def test_second_daemon_names_the_first_and_leaves(runtime_dir: Path) -> None:
-    """N8: one line with an option of the command line, exit code 1, and the first one lives on."""
+    """N8: one line with an option of the command line, exit code 1, and the first daemon goes on."""
     with Daemon() as first:
         first.wait_for("ready")
         with Daemon() as second:
@@ -142,7 +142,7 @@ def test_directory_for_everybody_is_refused_and_left_as_it_is(
 
 
 def test_reloaded_config_is_taken_in_steps(runtime_dir: Path, config: Path) -> None:
-    """N25: guests of the file change, those of the API stay, faults change nothing, and each is said."""
+    """N25: guests of the file change, those of the API stay, a file with faults changes nothing, and each step is logged."""
     with Daemon("--config", str(config)) as daemon:
         daemon.wait_for("ready")
         ControlClient(runtime_dir).add_guest(GuestSpec(name="extra", cid=9))
@@ -184,7 +184,7 @@ def test_reloaded_groups_and_cid_leave_the_attachment_alone(
                     theirs.recv(1)
             record = ControlClient(runtime_dir).guest("alpha")
             assert (record.cid, record.state, record.groups) == (4, "running", ("lab",))
-            # Removed by the API, changed in the file: it is there as the file says.
+            # Removed by the API, changed in the file: it is added as in the file.
             ControlClient(runtime_dir).remove_guest("alpha")
             config.write_text('[[guest]]\nname = "alpha"\ncid = 4\n')
             daemon.process.send_signal(signal.SIGHUP)
@@ -192,7 +192,7 @@ def test_reloaded_groups_and_cid_leave_the_attachment_alone(
 
 
 def test_reloaded_linger_timeout_counts(runtime_dir: Path, config: Path) -> None:
-    """F2: the file's, or the command line's."""
+    """F2: that of the file, or of the command line."""
     with Daemon("--config", str(config), "--linger-timeout", "30") as daemon:
         daemon.wait_for("ready")
         config.write_text("[switch]\nlinger_timeout = 0\n")
@@ -218,7 +218,7 @@ def test_systemd_hears_ready_and_stopping(
 
 
 def test_config_with_faults_lists_them_and_does_not_start(runtime_dir: Path, config: Path) -> None:
-    """Every fault is there, with its line."""
+    """Every fault is printed, with its line."""
     config.write_text('[[guest]]\nname = "host"\ncid = 0\n')
     with Daemon("--config", str(config)) as daemon:
         daemon.wait_for(r"vsock\.toml:2: ")

@@ -1,4 +1,4 @@
-"""The log of connections: who and whom, for each that opens and each that is refused (N6, N25)."""
+"""The log of connections: both ends of each connection that opens or is refused (N6, N25)."""
 
 import logging
 import os
@@ -48,13 +48,13 @@ def beta(wait: Wait, switch: Switch) -> Iterator[Guest]:
 
 
 def refused(connect: Callable[[], socket.socket]) -> None:
-    """Tries a connection that must not come about."""
+    """Tries a connection that must fail."""
     with pytest.raises((vsock.ConnectRefused, vsock.NoSuchGuest)):
         connect().close()
 
 
 def test_host_to_guest(wait: Wait, switch: Switch, guest: Guest) -> None:
-    """With the program that asked; a refusal with what the guest said to it."""
+    """With the program that connected; a refusal with the guest's answer."""
     with guest.create_server(5000), vsock.create_connection("alpha:5000"):
         wait(rf"flow: guest=alpha cid=3 from=2:\d+\(host\) to=3:5000\(alpha\) type=stream {HERE}")
     refused(lambda: vsock.create_connection("alpha:5001", type=socket.SOCK_SEQPACKET))
@@ -69,7 +69,7 @@ def test_host_to_guest(wait: Wait, switch: Switch, guest: Guest) -> None:
 
 
 def test_guest_to_host(wait: Wait, switch: Switch, guest: Guest) -> None:
-    """With the program that listens, or why nobody did."""
+    """With the program that listens, or the reason of the refusal."""
     with vsock.create_server(7000) as server:
         with guest.create_connection("host:7000"):
             to = r"from=3:\d+\(alpha\) to=2:7000\(host\) type=stream"
@@ -83,14 +83,14 @@ def test_guest_to_host(wait: Wait, switch: Switch, guest: Guest) -> None:
 
 
 def test_full_queue(wait: Wait, switch: Switch, guest: Guest) -> None:
-    """A listener that does not accept is told from one that is not there."""
+    """The reason of a full queue differs from that of a missing listener."""
     with vsock.create_server(7000, backlog=0), guest.create_connection("host:7000"):
         refused(lambda: guest.create_connection("host:7000"))
         wait(r"flow-refused: .* to=2:7000\(host\) type=stream: its queue is full")
 
 
 def test_guest_to_guest(wait: Wait, switch: Switch, guest: Guest, beta: Guest) -> None:
-    """Both by name; and whether the guest refused, or the switch for it."""
+    """With both names, and whether the guest or the switch refused."""
     between = r"guest=alpha cid=3 from=3:\d+\(alpha\) to="
     with beta.create_server(5000), guest.create_connection((4, 5000)):
         wait(rf"flow: {between}4:5000\(beta\) type=stream")
@@ -103,7 +103,7 @@ def test_guest_to_guest(wait: Wait, switch: Switch, guest: Guest, beta: Guest) -
 
 
 def test_hybrid(wait: Wait, switch: Switch, runtime_dir: Path) -> None:
-    """Both ways through hybrid sockets are marked, with the program behind them."""
+    """Connections through hybrid sockets are marked, in both directions, with their program."""
     switch.add_guest("delta", 6, hybrid=True)
     path = switch.hybrid_path("delta")
     with Guest(switch.socket_path("delta")) as delta:
@@ -125,7 +125,7 @@ def test_hybrid(wait: Wait, switch: Switch, runtime_dir: Path) -> None:
 
 
 def test_local(wait: Wait, switch: Switch) -> None:
-    """What a host program asks another is said once, with who asked."""
+    """A connection between two host programs is logged once, with the program that connected."""
     with vsock.create_server(7000), vsock.create_connection("local:7000"):
         wait(rf"flow: .* to=1:7000 type=stream {HERE}")
     refused(lambda: vsock.create_connection("local:7000"))
@@ -135,7 +135,7 @@ def test_local(wait: Wait, switch: Switch) -> None:
 def test_usual_level_says_nothing_of_connections(
     caplog: pytest.LogCaptureFixture, runtime_dir: Path
 ) -> None:
-    """They are for who asks: the switch does not even make these records."""
+    """At level info the switch does not make these records."""
     caplog.set_level(logging.INFO, "vsock.switch")
     with Switch({"alpha": 3}) as switch, Guest(switch.socket_path("alpha")) as guest:
         with guest.create_server(5000), vsock.create_connection("alpha:5000"):
@@ -146,7 +146,7 @@ def test_usual_level_says_nothing_of_connections(
 
 
 def test_storm_is_cut_and_counted(wait: Wait, switch: Switch, guest: Guest) -> None:
-    """A guest cannot fill a disk; how many lines were left out is said, also when it is quiet again."""
+    """A guest cannot fill a disk; the number of lines left out is logged, also when no more lines follow."""
     for _ in range(300):
         refused(lambda: guest.create_connection("host:7001"))
     line = wait(r"flow-refused: .*?(\d+) (before it were|more were) not written\)?")
@@ -160,7 +160,7 @@ def test_driver_that_is_up_is_said(wait: Wait, switch: Switch, guest: Guest) -> 
 
 
 def test_memory_that_is_not_shared_is_said(wait: Wait, switch: Switch) -> None:
-    """N25: such a QEMU takes the driver's features and sends no memory; the switch says what is missing."""
+    """N25: such a QEMU sends the features but no memory; the log says what is missing."""
     with socket.socket(socket.AF_UNIX) as front_end:
         front_end.connect(str(switch.socket_path("gamma")))
         get_features, set_features, version_1 = 1, 2, 1 << 32

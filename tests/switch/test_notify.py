@@ -1,4 +1,4 @@
-"""sd_notify: what systemd would receive, and silence when nobody asked."""
+"""sd_notify: the messages that systemd receives, and none without systemd."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from vsock.switch.notify import notify, watchdog_interval
 def test_notify_sends_one_datagram(
     is_abstract: bool, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both kinds of addresses that systemd gives work."""
+    """Both kinds of addresses that systemd passes work."""
     path = str(runtime_dir / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind("\0" + path if is_abstract else path)
@@ -23,7 +23,7 @@ def test_notify_sends_one_datagram(
 
 
 def test_notify_without_a_listener_does_nothing() -> None:
-    """Outside of systemd the daemon runs all the same."""
+    """Outside systemd the daemon runs too."""
     assert not notify("READY=1")
 
 
@@ -47,7 +47,7 @@ def test_watchdog_of_nobody_or_another_process_is_none(
 def test_notify_of_a_manager_that_is_gone_is_logged_and_no_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The switch goes on when the service manager's socket has vanished."""
+    """The switch goes on without the service manager's socket."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     assert not notify("STOPPING=1")
     assert "cannot notify" in caplog.text

@@ -1,4 +1,4 @@
-"""The embedded switch: its life, its guests while it runs, and what it answers."""
+"""The embedded switch: start and stop, changes of guests while it runs, and its records."""
 
 import errno
 import logging
@@ -24,7 +24,7 @@ def names(switch: Switch) -> list[str]:
 
 
 def test_started_switch_has_its_guests_waiting(switch: Switch) -> None:
-    """Guests exist before their VMMs do."""
+    """Guests exist before their VMMs attach."""
     assert [(guest.name, guest.cid, guest.state) for guest in switch.guests()] == [
         ("alpha", 3, "waiting"),
         ("beta", 4, "waiting"),
@@ -35,7 +35,7 @@ def test_started_switch_has_its_guests_waiting(switch: Switch) -> None:
 
 
 def test_stopped_switch_leaves_no_sockets(runtime_dir: Path) -> None:
-    """The next one finds nothing stale."""
+    """No stale sockets are left."""
     outside = runtime_dir / "elsewhere.sock"
     with Switch(runtime_dir=runtime_dir / "run", control=True) as switch:
         switch.add_guest("alpha", 3, socket=outside, hybrid=True)
@@ -46,7 +46,7 @@ def test_stopped_switch_leaves_no_sockets(runtime_dir: Path) -> None:
 
 
 def test_sockets_are_for_their_user_whatever_the_umask(runtime_dir: Path) -> None:
-    """F8: outside the runtime directory nothing else keeps other users from a guest's device."""
+    """F8: outside the runtime directory only the mode keeps other users from a guest's device."""
     before = os.umask(0)
     try:
         with Switch(runtime_dir=runtime_dir / "run", control=True) as switch:
@@ -93,7 +93,7 @@ def test_second_switch_in_the_same_directory_is_refused(switch: Switch) -> None:
 
 
 def test_switch_that_fails_to_start_leaves_the_directory_free(runtime_dir: Path) -> None:
-    """A second try must not meet the first one's remains."""
+    """A second start must not find files of the first one."""
     wrong = [GuestSpec(name="alpha", cid=3), GuestSpec(name="host", cid=4)]
     with pytest.raises(UsageError, match="'host' is CID 2"), Switch(wrong, runtime_dir=runtime_dir):
         pass
@@ -102,7 +102,7 @@ def test_switch_that_fails_to_start_leaves_the_directory_free(runtime_dir: Path)
 
 
 def test_switch_is_started_once(runtime_dir: Path) -> None:
-    """A stopped switch does not come back: its flows are gone."""
+    """A stopped switch cannot be started again."""
     switch = Switch(runtime_dir=runtime_dir)
     with switch:
         pass
@@ -124,7 +124,7 @@ def test_guest_is_added_and_removed_while_others_run(switch: Switch, guest: Gues
 
 @pytest.mark.parametrize(("name", "cid"), [("alpha", 9), ("other", 3)])
 def test_name_or_cid_in_use_is_refused(switch: Switch, name: str, cid: int) -> None:
-    """The refusal names the guest that has it, and nothing changes."""
+    """The error names the guest that has it, and nothing changes."""
     with pytest.raises(TransportError, match="alpha") as caught:
         switch.add_guest(name, cid)
     assert caught.value.errno == errno.EADDRINUSE
@@ -132,7 +132,7 @@ def test_name_or_cid_in_use_is_refused(switch: Switch, name: str, cid: int) -> N
 
 
 def test_socket_path_of_a_living_process_is_refused(switch: Switch) -> None:
-    """Another program's socket is not taken away, and the program is named."""
+    """Another program's socket is not removed, and the error names the program."""
     path = switch.runtime_dir / "busy.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -143,25 +143,25 @@ def test_socket_path_of_a_living_process_is_refused(switch: Switch) -> None:
 
 
 def test_unknown_guest_is_named_with_those_there_are(switch: Switch) -> None:
-    """A typing error is seen at once."""
+    """The error lists the guests."""
     with pytest.raises(NoSuchGuest, match=r"'alhpa' \(guests: alpha, beta, gamma\)"):
         switch.remove_guest("alhpa")
 
 
 def test_guest_is_found_by_name_cid_and_cid_in_digits(switch: Switch) -> None:
-    """A person types what is at hand."""
+    """All three mean the same guest."""
     assert switch.guest("beta").cid == switch.guest(4).cid == switch.guest("4").cid == 4
 
 
 def test_guest_knows_its_new_cid_when_the_call_returns(switch: Switch, guest: Guest) -> None:
-    """N2: it was a race, which a program that asked at once lost."""
+    """N2: a program that reads the CID directly after the call gets the new one."""
     for cid in range(100, 150):
         assert switch.set_guest_cid("alpha", cid).cid == cid
         assert guest.cid == cid
 
 
 def test_connection_between_guests_outlives_a_change_of_groups(switch: Switch) -> None:
-    """Groups say what may begin; what is open goes on."""
+    """Groups apply to new connections; open ones go on."""
     with (
         Guest(switch.socket_path("alpha")) as alpha,
         Guest(switch.socket_path("beta")) as beta,
@@ -184,7 +184,7 @@ def test_connection_between_guests_outlives_a_change_of_groups(switch: Switch) -
 def test_hybrid_socket_of_a_running_guest_comes_moves_and_goes(
     switch: Switch, guest: Guest, runtime_dir: Path
 ) -> None:
-    """F3: the guest's attachment stays, and so does who has come by the old socket."""
+    """F3: the guest's attachment stays, and so do connections over the old socket."""
     with guest.create_server(5000) as listener:
         old = Path(switch.change_guest("alpha", hybrid=True).hybrid or "")
         with socket.socket(socket.AF_UNIX) as program:
@@ -217,7 +217,7 @@ def test_linger_timeout_is_checked_and_can_be_set(runtime_dir: Path) -> None:
 
 
 def test_explain_answers_for_host_and_guests(switch: Switch) -> None:
-    """The policy's words, for names and CIDs."""
+    """The reasons of the policy, for names and CIDs."""
     assert switch.explain("host", "gamma").is_allowed
     assert switch.explain(3, "beta").rule == "group"
     assert not switch.explain("alpha", "gamma").is_allowed
@@ -234,7 +234,7 @@ async def test_async_switch_serves_host_and_guest(runtime_dir: Path) -> None:
 def test_attachment_is_logged_with_the_guests_name(
     runtime_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the data plane notes reaches the log of the program."""
+    """Events of the data plane are written to the program's log."""
     with (
         caplog.at_level(logging.INFO, "vsock.switch"),
         Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch,
@@ -247,7 +247,7 @@ def test_attachment_is_logged_with_the_guests_name(
 def test_each_change_of_a_guest_is_logged_once(
     runtime_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the control plane, which was told to make it; the data plane has nothing to add."""
+    """Only the control plane logs it, not the data plane."""
     with (
         caplog.at_level(logging.INFO, "vsock.switch"),
         Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch,
@@ -264,14 +264,14 @@ def test_each_change_of_a_guest_is_logged_once(
 def test_switch_stopped_by_hand_inside_with_leaves_quietly(
     runtime_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`stop` inside `with` ends the switch; its attendant does not ask a node that is gone."""
+    """`stop` inside `with` ends the switch; its attendant does not call the node after that."""
     with Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
         switch.stop()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_memory_slots_are_offered_to_the_guest_that_asks(runtime_dir: Path) -> None:
-    """CONFIGURE_MEM_SLOTS (protocol feature 15) is offered when its guest asks for it, else not."""
+    """CONFIGURE_MEM_SLOTS (protocol feature 15) is offered only if the guest has `memory_slots`."""
     guests = [GuestSpec(name="many", cid=3, memory_slots=True), GuestSpec(name="few", cid=4)]
     with Switch(guests, runtime_dir=runtime_dir) as switch:
         offered = [_protocol_features(switch.socket_path(name)) for name in ("many", "few")]
@@ -291,7 +291,7 @@ def _protocol_features(path: Path) -> int:
 
 
 def test_polling_can_be_set_and_nothing_waits_for_it(runtime_dir: Path) -> None:
-    """With and without looking before it sleeps a switch answers; a wrong time is told at once."""
+    """A switch works with and without polling; an invalid time is an error at once."""
     with pytest.raises(UsageError, match="0 to 1000"):
         Switch(runtime_dir=runtime_dir, poll_us=1001)
     with (

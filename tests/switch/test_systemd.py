@@ -1,8 +1,7 @@
-"""The units that are shipped: systemd takes them, and what they start is our command (N7)."""
+"""The units in the package: systemd accepts them, and they start the `vsock` command (N7)."""
 
 import configparser
 import shlex
-import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -11,9 +10,6 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(str(files("vsock") / "systemd"))
-needs_systemd = pytest.mark.skipif(
-    not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed"
-)
 
 
 def unit(kind: str) -> configparser.ConfigParser:
@@ -24,10 +20,10 @@ def unit(kind: str) -> configparser.ConfigParser:
     return parser
 
 
-@needs_systemd
+@pytest.mark.programs("systemd-analyze")
 @pytest.mark.parametrize("kind", ["system", "user"])
 def test_systemd_has_nothing_to_say_against_it(tmp_path: Path, kind: str) -> None:
-    """With the command where it is here; systemd 252, of Debian 12, knows no `notify-reload`."""
+    """With the path of the command replaced; systemd 252, of Debian 12, does not know `notify-reload`."""
     command = unit(kind)["Service"]["ExecStart"].split()[0]
     text = (UNITS / kind / "vsock.service").read_text()
     copy = tmp_path / "vsock.service"
@@ -46,7 +42,7 @@ def test_systemd_has_nothing_to_say_against_it(tmp_path: Path, kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["system", "user"])
 def test_unit_is_whole(kind: str) -> None:
-    """Readiness, reload, a private directory, a start at boot and after a crash: what a service needs."""
+    """It has readiness, reload, a private directory, and starts at boot and after a crash."""
     service, install = unit(kind)["Service"], unit(kind)["Install"]
     assert service["Type"] == "notify"
     assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
@@ -60,7 +56,7 @@ def test_unit_is_whole(kind: str) -> None:
 def test_command_of_the_unit_starts_a_switch(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the arguments that are there: it comes as far as looking for the file that they name."""
+    """With the arguments of the unit, it fails only because their config file does not exist."""
     _, *arguments = shlex.split(unit(kind)["Service"]["ExecStart"])
     values = {"/etc/vsock.toml": "missing.toml", "%E/vsock.toml": "missing.toml"}
     done = subprocess.run(

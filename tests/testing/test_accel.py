@@ -1,4 +1,4 @@
-"""How QEMU's accelerator is chosen, and that the trial is not repeated. Of the field reports, H2."""
+"""The choice of QEMU's accelerator, and that the trial is not repeated (H2)."""
 
 import asyncio
 import json
@@ -16,23 +16,23 @@ from vsock.testing.images import ENVIRONMENT_VARIABLE, Image
 
 
 class Trial:
-    """Stands for booting a guest under KVM; counts."""
+    """A replacement for booting a guest under KVM, which counts."""
 
     def __init__(self, works: bool) -> None:
         self.works = works
         self.count = 0
 
     async def __call__(self) -> bool:
-        """Boot, as it were."""
+        """Count a boot."""
         self.count += 1
         for _ in range(100):
-            await asyncio.sleep(0)  # others could begin meanwhile
+            await asyncio.sleep(0)  # others could begin a trial meanwhile
         return self.works
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with a QEMU and a /dev/kvm that can be opened, and nothing known yet."""
+    """A machine with a QEMU and a usable /dev/kvm, without a cached result."""
     qemu = tmp_path / "bin" / QEMU
     qemu.parent.mkdir()
     qemu.write_text("#!/bin/sh\necho QEMU emulator version 7.2\n")
@@ -91,11 +91,11 @@ import os, sys
 (qmp,) = [word for word in sys.argv if word.startswith("socket,id=qmp,fd=")]
 os.write(int(qmp.rpartition("=")[2]), b'{"QMP": {}}\\n')
 """
-"""So that the first command meets a closed connection."""
+"""So that the first command finds a closed connection."""
 
 
 async def test_qemu_that_ends_at_once_is_no_kvm(machine: Path) -> None:
-    """H2: the reset of its pipe came through as ConnectionResetError."""
+    """H2: the reset of its pipe is not raised as ConnectionResetError."""
     image = Image("6.1", "qemu", "6.1.0", machine / "k", machine / "i")
     (machine / "manifest.json").write_text(
         json.dumps(
@@ -109,7 +109,7 @@ async def test_qemu_that_ends_at_once_is_no_kvm(machine: Path) -> None:
 
 
 async def test_answer_is_kept_for_each_qemu(machine: Path) -> None:
-    """Two of them in turns cost two trials in all."""
+    """Two QEMUs used alternately need two trials in all."""
     other = machine / "bin/other-qemu"
     other.write_text("#!/bin/sh\necho QEMU emulator version 11.1\n")
     other.chmod(0o755)
@@ -121,7 +121,7 @@ async def test_answer_is_kept_for_each_qemu(machine: Path) -> None:
 
 
 async def test_unreadable_answer_is_asked_again(machine: Path) -> None:
-    """The cache is nothing to fail over."""
+    """A broken cache is no error."""
     trial = Trial(True)
     await accel.choose_accelerator(trial)
     (machine / "cache/vsock/accelerator.json").write_text("[]")
@@ -130,7 +130,7 @@ async def test_unreadable_answer_is_asked_again(machine: Path) -> None:
 
 
 async def test_no_kvm_device_means_emulation_without_a_trial(machine: Path) -> None:
-    """As on most machines of a CI."""
+    """As on most CI machines."""
     (machine / "kvm").unlink()
     trial = Trial(True)
     assert await accel.choose_accelerator(trial) == "tcg"

@@ -9,7 +9,7 @@ FETCH = Path(__file__).parents[2] / "guests/fetch"
 
 
 def test_interrupt_of_a_download_is_no_traceback(tmp_path: Path) -> None:
-    """N13: Ctrl-C in `make guests`; here it comes while apt-get works, surely."""
+    """N13: Ctrl-C in `make guests`; here it always comes while apt-get works."""
     for name in ("apt-get", "apt-cache", "dpkg"):
         tool = tmp_path / "bin" / name
         tool.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where images are looked for, and what is said if they are not there."""
+"""Finding images, and the messages if there are none."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_kernel_is_found_by_name_and_defaults_to_the_first(folder: Path) -> None:
-    """Paths are those of the folder."""
+    """The paths are in the folder."""
     assert find_image("qemu").name == "6.1"
     image = find_image("qemu", "6.12")
     assert (image.release, image.kernel) == ("6.12.0", folder / "k")
@@ -44,7 +44,7 @@ def test_kernel_is_found_by_name_and_defaults_to_the_first(folder: Path) -> None
 
 
 def test_unknown_kernel_says_how_to_get_images(folder: Path) -> None:
-    """The message is what a user of the fixtures sees as reason of a skip."""
+    """The message is the reason of the skip for users of the fixtures."""
     with pytest.raises(GuestUnavailable, match=r"no image of a qemu 5\.4 guest: run `make guests`"):
         find_image("qemu", "5.4")
     (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"qemu": None}))

@@ -1,4 +1,4 @@
-"""A QEMU that ends while it comes up: what it said last is in the error, whenever that was (N9)."""
+"""A QEMU that ends during its start: the error has its last output, whenever that was (N9)."""
 
 import asyncio
 import gc
@@ -39,7 +39,7 @@ end()
 async def test_qemu_that_ends_is_quoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Never "Connection lost": one error with the console, and no future left that nobody looked at."""
+    """Never "Connection lost": one error with the console, and no future without a consumer."""
     image = {"vmm": "qemu", "release": "1", "kernel": "k", "initramfs": "i"}
     (tmp_path / "manifest.json").write_text(json.dumps({"images": {"6.1": image}}))
     qemu = tmp_path / QEMU
@@ -53,7 +53,7 @@ async def test_qemu_that_ends_is_quoted(
 
 
 async def test_qemu_that_takes_no_command_is_gone(caplog: pytest.LogCaptureFixture) -> None:
-    """The same moment without the race: it has greeted, and writing to it fails."""
+    """The same without the race: it has sent its greeting, and writing to it fails."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b'{"QMP": {}}\n')
@@ -64,5 +64,5 @@ async def test_qemu_that_takes_no_command_is_gone(caplog: pytest.LogCaptureFixtu
         await qmp.close()
     del qmp
     gc.collect()
-    await asyncio.sleep(0)  # what nobody looked at is complained of by now
+    await asyncio.sleep(0)  # by now asyncio has reported any exception that was never retrieved
     assert [record.getMessage() for record in caplog.records] == []

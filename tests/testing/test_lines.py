@@ -1,4 +1,4 @@
-"""JSON lines over a socket: noise, windows, ends."""
+"""JSON lines over a socket: noise, the window, the end."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ DEADLINE = 5
 
 
 class Peer:
-    """Our end under test, and the other end as a plain socket."""
+    """The end under test, and the other end as a plain socket."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -24,7 +24,7 @@ class Peer:
         self.lines: JsonLines
 
     async def open(self, window: int | None) -> None:
-        """Let our end take over its socket."""
+        """Let the end under test take its socket over."""
         put = self.messages.put_nowait
         self.lines = await JsonLines.over(self.ours, put, self.ended.set, window=window)
 
@@ -33,7 +33,7 @@ class Peer:
         await asyncio.get_running_loop().sock_sendall(self.theirs, data)
 
     async def hears(self, size: int) -> bytes:
-        """The other end receives exactly so much."""
+        """The other end receives exactly this many bytes."""
         data = b""
         while len(data) < size:
             data += await asyncio.get_running_loop().sock_recv(self.theirs, size - len(data))
@@ -63,27 +63,27 @@ async def windowed() -> AsyncIterator[Peer]:
 
 
 async def test_noise_between_messages_is_passed_over(peer: Peer) -> None:
-    """A booting kernel may write to a serial port what it likes."""
+    """A booting kernel may write anything to a serial port."""
     await peer.says(b'\x00\xff[ 0.1] boot\n\n17\n"text"\n{"id": 1}\n')
     assert await peer.messages.get() == {"id": 1}
     assert peer.messages.empty()
 
 
 async def test_message_in_pieces_is_put_together(peer: Peer) -> None:
-    """A stream has no message borders."""
+    """A stream has no message boundaries."""
     for piece in (b'{"id"', b": 2", b"}\n"):
         await peer.says(piece)
     assert await peer.messages.get() == {"id": 2}
 
 
 async def test_other_side_closing_is_told(peer: Peer) -> None:
-    """Who waits for an answer must learn that none will come."""
+    """A caller that waits for an answer gets an error."""
     peer.theirs.shutdown(socket.SHUT_WR)
     await peer.ended.wait()
 
 
 async def test_window_holds_back_what_is_not_acknowledged(windowed: Peer) -> None:
-    """Only so many bytes are on their way, and a broken-off message goes on where it stopped."""
+    """Only the window's bytes are in flight, and an interrupted message continues where it stopped."""
     message = {"do": "x" * 30}
     sending = asyncio.create_task(windowed.lines.send(message))
     sent = await windowed.hears(10)
@@ -99,7 +99,7 @@ async def test_window_holds_back_what_is_not_acknowledged(windowed: Peer) -> Non
 
 
 async def test_window_is_open_again_after_a_restart_of_the_other_side(windowed: Peer) -> None:
-    """A guest that reboots never acknowledges what it was sent before."""
+    """A guest that reboots never acknowledges earlier bytes."""
     sending = asyncio.create_task(windowed.lines.send({"do": "123456789"}))
     await windowed.hears(10)
     windowed.lines.forget_unacknowledged()

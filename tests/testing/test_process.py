@@ -1,4 +1,4 @@
-"""A VMM's process: its console, its end, and that nothing outlives us."""
+"""A VMM's process: its console, its end, and that no process outlives the test."""
 
 import asyncio
 import os
@@ -77,7 +77,7 @@ asyncio.run(main())
 
 
 def test_group_and_files_are_gone_when_the_program_is_killed(tmp_path: Path) -> None:
-    """Nobody is left to clean up then, so a watcher does."""
+    """After SIGKILL of the program, a watcher cleans up."""
     work_dir = tmp_path / "work"
     work_dir.mkdir()
     (work_dir / "file").touch()
@@ -88,7 +88,7 @@ def test_group_and_files_are_gone_when_the_program_is_killed(tmp_path: Path) -> 
         group = int(program.stdout.readline())
         program.kill()
         program.wait(DEADLINE)
-        # The console is the group's: it ends when the last process has ended.
+        # The whole group has the console: it ends when the last process has ended.
         program.stdout.read()
     deadline = Deadline()
     while not group_is_gone(group) or work_dir.exists():
@@ -96,13 +96,13 @@ def test_group_and_files_are_gone_when_the_program_is_killed(tmp_path: Path) -> 
 
 
 class Deadline:
-    """Bounds a loop that waits for other processes, which nobody tells us about."""
+    """Limits a loop that waits for other processes without an event for their end."""
 
     def __init__(self) -> None:
         self._left = DEADLINE * 100
 
     def check(self) -> None:
-        """Wait a hundredth of a second, so many times at most."""
+        """Wait a hundredth of a second; fails after too many calls."""
         self._left -= 1
         if self._left == 0:
             pytest.fail("processes or files are left")

@@ -18,7 +18,7 @@ class Doubler:
 
 
 def run(source: str) -> str:
-    """What the program prints."""
+    """The output of the program."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", source], capture_output=True, text=True, check=True, timeout=20
     )
@@ -26,7 +26,7 @@ def run(source: str) -> str:
 
 
 def test_function_gets_its_arguments_and_returns_its_result() -> None:
-    """Quotes, other alphabets and nesting survive the journey."""
+    """Also with quotes, other alphabets and nesting."""
 
     def swap(first: Any, second: Any) -> list[Any]:
         return [second, first]
@@ -36,7 +36,7 @@ def test_function_gets_its_arguments_and_returns_its_result() -> None:
 
 
 def test_function_gets_its_context_first() -> None:
-    """An instance of the class, made where the program runs."""
+    """The program makes the instance of the class itself."""
 
     def use(doubler: Doubler, number: int) -> int:
         return doubler.double(number)
@@ -45,7 +45,7 @@ def test_function_gets_its_context_first() -> None:
 
 
 def test_result_is_told_from_what_was_printed() -> None:
-    """Also when the program prints what looks like a result."""
+    """Also if the program prints text that looks like a result."""
 
     def chatter() -> str:
         print("ready\nresult 1")
@@ -55,6 +55,6 @@ def test_result_is_told_from_what_was_printed() -> None:
 
 
 def test_program_without_result_is_an_error() -> None:
-    """Such as one that left by sys.exit."""
+    """For instance a program that calls sys.exit."""
     with pytest.raises(ValueError, match="half a word"):
         result_of("half a word")

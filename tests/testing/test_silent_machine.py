@@ -1,4 +1,4 @@
-"""N3: a VMM that starts and never says a word: each wait for it has its end, and it goes."""
+"""N3: a VMM that starts and prints nothing: each wait for it ends, and the VMM is ended."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ def are_gone(pids: Path) -> bool:
     ],
 )
 async def test_boot_has_a_limit(pids: Path, guest: object, fault: type[Exception]) -> None:
-    """One for all of it, whichever channel stays silent."""
+    """One limit for the whole boot, whichever channel stays silent."""
     assert callable(guest)
     async with asyncio.timeout(DEADLINE):
         with pytest.raises(fault):
@@ -56,7 +56,7 @@ async def test_boot_has_a_limit(pids: Path, guest: object, fault: type[Exception
 async def test_qemu_that_does_not_say_its_version_is_none(
     pids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was waited for without end, and all other guests with it."""
+    """The wait for its version has a limit."""
     monkeypatch.setattr(accel, "_VERSION_SECONDS", 0.5)
     monkeypatch.setattr(accel, "KVM_DEVICE", tmp_path / "manifest.json")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -72,7 +72,7 @@ async def test_qemu_that_does_not_say_its_version_is_none(
 
 
 def test_what_the_caller_is_asked_to_call_ends_the_waiting_when_it_fails() -> None:
-    """And what was cancelled so has cleaned up when the caller goes on."""
+    """The cancelled wait has cleaned up when the caller goes on."""
     from queue import SimpleQueue
 
     from vsock.testing._loop import Calls

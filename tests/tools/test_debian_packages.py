@@ -38,14 +38,14 @@ def run(tmp_path: Path) -> Run:
 
 
 def calls(folder: Path) -> list[str]:
-    """What apt-get was asked to do, without its options, and whether it was told to wait."""
+    """The commands of apt-get without options, and whether it was told to wait."""
     lines = (folder / "calls").read_text().splitlines()
     assert all(line.startswith("-q -o DPkg::Lock::Timeout=600 ") for line in lines[:1])
     return [" ".join(w for w in line.split()[3:] if not w.startswith("-")) for line in lines]
 
 
 def test_known_packages_are_installed_at_once(run: Run, tmp_path: Path) -> None:
-    """And a lock of another apt-get is waited for."""
+    """apt-get waits for the lock of another apt-get."""
     process = run("exit 0")
     assert process.communicate(timeout=30)[0] == "installing Debian packages: one two\n"
     assert process.returncode == 0
@@ -53,7 +53,7 @@ def test_known_packages_are_installed_at_once(run: Run, tmp_path: Path) -> None:
 
 
 def test_stale_lists_are_updated_and_installing_is_tried_again(run: Run, tmp_path: Path) -> None:
-    """Also where not all lists could be had."""
+    """Also if some lists could not be fetched."""
     process = run('case "$*" in *update*) touch new; exit 100 ;; *) [ -e new ] ;; esac')
     process.communicate(timeout=30)
     assert process.returncode == 0
@@ -61,7 +61,7 @@ def test_stale_lists_are_updated_and_installing_is_tried_again(run: Run, tmp_pat
 
 
 def test_lock_of_the_lists_is_waited_for(run: Run, tmp_path: Path) -> None:
-    """apt-get itself does not."""
+    """apt-get itself does not wait for it."""
     process = run(
         'case "$*" in *update*) [ -e tried ] || { touch tried; '
         'echo "E: Could not get lock /x/lists/lock. It is held by process 7 (apt-get)"; exit 100; } ;;'
@@ -73,7 +73,7 @@ def test_lock_of_the_lists_is_waited_for(run: Run, tmp_path: Path) -> None:
 
 
 def test_last_words_are_shown(run: Run) -> None:
-    """With what is missing, and a status that make sees."""
+    """With the missing packages, and a status for make."""
     process = run('echo "E: no space left"; exit 100')
     output, _ = process.communicate(timeout=30)
     assert output.splitlines()[-2:] == [
@@ -84,7 +84,7 @@ def test_last_words_are_shown(run: Run) -> None:
 
 
 def test_long_wait_shows_what_apt_says(run: Run, tmp_path: Path) -> None:
-    """N15: whoever waits sees for whom."""
+    """N15: the user sees what apt-get waits for."""
     os.mkfifo(tmp_path / "fifo")
     process = run('echo "Waiting for cache lock: held by process 7 (apt-get)"; read -r _ <fifo')
     assert process.stdout

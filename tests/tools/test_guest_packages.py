@@ -1,6 +1,6 @@
-"""Packages for guests where apt's lists are old, another apt-get is at work, or an archive cannot be reached (N9).
+"""Packages for guests with old package lists, with another apt-get, or with an unreachable archive (N9).
 
-apt and dpkg are scripts here, which say what the real ones were seen to say.
+apt and dpkg are scripts here, with the output of the real ones.
 """
 
 import importlib.machinery
@@ -50,7 +50,7 @@ SCRIPTS = {
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An archive that has version 2 of everything, and lists that still say 1."""
+    """An archive with version 2 of everything, and lists with version 1."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in SCRIPTS.items():
@@ -65,7 +65,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def apt(archive: Path) -> Apt:
-    """Lists of our own."""
+    """Lists in a folder of the test."""
     return Apt("the test's archive", archive / "apt.conf")
 
 
@@ -76,7 +76,7 @@ def downloads(archive: Path) -> list[str]:
 
 
 def test_old_lists_are_fetched_once_more(archive: Path, apt: Apt) -> None:
-    """The archive no longer has what the lists name; packages are asked for in one go."""
+    """The archive lacks the versions of the lists; all packages are requested in one call."""
     unpacked = archive / "unpacked"
     assert apt.unpack(["a", "b"], archive / "cache", unpacked) == {"a": "2", "b": "2"}
     assert downloads(archive) == ["a=1 b=1", "a=2 b=2"]
@@ -87,7 +87,7 @@ def test_old_lists_are_fetched_once_more(archive: Path, apt: Apt) -> None:
 
 
 def test_packages_that_belong_together_are_one_folder(archive: Path, apt: Apt) -> None:
-    """As a kernel that is cut into several, or a program with its libraries."""
+    """For instance a kernel of several packages, or a program with its libraries."""
     (archive / "listed").write_text("2")
     for names in (["a", "b"], ["a", "b"], ["a", "b", "c"]):
         apt.unpack_together(names, archive / "cache", archive / "all")
@@ -95,7 +95,7 @@ def test_packages_that_belong_together_are_one_folder(archive: Path, apt: Apt) -
 
 
 def test_what_cannot_be_had_is_one_line(archive: Path, apt: Apt) -> None:
-    """Who cannot be reached, and which package nobody has."""
+    """The unreachable archive, or the missing package."""
     with pytest.raises(PackageMissing, match="the test's archive has no package unknown"):
         apt.unpack(["unknown"], archive / "cache", archive / "unpacked")
     (archive / "down").touch()
@@ -106,7 +106,7 @@ def test_what_cannot_be_had_is_one_line(archive: Path, apt: Apt) -> None:
 def test_another_apt_is_waited_for(
     archive: Path, apt: Apt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And it says for what it waits."""
+    """It prints what it waits for."""
     monkeypatch.setattr(packages, "LOCK_PAUSE", 0)
     (archive / "locked").touch()
     assert apt.unpack(["a"], archive / "cache", archive / "unpacked") == {"a": "2"}
@@ -116,7 +116,7 @@ def test_another_apt_is_waited_for(
 def test_without_root_the_machines_lists_stay_and_the_reason_is_said(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lists of our own need nobody's leave."""
+    """Lists in another folder can be updated without root."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PackageMissing, match="cannot download a: E: 404 a=1"):
         Apt().unpack(["a"], archive / "cache", archive / "unpacked")
@@ -124,7 +124,7 @@ def test_without_root_the_machines_lists_stay_and_the_reason_is_said(
 
 
 def test_lists_of_another_suite_are_ours_and_come_from_the_machines_mirror(archive: Path) -> None:
-    """Not from the archive of security updates, which has no such suites."""
+    """Not from the archive of security updates, which does not have these suites."""
     (archive / "listed").write_text("2")
     suites.newer_suite(suites.BACKPORTS, archive / "lists")
     folder = archive / "lists/trixie-backports"
@@ -152,7 +152,7 @@ def test_kernel_that_panics_on_this_processor_is_not_made(
     demo: list[str],
     all_kinds: list[str],
 ) -> None:
-    """User-Mode Linux 6.1 has no room for the registers of AMX; its newer one takes its place."""
+    """User-Mode Linux 6.1 has no room for the registers of AMX; the newer one replaces it."""
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(recipe, "_PROCESSOR", tmp_path / "cpuinfo")
     assert [kernel.name for kernel in recipe.wanted_kernels(False)] == demo
@@ -162,7 +162,7 @@ def test_kernel_that_panics_on_this_processor_is_not_made(
 def test_images_of_another_kind_of_machine_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder may outlive the processor that it was made for."""
+    """A folder may be used on another processor than the one it was made for."""
     loader = importlib.machinery.SourceFileLoader("fetch", str(recipe.HERE / "fetch"))
     spec = importlib.util.spec_from_loader("fetch", loader)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""Long silent commands in `make`: what goes on is said, and every two seconds that it does (N15)."""
+"""Long silent commands in `make`: a text at the beginning, and a dot every two seconds (N15)."""
 
 import os
 import re
@@ -20,14 +20,14 @@ def start(script: str, folder: Path, *options: str) -> "subprocess.Popen[str]":
 
 
 def test_quick_command_is_one_line(tmp_path: Path) -> None:
-    """What it says does not matter then."""
+    """The command's output is not shown."""
     process = start("echo chatter", tmp_path)
     assert re.fullmatch(r"doing it \.* \d+ s\n", process.communicate(timeout=30)[0])
     assert process.returncode == 0
 
 
 def test_long_command_has_dots(tmp_path: Path) -> None:
-    """Until it ends, and then the time."""
+    """At the end, the duration."""
     os.mkfifo(tmp_path / "fifo")
     process = start("read -r _ <fifo", tmp_path)
     assert process.stdout
@@ -47,14 +47,14 @@ def test_failure_is_shown_whole(tmp_path: Path) -> None:
 
 
 def test_warning_is_shown(tmp_path: Path) -> None:
-    """A compiler's, for one."""
+    """For instance of a compiler."""
     process = start("echo 'warning: unused'", tmp_path)
     output, _ = process.communicate(timeout=30)
     assert re.fullmatch(r"doing it \.* \d+ s\nwarning: unused\n", output)
 
 
 def test_output_is_shown_as_it_comes_if_that_is_asked_for(tmp_path: Path) -> None:
-    """For commands that have something to say; the dots are between their lines."""
+    """The dots are between the lines of the command."""
     os.mkfifo(tmp_path / "fifo")
     process = start("echo first; read -r _ <fifo; echo last", tmp_path, "--show")
     assert process.stdout

@@ -1,4 +1,4 @@
-"""`make test` goes on to all its parts, and its last lines say how each ended (N2, N15)."""
+"""`make test` runs all its parts, and its last lines say how each ended (N2, N15)."""
 
 import os
 import re
@@ -25,7 +25,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts the tool where a Makefile of our own is."""
+    """Starts the tool in a folder with a Makefile of the test."""
     (tmp_path / "Makefile").write_text(MAKEFILE)
     os.mkfifo(tmp_path / "fifo")
     running: list[subprocess.Popen[str]] = []
@@ -49,7 +49,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_all_parts_run_and_have_a_line_at_the_end(start: Start) -> None:
-    """One that fails keeps none of the others back, and makes the whole fail."""
+    """A failing part does not stop the others, and makes the whole fail."""
     process = start("rust", "wrong", "python", "counts")
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -64,14 +64,14 @@ def test_all_parts_run_and_have_a_line_at_the_end(start: Start) -> None:
 
 
 def test_success_is_the_exit_status(start: Start) -> None:
-    """Nothing failed, nothing is listed as a fault."""
+    """If nothing failed, no fault is listed."""
     process = start("python", "counts")
     process.communicate(timeout=30)
     assert process.returncode == 0
 
 
 def test_silence_is_broken_by_the_time(start: Start, tmp_path: Path) -> None:
-    """A part that says nothing for seconds can be told from one that hangs."""
+    """The elapsed time shows that a silent part has not hung."""
     process = start("waiting")
     assert process.stdout
     seen = [process.stdout.readline() for _ in range(4)]
@@ -83,7 +83,7 @@ def test_silence_is_broken_by_the_time(start: Start, tmp_path: Path) -> None:
 
 
 def test_interrupted_run_says_what_was_not_run(start: Start) -> None:
-    """SIGTERM ends the part that runs and the whole; what is known is still told."""
+    """SIGTERM ends the running part and the whole run; the results so far are printed."""
     process = start("counts", "waiting", "python")
     assert process.stdout
     while process.stdout.readline() != "begun\n":

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vsock_virtio::device::DeviceLink;
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::device::DeviceLink;
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::ring::{DeviceRing, DriverRing, RingConfig, RingLayout};
+use vsock_virtio::queue::{DeviceQueue, DriverQueue, QueueConfig, QueueLayout};
 use vsock_virtio::slice::Slices;
 
 use crate::{PACKETS, Path, broken};
@@ -30,8 +30,8 @@ fn must<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
 
 /// A buffer is offered, taken, given back and taken back.
 pub(crate) struct Ring {
-    driver: DriverRing,
-    device: DeviceRing,
+    driver: DriverQueue,
+    device: DeviceQueue,
     slices: Slices,
 }
 
@@ -41,11 +41,11 @@ impl Ring {
         must(ftruncate(&file, LEN));
         let region = Region { guest: BASE, user: BASE, len: LEN, offset: 0, file };
         let memory = must(GuestMemory::map(vec![region], MemoryPolicy::RecordSeals));
-        let layout = RingLayout::new(SIZE);
+        let layout = QueueLayout::new(SIZE);
         let (avail, used) = (BASE + layout.avail, BASE + layout.used);
-        let config = RingConfig { size: SIZE, desc: BASE, avail, used, base: 0, event_idx: true };
-        let driver = must(DriverRing::new(Arc::clone(&memory), &config));
-        let device = must(DeviceRing::new(memory, &config));
+        let config = QueueConfig { size: SIZE, desc: BASE, avail, used, base: 0, event_idx: true };
+        let driver = must(DriverQueue::new(Arc::clone(&memory), &config));
+        let device = must(DeviceQueue::new(memory, &config));
         Self { driver, device, slices: Slices::with_capacity(PACKETS) }
     }
 }
@@ -93,9 +93,9 @@ impl Links {
         let memory = must(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals));
         let mut device = DeviceLink::new();
         for queue in 0..QUEUE_COUNT {
-            let Some(config) = driver.ring_config(queue) else { broken("no ring") };
+            let Some(config) = driver.queue_config(queue) else { broken("no ring") };
             let ((kick, its_kick), (call, its_call)) = (signal(), signal());
-            must(device.start_ring(queue, &memory, &config, its_kick, Some(its_call)));
+            must(device.start_queue(queue, &memory, &config, its_kick, Some(its_call)));
             must(driver.connect(queue, kick, call));
         }
         let (mut device, mut driver) = (Link::Device(device), Link::Driver(driver));

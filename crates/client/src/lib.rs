@@ -4,6 +4,11 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`wire`] | requests and replies of the client protocol, encoded and decoded |
+//! | [`socket`] | what every holder of a socket has to agree on, in 64 bits |
+//! | [`name`] | a socket's own address, as the name of its Unix socket |
+//! | [`options`] | the options of level AF_VSOCK |
+//! | [`calls`] | what each call does to a socket: the state machine |
+//! | [`transfer`] | what a receive or a send checks before data moves |
 //!
 //! The node decodes requests with it and the preload library encodes them, so neither has a copy of the format. The
 //! Python package has its own; its tests compare it with `tests/vectors.json`, which this crate writes.
@@ -15,10 +20,17 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod calls;
 mod errno;
+pub mod name;
+pub mod options;
+pub mod socket;
+pub mod transfer;
 pub mod wire;
 
 pub use errno::Errno;
+pub use options::Options;
+pub use socket::{Flags, Socket, State};
 
 /// The wildcard of both halves of an address: VMADDR_CID_ANY and VMADDR_PORT_ANY.
 pub const ANY: u32 = u32::MAX;

@@ -1,8 +1,8 @@
 //! Messages of the client protocol, version 1: what programs and a node say to each other.
 //!
 //! `docs/reference/client-protocol.md` is the specification. Requests and replies are 32 bytes, so neither side has to
-//! guess where one ends: eight little-endian words, of which the first holds version, operation and flags (or errno).
-//! A field that a request does not use must be zero: a field that is ignored today cannot be given a meaning tomorrow.
+//! guess where one ends: four little-endian numbers of 64 bits, of which the first begins with version, operation and
+//! flags (or errno). A field that a request does not use must be zero: a field that is ignored today cannot be given a meaning tomorrow.
 
 use core::fmt;
 
@@ -35,6 +35,7 @@ pub const MAX_NAME: usize = 255;
 
 const FLAG_HELD: u16 = 1;
 const FLAG_PROMPT: u16 = 2;
+const FLAG_NAMED: u16 = 4;
 const RECEIVE_SHUT: u32 = 1;
 
 /// Numbers of the operations, in requests and replies.
@@ -59,15 +60,17 @@ pub enum Request {
     Bind(Address),
     /// Connect; the same descriptor becomes the stream.
     Connect {
-        /// The destination.
+        /// The destination; only its port if `is_named`.
         to: Address,
+        /// The destination is the guest whose name stands behind the request, behind the cookie: see [`name_behind`].
+        is_named: bool,
         /// How long the other side may take to answer, in milliseconds; 0: the default.
         timeout_ms: u32,
         /// Receive buffer to announce, in bytes; 0: the default.
         buffer: u64,
         /// How the node reports the outcome.
         report: Report,
-        /// Bytes behind the request: none, or a cookie and padding.
+        /// Bytes behind the request: none, or a cookie, the name if there is one, and padding.
         extra: u32,
     },
     /// Take connections to the bound address.
@@ -204,8 +207,16 @@ impl Request {
     pub fn encode(&self) -> [u8; MESSAGE_LEN] {
         let (flags, [first, second], value, buffer) = match *self {
             Self::Bind(Address { cid, port }) => (0, [cid, port], 0, 0),
-            Self::Connect { to: Address { cid, port }, timeout_ms, buffer, report, .. } => {
-                (report.flags(), [cid, port], timeout_ms, buffer)
+            Self::Connect {
+                to: Address { cid, port },
+                is_named,
+                timeout_ms,
+                buffer,
+                report,
+                ..
+            } => {
+                let named = if is_named { FLAG_NAMED } else { 0 };
+                (report.flags() | named, [cid, port], timeout_ms, buffer)
             }
             Self::Listen { backlog, buffer, .. } => (0, [0; 2], backlog, buffer),
             Self::Accepted | Self::LocalCid | Self::Resolve { .. } => (0, [0; 2], 0, 0),
@@ -214,9 +225,8 @@ impl Request {
             }
             Self::Send { to: Address { cid, port }, number, .. } => (0, [cid, port], 0, number),
         };
-        let [lower, upper] = halves(buffer);
-        let head = first_word(self.op(), flags);
-        from_words([head, first, second, value, lower, upper, self.extra_word(), 0])
+        let head = head(self.op(), flags);
+        from_numbers([join(head, first), join(second, value), buffer, self.extra_word().into()])
     }
 
     /// Reads a request.
@@ -229,9 +239,9 @@ impl Request {
             return Err(BadRequest::Version(version));
         }
         let flags = u16::from_le_bytes(flags);
-        let [_, first, second, value, lower, upper, extra, last] = to_words(bytes);
+        let [a, b, buffer, c] = to_numbers(bytes);
+        let ([_, first], [second, value], [extra, last]) = (halves(a), halves(b), halves(c));
         let address = Address { cid: first, port: second };
-        let buffer = join(lower, upper);
         let len = extra as usize;
         let no_address = first == 0 && second == 0;
         let no_numbers = value == 0 && buffer == 0;
@@ -240,11 +250,16 @@ impl Request {
         let (request, is_valid) = match op {
             op::BIND => (Self::Bind(address), is_clean && no_numbers),
             op::CONNECT => {
-                let report = Report::from_flags(flags).ok_or(BadRequest::NotZero)?;
+                let is_named = flags & FLAG_NAMED != 0;
+                let report = Report::from_flags(flags & !FLAG_NAMED).ok_or(BadRequest::NotZero)?;
                 let has_cookie = (COOKIE_LEN..=MAX_EXTRA).contains(&len);
-                let is_valid = has_cookie || (len == 0 && report == Report::Reply);
+                let is_valid = if is_named {
+                    has_cookie && len > COOKIE_LEN && first == 0
+                } else {
+                    has_cookie || (len == 0 && report == Report::Reply)
+                };
                 let (to, timeout_ms) = (address, value);
-                (Self::Connect { to, timeout_ms, buffer, report, extra }, is_valid)
+                (Self::Connect { to, is_named, timeout_ms, buffer, report, extra }, is_valid)
             }
             op::LISTEN => {
                 let is_valid = flags == 0 && no_address && (len == 0 || len == INHERITED_LEN);
@@ -269,6 +284,13 @@ impl Request {
         };
         if is_valid && last == 0 { Ok(request) } else { Err(BadRequest::NotZero) }
     }
+}
+
+/// The name behind a CONNECT that has one: a byte with its length, and so many bytes; `None` if it is cut.
+#[must_use]
+pub fn name_behind(extra: &[u8]) -> Option<&[u8]> {
+    let (&len, rest) = extra.get(COOKIE_LEN..)?.split_first()?;
+    rest.get(..len.into())
 }
 
 /// What a node says.
@@ -328,17 +350,12 @@ impl Reply {
     /// The 32 bytes to send.
     #[must_use]
     pub fn encode(&self) -> [u8; MESSAGE_LEN] {
-        let [lower, upper] = halves(self.flow);
         let (ours, theirs) = (self.ours, self.theirs);
-        from_words([
-            first_word(self.op, self.errno),
-            ours.cid,
-            ours.port,
-            theirs.cid,
-            theirs.port,
-            self.peer_buffer,
-            lower,
-            upper,
+        from_numbers([
+            join(head(self.op, self.errno), ours.cid),
+            join(ours.port, theirs.cid),
+            join(theirs.port, self.peer_buffer),
+            self.flow,
         ])
     }
 
@@ -351,15 +368,16 @@ impl Reply {
         if version != VERSION || answered != op {
             return Err(Errno::PROTO);
         }
-        let [_, our_cid, our_port, their_cid, their_port, peer_buffer, lower, upper] =
-            to_words(bytes);
+        let [a, b, c, flow] = to_numbers(bytes);
+        let ([_, our_cid], [our_port, their_cid]) = (halves(a), halves(b));
+        let [their_port, peer_buffer] = halves(c);
         Ok(Self {
             op,
             errno: u16::from_le_bytes(errno),
             ours: Address { cid: our_cid, port: our_port },
             theirs: Address { cid: their_cid, port: their_port },
             peer_buffer,
-            flow: join(lower, upper),
+            flow,
         })
     }
 }
@@ -369,25 +387,25 @@ fn first_bytes(bytes: &[u8; MESSAGE_LEN]) -> [u8; 4] {
     [first, second, third, fourth]
 }
 
-fn first_word(op: u8, flags: u16) -> u32 {
+fn head(op: u8, flags: u16) -> u32 {
     let [lower, upper] = flags.to_le_bytes();
     u32::from_le_bytes([VERSION, op, lower, upper])
 }
 
-fn from_words(words: [u32; MESSAGE_LEN / 4]) -> [u8; MESSAGE_LEN] {
+fn from_numbers(numbers: [u64; MESSAGE_LEN / 8]) -> [u8; MESSAGE_LEN] {
     let mut bytes = [0; MESSAGE_LEN];
-    for (place, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
-        *place = word.to_le_bytes();
+    for (place, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+        *place = number.to_le_bytes();
     }
     bytes
 }
 
-fn to_words(bytes: &[u8; MESSAGE_LEN]) -> [u32; MESSAGE_LEN / 4] {
-    let mut words = [0; MESSAGE_LEN / 4];
-    for (word, place) in words.iter_mut().zip(bytes.as_chunks().0) {
-        *word = u32::from_le_bytes(*place);
+fn to_numbers(bytes: &[u8; MESSAGE_LEN]) -> [u64; MESSAGE_LEN / 8] {
+    let mut numbers = [0; MESSAGE_LEN / 8];
+    for (number, place) in numbers.iter_mut().zip(bytes.as_chunks().0) {
+        *number = u64::from_le_bytes(*place);
     }
-    words
+    numbers
 }
 
 /// Lower and upper half.

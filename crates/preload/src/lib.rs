@@ -2,18 +2,18 @@
 //! those of libc, and what a program does to an AF_VSOCK socket is done to a Unix socket at the switch instead.
 //!
 //! ```text
-//!   hooks     the exported functions: ours or not? if not, on to libc's
+//!   hooks       the exported functions: ours or not? if not, on to libc's
 //!     ▼
-//!   calls     what socket, bind, connect, accept, … do to one of our sockets
+//!   calls       what socket, bind, accept, … do to one of our sockets: carries out what vsock-client says
 //!     ▼
-//!   settle    how a connect under way ends              node   asking the switch (client protocol)
-//!     ▼                                                   ▼
-//!   note  name  vm_options   what a socket is, kept in the socket itself       wire  messages    address  sockaddr_vm
+//!   connecting  connect: begins, waits, finishes      node   asking the switch (client protocol)
 //!     ▼
-//!   sys       system calls        next  libc's own functions        setup  environment, the hint to the user
+//!   state       what is kept in the socket itself      send_buffer  while a connect is under way
+//!     ▼
+//!   sys         system calls      address  sockaddr_vm       lock  fd_hints  real_libc  setup
 //! ```
 //!
-//! Because a socket's state is kept in the socket (`note`), there is no table of descriptors: dup, fork, exec and passed
+//! Because a socket's state is kept in the socket (`state`), there is no table of descriptors: dup, fork, exec and passed
 //! descriptors need nothing, and close has nothing to forget. Because it is a real socket, poll, epoll and select
 //! need nothing either.
 //!
@@ -30,17 +30,16 @@ extern crate std; // brings what the test harness and debug builds need; nothing
 
 mod address;
 mod calls;
+mod connecting;
+mod fd_hints;
 mod hooks;
-mod name;
-mod next;
+mod lock;
 mod node;
-mod note;
-mod settle;
+mod real_libc;
+mod send_buffer;
 mod setup;
-mod suspects;
+mod state;
 mod sys;
-mod turn;
-mod vm_options;
 
 /// Nothing here panics; were something to, the program must not go on.
 #[cfg(panic = "abort")]

@@ -1,24 +1,23 @@
-//! Asking the node (a switch, or a userspace guest): the client protocol on one of our sockets.
+//! Asks the node (a switch, or a userspace guest), by the client protocol.
 
 use libc::sockaddr_un;
-use vsock_client::ANY;
 use vsock_client::wire::{HELD_EXTRA, MESSAGE_LEN, Reply, Request, op};
+use vsock_client::{ANY, Flags, Socket};
 
-use crate::note::{Flags, Note};
 use crate::setup::{self, LONGEST_PATH};
 use crate::sys::{self, Answer, Errno, Fd, now_ms};
 
-/// How long a node may take for an immediate answer before it is taken for gone.
+/// How long a node may take for an immediate reply before it counts as gone.
 pub(crate) const ANSWER_MS: u64 = 5000;
 
 const GONE: Errno = Errno(libc::ENODEV);
 
-/// Connects a socket to the endpoint socket of its type, unless it is. The caller puts the note, which is changed.
-pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
-    if note.flags.has(Flags::ATTACHED) {
+/// Connects a socket to the node's Unix socket for its type, unless it is connected. The caller keeps the changed state.
+pub(crate) fn attach(fd: Fd, socket: &mut Socket) -> Answer<()> {
+    if socket.flags.has(Flags::ATTACHED) {
         return Ok(());
     }
-    reach(fd, note).map_err(|error| {
+    reach(fd, socket).map_err(|error| {
         let reason: &[u8] = match error.0 {
             libc::EACCES | libc::EPERM => b"this user may not use the switch",
             libc::EAGAIN => b"the switch takes no connections",
@@ -29,48 +28,49 @@ pub(crate) fn attach(fd: Fd, note: &mut Note) -> Answer<()> {
         setup::explain(reason);
         GONE
     })?;
-    note.flags = note.flags.with(Flags::ATTACHED);
+    socket.flags = socket.flags.with(Flags::ATTACHED);
     Ok(())
 }
 
-/// Connects a socket to the endpoint socket of its type; an error is what the kernel says of that.
-fn reach(fd: Fd, note: &Note) -> Answer<()> {
-    let name: &[u8] = if note.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
+/// Connects a socket to the node's Unix socket for its type. The error is that of the Unix socket.
+fn reach(fd: Fd, socket: &Socket) -> Answer<()> {
+    let name: &[u8] = if socket.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
     connect_to(fd, name)
 }
 
 /// The node's own CID.
 pub(crate) fn local_cid() -> Answer<u32> {
-    ask_aside(Request::LocalCid).map(|reply| reply.ours.cid)
+    ask_separately(Request::LocalCid).map(|reply| reply.ours.cid)
 }
 
-/// Gives a connection another receive buffer (0: leaves it as it is), and returns how large the other side's is.
+/// Sets a connection's receive buffer (0: leaves it as it is), and returns the longest message that it can carry.
 pub(crate) fn set_buffer(stream: Fd, buffer: u64) -> Answer<u32> {
-    ask_aside(about(stream, buffer, false)?).map(|reply| reply.peer_buffer)
+    ask_separately(about(stream, buffer, false)?).map(|reply| reply.peer_buffer)
 }
 
-/// Says that a connection receives no more: while its descriptor is full, or carries messages, the node would not see it
-/// before it has something to write.
+/// Tells the node that a connection receives no more. While the descriptor is full, or carries messages, the node would
+/// notice only at its next write.
 pub(crate) fn stop_receiving(stream: Fd) -> Answer<()> {
-    ask_aside(about(stream, 0, true)?).map(|_| ())
+    ask_separately(about(stream, 0, true)?).map(|_| ())
 }
 
 /// The port that a connection has at our side, also when it is over; `None` if the node does not remember it.
 pub(crate) fn our_port(stream: Fd) -> Option<u32> {
     let request = about(stream, 0, false).ok()?;
-    let reply = aside(|fd| reply_to(fd, op::FLOW, &request.encode())).ok()?;
+    let reply = on_own_connection(|fd| reply_to(fd, op::FLOW, &request.encode())).ok()?;
     (reply.ours.port != ANY).then_some(reply.ours.port)
 }
 
-/// Whether a connection that is over came to a good end.
+/// Whether a connection that is over ended well.
 ///
-/// A node that has forgotten it, among thousands that ended later, did not lose it; one that has gone did, and another
-/// that serves in its place knows nothing of it. Where this process cannot ask (it has no descriptor left, or may not
-/// enter the runtime directory any more), a node that is alive counts as one that did not lose it.
+/// ENOTCONN from the same node means that it has forgotten the connection among thousands that ended later: that is a good
+/// end. If the node has gone, data may be missing, and a new node in its place knows nothing of the connection. If this
+/// process cannot ask (it has no descriptor left, or may not enter the runtime directory any more), a node that is alive
+/// counts as a good end.
 pub(crate) fn has_ended_well(stream: Fd) -> bool {
     let Ok(request) = about(stream, 0, false) else { return true };
-    let answer = aside_by(
-        |fd| reach(fd, &Note::FRESH),
+    let answer = on_own_connection_by(
+        |fd| reach(fd, &Socket::STREAM),
         |fd| {
             let is_same = fd.peer_pid() == stream.peer_pid();
             reply_to(fd, op::FLOW, &request.encode()).map(|reply| (is_same, reply.result().err()))
@@ -97,17 +97,17 @@ fn about(stream: Fd, buffer: u64, receive_shut: bool) -> Answer<Request> {
     Ok(Request::Flow { cookie: stream.cookie()?, buffer, receive_shut })
 }
 
-fn ask_aside(request: Request) -> Answer<Reply> {
-    aside(|fd| ask(fd, request))
+fn ask_separately(request: Request) -> Answer<Reply> {
+    on_own_connection(|fd| ask(fd, request))
 }
 
-/// Asks over a connection of its own: that of a stream carries no requests any more.
-fn aside<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
-    let mut note = Note::FRESH;
-    aside_by(|fd| attach(fd, &mut note), ask)
+/// Asks over a connection of its own: the descriptor of a stream carries no requests.
+fn on_own_connection<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
+    let mut socket = Socket::STREAM;
+    on_own_connection_by(|fd| attach(fd, &mut socket), ask)
 }
 
-fn aside_by<T>(
+fn on_own_connection_by<T>(
     join: impl FnOnce(Fd) -> Answer<()>,
     ask: impl FnOnce(Fd) -> Answer<T>,
 ) -> Answer<T> {
@@ -117,7 +117,7 @@ fn aside_by<T>(
     answer
 }
 
-/// Connects without waiting; but if the queue is full, which only shows as EAGAIN, waits a while.
+/// Connects without waiting. EAGAIN means that the queue is full, and cannot be polled for: then this waits a while.
 fn connect_to(fd: Fd, name: &[u8]) -> Answer<()> {
     // SAFETY: all zeros is a valid sockaddr_un.
     let mut address: sockaddr_un = unsafe { core::mem::zeroed() };
@@ -140,7 +140,7 @@ fn connect_to(fd: Fd, name: &[u8]) -> Answer<()> {
     result
 }
 
-/// Waits for room in the switch's queue. A signal that comes meanwhile changes nothing: the connect goes on (D24).
+/// Waits for room in the node's queue. A signal does not end the wait (D24).
 fn connect_bounded(fd: Fd, address: &sockaddr_un, len: usize) -> Answer<()> {
     let users: Timeval = fd.option(libc::SOL_SOCKET, libc::SO_SNDTIMEO)?;
     let seconds = i64::try_from(ANSWER_MS / 1000).unwrap_or(5);
@@ -163,12 +163,12 @@ struct Timeval {
     microseconds: i64,
 }
 
-/// Sends a request and gives the answer that the node owes at once.
+/// Sends a request and returns its immediate reply.
 pub(crate) fn ask(fd: Fd, request: Request) -> Answer<Reply> {
     ask_message(fd, request.op(), &request.encode())
 }
 
-/// Sends a request that is encoded already, perhaps with bytes behind it, and gives the answer.
+/// Sends an encoded request with the bytes behind it, and returns its immediate reply.
 pub(crate) fn ask_message(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     reply_to(fd, op, message)?.result()
 }
@@ -177,7 +177,7 @@ fn reply_to(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     send(fd, message)?;
     let deadline = now_ms() + ANSWER_MS;
     loop {
-        if let Some(reply) = hear(fd, op)? {
+        if let Some(reply) = receive_reply(fd, op)? {
             return Ok(reply);
         }
         let left = deadline.saturating_sub(now_ms());
@@ -192,7 +192,7 @@ fn reply_to(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     }
 }
 
-/// Sends a CONNECT that stays unread until its outcome is known: with the socket's cookie and padding, in one piece.
+/// Sends a held CONNECT in one piece: the request, the socket's cookie and padding.
 pub(crate) fn send_held(fd: Fd, request: Request) -> Answer<()> {
     let mut bytes = [0; MESSAGE_LEN + HELD_EXTRA];
     bytes[..MESSAGE_LEN].copy_from_slice(&request.encode());
@@ -200,7 +200,7 @@ pub(crate) fn send_held(fd: Fd, request: Request) -> Answer<()> {
     send(fd, &bytes)
 }
 
-/// Sends all bytes; the node reads at once, so there is room in practice always.
+/// Sends all bytes. The node reads at once, so in practice there is always room.
 pub(crate) fn send(fd: Fd, mut bytes: &[u8]) -> Answer<()> {
     while !bytes.is_empty() {
         match fd.send(bytes) {
@@ -216,8 +216,8 @@ pub(crate) fn send(fd: Fd, mut bytes: &[u8]) -> Answer<()> {
     Ok(())
 }
 
-/// Takes the reply to `op` if it is there.
-pub(crate) fn hear(fd: Fd, op: u8) -> Answer<Option<Reply>> {
+/// Receives the reply to `op` if it is there.
+pub(crate) fn receive_reply(fd: Fd, op: u8) -> Answer<Option<Reply>> {
     let mut bytes = [0; MESSAGE_LEN];
     match fd.receive(&mut bytes) {
         Ok(MESSAGE_LEN) => Reply::decode(&bytes, op).map(Some),

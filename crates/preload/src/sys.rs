@@ -1,16 +1,17 @@
 //! System calls on our own sockets, as functions that return their error.
 //!
-//! They go to the kernel directly and not through libc's functions of the same names: those are the ones we stand in
-//! front of, so a call to one would come back to us.
+//! They do not use libc's functions of the same names: this library replaces those, so a call to one would come back to
+//! it.
 
 use core::ffi::{c_int, c_long, c_void};
 use core::mem::size_of;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use libc::{sockaddr_un, socklen_t};
 
 pub(crate) use vsock_client::Errno;
 
-/// What a call gives, or why it failed.
+/// What a call returns, or its errno.
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 /// A descriptor that may be a socket of ours. It belongs to the program.
@@ -36,7 +37,7 @@ pub(crate) fn abort() -> ! {
     unsafe { libc::abort() }
 }
 
-/// A system call; `errno` keeps its value, a failure is in the answer.
+/// A system call. It returns its errno and leaves the program's `errno` alone.
 macro_rules! call {
     ($number:expr $(, $argument:expr)*) => {{
         let saved = errno();
@@ -95,7 +96,7 @@ impl Fd {
             .map(|_| (address, usize::try_from(len).unwrap_or(0)))
     }
 
-    /// The number that the kernel has given this socket and no other.
+    /// SO_COOKIE: the number that the kernel has given this socket and no other.
     pub(crate) fn cookie(self) -> Answer<u64> {
         self.option(libc::SOL_SOCKET, libc::SO_COOKIE)
     }
@@ -110,7 +111,7 @@ impl Fd {
             .map(|_| peer.pid)
     }
 
-    /// Bytes that we have sent and the other end has not taken, with the kernel's own overhead.
+    /// Bytes that we have sent and the other end has not read, with the kernel's overhead.
     pub(crate) fn unsent(self) -> Answer<c_int> {
         let mut bytes: c_int = 0;
         call!(libc::SYS_ioctl, self.0, libc::TIOCOUTQ, &raw mut bytes).map(|_| bytes)
@@ -158,7 +159,7 @@ impl Fd {
         self.receive_with(bytes, 0)
     }
 
-    /// What `receive` would give, which stays there.
+    /// Receives as `receive` does, and leaves the data in the socket.
     pub(crate) fn peek(self, bytes: &mut [u8]) -> Answer<usize> {
         self.receive_with(bytes, libc::MSG_PEEK)
     }
@@ -169,19 +170,19 @@ impl Fd {
         call!(libc::SYS_recvfrom, self.0, at, len, flags, nobody, nobody).map(as_size)
     }
 
-    /// Receives a message with what is attached to it, and waits for it as the socket is set to.
+    /// Receives a message with its ancillary data. Whether and how long it waits is the socket's setting.
     pub(crate) fn receive_message(self, message: &mut libc::msghdr, flags: c_int) -> Answer<usize> {
         call!(libc::SYS_recvmsg, self.0, &raw mut *message, flags).map(as_size)
     }
 
-    /// Waits, as the socket is set to, until there is something to receive, or the end.
+    /// Waits for data or the end of file. How long is the socket's setting.
     pub(crate) fn await_message(self) -> Answer<()> {
         let (mut byte, nobody) = (0u8, core::ptr::null_mut::<c_void>());
         let at = &raw mut byte;
         call!(libc::SYS_recvfrom, self.0, at, 1, libc::MSG_PEEK, nobody, nobody).map(|_| ())
     }
 
-    /// Locks the socket for this process (F_WRLCK), or gives it free (F_UNLCK), without waiting.
+    /// Locks the socket for this process (F_WRLCK) or unlocks it (F_UNLCK), without waiting.
     pub(crate) fn lock(self, kind: c_int) -> Answer<()> {
         // SAFETY: all zeros is a valid flock.
         let mut lock: libc::flock = unsafe { core::mem::zeroed() };
@@ -189,7 +190,7 @@ impl Fd {
         call!(libc::SYS_fcntl, self.0, libc::F_SETLK, &raw const lock).map(|_| ())
     }
 
-    /// Puts a socket in this descriptor's place that is never readable and never hangs up: one of datagrams without a name.
+    /// Replaces the descriptor's socket by one that is never readable and never hangs up: a datagram socket without a name.
     pub(crate) fn silence(self) -> Answer<()> {
         let kept = self.flags() & libc::O_NONBLOCK; // SOCK_NONBLOCK has the same value
         let is_cloexec = call!(libc::SYS_fcntl, self.0, libc::F_GETFD)? != 0;
@@ -204,7 +205,7 @@ impl Fd {
     pub(crate) fn leave_epoll(self, count: c_int) {
         let no_event = core::ptr::null::<libc::epoll_event>();
         for instance in 0..count {
-            // What is no epoll instance, or does not watch us, says so.
+            // Fails if this is no epoll instance or does not watch the descriptor.
             let _ = call!(libc::SYS_epoll_ctl, instance, libc::EPOLL_CTL_DEL, self.0, no_event);
         }
     }
@@ -214,7 +215,7 @@ impl Fd {
         call!(libc::SYS_shutdown, self.0, how).map(|_| ())
     }
 
-    /// Waits for `events`; whether one came within `milliseconds`. A signal gives EINTR, always.
+    /// Waits up to `milliseconds` for `events`; false if none came. A signal always gives EINTR.
     pub(crate) fn poll(self, events: i16, milliseconds: u64) -> Answer<bool> {
         self.polled(events, milliseconds).map(|events| events != 0)
     }
@@ -246,12 +247,12 @@ impl Fd {
         call!(libc::SYS_setsockopt, self.0, libc::SOL_SOCKET, name, at, len).map(|_| ())
     }
 
-    /// A descriptor that gives whoever receives it nothing.
+    /// A descriptor that is of no use to a process that receives it.
     pub(crate) fn blank() -> Answer<Self> {
         call!(libc::SYS_eventfd2, 0, libc::EFD_CLOEXEC).map(|fd| Self(as_int(fd)))
     }
 
-    /// Whether this is an AF_VSOCK socket of the kernel's, which a program can only have been given.
+    /// Whether this is an AF_VSOCK socket of the kernel, which the program must have inherited or received.
     pub(crate) fn is_of_the_kernel(self) -> bool {
         self.option(libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_VSOCK)
     }
@@ -280,7 +281,7 @@ impl Fd {
 
 /// Whether there is a process of this number.
 pub(crate) fn is_alive(pid: c_int) -> bool {
-    // A process that may not be signalled is one.
+    // EPERM: there is one, and we may not signal it.
     !matches!(call!(libc::SYS_kill, pid, 0), Err(Errno(libc::ESRCH)))
 }
 
@@ -296,9 +297,15 @@ pub(crate) fn now_ns() -> u64 {
     seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds)
 }
 
-/// Length of the kernel's scheduler tick in microseconds, to which it rounds timeouts up.
+/// Length of a tick of the kernel in microseconds. The kernel rounds timeouts up to ticks.
 pub(crate) fn tick_us() -> u64 {
-    (clock(libc::SYS_clock_getres, libc::CLOCK_MONOTONIC_COARSE).1 / 1000).max(1)
+    static TICK_US: AtomicU64 = AtomicU64::new(0); // the same as long as the kernel runs
+    let mut tick = TICK_US.load(Ordering::Relaxed);
+    if tick == 0 {
+        tick = (clock(libc::SYS_clock_getres, libc::CLOCK_MONOTONIC_COARSE).1 / 1000).max(1);
+        TICK_US.store(tick, Ordering::Relaxed);
+    }
+    tick
 }
 
 fn clock(number: c_long, clock: libc::clockid_t) -> (u64, u64) {
@@ -316,7 +323,7 @@ fn timespec(milliseconds: u64) -> libc::timespec {
 }
 
 /// Writes to standard error.
-pub(crate) fn complain(text: &[u8]) {
+pub(crate) fn write_stderr(text: &[u8]) {
     let _ = call!(libc::SYS_write, libc::STDERR_FILENO, text.as_ptr(), text.len());
 }
 
@@ -328,7 +335,68 @@ pub(crate) fn descriptor_limit() -> c_int {
     c_int::try_from(limit.rlim_cur).unwrap_or(c_int::MAX)
 }
 
-/// Lets others run.
-pub(crate) fn give_way() {
+/// Lets another thread run.
+pub(crate) fn yield_now() {
     let _ = call!(libc::SYS_sched_yield);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vsock_client::{options, transfer};
+
+    #[test]
+    fn numbers_of_vsock_client_are_those_of_libc() {
+        let errors = [
+            (Errno::BADF, libc::EBADF),
+            (Errno::AGAIN, libc::EAGAIN),
+            (Errno::NOMEM, libc::ENOMEM),
+            (Errno::NODEV, libc::ENODEV),
+            (Errno::INVAL, libc::EINVAL),
+            (Errno::NOTTY, libc::ENOTTY),
+            (Errno::RANGE, libc::ERANGE),
+            (Errno::PROTO, libc::EPROTO),
+            (Errno::MSGSIZE, libc::EMSGSIZE),
+            (Errno::NOPROTOOPT, libc::ENOPROTOOPT),
+            (Errno::PROTONOSUPPORT, libc::EPROTONOSUPPORT),
+            (Errno::SOCKTNOSUPPORT, libc::ESOCKTNOSUPPORT),
+            (Errno::OPNOTSUPP, libc::EOPNOTSUPP),
+            (Errno::ADDRNOTAVAIL, libc::EADDRNOTAVAIL),
+            (Errno::CONNRESET, libc::ECONNRESET),
+            (Errno::ISCONN, libc::EISCONN),
+            (Errno::NOTCONN, libc::ENOTCONN),
+            (Errno::TIMEDOUT, libc::ETIMEDOUT),
+            (Errno::ALREADY, libc::EALREADY),
+            (Errno::INPROGRESS, libc::EINPROGRESS),
+        ];
+        assert_eq!(errors.len(), Errno::NAMED.len());
+        for ((error, number), (name, named)) in errors.into_iter().zip(Errno::NAMED) {
+            assert_eq!((error, number), (*named, error.0), "{name}");
+        }
+        assert_eq!(transfer::MSG_OOB, libc::MSG_OOB);
+        assert_eq!(transfer::MSG_WAITALL, libc::MSG_WAITALL);
+        assert_eq!(transfer::MSG_ERRQUEUE, libc::MSG_ERRQUEUE);
+        for (how, number) in [(0, libc::SHUT_RD), (1, libc::SHUT_WR), (2, libc::SHUT_RDWR)] {
+            assert_eq!(how, number);
+        }
+        for kind in [libc::SOCK_STREAM, libc::SOCK_SEQPACKET] {
+            assert!(vsock_client::calls::create(kind, libc::AF_VSOCK).is_ok());
+        }
+        let refused = [
+            libc::SO_PASSCRED,
+            libc::SO_PASSSEC,
+            libc::SO_PEEK_OFF,
+            libc::SO_MAX_PACING_RATE,
+            libc::SO_INCOMING_CPU,
+            libc::SO_ATTACH_FILTER,
+            libc::SO_DETACH_FILTER,
+            libc::SO_LOCK_FILTER,
+            libc::SO_ATTACH_BPF,
+            76, // SO_PASSPIDFD
+        ];
+        let all: std::vec::Vec<c_int> =
+            (0..200).filter(|&name| options::is_refused(name)).collect();
+        assert!(refused.iter().all(|name| all.contains(name)));
+        assert_eq!(all.len(), refused.len());
+    }
 }

@@ -91,8 +91,7 @@ impl Node {
     }
 
     fn snapshot(&self, py: Python<'_>) -> PyResult<Snapshot> {
-        let taken = py.detach(|| self.node.snapshot()).map_err(|error| to_python(&error))?;
-        Snapshot::new(py, taken)
+        py.detach(|| self.node.snapshot()).map(Snapshot::from).map_err(|error| to_python(&error))
     }
 
     fn set_wants_flows(&self, wanted: bool) {

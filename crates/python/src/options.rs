@@ -1,11 +1,11 @@
-//! A guest's options as Python's keywords: a mapping in, a dictionary out, with the fields that the data plane names.
+//! Converts the options of a guest from a Python mapping and to a dictionary, field by field.
 
 use pyo3::prelude::*;
 use vsock_virtio::node::GuestOptions;
 
 macro_rules! keywords {
     ($($(#[$doc:meta])* $field:ident: $kind:ty,)*) => {
-        /// What a guest is told to be, or has been.
+        /// The options of a guest.
         #[derive(Clone, FromPyObject, IntoPyObject)]
         #[pyo3(from_item_all)]
         pub(crate) struct Options {

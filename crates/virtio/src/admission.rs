@@ -3,7 +3,7 @@
 
 use rustix::io::Errno;
 use vsock_core::admission::{Act, Attempt, Explanation, Party, Refusal};
-use vsock_core::{Address, Cid, Port, SocketType};
+use vsock_core::{Address, Cid, FlowKey, Port, SocketType};
 
 use crate::context::Context;
 use crate::links::{Entry, LinkId, Links, Role};
@@ -54,17 +54,28 @@ impl Links {
     pub(crate) fn attempt_of_program(
         &self,
         act: Act,
-        to: Cid,
-        port: Port,
+        to: Address,
         kind: SocketType,
     ) -> Attempt<'_> {
-        let is_kind_known = match self.route(to) {
+        let is_kind_known = match self.route(to.cid) {
             Some(id) => self.knows(id, kind),
             // The kernel looks for a transport that can have SEQPACKET before it looks for the way.
             None => kind != SocketType::SeqPacket,
         };
-        let attempt = Attempt::connect(Party::PROGRAM, self.party(to), port, kind);
+        let attempt = Attempt::connect(Party::PROGRAM, self.party(to.cid), to.port, kind);
         Attempt { act, is_kind_known, ..attempt }
+    }
+
+    /// The other side of a link, which is for this, wants to begin something with a program here.
+    pub(crate) fn attempt_over(
+        &self,
+        (link, role): (LinkId, Role),
+        act: Act,
+        key: FlowKey,
+        kind: SocketType,
+    ) -> Attempt<'_> {
+        let from = self.get(link).map_or(Party::Nobody(key.theirs.cid), |it| it.party(role));
+        Attempt { act, ..Attempt::connect(from, Party::PROGRAM, key.ours.port, kind) }
     }
 
     /// The guest on a link wants to begin something with another guest.

@@ -13,11 +13,11 @@ use vsock_core::{Cid, Instant};
 use crate::context::Context;
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::link::TX_QUEUE;
+use crate::link::loopback::LoopbackLink;
 use crate::links::{
     AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, Quantum, Scratch,
     Sent,
 };
-use crate::loopback::LoopbackLink;
 use crate::options::GuestOptions;
 use crate::programs::Programs;
 use crate::reactor::{Owner, Readiness};
@@ -88,7 +88,8 @@ impl Fabric {
         if done.is_err() {
             self.cx.failed("internal error while serving a program");
             self.flows.end(&mut self.cx, ready.source);
-            self.programs.drop_program(&mut self.cx, ready.source);
+            let Self { cx, links, flows, programs, .. } = self;
+            programs.drop_program(cx, links, flows, ready.source);
         }
         self.follow_up();
     }
@@ -301,7 +302,7 @@ impl Fabric {
             }
             Change::WithoutMemory => links.note(cx, id, "no-memory", NO_MEMORY),
             Change::Features(features) => links.set_features(id, features),
-            Change::StartRing(start) => match links.start_ring(cx, id, start) {
+            Change::StartQueue(start) => match links.start_queue(cx, id, start) {
                 Ok(true) => self.connections_ended(id),
                 Ok(false) => {}
                 Err(fault) => links.report_fault(id, fault),
@@ -318,9 +319,9 @@ impl Fabric {
     }
 
     /// A front end stops a ring; where a successor goes on.
-    pub(crate) fn stop_ring(&mut self, id: LinkId, queue: usize) -> u16 {
+    pub(crate) fn stop_queue(&mut self, id: LinkId, queue: usize) -> u16 {
         self.receive_rest(id, queue);
-        self.links.stop_ring(&mut self.cx, id, queue)
+        self.links.stop_queue(&mut self.cx, id, queue)
     }
 
     /// Gives a guest another CID; its configuration space has it already.

@@ -25,8 +25,8 @@ impl Attachment for GuestPort {
         let _ = self.mailbox.call(move |worker| worker.fabric.apply(link, change));
     }
 
-    fn stop_ring(&mut self, index: usize) -> u16 {
+    fn stop_queue(&mut self, index: usize) -> u16 {
         let link = self.link;
-        self.mailbox.call(move |worker| worker.fabric.stop_ring(link, index)).unwrap_or_default()
+        self.mailbox.call(move |worker| worker.fabric.stop_queue(link, index)).unwrap_or_default()
     }
 }

@@ -3,12 +3,12 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
-//! | `options` | what a guest is told to be |
+//! | `options` | the options of a guest |
 //! | `worker` | the thread behind it: all state, all packets |
 //! | `host` | programs: their requests, their end of each connection |
-//! | [`link`] | the packet path to the other side: [`device`], [`driver`] or [`loopback`] |
-//! | [`ring`] | the split virtqueue, both sides |
-//! | [`vhost_user`] | how rings and memory get here |
+//! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
+//! | [`queue`] | the split virtqueue, both sides |
+//! | [`vhost_user`] | how queues and memory get here |
 //! | `reactor`, `timers`, `mailbox`, [`polling`] | one epoll set; one timer queue; how other threads talk to the worker; when it sleeps |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //! | [`journal`], [`snapshot`] | what is told upwards |
@@ -20,8 +20,6 @@
 mod admission;
 mod awaited;
 mod context;
-pub mod device;
-pub mod driver;
 mod fabric;
 mod flow_log;
 mod flows;
@@ -33,15 +31,14 @@ mod host;
 pub mod journal;
 pub mod link;
 pub mod links;
-pub mod loopback;
 mod mailbox;
 pub mod node;
 mod options;
 pub mod polling;
 mod programs;
+pub mod queue;
 mod reactor;
 mod report;
-pub mod ring;
 pub mod snapshot;
 pub mod spec;
 #[allow(unsafe_code, reason = "calls that no library has in a safe form")]

@@ -17,14 +17,14 @@ use vsock_core::{Cid, SocketType};
 
 pub use crate::admission::Verdict;
 use crate::admission::explain;
-use crate::driver::{DriverLink, DriverOptions};
 use crate::fabric::Fabric;
 use crate::guest_port::GuestPort;
 use crate::journal::{Journal, Record};
 use crate::link::QUEUE_COUNT;
+use crate::link::driver::{DriverLink, DriverOptions};
+use crate::link::loopback::LoopbackLink;
 pub use crate::links::AddError;
 use crate::links::{LinkId, NewUplink};
-use crate::loopback::LoopbackLink;
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::GuestOptions;
 use crate::polling::Polling;
@@ -249,13 +249,13 @@ impl Node {
         Ok(())
     }
 
-    /// Makes a guest what `options` say, while it runs: with another CID as [`set_guest_cid`](Self::set_guest_cid) does;
-    /// with another hybrid socket, or none, while who has come by the old one stays. Open connections go on with other
-    /// groups and aliases, which say what may begin. What its front end has been told stays as it is: the socket and
-    /// `memory_slots`; and so does its name.
+    /// Changes the options of a guest while it runs. A new CID has the effects of [`set_guest_cid`](Self::set_guest_cid).
+    /// Connections over a hybrid socket that is replaced stay open. New groups and aliases apply to new connections.
+    /// Name, socket and `memory_slots` keep their values.
     ///
     /// # Errors
-    /// There is no such guest, a CID cannot be, or the hybrid socket could not be made; then nothing has changed.
+    /// There is no such guest, a CID is invalid or in use, or the hybrid socket could not be created. If so, nothing has
+    /// changed.
     pub fn change_guest(&self, cid: u32, options: GuestOptions) -> Result<(), NodeError> {
         options.check()?;
         let link = self.link_of(cid)?;
@@ -318,7 +318,7 @@ impl Node {
     ) -> Result<u32, NodeError> {
         let mut held = self.held();
         let mut link = DriverLink::new(&DriverOptions::default())?;
-        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
         let options = FrontendOptions { timeout, ..FrontendOptions::default() };
         let mut device = attach(socket, link.region(), &rings, options)?;
         if let Some(wanted) = wanted

@@ -1,11 +1,11 @@
-//! What a guest is told to be by whoever adds it: kept whole in its link, and shown by snapshots.
+//! The options of a guest: its link stores them whole, and snapshots return them.
 
 use vsock_core::Cid;
 
 use crate::node::AddError;
 
-/// Calls the macro `$then` with the fields of [`GuestOptions`]: the glue to another language makes its own form of
-/// the same fields with it, so that a new one stands here once.
+/// Calls the macro `$then` with the fields of [`GuestOptions`]. The glue to another language declares its own type with
+/// it, so that a new field is added in one place.
 #[macro_export]
 macro_rules! guest_options {
     ($then:ident) => {
@@ -23,10 +23,11 @@ macro_rules! guest_options {
             /// Let its front end add and remove memory regions one by one; see
             /// [`BackendOptions::memory_slots`](crate::vhost_user::BackendOptions::memory_slots).
             memory_slots: bool,
-            /// Other CIDs by which it reaches this node: the parent of a Nitro enclave is CID 3. What it sends to one of
-            /// them is for the node, whichever guest has that CID, and answers come from it.
+            /// Other CIDs by which it reaches this node, as software in a Nitro enclave reaches its parent by CID 3.
+            /// The node takes packets that the guest sends to one of them, even if another guest has that CID, and
+            /// answers from it.
             host_aliases: Vec<u32>,
-            /// What it is, for people.
+            /// A line of text about it.
             description: String,
         }
     };
@@ -44,7 +45,7 @@ macro_rules! define {
 guest_options!(define);
 
 impl GuestOptions {
-    /// What the guest means by one of its aliases must be somebody else's CID.
+    /// Each alias must be the CID of a guest, and not of this one.
     pub(crate) fn check(&self) -> Result<(), AddError> {
         let is_wrong = |&&alias: &&u32| !Cid(alias).is_guest() || alias == self.cid;
         self.host_aliases.iter().find(is_wrong).map_or(Ok(()), |&bad| Err(AddError::BadCid(bad)))

@@ -103,6 +103,11 @@ fn guest_info(entry: &Entry) -> Option<GuestInfo> {
         front_end_pid: entry.attachment.front_end.map_or(0, |peer| peer.pid),
         features: entry.attachment.features,
         connections: endpoint.connections,
+        bytes_in: traffic.bytes_in,
+        bytes_out: traffic.bytes_out,
+        packets_in: traffic.packets_in,
+        packets_out: traffic.packets_out,
+        errors: drops.malformed + drops.spoofed + drops.overflows + entry.attachment.faults,
         counters,
     })
 }

@@ -49,7 +49,8 @@ impl PeerCredentials {
 }
 
 /// The process that connected `socket`, as a pidfd (`SO_PEERPIDFD`). Before Linux 6.5 there is none.
-pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+#[must_use]
+pub fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     let mut fd: libc::c_int = -1;
     let mut len: libc::socklen_t = size_of_val(&fd).try_into().ok()?;
     // SAFETY: the kernel writes at most `len` bytes to `fd`, which has that many.
@@ -69,8 +70,10 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Bytes in a socket's send buffer that the other side has not read, what the kernel adds to them included (SIOCOUTQ, unix(7)).
-pub(crate) fn unread(fd: BorrowedFd<'_>) -> usize {
+/// Bytes in a socket's send buffer that the other side has not read, what the kernel adds to them included (SIOCOUTQ,
+/// unix(7)).
+#[must_use]
+pub fn unread(fd: BorrowedFd<'_>) -> usize {
     let mut bytes: libc::c_int = 0;
     // SAFETY: this request writes one int.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };

@@ -23,7 +23,7 @@ use crate::awaited::Awaited;
 use crate::context::Context;
 use crate::fabric::Fabric;
 use crate::journal::Journal;
-use crate::loopback::LoopbackLink;
+use crate::link::loopback::LoopbackLink;
 use crate::mailbox::Mailbox;
 use crate::polling::Polling;
 use crate::reactor::{Events, Readiness, Sources};

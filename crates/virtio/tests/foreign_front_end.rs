@@ -19,10 +19,10 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vsock_core::{Op, RawHeader};
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::node::{GuestOptions, Node};
-use vsock_virtio::ring::RingConfig;
+use vsock_virtio::queue::QueueConfig;
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
 use vsock_virtio::vhost_user::F_VERSION_1;
 
@@ -103,7 +103,7 @@ struct Vmm {
     guest: u64,
     len: u64,
     memory: File,
-    rings: Vec<RingConfig>,
+    rings: Vec<QueueConfig>,
     signals: Vec<(EventFd, EventFd)>,
     frontend: Option<Frontend>,
 }
@@ -112,7 +112,7 @@ impl Vmm {
     /// A VMM whose guest's driver runs.
     fn boot(options: &DriverOptions) -> (Self, Driver) {
         let mut link = DriverLink::new(options).unwrap();
-        let rings = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
         let region = link.region();
         let memory = File::from(region.file.try_clone_to_owned().unwrap());
         let (guest, len) = (region.guest, region.len);

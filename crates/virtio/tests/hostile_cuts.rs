@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests panic")]
 
 mod node_support;
-mod ring_support;
+mod queue_support;
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -12,10 +12,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use node_support::{Lab, Listener, guest_counter, pattern, request, wait_until};
-use ring_support::{Guest, INDIRECT, NEXT, RING_AT, config, desc, memfd, read, write};
+use queue_support::{Guest, INDIRECT, NEXT, RING_AT, config, desc, memfd, read, write};
 use vsock_core::{EOM, Op, RawHeader};
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::ring::{DriverRing, RingConfig, RingLayout};
+use vsock_virtio::queue::{DriverQueue, QueueConfig, QueueLayout};
 use vsock_virtio::vhost_user::{Attached, FrontendOptions, SharedRegion, attach};
 
 const HOST: u32 = 2;
@@ -41,7 +41,7 @@ const PACKETS: u16 = 4;
 /// A guest that writes its transmit ring by hand, each chain an indirect table.
 struct Cutter {
     tx: Guest,
-    rx: DriverRing,
+    rx: DriverQueue,
     sent: u16,
     attached: Attached,
 }
@@ -52,11 +52,11 @@ impl Cutter {
         let (guest, user) = (RING_AT, RING_AT);
         let region = Region { guest, user, len: LEN, offset: 0, file: file.try_clone().unwrap() };
         let memory = GuestMemory::map(vec![region], MemoryPolicy::RecordSeals).unwrap();
-        let layout = RingLayout::new(16);
+        let layout = QueueLayout::new(16);
         let (avail, used) = (RX_RING + layout.avail, RX_RING + layout.used);
         let rx_config =
-            RingConfig { size: 16, desc: RX_RING, avail, used, base: 0, event_idx: false };
-        let mut rx = DriverRing::new(Arc::clone(&memory), &rx_config).unwrap();
+            QueueConfig { size: 16, desc: RX_RING, avail, used, base: 0, event_idx: false };
+        let mut rx = DriverQueue::new(Arc::clone(&memory), &rx_config).unwrap();
         for n in 0..16 {
             rx.add(&[], &[(RX_BUFFERS + n * 4096, 4096)]).unwrap();
         }

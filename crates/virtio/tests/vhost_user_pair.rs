@@ -10,18 +10,18 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost_user_support::{CID, Call, Device, GUEST, LEN, config, memory, myself};
-use vsock_virtio::ring::RingConfig;
+use vsock_virtio::queue::QueueConfig;
 use vsock_virtio::vhost_user::{
     Attached, BackendControl, BackendHandle, BackendOptions, Detach, F_DGRAM, F_EVENT_IDX,
     F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1, FrontendError, FrontendOptions, SharedRegion,
     attach,
 };
 
-fn rings(count: u64) -> Vec<RingConfig> {
+fn rings(count: u64) -> Vec<QueueConfig> {
     (0..count).map(|index| config(index, 128, 0, true)).collect()
 }
 
-fn attach_to(device: &Device, rings: &[RingConfig]) -> Result<Attached, FrontendError> {
+fn attach_to(device: &Device, rings: &[QueueConfig]) -> Result<Attached, FrontendError> {
     let file = memory(LEN);
     let region = SharedRegion { file: file.as_fd(), guest: GUEST, len: LEN };
     attach(&device.path, region, rings, FrontendOptions::default())

@@ -1,4 +1,4 @@
-"""Options of commands, made from the fields of a schema: a new field of a guest is an option of both `add` and `set`."""
+"""Makes command line options from the fields of a schema, so that a new field of a guest needs no code here."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from vsock.control.schema import about, item_of, kinds_of
+from vsock.control.schema import about, item_of, types_of
 
 __all__ = ["field_options", "given", "names_of", "whole_number"]
 
@@ -16,9 +16,9 @@ _Fields = Mapping[str, Field[Any]]
 
 
 def field_options(fields: _Fields, *, changing: bool = False) -> Callable[[_F], _F]:
-    """Options for `fields`: to make a thing of, or with `changing` to change one that runs.
+    """Adds an option for each field to a command that makes a record, or with `changing` changes one.
 
-    Their values reach the command by the fields' names; `given` takes from them what was said.
+    The command gets the values as keywords with the names of the fields, and passes them to `given`.
     """
 
     def decorate(command: _F) -> _F:
@@ -31,7 +31,7 @@ def field_options(fields: _Fields, *, changing: bool = False) -> Callable[[_F], 
 
 
 def given(fields: _Fields, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What was said of `fields` on the command line. Raises click.UsageError."""
+    """Returns the values of the options that were used. Raises click.UsageError if two exclude each other."""
     said = {}
     for name, field in fields.items():
         value = values[name]
@@ -46,7 +46,7 @@ def given(fields: _Fields, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_of(name: str, field: Field[Any], *, changing: bool) -> list[str]:
-    """What the options of a field are called."""
+    """Returns the names of a field's options."""
     dashed = name.replace("_", "-")
     if item_of(field.type) is None:
         return [f"--{dashed}"]
@@ -56,7 +56,7 @@ def names_of(name: str, field: Field[Any], *, changing: bool) -> list[str]:
 
 def _options(name: str, field: Field[Any], changing: bool) -> Iterator[Callable[[_F], _F]]:
     first, *others = names_of(name, field, changing=changing)
-    kinds, item = kinds_of(field.type), item_of(field.type)
+    kinds, item = types_of(field.type), item_of(field.type)
     text = about(field).change if changing and about(field).change else about(field).text
     if item is not None:
         metavar, kind = _value(item)
@@ -74,8 +74,8 @@ def _options(name: str, field: Field[Any], changing: bool) -> Iterator[Callable[
 
 
 def _value(annotation: Any) -> tuple[str, Any]:
-    """What help calls a value, and how click reads it."""
-    kinds = kinds_of(annotation)
+    """Returns the name of an option's value in the help, and its click type."""
+    kinds = types_of(annotation)
     if Path in kinds:
         return "PATH", click.Path(path_type=Path, resolve_path=True)
     if int in kinds:
@@ -86,14 +86,14 @@ def _value(annotation: Any) -> tuple[str, Any]:
 
 
 def whole_number(annotation: Any) -> Callable[[str], int]:
-    """A parameter's type for decimal numbers that keep to the rules of `annotation`."""
+    """Returns a click type for decimal numbers that follow the rules of `annotation`."""
     noun = _noun(annotation, "number")
 
     def convert(text: str) -> int:
-        # The longest number of ours has ten digits; Python refuses to read thousands.
+        # No number of ours is longer than ten digits, and int() fails on thousands of them.
         if not (text.isascii() and text.isdigit() and len(text) <= 10):
             raise click.BadParameter(f"{text!r} is no {noun}: a decimal number")
-        for rule in kinds_of(annotation)[int]:
+        for rule in types_of(annotation)[int]:
             if reason := rule.wrong(int(text)):
                 raise click.BadParameter(reason)
         return int(text)
@@ -102,5 +102,5 @@ def whole_number(annotation: Any) -> Callable[[str], int]:
 
 
 def _noun(annotation: Any, otherwise: str) -> str:
-    nouns = [rule.noun for rules in kinds_of(annotation).values() for rule in rules if rule.noun]
+    nouns = [rule.noun for rules in types_of(annotation).values() for rule in rules if rule.noun]
     return nouns[0].upper() if nouns else otherwise

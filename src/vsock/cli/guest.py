@@ -13,22 +13,22 @@ from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, process_text
 from vsock.control.client import ControlClient
 from vsock.control.model import GuestCid, GuestRecord, GuestSpec
-from vsock.control.schema import SchemaError, about, read, settings
+from vsock.control.schema import SchemaError, about, fields_of, read, read_changes
 
 __all__ = ["guest", "print_guests"]
 
-_FIELDS: Final = settings(GuestSpec)
+_FIELDS: Final = fields_of(GuestSpec)
 _ARGUMENTS: Final = ("name", "cid")
 _ADDED: Final = {name: field for name, field in _FIELDS.items() if name not in _ARGUMENTS}
 _CHANGED: Final = {name: field for name, field in _FIELDS.items() if not about(field).is_fixed}
 
 _TITLES: Final = {"hybrid": "hybrid socket"}
-"""What a field is called in a sentence, where that is not its name."""
+"""The words for a field in a sentence, if they differ from its name."""
 
 
 @click.group(cls=Group)
 def guest() -> None:
-    """Add, change, remove and list guests of a running switch, or be one."""
+    """Add, change, remove, list or run guests of a switch."""
 
 
 guest.add_command(run)
@@ -41,11 +41,11 @@ guest.add_command(run)
 @json_option
 @runtime_dir_option
 def add(name: str, cid: int, as_json: bool, runtime_dir: Path | None, **fields: Any) -> None:
-    """Let guest NAME in, with its CID, while others run."""
+    """Add guest NAME with CID to a running switch."""
     try:
         spec = read(GuestSpec, {"name": name, "cid": cid, **given(_ADDED, fields)})
     except SchemaError as error:
-        raise click.UsageError("; ".join(fault.reason for fault in error.faults)) from None
+        raise click.UsageError(str(error)) from None
     record = ControlClient(runtime_dir).add_guest(spec)
     if as_json:
         print_json(record)
@@ -59,13 +59,17 @@ def add(name: str, cid: int, as_json: bool, runtime_dir: Path | None, **fields: 
 @json_option
 @runtime_dir_option
 def set_(name: str, as_json: bool, runtime_dir: Path | None, **fields: Any) -> None:
-    """Change guest NAME (or CID) while it runs."""
+    """Change guest NAME (or CID), also while it runs."""
     changes = given(_CHANGED, fields)
     if not changes:
         *others, last = [
             it for name in _CHANGED for it in names_of(name, _CHANGED[name], changing=True)
         ]
         raise click.UsageError(f"nothing to change: give {', '.join(others)} or {last}")
+    try:
+        changes = read_changes(GuestSpec, changes)
+    except SchemaError as error:
+        raise click.UsageError(str(error)) from None
     record = ControlClient(runtime_dir).change_guest(name, **changes)
     if as_json:
         print_json(record)
@@ -78,14 +82,14 @@ def set_(name: str, as_json: bool, runtime_dir: Path | None, **fields: Any) -> N
     click.echo(text)
 
 
-@guest.command(short_help="End all flows of guest NAME (or CID), and forget it.")
+@guest.command(short_help="End all flows of guest NAME (or CID), and remove it.")
 @click.argument("name", shell_complete=known_guests)
 @json_option
 @runtime_dir_option
 def remove(name: str, as_json: bool, runtime_dir: Path | None) -> None:
-    """End the attachment and all flows of guest NAME (or CID), and forget it.
+    """End the attachment and all flows of guest NAME (or CID), and remove it.
 
-    With --json: the guest as it was just before.
+    With --json it prints the guest as it was before.
     """
     client = ControlClient(runtime_dir)
     record = client.guest(name)

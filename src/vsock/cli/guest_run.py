@@ -27,6 +27,8 @@ _NOT_FOUND: Final = 127
 _CANNOT: Final = 126
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE: Final = 10.0  # seconds between SIGTERM and SIGKILL
+_SIGNAL_MILLISECONDS: Final = 500
+"""How late a signal may be passed on: one that comes just before a wait begins does not end the wait."""
 _RETRY_MILLISECONDS: Final = 200
 _JOIN_SECONDS: Final = 5.0
 
@@ -106,7 +108,7 @@ class _Attachment:
             poll.register(pidfd, select.POLLIN)
             poll.register(self._guest, select.POLLIN)
             while child.poll() is None:
-                poll.poll()
+                poll.poll(_SIGNAL_MILLISECONDS)
                 if child.poll() is None and self._guest.wait(0) is not None:
                     if not self._reconnect:
                         return self._end(child)

@@ -18,6 +18,7 @@ from typing import Final
 import click
 
 from vsock.cli.groups import Group
+from vsock.cli.plugins import load, look_for, origin
 from vsock.errors import ConnectTimeout, UsageError, VsockError
 
 __all__ = ["main"]
@@ -62,11 +63,12 @@ class _LazyGroup(Group):
     """A group that knows the names of its commands, and imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [*_COMMANDS, *look_for(_COMMANDS)[0]]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            added = look_for(_COMMANDS)[0].get(cmd_name)
+            return load(added) if added else None
         module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
@@ -75,6 +77,12 @@ class _LazyGroup(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+        added, warnings = look_for(_COMMANDS)
+        if added:
+            with formatter.section("Commands of other distributions"):
+                formatter.write_dl([(name, f"From {origin(it)}.") for name, it in added.items()])
+        for warning in warnings:
+            _say(warning)
 
 
 @click.group(

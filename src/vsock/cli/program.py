@@ -1,8 +1,8 @@
 """Finds out from a program's file whether the preload library works in it, and if not, why.
 
-The dynamic loader is what reads ``LD_PRELOAD``; a program that has none (ELF without PT_INTERP),
-or another one than our library was built for, runs without it. A script runs in its interpreter,
-so that is the file to look at.
+The dynamic loader reads ``LD_PRELOAD``. A program without one (ELF without PT_INTERP), or with another
+one than the library was built for, runs without the library. A script runs in its interpreter, so the
+interpreter's file is checked.
 """
 
 import platform

@@ -1,7 +1,7 @@
 """Copies between a socket and a pair of files, in both directions, and passes each half-close on.
 
 A thread sends while the caller receives, both with plain blocking calls: standard input and output
-may be terminals, pipes or files, and must not be made non-blocking, as others share them.
+may be terminals, pipes or files, and must not be made non-blocking, because other processes share them.
 """
 
 import os
@@ -20,9 +20,9 @@ _MESSAGE: Final = 64 * 1024
 def carry(connection: socket.socket, source: int, sink: int, *, escape: bytes = b"") -> None:
     """Sends the data of `source` and writes received data to `sink`, until both directions end.
 
-    The end of `source` shuts down our sending direction only; the peer's end of sending does not
-    stop ours. When the peer has closed altogether, what `source` may still give has nowhere to go,
-    and is not waited for. The byte `escape` from `source`, if there is one, ends both directions.
+    The end of `source` shuts down the sending direction only, and the end of the peer's data does not stop
+    it. After the peer has closed both directions, `source` is not read any more. The byte `escape` from
+    `source`, if given, ends both directions.
 
     Raises:
         OSError: reading, writing or the connection failed; BrokenPipeError when `sink` is gone.

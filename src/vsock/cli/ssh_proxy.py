@@ -17,7 +17,7 @@ from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 
 if TYPE_CHECKING:
-    from vsock.address import UnixAddress
+    from vsock.transports.unix import UnixAddress
 
 __all__ = ["ssh_proxy"]
 
@@ -63,7 +63,7 @@ def ssh_proxy(
 
 def _target(host: str, port: str) -> "str | UnixAddress":
     """The address, for create_connection, that HOST and PORT mean."""
-    from vsock.address import UnixAddress
+    from vsock.transports.unix import UnixAddress
 
     if not (port.isascii() and port.isdigit()):
         raise click.UsageError(f"{port}: a port is a number")

@@ -25,28 +25,28 @@ __all__ = ["switch"]
     "guests",
     multiple=True,
     metavar="NAME=CID[,GROUP...]",
-    help="A guest; those that share a group may talk to each other. Repeatable.",
+    help="A guest. Guests that share a group may connect to each other. Repeatable.",
 )
 @click.option(
     "--config",
     "config_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="A vsock.toml; read again on SIGHUP.",
+    help="A vsock.toml. The switch reads it again on SIGHUP.",
 )
 @runtime_dir_option
 @click.option(
     "--linger-timeout",
     type=click.FloatRange(min=0, min_open=True, max=LONGEST_LINGER_TIMEOUT),
     metavar="SECONDS",
-    help="How long what a program sent before it closed may wait to be taken "
-    f"(else the file's, or {LINGER_TIMEOUT:.0f}).",
+    help="How long data of a closed socket may wait without progress "
+    f"(default: the file's value, or {LINGER_TIMEOUT:.0f}).",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
-    help="How much to log to standard error.",
+    help="The lowest level of messages on standard error.",
 )
 def switch(
     guests: tuple[str, ...],
@@ -58,7 +58,7 @@ def switch(
     """Run a switch until SIGTERM or Ctrl-C.
 
     Each guest's VMM connects to guests/NAME.sock in the switch's directory; `vsock qemu-args NAME`
-    prints how.
+    prints the options for QEMU.
     """
     named = [_parse_guest(text) for text in guests]
 
@@ -81,7 +81,7 @@ def switch(
 def _parse_guest(text: str) -> GuestSpec:
     name, equals, rest = text.partition("=")
     cid, *groups = rest.split(",")
-    # The longest CID has ten digits; Python refuses to read thousands.
+    # The longest CID has ten digits; Python does not parse thousands of digits.
     if not equals or not (cid.isascii() and cid.isdigit() and len(cid) <= 10):
         raise click.BadParameter(f"{text!r} is not NAME=CID[,GROUP...]", param_hint="--guest")
     try:
@@ -92,7 +92,7 @@ def _parse_guest(text: str) -> GuestSpec:
 
 
 def _combined(file: Path | None, runtime_dir: Path | None, named: list[GuestSpec]) -> Config:
-    """The file's guests and those of the command line, which must not collide."""
+    """The guests of the file and of the command line, which must not collide."""
     from vsock.runtime import default_runtime_dir
 
     if file:

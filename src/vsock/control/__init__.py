@@ -1,5 +1,6 @@
-"""What both ends of the control plane share: the schemas, `vsock.toml`, the policy, and the API's client.
+"""The part of the control plane that a switch shares with its clients: schemas, config, policy, API client.
 
-Light: nothing but Python's own library, and of that neither asyncio nor anything slow. Pure but for
-`config.load`, which reads a file, and `client`, which asks a switch. The switch itself is `vsock.switch`.
+These modules import only Python's own library, and neither asyncio nor ssl. All of them are pure, except
+`config.load`, which reads a file, and `client`, which sends requests to a switch. The switch itself is
+in `vsock.switch`.
 """

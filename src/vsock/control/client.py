@@ -23,7 +23,7 @@ from vsock.control.model import (
     SwitchRecord,
 )
 from vsock.control.policy import Verdict
-from vsock.control.schema import from_json, settings
+from vsock.control.schema import fields_of, from_json
 from vsock.errors import (
     NoSuchGuest,
     NoSwitch,
@@ -77,12 +77,12 @@ class ControlClient:
 
     def add_guest(self, guest: GuestSpec) -> GuestRecord:
         """Lets one more guest in."""
-        # What is as usual is not sent, so that an older switch need not know of it.
-        said = {name: getattr(guest, name) for name in settings(GuestSpec)}
+        # Defaults are not sent, so that an older switch accepts a request without newer fields.
+        said = {name: getattr(guest, name) for name in fields_of(GuestSpec)}
         body = {
             name: value
             for name, value in said.items()
-            if value != settings(GuestSpec)[name].default
+            if value != fields_of(GuestSpec)[name].default
         }
         return from_json(GuestRecord, self._ask("POST", "/v1/guests", body))
 
@@ -91,7 +91,7 @@ class ControlClient:
         return self.change_guest(guest, cid=cid)
 
     def change_guest(self, guest: str | int, **changes: object) -> GuestRecord:
-        """Changes fields of a running guest's `GuestSpec`; None: as it is. Raises NoSuchGuest."""
+        """Changes fields of `GuestSpec` while the guest runs; None keeps a value. Raises NoSuchGuest."""
         wanted = {name: value for name, value in changes.items() if value is not None}
         return from_json(GuestRecord, self._ask("PATCH", self._path_of(guest), wanted))
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from vsock.control.model import GuestSpec, SwitchSpec, conflicts, placed
+from vsock.control.model import GuestSpec, SwitchSpec, conflicts, with_paths
 from vsock.control.schema import Fault, SchemaError, faults, read, unknown
 from vsock.control.toml_lines import Place, line_of
 from vsock.errors import UsageError
@@ -40,7 +40,7 @@ _TABLES: Final = ("switch", "guest")
 
 @dataclass(frozen=True, slots=True)
 class Config(SwitchSpec):
-    """What a config file says: a switch, and the guests that it starts with."""
+    """The contents of a config file: a switch, and the guests that it starts with."""
 
     runtime_dir: Path
     guests: tuple[GuestSpec, ...] = ()
@@ -112,7 +112,7 @@ def _long_number(text: str, file: str) -> ConfigFault:
 
 
 class _Reader:
-    """Takes the tables of a document apart, and notes what is wrong and where."""
+    """Reads the tables of a document, and collects faults with their places."""
 
     def __init__(self) -> None:
         self.found: list[tuple[Place, str]] = []
@@ -134,8 +134,8 @@ class _Reader:
         for index, table in enumerate(tables):
             place = ("guest", index)
             if guest := self._record(GuestSpec, place, table):
-                guest = placed(guest, files)
-                # A path that is given in the file has been looked at; one in the usual place has not.
+                guest = with_paths(guest, files)
+                # `read` has checked paths from the file, but not the default path of a hybrid socket.
                 for fault in (*faults(guest), *conflicts(guest, guests)):
                     self._note(place, fault)
                 guests.append(guest)

@@ -1,9 +1,8 @@
-"""One schema for each thing that a switch has: how somebody wants it, and what the switch says of it.
+"""The schemas of a switch and of everything in it: specifications go in, records come back.
 
-`GuestSpec` and `SwitchSpec` are what config file, control API, command line and embedding programs all
-describe a guest and a switch by; `schema.read` makes them. The records are what comes back: a guest's has
-the fields of its specification, so that a new field stands here once. `dataclasses.asdict` of a record is
-its JSON. Pure.
+Config files, the control API, the command line and Python programs all describe a guest by `GuestSpec`
+and a switch by `SwitchSpec`; `schema.read` makes and checks both. `GuestRecord` extends `GuestSpec`, so a
+new field of a guest is declared once, here. `dataclasses.asdict` of a record is its JSON. Pure.
 """
 
 import os
@@ -26,7 +25,7 @@ MOST_ALIASES: Final = 8
 """Looked through for each packet that a guest sends elsewhere than to CID 2."""
 
 LONGEST_TEXT: Final = 200
-"""Characters of what people write for people."""
+"""Characters in a line of free text."""
 
 POLL_US: Final = 50
 """How long a switch looks for packets before it sleeps, in microseconds: two wake-ups within a VM."""
@@ -59,7 +58,7 @@ __all__ = [
     "SwitchRecord",
     "SwitchSpec",
     "conflicts",
-    "placed",
+    "with_paths",
 ]
 
 _NAME_RULE = "a letter, then letters, digits and . _ -, at most 63"
@@ -126,7 +125,7 @@ Name = Annotated[str, Rule(_wrong_name)]
 Group = Annotated[str, Rule(_wrong_group, "group")]
 GuestCid = Annotated[int, Rule(_wrong_cid, "CID", _CID_RANGE)]
 Alias = Annotated[int, Rule(_wrong_cid, "alias", _CID_RANGE)]
-Text = Annotated[str, Rule(_wrong_text)]
+Text = Annotated[str, Rule(_wrong_text, json_schema=(("maxLength", LONGEST_TEXT),))]
 SocketPath = Annotated[Path, Rule(_wrong_socket, json_schema=_ABSOLUTE)]
 HybridPath = Annotated[Path, Rule(_wrong_hybrid, json_schema=_ABSOLUTE)]
 
@@ -139,10 +138,11 @@ def _too_many(aliases: tuple[int, ...]) -> str | None:
 class GuestSpec:
     """One guest as somebody wants it.
 
-    `socket` is None for the usual place in the runtime directory; `hybrid` is True for a hybrid socket
-    in the usual place, None or False for none. `memory_slots` has QEMU hand memory regions over one by
-    one, which it does not do again to a restarted switch, so that a reboot of the guest no longer heals it.
-    `host_aliases` are for software for Nitro enclaves, which calls its parent 3.
+    If `socket` is None, it is `guests/NAME.sock` in the runtime directory. `hybrid` is the path of a hybrid
+    socket, True for `guests/NAME.vsock`, and None or False for none. With `memory_slots`, QEMU sends memory
+    regions one by one, and does not send them again to a restarted switch: a reboot of the guest then no
+    longer brings its vsock device back. `host_aliases` exist for software for Nitro enclaves,
+    which connects to its parent as CID 3.
     """
 
     name: Annotated[Name, About("Its name, which stands for its CID in addresses.", is_fixed=True)]
@@ -179,13 +179,13 @@ class GuestSpec:
     ] = False
     host_aliases: Annotated[
         tuple[Alias, ...],
-        Rule(_too_many),
+        Rule(_too_many, json_schema=(("maxItems", MOST_ALIASES),)),
         About("Another CID by which it reaches the host, as 3 in Nitro enclaves.", is_fixed=True),
     ] = ()
     description: Annotated[Text, About("What it is, for people.")] = ""
 
     def inconsistencies(self) -> Iterator[Fault]:
-        """What is wrong with fields that are right each for itself."""
+        """Yields the faults of fields that are valid by themselves but do not go together."""
         if self.cid in self.host_aliases:
             reason = f"{self.cid} is the guest's own CID, which its kernel never sends out"
             yield Fault("host_aliases", reason)
@@ -282,14 +282,14 @@ class FlowRecord:
     program: str | None = None
 
 
-def placed(guest: GuestSpec, files: RuntimeFiles) -> GuestSpec:
-    """The specification with the path of its hybrid socket, where it has one in the usual place."""
+def with_paths(guest: GuestSpec, files: RuntimeFiles) -> GuestSpec:
+    """Returns the specification with a path in `hybrid` where it has True, and None where it has False."""
     usual = files.hybrid_socket(guest.name) if guest.hybrid is True else guest.hybrid
     return replace(guest, hybrid=usual or None)
 
 
 def conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> list[Fault]:
-    """What `guest` claims although one of `others` has it."""
+    """Returns a fault for each name, CID and path of `guest` that one of `others` already has."""
     found = []
     for other in others:
         if guest.name == other.name:

@@ -1,14 +1,16 @@
-"""Frozen dataclasses as schemas: reads one from values of any origin, and reports every fault at once.
+"""Reads frozen dataclasses from mappings, checks them, and reports all faults together.
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class GuestSpec:
         cid: Annotated[int, Rule(wrong_cid), About("Its context id.")]
 
-A table of a file, the body of a request and the keywords of a call all go through `read`, so a field is
-described once: its type, its rules and what it is for. Field types are str, int, float, bool and Path,
-unions of Path, bool and None, and tuples of one of these. Pure, and without pydantic, which costs a
-command line tool more time than everything else it imports; pydantic asks `Rule` and `About` for their
-part of a JSON schema by a method name, so the API's document has them too.
+A table of a config file, the body of a request and the keywords of a call are all read by `read`. The
+dataclass describes each field once: its type, its rules and its purpose. Field types are str, int, float,
+bool and Path, unions of Path, bool and None, and tuples of one of these.
+
+This module is pure and does not import pydantic, which would double the start-up time of a command. When
+FastAPI describes a body, pydantic calls `__get_pydantic_json_schema__` of `Rule` and `About`, so the
+OpenAPI document has the rules and purposes too.
 """
 
 import difflib
@@ -29,12 +31,12 @@ __all__ = [
     "about",
     "checked",
     "faults",
+    "fields_of",
     "from_json",
     "item_of",
-    "kinds_of",
     "read",
     "read_changes",
-    "settings",
+    "types_of",
     "unknown",
 ]
 
@@ -53,9 +55,10 @@ _WORDS: Final[dict[frozenset[type], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with a record: which field, and why.
+    """One fault of a record: a field, and what is wrong with it.
 
-    `is_missing`: the field is not there. `is_sentence`: the reason names the field, or an item of it, itself.
+    `is_missing` means that the field is required and absent. `is_sentence` means that the reason already
+    names the field or an item of it.
     """
 
     field: str
@@ -71,7 +74,7 @@ class Fault:
 
 
 class SchemaError(UsageError):
-    """Values that make no record; `faults` has all that is wrong with them."""
+    """Values that do not make a record; `faults` lists every reason."""
 
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(map(str, faults)))
@@ -80,12 +83,12 @@ class SchemaError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A constraint on values of the right type.
+    """A constraint on values that have the right type.
 
     Args:
-        wrong: returns why a value cannot be, or None if it can.
-        noun: what one value is called, where its field does not say it.
-        json_schema: the same constraint for other programs, as far as JSON schema can say it.
+        wrong: returns the reason why a value is invalid, or None if it is valid.
+        noun: the word for one value, if the field's name is not that word.
+        json_schema: the keywords that express the constraint in a JSON schema, if any do.
     """
 
     wrong: Callable[[Any], str | None]
@@ -98,12 +101,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a field is for, and whether it can change.
+    """The purpose of a field, and whether its value can change at run time.
 
     Args:
-        text: one sentence for people.
-        change: another one, where it means something else to change it while the thing runs.
-        is_fixed: it cannot change while the thing runs.
+        text: one sentence, for help texts and the OpenAPI document.
+        change: the help text of a command that changes the field, if `text` does not fit there.
+        is_fixed: the value cannot change at run time.
     """
 
     text: str
@@ -115,18 +118,18 @@ class About:
 
 
 def read(kind: type[_T], values: Mapping[str, object]) -> _T:
-    """The record of `kind` that `values` describe; lists become tuples, and text becomes paths.
+    """Returns the record of `kind` with these values, converting lists to tuples and text to paths.
 
-    A dataclass whose fields constrain each other has a method `inconsistencies`, which is asked once
-    each field alone is right.
+    If the dataclass has a method `inconsistencies`, it is called when all fields are valid by themselves,
+    and yields the faults of fields that do not go together.
 
     Raises:
-        SchemaError: with every fault.
+        SchemaError: the values have faults; the error has all of them, in the order of the fields.
     """
-    made, found = _read(settings(kind), values)
+    made, found = _read(fields_of(kind), values)
     found += [
         Fault(name, "Field required", is_missing=True)
-        for name, field in settings(kind).items()
+        for name, field in fields_of(kind).items()
         if name not in values and field.default is MISSING
     ]
     if not found:
@@ -135,18 +138,18 @@ def read(kind: type[_T], values: Mapping[str, object]) -> _T:
         found = list(inconsistencies())
         if not found:
             return record
-    order = [*settings(kind)]
+    order = [*fields_of(kind)]
     raise SchemaError(sorted(found, key=lambda fault: (*order, fault.field).index(fault.field)))
 
 
 def read_changes(kind: type, values: Mapping[str, object]) -> dict[str, Any]:
-    """The fields in `values`, of those that may change while the thing runs; None is no change.
+    """Returns the values that differ from None, converted as by `read`, for a record that exists.
 
     Raises:
-        SchemaError: with every fault.
+        SchemaError: a value has a fault, or its field does not exist or cannot change at run time.
     """
     wanted = {name: value for name, value in values.items() if value is not None}
-    able = {name: field for name, field in settings(kind).items() if not about(field).is_fixed}
+    able = {name: field for name, field in fields_of(kind).items() if not about(field).is_fixed}
     made, found = _read(able, wanted)
     if found:
         raise SchemaError(found)
@@ -154,12 +157,12 @@ def read_changes(kind: type, values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def checked(record: _T) -> _T:
-    """The same record, with its values in the forms that `read` gives them. Raises SchemaError."""
-    return read(type(record), {name: getattr(record, name) for name in settings(type(record))})
+    """Returns an equal record with values as `read` converts them. Raises SchemaError."""
+    return read(type(record), {name: getattr(record, name) for name in fields_of(type(record))})
 
 
 def faults(record: object) -> list[Fault]:
-    """Everything that is wrong with a record, looked at alone."""
+    """Returns all faults of a record that a program has made."""
     try:
         checked(record)
     except SchemaError as error:
@@ -168,45 +171,45 @@ def faults(record: object) -> list[Fault]:
 
 
 def from_json(kind: type[_T], data: Mapping[str, Any]) -> _T:
-    """The record in an answer, whose sender is trusted; fields that this version does not know are left out."""
-    known = {name: field for name, field in settings(kind).items() if name in data}
+    """Returns the record in a switch's answer, without checks; fields unknown to this version are ignored."""
+    known = {name: field for name, field in fields_of(kind).items() if name in data}
     return kind(
-        **{name: _trusted(kinds_of(field.type), data[name]) for name, field in known.items()}
+        **{name: _trusted(types_of(field.type), data[name]) for name, field in known.items()}
     )
 
 
-def settings(kind: type) -> dict[str, Field[Any]]:
-    """The fields of a schema, by name."""
+def fields_of(kind: type) -> dict[str, Field[Any]]:
+    """Returns the fields of a schema by name."""
     return {field.name: field for field in fields(kind)}
 
 
 def unknown(name: str, known: Collection[str]) -> Fault:
-    """What is wrong with a key that is none of `known`, and which it may have been."""
+    """Returns the fault of a key that is not in `known`, with the key that was probably meant."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return Fault(name, f"unknown key {name}: {hint}", is_sentence=True)
 
 
 def about(field: Field[Any]) -> About:
-    """What a field is for."""
+    """Returns the purpose of a field."""
     found = [part for part in _metadata(field.type) if isinstance(part, About)]
     return found[0] if found else About("")
 
 
-def kinds_of(annotation: Any) -> dict[type, list[Rule]]:
-    """The Python types that a field, or an item of one, may have, each with its rules."""
+def types_of(annotation: Any) -> dict[type, list[Rule]]:
+    """Returns the types that an annotation allows, each with the rules for it."""
     inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     rules = [part for part in _metadata(annotation) if isinstance(part, Rule)]
     if get_origin(inner) in (Union, UnionType):
         found: dict[type, list[Rule]] = {}
         for member in get_args(inner):
-            found |= {kind: [*own, *rules] for kind, own in kinds_of(member).items()}
+            found |= {kind: [*own, *rules] for kind, own in types_of(member).items()}
         return found
     return {get_origin(inner) or inner: rules}
 
 
 def item_of(annotation: Any) -> Any:
-    """The annotation of the items of a tuple; None if it is none."""
+    """Returns the annotation of a tuple's items, or None for other annotations."""
     inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     return get_args(inner)[0] if get_origin(inner) is tuple else None
 
@@ -226,10 +229,10 @@ def _read(
 
 
 def _value(field: Field[Any], value: object) -> tuple[Any, list[Fault]]:
-    """`value` as the field has it, and what is wrong with it."""
-    kinds, item = kinds_of(field.type), item_of(field.type)
+    """Returns the value, converted to the field's type, and its faults."""
+    kinds, item = types_of(field.type), item_of(field.type)
     if item is not None and isinstance(value, list | tuple):
-        return _items(field, kinds_of(item), value)
+        return _items(field, types_of(item), value)
     try:
         made = _typed(kinds, value)
     except TypeError:
@@ -250,15 +253,15 @@ def _items(
             found.append(Fault(field.name, reason, is_sentence=True))
         else:
             found += [Fault(field.name, reason) for reason in _wrong(kinds, made)]
-    whole = _wrong(kinds_of(field.type), tuple(items))
+    whole = _wrong(types_of(field.type), tuple(items))
     return tuple(items), found + [Fault(field.name, reason) for reason in whole]
 
 
 def _typed(kinds: Mapping[type, object], value: object) -> Any:
-    """`value` in the form that one of the types has; TypeError if it has none."""
+    """Returns the value, converted to one of the types. Raises TypeError if none fits."""
     if value is None and NoneType in kinds:
         return None
-    # In Python True is a number; in a file or a request it is a mistake.
+    # In Python, True is an int. In a file or a request it is a mistake.
     if isinstance(value, bool):
         if bool in kinds:
             return value
@@ -279,7 +282,7 @@ def _words(kinds: Mapping[type, object]) -> str:
 
 
 def _wrong(kinds: Mapping[type, list[Rule]], value: object) -> list[str]:
-    """What the rules say against `value`, which has one of the types."""
+    """Returns the reasons why the rules reject a value that has one of the types."""
     found = [
         rule.wrong(value)
         for kind, rules in kinds.items()
@@ -290,7 +293,7 @@ def _wrong(kinds: Mapping[type, list[Rule]], value: object) -> list[str]:
 
 
 def _trusted(kinds: Mapping[type, object], value: Any) -> Any:
-    """`value` with what JSON has no type for in its own type again."""
+    """Converts what JSON has no type for: a list to a tuple, text to a path."""
     if isinstance(value, list) and tuple in kinds:
         return tuple(value)
     return Path(value) if isinstance(value, str) and Path in kinds else value

@@ -1,17 +1,18 @@
-"""The steps from the guests that a switch has to those it should have. Pure.
+"""Computes the steps from the guests that a switch has to the guests that it should have. Pure.
 
-SIGHUP takes them: removals first, so that a name, a CID or a path can pass from one guest to another.
+The daemon takes these steps on SIGHUP. Removals come first, so that a name, a CID or a path can pass from
+one guest to another.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vsock.control.model import GuestSpec, conflicts
-from vsock.control.schema import about, settings
+from vsock.control.schema import about, fields_of
 
 __all__ = ["Add", "Change", "Remove", "Step", "steps"]
 
-_FIXED = [name for name, field in settings(GuestSpec).items() if about(field).is_fixed]
+_FIXED = [name for name, field in fields_of(GuestSpec).items() if about(field).is_fixed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Step: change a guest while it runs; its attachment stays."""
+    """Step: change a guest while it runs, so that it keeps its attachment."""
 
     before: GuestSpec
     guest: GuestSpec
@@ -40,9 +41,9 @@ Step = Add | Remove | Change
 
 
 def steps(wanted: Iterable[GuestSpec], actual: Iterable[GuestSpec]) -> list[Step]:
-    """The steps from `actual` to `wanted`; guests that stay as they are take none.
+    """Returns the steps from `actual` to `wanted`; an unchanged guest needs none.
 
-    A guest whose entry differs in nothing that its front end has been told keeps its attachment.
+    If only fields have changed that can change at run time, the guest keeps its attachment.
     """
     old = {guest.name: guest for guest in actual}
     new = {guest.name: guest for guest in wanted}
@@ -59,7 +60,7 @@ def steps(wanted: Iterable[GuestSpec], actual: Iterable[GuestSpec]) -> list[Step
 
 
 def _can_change(before: GuestSpec, after: GuestSpec, others: Iterable[GuestSpec]) -> bool:
-    """Whether a guest can become `after` while it runs: nothing of it may still be another's."""
+    """Whether a guest can become `after` while it runs: no other guest may still have its CID or a path."""
     if any(getattr(before, name) != getattr(after, name) for name in _FIXED):
         return False
     return not conflicts(after, [other for other in others if other.name != before.name])

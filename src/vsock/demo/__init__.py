@@ -1,8 +1,8 @@
-"""`vsock demo`: two real guests and a switch, put through everything that a switch is for.
+"""`vsock demo`: a switch, two real guests, and a check of each thing that a switch does.
 
-`lab` sets the scene, `checks` are what is shown, `programs` run at the two ends of each check,
-`screen` and `report` say how it went. This module puts them together. It is not a test suite:
-it shows, on this machine and in under a minute, that the main things work and how fast.
+`lab` starts the switch and the guests, `checks` are the checks, `programs` run at the two ends of each
+check, `screen` and `report` show the results. This module combines them. It is not a test suite: it
+shows in under a minute that the main functions work on this machine, and how fast.
 """
 
 import json
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
 
 from vsock.demo.checks import CHECKS, Check
 from vsock.demo.lab import Lab, open_lab
@@ -22,6 +23,9 @@ from vsock.demo.screen import SHELL_PORT, Screen
 from vsock.errors import VsockError
 
 __all__ = ["main"]
+
+_SIGNAL_SECONDS: Final = 0.5
+"""A signal that comes just before a wait begins does not end it: the next one does."""
 
 
 def main(*, keep: bool = False, as_json: bool = False) -> int:
@@ -68,7 +72,7 @@ def _run(check: Check, lab: Lab) -> CheckReport:
     begun = time.monotonic()
     try:
         detail, is_ok = check.run(lab), True
-    except Exception as error:  # whatever a check raises is its result
+    except Exception as error:  # any exception is the result of the check
         detail, is_ok = str(error).strip() or type(error).__name__, False
     return CheckReport(check.name, is_ok, round(time.monotonic() - begun, 3), detail)
 
@@ -85,15 +89,17 @@ def _keep(lab: Lab, screen: Screen) -> None:
             place.start(shell_server, SHELL_PORT).read_line()
     screen.kept(lab.runtime_dir, lab.guests)
     screen.rest()
+    never = threading.Event()
     try:
-        threading.Event().wait()
+        while not never.wait(_SIGNAL_SECONDS):
+            pass
     except KeyboardInterrupt:
         return
 
 
 @contextmanager
 def _end_as_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal must take everything down too, as Ctrl-C does."""
+    """SIGTERM and a closed terminal must end the demo and its guests, as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -101,7 +107,7 @@ def _end_as_interrupt() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as `nohup` wants it
+        if handler is not signal.SIG_IGN:  # as `nohup` requires
             signal.signal(number, interrupt)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The scene of the demo: a switch, two guests, and the host; set up and taken down here."""
+"""The lab of the demo: a switch, two guests, and the host; started and stopped here."""
 
 import shutil
 import tempfile
@@ -29,7 +29,7 @@ Step = Callable[[str, str], None]
 
 @dataclass
 class Lab:
-    """What the checks work with."""
+    """The switch, the guests and the host for the checks."""
 
     runtime_dir: Path
     host: Place
@@ -47,7 +47,7 @@ class Lab:
 
 @contextmanager
 def open_lab(step: Step) -> Iterator[Lab]:
-    """Start a switch, then both guests at once; everything is gone after the block."""
+    """Start a switch, then both guests at the same time; all of them are ended after the block."""
     with ExitStack() as stack:
         runtime_dir = Path(tempfile.mkdtemp(prefix="vsock-demo-"))
         stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
@@ -62,8 +62,8 @@ def open_lab(step: Step) -> Iterator[Lab]:
 
 
 def _start_guests(switch: Switch, lab: Lab, stack: ExitStack, step: Step) -> list[Place]:
-    """Boot the Linux guests at the same time; in place of one that cannot be had here, a userspace guest."""
-    # Told by the threads that boot, shown by ours, which may be interrupted.
+    """Boot the Linux guests at the same time; a userspace guest replaces one that cannot be booted."""
+    # Written by the threads that boot, shown by this thread, which may be interrupted.
     steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
 
     def told(name: str) -> Callable[[str], None]:

@@ -1,7 +1,7 @@
-"""Sockets as a program of the demo sees them, in a Linux guest or over the switch.
+"""Sockets for programs of the demo, in a Linux guest or over the switch.
 
-A program of the demo is a function that gets one of these as its first argument. Both travel as source
-text (`vsock.testing.remote`), so each stands on its own and imports inside.
+A program of the demo is a function that gets one of these as its first argument. Both are sent as source
+text (`vsock.testing.remote`), so each is self-contained, with its imports inside.
 """
 
 import socket
@@ -12,13 +12,13 @@ SEQPACKET = 5
 
 
 class Net(Protocol):
-    """Where a program's connections come from and go to."""
+    """Connections of a program."""
 
     def connect(self, cid: int, port: int, kind: int = 1) -> socket.socket:
         """A connection to CID and port; its operations time out."""
 
     def listen(self, port: int, kind: int = 1) -> socket.socket:
-        """A listener on every CID that is ours."""
+        """A listener on every CID of this machine."""
 
 
 class KernelNet:
@@ -34,13 +34,13 @@ class KernelNet:
         return made
 
     def listen(self, port: int, kind: int = 1) -> socket.socket:
-        """A listener on every CID that is ours."""
+        """A listener on every CID of this machine."""
         import socket
 
         made = socket.socket(socket.AF_VSOCK, kind)
         made.settimeout(20)
         made.bind((socket.VMADDR_CID_ANY, port))
-        # More than any check opens at once: a kernel refuses what a slow guest has no room for.
+        # More than any check opens at once: a kernel refuses connections beyond the backlog.
         made.listen(1024)
         return made
 
@@ -55,7 +55,7 @@ class SwitchNet:
         return sockets.create_connection((cid, port), 20, type=kind)
 
     def listen(self, port: int, kind: int = 1) -> socket.socket:
-        """A listener on every CID that is ours."""
+        """A listener on every CID of this machine."""
         from vsock import sockets
 
         made = sockets.create_server(port, type=kind, backlog=1024)

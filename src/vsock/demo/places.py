@@ -1,7 +1,7 @@
 """Where the programs of a check run: on the host, in a Linux guest, or in a userspace guest.
 
-A place starts a function of `programs` and gives back a task to wait for. On the host and for a userspace
-guest that is a process of its own, as a user's program would be.
+A place starts a function of `programs` and returns a task to wait for. On the host and for a userspace
+guest the task is a process of its own, as a user's program is.
 """
 
 import os
@@ -37,11 +37,11 @@ class Task(Protocol):
 
 
 class Place(Protocol):
-    """Somewhere to run programs."""
+    """A place where programs run."""
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its name for people."""
 
     @property
     def cid(self) -> int:
@@ -65,7 +65,7 @@ class LinuxPlace:
 
 
 class ProcessPlace:
-    """The host, or a userspace guest: whoever serves endpoint sockets in `directory`."""
+    """The host, or a userspace guest: the node that serves sockets in `directory`."""
 
     def __init__(
         self, name: str, cid: int, directory: str | os.PathLike[str], guest: Guest | None = None
@@ -99,7 +99,7 @@ class ProcessTask:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for us, who then end it
+            start_new_session=True,  # Ctrl-C must reach only the demo, which then ends the program
         )
         self._output = b""
 
@@ -117,7 +117,7 @@ class ProcessTask:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
                 self._process.kill()
-                raise TimeoutError(f"the program said nothing for {timeout:g} s")
+                raise TimeoutError(f"the program printed nothing for {timeout:g} s")
             data = os.read(self._process.stdout.fileno(), 65536)
             if not data:
                 self.result()

@@ -1,8 +1,8 @@
-"""What runs at the two ends of a check: short programs, each a function that stands on its own.
+"""Programs at the two ends of a check: short self-contained functions.
 
-They are sent as source text to a guest, or run as a process on the host; so a function imports what it
-needs inside and uses nothing else of this module. A program that listens prints "listening" once it
-does. Port numbers and sizes are arguments, results are JSON.
+They are sent as source text to a guest, or run as a process on the host. So a function has its imports
+inside and uses nothing else of this module. A program that listens prints "listening" as soon as it
+listens. Port numbers and sizes are arguments, results are JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def echo_server(net: Net, port: int, kind: int, connections: int) -> int:
-    """Send everything back; end when so many connections have come and gone. Returns how many."""
+    """Send everything back; end when this many connections have ended. Returns their number."""
     import selectors
 
     listener = net.listen(port, kind)
@@ -27,7 +27,7 @@ def echo_server(net: Net, port: int, kind: int, connections: int) -> int:
     while gone < connections:
         ready = waiting.select(20)
         if not ready:
-            raise TimeoutError(f"{gone} of {connections} connections came and went in 20 s")
+            raise TimeoutError(f"{gone} of {connections} connections ended within 20 s")
         for key, _ in ready:
             if key.fileobj is listener:
                 connection: socket.socket = listener.accept()[0]
@@ -45,7 +45,7 @@ def echo_server(net: Net, port: int, kind: int, connections: int) -> int:
 
 
 def ping(net: Net, cid: int, port: int, rounds: int) -> float:
-    """Send one byte and wait for it to come back, many times; returns the median in seconds."""
+    """Send one byte and wait for its echo, many times; returns the median in seconds."""
     import statistics
     import time
 
@@ -62,7 +62,7 @@ def ping(net: Net, cid: int, port: int, rounds: int) -> float:
 
 
 def refused(net: Net, cid: int, port: int, attempts: int) -> float:
-    """Connect where nobody listens; returns the median time to the refusal in seconds."""
+    """Connect to a port without a listener; returns the median time to the refusal in seconds."""
     import statistics
     import time
 
@@ -74,16 +74,18 @@ def refused(net: Net, cid: int, port: int, attempts: int) -> float:
         except ConnectionResetError:
             times.append(time.perf_counter() - begun)
         else:
-            raise AssertionError(f"a connection to {cid}:{port} came about, but nobody listens")
+            raise AssertionError(
+                f"a connection to {cid}:{port} succeeded, but no program listens there"
+            )
     return statistics.median(times)
 
 
 def send_bytes(net: Net, cid: int, port: int, size: int) -> dict[str, Any]:
     """Send `size` bytes (whole MiB) and wait for the receipt; returns their checksum and the time.
 
-    Each MiB carries its number, so that one in a wrong place shows in the checksum. One buffer is used
-    again and again: fresh memory costs a page fault every 4 KiB, which in these guests costs more than
-    sending what is in it.
+    Each MiB contains its number, so that one in a wrong place changes the checksum. The same buffer is
+    used each time: new memory costs a page fault every 4 KiB, which takes longer in these guests than
+    sending its content.
     """
     import os
     import time
@@ -100,12 +102,12 @@ def send_bytes(net: Net, cid: int, port: int, size: int) -> dict[str, Any]:
             block[:8] = number.to_bytes(8, "big")
             connection.sendall(block)
         if connection.recv(1) != b"!":
-            raise AssertionError("no receipt came")
+            raise AssertionError("no receipt arrived")
         return {"checksum": checksum, "seconds": time.perf_counter() - begun}
 
 
 def receive_bytes(net: Net, port: int, size: int) -> dict[str, Any]:
-    """Take `size` bytes (whole MiB) from one connection and send a receipt; returns their checksum."""
+    """Receive `size` bytes (whole MiB) from one connection and send a receipt; returns their checksum."""
     import zlib
 
     with net.listen(port) as listener:
@@ -125,12 +127,12 @@ def receive_bytes(net: Net, port: int, size: int) -> dict[str, Any]:
             checksum = zlib.crc32(block, checksum)
         connection.sendall(b"!")
         if connection.recv(1):
-            raise AssertionError("more came than was sent")
+            raise AssertionError("more bytes arrived than were sent")
     return {"checksum": checksum}
 
 
 def many_clients(net: Net, cid: int, port: int, count: int) -> int:
-    """Hold `count` connections open at once and have each one's message echoed."""
+    """Keep `count` connections open at once, and check the echo of each one's message."""
     connections = [net.connect(cid, port) for _ in range(count)]
     messages = [f"connection {number}".encode() for number in range(count)]
     for connection, message in zip(connections, messages, strict=True):
@@ -150,7 +152,7 @@ def many_clients(net: Net, cid: int, port: int, count: int) -> int:
 
 
 def answer_after_end(net: Net, port: int) -> int:
-    """Read to the end of the other side's half, and only then answer with what was read."""
+    """Read to the end of the other side's data, and only then answer with the data."""
     with net.listen(port) as listener:
         print("listening", flush=True)
         connection: socket.socket = listener.accept()[0]
@@ -164,7 +166,7 @@ def answer_after_end(net: Net, port: int) -> int:
 
 
 def ask_and_end(net: Net, cid: int, port: int, size: int) -> int:
-    """Send, shut our half down, and read the answer that comes after."""
+    """Send, shut down the sending direction, and read the answer."""
     import os
     import socket
 
@@ -181,7 +183,7 @@ def ask_and_end(net: Net, cid: int, port: int, size: int) -> int:
 
 
 def send_messages(net: Net, cid: int, port: int, sizes: list[int]) -> int:
-    """Send messages to an echo over SOCK_SEQPACKET; each must come back as one, whole."""
+    """Send messages to an echo server over SOCK_SEQPACKET; each must come back as one whole message."""
     import os
 
     messages = [os.urandom(size) for size in sizes]
@@ -196,7 +198,7 @@ def send_messages(net: Net, cid: int, port: int, sizes: list[int]) -> int:
 
 
 def shell_server(net: Net, port: int) -> None:
-    """For `--keep`: a shell on a terminal of its own for everyone who connects, until the guest ends."""
+    """For `--keep`: a shell on a terminal of its own for each connection, until the guest ends."""
     import contextlib
     import os
     import pty
@@ -205,7 +207,7 @@ def shell_server(net: Net, port: int) -> None:
     import threading
     from pathlib import Path
 
-    # Terminals of its own are more than a guest needs to boot.
+    # A guest boots without devpts.
     if not Path("/dev/pts/ptmx").exists():
         Path("/dev/pts").mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "devpts", "devpts", "/dev/pts"], check=True)

@@ -1,4 +1,4 @@
-"""What the demo found out, as plain values; `--json` prints exactly this."""
+"""The results of the demo, as plain values; `--json` prints exactly these."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class GuestReport:
-    """A guest that took part."""
+    """A guest of the demo."""
 
     name: str
     cid: int
@@ -28,7 +28,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """How a check went."""
+    """The result of a check."""
 
     name: str
     ok: bool
@@ -38,7 +38,7 @@ class CheckReport:
 
 @dataclass(slots=True)
 class Report:
-    """All of it."""
+    """The results of the whole demo."""
 
     guests: list[GuestReport] = field(default_factory=list)
     checks: list[CheckReport] = field(default_factory=list)
@@ -49,12 +49,12 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken so far."""
+        """Seconds since it began."""
         return time.monotonic() - self.begun
 
     @property
     def is_well(self) -> bool:
-        """Whether every check passed, and there were any."""
+        """Whether there were checks, and all passed."""
         return bool(self.checks) and all(check.ok for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:

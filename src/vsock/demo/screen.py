@@ -1,4 +1,4 @@
-"""What the demo shows on a terminal: steps while guests boot, a line per check, what to try next."""
+"""The output of the demo on a terminal: steps while guests boot, a line per check, and next steps."""
 
 import contextlib
 import errno
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 SHELL_PORT = 2323
-"""Where `--keep` serves a shell in each Linux guest."""
+"""The port on which `--keep` serves a shell in each Linux guest."""
 
 
 _RUNS_IN = {"qemu": "QEMU", "uml": "User-Mode Linux", "userspace": "this process"}
 
 
 def _activation() -> str:
-    """The line that makes `vsock` known to the shell, if it is not."""
+    """The line that puts `vsock` on PATH, if it is not there."""
     if shutil.which("vsock"):
         return ""
     folder = Path(sys.executable).parent
@@ -40,14 +40,14 @@ def _activation() -> str:
 
 
 class _Output(Console):
-    """A console whose end is told as of any other file, so that the guests are stopped first."""
+    """A console that raises BrokenPipeError as any other file, so that the guests are stopped first."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Screen:
-    """Prints to standard output or error, for one thread: who prints learns that nobody reads any more.
+    """Prints to standard output or error, from one thread, which gets the error if the reader has gone.
 
     Every method may raise OSError.
     """
@@ -59,7 +59,7 @@ class Screen:
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """Show that something is going on, until the end of the block or `rest`."""
+        """Show a running activity until the end of the block or `rest`."""
         with self._console.status(escape(what)) as status:
             self._status = status
             try:
@@ -68,17 +68,17 @@ class Screen:
                 self._status = None
 
     def rest(self) -> None:
-        """Nothing is going on any more."""
+        """End the running activity."""
         if self._status is not None:
             self._status.stop()
 
     def now(self, what: str) -> None:
-        """Say what is going on."""
+        """Show the present activity."""
         if self._status is not None:
             self._status.update(escape(what))
 
     def step(self, guest: str, what: str) -> None:
-        """A guest has got a step further."""
+        """Show the step that a guest has reached."""
         self._steps[guest] = what
         shown = "   ".join(f"[bold]{name}[/bold] {escape(at)}" for name, at in self._steps.items())
         if self._status is not None:
@@ -87,7 +87,7 @@ class Screen:
             self._console.print(f"  {guest}: {escape(what)}")
 
     def guests(self, guests: list[GuestReport], notes: list[str]) -> None:
-        """The guests that are there."""
+        """Show the guests."""
         table = Table(box=None, pad_edge=False)
         for heading in ("guest", "CID", "runs in", "kernel"):
             table.add_column(heading)
@@ -101,13 +101,13 @@ class Screen:
         self._console.print()
 
     def check(self, check: CheckReport) -> None:
-        """A check is over."""
+        """Show the result of a check."""
         mark = "[green]ok  [/green]" if check.ok else "[bold red]FAIL[/bold red]"
         line = f"{mark} {check.name:<24} {check.seconds:5.1f} s  "
         if not self._console.is_terminal:
             self._console.print(f"{line}{escape(check.detail)}", soft_wrap=True)
             return
-        # What does not fit goes on below itself, not at the left edge.
+        # Continuation lines are indented, not at the left edge.
         row = Table.grid()
         row.add_column(no_wrap=True)
         row.add_column(overflow="fold")
@@ -115,11 +115,11 @@ class Screen:
         self._console.print(row)
 
     def fault(self, message: str) -> None:
-        """Something went wrong outside of any check."""
+        """Show an error outside the checks."""
         self._console.print(f"[bold red]FAIL[/bold red] {escape(message)}", soft_wrap=True)
 
     def end(self, report: Report) -> None:
-        """The result of it all, if it came to checks."""
+        """Show the result, if there were checks."""
         if not report.checks:
             return
         passed = sum(check.ok for check in report.checks)
@@ -130,20 +130,20 @@ class Screen:
         )
 
     def next_steps(self) -> None:
-        """What to try when everything is gone again."""
+        """Show what to try after the demo."""
         self._console.print(
             f"\nNext:\n{_activation()}"
-            "  vsock demo --keep              the same, and all of it stays for you to use\n"
-            "  vsock switch --guest web=3     a switch of your own, for a guest of your own;\n"
-            "  vsock qemu-args web            what to add to QEMU's command line for it\n"
-            "  vsock ping web                 once it is up: how fast does it answer?\n"
+            "  vsock demo --keep              the same, and the guests stay for you to use\n"
+            "  vsock switch --guest web=3     your own switch, for your own guest\n"
+            "  vsock qemu-args web            the options that attach QEMU to it\n"
+            "  vsock ping web                 when it runs: how fast does it answer?\n"
             "  vsock cat -l 5000              wait for a connection from it",
             highlight=False,
             soft_wrap=True,
         )
 
     def kept(self, runtime_dir: Path, guests: list[GuestReport]) -> None:
-        """What to try while everything is still there."""
+        """Show what to try while switch and guests run."""
         lines = [
             "",
             "Switch and guests stay until Ctrl-C. In another terminal:",

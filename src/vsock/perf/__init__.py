@@ -1,8 +1,8 @@
-"""Measures connections as a user sees them: throughput, round trips, connection rate.
+"""Measures connections between two programs: throughput, round trips, connection rate.
 
 | module | what it is |
 | --- | --- |
-| `ends` | both ends, in one plain file that also runs in a guest that has no more than Python |
+| `ends` | both ends, in one file that also runs in a guest with nothing but Python |
 | `processes` | processor time of the switch |
 | `plot` | a picture of the result |
 

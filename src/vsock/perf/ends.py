@@ -7,12 +7,12 @@
 
 which uses the guest kernel's AF_VSOCK; the client prints JSON.
 
-Each connection begins with a `_HEADER` of the client's, which says what the server is to do with it:
+Each connection begins with a `_HEADER` from the client, with the mode of the server:
 
 | mode | server |
 | --- | --- |
-| SINK | takes everything until the end, then tells how much in what time, with what processor time |
-| SOURCE | sends for the asked time, then the same |
+| SINK | receives until the end, then sends the number of bytes, the time and the processor time |
+| SOURCE | sends for the requested time, then the same |
 | ECHO | sends every message back, with its clock in the first 8 bytes |
 | GREET | sends one byte and closes |
 """
@@ -30,10 +30,10 @@ from typing import Any
 PORT = 5201
 MAGIC = b"vsperf01"
 SINK, SOURCE, ECHO, GREET = range(4)
-_HEADER = struct.Struct("<8sIIQ")  # magic, mode, size of an operation, nanoseconds to last
+_HEADER = struct.Struct("<8sIIQ")  # magic, mode, size of an operation, duration in nanoseconds
 _REPORT = struct.Struct("<QQQ")  # bytes, nanoseconds, nanoseconds of processor time
 _CLOCK = struct.Struct("<Q")
-_PATIENCE = 20.0  # seconds for anything that should come at once
+_PATIENCE = 20.0  # seconds to wait for data that should arrive at once
 
 Connect = Callable[[], socket.socket]
 Progress = Callable[[float, int], None]
@@ -41,7 +41,7 @@ Progress = Callable[[float, int], None]
 
 
 class PerfError(Exception):
-    """The other end did not do its part."""
+    """The other end did not follow the protocol, or closed."""
 
 
 # The server
@@ -50,7 +50,7 @@ class PerfError(Exception):
 def serve(listener: socket.socket) -> None:
     """Serve every connection in a thread of its own, until the listener is closed.
 
-    Raises OSError when it can accept no more for another reason, as that its switch has ended.
+    Raises OSError if accept fails for another reason, for instance because the switch has ended.
     """
     while True:
         try:
@@ -71,7 +71,7 @@ def _serve_one(connection: socket.socket) -> None:
                 return
             _SERVICES[mode](connection, size, duration)
         except (OSError, PerfError):
-            return  # the client has gone; it knows why
+            return  # the client has closed its connection
 
 
 def _sink(connection: socket.socket, size: int, _: int) -> None:
@@ -83,7 +83,7 @@ def _source(connection: socket.socket, size: int, duration: int) -> None:
     send_for(connection, size, duration)
     connection.shutdown(socket.SHUT_WR)
     while connection.recv(64):
-        pass  # until the client has everything and closes
+        pass  # until the client has read everything and closes
 
 
 def _echo(connection: socket.socket, size: int, _: int) -> None:
@@ -99,13 +99,13 @@ def _greet(connection: socket.socket, _size: int, _duration: int) -> None:
 _SERVICES = {SINK: _sink, SOURCE: _source, ECHO: _echo, GREET: _greet}
 
 
-# What both do
+# Functions of both ends
 
 
 def receive_all(
     connection: socket.socket, size: int, note: Callable[[int], None] = lambda _: None
 ) -> tuple[int, int, int]:
-    """Take everything until the end; returns bytes, nanoseconds and processor time of this thread."""
+    """Receive until the end; returns bytes, nanoseconds and processor time of this thread."""
     buffer = bytearray(max(size, 1 << 16))
     count = 0
     first = last = time.monotonic_ns()
@@ -137,7 +137,7 @@ def send_for(
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
-    """So many bytes; of a SEQPACKET socket, one message."""
+    """Receive exactly this many bytes; from a SEQPACKET socket, one message."""
     data = connection.recv(size)
     while data and len(data) < size:
         piece = connection.recv(size - len(data))
@@ -164,7 +164,7 @@ def _begin(connect: Connect, mode: int, size: int, seconds: float) -> socket.soc
 
 
 class _Flow(threading.Thread):
-    """One connection that carries bytes one way."""
+    """One connection that carries bytes in one direction."""
 
     def __init__(self, connect: Connect, size: int, seconds: float, reverse: bool) -> None:
         super().__init__(daemon=True)
@@ -250,10 +250,10 @@ def throughput(
 
 
 def round_trips(connect: Connect, *, size: int = 64, seconds: float = 2.0) -> dict[str, Any]:
-    """Send a message, wait for it to come back, again and again; times in microseconds.
+    """Send a message and wait for its echo, repeatedly; times in microseconds.
 
-    One-way times come from the server's clock in each answer. How the two clocks stand to each other
-    is taken from the fastest round trip, both halves of which are assumed to take equally long.
+    One-way times use the server's clock in each answer. The offset between the two clocks is computed
+    from the fastest round trip, whose halves are assumed to take equally long.
     """
     size = max(size, _CLOCK.size)
     samples: list[tuple[int, int, int]] = []
@@ -277,7 +277,7 @@ def round_trips(connect: Connect, *, size: int = 64, seconds: float = 2.0) -> di
 
 
 def connections(connect: Connect, *, seconds: float = 2.0) -> dict[str, Any]:
-    """Connect, take one byte, close, again and again."""
+    """Connect, receive one byte, close, repeatedly."""
     times: list[float] = []
     begun = time.monotonic_ns()
     end = begun + int(seconds * 1e9)
@@ -292,7 +292,7 @@ def connections(connect: Connect, *, seconds: float = 2.0) -> dict[str, Any]:
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """How values are spread: nearest rank."""
+    """Percentiles of the values: nearest rank."""
     values = sorted(values)
     last = len(values) - 1
 
@@ -318,7 +318,7 @@ def _kernel_socket(kind: int) -> socket.socket:
 
 
 def main(words: list[str]) -> int:
-    """What the top of this file says."""
+    """The command line that the top of this file describes."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="ends.py")

@@ -1,4 +1,4 @@
-"""A picture of a result: throughput over time, and how the round trips are spread."""
+"""A picture of a result: throughput over time, and the distribution of round trips."""
 
 import errno
 from pathlib import Path
@@ -12,11 +12,11 @@ _MIB = 1 << 20
 
 
 def check(path: Path) -> None:
-    """See whether `path` can be drawn here: better before a measurement than after it.
+    """Check before the measurement whether `path` can be drawn.
 
     Raises:
         TransportError: matplotlib is not installed.
-        UsageError: it knows no such kind of file.
+        UsageError: matplotlib does not know this kind of file.
     """
     try:
         from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def check(path: Path) -> None:
 
 
 def draw(result: dict[str, Any], path: Path, title: str) -> None:
-    """Draws into a file; its suffix says the format.
+    """Draws to a file; its suffix selects the format.
 
     Raises as `check`, and OSError when it cannot be written.
     """

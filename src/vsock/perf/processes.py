@@ -25,7 +25,7 @@ class Usage:
 
 
 def switch_usage(directory: str | os.PathLike[str]) -> Usage | None:
-    """The usage of the switch in `directory`; None if its process is not to be seen from here."""
+    """The usage of the switch in `directory`; None if its process is not visible here."""
     with socket.socket(socket.AF_UNIX) as asking:
         try:
             asking.connect(str(RuntimeFiles(Path(directory)).stream))

@@ -1,7 +1,6 @@
-"""The switch itself: its guests, its runtime directory, the control API's server, the daemon.
+"""The switch itself: its guests, its runtime directory, the server of the control API, the daemon.
 
-Only `Switch` is public here. It is imported when it is first used: whoever only looks for the name should
-not wait for asyncio.
+Only `Switch` is public here. It is imported on first use, because it imports asyncio.
 """
 
 from typing import TYPE_CHECKING, Any

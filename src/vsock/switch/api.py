@@ -1,8 +1,8 @@
 """The control API as an ASGI application: HTTP with JSON, described by `/openapi.json`.
 
-Handlers only translate: a request becomes a call of the switch, its answer a record, its error a status
-with one line of reason. Bodies are read by the schema that config files are read by. Who asks is what the
-server put into the scope, and goes into the log.
+Each handler turns a request into one call of `Switch`, the result into a record, and an exception into a
+status with one line. `control.schema` reads the bodies, as it reads config files. The server puts the
+client's process into the request's scope, and handlers that change something log it.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from vsock.control.model import (
     SwitchRecord,
 )
 from vsock.control.policy import Verdict
-from vsock.control.schema import Fault, SchemaError, about, read, read_changes, settings
+from vsock.control.schema import Fault, SchemaError, about, fields_of, read, read_changes
 from vsock.errors import NoSuchGuest, TransportError, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ __all__ = ["PEER", "make_app"]
 _log: Final = logging.getLogger("vsock.switch.api")
 
 PEER: Final = "vsock.peer"
-"""Where in a request's scope the server puts the process that asks."""
+"""The key in a request's scope under which the server puts the client's process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Refusal:
 
 
 class _ReadBy:
-    """Has pydantic leave a body to a function of ours; the document describes it as `described`."""
+    """Makes pydantic call `reads` on a body, and describe the body as the type `described`."""
 
     def __init__(self, reads: Callable[[Mapping[str, object]], object], described: type) -> None:
         self._reads = reads
@@ -62,7 +62,7 @@ class _ReadBy:
 
     def _read(self, body: object, described: Any) -> object:
         if not isinstance(body, Mapping):
-            return described(body)  # says what it should be
+            return described(body)  # fails, and says which type was expected
         try:
             return self._reads(body)
         except SchemaError as error:
@@ -75,7 +75,7 @@ def _line_of(fault: Fault, body: object) -> InitErrorDetails:
     return InitErrorDetails(type=reason, loc=(fault.field,), input=body)
 
 
-_ABLE: Final = {name: it for name, it in settings(GuestSpec).items() if not about(it).is_fixed}
+_ABLE: Final = {name: it for name, it in fields_of(GuestSpec).items() if not about(it).is_fixed}
 _CHANGEABLE: Final = " or ".join([", ".join([*_ABLE][:-1]), [*_ABLE][-1]])
 
 GuestChange = make_dataclass(
@@ -100,13 +100,15 @@ def make_app(switch: "Switch") -> FastAPI:
     )
     _add_questions(app, switch)
     _add_changes(app, switch)
-    app.exception_handler(UsageError)(lambda _, error: _refusal(422, str(error)))
-    app.exception_handler(NoSuchGuest)(lambda _, error: _refusal(404, _reason(error)))
+    app.exception_handler(UsageError)(lambda _, error: _error_response(422, str(error)))
+    app.exception_handler(NoSuchGuest)(lambda _, error: _error_response(404, _reason(error)))
     app.exception_handler(RequestValidationError)(_not_understood)
-    app.exception_handler(TransportError)(lambda _, error: _refusal(409, _reason(error)))
-    app.exception_handler(OSError)(lambda _, error: _refusal(409, _reason(error)))
+    app.exception_handler(TransportError)(lambda _, error: _error_response(409, _reason(error)))
+    app.exception_handler(OSError)(lambda _, error: _error_response(409, _reason(error)))
     app.exception_handler(HTTPException)(_not_served)
-    app.exception_handler(Exception)(lambda *_: _refusal(500, "internal error; it is in the log"))
+    app.exception_handler(Exception)(
+        lambda *_: _error_response(500, "internal error; it is in the log")
+    )
     return app
 
 
@@ -170,15 +172,17 @@ def _add_changes(app: FastAPI, switch: "Switch") -> None:
         await asyncio.to_thread(switch.remove_guest, guest)
 
 
-def _refusal(status: int, reason: str) -> JSONResponse:
+def _error_response(status: int, reason: str) -> JSONResponse:
     return JSONResponse(asdict(Refusal(reason)), status_code=status)
 
 
 def _not_served(request: Request, error: HTTPException) -> JSONResponse:
     """No such path, or no such method there."""
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return _refusal(404, f"no {request.url.path} here; /openapi.json says what there is")
-    return _refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        return _error_response(404, f"no {request.url.path} here; /openapi.json says what there is")
+    return _error_response(
+        error.status_code, f"{request.method} {request.url.path}: {error.detail}"
+    )
 
 
 def _not_understood(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -187,8 +191,8 @@ def _not_understood(request: Request, error: RequestValidationError) -> JSONResp
     sent = request.headers.get("transfer-encoding") or request.headers.get("content-length", "0")
     if sent != "0" and kind != "application/json":
         reason = f"the body is {kind or 'of no type'}: send Content-Type: application/json"
-        return _refusal(415, f"{reason} (curl --json)")
-    return _refusal(422, _faults(error))
+        return _error_response(415, f"{reason} (curl --json)")
+    return _error_response(422, _faults(error))
 
 
 def _reason(error: OSError) -> str:

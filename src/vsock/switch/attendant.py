@@ -1,6 +1,7 @@
-"""Tends to a running switch in an event loop: its events, and the control API if it serves one.
+"""Serves a running switch from an event loop: logs its events, and runs the control API if it has one.
 
-`Attendant` is for a program that has a loop; `AttendantThread` brings one. Bytes never pass through here.
+`Attendant` runs in the caller's event loop, `AttendantThread` in a thread with its own loop. Bytes of
+connections never pass through here.
 """
 
 import asyncio
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["Attendant", "AttendantThread"]
 
 _HELD_BACK_SECONDS: Final = 1.5
-"""After so long the data plane says how many events it has left out of a storm."""
+"""The data plane drops events of a storm; this long afterwards it reports how many."""
 
 
 class Attendant:
-    """Tends to a switch in the running loop, as an async context manager.
+    """Serves a switch from the running event loop, as an async context manager.
 
     Args:
-        event_fd: readable while there are events.
-        log_events: logs what has happened; returns whether anything has.
-        server: the control API; None for a switch without.
+        event_fd: a descriptor that is readable while there are events.
+        log_events: logs the events since its last call, and returns whether there were any.
+        server: the server of the control API, or None for a switch without one.
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class Attendant:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        asyncio.get_running_loop().add_reader(self._event_fd, self._look)
-        self._stack.callback(self._look_away)
+        asyncio.get_running_loop().add_reader(self._event_fd, self._on_events)
+        self._stack.callback(self._stop_watching)
         try:
             if self._server:
                 await self._stack.enter_async_context(self._server)
@@ -56,17 +57,17 @@ class Attendant:
     ) -> None:
         await self._stack.aclose()
 
-    def _look(self) -> None:
+    def _on_events(self) -> None:
         if self._log_events():
             asyncio.get_running_loop().call_later(_HELD_BACK_SECONDS, self._log_events)
 
-    def _look_away(self) -> None:
+    def _stop_watching(self) -> None:
         asyncio.get_running_loop().remove_reader(self._event_fd)
         self._log_events()
 
 
 class AttendantThread:
-    """A loop of its own for a switch in a program that has none. Raises what the attendant raises."""
+    """Runs an attendant in a thread, for programs without asyncio. Raises what the attendant raises."""
 
     def __init__(self, attendant: Attendant) -> None:
         self._attendant = attendant

@@ -138,7 +138,7 @@ class RuntimeClaim:
             ) from None
         written = os.pread(self._lock, 1 + _LONGEST_PID, 0)
         if not written:
-            self._refuse_strangers()
+            self._check_for_strangers()
         elif not written.isdigit():
             raise self._not_alone("has a `lock` that is no switch's", number=errno.EEXIST)
         # Never empty once it was a switch's, whenever the machine stops.
@@ -146,7 +146,7 @@ class RuntimeClaim:
         os.pwrite(self._lock, pid, 0)
         os.ftruncate(self._lock, len(pid))
 
-    def _refuse_strangers(self) -> None:
+    def _check_for_strangers(self) -> None:
         """No switch was here before: what has the names of our sockets is somebody else's."""
         found = [path.name for path in self._own_sockets() if os.path.lexists(path)]
         if self.files.guests.is_dir() and any(self.files.guests.iterdir()):

@@ -1,4 +1,4 @@
-"""What the data plane notes of itself, as lines of the log `vsock.switch`."""
+"""Writes events of the data plane to the log `vsock.switch`."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -19,11 +19,11 @@ _LEVELS: Final = {
     "flow": logging.DEBUG,
     "flow-refused": logging.DEBUG,
 }
-"""What is no trouble; all else is a warning. What the data plane is told to do is logged by who tells it."""
+"""Levels of expected events; all others are warnings. `Switch` itself logs the changes that it makes."""
 
 
 def log_events(events: Iterable["_native.Event"], names: Mapping[int, str]) -> None:
-    """Logs events; `names` are those of the guests, by CID."""
+    """Logs events; `names` has the names of guests by CID."""
     for event in events:
         level = _LEVELS.get(event.kind, logging.WARNING)
         if event.cid == CID_ANY:

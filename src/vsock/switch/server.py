@@ -1,7 +1,7 @@
 """Serves the control API on a Unix socket, with uvicorn.
 
-Who asks is known from the socket (`SO_PEERCRED`); who may ask is the socket's mode (0600, in a directory
-of mode 0700). What is overridden of uvicorn's insides is all here; pyproject.toml pins its minor version.
+`SO_PEERCRED` identifies the client's process. The socket's mode (0600, in a directory of mode 0700) decides
+who may connect. All code that overrides uvicorn's internals is here; pyproject.toml pins its minor version.
 """
 
 import asyncio

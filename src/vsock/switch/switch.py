@@ -4,7 +4,7 @@
         print(switch.socket_path("alpha"))  # for the VMM's command line
 
 `with` does the same in a program without asyncio: a thread then tends to events and control API.
-The daemon (`main`) is this class with signals. Bytes never pass through here: the data plane is a
+`vsock.switch.daemon` is this class with signals. Bytes never pass through here: the data plane is a
 native thread of its own.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from vsock import _native
 from vsock.address import CID_HOST
@@ -35,17 +35,20 @@ from vsock.control.model import (
     SwitchRecord,
     SwitchSpec,
     conflicts,
-    placed,
+    with_paths,
 )
 from vsock.control.policy import HOST_NAME, Verdict
-from vsock.control.schema import checked, kinds_of, read, read_changes, settings
-from vsock.errors import NoSuchGuest, TransportError, UsageError, no_guest
+from vsock.control.schema import checked, fields_of, read, read_changes, types_of
+from vsock.errors import NoSuchGuest, TransportError, UsageError, missing_extra, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch import listing
 from vsock.switch.attendant import Attendant, AttendantThread
 from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
 from vsock.switch.events import log_events
 from vsock.transports import SwitchTransport
+
+if TYPE_CHECKING:
+    from vsock.switch.server import ControlServer
 
 __all__ = ["Switch"]
 
@@ -59,7 +62,7 @@ class Switch:
     """The vsock device of many guests, and the way between them and host programs.
 
     Args:
-        guests: names and CIDs, or full specifications.
+        guests: CIDs by name, or specifications (`vsock.control.model.GuestSpec`).
         runtime_dir: where the sockets go; else the user's usual runtime directory.
         control: serve the control API too, so that the `vsock` command can talk to this switch.
         poll_us: how long at most, in microseconds, to look for packets before sleeping
@@ -87,7 +90,7 @@ class Switch:
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
         self._wanted = checked(SwitchSpec(directory.absolute(), poll_us, linger_timeout))
         self._files = RuntimeFiles(directory.absolute())
-        self._serves_control = control
+        self._server = self._make_server() if control else None
         # Replaced as a whole: other threads look at it while guests come and go.
         self._guests: dict[str, GuestSpec] = {}
         self._node: _native.Node | None = None
@@ -205,8 +208,8 @@ class Switch:
         Args:
             name: what it is called; unique in the switch.
             cid: its CID, 3 or more; unique in the switch.
-            fields: any other field of `GuestSpec`, which says what they mean: `groups`, `socket`, `hybrid`,
-                `memory_slots`, `host_aliases`. Lists may be of any kind, and paths relative or text.
+            fields: other fields of `GuestSpec`, such as `groups`, `socket` or `hybrid`. A relative path starts
+                at this process's working directory.
 
         Raises:
             UsageError: the name, the CID or a path cannot work.
@@ -216,10 +219,10 @@ class Switch:
 
     def add(self, guest: GuestSpec) -> GuestRecord:
         """Lets in the guest that a specification describes; as `add_guest`."""
-        guest = self._placed(guest)
+        guest = self._with_paths(guest)
         assert guest.socket
         with self._changing:
-            _refuse_conflicts(guest, self._guests.values())
+            _check_conflicts(guest, self._guests.values())
             clear_socket(guest.socket)
             if isinstance(guest.hybrid, Path):
                 clear_socket(guest.hybrid)
@@ -273,8 +276,8 @@ class Switch:
 
         Args:
             guest: its name or CID.
-            changes: fields of `GuestSpec` that its VMM has not been told: `cid`, `groups`, `hybrid` (who has
-                come by the old socket stays). None: as it is.
+            changes: fields of `GuestSpec` that can change at run time, such as `cid`, `groups` or `hybrid`.
+                None keeps a value. Connections over the old hybrid socket stay open.
 
         Raises:
             NoSuchGuest, UsageError, TransportError: as those two.
@@ -283,14 +286,14 @@ class Switch:
         return self._change(guest, lambda old: replace(old, **wanted))
 
     def change(self, guest: GuestSpec) -> GuestRecord:
-        """Makes the guest of that name what a specification says; as `change_guest`."""
+        """Changes the guest with this name to match a specification; as `change_guest`."""
         return self._change(guest.name, lambda _: guest)
 
     def _change(self, guest: str | int, become: Callable[[GuestSpec], GuestSpec]) -> GuestRecord:
         with self._changing:
             old = self._find(guest)
-            new = replace(self._placed(become(old)), socket=old.socket)
-            _refuse_conflicts(new, [spec for spec in self._guests.values() if spec is not old])
+            new = replace(self._with_paths(become(old)), socket=old.socket)
+            _check_conflicts(new, [spec for spec in self._guests.values() if spec is not old])
             node = self._running()
             if isinstance(new.hybrid, Path) and new.hybrid != old.hybrid:
                 clear_socket(new.hybrid)
@@ -335,15 +338,15 @@ class Switch:
             runtime_dir=str(self.runtime_dir),
             cid=node.cid,
             uptime=time.monotonic() - self._started,
-            guests=len(snapshot.guests),
-            listeners=len(snapshot.listeners),
-            flows=len(snapshot.flows),
-            counters=dict(snapshot.counters),
+            guests=len(snapshot["guests"]),
+            listeners=len(snapshot["listeners"]),
+            flows=len(snapshot["flows"]),
+            counters=snapshot["counters"],
         )
 
     def guests(self) -> list[GuestRecord]:
         """All guests, by CID."""
-        found = map(listing.guest, self._running().snapshot().guests)
+        found = map(listing.guest, self._running().snapshot()["guests"])
         return sorted(found, key=lambda guest: guest.cid)
 
     def guest(self, guest: str | int) -> GuestRecord:
@@ -356,17 +359,17 @@ class Switch:
 
     def listeners(self) -> list[ListenerRecord]:
         """All host programs that listen, by port."""
-        found = map(listing.listener, self._running().snapshot().listeners)
+        found = map(listing.listener, self._running().snapshot()["listeners"])
         return sorted(found, key=lambda listener: (listener.port, listener.cid))
 
     def datagrams(self) -> list[DatagramRecord]:
         """All datagram sockets of host programs, by port."""
-        found = map(listing.datagram, self._running().snapshot().datagrams)
+        found = map(listing.datagram, self._running().snapshot()["datagrams"])
         return sorted(found, key=lambda socket: (socket.port, socket.cid))
 
     def flows(self) -> list[FlowRecord]:
         """All connections, oldest first."""
-        found = map(listing.flow, self._running().snapshot().flows)
+        found = map(listing.flow, self._running().snapshot()["flows"])
         return sorted(found, key=lambda flow: flow.id)
 
     def explain(self, source: str | int, destination: str | int) -> Verdict:
@@ -384,9 +387,9 @@ class Switch:
 
     # Inside
 
-    def _placed(self, guest: GuestSpec) -> GuestSpec:
-        """The specification with the paths that this switch gives it, once it is right. Raises UsageError."""
-        guest = checked(placed(checked(guest), self._files))
+    def _with_paths(self, guest: GuestSpec) -> GuestSpec:
+        """Checks a specification, and fills in the paths of its sockets. Raises UsageError."""
+        guest = checked(with_paths(checked(guest), self._files))
         return replace(guest, socket=guest.socket or self._files.guest_socket(guest.name))
 
     def _cid_of(self, who: str | int) -> int:
@@ -403,16 +406,18 @@ class Switch:
             raise UsageError("the switch does not run")
         return self._node
 
-    def _make_attendant(self) -> Attendant:
-        server = None
-        if self._serves_control:
+    def _make_server(self) -> "ControlServer":
+        try:
             from vsock.switch.server import ControlServer
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, "the control API of a switch", "switch") from None
+        return ControlServer(self, self._files.control)
 
-            server = ControlServer(self, self._files.control)
-        return Attendant(self._running().event_fd(), self._log_events, server)
+    def _make_attendant(self) -> Attendant:
+        return Attendant(self._running().event_fd(), self._log_events, self._server)
 
     def _log_events(self) -> bool:
-        """Logs what has happened; whether anything has."""
+        """Logs the events since the last call; returns whether there were any."""
         node = self._node
         if node is None:  # stopped by hand inside `with`: its eventfd is gone or about to be
             return False
@@ -430,18 +435,18 @@ def _is_host(who: str | int) -> bool:
 def _log_change(old: GuestSpec, new: GuestSpec) -> None:
     if new.cid != old.cid:
         _log.info("guest renumbered: guest=%s cid=%d before=%d", new.name, new.cid, old.cid)
-    for name in settings(GuestSpec):
+    for name in fields_of(GuestSpec):
         if name != "cid" and (value := getattr(new, name)) != getattr(old, name):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             _log.info("guest changed: guest=%s cid=%d %s=%s", new.name, new.cid, name, text)
 
 
 def _absolute(fields: Mapping[str, object]) -> dict[str, object]:
-    """The same, with relative paths from this program's directory, which is the switch's own."""
-    known = settings(GuestSpec)
+    """Makes the paths among the values absolute."""
+    known = fields_of(GuestSpec)
     return {
         name: Path(value).absolute()
-        if name in known and Path in kinds_of(known[name].type) and isinstance(value, str | Path)
+        if name in known and Path in types_of(known[name].type) and isinstance(value, str | Path)
         else value
         for name, value in fields.items()
     }
@@ -466,7 +471,7 @@ def _remove_sockets(guest: GuestSpec) -> None:
             remove_socket(path)
 
 
-def _refuse_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:
+def _check_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:
     """Raises TransportError (EADDRINUSE) if `guest` claims what one of `others` has."""
     taken = conflicts(guest, others)
     # A guest of that name has the sockets of that name too: this alone says nothing new.

@@ -1,11 +1,14 @@
-"""Real Linux guests for tests: boot one against a switch and run commands in it.
+"""For tests: real Linux guests, and machines in memory.
+
+`MemoryTransport` is a network in this process, without a switch, for tests of programs that only use sockets. The guests are
+for everything else: boot one against a switch and run commands in it.
 
     with vsock.Switch({"alpha": 3}) as switch, testing.QemuGuest(switch, "alpha") as guest:
         print(guest.run("uname -r").stdout)
 
 In pytest, the plugin `vsock.testing.plugin` has this as fixtures. The guests are Debian kernels with
-busybox, Python and a small agent; `make guests` fetches them. `vsock.testing.aio` is the same for
-asyncio. Guests are for tests and trying out; nothing here is needed to run a switch.
+busybox, Python and a small agent; `make guests` makes them. `vsock.testing.aio` is the same for
+asyncio. Guests are for tests and experiments; a switch does not need this package.
 """
 
 from vsock.testing.agent import Result
@@ -19,6 +22,7 @@ from vsock.testing.errors import (
 )
 from vsock.testing.images import Image, find_image, find_images
 from vsock.testing.qmp import QmpError
+from vsock.transports.memory import MemoryTransport
 
 __all__ = [
     "CommandFailed",
@@ -29,6 +33,7 @@ __all__ = [
     "GuestUnavailable",
     "Image",
     "LinuxGuest",
+    "MemoryTransport",
     "QemuGuest",
     "QmpError",
     "Result",

@@ -1,6 +1,6 @@
-"""Command lines that boot our images under QEMU and User-Mode Linux; pure functions.
+"""Command lines that boot the guest images under QEMU and User-Mode Linux; pure functions.
 
-What concerns vsock in them comes from `vsock.vmm`, the same that `vsock qemu-args` prints.
+Their options for vsock come from `vsock.vmm`, as those that `vsock qemu-args` prints.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def qemu_command(
     event_queue: bool = False,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """QEMU with the image, our device, the agent's serial port and QMP, and nothing else."""
+    """QEMU with the image, the vsock device, the agent's serial port and QMP, and no other device."""
     device = ["-m", f"{memory_mib}M"]
     if vsock_socket is not None:
         device = qemu_args(vsock_socket, name, memory_mib=memory_mib, event_queue=event_queue)
@@ -54,7 +54,7 @@ def uml_command(
     work_dir: Path,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """User-Mode Linux with the image, our device and the agent's serial line."""
+    """User-Mode Linux with the image, the vsock device and the agent's serial line."""
     device = [f"mem={memory_mib}M"]
     if vsock_socket is not None:
         device = uml_args(vsock_socket, name, memory_mib=memory_mib)

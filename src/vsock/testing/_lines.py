@@ -1,8 +1,8 @@
-"""JSON messages, one a line, over a connected socket: for QMP and for our agent in the guest.
+"""JSON messages, one per line, over a connected socket: for QMP and for the agent in the guest.
 
-Lines that are no JSON objects are passed over: a serial port may carry noise of a booting kernel.
-With a window only so many bytes are on their way unacknowledged; the other side sends
-`{"ack": n}` as it reads them (see guests/agent.py for the reason).
+Lines that are no JSON objects are ignored: a serial port may carry output of a booting kernel. With a
+window, at most that many bytes are in flight unacknowledged; the other side sends `{"ack": n}` as it
+reads them (guests/agent.py has the reason).
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _LONGEST_LINE = 1 << 20
 
 
 class JsonLines:
-    """One connection; messages go to `on_message` as they come, from the event loop.
+    """One connection; the event loop calls `on_message` with each message.
 
     `on_end` is called once, when the other side has closed.
     """
@@ -50,7 +50,7 @@ class JsonLines:
         *,
         window: int | None = None,
     ) -> "JsonLines":
-        """Take over the connected socket `sock`."""
+        """Make a connection of the connected socket `sock`, and own it."""
         sock.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_LONGEST_LINE)
         return cls(reader, writer, on_message, on_end, window)
@@ -58,7 +58,7 @@ class JsonLines:
     async def send(self, message: Message) -> None:
         """Send one message; waits while the window is full."""
         data = json.dumps(message).encode() + b"\n"
-        async with self._turn:  # pieces of two messages must not mix
+        async with self._turn:  # pieces of two messages must not be mixed
             while data:
                 size = await self._piece(len(data))
                 self._writer.write(data[:size])
@@ -76,7 +76,7 @@ class JsonLines:
         return size
 
     def forget_unacknowledged(self) -> None:
-        """The other side has started anew and will not acknowledge what it was sent before."""
+        """Reset the window: the other side has restarted and will not acknowledge earlier bytes."""
         self._unacknowledged = 0
         self._room.set()
 
@@ -92,7 +92,7 @@ class JsonLines:
                 else:
                     self._on_message(message)
         except (OSError, ValueError):
-            pass  # reset, or a line without end: the connection is of no use any more
+            pass  # reset, or a line without end: the connection cannot be used any more
         finally:
             self._on_end()
 

@@ -1,19 +1,23 @@
-"""One event loop in a thread of its own, for the blocking twins of what is written for asyncio."""
+"""One event loop in a thread of its own, for the blocking versions of asyncio classes."""
 
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
 Calls = SimpleQueue[Callable[[], object] | None]
-"""What the loop's thread wants to have called in the thread that waits for it."""
+"""Functions that the loop's thread passes to the waiting thread, which calls them."""
 
 _CLEANING_SECONDS: Final = 5.0
-"""How long something that was cancelled may take to take down what it had made."""
+"""Seconds that a cancelled coroutine may take to clean up."""
+
+_SIGNAL_SECONDS: Final = 0.5
+"""How late a signal may be handled. One that comes after Python last checked for signals and before the thread
+sleeps does not wake it, so no wait may be without end."""
 
 
 class LoopThread:
@@ -25,11 +29,11 @@ class LoopThread:
         thread.start()
 
     def call(self, coroutine: Coroutine[Any, Any, T], calls: Calls | None = None) -> T:
-        """Run it and return its result.
+        """Run a coroutine and return its result.
 
-        If the caller is interrupted, it is cancelled, and what it had made is gone before the caller
-        goes on. What comes through `calls` meanwhile is called here: in the caller's thread, where a
-        fault of it, as of a `print` that nobody reads, is the caller's and ends the waiting too.
+        If the caller is interrupted, the coroutine is cancelled, and has cleaned up before the caller goes
+        on. Functions in `calls` are called here, in the caller's thread, where their errors, for instance
+        of a `print` to a closed pipe, are raised and end the wait.
         """
         calls = SimpleQueue() if calls is None else calls
         started: Future[asyncio.Task[T]] = Future()
@@ -47,7 +51,11 @@ class LoopThread:
         self._loop.call_soon_threadsafe(start)
         try:
             while not over.is_set():
-                if (wanted := calls.get()) is not None:
+                try:
+                    wanted = calls.get(timeout=_SIGNAL_SECONDS)
+                except Empty:
+                    continue
+                if wanted is not None:
                     wanted()
         except BaseException:
             self._loop.call_soon_threadsafe(lambda: started.result().cancel())
@@ -61,7 +69,7 @@ _making = threading.Lock()
 
 
 def loop_thread() -> LoopThread:
-    """The one of this program, whichever thread asks first."""
+    """The loop thread of this program; the first caller starts it."""
     with _making:
         if not _only:
             _only.append(LoopThread())

@@ -1,10 +1,10 @@
-"""Starts a VMM as a process of our own, reads its console, and makes sure that it ends with us.
+"""Starts a VMM as a child process, reads its console, and makes sure that it ends with this program.
 
-User-Mode Linux is several processes that outlive the first one's SIGKILL, so each VMM gets a process
-group of its own and the whole group is killed. If *we* are killed, nobody is left to do that; so a
-small shell, the watcher, waits on a pipe whose other end only we hold, and kills the group when the
-pipe ends, and removes the folder of its files. The VMM waits until it is watched: no moment is left
-in which our end would make it an orphan.
+User-Mode Linux is several processes that outlive SIGKILL of the first one. So each VMM gets a process
+group of its own, and the whole group is killed. For the case that this program itself is killed, a
+small shell, the watcher, reads a pipe whose other end only this program holds. When the pipe ends, the
+watcher kills the group and removes the folder of its files. The VMM starts only after the watcher, so
+that it is never without one.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class VmmProcess:
     ) -> "VmmProcess":
         """Start `command`; lines of its console go to `on_line`.
 
-        `work_dir` is a folder to be removed if we are killed; otherwise it is the caller's to remove.
+        The watcher removes the folder `work_dir` if this program is killed; otherwise the caller removes it.
         """
         process = await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", _HELD, "vmm", *command),
@@ -88,7 +88,7 @@ class VmmProcess:
         return "\n".join(list(self._tail)[-lines:])
 
     def console(self) -> list[str]:
-        """All lines of the console that are still kept."""
+        """All lines of the console that are kept."""
         return list(self._tail)
 
     async def wait(self) -> int:
@@ -96,14 +96,14 @@ class VmmProcess:
         return await self._process.wait()
 
     async def kill(self) -> None:
-        """Kill the VMM and all that belongs to it, and wait until it is gone; twice is harmless."""
-        # First the watcher: once the group is gone, its number may become somebody else's.
+        """Kill the VMM and its helpers, and wait until they have ended; twice is harmless."""
+        # First the watcher: after the group has ended, another group may get its number.
         if self._watcher.returncode is None:
             self._watcher.kill()
             self._watcher.wait()
             if self._watcher.stdin is not None:
                 self._watcher.stdin.close()
-            # The group outlives its first process if helpers are left, and keeps its number then.
+            # If helpers are left, the group outlives its first process and keeps its number.
             _kill_group(self.pid)
         await self._process.wait()
         await self.read_last_words()
@@ -111,7 +111,7 @@ class VmmProcess:
             self._reading.cancel()
 
     async def read_last_words(self) -> None:
-        """Wait for the end of the console of a VMM that ends or has ended; for a moment, as helpers may keep it open."""
+        """Wait briefly for the end of the console of a VMM that ends or has ended; helpers may keep it open."""
         if self._reading is not None:
             await asyncio.wait({self._reading}, timeout=2)
 

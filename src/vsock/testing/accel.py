@@ -1,7 +1,7 @@
-"""Which accelerator QEMU gets: KVM where a guest really boots under it, else emulation (TCG).
+"""The accelerator of QEMU: KVM if a guest really boots under it, else emulation (TCG).
 
-That /dev/kvm can be opened says little: in nested or sandboxed machines QEMU may fail an assertion
-or the guest may hang. So a guest is booted once, and the answer kept until the host reboots.
+A /dev/kvm that can be opened is not enough: in nested or sandboxed machines QEMU may fail an assertion
+or the guest may hang. So a guest is booted once, and the result is kept until the host reboots.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from vsock.testing.errors import GuestUnavailable
 Accelerator = Literal["kvm", "tcg"]
 
 ENVIRONMENT_VARIABLE = "VSOCK_TEST_ACCEL"
-"""Set to "kvm" or "tcg" to decide without a trial."""
+"""Environment variable: "kvm" or "tcg" decide without a trial."""
 
 KVM_DEVICE = Path("/dev/kvm")
 
 PROBE_SECONDS = 4.0
-"""A guest under KVM answers within a second or two; one that hangs costs this, once."""
+"""Timeout of the trial in seconds: a guest under KVM answers within a second or two."""
 
 
 _VERSION_SECONDS = 10.0
-"""A QEMU that does not say its version within this time is broken."""
+"""Seconds within which a QEMU must print its version."""
 
 
 async def choose_accelerator(
@@ -39,11 +39,11 @@ async def choose_accelerator(
 ) -> Accelerator:
     """The accelerator for this machine; `boots_under_kvm` tries a guest if nothing else decides.
 
-    Whoever boots guests at the same time, in this process or another, waits for one trial: several at once could
-    each take longer than a trial may.
+    Programs and threads that boot guests at the same time wait for one trial: several trials at once could
+    each exceed the timeout.
 
     Raises:
-        GuestUnavailable: there is no QEMU, or one that does not even say its version.
+        GuestUnavailable: there is no QEMU, or one that does not print its version.
     """
     if shutil.which(qemu) is None:
         raise GuestUnavailable(f"no {qemu} here: apt-get install qemu-system-x86")
@@ -94,19 +94,19 @@ def _cache_file() -> Path:
 
 
 def _answers(cache: Path, machine: str) -> dict[str, bool]:
-    """What is known of each QEMU on this machine since it was booted."""
+    """The results for each QEMU on this machine since the machine was booted."""
     try:
         known = json.loads(cache.read_text())
         if known["machine"] == machine:
             return {str(version): bool(works) for version, works in known["kvm"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no answer yet, or an unreadable one
+        pass  # no result yet, or an unreadable file
     return {}
 
 
 @contextlib.asynccontextmanager
 async def _alone(cache: Path) -> AsyncIterator[None]:
-    """Keeps all others out who would also make the trial; a folder that cannot be written keeps out nobody."""
+    """Lock out other trials; without effect if the folder is not writable."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         lock = cache.with_suffix(".lock").open("w")
@@ -125,4 +125,4 @@ def _keep(cache: Path, answer: dict[str, object]) -> None:
             json.dump(answer, partial)
         Path(partial.name).replace(cache)
     except OSError:
-        pass  # then the next run tries again
+        pass  # the next run tries again

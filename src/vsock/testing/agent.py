@@ -1,10 +1,10 @@
-"""The host's end of our agent in the guest: start commands there, feed them, hear how they end.
+"""The host's end of the agent in the guest: starts commands, writes their input, reads output and status.
 
-The messages are described in guests/agent.py. Nothing here goes over vsock.
+guests/agent.py describes the messages. They do not use vsock.
 """
 
 # ruff: noqa: ASYNC109 - each wait says in its signature how long it takes at most, and the
-# error tells what was waited for, which a bare asyncio.timeout round the call could not.
+# error names the event that was waited for, which an asyncio.timeout around the call could not.
 
 import asyncio
 import base64
@@ -84,7 +84,7 @@ class GuestProcess:
             await self._agent.request(self._number, do="input", data=encoded, eof=is_end)
 
     async def send_signal(self, number: int) -> None:
-        """Send it a signal; nothing happens if it has ended."""
+        """Send it a signal; without effect if it has ended."""
         await self._agent.request(self._number, do="signal", signal=number)
 
     async def kill(self, timeout: float = 10) -> Result:
@@ -136,7 +136,7 @@ class GuestProcess:
         return f"{self._command!r} {state}, it said: {said!r}"
 
     def take(self, message: Message) -> None:
-        """Take one message from the agent."""
+        """Handle one message of the agent."""
         if "out" in message:
             self._output += base64.b64decode(message["out"])
         elif "err" in message:
@@ -150,7 +150,7 @@ class GuestProcess:
         self._changed.set()
 
     def fail(self, fault: GuestError) -> None:
-        """The guest is gone: end all waiting with this fault."""
+        """End all waits with this error, because the guest is gone."""
         self._fault = fault
         self._changed.set()
 
@@ -159,7 +159,7 @@ class Agent:
     """The connection to the agent of one guest, across its reboots.
 
     Args:
-        tail: gives the last lines of the guest's console, for messages.
+        tail: returns the last lines of the guest's console, for messages.
     """
 
     def __init__(self, tail: Callable[[], str]) -> None:
@@ -172,11 +172,11 @@ class Agent:
         self._is_gone = False
 
     async def open(self, sock: socket.socket) -> None:
-        """Take over the host's end of the guest's serial port."""
+        """Open the host's end of the guest's serial port, and own it."""
         self._lines = await JsonLines.over(sock, self._on_message, self._on_end, window=_WINDOW)
 
     async def wait_hello(self, timeout: float, *, after: str | None = None) -> dict[str, Any]:
-        """Wait until an agent has said hello from another boot than `after`.
+        """Wait for the hello of an agent from another boot than `after`.
 
         Raises:
             GuestTimeout: none did in time.
@@ -228,7 +228,7 @@ class Agent:
             ) from None
 
     async def close(self) -> None:
-        """End the connection; whatever still waits fails."""
+        """End the connection; pending waits fail."""
         if self._lines is not None:
             await self._lines.close()
 

@@ -1,17 +1,17 @@
-"""Linux guests for asyncio programs and tests: boot one, run commands in it, be rid of it.
+"""Linux guests for asyncio programs and tests: boot one, run commands in it, end it.
 
     async with vsock.Switch({"alpha": 3}) as switch:
         async with aio.QemuGuest(switch, "alpha", kernel="6.12") as guest:
             print((await guest.run("uname -r")).stdout)
 
 Commands go over a serial port, never over vsock, so vsock in the guest can be tested in any state.
-Every wait has a deadline, and its error ends with the last lines of the guest's console. However a
-guest's block is left, its processes and files are gone afterwards. `vsock.testing` has the same for
+Every wait has a deadline, and its error ends with the last lines of the guest's console. After the
+guest's block, however it ends, its processes and files are gone. `vsock.testing` has the same for
 programs without asyncio.
 """
 
 # ruff: noqa: ASYNC109 - each wait says in its signature how long it takes at most, and the
-# error tells what was waited for, which a bare asyncio.timeout round the call could not.
+# error names the event that was waited for, which an asyncio.timeout around the call could not.
 
 import asyncio
 import contextlib
@@ -40,23 +40,23 @@ Progress = Callable[[str], None]
 
 
 class HasGuestSockets(Protocol):
-    """A switch, as far as booting a guest is concerned."""
+    """The part of a switch that booting a guest needs."""
 
     def socket_path(self, name: str) -> Path:
         """The vhost-user socket of guest `name`."""
 
 
 class LinuxGuest(ABC):
-    """A Linux guest that is booted by `async with` (or `start`) and gone after it (or `kill`).
+    """A Linux guest that `async with` (or `start`) boots, and whose end is the end of the block (or `kill`).
 
     Args:
         switch: the switch that has an entry for this guest; or the path of a vhost-user socket; or None
             for a guest without vsock.
         name: the guest's name in the switch.
-        kernel: which of the images to boot; None for the first.
+        kernel: the image to boot; None for the first.
         memory_mib: guest memory.
         boot_timeout: seconds until the agent in the guest must answer.
-        progress: called with a few words at each step of the boot.
+        progress: called with a short text at each step of the boot.
         extra: more arguments for the VMM.
     """
 
@@ -94,7 +94,7 @@ class LinuxGuest(ABC):
 
         Raises:
             GuestUnavailable: an image or the VMM is missing.
-            GuestTimeout, GuestGone: the guest did not come up.
+            GuestTimeout, GuestGone: the guest did not boot.
         """
         if self._process is not None:
             raise GuestError("this guest was started before; make another one")
@@ -190,7 +190,7 @@ class LinuxGuest(ABC):
     async def python(
         self, source: str, *arguments: str, timeout: float = 30, check: bool = True
     ) -> Result:
-        """Run Python code in the guest, in a fork of the agent, which saves the interpreter's start.
+        """Run Python code in the guest, in a fork of the agent, which avoids starting an interpreter.
 
         `arguments` become its sys.argv[1:]. Otherwise as `run`.
         """
@@ -208,14 +208,14 @@ class LinuxGuest(ABC):
     async def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = 30) -> Any:
         """Run a Python function in the guest and return what it returns.
 
-        The function must stand on its own, with its imports inside; arguments and result must be
+        The function must be self-contained, with its imports inside; arguments and result must be
         JSON. Raises as `run`.
         """
         result = await self.python(program(function, *arguments), timeout=timeout)
         return result_of(result.stdout)
 
     async def spawn_call(self, function: Callable[..., Any], *arguments: Any) -> GuestProcess:
-        """Start a Python function in the guest; `GuestProcess.result` waits for what it returns."""
+        """Start a Python function in the guest; `GuestProcess.result` waits for its result."""
         return await self.spawn_python(program(function, *arguments))
 
     async def _finished(
@@ -238,7 +238,7 @@ class LinuxGuest(ABC):
         return self._running().pid
 
     def console_tail(self, lines: int = 25) -> str:
-        """The last lines of the guest's console, headed by what they are."""
+        """The last lines of the guest's console, with a heading."""
         shown = "" if self._process is None else self._process.tail(lines)
         return f"--- console of {self.name} ---\n{shown}\n---"
 
@@ -250,14 +250,14 @@ class LinuxGuest(ABC):
 
     @abstractmethod
     async def _prepare(self, image: Image) -> None:
-        """Find out what the VMM needs to be told; what that takes is not the guest's time to boot."""
+        """Find out the options of the VMM; its duration does not count as the guest's time to boot."""
 
     @abstractmethod
     async def _launch(self, image: Image) -> None:
         """Start the VMM and open the channels to it."""
 
     def _environment(self) -> dict[str, str]:
-        """What the VMM's environment has more than ours."""
+        """Variables of the VMM's environment, besides those of this process."""
         return {}
 
     async def _close_channels(self) -> None:
@@ -291,12 +291,12 @@ class LinuxGuest(ABC):
 
 
 class QemuGuest(LinuxGuest):
-    """A guest under QEMU, with KVM where that works and emulation (TCG) otherwise.
+    """A guest under QEMU, with KVM if that works, and emulation (TCG) otherwise.
 
     Args:
         accelerator: "kvm" or "tcg"; None to find out.
         qemu: the program: a name in PATH or a path.
-        event_queue: attach with QEMU's generic device, which hands over the event queue (QEMU 11.1).
+        event_queue: attach with QEMU's generic device, which gives the event queue to the switch (QEMU 11.1).
 
     The other arguments are those of `LinuxGuest`.
     """
@@ -377,7 +377,7 @@ class UmlGuest(LinuxGuest):
     vmm = "uml"
 
     def _environment(self) -> dict[str, str]:
-        """Where it keeps the guest's memory: /dev/shm, unless that is too small, as in many containers."""
+        """The folder of the guest's memory: /dev/shm, unless that is too small, as in many containers."""
         try:
             there = os.statvfs("/dev/shm")
         except OSError:
@@ -386,7 +386,7 @@ class UmlGuest(LinuxGuest):
         return {"TMPDIR": "/dev/shm"} if has_room else {}
 
     async def _prepare(self, image: Image) -> None:
-        """Nothing: it is an ordinary process, the same everywhere."""
+        """Nothing to find out: it is an ordinary process, the same on every machine."""
 
     async def _launch(self, image: Image) -> None:
         self._work_dir = Path(tempfile.mkdtemp(prefix="vsock-uml-"))
@@ -411,7 +411,7 @@ def boot(
     vmm: Vmm = "qemu",
     **options: Any,
 ) -> QemuGuest | UmlGuest:
-    """A guest of the kind that `vmm` names, to be booted by `async with`; options as `LinuxGuest`."""
+    """A guest of the kind `vmm`, to be booted by `async with`; options as in `LinuxGuest`."""
     return (
         QemuGuest(switch, name, **options) if vmm == "qemu" else UmlGuest(switch, name, **options)
     )

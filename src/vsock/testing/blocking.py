@@ -1,6 +1,6 @@
 """Linux guests for programs and tests without asyncio: the classes of `aio` with calls that block.
 
-Only the waiting is here; what a guest is and how it is booted stands in `aio`.
+This module only waits; `aio` has the guests and their booting.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class GuestProcess:
         loop_thread().call(self._process.write(data, eof=eof))
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal; nothing happens if it has ended."""
+        """Send it a signal; without effect if it has ended."""
         loop_thread().call(self._process.send_signal(number))
 
     def kill(self, timeout: float = 10) -> Result:
@@ -55,7 +55,7 @@ class GuestProcess:
 
 
 class LinuxGuest(Generic[_Twin]):
-    """A Linux guest that is booted by `with`; arguments and errors as `vsock.testing.aio.LinuxGuest`."""
+    """A Linux guest that `with` boots; arguments and errors as `vsock.testing.aio.LinuxGuest`."""
 
     _twin_class: ClassVar[type[aio.LinuxGuest]]
 
@@ -102,7 +102,7 @@ class LinuxGuest(Generic[_Twin]):
         return GuestProcess(loop_thread().call(self._twin.spawn_python(source, *arguments)))
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = 30) -> Any:
-        """Run a Python function that stands on its own in the guest; return what it returns."""
+        """Run a self-contained Python function in the guest; return its result."""
         return loop_thread().call(self._twin.call(function, *arguments, timeout=timeout))
 
     def spawn_call(self, function: Callable[..., Any], *arguments: Any) -> GuestProcess:
@@ -116,12 +116,12 @@ class LinuxGuest(Generic[_Twin]):
 
     @property
     def vmm(self) -> Vmm:
-        """What runs it: "qemu" or "uml"."""
+        """Its VMM: "qemu" or "uml"."""
         return self._twin.vmm
 
     @property
     def kernel_release(self) -> str:
-        """What `uname -r` says in the guest."""
+        """The output of `uname -r` in the guest."""
         return self._twin.kernel_release
 
     @property
@@ -180,7 +180,7 @@ class UmlGuest(LinuxGuest[aio.UmlGuest]):
 
 
 def boot(switch: Any, name: str, *, vmm: Vmm = "qemu", **options: Any) -> QemuGuest | UmlGuest:
-    """A guest of the kind that `vmm` names, to be booted by `with`; options as `aio.LinuxGuest`."""
+    """A guest of the kind `vmm`, to be booted by `with`; options as in `aio.LinuxGuest`."""
     return (
         QemuGuest(switch, name, **options) if vmm == "qemu" else UmlGuest(switch, name, **options)
     )
@@ -189,11 +189,11 @@ def boot(switch: Any, name: str, *, vmm: Vmm = "qemu", **options: Any) -> QemuGu
 def start_all(
     guests: Sequence[LinuxGuest[Any]], calls: Calls | None = None
 ) -> list[BaseException | None]:
-    """Boot guests at the same time; returns for each what kept it from coming up, or None.
+    """Boot guests at the same time; returns for each the error that prevented its boot, or None.
 
     Args:
         guests: not started yet. If the caller is interrupted, all of them are ended.
-        calls: what their `progress` puts there is called in the caller's thread, which can print.
+        calls: functions that their `progress` puts there are called in the caller's thread, which can print.
     """
 
     async def start() -> list[BaseException | None]:

@@ -1,4 +1,4 @@
-"""What can go wrong with a Linux guest; each message ends with the last lines of its console."""
+"""Errors of Linux guests; each message ends with the last lines of the guest's console."""
 
 # ruff: noqa: N818 - the names say what happened, as those in vsock.errors do
 
@@ -6,7 +6,7 @@ from vsock.errors import VsockError
 
 
 class GuestError(VsockError):
-    """A Linux guest did not do what was asked of it."""
+    """The base class: a Linux guest failed."""
 
 
 class GuestUnavailable(GuestError):
@@ -14,12 +14,12 @@ class GuestUnavailable(GuestError):
 
 
 class GuestTimeout(GuestError, TimeoutError):
-    """The guest did not get somewhere in time."""
+    """The guest did not reach a state in time."""
 
 
 class GuestGone(GuestError):
-    """The guest ended or rebooted while something was waited for."""
+    """The guest ended or rebooted during a wait."""
 
 
 class CommandFailed(GuestError):
-    """A command in the guest ended with a status other than 0; what it said is in the message."""
+    """A command in the guest ended with a status other than 0; the message has its output."""

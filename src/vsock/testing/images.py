@@ -1,4 +1,4 @@
-"""Finds the guest images that `guests/fetch` has made. Making them is not done here."""
+"""Finds the guest images that `guests/fetch` has made."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from vsock.testing.errors import GuestUnavailable
 Vmm = Literal["qemu", "uml"]
 
 ENVIRONMENT_VARIABLE = "VSOCK_GUEST_IMAGES"
-"""Names the folder with the images; otherwise build/guests above this file or the current folder."""
+"""Environment variable: the folder with the images; by default build/guests above this file or the current folder."""
 
 _HOW = f"run `make guests` in the source tree, or set {ENVIRONMENT_VARIABLE}"
 
@@ -34,7 +34,7 @@ def find_image(vmm: Vmm, kernel: str | None = None) -> Image:
     Args:
         vmm: "qemu" or "uml".
         kernel: "6.1", "6.12" or "new" for QEMU; "new" for User-Mode Linux; None for the first. "new" is the newest
-            that Debian has, in whatever suite.
+            in any suite of Debian.
 
     Raises:
         GuestUnavailable: there is none; the message says how to get it.
@@ -50,7 +50,7 @@ def find_image(vmm: Vmm, kernel: str | None = None) -> Image:
 
 
 def find_newer_qemu() -> Path:
-    """The newest QEMU that Debian has, which runs without being installed.
+    """The newest QEMU of Debian, which runs without installation.
 
     Raises:
         GuestUnavailable: there is none; the message says how to get it.
@@ -77,13 +77,13 @@ def find_programs() -> Path:
 
 
 def find_images() -> list[Image]:
-    """All images that are there; empty if none."""
+    """All existing images; empty if there are none."""
     for folder in _folders():
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             return [_image(name, entry, folder) for name, entry in manifest["images"].items()]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # not there, or left by an interrupted build
+            continue  # missing, or left by an interrupted build
     return []
 
 

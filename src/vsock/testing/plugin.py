@@ -1,17 +1,17 @@
 """Pytest fixtures with real Linux guests.
 
-A user's conftest.py says
+In a user's conftest.py:
 
     pytest_plugins = ["vsock.testing.plugin"]
 
-and a test then
+and in a test:
 
     def test_kernel(linux_guest):
         assert linux_guest.run("uname -s").stdout.strip() == "Linux"
 
-Guests are booted once per session and shared. A test that spoils one (a guest that ends, or whose
-agent does not answer) costs the next one a boot. Without images or VMM tests are skipped with the
-reason, or fail if VSOCK_REQUIRE_GUESTS is set, as it should be where tests must not vanish silently.
+Guests are booted once per session and shared. After a test that breaks one (the guest ends, or its
+agent does not answer), the next test boots it again. Without images or VMM, tests are skipped with the
+reason, or fail if VSOCK_REQUIRE_GUESTS is set, for instance in CI.
 """
 
 import os
@@ -31,24 +31,24 @@ from vsock.testing.images import find_newer_qemu
 REQUIRED_VARIABLE = "VSOCK_REQUIRE_GUESTS"
 
 KINDS = ("qemu-6.1", "qemu-6.12", "uml")
-"""What can be asked for: VMM and kernel. Each has its own name and CID in the switch."""
+"""Kinds of guests: VMM and kernel. Each has its own name and CID in the switch."""
 
 NEWER_KINDS = ("qemu-new", "qemu-events", "uml-new")
-"""With the newest kernels and the newest QEMU that Debian has, in whatever suite. "qemu-events" is kernel 6.12 with the
-generic device of that QEMU, which hands over the event queue."""
+"""Kinds with the newest kernels and the newest QEMU of any suite of Debian. "qemu-events" is kernel 6.12 with the
+generic device of that QEMU, which gives the event queue to the switch."""
 
 FIRST_CID = 3
 
 
 class SharedGuests:
-    """The guests of a test session, booted when first asked for."""
+    """The guests of a test session, each booted at its first use."""
 
     def __init__(self, switch: object) -> None:
         self._switch = switch
         self._running: dict[str, QemuGuest | UmlGuest] = {}
 
     def get(self, kind: str) -> QemuGuest | UmlGuest:
-        """The guest of this kind, booted now if there is none that answers.
+        """The guest of this kind; boots it if none answers.
 
         Raises:
             GuestUnavailable: this machine cannot boot it.
@@ -82,7 +82,7 @@ class SharedGuests:
 
 @pytest.fixture(scope="session")
 def vsock_runtime_dir() -> Iterator[Path]:
-    """A runtime directory of the session's own; short, as paths of Unix sockets must be."""
+    """The runtime directory of the session; its path is short, because paths of Unix sockets are limited."""
     directory = Path(tempfile.mkdtemp(prefix="vsock-test-"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
@@ -90,7 +90,7 @@ def vsock_runtime_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def vsock_switch(vsock_runtime_dir: Path) -> Iterator[Switch]:
-    """A switch with an entry for each kind of guest; they may all talk to each other."""
+    """A switch with an entry for each kind of guest; all may connect to each other."""
     with Switch(runtime_dir=vsock_runtime_dir) as switch:
         for number, kind in enumerate(KINDS + NEWER_KINDS):
             switch.add_guest(kind, FIRST_CID + number, groups=["tests"])
@@ -115,7 +115,7 @@ def linux_guest(request: pytest.FixtureRequest, linux_guests: SharedGuests) -> Q
 
 
 def guest_or_skip(guests: SharedGuests, kind: str) -> QemuGuest | UmlGuest:
-    """The guest of this kind; skips the test with the reason if it cannot be had here."""
+    """The guest of this kind; skips the test with the reason if it cannot be booted here."""
     try:
         return guests.get(kind)
     except GuestUnavailable as missing:

@@ -1,11 +1,11 @@
 """A small client of QMP, QEMU's machine protocol: commands and their answers.
 
-Fifty lines here instead of the package qemu.qmp because the JSON-lines channel is needed for our
-agent anyway, and nobody should have to install more to boot a test guest.
+Fifty lines here replace the package qemu.qmp: the JSON-lines channel is needed for the agent anyway,
+and booting a test guest should need no further package.
 """
 
 # ruff: noqa: ASYNC109 - each wait says in its signature how long it takes at most, and the
-# error tells what was waited for, which a bare asyncio.timeout round the call could not.
+# error names the event that was waited for, which an asyncio.timeout around the call could not.
 
 import asyncio
 import socket
@@ -34,7 +34,7 @@ class Qmp:
         self._is_gone = False
 
     async def open(self, sock: socket.socket) -> None:
-        """Greet the QEMU at the other end of `sock`, which is taken over."""
+        """Greet the QEMU at the other end of `sock`, and own `sock`."""
         self._lines = await JsonLines.over(sock, self._on_message, self._on_end)
         await self._greeted.wait()
         await self.execute("qmp_capabilities")
@@ -59,12 +59,12 @@ class Qmp:
             async with asyncio.timeout(timeout):
                 await self._lines.send(request)
                 return await answer
-        except ConnectionError:  # it ended while we wrote
+        except ConnectionError:  # QEMU ended during the write
             raise GuestGone("QEMU has ended") from None
         finally:
             self._answers.pop(request["id"], None)
             if answer.done() and not answer.cancelled():
-                answer.exception()  # looked at, also where sending was what failed
+                answer.exception()  # retrieve the exception, also if sending failed
 
     async def close(self) -> None:
         """End the connection."""
@@ -83,7 +83,7 @@ class Qmp:
 
     def _on_end(self) -> None:
         self._is_gone = True
-        self._greeted.set()  # `open` then fails at its first command, at once
+        self._greeted.set()  # the first command in `open` then fails at once
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(GuestGone("QEMU has ended"))

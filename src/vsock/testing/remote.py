@@ -1,8 +1,8 @@
 """Turns a Python function into a program for a guest, and its output back into a result.
 
-The function travels as its source text, so it must stand on its own: it imports what it needs inside
-and uses nothing else of its module. Arguments and result go as JSON. What it prints before its result
-can be read while it runs, for instance "listening".
+The function is sent as source text, so it must be self-contained: its imports are inside it, and it uses
+nothing else of its module. Arguments and result are JSON. Output before the result, for instance
+"listening", can be read while it runs.
 """
 
 import inspect
@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 RESULT_MARK = "\x1eresult "
-"""Begins the line that carries the result."""
+"""The beginning of the line with the result."""
 
 
 def program(function: Callable[..., Any], *arguments: Any, context: type | None = None) -> str:
     """The source of a program that calls `function` with `arguments` and prints the result.
 
-    With `context`, a class that stands on its own too, the function gets an instance of it before the
-    arguments.
+    With `context`, a self-contained class too, the function gets an instance of it before the arguments.
     """
     parts = ["from __future__ import annotations", "import json as _json"]
     if context is not None:

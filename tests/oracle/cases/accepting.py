@@ -1,4 +1,4 @@
-"""accept(): when it waits, what it gives, and what a new connection inherits (section 4)."""
+"""accept(): when it waits, what it returns, and what a new connection inherits (section 4)."""
 
 import fcntl
 import os
@@ -35,7 +35,7 @@ def not_listening(env: Env) -> Steps:
 
 @family("4", KINDS)
 def nothing_there(env: Env, kind: int) -> Steps:
-    """A non-blocking accept() is EAGAIN while nobody has come."""
+    """A non-blocking accept() is EAGAIN while no connection waits."""
     listener = env.listener(kind)
     listener.setblocking(False)
     yield do(listener.accept), "EAGAIN"
@@ -47,7 +47,7 @@ def nothing_there(env: Env, kind: int) -> Steps:
 
 @case("4")
 def receive_timeout(env: Env) -> Steps:
-    """SO_RCVTIMEO bounds the wait, and it ends as EAGAIN."""
+    """SO_RCVTIMEO limits the wait, which ends with EAGAIN."""
     listener = env.listener()
     yield env.set_time(listener, SOL, socket.SO_RCVTIMEO, 0.05), OK
     begun = time.monotonic()
@@ -57,7 +57,7 @@ def receive_timeout(env: Env) -> Steps:
 
 @case("4")
 def python_timeout(env: Env) -> Steps:
-    """settimeout() bounds the wait too."""
+    """settimeout() limits the wait too."""
     listener = env.listener()
     listener.settimeout(0.05)
     yield do(listener.accept), "TimeoutError"
@@ -74,7 +74,7 @@ def waits(env: Env) -> Steps:
 
 @case("4")
 def in_order(env: Env) -> Steps:
-    """Who came first is accepted first."""
+    """Connections are accepted in the order in which they arrived."""
     listener = env.listener()
     clients = [env.connected_to(listener) for _ in range(4)]
     for client in clients:
@@ -94,7 +94,7 @@ def addresses(env: Env, cid: int) -> Steps:
 
 @family("4", KINDS)
 def connected_before_accept(env: Env, kind: int) -> Steps:
-    """A client can send before it was accepted."""
+    """A client can send before it is accepted."""
     listener = env.listener(kind)
     client = env.connected_to(listener, kind)
     yield do(client.send, b"early"), 5
@@ -129,7 +129,7 @@ def closed_before_accept_without_data(env: Env) -> Steps:
 
 @case("4")
 def listener_closed(env: Env) -> Steps:
-    """Closing a listener ends the connections that nobody has accepted."""
+    """Closing a listener ends the connections that were not accepted."""
     listener = env.listener()
     clients = [env.connected_to(listener) for _ in range(2)]
     listener.close()
@@ -141,7 +141,7 @@ def listener_closed(env: Env) -> Steps:
 
 @case("4")
 def listener_closed_after_accept(env: Env) -> Steps:
-    """What was accepted lives on."""
+    """Accepted connections go on."""
     listener = env.listener()
     client = env.connected_to(listener)
     server = env.accept(listener)
@@ -180,7 +180,7 @@ def inherits_no_times(env: Env) -> Steps:
 
 @case("4")
 def inherits_sizes(env: Env) -> Steps:
-    """Buffer sizes are those of the listener when the connection came."""
+    """Buffer sizes are those of the listener when the connection arrived."""
     listener = env.listener()
     env.set_size(listener, BUFFER_MIN_SIZE, 500)
     env.set_size(listener, BUFFER_MAX_SIZE, 90_000)
@@ -195,7 +195,7 @@ def inherits_sizes(env: Env) -> Steps:
 
 @case("4")
 def inherits_connect_timeout(env: Env) -> Steps:
-    """The connect timeout is inherited, as it was when the connection came."""
+    """The connect timeout is inherited with its value when the connection arrived."""
     listener = env.listener()
     env.set_time(listener, AF_VSOCK, CONNECT_TIMEOUT, 7)
     env.connected_to(listener)
@@ -205,7 +205,7 @@ def inherits_connect_timeout(env: Env) -> Steps:
 
 @case("4", api="accept4 is below Python's sockets")
 def accept4_flags(env: Env) -> Steps:
-    """accept4() sets what it is told on the new descriptor."""
+    """accept4() sets the given flags on the new descriptor."""
     listener = env.listener()
     for flags in (0, socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC):
         env.connected_to(listener)
@@ -235,7 +235,7 @@ def accepted_is_no_listener(env: Env) -> Steps:
 
 @case("4")
 def many_connections(env: Env) -> Steps:
-    """Connections of one listener do not mix."""
+    """Data of several connections of one listener does not mix."""
     listener = env.listener(STREAM, 40)
     clients = [env.connected_to(listener) for _ in range(30)]
     for number, client in enumerate(clients):
@@ -249,7 +249,7 @@ def many_connections(env: Env) -> Steps:
 
 @case("4")
 def signal_while_waiting(env: Env) -> Steps:
-    """With SO_RCVTIMEO a signal ends the wait as EINTR."""
+    """With SO_RCVTIMEO a signal ends the wait with EINTR."""
     listener = env.listener()
     env.set_time(listener, SOL, socket.SO_RCVTIMEO, 5)
     yield env.interrupted(lambda: env.libc.name_of("accept", listener, 16)), "EINTR"

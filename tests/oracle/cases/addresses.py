@@ -1,4 +1,4 @@
-"""struct sockaddr_vm: what is checked, what comes back, and local CIDs (section 1)."""
+"""struct sockaddr_vm: which fields are checked and returned; and local CIDs (section 1)."""
 
 import fcntl
 
@@ -30,7 +30,7 @@ BAD = {
 
 @family("1.1", BAD)
 def bind_bad_address(env: Env, *address: bytes) -> Steps:
-    """bind() with an address that is none is EINVAL, and the socket stays unbound."""
+    """bind() with an invalid address is EINVAL, and the socket stays unbound."""
     sock = env.socket()
     yield do(env.libc.bind, sock, address[0]), "EINVAL"
     yield do(sock.getsockname), (ANY, ANY)
@@ -38,7 +38,7 @@ def bind_bad_address(env: Env, *address: bytes) -> Steps:
 
 @family("1.1", BAD)
 def connect_bad_address(env: Env, *address: bytes) -> Steps:
-    """connect() to an address that is none is EINVAL, and does not bind the socket."""
+    """connect() to an invalid address is EINVAL, and does not bind the socket."""
     sock = env.socket()
     yield do(env.libc.connect, sock, address[0]), "EINVAL"
     yield do(sock.getsockname), (ANY, ANY)
@@ -46,7 +46,7 @@ def connect_bad_address(env: Env, *address: bytes) -> Steps:
 
 @case("1.1")
 def longer_address(env: Env) -> Steps:
-    """What is behind the 16 bytes of an address does not matter."""
+    """Bytes after the first 16 of an address do not matter."""
     sock, port = env.socket(), env.port()
     yield do(env.libc.bind, sock, sockaddr(LOCAL, port) + b"\xff" * 16), OK
     yield do(sock.getsockname), (LOCAL, port)
@@ -57,7 +57,7 @@ LENGTHS = {"128": 128, "129": 129, "2^31 - 1": 2**31 - 1, "-1": -1, "-2^31": -(2
 
 @family("1.1", LENGTHS, api="a Python address has no length")
 def longest_address(env: Env, length: int) -> Steps:
-    """No system call takes more than 128 bytes for an address, or less than none, whatever the socket is."""
+    """An address length above 128 or below 0 is EINVAL in every system call and state."""
     sock, connected = env.socket(), env.pair()[0]
     yield (
         do(env.libc.bind_length, sock, sockaddr(LOCAL, env.port()), length),
@@ -70,7 +70,7 @@ def longest_address(env: Env, length: int) -> Steps:
 
 @case("1.1", api="a Python address has no length")
 def address_of_no_length(env: Env) -> Steps:
-    """An address of no bytes is none to sendto(), and not enough to connect()."""
+    """An address of length 0 is no address for sendto(), and too short for connect()."""
     client, server = env.pair()
     yield do(env.libc.send_to, client, b"x", sockaddr(LOCAL, 1), 0), 1
     yield do(server.recv, 10), b"x"
@@ -86,7 +86,7 @@ def address_of_no_length(env: Env) -> Steps:
     },
 )
 def field_not_kept(env: Env, field: dict[str, int]) -> Steps:
-    """Fields that bind() accepts and drops."""
+    """Fields that bind() accepts and does not keep."""
     sock, port = env.socket(), env.port()
     yield do(env.libc.bind, sock, sockaddr(LOCAL, port, **field)), OK  # type: ignore[arg-type]
     yield env.libc.name_of("getsockname", sock, 16), (sockaddr(LOCAL, port), 16)
@@ -94,7 +94,7 @@ def field_not_kept(env: Env, field: dict[str, int]) -> Steps:
 
 @family("1.1", {"nothing": 0, "4 bytes": 4, "15 bytes": 15, "16 bytes": 16, "40 bytes": 40})
 def getsockname_room(env: Env, room: int) -> Steps:
-    """getsockname() writes as much as there is room for, and always says 16."""
+    """getsockname() writes as much as fits, and always returns the length 16."""
     sock = env.bound()
     whole = sockaddr(*sock.getsockname())
     expected = (whole + b"\xee" * 64)[:room] if room >= 16 else whole[:room]
@@ -109,7 +109,7 @@ def getsockname_negative_room(env: Env) -> Steps:
 
 @case("1.1")
 def getpeername_room(env: Env) -> Steps:
-    """getpeername() is as getsockname()."""
+    """getpeername() does the same as getsockname()."""
     client, _ = env.pair()
     whole = sockaddr(*client.getpeername())
     yield env.libc.name_of("getpeername", client, 7), (whole[:7], 16)
@@ -118,7 +118,7 @@ def getpeername_room(env: Env) -> Steps:
 
 @case("1.1")
 def accept_room(env: Env) -> Steps:
-    """accept() is as getsockname()."""
+    """accept() does the same as getsockname()."""
     listener = env.listener()
     clients = [env.connected_to(listener) for _ in range(2)]
     wholes = [sockaddr(LOCAL, client.getsockname()[1]) for client in clients]
@@ -128,7 +128,7 @@ def accept_room(env: Env) -> Steps:
 
 @case("1.1")
 def connect_with_flag_to_host(env: Env) -> Steps:
-    """The flag is kept in the peer's address; local communication does not care for it."""
+    """The flag is kept in the peer's address and has no effect on local communication."""
     listener = env.listener()
     address = sockaddr(*env.at(listener), flags=TO_HOST)
     sock = env.socket()
@@ -138,7 +138,7 @@ def connect_with_flag_to_host(env: Env) -> Steps:
 
 @case("1.3")
 def flag_to_host_without_a_way_to_the_host(env: Env) -> Steps:
-    """The flag means the guest's transport to its host, which a host does not have."""
+    """The flag selects the guest's transport to its host, which a host does not have."""
     sock = env.socket()
     yield do(env.libc.connect, sock, sockaddr(*env.SILENT, flags=TO_HOST)), "ENODEV"
 
@@ -160,7 +160,7 @@ def local_cid_of_a_socket(env: Env) -> Steps:
 
 @case("1.4")
 def both_ends_are_cid_1(env: Env) -> Steps:
-    """Local communication comes from CID 1, also if it was addressed to the own CID."""
+    """The source of local communication is CID 1, also if the destination was the machine's own CID."""
     listener = env.listener()
     for cid in (LOCAL, OWN):
         client = env.socket()
@@ -176,7 +176,7 @@ def both_ends_are_cid_1(env: Env) -> Steps:
 
 @family("1.4", {"local": LOCAL, "own": OWN})
 def client_bound_to_own_cid(env: Env, cid: int) -> Steps:
-    """A client bound to CID 2 waits in vain: what answers its request calls it CID 1."""
+    """The connect of a client bound to CID 2 times out: the answer goes to CID 1."""
     listener = env.listener()
     client = env.bound(cid=OWN)
     port = client.getsockname()[1]
@@ -187,7 +187,7 @@ def client_bound_to_own_cid(env: Env, cid: int) -> Steps:
 
 @case("1.4")
 def port_numbers_are_unsigned(env: Env) -> Steps:
-    """Ports above 2^31 are ports."""
+    """Ports above 2^31 are valid."""
     listener, port = env.socket(STREAM), 0xFFFF0000 + env.port() % 0xFFFF
     listener.bind((ANY, port))
     listener.listen(1)

@@ -1,7 +1,7 @@
-"""Odd arguments: what Python's sockets of AF_VSOCK say to each, in every state of a socket (A6).
+"""Unusual arguments: the results of Python's AF_VSOCK sockets, in every state of a socket (A6).
 
-Python looks at the arguments before the system call is made, so a wrong one is a TypeError or the like in every
-state; what is left to the kernel depends on the state.
+Python checks the arguments before the system call, so a wrong type raises the same exception in every state;
+the results of the kernel depend on the state.
 """
 
 from typing import Any, Final
@@ -17,7 +17,7 @@ LARGE: Final = bytearray(4)
 
 STATES: Final = ("fresh", "bound", "listening", "connected", "closed", "closed connection")
 SHARED: Final = {"connected", "closed", "closed connection"}
-"""States in which one socket is asked everything."""
+"""States in which all calls are made."""
 
 BOUND_ONCE: Final = ("EINVAL",) * 3 + ("EBADF",) * 2
 NOT_CONNECTED: Final = ("ENOTCONN",) * 3 + (OK,) + ("EBADF",) * 2
@@ -28,7 +28,7 @@ TEXT: Final = ours("D31", api="ValueError")
 NUMBER: Final = ours("D31", api="ValueError")
 
 Row = tuple[Any, ...]
-"""Arguments, what is said (in every state, or one for each), and how ours differs."""
+"""Arguments, results (one for all states, or one for each), and differences of this package."""
 
 CALLS: dict[str, tuple[Row, ...]] = {
     "bind": (
@@ -210,7 +210,7 @@ def in_state(env: Env, state: str) -> Any:
 
 @family("arguments", {f"{state}, {name}": (state, name) for name in CALLS for state in STATES})
 def answers(env: Env, state: str, name: str) -> Steps:
-    """What each call says to odd arguments."""
+    """The result of each call with unusual arguments."""
     sock = in_state(env, state)
     for arguments, said, *differs in CALLS[name]:
         if state not in SHARED:

@@ -54,7 +54,7 @@ def refusal(env: Env, kind: int) -> Steps:
 
 @case("5.1")
 def again_after_refusal(env: Env) -> Steps:
-    """After a refusal another non-blocking connect is EALREADY, also to a listener: a quirk."""
+    """After a refusal another non-blocking connect is EALREADY, also to a listener."""
     listener = env.listener()
     sock = nonblocking(env)
     yield do(sock.connect, env.refused()), "EINPROGRESS"
@@ -66,7 +66,7 @@ def again_after_refusal(env: Env) -> Steps:
 
 @case("5.1")
 def blocking_connect_takes_the_refusal(env: Env) -> Steps:
-    """A blocking connect reports the pending refusal, and after that the socket is free."""
+    """A blocking connect returns the pending refusal; after that the socket can connect."""
     listener = env.listener()
     sock = nonblocking(env)
     yield do(sock.connect, env.refused()), "EINPROGRESS"
@@ -78,7 +78,7 @@ def blocking_connect_takes_the_refusal(env: Env) -> Steps:
 
 @case("5.3")
 def timeout(env: Env) -> Steps:
-    """Without an answer the error comes after the connect timeout."""
+    """Without an answer the error is set after the connect timeout."""
     sock = nonblocking(env, timeout=0.05)
     yield do(sock.connect, env.SILENT), "EINPROGRESS"
     yield env.poll(sock, "OUT"), "OUT|ERR", ours("D2b", "IN|OUT")
@@ -88,7 +88,7 @@ def timeout(env: Env) -> Steps:
 
 @case("5.3")
 def again_after_timeout(env: Env) -> Steps:
-    """After a timeout the socket is free."""
+    """After a timeout the socket can connect."""
     listener = env.listener()
     sock = nonblocking(env, timeout=0.05)
     yield do(sock.connect, env.SILENT), "EINPROGRESS"
@@ -102,7 +102,7 @@ def again_after_timeout(env: Env) -> Steps:
 
 @case("5.1")
 def while_waiting(env: Env) -> Steps:
-    """A second connect while the first waits is EALREADY, to whatever address."""
+    """A second connect while the first waits is EALREADY, to any address."""
     listener = env.listener()
     sock = nonblocking(env)
     yield do(sock.connect, env.SILENT), "EINPROGRESS"
@@ -125,7 +125,7 @@ def while_waiting(env: Env) -> Steps:
     },
 )
 def other_calls_while_waiting(env: Env, method: str, argument: object, result: str) -> Steps:
-    """What else can be called on a socket that waits for an answer."""
+    """Other calls on a socket that waits for an answer."""
     sock = nonblocking(env)
     yield do(sock.connect, env.SILENT), "EINPROGRESS"
     arguments = () if argument is None else (argument,)
@@ -136,7 +136,7 @@ def other_calls_while_waiting(env: Env, method: str, argument: object, result: s
 
 @case("9.1")
 def connect_after_shutdown_while_waiting(env: Env) -> Steps:
-    """shutdown() ends the attempt's right to another connect."""
+    """After shutdown() of an attempt another connect fails."""
     sock = nonblocking(env)
     yield do(sock.connect, env.SILENT), "EINPROGRESS"
     yield do(sock.shutdown, socket.SHUT_RDWR), OK
@@ -145,7 +145,7 @@ def connect_after_shutdown_while_waiting(env: Env) -> Steps:
 
 @case("5.1")
 def blocking_connect_joins_the_attempt(env: Env) -> Steps:
-    """A blocking connect while another waits waits too, and reports how it ends."""
+    """A blocking connect during an attempt waits for it, and returns its outcome."""
     sock = nonblocking(env, timeout=0.1)
     yield do(sock.connect, env.SILENT), "EINPROGRESS"
     sock.setblocking(True)
@@ -161,7 +161,7 @@ def blocking_connect_joins_the_attempt(env: Env) -> Steps:
     },
 )
 def immediate_error(env: Env, kind: int, address: tuple[int, int], result: str) -> Steps:
-    """What is known at once is said at once."""
+    """An error that is known at once is returned at once."""
     sock = nonblocking(env, kind)
     yield do(sock.connect, address), result
     yield env.get_int(sock, ERROR), 0
@@ -169,7 +169,7 @@ def immediate_error(env: Env, kind: int, address: tuple[int, int], result: str) 
 
 @case("5.2")
 def refused_by_the_transport(env: Env) -> Steps:
-    """A request that its transport does not take leaves a socket that polls like one that waits."""
+    """After a connect that the transport refuses, poll() is as during an attempt."""
     sock = env.socket()
     yield do(sock.connect, env.MISSING), "ENODEV"
     yield env.poll(sock), "nothing", ours("D2i", "OUT")
@@ -188,7 +188,7 @@ def closed_while_waiting(env: Env) -> Steps:
 
 @case("5.3")
 def python_timeout(env: Env) -> Steps:
-    """A timeout of Python's ends the wait, not the attempt."""
+    """Python's timeout ends the wait, not the attempt."""
     sock = env.socket()
     sock.settimeout(0.05)
     yield do(sock.connect, env.SILENT), "TimeoutError"
@@ -208,7 +208,7 @@ def python_timeout_and_success(env: Env) -> Steps:
 
 @case("5.3")
 def python_timeout_and_refusal(env: Env) -> Steps:
-    """And so does a refusal."""
+    """A refusal is the same with a timeout."""
     sock = env.socket()
     sock.settimeout(2)
     yield do(sock.connect, env.refused()), "ECONNRESET"
@@ -216,7 +216,7 @@ def python_timeout_and_refusal(env: Env) -> Steps:
 
 @case("5.3")
 def connect_ex(env: Env) -> Steps:
-    """What connect() would raise is returned."""
+    """The errno that connect() would raise is returned."""
     listener = env.listener()
     sock = env.socket()
     yield do(sock.connect_ex, env.refused()), 104
@@ -229,7 +229,7 @@ def connect_ex(env: Env) -> Steps:
 
 @case("5.3")
 def many_at_once(env: Env) -> Steps:
-    """Many attempts of one thread end each as they should."""
+    """Many attempts of one thread each have their own outcome."""
     listener = env.listener(STREAM, 20)
     good = [nonblocking(env) for _ in range(10)]
     bad = [nonblocking(env) for _ in range(10)]

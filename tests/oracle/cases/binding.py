@@ -1,4 +1,4 @@
-"""bind(): which addresses, conflicts, privilege, and what a binding lasts for (section 3)."""
+"""bind(): valid addresses, conflicts, privilege, and the lifetime of a binding (section 3)."""
 
 import socket
 
@@ -27,7 +27,7 @@ def cid(env: Env, cid: int, result: str) -> Steps:
 
 @case("3")
 def after_a_failed_bind(env: Env) -> Steps:
-    """A bind that failed leaves the socket free for another one."""
+    """After a failed bind another one can succeed."""
     taken, port = env.bound(), env.port()
     sock = env.socket()
     yield do(sock.bind, taken.getsockname()), "EADDRINUSE"
@@ -37,7 +37,7 @@ def after_a_failed_bind(env: Env) -> Steps:
 
 @family("3", {"the same address": None, "another port": 1, "any port": 2, "a bad CID": 3})
 def twice(env: Env, what: int | None) -> Steps:
-    """A second bind is EINVAL, whatever the address."""
+    """A second bind is EINVAL, for any address."""
     sock = env.bound()
     first = sock.getsockname()
     again = {None: first, 1: (ANY, env.port()), 2: (ANY, ANY), 3: (MISSING_CID, 1)}[what]
@@ -47,7 +47,7 @@ def twice(env: Env, what: int | None) -> Steps:
 
 @case("3")
 def when_connected(env: Env) -> Steps:
-    """connect() has bound the socket."""
+    """After connect() the socket is bound."""
     client, server = env.pair()
     yield do(client.bind, (ANY, env.port())), "EINVAL"
     yield do(server.bind, (ANY, env.port())), "EINVAL"
@@ -55,7 +55,7 @@ def when_connected(env: Env) -> Steps:
 
 @case("3")
 def after_a_refused_connect(env: Env) -> Steps:
-    """The port that a failed connect chose stays."""
+    """After a failed connect the socket keeps its port."""
     sock = env.socket()
     yield do(sock.connect, env.refused()), "ECONNRESET"
     chosen = sock.getsockname()
@@ -84,7 +84,7 @@ def conflict(env: Env, first: int, second: int, result: str) -> Steps:
 
 @case("3")
 def third_binder_of_a_shared_port(env: Env) -> Steps:
-    """Beside two explicit CIDs there is no room for ANY."""
+    """If two explicit CIDs have the port, ANY is a conflict."""
     port = env.port()
     for cid, result in ((LOCAL, OK), (OWN, OK), (ANY, "EADDRINUSE")):
         yield do(env.socket().bind, (cid, port)), result
@@ -99,7 +99,7 @@ def one_port_space(env: Env, first: int, second: int) -> Steps:
 
 @case("3")
 def reuse_address_has_no_effect(env: Env) -> Steps:
-    """SO_REUSEADDR can be set and does nothing."""
+    """SO_REUSEADDR can be set and has no effect."""
     one, two, port = env.socket(), env.socket(), env.port()
     for sock in (one, two):
         yield env.set_int(sock, socket.SO_REUSEADDR, 1), OK
@@ -153,7 +153,7 @@ def free_after_close_of_both_ends(env: Env) -> Steps:
 
 @case("9.2")
 def held_while_the_peer_has_not_read_all(env: Env) -> Steps:
-    """A closed client lingers, and its port with it, while the peer has data of it to read."""
+    """A closed client keeps its port while the peer has unread data."""
     client, server = env.pair()
     address = client.getsockname()
     client.send(b"unread")
@@ -169,7 +169,7 @@ def held_while_the_peer_has_not_read_all(env: Env) -> Steps:
 
 @family("3", {"port 0": 0, "port 1": 1, "port 22": 22, "port 1023": 1023})
 def privileged_port(env: Env, port: int) -> Steps:
-    """Ports below 1024 are for those who have the capability."""
+    """Ports below 1024 need the capability."""
     yield env.unprivileged(env.socket().bind, (ANY, port)), "EACCES"
     sock = env.socket()
     yield do(sock.bind, (ANY, port)), OK
@@ -178,26 +178,26 @@ def privileged_port(env: Env, port: int) -> Steps:
 
 @case("3")
 def first_unprivileged_port(env: Env) -> Steps:
-    """Port 1024 is for everybody."""
+    """Port 1024 needs no capability."""
     yield env.unprivileged(env.socket().bind, (ANY, 1024)), OK
 
 
 @case("3")
 def privilege_before_conflict(env: Env) -> Steps:
-    """Who may not bind a port does not learn whether it is taken."""
+    """The capability is checked before the conflict."""
     yield do(env.socket().bind, (ANY, 600)), OK
     yield env.unprivileged(env.socket().bind, (ANY, 600)), "EACCES"
 
 
 @case("3")
 def cid_before_privilege(env: Env) -> Steps:
-    """A CID that is not ours comes first."""
+    """The CID is checked first."""
     yield env.unprivileged(env.socket().bind, (MISSING_CID, 601)), "EADDRNOTAVAIL"
 
 
 @case("3")
 def bound_before_cid(env: Env) -> Steps:
-    """That it is bound already comes before what is wrong with the CID."""
+    """An existing binding is checked before the CID."""
     sock = env.bound()
     yield do(sock.bind, (0, 2)), "EINVAL"
 

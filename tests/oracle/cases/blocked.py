@@ -1,4 +1,4 @@
-"""send() without room: what a buffer holds, waiting for room, and what ends the wait (section 6.1)."""
+"""send() with a full buffer: how much it holds, waiting for room, and the end of the wait (section 6.1)."""
 
 import socket
 import struct
@@ -12,12 +12,12 @@ NOW = socket.MSG_DONTWAIT | QUIET
 KIB = 1024
 BUFFER = 256 * KIB
 BACKPORTED = ("6.1.192", "6.12.76")
-"""Stable kernels that bound what is sent by the sender's buffer too."""
+"""Stable kernels that also limit a sender by its own buffer."""
 MUCH = 16 << 20
 
 
 def amount(sent: int, size: int) -> object:
-    """How much was sent, compared with the size of a buffer."""
+    """The number of sent bytes, compared with the size of a buffer."""
     if sent == size:
         return size
     return MORE if sent > size else LESS
@@ -28,7 +28,7 @@ MORE, LESS = "more", "less"
 
 @family("6.1", {"stream": STREAM, "seqpacket": SEQPACKET})
 def ends(env: Env, kind: int) -> Steps:
-    """A reader that does not read stops the writer, as EAGAIN; reading lets it go on."""
+    """Without a reader a send becomes EAGAIN; reading makes room."""
     client, server = env.pair(kind)
     sent = env.fill(client)
     yield BUFFER <= sent < 32 << 20, True
@@ -44,14 +44,14 @@ def ends(env: Env, kind: int) -> Steps:
 
 @case("6.1")
 def holds_the_receivers_buffer(env: Env) -> Steps:
-    """What can be sent without a reader is the receiver's buffer size."""
+    """Without a reader, as many bytes as the receiver's buffer can be sent."""
     client, _ = env.pair()
     yield amount(env.fill(client), BUFFER), BUFFER, ours("D5", MORE)
 
 
 @case("6.1")
 def small_receive_buffer(env: Env) -> Steps:
-    """A listener's buffer size is that of its connections."""
+    """Connections inherit the listener's buffer size."""
     listener = env.listener()
     env.set_size(listener, BUFFER_SIZE, 64 * KIB)
     client = env.connected_to(listener)
@@ -61,7 +61,7 @@ def small_receive_buffer(env: Env) -> Steps:
 
 @case("12.6")
 def small_send_buffer(env: Env) -> Steps:
-    """The sender's own buffer size bounds it too."""
+    """The sender's own buffer size is a limit too."""
     client, _ = env.pair()
     env.set_size(client, BUFFER_SIZE, 64 * KIB)
     bounded = since("7.0", 64 * KIB, before=MORE, backports=BACKPORTED)
@@ -70,7 +70,7 @@ def small_send_buffer(env: Env) -> Steps:
 
 @case("10.1")
 def large_receive_buffer(env: Env) -> Steps:
-    """A larger buffer on both sides takes more."""
+    """With larger buffers on both sides more can be sent."""
     listener, client = env.listener(), env.socket()
     for sock in (listener, client):
         env.set_size(sock, BUFFER_MAX_SIZE, 1 << 20)
@@ -95,7 +95,7 @@ def buffer_enlarged_when_connected(env: Env) -> Steps:
 
 @case("6.1")
 def partly(env: Env) -> Steps:
-    """A non-blocking send of more than there is room for sends a part."""
+    """A non-blocking send of more than fits sends a part."""
     client, server = env.pair()
     sent = client.send(bytes(MUCH), NOW)
     yield 0 < sent < MUCH, True
@@ -104,7 +104,7 @@ def partly(env: Env) -> Steps:
 
 @case("6.1")
 def nothing_is_always_sent(env: Env) -> Steps:
-    """A send of nothing needs no room."""
+    """An empty send needs no room."""
     client, _ = env.pair()
     env.fill(client)
     yield do(client.send, b"", NOW), 0
@@ -112,7 +112,7 @@ def nothing_is_always_sent(env: Env) -> Steps:
 
 @family("6.1", {"stream": STREAM, "seqpacket": SEQPACKET})
 def send_timeout(env: Env, kind: int) -> Steps:
-    """SO_SNDTIMEO ends the wait as EAGAIN."""
+    """SO_SNDTIMEO ends the wait with EAGAIN."""
     client, _ = env.pair(kind)
     env.fill(client)
     yield env.set_time(client, socket.SOL_SOCKET, socket.SO_SNDTIMEO, 0.05), OK
@@ -123,7 +123,7 @@ def send_timeout(env: Env, kind: int) -> Steps:
 
 @case("6.1")
 def send_timeout_after_a_part(env: Env) -> Steps:
-    """After a part the timeout ends the call with what was sent."""
+    """If a part was sent, the timeout ends the call with its length."""
     client, _ = env.pair()
     env.set_time(client, socket.SOL_SOCKET, socket.SO_SNDTIMEO, 0.05)
     yield amount(client.send(bytes(MUCH)), BUFFER), BUFFER, ours("D5", MORE)
@@ -131,7 +131,7 @@ def send_timeout_after_a_part(env: Env) -> Steps:
 
 @case("6.1")
 def waits_for_the_reader(env: Env) -> Steps:
-    """A blocking send of much more than a buffer returns when all is sent."""
+    """A blocking send of much more than a buffer returns when everything is sent."""
     client, server = env.pair()
     total = 3 << 20
     sending = env.background(lambda: client.send(bytes(total)))
@@ -141,7 +141,7 @@ def waits_for_the_reader(env: Env) -> Steps:
 
 @case("6.1")
 def ended_by_own_shutdown(env: Env) -> Steps:
-    """shutdown() ends a send that waits."""
+    """shutdown() ends a blocked send."""
     client, _ = env.pair()
     env.fill(client)
     sending = env.background(lambda: client.send(bytes(4 * KIB), QUIET))
@@ -152,7 +152,7 @@ def ended_by_own_shutdown(env: Env) -> Steps:
 
 @case("6.1")
 def ended_by_the_peers_close(env: Env) -> Steps:
-    """The peer's close ends a send that waits."""
+    """The peer's close ends a blocked send."""
     client, server = env.pair()
     env.fill(client)
     sending = env.background(lambda: client.send(bytes(4 * KIB), QUIET))
@@ -162,7 +162,7 @@ def ended_by_the_peers_close(env: Env) -> Steps:
 
 @case("6.1")
 def ended_after_a_part(env: Env) -> Steps:
-    """A send that has sent a part says how much when the peer closes."""
+    """If a part was sent before the peer's close, send returns its length."""
     client, server = env.pair()
     sending = env.background(lambda: client.send(bytes(MUCH), QUIET))
     env.arrived(server, 1)

@@ -1,4 +1,4 @@
-"""close(), and descriptors that are several: dup, fork, and programs that end (section 9.2)."""
+"""close(), and several descriptors of one socket: dup, fork, and programs that end (section 9.2)."""
 
 import os
 import select
@@ -14,7 +14,7 @@ QUIET = socket.MSG_NOSIGNAL
 
 @case("9.2")
 def twice(env: Env) -> Steps:
-    """Closing a closed socket of Python's does nothing."""
+    """Closing a closed Python socket has no effect."""
     client, _ = env.pair()
     yield do(client.close), OK
     yield do(client.close), OK
@@ -23,7 +23,7 @@ def twice(env: Env) -> Steps:
 
 @family("9.2", KINDS)
 def peer_sees_it(env: Env, kind: int) -> Steps:
-    """The peer is told without asking."""
+    """The peer's poll() reports it."""
     client, server = env.pair(kind)
     client.close()
     yield env.poll(server, "RDHUP"), "IN|OUT|RDHUP", ours("D2c", "IN|OUT|HUP|RDHUP")
@@ -31,7 +31,7 @@ def peer_sees_it(env: Env, kind: int) -> Steps:
 
 @family("9.2", KINDS)
 def with_unread_data(env: Env, kind: int) -> Steps:
-    """Data that was not read does not turn the close into an error for the peer."""
+    """Closing with unread data is no error for the peer."""
     client, server = env.pair(kind)
     server.send(b"unread")
     env.poll(client, "IN")
@@ -72,7 +72,7 @@ def duplicate_keeps_it_open(env: Env) -> Steps:
 
 @case("9.2")
 def duplicate_descriptor(env: Env) -> Steps:
-    """os.dup() is enough for that."""
+    """Also with a duplicate made by os.dup()."""
     client, server = env.pair()
     twin = os.dup(client.fileno())
     client.close()
@@ -97,7 +97,7 @@ def duplicate_knows_its_names(env: Env) -> Steps:
 
 @case("9.2")
 def duplicate_of_a_listener(env: Env) -> Steps:
-    """Both accept; the port is taken until both are closed."""
+    """Both can accept; the port is taken until both are closed."""
     listener = env.listener()
     twin = env.keep(listener.dup())
     address = listener.getsockname()
@@ -113,7 +113,7 @@ def duplicate_of_a_listener(env: Env) -> Steps:
 
 @case("9.2")
 def duplicate_of_a_fresh_socket(env: Env) -> Steps:
-    """What is done to one is done to the other."""
+    """Both descriptors have the same state."""
     sock = env.socket()
     twin = env.keep(sock.dup())
     port = env.port()
@@ -127,7 +127,7 @@ def duplicate_of_a_fresh_socket(env: Env) -> Steps:
 
 @case("9.2")
 def inherited_by_a_child(env: Env) -> Steps:
-    """A child that was forked uses the connection, and its end ends nothing."""
+    """A forked child can use the connection, and its exit does not end the connection."""
     client, server = env.pair()
     yield (
         env.in_child(lambda: (client.send(b"from the child"), list(client.getpeername()))),
@@ -176,7 +176,7 @@ def child_accepts(env: Env) -> Steps:
 
 @case("9.2")
 def detach(env: Env) -> Steps:
-    """A descriptor that was detached lives on without its object."""
+    """A detached descriptor stays open without its object."""
     client, server = env.pair()
     fd = client.detach()
     yield client.fileno(), -1
@@ -188,7 +188,7 @@ def detach(env: Env) -> Steps:
 
 @case("9.2")
 def while_another_thread_reads(env: Env) -> Steps:
-    """Data for a reader in another thread comes although the first one sleeps in poll()."""
+    """A reader in another thread gets its data although the first thread sleeps in poll()."""
     client, server = env.pair()
     reading = env.background(lambda: client.recv(10))
     poll = select.poll()

@@ -31,7 +31,7 @@ def connected(env: Env, kind: int) -> Steps:
 
 @family("5.3", KINDS)
 def nobody(env: Env, kind: int) -> Steps:
-    """Nobody has bound the port: ECONNRESET, never ECONNREFUSED."""
+    """No socket is bound to the port: ECONNRESET, never ECONNREFUSED."""
     sock = env.socket(kind)
     yield do(sock.connect, env.refused(kind)), "ECONNRESET"
     yield do(sock.getpeername), "ENOTCONN"
@@ -46,14 +46,14 @@ def bound_only(env: Env, kind: int) -> Steps:
 
 @case("5.3")
 def to_a_connected_client(env: Env) -> Steps:
-    """The port of a client is no listener."""
+    """Connecting to the port of a client is refused."""
     client, _ = env.pair()
     yield do(env.socket().connect, env.at(client)), "ECONNRESET"
 
 
 @case("5.3")
 def closed_listener(env: Env) -> Steps:
-    """A listener that is closed is none."""
+    """Connecting to a closed listener is refused."""
     listener = env.listener()
     address = env.at(listener)
     listener.close()
@@ -62,7 +62,7 @@ def closed_listener(env: Env) -> Steps:
 
 @family("5.3", {"stream to seqpacket": (STREAM, SEQPACKET), "and back": (SEQPACKET, STREAM)})
 def other_type(env: Env, kind: int, theirs: int) -> Steps:
-    """A listener of the other type refuses; it can still be reached by its own."""
+    """A listener of the other type refuses; a socket of its own type can still connect."""
     listener = env.listener(theirs)
     yield do(env.socket(kind).connect, env.at(listener)), "ECONNRESET"
     yield do(env.socket(theirs).connect, env.at(listener)), OK
@@ -80,7 +80,7 @@ def other_type(env: Env, kind: int, theirs: int) -> Steps:
     },
 )
 def destination(env: Env, kind: int, address: tuple[int, int], result: str) -> Steps:
-    """Destinations without anybody."""
+    """Destinations without a listener or a machine."""
     yield do(env.socket(kind).connect, address), result
 
 
@@ -89,7 +89,7 @@ def destination(env: Env, kind: int, address: tuple[int, int], result: str) -> S
     {"missing guest": 78, "CID any": ANY, "silent guest": 77},
 )
 def seqpacket_destination(env: Env, cid: int) -> Steps:
-    """SEQPACKET needs a guest that has said that it knows it."""
+    """SEQPACKET needs a guest that has negotiated it."""
     yield do(env.socket(SEQPACKET).connect, (cid, 9)), "ESOCKTNOSUPPORT"
 
 
@@ -106,7 +106,7 @@ def no_answer(env: Env) -> Steps:
 
 @case("5.3")
 def no_answer_for_two_seconds(env: Env) -> Steps:
-    """The timeout is 2 s at first."""
+    """The default timeout is 2 s."""
     begun = time.monotonic()
     yield do(env.socket().connect, env.SILENT), "ETIMEDOUT"
     yield 1.9 < time.monotonic() - begun < 3.5, True
@@ -136,7 +136,7 @@ def when_connected(env: Env) -> Steps:
 
 @case("5.1")
 def when_connected_and_closed_by_the_peer(env: Env) -> Steps:
-    """That the peer has closed makes the socket no free one."""
+    """A socket whose peer has closed cannot connect again."""
     client, server = env.pair()
     server.close()
     env.poll(client, "RDHUP")
@@ -173,7 +173,7 @@ def again_after_refusal(env: Env) -> Steps:
 
 @case("5.3")
 def again_after_timeout(env: Env) -> Steps:
-    """The same after a timeout; the CID may be another."""
+    """The same after a timeout, also to another CID."""
     listener = env.listener()
     sock = env.socket()
     env.set_time(sock, AF_VSOCK, CONNECT_TIMEOUT, 0.05)
@@ -195,7 +195,7 @@ def again_after_missing_guest(env: Env) -> Steps:
 
 @case("5.3")
 def again_after_wrong_type(env: Env) -> Steps:
-    """A SEQPACKET socket that a guest does not know can go elsewhere."""
+    """A SEQPACKET socket can connect elsewhere after a guest without SEQPACKET."""
     listener = env.listener(SEQPACKET)
     sock = env.socket(SEQPACKET)
     yield do(sock.connect, env.MISSING), "ESOCKTNOSUPPORT"
@@ -204,7 +204,7 @@ def again_after_wrong_type(env: Env) -> Steps:
 
 @case("5.2")
 def refusal_does_not_stay(env: Env) -> Steps:
-    """A blocking connect reports its error; SO_ERROR does not say it once more."""
+    """A blocking connect returns its error; SO_ERROR does not report it again."""
     sock = env.socket()
     yield do(sock.connect, env.refused()), "ECONNRESET"
     yield env.poll(sock), "OUT"
@@ -213,7 +213,7 @@ def refusal_does_not_stay(env: Env) -> Steps:
 
 @case("5.2")
 def next_attempt_clears_the_error(env: Env) -> Steps:
-    """A new attempt begins without the error of the last one."""
+    """A new attempt clears the error of the last one."""
     listener = env.listener()
     sock = env.socket()
     yield do(sock.connect, env.refused()), "ECONNRESET"
@@ -249,7 +249,7 @@ def same_port_again(env: Env) -> Steps:
 
 @case("5.3")
 def same_port_while_the_old_end_is_open(env: Env) -> Steps:
-    """A client that comes back from the same port gets a connection of its own."""
+    """A client that connects again from the same port gets a new connection."""
     listener, port = env.listener(), env.port()
     first = env.socket()
     first.bind((ANY, port))
@@ -268,14 +268,14 @@ def same_port_while_the_old_end_is_open(env: Env) -> Steps:
 
 @case("12.5")
 def to_itself(env: Env) -> Steps:
-    """A socket that connects to its own port gets a request instead of an answer."""
+    """A socket that connects to its own port receives its own request instead of an answer."""
     sock = env.bound()
     yield do(sock.connect, env.at(sock)), "EPROTO"
 
 
 @case("5.3")
 def signal_while_waiting(env: Env) -> Steps:
-    """A signal ends the attempt as EINTR; the socket is free again."""
+    """A signal ends the attempt with EINTR; the socket can connect again."""
     listener = env.listener()
     sock = env.socket()
     yield env.interrupted(lambda: env.libc.connect(sock, _raw(env.SILENT))), "EINTR"

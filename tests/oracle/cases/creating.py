@@ -1,4 +1,4 @@
-"""socket(): which types and protocols there are, and what a fresh socket is (section 2)."""
+"""socket(): types and protocols, and the state of a new socket (section 2)."""
 
 import fcntl
 import os
@@ -40,13 +40,13 @@ def type_and_protocol(env: Env, kind: int, proto: int, result: str) -> Steps:
 
 @case("2")
 def datagram_needs_a_transport(env: Env) -> Steps:
-    """SOCK_DGRAM is ENODEV without VMCI, whose part ours plays."""
+    """SOCK_DGRAM is ENODEV without VMCI; this package has datagrams as VMCI does."""
     yield do(env.socket, DGRAM), OK if env.has_datagrams else "ENODEV"
 
 
 @case("2", api="a class has no socketpair")
 def socketpair(env: Env) -> Steps:
-    """There are no pairs."""
+    """The family has no socket pairs."""
     yield do(socket.socketpair, AF_VSOCK, STREAM), "EOPNOTSUPP"
 
 
@@ -75,7 +75,7 @@ def domain(env: Env) -> Steps:
 
 @case("10.2")
 def protocol(env: Env) -> Steps:
-    """SO_PROTOCOL is 0, whichever was asked for."""
+    """SO_PROTOCOL is 0, whichever protocol was given."""
     yield env.get_int(env.socket(), socket.SO_PROTOCOL), 0
     yield env.get_int(env.socket(STREAM, 40), socket.SO_PROTOCOL), 0
 
@@ -104,7 +104,7 @@ def not_inherited_by_programs(env: Env) -> Steps:
 
 @case("2")
 def file_type(env: Env) -> Steps:
-    """fstat says that it is a socket, and lseek that it has no position."""
+    """fstat reports a socket, and lseek fails."""
     sock = env.socket()
     yield os.fstat(sock.fileno()).st_mode >> 12, 0o14
     yield do(os.lseek, sock.fileno(), 0, os.SEEK_CUR), "ESPIPE"
@@ -124,7 +124,7 @@ def file_type(env: Env) -> Steps:
     },
 )
 def closed(env: Env, method: str, *arguments: object) -> Steps:
-    """A closed socket is EBADF to everything."""
+    """Every call on a closed socket is EBADF."""
     sock = env.socket()
     sock.close()
     yield do(getattr(sock, method), *arguments), "EBADF"

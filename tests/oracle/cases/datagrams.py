@@ -1,4 +1,4 @@
-"""SOCK_DGRAM as VMCI has it; the reference kernel has no VMCI, so only the document speaks here (section 8)."""
+"""SOCK_DGRAM as in VMCI; the reference kernel has no VMCI, so section 8 is the only source."""
 
 import socket
 import struct
@@ -16,7 +16,7 @@ LONGEST = 69608
 
 
 def receiver(env: Env) -> tuple[Any, tuple[int, int]]:
-    """A bound socket, and where to send to reach it."""
+    """A bound socket, and its address."""
     sock = env.bound(DGRAM)
     return sock, env.at(sock)
 
@@ -33,7 +33,7 @@ def fresh(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def there_and_back(env: Env) -> Steps:
-    """A datagram brings its source address."""
+    """A datagram has its source address."""
     one, first = receiver(env)
     two, second = receiver(env)
     yield do(one.sendto, b"ping", second), 4
@@ -45,7 +45,7 @@ def there_and_back(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def boundaries(env: Env) -> Steps:
-    """One recv() gives one datagram."""
+    """One recv() returns one datagram."""
     sock, address = receiver(env)
     sender = env.socket(DGRAM)
     for word in (b"one", b"two"):
@@ -72,7 +72,7 @@ def no_destination(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def destination_port_any(env: Env) -> Steps:
-    """PORT_ANY is no destination."""
+    """PORT_ANY is no valid destination."""
     yield do(env.socket(DGRAM).sendto, b"x", (LOCAL, ANY)), "EINVAL"
 
 
@@ -86,7 +86,7 @@ def destination_cid_any(env: Env) -> Steps:
 
 @family("8", {"local": LOCAL, "own": OWN}, kernel=NOT_THERE, preload=NOT_HOOKED)
 def destination_here(env: Env, cid: int) -> Steps:
-    """Both names of this machine can be sent to."""
+    """Both CIDs of this machine are valid destinations."""
     sock, address = receiver(env)
     yield do(env.socket(DGRAM).sendto, b"here", (cid, address[1])), 4
     yield do(sock.recv, 10), b"here"
@@ -99,7 +99,7 @@ def destination_here(env: Env, cid: int) -> Steps:
     preload=NOT_HOOKED,
 )
 def length(env: Env, size: int, result: object) -> Steps:
-    """There is a longest datagram."""
+    """The length of datagrams is limited."""
     sock, address = receiver(env)
     yield do(env.socket(DGRAM).sendto, bytes(size), address), result
     if result == size:
@@ -108,7 +108,7 @@ def length(env: Env, size: int, result: object) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def empty(env: Env) -> Steps:
-    """There are empty datagrams."""
+    """A datagram can be empty."""
     sock, address = receiver(env)
     yield do(env.socket(DGRAM).sendto, b"", address), 0
     yield env.poll(sock, "IN"), "IN|OUT"
@@ -118,7 +118,7 @@ def empty(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def short_read(env: Env) -> Steps:
-    """What does not fit is lost, and msg_flags says so; the length returned is what was copied."""
+    """Bytes that do not fit are lost, msg_flags has MSG_TRUNC, and the number of copied bytes is returned."""
     sock, address = receiver(env)
     sender = env.socket(DGRAM)
     for _ in range(2):
@@ -130,7 +130,7 @@ def short_read(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def peek(env: Env) -> Steps:
-    """MSG_PEEK leaves the datagram there."""
+    """MSG_PEEK leaves the datagram in the queue."""
     sock, address = receiver(env)
     env.socket(DGRAM).sendto(b"data", address)
     yield do(sock.recv, 100, PEEK), b"data"
@@ -139,7 +139,7 @@ def peek(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def connected(env: Env) -> Steps:
-    """connect() sets where send() goes, and can be repeated."""
+    """connect() sets the destination of send(), and can be repeated."""
     one, first = receiver(env)
     two, second = receiver(env)
     sender = env.socket(DGRAM)
@@ -152,7 +152,7 @@ def connected(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def connected_and_an_address(env: Env) -> Steps:
-    """An address in the call comes before the one of connect()."""
+    """An address in the call has priority over the one of connect()."""
     _, first = receiver(env)
     two, second = receiver(env)
     sender = env.socket(DGRAM)
@@ -163,7 +163,7 @@ def connected_and_an_address(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def connected_hears_others(env: Env) -> Steps:
-    """connect() does not choose whom to hear."""
+    """After connect(), datagrams of other sources are still received."""
     sock, address = receiver(env)
     _, other = receiver(env)
     sock.connect(other)
@@ -173,7 +173,7 @@ def connected_hears_others(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def own_ports(env: Env) -> Steps:
-    """Datagram ports are a space of their own."""
+    """Datagram ports are independent of stream ports."""
     port = env.port()
     for kind in (DGRAM, STREAM):
         yield do(env.socket(kind).bind, (ANY, port)), OK
@@ -198,14 +198,14 @@ def bind_elsewhere(env: Env, cid: int) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def privileged_port(env: Env) -> Steps:
-    """Low ports need the capability here too."""
+    """Low ports need the capability for datagrams too."""
     yield env.unprivileged(env.socket(DGRAM).bind, (ANY, 800)), "EACCES"
     yield do(env.socket(DGRAM).bind, (ANY, 800)), OK
 
 
 @case("2", kernel=NOT_THERE, preload=NOT_HOOKED)
 def no_listener(env: Env) -> Steps:
-    """There is nothing to listen for."""
+    """listen() is not supported."""
     for sock in (env.socket(DGRAM), env.bound(DGRAM)):
         yield do(sock.listen, 1), "EOPNOTSUPP"
         yield do(sock.accept), "EOPNOTSUPP"
@@ -230,7 +230,7 @@ def out_of_band(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def shutdown_not_connected(env: Env) -> Steps:
-    """It is ENOTCONN, and takes effect all the same."""
+    """It is ENOTCONN, but has its effect."""
     sock, _ = receiver(env)
     yield do(sock.shutdown, socket.SHUT_RD), "ENOTCONN"
     yield env.poll(sock), "IN|OUT|RDHUP"
@@ -239,7 +239,7 @@ def shutdown_not_connected(env: Env) -> Steps:
 
 @case("8", kernel=NOT_THERE, preload=NOT_HOOKED)
 def nobody_there(env: Env) -> Steps:
-    """On the host, a port that nobody has is no destination."""
+    """On the host, sending to an unbound port is an error."""
     sock = env.bound(DGRAM)
     address = env.at(sock)
     sock.close()

@@ -1,4 +1,4 @@
-"""ioctl() on sockets: how much can be read, how much is under way (section 10.3)."""
+"""ioctl() on sockets: how many bytes can be read, and how many are in flight (section 10.3)."""
 
 import fcntl
 import os
@@ -13,22 +13,22 @@ SIOCATMARK = 0x8905
 
 
 NO_IOCTL = since("6.11", "ENOTTY", before="EOPNOTSUPP")
-"""For an ioctl that there is not; before 6.11 there was none at all."""
+"""The error of an unknown ioctl; kernels before 6.11 have no ioctls for these sockets."""
 
 
 def unread(value: object) -> object:
-    """What SIOCINQ gives; Linux before 6.17 does not have it for these sockets."""
+    """The result of SIOCINQ, which Linux before 6.17 does not have for these sockets."""
     return since("6.17", value, before=NO_IOCTL)
 
 
 def unsent(value: object) -> object:
-    """What SIOCOUTQ gives; Linux before 6.11 does not have it for these sockets."""
+    """The result of SIOCOUTQ, which Linux before 6.11 does not have for these sockets."""
     return since("6.11", value, before="EOPNOTSUPP")
 
 
 @family("10.3", KINDS)
 def not_connected(env: Env, kind: int) -> Steps:
-    """Without a connection there is nothing to ask about."""
+    """Without a connection they are an error."""
     for sock in (env.socket(kind), env.bound(kind), env.listener(kind)):
         yield env.ioctl(sock, SIOCINQ), unread("EOPNOTSUPP"), ours("D4c", api=0)
         yield env.ioctl(sock, SIOCOUTQ), unsent("EOPNOTSUPP"), ours("D4c", api=0)
@@ -36,7 +36,7 @@ def not_connected(env: Env, kind: int) -> Steps:
 
 @case("10.3")
 def unread_stream(env: Env) -> Steps:
-    """SIOCINQ is how many bytes can be read."""
+    """SIOCINQ is the number of bytes that can be read."""
     client, server = env.pair()
     yield env.ioctl(server, SIOCINQ), unread(0)
     client.send(b"12345")
@@ -51,7 +51,7 @@ def unread_stream(env: Env) -> Steps:
 
 @case("10.3")
 def unread_messages(env: Env) -> Steps:
-    """On SEQPACKET it is the bytes of all messages."""
+    """On SEQPACKET it is the number of bytes of all messages."""
     client, server = env.pair(SEQPACKET)
     client.send(b"12345")
     client.send(b"678")
@@ -63,7 +63,7 @@ def unread_messages(env: Env) -> Steps:
 
 @case("10.3")
 def unread_after_the_end(env: Env) -> Steps:
-    """It goes on after the peer has closed."""
+    """It works after the peer has closed."""
     client, server = env.pair()
     client.send(b"12345")
     client.close()
@@ -73,7 +73,7 @@ def unread_after_the_end(env: Env) -> Steps:
 
 @family("10.3", KINDS)
 def unsent_bytes(env: Env, kind: int) -> Steps:
-    """SIOCOUTQ is what has not reached the other end; that becomes 0 without anybody reading."""
+    """SIOCOUTQ is the number of bytes that have not reached the other end; it becomes 0 although no program reads."""
     client, server = env.pair(kind)
     yield env.ioctl(client, SIOCOUTQ), unsent(0)
     client.send(bytes(1000))
@@ -84,7 +84,7 @@ def unsent_bytes(env: Env, kind: int) -> Steps:
 
 @family("10.3", {"none": 0x1234, "of the device": 0x7B9, "of a tty": 0x5401})
 def unknown(env: Env, request: int) -> Steps:
-    """Others are ENOTTY."""
+    """Other ioctls are ENOTTY."""
     client, _ = env.pair()
     for sock in (env.socket(), client):
         yield do(fcntl.ioctl, sock, request, bytes(64)), NO_IOCTL
@@ -92,14 +92,14 @@ def unknown(env: Env, request: int) -> Steps:
 
 @case("10.3")
 def urgent_mark(env: Env) -> Steps:
-    """So is the one for urgent data."""
+    """SIOCATMARK is ENOTTY too."""
     client, _ = env.pair()
     yield do(fcntl.ioctl, client, SIOCATMARK, bytes(4)), NO_IOCTL, ours("D4c", bytes(4))
 
 
 @case("10.3")
 def nonblocking(env: Env) -> Steps:
-    """FIONBIO is for all descriptors."""
+    """FIONBIO works, as for all descriptors."""
     client, _ = env.pair()
     yield do(fcntl.ioctl, client, FIONBIO, struct.pack("i", 1)) == struct.pack("i", 1), True
     yield bool(fcntl.fcntl(client, fcntl.F_GETFL) & os.O_NONBLOCK), True
@@ -108,7 +108,7 @@ def nonblocking(env: Env) -> Steps:
 
 @case("10.3")
 def after_shutdown(env: Env) -> Steps:
-    """They go on after shutdown()."""
+    """They work after shutdown()."""
     client, server = env.pair()
     client.send(b"123")
     env.arrived(server, 3)

@@ -80,7 +80,7 @@ def backlog_of_seqpacket(env: Env) -> Steps:
 
 @family("4", {"-1": -1, "most negative": -(2**31), "largest": 2**31 - 1})
 def backlog_out_of_range(env: Env, backlog: int) -> Steps:
-    """Negative and huge backlogs mean the most there can be."""
+    """Negative and huge backlogs mean the maximum."""
     listener = env.bound()
     yield do(env.libc.listen, listener, backlog), OK
     yield [do(env.socket().connect, env.at(listener)) for _ in range(40)], [OK] * 40
@@ -98,7 +98,7 @@ def backlog_out_of_range_in_python(env: Env, backlog: int, waiting: int) -> Step
 
 @case("4")
 def accepting_makes_room(env: Env) -> Steps:
-    """Each accept() lets one more wait."""
+    """Each accept() makes room for one more connection."""
     listener = env.listener(STREAM, 0)
     for _ in range(3):
         yield do(env.socket().connect, env.at(listener)), OK
@@ -108,7 +108,7 @@ def accepting_makes_room(env: Env) -> Steps:
 
 @case("4")
 def backlog_lowered(env: Env) -> Steps:
-    """A second listen() with a smaller backlog keeps what waits and lets nobody else in."""
+    """A second listen() with a smaller backlog keeps waiting connections and refuses further ones."""
     listener = env.listener(STREAM, 5)
     clients = [env.connected_to(listener) for _ in range(3)]
     yield do(listener.listen, 0), OK
@@ -120,7 +120,7 @@ def backlog_lowered(env: Env) -> Steps:
 
 @case("4")
 def backlog_raised(env: Env) -> Steps:
-    """A second listen() with a larger backlog lets more in."""
+    """A second listen() with a larger backlog allows more waiting connections."""
     listener = env.listener(STREAM, 0)
     yield do(env.socket().connect, env.at(listener)), OK
     yield do(env.socket().connect, env.at(listener)), "ECONNRESET"
@@ -142,7 +142,7 @@ def backlog_raised(env: Env) -> Steps:
     },
 )
 def listener_refuses(env: Env, method: str, argument: object, result: str) -> Steps:
-    """What a listener cannot do; it goes on listening."""
+    """Calls that fail on a listener, which goes on listening."""
     listener = env.listener()
     yield do(getattr(listener, method), argument), result
     yield do(listener.getpeername), "ENOTCONN"
@@ -167,7 +167,7 @@ def two_listeners_of_one_port(env: Env) -> Steps:
 
 @case("4")
 def listener_on_one_cid(env: Env) -> Steps:
-    """A listener on an explicit CID is not found under another."""
+    """A listener on an explicit CID gets no connections to another."""
     listener = env.bound(cid=2)
     listener.listen(1)
     yield do(env.socket().connect, env.at(listener, 1)), "ECONNRESET"

@@ -15,7 +15,7 @@ def chosen(env: Env, kind: int = STREAM, cid: int = ANY) -> int:
 
 
 def after(port: int, steps: int = 1) -> int:
-    """The port that comes so many after this one; they wrap to 1024."""
+    """The port `steps` after this one; ports wrap to 1024."""
     port += steps
     return port if port < ANY else port - ANY + 1024
 
@@ -49,7 +49,7 @@ def explicit_binds_do_not_count(env: Env) -> Steps:
 
 @case("3")
 def taken_ports_are_skipped(env: Env) -> Steps:
-    """The next free one is taken."""
+    """The next free port is chosen."""
     first = chosen(env)
     for step in (1, 2):
         env.socket().bind((ANY, after(first, step)))
@@ -58,14 +58,14 @@ def taken_ports_are_skipped(env: Env) -> Steps:
 
 @case("3")
 def port_taken_under_another_cid(env: Env) -> Steps:
-    """A port bound with another explicit CID is free for this one."""
+    """A port bound with one explicit CID is free for another one."""
     first = chosen(env)
     env.socket().bind((OWN, after(first)))
     yield chosen(env, STREAM, LOCAL), after(first)
 
 
 def take_all_tries(env: Env) -> int:
-    """Bind all the ports that would be tried next; the port before them."""
+    """Bind all ports that would be tried next; returns the port before them."""
     first = chosen(env)
     for step in range(1, TRIES + 1):
         env.socket().bind((ANY, after(first, step)))
@@ -85,7 +85,7 @@ def bind_gives_up_after_24(env: Env) -> Steps:
 
 @case("3")
 def bind_tries_24(env: Env) -> Steps:
-    """The 24th of them is still tried."""
+    """The 24th port is still tried."""
     first = chosen(env)
     for step in range(1, TRIES):
         env.socket().bind((ANY, after(first, step)))
@@ -128,7 +128,7 @@ def accepted_sockets_take_none(env: Env) -> Steps:
 
 @case("3")
 def listen_on_a_chosen_port(env: Env) -> Steps:
-    """A chosen port is a port like others."""
+    """A chosen port can be listened on."""
     listener = env.socket()
     listener.bind((ANY, ANY))
     yield do(listener.listen, 1), OK
@@ -149,7 +149,7 @@ def refused_connect_takes_one_port(env: Env) -> Steps:
 
 @case("5.2")
 def connect_to_a_missing_guest(env: Env) -> Steps:
-    """A stream's port is chosen before the guest is looked for, a seqpacket's is not."""
+    """For a stream the port is chosen before the guest is looked up, for SEQPACKET it is not."""
     first = chosen(env)
     sock = env.socket()
     yield do(sock.connect, env.MISSING), "ENODEV"

@@ -1,4 +1,4 @@
-"""Options of SOL_SOCKET, and what all options have in common (section 10)."""
+"""Options of SOL_SOCKET, and rules for all options (section 10)."""
 
 import socket
 import struct
@@ -32,7 +32,7 @@ TIMES = {
     },
 )
 def unknown(env: Env, level: int, option: int) -> Steps:
-    """Options that there are not are ENOPROTOOPT, to set and to get."""
+    """Unknown options are ENOPROTOOPT, to set and to get."""
     for sock in (env.socket(), env.socket(SEQPACKET)):
         yield do(sock.setsockopt, level, option, bytes(8)), "ENOPROTOOPT"
         yield do(sock.getsockopt, level, option, 8), "ENOPROTOOPT"
@@ -42,7 +42,7 @@ def unknown(env: Env, level: int, option: int) -> Steps:
     "10.2", {"SO_TYPE": 3, "SO_ERROR": 4, "SO_ACCEPTCONN": 30, "SO_PROTOCOL": 38, "SO_DOMAIN": 39}
 )
 def read_only(env: Env, option: int) -> Steps:
-    """Some can only be read."""
+    """Options that can only be read."""
     yield env.set_int(env.socket(), option, 1), "ENOPROTOOPT"
 
 
@@ -56,7 +56,7 @@ def read_only(env: Env, option: int) -> Steps:
     },
 )
 def switch_without_effect(env: Env, option: int) -> Steps:
-    """Switches that are kept and do nothing."""
+    """Options that are stored without effect."""
     sock = env.socket()
     yield env.get_int(sock, option), 0
     yield env.set_int(sock, option, 5), OK
@@ -77,7 +77,7 @@ def reuse_port(env: Env) -> Steps:
 def zerocopy(env: Env, value: int, result: str, stored: int) -> Steps:
     """SO_ZEROCOPY is 0 or 1."""
     sock = env.socket()
-    old = "EOPNOTSUPP"  # generic code knew the option, for other families
+    old = "EOPNOTSUPP"  # generic code had the option for other families
     if result == OK:
         yield env.set_int(sock, SO_ZEROCOPY, value), since("6.7", result, before=old)
     else:
@@ -96,7 +96,7 @@ def zerocopy_flag_without_the_option(env: Env) -> Steps:
 
 @family("10.2", {"SO_SNDBUF": socket.SO_SNDBUF, "SO_RCVBUF": socket.SO_RCVBUF})
 def generic_buffer(env: Env, option: int) -> Steps:
-    """The generic buffer sizes are kept, doubled, and mean nothing."""
+    """SO_SNDBUF and SO_RCVBUF are stored, doubled, and have no effect."""
     sock = env.socket()
     yield env.set_int(sock, option, 20_000), OK
     yield env.get_int(sock, option), 40_000
@@ -116,7 +116,7 @@ def generic_buffer_means_nothing(env: Env) -> Steps:
 
 @case("10.2")
 def linger(env: Env) -> Steps:
-    """SO_LINGER is kept."""
+    """SO_LINGER is stored."""
     sock = env.socket()
     yield do(sock.getsockopt, SOL, socket.SO_LINGER, 8), struct.pack("ii", 0, 0)
     yield do(sock.setsockopt, SOL, socket.SO_LINGER, struct.pack("ii", 1, 7)), OK
@@ -125,7 +125,7 @@ def linger(env: Env) -> Steps:
 
 @family("10.2", TIMES)
 def time_kept(env: Env, level: int, option: int) -> Steps:
-    """Times are kept; the ones of SOL_SOCKET are at first 0, no limit, connecting's is 2 s."""
+    """Timeouts are stored; those of SOL_SOCKET are 0 by default (no limit), the connect timeout is 2 s."""
     sock = env.socket()
     yield env.get_time(sock, level, option), 0.0 if level == SOL else 2.0
     yield env.set_time(sock, level, option, 3.5), OK
@@ -134,7 +134,7 @@ def time_kept(env: Env, level: int, option: int) -> Steps:
 
 @family("10.2", TIMES)
 def time_zero(env: Env, level: int, option: int) -> Steps:
-    """Zero means the value that it had at first."""
+    """Zero means the default."""
     sock = env.socket()
     env.set_time(sock, level, option, 5)
     yield env.set_time(sock, level, option, 0), OK
@@ -151,7 +151,7 @@ def time_zero(env: Env, level: int, option: int) -> Steps:
     },
 )
 def connect_timeout_range(env: Env, seconds: int, micro: int, result: str) -> Steps:
-    """The connect timeout must be a time."""
+    """An invalid connect timeout is ERANGE."""
     sock = env.socket()
     value = struct.pack("@ll", seconds, micro)
     yield do(sock.setsockopt, AF_VSOCK, CONNECT_TIMEOUT, value), result
@@ -161,7 +161,7 @@ def connect_timeout_range(env: Env, seconds: int, micro: int, result: str) -> St
 
 @family("10.2", {"a whole second of microseconds": (1, 1_000_000), "-1": (0, -1)})
 def timeout_range(env: Env, seconds: int, micro: int) -> Steps:
-    """The others are EDOM if they are none."""
+    """Other invalid timeouts are EDOM."""
     sock = env.socket()
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         yield do(sock.setsockopt, SOL, option, struct.pack("@ll", seconds, micro)), "EDOM"
@@ -169,7 +169,7 @@ def timeout_range(env: Env, seconds: int, micro: int) -> Steps:
 
 @case("10.1")
 def connect_timeout_of_seqpacket(env: Env) -> Steps:
-    """SEQPACKET sockets have it too; both numbers name the same time."""
+    """SEQPACKET sockets have it too; both option numbers mean the same timeout."""
     sock = env.socket(SEQPACKET)
     yield env.set_time(sock, AF_VSOCK, CONNECT_TIMEOUT_NEW, 9), OK
     yield env.get_time(sock, AF_VSOCK, CONNECT_TIMEOUT), 9.0
@@ -196,7 +196,7 @@ def connect_timeout_short_length(env: Env, length: int) -> Steps:
 
 @case("10.1")
 def connect_timeout_long_length(env: Env) -> Steps:
-    """More than is needed does not matter."""
+    """A longer value is accepted."""
     sock = env.socket()
     value = struct.pack("@ll", 3, 0) + b"\xff" * 8
     yield do(sock.setsockopt, AF_VSOCK, CONNECT_TIMEOUT, value), OK
@@ -205,7 +205,7 @@ def connect_timeout_long_length(env: Env) -> Steps:
 
 @family("10.2", {"int": (socket.SO_RCVLOWAT, 3), "time": (socket.SO_RCVTIMEO, 15), "pair": (13, 7)})
 def short_length(env: Env, option: int, length: int) -> Steps:
-    """The generic options do not take too little either."""
+    """A too short value of a generic option is EINVAL too."""
     sock = env.socket()
     yield do(sock.setsockopt, SOL, option, bytes(length)), "EINVAL"
 
@@ -222,7 +222,7 @@ def short_length(env: Env, option: int, length: int) -> Steps:
     api="a Python value has the length that it has",
 )
 def negative_length(env: Env, level: int, option: int) -> Steps:
-    """A negative length is EINVAL before all else."""
+    """A negative length is EINVAL, which is checked first."""
     sock = env.socket()
     for length in (-1, -(2**31)):
         yield do(env.libc.set_option, sock, level, option, bytes(16), length), "EINVAL"
@@ -230,7 +230,7 @@ def negative_length(env: Env, level: int, option: int) -> Steps:
 
 @case("10.2")
 def short_room(env: Env) -> Steps:
-    """The generic ones are cut to the room that there is."""
+    """The values of generic options are cut to the given length."""
     sock = env.socket()
     yield do(sock.getsockopt, SOL, socket.SO_TYPE, 2), struct.pack("=H", STREAM)
     yield do(sock.getsockopt, SOL, socket.SO_TYPE, 12), struct.pack("=i", STREAM)
@@ -238,7 +238,7 @@ def short_room(env: Env) -> Steps:
 
 @case("10.2")
 def error_is_cleared(env: Env) -> Steps:
-    """SO_ERROR is told once, whatever it is read with."""
+    """Reading SO_ERROR clears it, whatever the length."""
     sock = env.socket()
     sock.setblocking(False)
     yield do(sock.connect, env.refused()), "EINPROGRESS"
@@ -249,7 +249,7 @@ def error_is_cleared(env: Env) -> Steps:
 
 @case("10.2")
 def type_of_accepted(env: Env) -> Steps:
-    """An accepted socket knows what it is."""
+    """An accepted socket returns its type."""
     _, server = env.pair(SEQPACKET)
     yield env.get_int(server, socket.SO_TYPE), SEQPACKET
     yield env.get_int(server, socket.SO_DOMAIN), AF_VSOCK

@@ -16,12 +16,12 @@ QUIET = socket.MSG_NOSIGNAL
 BUFFER = 256 * 1024
 PEEKS = "6.6"
 TOO_LONG = since("6.7", "EMSGSIZE", before="ENOMEM")
-"""Errors of the transport were all one in older kernels."""
+"""Older kernels return one errno for all errors of the transport."""
 
 
 @case("7")
 def boundaries(env: Env) -> Steps:
-    """One recv() gives one message, whatever waits behind it."""
+    """One recv() returns one message, also if more messages wait."""
     client, server = env.pair(SEQPACKET)
     for message in (b"one", b"second", b"3"):
         yield do(client.send, message), len(message)
@@ -31,7 +31,7 @@ def boundaries(env: Env) -> Steps:
 
 @family("7", {"1": 1, "4 KiB": 4096, "64 KiB and 1": 65537, "200000": 200_000, "buffer": BUFFER})
 def size(env: Env, length: int) -> Steps:
-    """Messages of all sizes up to the buffer's come whole."""
+    """Messages of all sizes up to the buffer's arrive whole."""
     client, server = env.pair(SEQPACKET)
     data = pattern(length)
     for sender, receiver in ((client, server), (server, client)):
@@ -50,7 +50,7 @@ def too_long(env: Env) -> Steps:
 
 @case("7")
 def too_long_for_the_receiver(env: Env) -> Steps:
-    """The receiver's buffer counts."""
+    """The receiver's buffer limits the length."""
     listener = env.listener(SEQPACKET)
     env.set_size(listener, BUFFER_SIZE, 5000)
     client = env.connected_to(listener, SEQPACKET)
@@ -62,7 +62,7 @@ def too_long_for_the_receiver(env: Env) -> Steps:
 
 @case("7")
 def too_long_for_the_sender(env: Env) -> Steps:
-    """The sender's own buffer counts too."""
+    """The sender's own buffer limits the length too."""
     client, _ = env.pair(SEQPACKET)
     env.set_size(client, BUFFER_SIZE, 5000)
     fixed = ("6.1.192", "6.12.76")
@@ -72,7 +72,7 @@ def too_long_for_the_sender(env: Env) -> Steps:
 
 @case("10.1")
 def larger_buffers(env: Env) -> Steps:
-    """With larger buffers on both sides larger messages go."""
+    """With larger buffers on both sides, messages can be larger."""
     listener, client = env.listener(SEQPACKET), env.socket(SEQPACKET)
     for sock in (listener, client):
         env.set_size(sock, BUFFER_MAX_SIZE, 1 << 20)
@@ -87,7 +87,7 @@ def larger_buffers(env: Env) -> Steps:
 
 @case("7")
 def short_read(env: Env) -> Steps:
-    """What does not fit is lost, and the next message is whole."""
+    """The rest of a message that does not fit is lost, and the next message is whole."""
     client, server = env.pair(SEQPACKET)
     client.send(b"0123456789")
     client.send(b"next")
@@ -97,7 +97,7 @@ def short_read(env: Env) -> Steps:
 
 @case("7")
 def short_read_flags(env: Env) -> Steps:
-    """msg_flags says MSG_TRUNC if something was lost."""
+    """msg_flags has MSG_TRUNC if bytes were lost."""
     client, server = env.pair(SEQPACKET)
     client.send(b"0123456789")
     client.send(b"0123456789")
@@ -118,7 +118,7 @@ def short_read_length(env: Env) -> Steps:
 
 @case("7")
 def end_of_record(env: Env) -> Steps:
-    """MSG_EOR comes with the message that had it, and only with that."""
+    """MSG_EOR is returned with the message that was sent with it, and only with that."""
     client, server = env.pair(SEQPACKET)
     for flags in (0, EOR, 0):
         client.send(b"m", flags)
@@ -128,7 +128,7 @@ def end_of_record(env: Env) -> Steps:
 
 @case("7")
 def end_of_record_of_a_long_message(env: Env) -> Steps:
-    """Also if the message is carried in several packets, and if it is cut."""
+    """Also if the message is sent in several packets, and if recv() truncates it."""
     client, server = env.pair(SEQPACKET)
     for _ in range(2):
         client.send(bytes(70_000), EOR)
@@ -142,7 +142,7 @@ def end_of_record_of_a_long_message(env: Env) -> Steps:
 
 @case("7")
 def empty_message(env: Env) -> Steps:
-    """There are no empty messages: sending one sends nothing."""
+    """Sending an empty message sends nothing."""
     client, server = env.pair(SEQPACKET)
     yield do(client.send, b""), 0
     yield do(client.send, b"", EOR), 0
@@ -153,7 +153,7 @@ def empty_message(env: Env) -> Steps:
 
 @case("7")
 def length_zero(env: Env) -> Steps:
-    """Reading nothing takes no message."""
+    """Reading 0 bytes leaves the message in the queue."""
     client, server = env.pair(SEQPACKET)
     client.send(b"data")
     env.poll(server, "IN")
@@ -173,7 +173,7 @@ def gathered(env: Env) -> Steps:
 
 @case("7")
 def peek(env: Env) -> Steps:
-    """MSG_PEEK shows the first message and leaves it there."""
+    """MSG_PEEK returns the first message and leaves it in the queue."""
     client, server = env.pair(SEQPACKET)
     client.send(b"0123456789")
     client.send(b"next")
@@ -186,7 +186,7 @@ def peek(env: Env) -> Steps:
 
 @case("7")
 def peek_flags(env: Env) -> Steps:
-    """It tells the length of a message, and of what kind its end is."""
+    """It returns the length of a message, and its MSG_EOR."""
     client, server = env.pair(SEQPACKET)
     client.send(b"0123456789", EOR)
     env.poll(server, "IN")
@@ -198,7 +198,7 @@ def peek_flags(env: Env) -> Steps:
 
 @case("7")
 def wait_all(env: Env) -> Steps:
-    """MSG_WAITALL has no meaning."""
+    """MSG_WAITALL has no effect."""
     client, server = env.pair(SEQPACKET)
     client.send(b"short")
     yield do(server.recv, 100, socket.MSG_WAITALL), b"short"
@@ -230,7 +230,7 @@ def before_the_end(env: Env) -> Steps:
 
 @case("7")
 def no_signal(env: Env) -> Steps:
-    """A broken pipe raises no signal, whoever broke it."""
+    """EPIPE comes without SIGPIPE, whichever side ended the direction."""
     client, server = env.pair(SEQPACKET)
     server.close()
     env.poll(client, "RDHUP")
@@ -241,7 +241,7 @@ def no_signal(env: Env) -> Steps:
 
 @case("7")
 def many_messages(env: Env) -> Steps:
-    """Four hundred small messages wait for their reader."""
+    """Four hundred small messages can wait for the reader."""
     client, server = env.pair(SEQPACKET)
     yield {do(client.send, b"%d" % number, NOW | QUIET) for number in range(100, 500)}, {3}
     yield [server.recv(10) for _ in range(400)] == [b"%d" % n for n in range(100, 500)], True
@@ -249,7 +249,7 @@ def many_messages(env: Env) -> Steps:
 
 @case("7")
 def bad_buffer(env: Env) -> Steps:
-    """A message that cannot be copied out is lost."""
+    """If the buffer is invalid, the message is lost."""
     client, server = env.pair(SEQPACKET)
     client.send(b"lost")
     client.send(b"next")
@@ -260,7 +260,7 @@ def bad_buffer(env: Env) -> Steps:
 
 @case("7")
 def file_calls(env: Env) -> Steps:
-    """write() sends a message, and read() takes one."""
+    """write() sends a message, and read() returns one."""
     import os
 
     client, server = env.pair(SEQPACKET)

@@ -14,19 +14,19 @@ NOW = socket.MSG_DONTWAIT
 
 @family("9.4", KINDS)
 def fresh(env: Env, kind: int) -> Steps:
-    """A socket that nothing was done to is writable, and not hung up."""
+    """A new socket is writable, without POLLHUP."""
     yield env.poll(env.socket(kind)), "OUT", ours("D2a", "OUT|HUP")
 
 
 @family("9.4", KINDS)
 def bound(env: Env, kind: int) -> Steps:
-    """And so is a bound one."""
+    """So is a bound one."""
     yield env.poll(env.bound(kind)), "OUT"
 
 
 @case("9.4")
 def refused(env: Env) -> Steps:
-    """And one whose blocking connect was refused."""
+    """So is one whose blocking connect was refused."""
     sock = env.socket()
     yield do(sock.connect, env.refused()), "ECONNRESET"
     yield env.poll(sock), "OUT"
@@ -34,7 +34,7 @@ def refused(env: Env) -> Steps:
 
 @case("9.4")
 def timed_out(env: Env) -> Steps:
-    """And one whose blocking connect got no answer."""
+    """So is one whose blocking connect timed out."""
     sock = env.socket()
     env.set_time(sock, AF_VSOCK, CONNECT_TIMEOUT, 0.05)
     yield do(sock.connect, env.SILENT), "ETIMEDOUT"
@@ -43,7 +43,7 @@ def timed_out(env: Env) -> Steps:
 
 @case("9.4")
 def connecting(env: Env) -> Steps:
-    """Nothing happens while there is no answer."""
+    """No event until the answer arrives."""
     sock = env.socket()
     sock.setblocking(False)
     yield do(sock.connect, env.SILENT), "EINPROGRESS"
@@ -83,7 +83,7 @@ def idle(env: Env, kind: int) -> Steps:
 
 @family("9.4", KINDS)
 def data(env: Env, kind: int) -> Steps:
-    """With data it is readable too, until it was read."""
+    """With data it is readable too, until the data is read."""
     client, server = env.pair(kind)
     server.send(b"data")
     yield env.poll(client, "IN"), "IN|OUT"
@@ -96,7 +96,7 @@ def data(env: Env, kind: int) -> Steps:
 
 @family("9.4", KINDS)
 def peer_half_closed(env: Env, kind: int) -> Steps:
-    """After the peer's SHUT_WR there is an end to read; writing goes on."""
+    """After the peer's SHUT_WR it is readable (the end of the data), and stays writable."""
     client, server = env.pair(kind)
     server.shutdown(WR)
     yield env.poll(client, "RDHUP"), "IN|OUT|RDHUP"
@@ -106,7 +106,7 @@ def peer_half_closed(env: Env, kind: int) -> Steps:
 
 @case("9.4")
 def peer_stopped_reading(env: Env) -> Steps:
-    """The peer's SHUT_RD shows nowhere."""
+    """The peer's SHUT_RD causes no event."""
     client, server = env.pair()
     server.shutdown(RD)
     env.until(lambda: do(client.send, b"x", QUIET) == "EPIPE")
@@ -115,7 +115,7 @@ def peer_stopped_reading(env: Env) -> Steps:
 
 @family("9.4", KINDS)
 def peer_closed(env: Env, kind: int) -> Steps:
-    """The peer's close is no hang-up: our side is still open."""
+    """The peer's close is no POLLHUP: this side is still open."""
     client, server = env.pair(kind)
     server.close()
     yield env.poll(client, "RDHUP"), "IN|OUT|RDHUP", ours("D2c", "IN|OUT|HUP|RDHUP")
@@ -138,7 +138,7 @@ def peer_closed_with_data(env: Env) -> Steps:
 
 @family("9.4", {"reading": (RD, "IN|OUT|RDHUP"), "writing": (WR, "nothing")})
 def own_half_close(env: Env, how: int, bits: str) -> Steps:
-    """One direction shut down by us."""
+    """SHUT_WR on this side."""
     client, _ = env.pair()
     client.shutdown(how)
     yield env.poll(client), bits, ours("D2g", bits if how == RD else "OUT")
@@ -146,7 +146,7 @@ def own_half_close(env: Env, how: int, bits: str) -> Steps:
 
 @case("9.4")
 def own_half_close_with_data(env: Env) -> Steps:
-    """After SHUT_WR data can still be waited for."""
+    """After SHUT_WR, poll() still reports data."""
     client, server = env.pair()
     client.shutdown(WR)
     server.send(b"data")
@@ -155,7 +155,7 @@ def own_half_close_with_data(env: Env) -> Steps:
 
 @family("9.4", KINDS)
 def both_shut_down_by_us(env: Env, kind: int) -> Steps:
-    """Both directions shut down by us are a hang-up."""
+    """Both directions shut down on this side are POLLHUP."""
     client, server = env.pair(kind)
     client.shutdown(RDWR)
     yield env.poll(client), "IN|HUP|RDHUP", ours("D2c", "IN|OUT|HUP|RDHUP")
@@ -164,7 +164,7 @@ def both_shut_down_by_us(env: Env, kind: int) -> Steps:
 
 @case("9.4")
 def both_half_closed(env: Env) -> Steps:
-    """We do not write any more, and neither does the peer: a hang-up."""
+    """SHUT_WR on both sides is POLLHUP."""
     client, server = env.pair()
     client.shutdown(WR)
     server.shutdown(WR)
@@ -183,7 +183,7 @@ def half_closed_and_peer_closed(env: Env) -> Steps:
 
 @case("9.4")
 def closed(env: Env) -> Steps:
-    """A closed descriptor is none."""
+    """A closed descriptor is POLLNVAL."""
     sock = env.socket()
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
@@ -214,7 +214,7 @@ def bits_in_company(env: Env, state: str, asked: int) -> Steps:
 
 @case("9.4")
 def error_of_a_refusal(env: Env) -> Steps:
-    """A refused attempt is an error until somebody asks for it."""
+    """A refused attempt is POLLERR until SO_ERROR is read."""
     sock = env.socket()
     sock.setblocking(False)
     yield do(sock.connect, env.refused()), "EINPROGRESS"

@@ -1,4 +1,4 @@
-"""Waiting in other ways than poll(): select, epoll, selectors, asyncio; low water marks (section 9.4)."""
+"""Other calls than poll(): select, epoll, selectors, asyncio; and low water marks (section 9.4)."""
 
 import asyncio
 import select
@@ -15,7 +15,7 @@ LONG = 3
 
 @case("9.4")
 def select_call(env: Env) -> Steps:
-    """select() says the same as poll()."""
+    """select() reports the same as poll()."""
     client, server = env.pair()
     yield select.select([client], [client], [client], 0), ([], [client], [])
     server.send(b"x")
@@ -33,7 +33,7 @@ def select_of_a_peer_that_closed(env: Env) -> Steps:
 
 @case("9.4")
 def level_triggered_epoll(env: Env) -> Steps:
-    """epoll() repeats itself while data is there."""
+    """epoll() reports data until it is read."""
     client, server = env.pair()
     with select.epoll() as epoll:
         epoll.register(client, IN)
@@ -47,7 +47,7 @@ def level_triggered_epoll(env: Env) -> Steps:
 
 @case("9.4")
 def edge_triggered_epoll(env: Env) -> Steps:
-    """With EPOLLET it tells each arrival once."""
+    """With EPOLLET it reports each arrival once."""
     client, server = env.pair()
     with select.epoll() as epoll:
         epoll.register(client, IN | select.EPOLLET)
@@ -60,7 +60,7 @@ def edge_triggered_epoll(env: Env) -> Steps:
 
 @case("9.4")
 def one_shot_epoll(env: Env) -> Steps:
-    """With EPOLLONESHOT it tells one event until it is armed again."""
+    """With EPOLLONESHOT it reports one event until it is armed again."""
     client, server = env.pair()
     with select.epoll() as epoll:
         epoll.register(client, IN | select.EPOLLONESHOT)
@@ -85,7 +85,7 @@ def epoll_of_a_listener(env: Env) -> Steps:
 
 @case("9.4")
 def epoll_of_an_attempt(env: Env) -> Steps:
-    """A socket that was registered when it was fresh reports that it is connected."""
+    """A socket that was registered before connect() reports that it is connected."""
     listener, sock = env.listener(), env.socket()
     sock.setblocking(False)
     with select.epoll() as epoll:
@@ -98,7 +98,7 @@ def epoll_of_an_attempt(env: Env) -> Steps:
 
 @case("9.4")
 def epoll_of_a_peer_that_closes(env: Env) -> Steps:
-    """EPOLLRDHUP comes if it is asked for."""
+    """EPOLLRDHUP is reported if it is requested."""
     client, server = env.pair()
     with select.epoll() as epoll:
         epoll.register(client, RDHUP)
@@ -154,7 +154,7 @@ def event_loop_refused(env: Env) -> Steps:
 
 @family("6.4", {"stream": STREAM, "seqpacket": SEQPACKET})
 def low_water(env: Env, kind: int) -> Steps:
-    """A connection is readable from SO_RCVLOWAT bytes on, of how many messages they may be."""
+    """A connection is readable from SO_RCVLOWAT bytes on, in any number of sends."""
     client, server = env.pair(kind)
     yield env.set_int(server, socket.SO_RCVLOWAT, 10), OK
     client.send(b"12345")
@@ -166,7 +166,7 @@ def low_water(env: Env, kind: int) -> Steps:
 
 @case("6.4")
 def low_water_set_afterwards(env: Env) -> Steps:
-    """Raising the mark makes what is there too little."""
+    """After the mark is raised, the present data no longer makes the socket readable."""
     client, server = env.pair()
     client.send(b"12345")
     yield env.poll(server, "IN"), "IN|OUT"

@@ -24,7 +24,7 @@ def not_connected(env: Env, kind: int) -> Steps:
 
 @case("6.2")
 def not_connected_length_zero(env: Env) -> Steps:
-    """And whatever the length. Python's recv() does not ask when it is 0."""
+    """Also with length 0. Python's recv() makes no system call for length 0."""
     yield do(env.libc.receive_into_nowhere, env.socket(), 0), "ENOTCONN"
 
 
@@ -39,7 +39,7 @@ def out_of_band(env: Env, kind: int) -> Steps:
 
 @family("6.2", KINDS)
 def empty(env: Env, kind: int) -> Steps:
-    """Without data it is EAGAIN, by the flag or by the mode."""
+    """Without data it is EAGAIN, with MSG_DONTWAIT or O_NONBLOCK."""
     client, _ = env.pair(kind)
     yield do(client.recv, 1, NOW), "EAGAIN"
     yield do(client.recv, 1, NOW | PEEK), "EAGAIN"
@@ -49,7 +49,7 @@ def empty(env: Env, kind: int) -> Steps:
 
 @family("6.2", KINDS)
 def timeout(env: Env, kind: int) -> Steps:
-    """SO_RCVTIMEO bounds the wait, and it ends as EAGAIN."""
+    """SO_RCVTIMEO limits the wait, which ends with EAGAIN."""
     client, _ = env.pair(kind)
     env.set_time(client, socket.SOL_SOCKET, socket.SO_RCVTIMEO, 0.05)
     begun = time.monotonic()
@@ -59,7 +59,7 @@ def timeout(env: Env, kind: int) -> Steps:
 
 @case("6.2")
 def python_timeout(env: Env) -> Steps:
-    """settimeout() bounds it too."""
+    """settimeout() limits it too."""
     client, _ = env.pair()
     client.settimeout(0.05)
     yield do(client.recv, 1), "TimeoutError"
@@ -67,7 +67,7 @@ def python_timeout(env: Env) -> Steps:
 
 @case("6.2")
 def waits(env: Env) -> Steps:
-    """A blocking recv() returns with what comes, however little."""
+    """A blocking recv() returns as soon as any data arrives."""
     client, server = env.pair()
     reading = env.background(lambda: client.recv(1000))
     server.send(b"x")
@@ -76,7 +76,7 @@ def waits(env: Env) -> Steps:
 
 @family("6.2", KINDS)
 def length_zero(env: Env, kind: int) -> Steps:
-    """Asking for nothing gives nothing, at once, and takes nothing."""
+    """Receiving 0 bytes returns at once, and leaves the data in the queue."""
     client, server = env.pair(kind)
     yield do(client.recv, 0), b""
     server.send(b"data")
@@ -87,7 +87,7 @@ def length_zero(env: Env, kind: int) -> Steps:
 
 @family("6.2", KINDS)
 def after_own_shutdown(env: Env, kind: int) -> Steps:
-    """After shutdown(SHUT_RD) it is the end of file, even with data there."""
+    """After shutdown(SHUT_RD) it is the end of file, even if data is unread."""
     client, server = env.pair(kind)
     server.send(b"data")
     env.poll(client, "IN")
@@ -98,7 +98,7 @@ def after_own_shutdown(env: Env, kind: int) -> Steps:
 
 @family("6.3", KINDS)
 def after_the_peer_stopped_writing(env: Env, kind: int) -> Steps:
-    """The peer's SHUT_WR is an end of file after its data; it can still be sent to."""
+    """The peer's SHUT_WR is an end of file after its data; sending still works."""
     client, server = env.pair(kind)
     server.send(b"data")
     server.shutdown(socket.SHUT_WR)
@@ -122,7 +122,7 @@ def after_the_peer_closed(env: Env, kind: int) -> Steps:
 
 @case("6.3")
 def after_the_peer_closed_without_reading(env: Env) -> Steps:
-    """Data that the peer has not read makes its close no error either."""
+    """The peer's close with unread data is no error either."""
     client, server = env.pair()
     client.send(b"never read")
     server.send(b"data")
@@ -135,7 +135,7 @@ def after_the_peer_closed_without_reading(env: Env) -> Steps:
 
 @case("6.3")
 def after_the_peer_stopped_reading(env: Env) -> Steps:
-    """The peer's SHUT_RD does not end our reading."""
+    """The peer's SHUT_RD does not affect receiving."""
     client, server = env.pair()
     server.shutdown(socket.SHUT_RD)
     server.send(b"data")
@@ -145,7 +145,7 @@ def after_the_peer_stopped_reading(env: Env) -> Steps:
 
 @case("6.3")
 def waiting_when_the_peer_closes(env: Env) -> Steps:
-    """A recv() that waits ends with the connection."""
+    """A blocked recv() ends with the connection."""
     client, server = env.pair()
     reading = env.background(lambda: client.recv(10))
     server.close()
@@ -154,7 +154,7 @@ def waiting_when_the_peer_closes(env: Env) -> Steps:
 
 @case("9.1")
 def waiting_when_shut_down(env: Env) -> Steps:
-    """A recv() that waits ends with our own shutdown."""
+    """A blocked recv() ends with this side's own shutdown."""
     client, _ = env.pair()
     reading = env.background(lambda: client.recv(10))
     env.until(lambda: env.waits(reading))
@@ -174,7 +174,7 @@ def source_address(env: Env) -> Steps:
 
 @case("6.2")
 def source_address_length(env: Env) -> Steps:
-    """Its length is 0."""
+    """The length of the source address is 0."""
     client, server = env.pair()
     server.send(b"data")
     yield env.libc.receive_from(client, 10), (b"data", 0)
@@ -182,7 +182,7 @@ def source_address_length(env: Env) -> Steps:
 
 @case("6.2")
 def peek(env: Env) -> Steps:
-    """MSG_PEEK leaves the data there."""
+    """MSG_PEEK leaves the data in the queue."""
     client, server = env.pair()
     server.send(b"0123456789")
     yield env.arrived(client, 10), True
@@ -194,7 +194,7 @@ def peek(env: Env) -> Steps:
 
 @case("6.2")
 def peek_after_a_part(env: Env) -> Steps:
-    """It begins where reading stopped."""
+    """A peek begins where the last read ended."""
     client, server = env.pair()
     server.send(b"0123456789")
     env.arrived(client, 10)
@@ -206,7 +206,7 @@ def peek_after_a_part(env: Env) -> Steps:
 
 @case("6.2")
 def peek_over_two_sends(env: Env) -> Steps:
-    """It sees past what one send brought."""
+    """A peek returns data of several sends."""
     client, server = env.pair()
     server.send(b"one")
     server.send(bytes(500))
@@ -232,7 +232,7 @@ def peek_at_the_end(env: Env) -> Steps:
 
 @case("6.2")
 def wait_all(env: Env) -> Steps:
-    """MSG_WAITALL waits until all has come."""
+    """MSG_WAITALL waits until all bytes have arrived."""
     client, server = env.pair()
     reading = env.background(lambda: client.recv(9, socket.MSG_WAITALL))
     for piece in (b"one", b"two", b"three"):
@@ -243,7 +243,7 @@ def wait_all(env: Env) -> Steps:
 
 @case("6.2")
 def wait_all_until_the_end(env: Env) -> Steps:
-    """Or until there will be no more."""
+    """Or until the end of the data."""
     client, server = env.pair()
     server.send(b"short")
     server.shutdown(socket.SHUT_WR)
@@ -252,7 +252,7 @@ def wait_all_until_the_end(env: Env) -> Steps:
 
 @case("6.2")
 def wait_all_without_waiting(env: Env) -> Steps:
-    """Or at once, if it may not wait."""
+    """With MSG_DONTWAIT it returns at once."""
     client, server = env.pair()
     server.send(b"short")
     env.arrived(client, 5)
@@ -261,7 +261,7 @@ def wait_all_without_waiting(env: Env) -> Steps:
 
 @case("6.2")
 def wait_all_and_peek(env: Env) -> Steps:
-    """A peek looks once, and may be short."""
+    """With MSG_PEEK it does not wait for all bytes."""
     client, server = env.pair()
     server.send(b"short")
     env.arrived(client, 5)
@@ -270,7 +270,7 @@ def wait_all_and_peek(env: Env) -> Steps:
 
 @case("6.2")
 def wait_all_with_timeout(env: Env) -> Steps:
-    """SO_RCVTIMEO ends it with what is there."""
+    """SO_RCVTIMEO ends it with the present data."""
     client, server = env.pair()
     env.set_time(client, socket.SOL_SOCKET, socket.SO_RCVTIMEO, 0.05)
     server.send(b"short")
@@ -279,7 +279,7 @@ def wait_all_with_timeout(env: Env) -> Steps:
 
 @family("6.2", {"one less": (-1, "waits"), "just": (0, "ENOMEM"), "more": (1, "ENOMEM")})
 def wait_all_for_a_whole_buffer(env: Env, more: int, result: str) -> Steps:
-    """Waiting for as much as the buffer holds could never end: ENOMEM."""
+    """Waiting for as many bytes as the buffer holds could never end: ENOMEM."""
     client, server = env.pair()
     if result == "waits":
         server.send(bytes(BUFFER))
@@ -300,7 +300,7 @@ def truncate_flag(env: Env) -> Steps:
 
 @family("6.2", KINDS)
 def error_queue(env: Env, kind: int) -> Steps:
-    """MSG_ERRQUEUE never waits, and finds nothing."""
+    """MSG_ERRQUEUE never waits, and the queue is empty."""
     client, _ = env.pair(kind)
     yield do(client.recv, 10, ERRQUEUE | NOW), "EAGAIN"
     yield do(client.recv, 10, ERRQUEUE), since("6.7", "EAGAIN", before="EAGAIN")
@@ -308,7 +308,7 @@ def error_queue(env: Env, kind: int) -> Steps:
 
 @case("6.2")
 def bad_buffer(env: Env) -> Steps:
-    """A buffer that is not there is EFAULT; a stream keeps the data."""
+    """An invalid buffer is EFAULT; a stream keeps the data."""
     client, server = env.pair()
     server.send(b"data")
     env.poll(client, "IN")
@@ -318,7 +318,7 @@ def bad_buffer(env: Env) -> Steps:
 
 @case("6.2")
 def into_buffers(env: Env) -> Steps:
-    """recv_into(), recvfrom_into() and recvmsg_into() fill what they are given."""
+    """recv_into(), recvfrom_into() and recvmsg_into() fill the given buffers."""
     client, server = env.pair()
     one, two = bytearray(3), bytearray(4)
     server.send(b"0123456789")
@@ -330,7 +330,7 @@ def into_buffers(env: Env) -> Steps:
 
 @case("6.2")
 def ready_bytes(env: Env) -> Steps:
-    """Data is there as soon as poll() says so."""
+    """After poll() reports data, recv() returns it."""
     client, server = env.pair()
     client.setblocking(False)
     server.send(b"x")

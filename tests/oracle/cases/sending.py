@@ -30,7 +30,7 @@ def after_a_refused_connect(env: Env) -> Steps:
 
 @family("6.1", KINDS)
 def out_of_band(env: Env, kind: int) -> Steps:
-    """MSG_OOB is not supported, and that is looked at first."""
+    """MSG_OOB is not supported, which is checked first."""
     client, server = env.pair(kind)
     yield do(client.send, b"x", socket.MSG_OOB), "EOPNOTSUPP"
     yield do(env.socket(kind).send, b"x", socket.MSG_OOB), "EOPNOTSUPP"
@@ -51,7 +51,7 @@ def to_an_address(env: Env, kind: int) -> Steps:
 
 @case("6.1")
 def to_an_address_after_shutdown(env: Env) -> Steps:
-    """The address is looked at before what was shut down."""
+    """The address is checked before the shutdown."""
     client, _ = env.pair()
     client.shutdown(socket.SHUT_WR)
     yield do(client.sendto, b"x", QUIET, env.refused()), "EISCONN"
@@ -69,7 +69,7 @@ def nothing(env: Env) -> Steps:
 
 @case("6.1")
 def nothing_after_shutdown(env: Env) -> Steps:
-    """The checks are made for nothing too."""
+    """The checks are also made for an empty send."""
     client, _ = env.pair()
     client.shutdown(socket.SHUT_WR)
     yield do(client.send, b"", QUIET), "EPIPE"
@@ -77,7 +77,7 @@ def nothing_after_shutdown(env: Env) -> Steps:
 
 @family("6.1", KINDS)
 def after_own_shutdown(env: Env, kind: int) -> Steps:
-    """After shutdown(SHUT_WR) it is EPIPE; reading is as before."""
+    """After shutdown(SHUT_WR) it is EPIPE; receiving works as before."""
     client, server = env.pair(kind)
     client.shutdown(socket.SHUT_WR)
     yield do(client.send, b"x", QUIET), "EPIPE"
@@ -87,7 +87,7 @@ def after_own_shutdown(env: Env, kind: int) -> Steps:
 
 @case("6.1")
 def after_own_shutdown_of_reading(env: Env) -> Steps:
-    """shutdown(SHUT_RD) leaves sending alone."""
+    """shutdown(SHUT_RD) does not affect sending."""
     client, server = env.pair()
     client.shutdown(socket.SHUT_RD)
     yield do(client.send, b"x"), 1
@@ -96,7 +96,7 @@ def after_own_shutdown_of_reading(env: Env) -> Steps:
 
 @family("6.3", KINDS)
 def after_the_peer_stopped_reading(env: Env, kind: int) -> Steps:
-    """The peer's SHUT_RD makes sending EPIPE; there is no bit to poll for it."""
+    """The peer's SHUT_RD makes sending EPIPE; poll() has no event for it."""
     client, server = env.pair(kind)
     server.shutdown(socket.SHUT_RD)
     yield env.until(lambda: do(client.send, b"x", QUIET) == "EPIPE"), True
@@ -107,7 +107,7 @@ def after_the_peer_stopped_reading(env: Env, kind: int) -> Steps:
 
 @family("6.3", KINDS)
 def after_the_peer_closed(env: Env, kind: int) -> Steps:
-    """After the peer's close it is EPIPE at the first try, and at the second."""
+    """After the peer's close the first send is EPIPE, and every further one."""
     client, server = env.pair(kind)
     server.close()
     env.poll(client, "RDHUP")
@@ -118,7 +118,7 @@ def after_the_peer_closed(env: Env, kind: int) -> Steps:
 
 @case("6.3")
 def after_the_peer_stopped_writing(env: Env) -> Steps:
-    """The peer's SHUT_WR leaves our sending alone."""
+    """The peer's SHUT_WR does not affect sending."""
     client, server = env.pair()
     server.shutdown(socket.SHUT_WR)
     env.poll(client, "RDHUP")
@@ -135,7 +135,7 @@ def after_the_peer_stopped_writing(env: Env) -> Steps:
     },
 )
 def broken_pipe_signal(env: Env, kind: int, flags: int, times: object) -> Steps:
-    """SIGPIPE comes with EPIPE on a stream, unless it is not wanted; never on SEQPACKET."""
+    """On a stream SIGPIPE comes with EPIPE, except with MSG_NOSIGNAL; never on SEQPACKET."""
     client, _ = env.pair(kind)
     client.shutdown(socket.SHUT_WR)
     with env.signals(signal.SIGPIPE) as caught:
@@ -145,7 +145,7 @@ def broken_pipe_signal(env: Env, kind: int, flags: int, times: object) -> Steps:
 
 @case("6.1")
 def broken_pipe_signal_for_the_peers_close(env: Env) -> Steps:
-    """The signal comes whoever broke the pipe."""
+    """SIGPIPE comes whichever side ended the direction."""
     client, server = env.pair()
     server.close()
     env.poll(client, "RDHUP")
@@ -164,7 +164,7 @@ def no_signal_without_a_connection(env: Env) -> Steps:
 
 @family("6.1", {"MSG_EOR": socket.MSG_EOR, "MSG_MORE": socket.MSG_MORE})
 def flag_without_effect(env: Env, flag: int) -> Steps:
-    """Flags that a stream does not care for."""
+    """Flags that a stream ignores."""
     client, server = env.pair()
     yield do(client.send, b"one", flag), 3
     yield env.receive(server, 3), b"one"
@@ -181,7 +181,7 @@ def ancillary_data(env: Env) -> Steps:
     yield do(client.sendmsg, [b"data"], rights), 4
     os.close(writing)
     yield do(server.recvmsg, 10, 100)[:2], (b"data", [])
-    yield os.read(reading, 1), b""  # nobody has the other end any more
+    yield os.read(reading, 1), b""  # the other end is closed
     os.close(reading)
 
 
@@ -216,7 +216,7 @@ def as_a_file_before_connect(env: Env) -> Steps:
 
 @case("6.1")
 def sendfile(env: Env) -> Steps:
-    """A file's content goes out without being read."""
+    """The content of a file is sent without a read of the program."""
     client, server = env.pair()
     with open(__file__, "rb") as file:  # noqa: PTH123 - its descriptor is what is needed
         yield do(os.sendfile, client.fileno(), file.fileno(), 0, 100), 100

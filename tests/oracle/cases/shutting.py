@@ -1,4 +1,4 @@
-"""shutdown(): when it is allowed, what it ends, and what is left (section 9.1)."""
+"""shutdown(): when it is allowed, and its effects (section 9.1)."""
 
 import socket
 
@@ -21,7 +21,7 @@ def not_connected(env: Env, how: int) -> Steps:
 
 @family("9.1", {"3": 3, "-1": -1, "largest": 2**31 - 1})
 def bad_how(env: Env, how: int) -> Steps:
-    """What is none of the three is EINVAL, on any socket."""
+    """A value other than the three is EINVAL, on any socket."""
     client, _ = env.pair()
     for sock in (client, env.socket(), env.listener()):
         yield do(sock.shutdown, how), "EINVAL"
@@ -30,7 +30,7 @@ def bad_how(env: Env, how: int) -> Steps:
 
 @case("9.1")
 def after_a_refused_connect(env: Env) -> Steps:
-    """A refused socket has nothing to shut down."""
+    """After a refused connect it is ENOTCONN."""
     sock = env.socket()
     yield do(sock.connect, env.refused()), "ECONNRESET"
     yield do(sock.shutdown, RDWR), "ENOTCONN"
@@ -72,7 +72,7 @@ def half_close(env: Env, kind: int) -> Steps:
 
 @family("9.1", KINDS)
 def half_close_both_sides(env: Env, kind: int) -> Steps:
-    """Both may half-close; then both are at the end."""
+    """Both sides may half-close; then both read the end of the data."""
     client, server = env.pair(kind)
     for sock in (client, server):
         yield do(sock.shutdown, WR), OK
@@ -83,7 +83,7 @@ def half_close_both_sides(env: Env, kind: int) -> Steps:
 
 @case("9.1")
 def one_after_the_other(env: Env) -> Steps:
-    """The two directions add up to both."""
+    """Shutting down each direction has the effect of SHUT_RDWR."""
     client, server = env.pair()
     yield do(client.shutdown, WR), OK
     yield do(client.shutdown, RD), OK
@@ -94,7 +94,7 @@ def one_after_the_other(env: Env) -> Steps:
 
 @case("9.1")
 def data_sent_before(env: Env) -> Steps:
-    """What was sent before arrives."""
+    """Data sent before shutdown() arrives."""
     client, server = env.pair()
     client.sendall(bytes(100_000))
     yield do(client.shutdown, RDWR), OK
@@ -103,7 +103,7 @@ def data_sent_before(env: Env) -> Steps:
 
 @case("9.1")
 def data_that_comes_after(env: Env) -> Steps:
-    """What comes after SHUT_RD is not seen, and it does not end the connection."""
+    """Data that arrives after SHUT_RD is not returned, and does not end the connection."""
     client, server = env.pair()
     yield do(server.send, b"early"), 5
     env.poll(client, "IN")
@@ -126,7 +126,7 @@ def after_the_peer_half_closed(env: Env) -> Steps:
 
 @case("9.1")
 def after_the_peer_closed(env: Env) -> Steps:
-    """When the peer has closed it is still allowed."""
+    """It is still allowed after the peer has closed."""
     client, server = env.pair()
     server.close()
     env.poll(client, "RDHUP")
@@ -136,18 +136,18 @@ def after_the_peer_closed(env: Env) -> Steps:
 
 @case("9.1")
 def end_of_file_afterwards(env: Env) -> Steps:
-    """A connection that the peer has closed is at its end after it too, if not at once."""
+    """After it, a connection that the peer has closed returns the end of the data, perhaps not at once."""
     client, server = env.pair()
     server.close()
     yield do(client.recv, 1), b""
     yield do(client.shutdown, WR), OK
-    # The kernel forgets the end, and says ENOTCONN until the peer's answer has reminded it.
+    # The kernel forgets the end, and returns ENOTCONN until the peer's answer arrives.
     yield env.until(lambda: do(client.recv, 1) == b""), True
 
 
 @case("9.1")
 def of_a_listener_that_has_guests(env: Env) -> Steps:
-    """A listener is not connected, whoever waits at it."""
+    """A listener is not connected, also if connections wait."""
     listener = env.listener()
     env.connected_to(listener)
     yield do(listener.shutdown, RDWR), "ENOTCONN"
@@ -156,7 +156,7 @@ def of_a_listener_that_has_guests(env: Env) -> Steps:
 
 @family("9.1", KINDS)
 def sender_that_waits(env: Env, kind: int) -> Steps:
-    """Who waits for room hears that nobody receives any more."""
+    """A blocked sender gets an error when the peer shuts down receiving."""
     client, server = env.pair(kind)
     env.fill(server)
     sending = env.background(lambda: server.send(bytes(4096), QUIET))
@@ -167,7 +167,7 @@ def sender_that_waits(env: Env, kind: int) -> Steps:
 
 @case("9.1")
 def wakes_poll(env: Env) -> Steps:
-    """It is an event for who polls in another thread."""
+    """It wakes a poll() in another thread."""
     client, _ = env.pair()
     polling = env.background(lambda: env.poll(client, "IN"))
     env.until(lambda: env.waits(polling))

@@ -37,7 +37,7 @@ def defaults(env: Env, kind: int) -> Steps:
     },
 )
 def clamped(env: Env, size: int, stored: int) -> Steps:
-    """A size outside of the limits becomes the nearer one, without an error."""
+    """A size outside the limits is set to the nearer limit, without an error."""
     sock = env.socket()
     yield env.set_size(sock, BUFFER_SIZE, size), OK
     yield env.get_size(sock), stored
@@ -55,7 +55,7 @@ def maximum_first(env: Env) -> Steps:
 
 @case("10.1")
 def maximum_lowered(env: Env) -> Steps:
-    """A lower maximum takes the size with it; raising it again does not."""
+    """A lower maximum lowers the size; raising the maximum does not raise the size."""
     sock = env.socket()
     yield env.set_size(sock, BUFFER_MAX_SIZE, 1000), OK
     yield env.get_size(sock), 1000
@@ -65,7 +65,7 @@ def maximum_lowered(env: Env) -> Steps:
 
 @case("10.1")
 def minimum_raised(env: Env) -> Steps:
-    """A higher minimum takes the size with it."""
+    """A higher minimum raises the size."""
     sock = env.socket()
     yield env.set_size(sock, BUFFER_SIZE, 1000), OK
     yield env.set_size(sock, BUFFER_MIN_SIZE, 2000), OK
@@ -83,7 +83,7 @@ def minimum_lowered(env: Env) -> Steps:
 
 @case("10.1")
 def limits_crossed(env: Env) -> Steps:
-    """If the minimum is above the maximum, the maximum counts; older kernels take the minimum."""
+    """If the minimum is above the maximum, the maximum counts; in older kernels the minimum."""
     fixed = ("6.1.192", "6.12.117")
     sock = env.socket()
     yield env.set_size(sock, BUFFER_MAX_SIZE, 1000), OK
@@ -105,7 +105,7 @@ def larger_than_32_bits(env: Env) -> Steps:
 
 @case("10.1")
 def larger_than_32_bits_connected(env: Env) -> Steps:
-    """A connection's are 32-bit numbers."""
+    """Sizes of a connection are 32-bit numbers."""
     listener, sock = env.listener(), env.socket()
     env.set_size(sock, BUFFER_MAX_SIZE, 1 << 40)
     env.set_size(sock, BUFFER_SIZE, 1 << 33)
@@ -149,7 +149,7 @@ def lengths(env: Env, option: int) -> Steps:
 
 @case("10.1")
 def length_zero(env: Env) -> Steps:
-    """Nothing is too short too."""
+    """Length 0 is too short too."""
     sock = env.socket()
     yield do(env.libc.set_option, sock, AF_VSOCK, BUFFER_SIZE, None, 0), "EINVAL"
     yield do(env.libc.get_option, sock, AF_VSOCK, BUFFER_SIZE, 0), "EINVAL"
@@ -157,7 +157,7 @@ def length_zero(env: Env) -> Steps:
 
 @case("10.1")
 def python_integers(env: Env) -> Steps:
-    """Python gives and takes these options as integers of 64 bits."""
+    """Python sets and gets these options as 64-bit integers."""
     sock = env.socket()
     yield do(sock.setsockopt, AF_VSOCK, BUFFER_MAX_SIZE, 1 << 33), OK
     yield do(sock.setsockopt, AF_VSOCK, BUFFER_SIZE, 5 << 30), OK
@@ -166,7 +166,7 @@ def python_integers(env: Env) -> Steps:
 
 @case("10.1")
 def of_a_listener(env: Env) -> Steps:
-    """A listener's can be changed while it listens; connections get what it has then."""
+    """Sizes of a listener can be changed while it listens; later connections inherit them."""
     listener = env.listener()
     for size in (3000, 4000):
         yield env.set_size(listener, BUFFER_SIZE, size), OK

@@ -1,4 +1,4 @@
-"""Data in bulk: order, boundaries that a stream does not have, and SO_RCVLOWAT (sections 6.2 and 6.4)."""
+"""Bulk data: order, sends and reads of different sizes, and SO_RCVLOWAT (sections 6.2 and 6.4)."""
 
 import functools
 import hashlib
@@ -13,13 +13,13 @@ BUFFER = 256 * 1024
 
 
 def pattern(length: int, seed: int = 1) -> bytes:
-    """Bytes in which every mistake shows."""
+    """Bytes in which a wrong order or a gap is visible."""
     return hashlib.shake_128(seed.to_bytes(4, "little")).digest(length)
 
 
 @family("6.2", {"1 byte": 1, "64 KiB and 1": 65537, "a buffer and 1": BUFFER + 1, "1 MiB": 1 << 20})
 def whole(env: Env, length: int) -> Steps:
-    """All bytes come, in order, in both directions."""
+    """All bytes arrive in order, in both directions."""
     data = pattern(length)
     client, server = env.pair()
     for sender, receiver in ((client, server), (server, client)):
@@ -44,7 +44,7 @@ def both_ways_at_once(env: Env) -> Steps:
 
 @case("6.2")
 def own_cid(env: Env) -> Steps:
-    """The way over the own CID carries data as the one over CID 1 does."""
+    """A connection to the machine's own CID carries data as one to CID 1 does."""
     listener, client = env.listener(), env.socket()
     client.connect(env.at(listener, OWN))
     data = pattern(100_000)
@@ -75,7 +75,7 @@ def small_reads(env: Env) -> Steps:
 
 @case("6.2")
 def across_sends(env: Env) -> Steps:
-    """A read takes from several sends, and a part of one."""
+    """A read returns data of several sends, and a part of one."""
     client, server = env.pair()
     client.send(b"HELLO")
     client.send(b"WORLD")
@@ -97,7 +97,7 @@ def data_before_the_end(env: Env) -> Steps:
 
 @case("2")
 def makefile(env: Env) -> Steps:
-    """A file object of Python's reads lines and sees the end."""
+    """A Python file object reads lines and the end of the data."""
     client, server = env.pair()
     with client.makefile("wb") as out:
         out.write(b"one\ntwo\n")
@@ -127,7 +127,7 @@ def low_water_range(env: Env, value: int, result: str) -> Steps:
 
 @case("6.4")
 def low_water_range_follows_the_buffer(env: Env) -> Steps:
-    """The buffer of the moment counts."""
+    """The present size of the buffer counts."""
     sock = env.socket()
     env.set_size(sock, BUFFER_SIZE, 1000)
     yield env.set_int(sock, LOWAT, 1001), "EINVAL"
@@ -136,7 +136,7 @@ def low_water_range_follows_the_buffer(env: Env) -> Steps:
 
 @family("6.4", {"larger than the buffer": (BUFFER + 1, BUFFER + 1), "-1": (-1, 2**31 - 1)})
 def low_water_range_of_seqpacket(env: Env, value: int, stored: int) -> Steps:
-    """SEQPACKET takes any value."""
+    """SEQPACKET accepts any value."""
     sock = env.socket(SEQPACKET)
     yield env.set_int(sock, LOWAT, value), OK
     yield env.get_int(sock, LOWAT), stored
@@ -144,7 +144,7 @@ def low_water_range_of_seqpacket(env: Env, value: int, stored: int) -> Steps:
 
 @case("6.4")
 def low_water_and_recv(env: Env) -> Steps:
-    """recv() waits for as much, or for all that it has room for."""
+    """recv() waits for this many bytes, or for as many as its argument holds."""
     client, server = env.pair()
     yield env.set_int(server, LOWAT, 6), OK
     reading = env.background(lambda: server.recv(100))
@@ -157,7 +157,7 @@ def low_water_and_recv(env: Env) -> Steps:
 
 @case("6.4")
 def low_water_and_the_end(env: Env) -> Steps:
-    """At the end less will do."""
+    """At the end of the data fewer bytes are enough."""
     client, server = env.pair()
     yield env.set_int(server, LOWAT, 100), OK
     client.send(b"123")
@@ -167,7 +167,7 @@ def low_water_and_the_end(env: Env) -> Steps:
 
 @case("6.4")
 def low_water_without_waiting(env: Env) -> Steps:
-    """Without waiting what is there is taken."""
+    """A non-blocking recv() returns the present data."""
     client, server = env.pair()
     client.send(b"123")
     env.arrived(server, 3)

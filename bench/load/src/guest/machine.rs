@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use vsock_core::{Address, Cid, Event, FlowKey, Instant, Limits, Port, Shutdown, SocketType};
-use vsock_virtio::driver::DriverLink;
+use vsock_virtio::link::driver::DriverLink;
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::links::{Budget, Drained, Interface, Role, Scratch, Sends, Update};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, attach};
@@ -42,7 +42,7 @@ impl Machine {
     /// Joins the device behind `socket`.
     pub(super) fn join(socket: &Path, plan: &Plan) -> Result<Self> {
         let mut link = DriverLink::new(&plan.options)?;
-        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
         let front_end =
             FrontendOptions { timeout: Duration::from_secs(20), ..FrontendOptions::default() };
         let mut attached = attach(socket, link.region(), &rings, front_end)?;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::fs::OFlags;
-use vsock_virtio::driver::DriverOptions;
+use vsock_virtio::link::driver::DriverOptions;
 use vsock_virtio::polling::Polling;
 
 use crate::Result;

@@ -24,6 +24,7 @@ fn connect_bytes() -> [u8; MESSAGE_LEN] {
 fn request_has_each_field_where_the_specification_says() {
     let request = Request::Connect {
         to: TO,
+        is_named: false,
         timeout_ms: 1500,
         buffer: 0x0102_0304_0506_0708,
         report: Report::Held { prompt: true },
@@ -44,6 +45,7 @@ fn connect_request_is_read_field_by_field() {
     bytes[16..24].copy_from_slice(&65536u64.to_le_bytes());
     let expected = Request::Connect {
         to: TO,
+        is_named: false,
         timeout_ms: 1500,
         buffer: 65536,
         report: Report::Reply,
@@ -92,6 +94,41 @@ fn connect_request_is_held_only_with_a_cookie_behind_it() {
             _ => None,
         };
         assert_eq!(report, expected, "{flags} {extra}");
+    }
+}
+
+#[test]
+fn connect_request_with_a_name_has_it_behind_the_cookie_and_no_cid() {
+    let mut bytes = connect_bytes();
+    bytes[2..4].copy_from_slice(&7u16.to_le_bytes());
+    bytes[24] = 14;
+    assert_eq!(Request::decode(&bytes), Err(BadRequest::NotZero), "a CID beside a name");
+    bytes[4] = 0;
+    let request = Request::Connect {
+        to: Address { cid: 0, port: 5000 },
+        is_named: true,
+        timeout_ms: 0,
+        buffer: 0,
+        report: Report::Held { prompt: true },
+        extra: 14,
+    };
+    assert_eq!(Request::decode(&bytes), Ok(request));
+    assert_eq!(request.encode(), bytes);
+    bytes[24] = 8;
+    assert_eq!(Request::decode(&bytes), Err(BadRequest::NotZero), "no room for a name");
+}
+
+#[test]
+fn name_that_is_cut_is_none() {
+    let table: [(&[u8], Option<&[u8]>); 5] = [
+        (b"cookie..\x05alpha", Some(b"alpha")),
+        (b"cookie..\x05alpha\0\0padding", Some(b"alpha")),
+        (b"cookie..\x06alpha", None),
+        (b"cookie..", None),
+        (b"cookie", None),
+    ];
+    for (extra, expected) in table {
+        assert_eq!(name_behind(extra), expected);
     }
 }
 
@@ -219,7 +256,7 @@ proptest! {
     #[test]
     fn decoded_request_is_encoded_to_the_same_bytes(
         op in 0u8..12,
-        flags in 0u8..4,
+        flags in 0u8..8,
         words in prop::array::uniform6(prop_oneof![Just(0u32), 1u32..5000, any::<u32>()]),
     ) {
         let mut bytes = bytes_of(op);

@@ -1,17 +1,15 @@
-//! `accept`: takes a connection off a listener, which is a descriptor that the node passes; and what becomes of a listener
-//! whose switch has ended.
+//! `accept`: receives a connection, which is a descriptor that the node passes; and silences a listener whose switch has
+//! ended.
 
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
 
-use vsock_client::Address;
-use vsock_client::wire::{INHERITED_LEN as INHERITED, MESSAGE_LEN as MESSAGE, Reply, Request, op};
+use vsock_client::wire::{INHERITED_LEN, MESSAGE_LEN, Reply, Request, op};
+use vsock_client::{Address, Options, Socket, calls};
 
-use crate::note::{Flags, Note, State};
+use crate::lock::ListenerLock;
 use crate::sys::{Answer, Errno, Fd, descriptor_limit, tick_us};
-use crate::turn::ListenerTurn;
-use crate::vm_options::VmOptions;
-use crate::{name, node, suspects};
+use crate::{fd_hints, node, state};
 
 /// Room for one control message with one descriptor: CMSG_SPACE(sizeof(int)).
 #[repr(C)]
@@ -35,48 +33,48 @@ impl Control {
 }
 
 /// `accept4`: the connection's descriptor, and who it is.
-pub(crate) fn accept(listener: Fd, note: &Note, flags: c_int) -> Answer<(Fd, Address)> {
-    if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 || note.state != State::Listening {
-        return Err(Errno(libc::EINVAL));
+pub(crate) fn accept(listener: Fd, socket: Socket, flags: c_int) -> Answer<(Fd, Address)> {
+    if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
+        return Err(Errno::INVAL);
     }
+    calls::accept(socket)?;
     let (reply, inherited, fd) = receive(listener, flags & libc::SOCK_CLOEXEC != 0)?;
     let is_ready = fd
         .set_nonblocking(flags & libc::SOCK_NONBLOCK != 0)
-        .and_then(|()| begin(fd, note, &reply, &inherited));
+        .and_then(|()| begin(fd, socket, &reply, &inherited));
     if let Err(error) = is_ready {
         fd.close();
         return Err(error);
     }
-    if note.keeps_messages() {
-        suspects::add(fd);
+    if socket.keeps_messages() {
+        fd_hints::set(fd);
     }
     Ok((fd, reply.theirs))
 }
 
-/// Makes a connection that a listener was handed a socket of ours.
-fn begin(fd: Fd, listener: &Note, reply: &Reply, inherited: &[u8; INHERITED]) -> Answer<()> {
-    name::give(fd, reply.ours)?;
-    let fresh = if listener.keeps_messages() { Note::FRESH_MESSAGES } else { Note::FRESH };
-    let note = fresh.in_state(State::Connected).with(Flags::STREAM);
-    let note = note.with_theirs(fd, reply.theirs)?.with_peer_buffer(reply.peer_buffer);
-    let options = VmOptions::from_inherited(inherited, tick_us()).limited();
-    // Of a node of another user the options stay the defaults.
-    options.put(fd, note).unwrap_or(note).put(fd)
+/// Gives an accepted connection its address, state and options.
+fn begin(fd: Fd, listener: Socket, reply: &Reply, inherited: &[u8; INHERITED_LEN]) -> Answer<()> {
+    state::give_name(fd, reply.ours)?;
+    state::store_peer_port(fd, reply.theirs.port)?;
+    let socket = calls::accepted(listener, reply);
+    let options = Options::from_inherited(inherited, tick_us()).of_connection();
+    // If the node runs as another user, the options stay the defaults.
+    state::store(fd, &state::store_options(fd, socket, &options).unwrap_or(socket))
 }
 
-/// An ACCEPT as it was received, or looked at.
+/// An ACCEPT that was received, or peeked at.
 struct Message {
-    bytes: [u8; MESSAGE + INHERITED],
+    bytes: [u8; MESSAGE_LEN + INHERITED_LEN],
     len: usize,
     fd: Option<Fd>,
     was_cut: bool,
 }
 
-/// How many descriptors are looked through for epoll instances, at most.
+/// How many descriptors are searched for epoll instances at most.
 const MOST_DESCRIPTORS: c_int = 1 << 16;
 
-/// Receives one ACCEPT as the program's own settings for waiting say, and acknowledges it.
-fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED], Fd)> {
+/// Receives one ACCEPT and acknowledges it. Whether and how long this waits is the socket's setting.
+fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED_LEN], Fd)> {
     loop {
         match take(listener, is_cloexec) {
             Ok(message) if message.len == 0 => return Err(end(listener)),
@@ -92,15 +90,15 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED], Fd
     }
 }
 
-/// Takes a message with its descriptor, both or none: who has no place for the descriptor would lose the connection,
-/// where the kernel's `accept` leaves it in the queue. Looking at a message gives its descriptor too, or tells that there
-/// is no place for one.
+/// Receives a message with its descriptor, both or neither. A process with no descriptor left would lose the connection,
+/// while the kernel's `accept` leaves it in the queue. So this peeks first: MSG_PEEK gives the descriptor too, or
+/// MSG_CTRUNC.
 fn take(listener: Fd, is_cloexec: bool) -> Answer<Message> {
     let flags = libc::MSG_DONTWAIT | if is_cloexec { libc::MSG_CMSG_CLOEXEC } else { 0 };
-    let _turn = ListenerTurn::take(listener); // what was looked at is what is taken
+    let _lock = ListenerLock::take(listener); // what was looked at is what is taken
     let seen = receive_one(listener, flags | libc::MSG_PEEK)?;
     if seen.was_cut && seen.fd.is_none() {
-        // EMFILE or ENFILE, unless a descriptor has come free meanwhile.
+        // EMFILE or ENFILE, unless a descriptor has been closed meanwhile.
         return Err(Fd::blank().map_or_else(
             |error| error,
             |fd| {
@@ -123,7 +121,7 @@ fn take(listener: Fd, is_cloexec: bool) -> Answer<Message> {
 }
 
 fn receive_one(listener: Fd, flags: c_int) -> Answer<Message> {
-    let mut bytes = [0; MESSAGE + INHERITED];
+    let mut bytes = [0; MESSAGE_LEN + INHERITED_LEN];
     // SAFETY: all zeros is a valid Control and a valid msghdr.
     let (mut control, mut message): (Control, libc::msghdr) =
         unsafe { (core::mem::zeroed(), core::mem::zeroed()) };
@@ -144,7 +142,7 @@ fn receive_one(listener: Fd, flags: c_int) -> Answer<Message> {
     Ok(Message { bytes, len, fd: has_fd.then_some(Fd(control.fd)), was_cut })
 }
 
-fn accepted(listener: Fd, message: &Message) -> Answer<(Reply, [u8; INHERITED], Fd)> {
+fn accepted(listener: Fd, message: &Message) -> Answer<(Reply, [u8; INHERITED_LEN], Fd)> {
     let whole = split(&message.bytes).filter(|_| message.len == message.bytes.len());
     let reply = whole.ok_or(Errno(libc::EPROTO));
     let reply =
@@ -161,17 +159,19 @@ fn accepted(listener: Fd, message: &Message) -> Answer<(Reply, [u8; INHERITED], 
     }
 }
 
-/// Ends a listener whose switch has ended: that is said once, and from then on it is as one that nobody connects to.
-/// It would be readable for ever, and the program ask for ever, for no listener of the kernel's ends.
+/// Silences a listener whose switch has ended: `accept` fails once, and afterwards the listener is like one to which nobody
+/// connects. Else it would be readable for ever, and programs would call `accept` in a loop, as a listener of the kernel
+/// never ends.
 fn end(listener: Fd) -> Errno {
-    // Where other processes hold the socket too, an epoll instance would go on about it.
+    // An epoll instance watches the socket, not the descriptor: if other processes hold it, events would go on.
     listener.leave_epoll(descriptor_limit().min(MOST_DESCRIPTORS));
-    // Without a descriptor left it stays as it is, until the next call.
-    let _ = Note::of(listener).map(|note| listener.silence().and_then(|()| note.put(listener)));
+    // With no descriptor left the listener stays as it is until the next call.
+    let _ = state::load(listener)
+        .map(|socket| listener.silence().and_then(|()| state::store(listener, &socket)));
     Errno(libc::ENODEV)
 }
 
-fn split(bytes: &[u8]) -> Option<(&[u8; MESSAGE], &[u8; INHERITED])> {
-    let (head, rest) = bytes.split_first_chunk::<MESSAGE>()?;
+fn split(bytes: &[u8]) -> Option<(&[u8; MESSAGE_LEN], &[u8; INHERITED_LEN])> {
+    let (head, rest) = bytes.split_first_chunk::<MESSAGE_LEN>()?;
     Some((head, rest.try_into().ok()?))
 }

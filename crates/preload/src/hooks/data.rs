@@ -1,34 +1,34 @@
-//! Hooks of the calls that move data. For a connected stream, and for everything that is not ours, they look at one word of
-//! memory (`suspects`) and go on; what needs more is in `calls::data`.
+//! Hooks of the calls that move data. For a connected stream, and for everything that is not ours, they read one word of
+//! memory (`fd_hints`) and go on to libc; the rest is in `calls::data`.
 
 use core::ffi::{c_int, c_uint, c_void};
 use core::ptr::{null, null_mut};
 
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
-use super::{give, keep_errno, pass};
+use super::{c_return, keep_errno, pass};
 use crate::address::LONGEST;
 use crate::calls::data::{
-    Verdict, before_receiving, before_sending, end_of_data, message_of, receive_message,
+    Checked, before_receiving, before_sending, end_of_data, message_of, receive_message,
     send_message, total,
 };
-use crate::suspects;
+use crate::fd_hints;
 use crate::sys::{Errno, Fd};
 
-/// Flags of which AF_VSOCK thinks otherwise than AF_UNIX.
+/// Flags that AF_VSOCK treats differently from AF_UNIX.
 const SPECIAL_RECEIVING: c_int = libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_WAITALL;
 const SPECIAL_SENDING: c_int = libc::MSG_OOB | libc::MSG_EOR;
 
-/// Ends the call if the checks before it say so: nothing to check, refused, or done with nothing moved. What is left is
-/// the note of a socket of ours, or none.
+/// Makes the checks before a call, and returns from the hook if they fail or the call is done. Gives the socket's state if
+/// it is one of ours.
 macro_rules! check {
     ($matters:expr, $check:expr) => {
         if $matters {
             match keep_errno(|| $check) {
-                Ok(Verdict::Pass) => None,
-                Ok(Verdict::Ours(note)) => Some(note),
-                Ok(Verdict::Done) => return 0,
-                Err(error) => return give(Err(error)),
+                Ok(Checked::Pass) => None,
+                Ok(Checked::Ours(socket)) => Some(socket),
+                Ok(Checked::Done) => return 0,
+                Err(error) => return c_return(Err(error)),
             }
         } else {
             None
@@ -37,7 +37,7 @@ macro_rules! check {
 }
 
 fn matters(fd: c_int, special: bool) -> bool {
-    special || suspects::has(Fd(fd))
+    special || fd_hints::has(Fd(fd))
 }
 
 macro_rules! check_receiving {
@@ -58,14 +58,14 @@ macro_rules! check_sending {
     };
 }
 
-/// What the program is told of a receive of up to `len` bytes: that nothing came may mean that a connection did not end well.
+/// The result of a receive of up to `len` bytes. If no data came, the connection may not have ended well.
 fn received(fd: c_int, len: impl FnOnce() -> size_t, got: ssize_t) -> ssize_t {
     if got != 0 || len() == 0 {
         return got;
     }
     match keep_errno(|| end_of_data(Fd(fd))) {
         Ok(()) => 0,
-        Err(error) => give(Err(error)),
+        Err(error) => c_return(Err(error)),
     }
 }
 
@@ -153,9 +153,9 @@ unsafe extern "C" fn recvfrom(
     address: *mut sockaddr,
     address_len: *mut socklen_t,
 ) -> ssize_t {
-    let note = check_receiving!(fd, flags, len, !address.is_null());
+    let socket = check_receiving!(fd, flags, len, !address.is_null());
     // SAFETY: as of this call.
-    let (address, address_len) = unsafe { no_address(note.is_some(), address, address_len) };
+    let (address, address_len) = unsafe { no_address(socket.is_some(), address, address_len) };
     let got = pass!(RECVFROM: fn(c_int, *mut c_void, size_t, c_int, *mut sockaddr, *mut socklen_t)
         -> ssize_t, fd, at, len, flags, address, address_len);
     received(fd, || len, got)
@@ -171,9 +171,9 @@ unsafe extern "C" fn __recvfrom_chk(
     address: *mut sockaddr,
     address_len: *mut socklen_t,
 ) -> ssize_t {
-    let note = check_receiving!(fd, flags, len, !address.is_null());
+    let socket = check_receiving!(fd, flags, len, !address.is_null());
     // SAFETY: as of this call.
-    let (address, address_len) = unsafe { no_address(note.is_some(), address, address_len) };
+    let (address, address_len) = unsafe { no_address(socket.is_some(), address, address_len) };
     let got = pass!(RECVFROM_CHK: fn(c_int, *mut c_void, size_t, size_t, c_int, *mut sockaddr, *mut socklen_t)
         -> ssize_t, fd, at, len, room, flags, address, address_len);
     received(fd, || len, got)
@@ -181,9 +181,9 @@ unsafe extern "C" fn __recvfrom_chk(
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
-    let next = || pass!(RECVMSG: fn(c_int, *mut msghdr, c_int) -> ssize_t, fd, message, flags);
+    let real = || pass!(RECVMSG: fn(c_int, *mut msghdr, c_int) -> ssize_t, fd, message, flags);
     if message.is_null() {
-        return next();
+        return real();
     }
     // SAFETY: the program vouches for its message.
     let (is_special, parts, count) = unsafe {
@@ -191,11 +191,11 @@ unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> s
         (special, (*message).msg_iov, (*message).msg_iovlen)
     };
     // SAFETY: as above.
-    let note = check_receiving!(fd, flags, unsafe { total(parts, count) }, is_special);
-    let got = match note {
+    let socket = check_receiving!(fd, flags, unsafe { total(parts, count) }, is_special);
+    let got = match socket {
         // SAFETY: as above.
-        Some(note) => unsafe { receive_message(message, &note, next) },
-        None => next(),
+        Some(socket) => unsafe { receive_message(message, &socket, real) },
+        None => real(),
     };
     // SAFETY: as above.
     received(fd, || unsafe { total(parts, count) }, got)
@@ -209,8 +209,8 @@ unsafe extern "C" fn recvmmsg(
     flags: c_int,
     timeout: *mut timespec,
 ) -> c_int {
-    let note = check_receiving!(fd, flags, 1, false);
-    if !note.is_some_and(|note| note.keeps_messages()) {
+    let socket = check_receiving!(fd, flags, 1, false);
+    if !socket.is_some_and(|socket| socket.keeps_messages()) {
         let got = pass!(RECVMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int,
             fd, messages, count, flags, timeout);
         // SAFETY: the kernel has written the first message.
@@ -247,17 +247,17 @@ unsafe extern "C" fn sendto(
     address: *const sockaddr,
     address_len: socklen_t,
 ) -> ssize_t {
-    // One of no bytes is none; one that is too long is refused by the kernel, whatever the socket is.
+    // An address of no bytes is none. The kernel refuses one that is too long on any socket.
     let has_address = !address.is_null() && (1..=LONGEST).contains(&address_len);
-    let note = check_sending!(fd, flags, len, has_address);
+    let socket = check_sending!(fd, flags, len, has_address);
     if flags & libc::MSG_EOR != 0
-        && let Some(note) = note
+        && let Some(socket) = socket
     {
         let mut part = iovec { iov_base: at.cast_mut(), iov_len: len };
         let whole = message_of(&mut part);
-        let next = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
+        let real = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
         // SAFETY: the message is whole; the program vouches for its bytes.
-        return give(unsafe { send_message(&raw const whole, &note, flags, next) });
+        return c_return(unsafe { send_message(&raw const whole, &socket, flags, real) });
     }
     pass!(SENDTO: fn(c_int, *const c_void, size_t, c_int, *const sockaddr, socklen_t) -> ssize_t,
         fd, at, len, flags, address, address_len)
@@ -266,7 +266,7 @@ unsafe extern "C" fn sendto(
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
     if message.is_null() {
-        return give(Err(Errno(libc::EFAULT)));
+        return c_return(Err(Errno(libc::EFAULT)));
     }
     // SAFETY: the program vouches for its message.
     let (has_address, has_control, len) = unsafe {
@@ -274,15 +274,15 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) ->
         let has_address = !(*message).msg_name.is_null() && (*message).msg_namelen > 0;
         (has_address, (*message).msg_controllen > 0, len)
     };
-    let note = check!(
+    let socket = check!(
         matters(fd, has_address || has_control || flags & SPECIAL_SENDING != 0),
         before_sending(Fd(fd), flags, len, has_address)
     );
-    let next = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
-    match note {
+    let real = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
+    match socket {
         // SAFETY: as above.
-        Some(note) => give(unsafe { send_message(message, &note, flags, next) }),
-        None => next(message, flags),
+        Some(socket) => c_return(unsafe { send_message(message, &socket, flags, real) }),
+        None => real(message, flags),
     }
 }
 
@@ -293,8 +293,8 @@ unsafe extern "C" fn sendmmsg(
     count: c_uint,
     flags: c_int,
 ) -> c_int {
-    let note = check_sending!(fd, flags, 1, false);
-    if !note.is_some_and(|note| note.keeps_messages()) {
+    let socket = check_sending!(fd, flags, 1, false);
+    if !socket.is_some_and(|socket| socket.keeps_messages()) {
         return pass!(SENDMMSG: fn(c_int, *mut mmsghdr, c_uint, c_int) -> c_int,
             fd, messages, count, flags);
     }

@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char, c_int, c_ulong};
 
 use libc::mode_t;
 
-use super::{give, ours, pass};
+use super::{c_return, ours, pass};
 use crate::calls;
 use crate::calls::options::GET_LOCAL_CID;
 use crate::sys::{Answer, Fd};
@@ -21,7 +21,7 @@ unsafe fn device(path: *const c_char, flags: c_int) -> Option<Answer<c_int>> {
 
 /// The variants of `open` differ in where the path starts and in whether a mode follows.
 macro_rules! hook_open {
-    ($($name:ident $next:ident($($before:ident: $kind:ty)?; $($mode:ident)?);)*) => {$(
+    ($($name:ident $real:ident($($before:ident: $kind:ty)?; $($mode:ident)?);)*) => {$(
         #[cfg_attr(not(test), unsafe(no_mangle))]
         unsafe extern "C" fn $name(
             $($before: $kind,)?
@@ -31,16 +31,16 @@ macro_rules! hook_open {
         ) -> c_int {
             // SAFETY: the program vouches for its path.
             if let Some(answer) = unsafe { device(path, flags) } {
-                return give(answer);
+                return c_return(answer);
             }
-            hook_open!(@pass $next($($before: $kind)?; $($mode)?), path, flags)
+            hook_open!(@pass $real($($before: $kind)?; $($mode)?), path, flags)
         }
     )*};
-    (@pass $next:ident($($before:ident: $kind:ty)?;), $path:expr, $flags:expr) => {
-        pass!($next: fn($($kind,)? *const c_char, c_int) -> c_int, $($before,)? $path, $flags)
+    (@pass $real:ident($($before:ident: $kind:ty)?;), $path:expr, $flags:expr) => {
+        pass!($real: fn($($kind,)? *const c_char, c_int) -> c_int, $($before,)? $path, $flags)
     };
-    (@pass $next:ident($($before:ident: $kind:ty)?; $mode:ident), $path:expr, $flags:expr) => {
-        pass!($next: fn($($kind,)? *const c_char, c_int, mode_t) -> c_int,
+    (@pass $real:ident($($before:ident: $kind:ty)?; $mode:ident), $path:expr, $flags:expr) => {
+        pass!($real: fn($($kind,)? *const c_char, c_int, mode_t) -> c_int,
             $($before,)? $path, $flags, $mode)
     };
 }
@@ -58,19 +58,19 @@ hook_open! {
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut u32) -> c_int {
-    // Most ioctls are for terminals and devices: they are not asked whose they are.
+    // Most ioctls are for terminals and devices, and pass without a check.
     if matches!(request, libc::FIONREAD | libc::TIOCOUTQ | GET_LOCAL_CID) {
         match calls::options::ioctl(Fd(fd), ours(fd), request) {
             Ok(None) => {}
             Ok(Some(_)) if argument.is_null() => {
-                return give(Err(crate::sys::Errno(libc::EFAULT)));
+                return c_return(Err(crate::sys::Errno(libc::EFAULT)));
             }
             Ok(Some(value)) => {
                 // SAFETY: the program vouches for its pointer.
                 unsafe { argument.write_unaligned(value) };
                 return 0;
             }
-            Err(error) => return give(Err(error)),
+            Err(error) => return c_return(Err(error)),
         }
     }
     pass!(IOCTL: fn(c_int, c_ulong, *mut u32) -> c_int, fd, request, argument)

@@ -1,7 +1,5 @@
-//! The functions that programs call in place of libc's. Each asks the same question first: is this AF_VSOCK?
-//!
-//! An address or a family answers it for free; else the socket's note does (`note`). What is not ours goes to the next
-//! function of the same name, untouched.
+//! The functions that programs call in place of libc's. Each first finds out whether this is AF_VSOCK: by the address or
+//! the family if there is one, else by the socket's state (`state`). All other calls go to libc unchanged.
 
 mod data;
 mod files;
@@ -9,31 +7,33 @@ mod sockets;
 
 use core::ffi::c_int;
 
-use crate::note::Note;
+use vsock_client::Socket;
+
+use crate::state;
 use crate::sys::{Answer, Errno, Fd, errno, set_errno};
 
 /// Ends a call the way C does: -1 and `errno`, or the result and `errno` as it was.
-fn give<T: From<i8>>(answer: Answer<T>) -> T {
+fn c_return<T: From<i8>>(answer: Answer<T>) -> T {
     answer.unwrap_or_else(|Errno(error)| {
         set_errno(error);
         T::from(-1)
     })
 }
 
-/// The note of a socket of ours.
-fn ours(fd: c_int) -> Option<Note> {
-    Note::of(Fd(fd))
+/// The state of a socket of ours.
+fn ours(fd: c_int) -> Option<Socket> {
+    state::load(Fd(fd))
 }
 
-/// Calls the next function of this name.
+/// Passes the call on to the real function of libc.
 macro_rules! pass {
-    ($next:ident: fn($($kind:ty),*) -> $result:ty, $($argument:expr),*) => {{
+    ($real:ident: fn($($kind:ty),*) -> $result:ty, $($argument:expr),*) => {{
         type Function = unsafe extern "C" fn($($kind),*) -> $result;
         // SAFETY: this is the C function's type.
-        match unsafe { crate::next::$next.get::<Function>() } {
+        match unsafe { crate::real_libc::$real.get::<Function>() } {
             // SAFETY: the program vouches for its own arguments.
             Some(function) => unsafe { function($($argument),*) },
-            None => crate::hooks::give(Err(crate::sys::Errno(libc::ENOSYS))),
+            None => crate::hooks::c_return(Err(crate::sys::Errno(libc::ENOSYS))),
         }
     }};
 }

@@ -5,7 +5,8 @@ use rustix::io::Errno;
 use vsock_core::{Address, Cid, Port};
 
 pub(crate) use vsock_client::wire::{
-    BadRequest, COOKIE_LEN, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Report, Request, op,
+    BadRequest, COOKIE_LEN, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Report, Request,
+    name_behind, op,
 };
 
 /// What a reply holds where no address applies.

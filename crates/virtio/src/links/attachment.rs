@@ -11,14 +11,14 @@ use vsock_core::{Admission, Cid, Instant, Limits};
 use super::cid_change::check_range;
 use super::{Entry, Interface, LinkFault, LinkId, Links, Role};
 use crate::context::Context;
-use crate::device::DeviceLink;
-use crate::driver::DriverLink;
+use crate::link::device::DeviceLink;
+use crate::link::driver::DriverLink;
 use crate::link::{EVENT_QUEUE, Link, LinkError, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
 use crate::spec::F_DGRAM;
 use crate::sys::PeerCredentials;
-use crate::vhost_user::{BackendControl, ConfigSpace, Detach, RingStart};
+use crate::vhost_user::{BackendControl, ConfigSpace, Detach, QueueStart};
 
 /// What the link of a userspace guest is made of.
 pub(crate) struct NewUplink {
@@ -215,20 +215,20 @@ impl Links {
     }
 
     /// Starts a ring. True: its driver began anew, so the connections over the link are over.
-    pub(crate) fn start_ring(
+    pub(crate) fn start_queue(
         &mut self,
         cx: &mut Context,
         id: LinkId,
-        start: RingStart,
+        start: QueueStart,
     ) -> Result<bool, LinkFault> {
-        let RingStart { index: queue, memory, config, kick, call } = start;
+        let QueueStart { index: queue, memory, config, kick, call } = start;
         self.unwatch_ring(cx, id, queue);
         let Some(interface) = self.interface(id) else { return Ok(false) };
         let Link::Device(device) = interface.link_mut() else { return Ok(false) };
-        let stopped_at = device.stop_ring(queue);
+        let stopped_at = device.stop_queue(queue);
         device
-            .start_ring(queue, &memory, &config, kick, call)
-            .map_err(|error| LinkError::Ring { queue, error })?;
+            .start_queue(queue, &memory, &config, kick, call)
+            .map_err(|error| LinkError::Queue { queue, error })?;
         let is_anew = queue == TX_QUEUE && stopped_at != device.base(queue);
         // The driver began anew (reboot, rebind), or forgets its connections when it reads the event: it knows none of
         // its old ones, and its CID.
@@ -269,25 +269,25 @@ impl Links {
     }
 
     /// Stops a ring; where a successor goes on.
-    pub(crate) fn stop_ring(&mut self, cx: &mut Context, id: LinkId, queue: usize) -> u16 {
+    pub(crate) fn stop_queue(&mut self, cx: &mut Context, id: LinkId, queue: usize) -> u16 {
         self.unwatch_ring(cx, id, queue);
         match self.interface(id).map(Interface::link_mut) {
-            Some(Link::Device(device)) => device.stop_ring(queue),
+            Some(Link::Device(device)) => device.stop_queue(queue),
             Some(Link::Driver(_) | Link::Loopback(_)) | None => 0,
         }
     }
 
     /// Stops all rings: nothing of the other side's is used any more.
-    pub(crate) fn stop_rings(&mut self, cx: &mut Context, id: LinkId) {
+    pub(crate) fn stop_queues(&mut self, cx: &mut Context, id: LinkId) {
         for queue in 0..QUEUE_COUNT {
-            self.stop_ring(cx, id, queue);
+            self.stop_queue(cx, id, queue);
         }
     }
 
     /// Stops all rings and ends all connections. What programs here have asked of a guest goes on: it is still known, and
     /// asked when its next driver comes.
     pub(crate) fn clear(&mut self, cx: &mut Context, id: LinkId) {
-        self.stop_rings(cx, id);
+        self.stop_queues(cx, id);
         if let Some(interface) = self.interface(id) {
             match interface.role() {
                 Role::Guest(_) => interface.start_over(),
@@ -318,7 +318,7 @@ impl Links {
     /// The other side of a link broke the rules, or its memory is gone: nothing of it is used any more. False: there is no
     /// control thread to end the attachment.
     pub(crate) fn broken(&mut self, cx: &mut Context, id: LinkId, fault: &LinkFault) -> bool {
-        self.stop_rings(cx, id);
+        self.stop_queues(cx, id);
         self.note(cx, id, "fault", fault.to_string());
         match self.get(id).and_then(|entry| entry.attachment.control.as_ref()) {
             // The control thread closes the front end's socket; `Detached` with this reason ends the connections.

@@ -29,7 +29,7 @@ impl LinkFault {
     /// The same for the control thread, which counts it and closes the front end's socket.
     pub(super) fn as_detach(&self) -> Detach {
         match self {
-            Self::Ring(LinkError::Ring { queue, error }) => {
+            Self::Ring(LinkError::Queue { queue, error }) => {
                 Detach::RingBroken { index: *queue, fault: error.to_string() }
             }
             Self::Ring(LinkError::MemoryDead) | Self::MemoryDead => Detach::MemoryDead,

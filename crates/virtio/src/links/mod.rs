@@ -51,8 +51,8 @@ pub use self::receiver::{Drained, Drops};
 pub use self::sender::Sent;
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
+use crate::link::loopback::LoopbackLink;
 use crate::link::{Link, RX_QUEUE};
-use crate::loopback::LoopbackLink;
 use crate::options::GuestOptions;
 use crate::reactor::Owner;
 

@@ -15,7 +15,7 @@ use super::filter::{Filter, Role, Sorted};
 use super::interface::Budget;
 use super::transceiver::Transceiver;
 use super::users::{End, Foreign, Payload, Sink};
-use crate::link::{Inbound, Token as BufferToken};
+use crate::link::{BufferToken, Inbound};
 use crate::slice::Slices;
 
 /// Pieces handed over at once; the kernel takes 1024.

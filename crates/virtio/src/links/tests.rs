@@ -10,9 +10,9 @@ use vsock_core::{
 };
 
 use super::*;
-use crate::device::DeviceLink;
-use crate::driver::{DriverLink, DriverOptions};
 use crate::link::QUEUE_COUNT;
+use crate::link::device::DeviceLink;
+use crate::link::driver::{DriverLink, DriverOptions};
 use crate::memory::{GuestMemory, MemoryPolicy};
 use crate::slice::{self, Slice, Slices};
 
@@ -36,9 +36,9 @@ fn pair(options: &DriverOptions) -> (Interface, Interface) {
     let memory = GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap();
     let mut device = DeviceLink::new();
     for queue in 0..QUEUE_COUNT {
-        let config = driver.ring_config(queue).unwrap();
+        let config = driver.queue_config(queue).unwrap();
         let (kick, call) = (signal(), signal());
-        device.start_ring(queue, &memory, &config, both(&kick), Some(both(&call))).unwrap();
+        device.start_queue(queue, &memory, &config, both(&kick), Some(both(&call))).unwrap();
         driver.connect(queue, kick, call).unwrap();
     }
     let (device, driver) = (Link::Device(device), Link::Driver(driver));

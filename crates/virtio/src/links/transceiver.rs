@@ -74,7 +74,7 @@ impl Transceiver {
         &mut self,
         space: &Space,
         slices: &Slices,
-        header: &[u8; crate::link::HEADER_LEN],
+        header: &[u8; vsock_core::HEADER_LEN],
         len: u32,
     ) {
         self.traffic.packets_out += 1;

@@ -10,9 +10,10 @@ use std::io::IoSlice;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use vsock_core::admission::{Act, Answerer, Attempt, Party};
+use vsock_core::admission::{Act, Answerer, Attempt};
 use vsock_core::{
-    Address, Admission, BindError, Binding, Cid, Port, Ports, Refusal, SecondaryMap, SocketType,
+    Address, Admission, BindError, Binding, Cid, FlowKey, Port, Ports, Refusal, SecondaryMap,
+    SocketType,
 };
 
 use crate::host::client::{Client, has_hung_up};
@@ -122,7 +123,7 @@ impl Datagrams {
         payload: &[u8],
     ) -> Result<bool, Refusal> {
         let kind = SocketType::Datagram;
-        let attempt = links.attempt_of_program(Act::Send, to.cid, to.port, kind);
+        let attempt = links.attempt_of_program(Act::Send, to, kind);
         let link = links.route(to.cid).ok_or(Refusal::NoRoute);
         if link == Ok(links.loopback()) {
             let answerer = self.answerer(to);
@@ -206,10 +207,9 @@ impl Datagrams {
         (bytes, is_ours): (&[u8], bool),
     ) {
         let passed = if is_ours {
-            let sender = links.get(link).map_or(Party::Nobody(from.cid), |it| it.party(role));
-            let kind = SocketType::Datagram;
-            let attempt = Attempt::connect(sender, Party::PROGRAM, to.port, kind);
-            let attempt = Attempt { act: Act::Send, answerer: self.answerer(to), ..attempt };
+            let key = FlowKey { ours: to, theirs: from };
+            let attempt = links.attempt_over((link, role), Act::Send, key, SocketType::Datagram);
+            let attempt = Attempt { answerer: self.answerer(to), ..attempt };
             let admitted = admission.decide(&attempt).limits();
             admitted.map(|_| self.deliver(clients, from, to, bytes))
         } else {

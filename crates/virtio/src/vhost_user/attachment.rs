@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Detach;
 use crate::memory::GuestMemory;
-use crate::ring::RingConfig;
+use crate::queue::QueueConfig;
 use crate::sys::PeerCredentials;
 
 /// The data plane's end of one guest's device, called by the guest's control thread.
@@ -19,7 +19,7 @@ pub trait Attachment: Send {
     fn apply(&mut self, change: Change);
 
     /// Stops the running ring `index` and returns the index of the next available entry it would have taken.
-    fn stop_ring(&mut self, index: usize) -> u16;
+    fn stop_queue(&mut self, index: usize) -> u16;
 }
 
 /// One thing that a front end says or does.
@@ -34,7 +34,7 @@ pub enum Change {
     /// The virtio features the driver took (without the vhost-user bit 30); no ring runs now.
     Features(u64),
     /// A ring is ready and enabled. The worker looks at it at once, whether kicked or not.
-    StartRing(RingStart),
+    StartQueue(QueueStart),
     /// The running ring `index` has a new call eventfd, or none: the driver then polls.
     SetCall {
         /// The ring.
@@ -50,13 +50,13 @@ pub enum Change {
 
 /// All that a ring needs to run.
 #[derive(Debug)]
-pub struct RingStart {
+pub struct QueueStart {
     /// Which ring.
     pub index: usize,
     /// The memory that it and its buffers lie in.
     pub memory: Arc<GuestMemory>,
     /// Where it lies; has been tried on the memory.
-    pub config: RingConfig,
+    pub config: QueueConfig,
     /// Signalled by the driver. A duplicate, like `call`: other processes, and the control thread, hold the same
     /// eventfd, so closing this one does not take it out of an epoll set.
     pub kick: OwnedFd,

@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::F_PROTOCOL_FEATURES;
 use crate::memory::SharedRegion;
-use crate::ring::RingConfig;
+use crate::queue::QueueConfig;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1, QUEUE_COUNT};
 use crate::sys::owned;
 
@@ -128,7 +128,7 @@ pub struct Attached {
 pub fn attach(
     path: &Path,
     region: SharedRegion<'_>,
-    rings: &[RingConfig],
+    rings: &[QueueConfig],
     options: FrontendOptions,
 ) -> Result<Attached, FrontendError> {
     let socket = connect_within(path, options.timeout)?;
@@ -221,7 +221,7 @@ impl Negotiation {
     fn run(
         mut self,
         region: SharedRegion<'_>,
-        rings: &[RingConfig],
+        rings: &[QueueConfig],
     ) -> Result<Negotiated, FrontendError> {
         let features = self.choose_features()?;
         let protocol = self.choose_protocol_features()?;
@@ -283,7 +283,7 @@ impl Negotiation {
         Ok(())
     }
 
-    fn set_up(&mut self, index: usize, ring: &RingConfig) -> Result<RingSignals, FrontendError> {
+    fn set_up(&mut self, index: usize, ring: &QueueConfig) -> Result<RingSignals, FrontendError> {
         let (kick, call) =
             (EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let data = VringConfigData {

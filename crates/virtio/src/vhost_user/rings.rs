@@ -10,7 +10,7 @@ use vhost::vhost_user::message::VhostUserVringAddr;
 
 use super::Detach;
 use crate::memory::GuestMemory;
-use crate::ring::{MAX_QUEUE_SIZE, RingConfig};
+use crate::queue::{MAX_QUEUE_SIZE, QueueConfig};
 
 /// Where the three parts of a ring are, in the front end's address space.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,14 +94,14 @@ impl RingSetup {
     }
 
     /// The ring in guest addresses, if all of it lies in `memory`.
-    pub(super) fn locate(&self, memory: &GuestMemory, event_idx: bool) -> Option<RingConfig> {
+    pub(super) fn locate(&self, memory: &GuestMemory, event_idx: bool) -> Option<QueueConfig> {
         let parts = self.parts?;
         let place = |user: u64, len: u64, align: usize| {
             let guest = memory.user_to_guest(user)?;
             memory.check_area(guest, len, align).is_ok().then_some(guest)
         };
         let size = u64::from(self.size);
-        Some(RingConfig {
+        Some(QueueConfig {
             size: self.size,
             desc: place(parts.desc, 16 * size, 16)?,
             // Both rings end with one more word each, for EVENT_IDX.

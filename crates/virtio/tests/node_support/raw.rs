@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use vsock_core::{Op, RawHeader};
-use vsock_virtio::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, QUEUE_COUNT, TRANSPORT_RESET};
-use vsock_virtio::ring::RingConfig;
+use vsock_virtio::queue::QueueConfig;
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
 use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, attach};
 
@@ -60,7 +60,7 @@ impl RawGuest {
 
     fn with_queues(socket: &Path, options: &DriverOptions, queues: usize) -> Self {
         let mut link = DriverLink::new(options).unwrap();
-        let rings: Vec<_> = (0..queues).filter_map(|queue| link.ring_config(queue)).collect();
+        let rings: Vec<_> = (0..queues).filter_map(|queue| link.queue_config(queue)).collect();
         let mut attached =
             attach(socket, link.region(), &rings, FrontendOptions::default()).unwrap();
         link.set_event_idx(attached.features & F_EVENT_IDX != 0);
@@ -77,14 +77,14 @@ impl RawGuest {
         drop(attached);
         let Link::Driver(mut link) = link else { panic!("a guest has a driver") };
         let region = link.region();
-        let used = |config: RingConfig| {
+        let used = |config: QueueConfig| {
             let mut index = [0; 2];
             let at = config.used - region.guest + 2;
             assert_eq!(rustix::io::pread(region.file, &mut index, at).unwrap(), 2);
-            RingConfig { base: u16::from_le_bytes(index), ..config }
+            QueueConfig { base: u16::from_le_bytes(index), ..config }
         };
         let rings: Vec<_> =
-            (0..queues).filter_map(|queue| link.ring_config(queue)).map(used).collect();
+            (0..queues).filter_map(|queue| link.queue_config(queue)).map(used).collect();
         let mut attached = attach(socket, region, &rings, FrontendOptions::default()).unwrap();
         for (queue, signals) in attached.rings.drain(..).enumerate() {
             link.connect(queue, signals.kick, signals.call).unwrap();

@@ -19,9 +19,9 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::vhost_user::message::FrontendReq;
 use vsock_virtio::memory::GuestMemory;
-use vsock_virtio::ring::RingConfig;
+use vsock_virtio::queue::QueueConfig;
 use vsock_virtio::vhost_user::{
-    Attachment, BackendHandle, BackendOptions, Change, Detach, PeerCredentials, RingStart, spawn,
+    Attachment, BackendHandle, BackendOptions, Change, Detach, PeerCredentials, QueueStart, spawn,
 };
 
 /// Longer than anything here takes on a loaded machine: reached only when a test fails.
@@ -40,7 +40,7 @@ pub(crate) enum Call {
     Start {
         index: usize,
         memory: u64,
-        config: RingConfig,
+        config: QueueConfig,
         has_call: bool,
     },
     NewSignal {
@@ -79,7 +79,7 @@ impl Attachment for Recorder {
                 assert!(self.running.is_empty(), "features of a running ring");
                 Call::Features(features)
             }
-            Change::StartRing(RingStart { index, memory, config, call, .. }) => {
+            Change::StartQueue(QueueStart { index, memory, config, call, .. }) => {
                 let len = memory.total_len();
                 assert!(self.running.insert(index, memory).is_none(), "ring {index} ran");
                 Call::Start { index, memory: len, config, has_call: call.is_some() }
@@ -95,7 +95,7 @@ impl Attachment for Recorder {
         self.note(call);
     }
 
-    fn stop_ring(&mut self, index: usize) -> u16 {
+    fn stop_queue(&mut self, index: usize) -> u16 {
         assert!(self.running.remove(&index).is_some(), "ring {index} did not run");
         self.note(Call::Stop(index));
         self.base.load(Ordering::SeqCst)
@@ -202,9 +202,9 @@ fn parts(index: u64) -> (u64, u64, u64) {
 }
 
 /// What the worker should be given for ring `index`.
-pub(crate) fn config(index: u64, size: u16, base: u16, event_idx: bool) -> RingConfig {
+pub(crate) fn config(index: u64, size: u16, base: u16, event_idx: bool) -> QueueConfig {
     let (desc, avail, used) = parts(index);
-    RingConfig {
+    QueueConfig {
         size,
         desc: GUEST + desc,
         avail: GUEST + avail,

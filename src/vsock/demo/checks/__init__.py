@@ -1,7 +1,7 @@
 """The checks of the demo, in the order in which they are shown.
 
-A check takes the lab and returns one line of detail for people; it raises whatever shows that something
-is wrong. Each kind of check is a module of its own.
+A check gets the lab and returns one line of detail for people; it raises an exception if it fails. Each
+kind of check has a module of its own.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ __all__ = ["CHECKS", "Check"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check and what it is called."""
+    """A check and its name."""
 
     name: str
     run: Callable[[Lab], str]

@@ -1,4 +1,4 @@
-"""Half-close: one side says that it will send no more, and still gets the whole answer."""
+"""Half-close: one side shuts its sending direction down, and still gets the whole answer."""
 
 from vsock.demo.lab import Lab
 from vsock.demo.places import run_pair

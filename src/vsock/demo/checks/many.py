@@ -1,4 +1,4 @@
-"""Many: 100 connections open at the same time, each with a message of its own that must come back."""
+"""Many: 100 connections open at the same time, each with a message of its own, whose echo must arrive."""
 
 from vsock.demo.lab import Lab
 from vsock.demo.nets import STREAM

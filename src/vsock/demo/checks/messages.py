@@ -1,4 +1,4 @@
-"""Messages: over SOCK_SEQPACKET each message arrives as one, whatever packets it travelled in."""
+"""Messages: over SOCK_SEQPACKET each message arrives as one, however many packets it had."""
 
 from vsock.demo.lab import Lab
 from vsock.demo.nets import SEQPACKET
@@ -6,7 +6,7 @@ from vsock.demo.places import run_pair
 from vsock.demo.programs import echo_server, send_messages
 
 SIZES = [1, 44, 3732, 3733, 4096, 20_000, 65_536, 7]
-"""A Linux guest's receive buffer takes 3732 bytes: some fit exactly, some need many packets."""
+"""A Linux guest's receive buffer holds 3732 bytes: some messages fit exactly, some need many packets."""
 
 
 def check_messages(lab: Lab) -> str:

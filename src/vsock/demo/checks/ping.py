@@ -1,4 +1,4 @@
-"""Ping: one byte there and back, from the host to a guest and from the guest to the host."""
+"""Ping: the round trip of one byte, from the host to a guest and from the guest to the host."""
 
 from vsock.demo.lab import Lab
 from vsock.demo.nets import STREAM
@@ -9,7 +9,7 @@ ROUNDS = 200
 
 
 def check_ping(lab: Lab, guest: Place) -> str:
-    """Both ways; the medians are the detail."""
+    """Both directions; the detail has the medians."""
     medians = []
     for client, server in ((lab.host, guest), (guest, lab.host)):
         port = lab.port()

@@ -1,15 +1,15 @@
-"""Refusal: a connection to a port where nobody listens must fail, and at once."""
+"""Refusal: a connection to a port without a listener must fail at once."""
 
 from vsock.demo.lab import Lab
 from vsock.demo.programs import refused
 
 ATTEMPTS = 5
 SLOWEST_SECONDS = 1.0
-"""A refusal takes well under a millisecond of our time; a guest that waits for a timeout takes 2 s."""
+"""A refusal takes well under a millisecond in the switch; a connect timeout takes 2 s."""
 
 
 def check_refusal(lab: Lab) -> str:
-    """Between host and both guests, each way."""
+    """Between the host and both guests, in each direction."""
     said = []
     ways = (
         (lab.host, lab.alpha),

@@ -6,7 +6,7 @@ use vhost::vhost_user::message::{VhostUserU64, VhostUserVringAddr, VhostUserVrin
 use vm_memory::ByteValued;
 
 use super::super::message::Message;
-use super::super::{Change, Detach, F_PROTOCOL_FEATURES, RingStart};
+use super::super::{Change, Detach, F_PROTOCOL_FEATURES, QueueStart};
 use super::{Answer, Handler};
 use crate::spec::{F_EVENT_IDX, QUEUE_COUNT};
 use crate::sys::can_signal;
@@ -141,8 +141,8 @@ impl Handler {
         let Some(config) = ring.locate(&memory, event_idx) else { return Ok(false) };
         if let Some(kick) = duplicate(ring.kick.as_ref())? {
             let call = duplicate(ring.call.as_ref())?;
-            let start = RingStart { index, memory, config, kick, call };
-            self.attachment.apply(Change::StartRing(start));
+            let start = QueueStart { index, memory, config, kick, call };
+            self.attachment.apply(Change::StartQueue(start));
             ring.running = true;
         }
         Ok(true)
@@ -151,7 +151,7 @@ impl Handler {
     fn stop_ring(&mut self, index: usize) {
         let ring = &mut self.rings[index];
         if ring.running {
-            ring.stopped(self.attachment.stop_ring(index));
+            ring.stopped(self.attachment.stop_queue(index));
         }
     }
 
