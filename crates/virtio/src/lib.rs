@@ -9,9 +9,10 @@
 //! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
 //! | [`queue`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how queues and memory get here |
-//! | `reactor`, `timers`, `mailbox`, [`polling`] | one epoll set; one timer queue; how other threads talk to the worker; when it sleeps |
+//! | `orders`, `mailbox` | what other threads tell the worker to do, and how |
+//! | `reactor`, `timers`, [`polling`] | one epoll set; one timer queue; when the worker sleeps |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
-//! | [`journal`], [`snapshot`] | what is told upwards |
+//! | [`events`], [`journal`], [`snapshot`] | what is told upwards |
 //!
 //! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
 
@@ -20,6 +21,7 @@
 mod admission;
 mod awaited;
 mod context;
+pub mod events;
 mod fabric;
 mod flow_log;
 mod flows;
@@ -34,6 +36,7 @@ pub mod links;
 mod mailbox;
 pub mod node;
 mod options;
+mod orders;
 pub mod polling;
 mod programs;
 pub mod queue;
