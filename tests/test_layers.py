@@ -61,7 +61,7 @@ FROM_ELSEWHERE = {
     "testing": {"pytest"},
     "_system": {"eventlet", "gevent"},  # if the program has patched its sockets with one of them
 }
-"""What may be imported of other distributions, and where."""
+"""The imports of other distributions that are allowed, and where."""
 
 
 def module_files() -> Iterator[tuple[str, Path]]:
@@ -145,7 +145,7 @@ def test_only_guest_and_switch_touch_the_native_module():
     ("part", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES]
 )
 def test_library_imports_only_python_itself(part, path):
-    """The rest imports what its extra installs (pyproject.toml), or what a program has already."""
+    """Other parts import what their extra installs (pyproject.toml), or what the program has already imported."""
     for line, name in imported_names(path):
         package = name.partition(".")[0]
         if package not in {"vsock", *sys.stdlib_module_names}:

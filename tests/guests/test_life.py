@@ -18,7 +18,7 @@ GetPlace = Callable[[str], LinuxPlace]
 
 DEADLINE = 60
 BOOT_SECONDS = 240
-"""An emulated guest boots in 10 s on a machine of its own."""
+"""Deadline in seconds; an emulated guest boots in 10 s on an otherwise idle machine."""
 DRIVER = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
 
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -195,7 +195,7 @@ def test_openapi_document_names_every_path(switch: Switch) -> None:
 
 
 def test_openapi_document_has_the_rules_and_purposes_of_fields(switch: Switch) -> None:
-    """They come from the schema that reads the bodies."""
+    """They are those of the schema that reads the bodies."""
     _, document = ask(switch.runtime_dir, "GET", "/openapi.json")
     schemas = document["components"]["schemas"]
     fields = schemas["GuestSpec"]["properties"]

@@ -1,7 +1,7 @@
 //! Asks the node (a switch, or a userspace guest), by the client protocol.
 
 use libc::sockaddr_un;
-use vsock_client::wire::{HELD_EXTRA, MESSAGE_LEN, Reply, Request, op};
+use vsock_client::wire::{MESSAGE_LEN, Reply, Request, held_message, op};
 use vsock_client::{ANY, Flags, Socket};
 
 use crate::setup::{self, LONGEST_PATH};
@@ -194,10 +194,7 @@ fn reply_to(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
 
 /// Sends a held CONNECT in one piece: the request, the socket's cookie and padding.
 pub(crate) fn send_held(fd: Fd, request: Request) -> Answer<()> {
-    let mut bytes = [0; MESSAGE_LEN + HELD_EXTRA];
-    bytes[..MESSAGE_LEN].copy_from_slice(&request.encode());
-    bytes[MESSAGE_LEN..MESSAGE_LEN + 8].copy_from_slice(&fd.cookie()?.to_le_bytes());
-    send(fd, &bytes)
+    send(fd, &held_message(&request, fd.cookie()?, None))
 }
 
 /// Sends all bytes. The node reads at once, so in practice there is always room.

@@ -12,7 +12,7 @@ use crate::spec::F_SEQPACKET;
 impl Entry {
     /// The guest behind this link, which has this CID.
     pub(crate) fn as_guest(&self, cid: Cid) -> Party<'_> {
-        Party::Guest { cid, groups: &self.groups, is_leaving: self.is_leaving }
+        Party::Guest { cid, groups: self.groups(), is_leaving: self.is_leaving }
     }
 
     /// What is behind this link, which is for this.
@@ -28,8 +28,8 @@ impl Entry {
 impl Links {
     /// Who has a CID.
     pub(crate) fn party(&self, cid: Cid) -> Party<'_> {
-        match (self.route(cid), self.guest(cid)) {
-            (Some(id), _) if id == self.loopback() => Party::PROGRAM,
+        match (self.routes.to(cid), self.guest(cid)) {
+            (Some(id), _) if id == self.routes.loopback() => Party::PROGRAM,
             (Some(_), Some(guest)) => guest.as_guest(cid),
             (Some(_), None) => Party::Beyond,
             (None, _) => Party::Nobody(cid),
@@ -40,9 +40,9 @@ impl Links {
     fn knows(&self, id: LinkId, kind: SocketType) -> bool {
         match kind {
             SocketType::Stream => true,
-            _ if id == self.loopback() => true,
+            _ if id == self.routes.loopback() => true,
             SocketType::SeqPacket => {
-                self.get(id).is_some_and(|it| it.attachment.features & F_SEQPACKET != 0)
+                self.get(id).is_some_and(|it| it.features() & F_SEQPACKET != 0)
             }
             SocketType::Datagram => {
                 self.get(id).and_then(Entry::interface).is_some_and(|it| it.takes_datagrams())
@@ -57,7 +57,7 @@ impl Links {
         to: Address,
         kind: SocketType,
     ) -> Attempt<'_> {
-        let is_kind_known = match self.route(to.cid) {
+        let is_kind_known = match self.routes.to(to.cid) {
             Some(id) => self.knows(id, kind),
             // The kernel looks for a transport that can have SEQPACKET before it looks for the way.
             None => kind != SocketType::SeqPacket,
@@ -86,7 +86,7 @@ impl Links {
         (from, to): (Address, Address),
         kind: SocketType,
     ) -> Attempt<'_> {
-        let target = self.guest_link(to.cid).filter(|target| *target != link);
+        let target = self.routes.guest(to.cid).filter(|target| *target != link);
         let entry = target.and_then(|id| self.get(id));
         let asked = entry.map_or(Party::Nobody(to.cid), |it| it.as_guest(to.cid));
         let asker = self.get(link).map_or(Party::Nobody(from.cid), |it| it.as_guest(from.cid));
@@ -106,8 +106,8 @@ pub(crate) fn explain(cx: &Context, links: &Links, from: Cid, to: Cid) -> Verdic
         SocketType::Stream,
     );
     let name = |cid: Cid| match links.guest(cid) {
-        Some(guest) => guest.options.name.clone(),
-        None if cid == links.local() => "host".into(),
+        Some(guest) => guest.options().name.clone(),
+        None if cid == links.routes.local() => "host".into(),
         None => cid.to_string(),
     };
     let Explanation { is_allowed, rule, shared_group, refusal } = cx.admission.explain(&attempt);

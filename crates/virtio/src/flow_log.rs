@@ -43,7 +43,7 @@ impl FlowLog<'_> {
         greeting: Option<Greeting>,
     ) {
         // What we ask ourselves is said where it was asked.
-        if parties.is_outgoing || link != self.links.loopback() {
+        if parties.is_outgoing || link != self.links.routes.loopback() {
             let is_hybrid = greeting == Some(Greeting::Hybrid);
             self.note(OPENED, &attempt_of(label, parties, is_hybrid), "");
         }
@@ -52,7 +52,7 @@ impl FlowLog<'_> {
     /// A program's attempt came to nothing.
     pub(crate) fn not_connected(&self, attempt: &NotConnected) {
         let interface = self.links.get(attempt.link).and_then(Entry::interface);
-        let label = interface.map_or(self.links.local(), |it| it.role().label());
+        let label = interface.map_or(self.links.routes.local(), |it| it.role().label());
         let is_hybrid = attempt.greeting == Greeting::Hybrid;
         let why = said_of(attempt.reason);
         self.note(REFUSED, &attempt_of(label, &attempt.parties, is_hybrid), why);
@@ -61,7 +61,8 @@ impl FlowLog<'_> {
     /// A program's attempt did not even start.
     pub(crate) fn denied(&self, parties: &Parties, is_hybrid: bool, refused: Refused) {
         let to = parties.theirs.cid;
-        let guest = if self.links.guest_link(to).is_some() { to } else { self.links.local() };
+        let guest =
+            if self.links.routes.guest(to).is_some() { to } else { self.links.routes.local() };
         self.note(REFUSED, &attempt_of(guest, parties, is_hybrid), refused.reason().text());
     }
 
@@ -73,7 +74,7 @@ impl FlowLog<'_> {
         kind: SocketType,
         refused: Refused,
     ) {
-        if link == self.links.loopback() {
+        if link == self.links.routes.loopback() {
             return; // said where it was asked
         }
         let (source, destination) = (key.theirs, key.ours);
@@ -146,7 +147,7 @@ impl FlowLog<'_> {
         let Address { cid, port } = address;
         let guest = self.links.guest(cid);
         match guest {
-            Some(guest) => format!("{}:{}({})", cid.0, port.0, guest.options.name),
+            Some(guest) => format!("{}:{}({})", cid.0, port.0, guest.options().name),
             None if cid == Cid::HOST => format!("{}:{}(host)", cid.0, port.0),
             None => format!("{}:{}", cid.0, port.0),
         }

@@ -153,7 +153,7 @@ impl Sink for Turn<'_> {
 
     fn foreign(&mut self, packet: &Foreign<'_>) -> bool {
         let header = packet.header;
-        let to = self.links.guest_link(header.dst.cid).filter(|to| *to != self.id);
+        let to = self.links.routes.guest(header.dst.cid).filter(|to| *to != self.id);
         let Some(to) = to else {
             if header.op == Op::Request {
                 self.refuse_unroutable(header);

@@ -108,7 +108,7 @@ impl Forwarder {
     /// Serves the guests for which the relay has control packets.
     fn activate_ready(&mut self, links: &mut Links) {
         while let Some(cid) = self.relay.next_ready() {
-            if let Some(id) = links.guest_link(cid) {
+            if let Some(id) = links.routes.guest(cid) {
                 links.activate(id);
             }
         }
@@ -117,7 +117,7 @@ impl Forwarder {
     /// A guest's connections to other guests end: it was removed, or its device reset.
     pub(crate) fn forget(&mut self, links: &mut Links, guest: Cid) {
         self.relay.remove_guest(guest, |to, reset| {
-            let target = links.guest_link(to).and_then(|id| links.interface(id));
+            let target = links.routes.guest(to).and_then(|id| links.interface(id));
             // What the guest has sent waits there; its end must not overtake that.
             target.is_some_and(|target| target.store_last(reset.check().ok()))
         });

@@ -92,7 +92,7 @@ pub(super) fn start(
     kind: SocketType,
 ) -> Result<(ConnectionId, FlowKey), Refusal> {
     // Over loopback we are CID 1, whatever the other side was called.
-    let cid = if link == links.loopback() { Cid::LOCAL } else { links.local() };
+    let cid = if link == links.routes.loopback() { Cid::LOCAL } else { links.routes.local() };
     let ours = Address { cid, port: bound.address.port };
     let key = FlowKey { ours, theirs: attempt.to };
     let endpoint = links.interface(link).ok_or(Refusal::NoRoute)?.endpoint_mut();

@@ -94,7 +94,7 @@ impl Datagrams {
     ) -> Result<(), Errno> {
         let binding = Binding::from_bits(number).ok_or(Errno::BADF)?;
         let port = self.own_port(clients, asker, binding)?;
-        let local = links.local();
+        let local = links.routes.local();
         let to = if to.cid == Cid::ANY { Address { cid: local, ..to } } else { to };
         // Services of a hypervisor: only its resolver has a port there, and we have no hypervisor.
         if to.port == Port::ANY || (to.cid == Cid::HYPERVISOR && to.port != Port(14)) {
@@ -124,8 +124,8 @@ impl Datagrams {
     ) -> Result<bool, Refusal> {
         let kind = SocketType::Datagram;
         let attempt = links.attempt_of_program(Act::Send, to, kind);
-        let link = links.route(to.cid).ok_or(Refusal::NoRoute);
-        if link == Ok(links.loopback()) {
+        let link = links.routes.to(to.cid).ok_or(Refusal::NoRoute);
+        if link == Ok(links.routes.loopback()) {
             let answerer = self.answerer(to);
             admission.decide(&Attempt { answerer, ..attempt }).limits()?;
             return if self.deliver(clients, from, to, payload) {
@@ -233,7 +233,7 @@ impl Datagrams {
     ) -> Result<bool, Refusal> {
         let attempt = links.attempt_between(Act::Send, link, (from, to), SocketType::Datagram);
         admission.decide(&attempt).limits()?;
-        let target = links.guest_link(to.cid).ok_or(Refusal::NoRoute)?;
+        let target = links.routes.guest(to.cid).ok_or(Refusal::NoRoute)?;
         let sent = links.send_datagram(target, (from, to), bytes, &mut self.scratch);
         sent.ok_or(Refusal::TypeNotKnown)
     }

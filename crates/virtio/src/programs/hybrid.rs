@@ -82,7 +82,7 @@ impl Hybrids {
                 let to = Address { cid, port };
                 if let Err(reason) = self.connect(parts, id, to) {
                     let refused = parts.cx.admission.refuse(reason);
-                    let ours = Address { cid: parts.links.local(), port: Port::ANY };
+                    let ours = Address { cid: parts.links.routes.local(), port: Port::ANY };
                     let key = FlowKey { ours, theirs: to };
                     let parties = Parties::outgoing(key, SocketType::Stream, peer);
                     FlowLog { cx: parts.cx, links: parts.links }.denied(&parties, true, refused);

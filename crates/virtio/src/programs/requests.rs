@@ -158,7 +158,7 @@ impl Requests {
                 .describe_flow(parts, id, (cookie, clamp_buffer(buffer), receive_shut))
                 .map_err(|errno| (op::FLOW, errno)),
             Request::LocalCid => {
-                let cid = parts.links.local();
+                let cid = parts.links.routes.local();
                 Ok(wire::ok(op::LOCAL_CID, Address { cid, port: Port::ANY }))
             }
             Request::Send { to, number, .. } => {
@@ -336,13 +336,13 @@ impl Requests {
         let bound = own.map_or_else(|| services.listeners.bind_ephemeral(), Ok);
         let bound = bound.map_err(Refusal::from)?;
         let limits = decided.inspect_err(|_| client.bound = Some(bound))?;
-        let link = links.route(attempt.to.cid).ok_or(Refusal::NoRoute)?;
+        let link = links.routes.to(attempt.to.cid).ok_or(Refusal::NoRoute)?;
         let started = start(cx.now, links, link, bound, attempt, kind);
         let (connection, key) = started.map_err(|reason| {
             if own.is_none() {
                 services.listeners.release(Some(bound));
             }
-            let is_own = reason == Refusal::AddressesInUse && link == links.loopback();
+            let is_own = reason == Refusal::AddressesInUse && link == links.routes.loopback();
             if is_own { Denied::Again } else { Denied::Refused(reason) }
         })?;
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
@@ -387,7 +387,7 @@ impl Requests {
         };
         let refused = parts.cx.admission.refuse(reason);
         let port = bound.map_or(Port::ANY, |bound| bound.address.port);
-        let key = FlowKey { ours: Address { cid: parts.links.local(), port }, theirs: to };
+        let key = FlowKey { ours: Address { cid: parts.links.routes.local(), port }, theirs: to };
         FlowLog { cx: parts.cx, links: parts.links }.denied(
             &Parties::outgoing(key, kind, peer),
             false,
