@@ -1,4 +1,4 @@
-"""`vsock.socket` is one class to its users: every kind of socket is an instance of it, and theirs build on it."""
+"""`vsock.socket` is one class for its users: every kind of socket is an instance, and users can subclass it."""
 
 import errno
 import socket
@@ -13,7 +13,7 @@ PORT = 5000
 
 
 class Loud(vsock.socket):
-    """A class of a user: it has slots and a method of its own, and changes two calls."""
+    """A user's subclass: with slots and a method of its own, and two overridden calls."""
 
     __slots__ = ("calls",)
 
@@ -22,7 +22,7 @@ class Loud(vsock.socket):
         self.calls: list[str] = []
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """Receive, louder."""
+        """Receive, in upper case."""
         return super().recv(bufsize, flags).upper()
 
     def bind(self, address: Any) -> None:
@@ -43,7 +43,7 @@ def test_socket_of_each_type_is_an_instance_and_says_so(runtime_dir, kind):
 
 @pytest.mark.parametrize("kind", [SOCK_STREAM, SOCK_SEQPACKET])
 def test_class_of_a_user_has_the_calls_of_connections(switch, kind):
-    """By super(), whichever the type is; what others make of it is a socket like all."""
+    """By super(), for every type; accepted and duplicated sockets are plain ones."""
     with Loud(kind) as listener:
         assert isinstance(listener, Loud)
         assert type(listener).__name__ == "Loud"
@@ -63,7 +63,7 @@ def test_class_of_a_user_has_the_calls_of_connections(switch, kind):
 
 
 def test_class_of_a_user_has_the_calls_of_datagrams(switch):
-    """And those that datagram sockets do not have fail as in the kernel."""
+    """Calls that datagram sockets do not support fail as in the kernel."""
     with Loud(SOCK_DGRAM) as receiver, vsock.socket(SOCK_DGRAM) as sender:
         receiver.bind((vsock.CID_ANY, PORT))
         sender.sendto(b"hello", (vsock.CID_HOST, PORT))
@@ -75,7 +75,7 @@ def test_class_of_a_user_has_the_calls_of_datagrams(switch):
 
 
 def test_class_of_a_user_may_begin_by_the_name_of_its_base(switch):
-    """And choose the type itself, as long as it is one for connections."""
+    """It can choose the type itself, if that is a type with connections."""
 
     class Messages(vsock.socket):
         def __init__(self) -> None:
@@ -114,7 +114,7 @@ def test_connections_of_all_transports_are_instances(guest, tmp_path, monkeypatc
 
 
 def test_socket_of_the_kernel_is_an_instance(runtime_dir):
-    """Nothing is done with it but to make it."""
+    """The test only creates it."""
     try:
         sock = vsock.socket(transport="kernel")
     except OSError as error:

@@ -49,7 +49,7 @@ impl Awaited {
 
 /// Nothing that programs have sent is left here, nor that it has ended.
 fn is_sent(links: &Links, flows: &Flows) -> bool {
-    let uplink = links.uplink().and_then(|id| links.get(id)).and_then(Entry::interface);
+    let uplink = links.routes.uplink().and_then(|id| links.get(id)).and_then(Entry::interface);
     let has_more = uplink.is_some_and(|it| it.endpoint().has_packet());
     !has_more && flows.is_all_sent()
 }

@@ -88,7 +88,8 @@ impl Fabric {
         if done.is_err() {
             self.cx.failed("internal error while serving a program");
             self.flows.end(&mut self.cx, ready.source);
-            self.programs.drop_program(&mut self.cx, ready.source);
+            let Self { cx, links, flows, programs, .. } = self;
+            programs.drop_program(cx, links, flows, ready.source);
         }
         self.follow_up();
     }
@@ -118,7 +119,7 @@ impl Fabric {
         self.follow_outcomes();
         while let Some(again) = self.programs.next_again() {
             for _ in 0..OWN_ANSWERS {
-                self.serve(self.links.loopback());
+                self.serve(self.links.routes.loopback());
             }
             self.programs.try_again(&mut self.cx, &mut self.links, &mut self.flows, &again);
         }
@@ -231,7 +232,7 @@ impl Fabric {
         hybrid: Option<(PathBuf, UnixListener)>,
         seed: u64,
     ) -> Result<LinkId, AddError> {
-        let id = self.links.add_guest(options, seed)?;
+        let id = self.links.add_guest(&mut self.cx.admission, options, seed)?;
         if let Err(error) = self.programs.set_hybrid(&mut self.cx, id, hybrid) {
             self.links.remove(id);
             return Err(error.into());
@@ -242,7 +243,7 @@ impl Fabric {
     /// Forgets a guest; its control thread has ended, so its rings are stopped.
     pub(crate) fn remove_guest(&mut self, id: LinkId) {
         // First of all, so that no program starts anew over it.
-        self.links.close_routes(id);
+        self.links.routes.remove_guest(id);
         self.links.clear(&mut self.cx, id);
         self.with(id, |turn, interface, _| turn.reset_silently(interface));
         self.programs.forget_link(&mut self.cx, id);
@@ -256,10 +257,7 @@ impl Fabric {
     pub(crate) fn say_farewell(&mut self, id: LinkId) {
         self.receive_rest(id, TX_QUEUE);
         self.transmit_rest(id);
-        self.links.close_routes(id);
-        if let Some(entry) = self.links.get_mut(id) {
-            entry.is_leaving = true;
-        }
+        self.links.set_leaving(id);
         self.with(id, |turn, interface, _| turn.reset_all(interface));
         self.links.activate(id);
     }
@@ -326,12 +324,17 @@ impl Fabric {
     /// Gives a guest another CID; its configuration space has it already.
     pub(crate) fn change_cid(&mut self, id: LinkId, cid: Cid) -> Result<(), AddError> {
         self.links.check_cid(cid)?;
-        let ending = self.links.announce_cid_change(id);
-        self.with(id, |turn, interface, _| match ending {
-            Ending::Reset => turn.reset_all(interface),
-            Ending::Silent => turn.reset_silently(interface),
+        let ending = self.with(id, |turn, interface, _| {
+            let ending = Ending::announce(interface);
+            match ending {
+                Ending::Reset => turn.reset_all(interface),
+                Ending::Silent => turn.reset_silently(interface),
+            }
+            ending
         });
-        self.links.change_cid(id, cid, ending);
+        if let Some(ending) = ending {
+            self.links.change_cid(id, cid, ending);
+        }
         Ok(())
     }
 

@@ -18,6 +18,7 @@ pub(crate) fn snapshot(fabric: &Fabric) -> Snapshot {
     infos.sort_by_key(|flow| flow.id);
     let mut counters: Vec<_> = programs.counters().chain(flows.counters()).collect();
     counters.extend(links.detach_reasons());
+    counters.extend(cx.admission.refusals().named());
     counters.extend(forwarder.relay().stats().named());
     let (listeners, datagrams) = (programs.listener_infos(), programs.datagram_infos());
     Snapshot { guests, listeners, datagrams, flows: infos, counters }
@@ -69,7 +70,7 @@ fn guest_info(entry: &Entry) -> Option<GuestInfo> {
     let Link::Device(device) = interface.link() else { return None };
     let state = if device.is_running(RX_QUEUE) && device.is_running(TX_QUEUE) {
         GuestState::Running
-    } else if entry.attachment.front_end.is_some() {
+    } else if entry.is_attached() {
         GuestState::Attached
     } else {
         GuestState::Waiting
@@ -86,7 +87,7 @@ fn guest_info(entry: &Entry) -> Option<GuestInfo> {
         ("late", drops.late),
         ("unroutable", drops.unroutable),
         ("overflows", drops.overflows),
-        ("faults", entry.attachment.faults),
+        ("faults", entry.faults()),
         ("waiting_bytes", interface.stored_bytes() as u64),
         ("skipped_buffers", stats.skipped),
         ("signals", stats.signals),
@@ -97,11 +98,16 @@ fn guest_info(entry: &Entry) -> Option<GuestInfo> {
     counters.extend(endpoint.named().filter(|(name, _)| !links.contains(name)));
     Some(GuestInfo {
         cid,
-        options: entry.options.clone(),
+        options: entry.options().clone(),
         state,
-        front_end_pid: entry.attachment.front_end.map_or(0, |peer| peer.pid),
-        features: entry.attachment.features,
+        front_end_pid: entry.front_end_pid(),
+        features: entry.features(),
         connections: endpoint.connections,
+        bytes_in: traffic.bytes_in,
+        bytes_out: traffic.bytes_out,
+        packets_in: traffic.packets_in,
+        packets_out: traffic.packets_out,
+        errors: drops.malformed + drops.spoofed + drops.overflows + entry.faults(),
         counters,
     })
 }

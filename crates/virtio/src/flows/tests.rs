@@ -217,7 +217,7 @@ impl Lab {
         let (ours, program) = UnixStream::pair().unwrap();
         let ours = OwnedFd::from(ours);
         let id = self.cx.sources.add(&ours, Owner::Flow).unwrap();
-        let link = self.links.loopback();
+        let link = self.links.routes.loopback();
         let endpoint = self.links.interface(link).unwrap().endpoint_mut();
         let connection = endpoint.connect(NOW, key(), SocketType::Stream, None).unwrap();
         let (parties, holdings) = parts();
@@ -261,7 +261,7 @@ fn attempt_that_comes_to_nothing_gives_its_program_back() {
     let mut lab = Lab::new();
     let (ours, _program) = UnixStream::pair().unwrap();
     let id = lab.cx.sources.add(&ours, Owner::Flow).unwrap();
-    let link = lab.links.loopback();
+    let link = lab.links.routes.loopback();
     let endpoint = lab.links.interface(link).unwrap().endpoint_mut();
     let connection = endpoint.connect(NOW, key(), SocketType::Stream, None).unwrap();
     let (parties, holdings) = parts();

@@ -1,30 +1,24 @@
-//! A program asks for a connection: the way, a port, REQUEST; or why not. Its descriptor becomes the flow's.
+//! How an attempt to connect starts: REQUEST, or why not; and the program's descriptor becomes the flow's.
 
 use std::time::Duration;
 
-use rustix::io::Errno;
-use vsock_core::{Address, Cid, ConnectError, ConnectionId, FlowKey, Instant, Port, SocketType};
+use vsock_core::{Address, Cid, ConnectionId, FlowKey, Instant, Refusal, SocketType};
 
-use super::{Granted, Programs};
-use crate::context::Context;
-use crate::flow_log::FlowLog;
-use crate::flows::stream::Stream;
-use crate::flows::{Flow, Flows, Greeting, Holdings, Parties};
-use crate::host::client::Client;
-use crate::host::program::{Bound, Socket};
-use crate::host::wire::{self, COOKIE_LEN, MESSAGE_LEN, NOWHERE, Reply, Report, to_wire};
+use super::Parts;
+use crate::flows::Flow;
+use crate::host::program::Bound;
+use crate::host::wire::{COOKIE_LEN, MESSAGE_LEN, Report};
 use crate::links::{LinkId, Links};
 use crate::reactor::{Owner, SourceId};
-use crate::spec::F_SEQPACKET;
 
 /// What a CONNECT asks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attempt {
-    to: Address,
+    pub(super) to: Address,
     /// How long the answer may take; `None`: the default.
     timeout: Option<Duration>,
     /// Receive buffer; 0: the default.
-    buffer: u32,
+    pub(super) buffer: u32,
 }
 
 impl Attempt {
@@ -37,10 +31,10 @@ impl Attempt {
 /// What a CONNECT says beside what it asks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
-    report: Report,
-    cookie: u64,
+    pub(super) report: Report,
+    pub(super) cookie: u64,
     /// Its length.
-    len: usize,
+    pub(super) len: usize,
 }
 
 impl Held {
@@ -51,7 +45,7 @@ impl Held {
     }
 
     /// How much of it is still in the socket.
-    fn unread(&self) -> usize {
+    pub(super) fn unread(&self) -> usize {
         if self.report == Report::Reply { 0 } else { self.len }
     }
 }
@@ -59,189 +53,49 @@ impl Held {
 /// Why an attempt did not start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denied {
-    Errno(Errno),
+    Refused(Refusal),
     /// A connection of this node to itself is between these addresses, and may only wait for our own answer.
     Again,
 }
 
 impl Denied {
-    pub(super) fn errno(self) -> Errno {
+    pub(super) fn reason(self) -> Refusal {
         match self {
-            Self::Errno(errno) => errno,
-            Self::Again => Errno::ADDRINUSE,
+            Self::Refused(reason) => reason,
+            Self::Again => Refusal::AddressesInUse,
         }
     }
 }
 
-impl From<Errno> for Denied {
-    fn from(errno: Errno) -> Self {
-        Self::Errno(errno)
+impl From<Refusal> for Denied {
+    fn from(reason: Refusal) -> Self {
+        Self::Refused(reason)
     }
 }
 
-impl Programs {
-    /// Starts a connection for a program; its descriptor becomes the flow's.
-    pub(super) fn connect(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        flows: &mut Flows,
-        id: SourceId,
-        attempt: Attempt,
-        request: Held,
-    ) -> Result<(), Denied> {
-        let client = self.clients.get_mut(id).ok_or(Errno::INVAL)?;
-        let kind = client.kind;
-        if kind == SocketType::Datagram {
-            return Err(Errno::OPNOTSUPP.into());
-        }
-        // In the order of the kernel: what is known of the way, then a port, then whether anybody is there. The port
-        // stays, also if nobody is.
-        let link = route(links, attempt.to.cid, kind)?;
-        let own = client.bound;
-        let bound = own.map_or_else(|| self.listeners.bind_ephemeral(), Ok)?;
-        let Some(link) = link else {
-            client.bound = Some(bound);
-            return Err(Errno::NODEV.into());
-        };
-        let started = start(cx.now, links, link, bound, attempt, kind);
-        let (connection, key) = started.map_err(|errno| {
-            if own.is_none() {
-                self.listeners.release(Some(bound));
-            }
-            let is_own = errno == Errno::ADDRINUSE && link == links.loopback();
-            if is_own { Denied::Again } else { Denied::Errno(errno) }
-        })?;
-        let client = self.clients.remove(id).ok_or(Errno::INVAL)?;
-        let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
-        let greeting = match request.report {
-            Report::Reply => Greeting::Reply,
-            Report::Held { prompt } => {
-                if prompt {
-                    let begun =
-                        wire::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
-                    // A program that named the guest learns the CID by this.
-                    let begun = Reply { theirs: to_wire(attempt.to), ..begun };
-                    // Should it fail, the program is gone, which an event will tell.
-                    let _ = client.reply(&begun);
-                }
-                Greeting::Held(request.len)
-            }
-        };
-        let mut share = flows.share();
-        if let Some(interface) = links.interface(link) {
-            let endpoint = interface.endpoint_mut();
-            flows.set_buffer(&mut share, endpoint, connection, attempt.buffer);
-        }
-        let parties = Parties::outgoing(key, kind, client.peer);
-        let holdings = Holdings { binding: Some(bound), socket, share };
-        let flow = Flow::connecting((link, connection), parties, holdings, client.fd, greeting);
-        self.begin(cx, links, flows, id, flow);
-        Ok(())
-    }
-
-    /// The same for a program on a guest's hybrid socket.
-    pub(super) fn connect_hybrid(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        flows: &mut Flows,
-        id: SourceId,
-        to: Address,
-    ) -> Result<(), Errno> {
-        let link = self.hybrids.get(id).ok_or(Errno::INVAL)?.link;
-        let bound = self.listeners.bind_ephemeral()?;
-        let attempt = Attempt::new(to, 0, 0);
-        let started = start(cx.now, links, link, bound, attempt, SocketType::Stream);
-        let (connection, key) = started.inspect_err(|_| self.listeners.release(Some(bound)))?;
-        let client = self.hybrids.remove(id).ok_or(Errno::INVAL)?;
-        let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
-        let socket = Socket { uid: client.peer.uid, cookie: 0 };
-        let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
-        let at = (link, connection);
-        let flow = Flow::connecting(at, parties, holdings, client.fd, Greeting::Hybrid);
-        self.begin(cx, links, flows, id, flow);
-        Ok(())
-    }
-
-    /// Puts a flow where its program was.
-    fn begin(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        flows: &mut Flows,
-        id: SourceId,
-        flow: Flow,
-    ) {
-        links.activate(flow.link);
-        self.register.opened(flow.holdings.socket, id);
-        // A program may have ended its data right behind the request, and that has been told already.
-        cx.sources.hand_over(flow.fd(), id, Owner::Flow);
-        flows.begin(id, flow);
-    }
-
-    /// An attempt that did not even start: the program is told why and may ask again.
-    pub(super) fn deny(
-        &mut self,
-        cx: &mut Context,
-        links: &Links,
-        id: SourceId,
-        to: Address,
-        request: Held,
-        errno: Errno,
-    ) -> Granted {
-        let Some(Client { fd, kind, peer, bound }) = self.clients.remove(id) else {
-            return Granted::Over;
-        };
-        let port = bound.map_or(Port::ANY, |bound| bound.address.port);
-        let key = FlowKey { ours: Address { cid: links.local(), port }, theirs: to };
-        FlowLog { cx, links }.denied(&Parties::outgoing(key, kind, peer), false, errno);
-        let ours = bound.map_or(NOWHERE, |bound| bound.address);
-        let mut stream = Stream::new(fd, kind);
-        let reply = wire::not_connected(errno, ours, request.cookie);
-        let told = stream.greet(request.unread(), &reply.encode());
-        self.clients.insert(id, Client::new(stream.into_fd(), kind, peer, bound));
-        if told.is_ok() { Granted::Answered } else { Granted::Over }
-    }
-}
-
-/// Which link leads to a CID, for a socket of this kind; `None`: guests may have it, and none has.
-///
-/// Errors are those that the kernel's choice of a transport gives (kernel-semantics, 1.3): only a driver that runs
-/// can have said that it knows SEQPACKET.
-fn route(links: &Links, cid: Cid, kind: SocketType) -> Result<Option<LinkId>, Errno> {
-    let id = links.route(cid);
-    if id == Some(links.loopback()) {
-        return Ok(id);
-    }
-    if id.is_none() && cid == Cid::HYPERVISOR {
-        return Err(Errno::NODEV);
-    }
-    let features = id.and_then(|id| links.get(id)).map_or(0, |it| it.attachment.features);
-    if kind == SocketType::SeqPacket && features & F_SEQPACKET == 0 {
-        return Err(Errno::SOCKTNOSUPPORT);
-    }
-    Ok(id)
+/// Puts a flow where its program was.
+pub(super) fn begin(parts: &mut Parts<'_>, id: SourceId, flow: Flow) {
+    parts.links.activate(flow.link);
+    parts.services.register.opened(flow.holdings.socket, id);
+    // A program may have ended its data right behind the request, and that has been told already.
+    parts.cx.sources.hand_over(flow.fd(), id, Owner::Flow);
+    parts.flows.begin(id, flow);
 }
 
 /// Sends REQUEST over a link.
-fn start(
+pub(super) fn start(
     now: Instant,
     links: &mut Links,
     link: LinkId,
     bound: Bound,
     attempt: Attempt,
     kind: SocketType,
-) -> Result<(ConnectionId, FlowKey), Errno> {
+) -> Result<(ConnectionId, FlowKey), Refusal> {
     // Over loopback we are CID 1, whatever the other side was called.
-    let cid = if link == links.loopback() { Cid::LOCAL } else { links.local() };
+    let cid = if link == links.routes.loopback() { Cid::LOCAL } else { links.routes.local() };
     let ours = Address { cid, port: bound.address.port };
     let key = FlowKey { ours, theirs: attempt.to };
-    let endpoint = links.interface(link).ok_or(Errno::NODEV)?.endpoint_mut();
-    let connection = endpoint.connect(now, key, kind, attempt.timeout);
-    let connection = connection.map_err(|error| match error {
-        ConnectError::InUse => Errno::ADDRINUSE,
-        ConnectError::TooMany => Errno::NOBUFS,
-    })?;
+    let endpoint = links.interface(link).ok_or(Refusal::NoRoute)?.endpoint_mut();
+    let connection = endpoint.connect(now, key, kind, attempt.timeout)?;
     Ok((connection, key))
 }

@@ -6,11 +6,18 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
-use vsock_core::{FlowKey, SecondaryMap, SocketType};
+use vsock_core::admission::Act;
+use vsock_core::{Address, Cid, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
+use super::Parts;
 use super::acceptors::{Acceptors, Speaks};
+use super::connect::{Attempt, begin, start};
+use super::handshake::{self, Progress};
 use crate::context::Context;
+use crate::flow_log::FlowLog;
 use crate::flows::stream::finish;
+use crate::flows::{Flow, Greeting, Holdings, Parties};
+use crate::host::program::Socket;
 use crate::links::{Entry, LinkId};
 use crate::reactor::{Owner, SourceId};
 use crate::sys::PeerCredentials;
@@ -28,6 +35,8 @@ pub(super) struct HybridClient {
 pub(super) struct Hybrids {
     sockets: SecondaryMap<Entry, (PathBuf, SourceId)>,
     clients: SecondaryMap<Owner, HybridClient>,
+    /// Lines that were none.
+    pub(super) bad: u64,
 }
 
 impl Hybrids {
@@ -52,7 +61,8 @@ impl Hybrids {
         Ok(())
     }
 
-    fn path(&self, link: LinkId) -> Option<&Path> {
+    /// Where a guest's socket is.
+    pub(super) fn path(&self, link: LinkId) -> Option<&Path> {
         self.sockets.get(link).map(|(path, _)| path.as_path())
     }
 
@@ -60,13 +70,51 @@ impl Hybrids {
         self.clients.insert(id, client);
     }
 
-    pub(super) fn get(&self, id: SourceId) -> Option<&HybridClient> {
-        self.clients.get(id)
+    /// A program has written more of its line, or left.
+    pub(super) fn read_line(&mut self, parts: &mut Parts<'_>, id: SourceId, ended: bool) {
+        let Some(client) = self.clients.get(id) else { return };
+        let (link, peer) = (client.link, client.peer);
+        let guest = parts.links.get(link).and_then(Entry::guest);
+        match handshake::advance(&client.fd, ended) {
+            Ok(Progress::Waiting) => {}
+            Ok(Progress::Connect(port)) => {
+                let Some(cid) = guest else { return self.drop_client(parts.cx, id) };
+                let to = Address { cid, port };
+                if let Err(reason) = self.connect(parts, id, to) {
+                    let refused = parts.cx.admission.refuse(reason);
+                    let ours = Address { cid: parts.links.routes.local(), port: Port::ANY };
+                    let key = FlowKey { ours, theirs: to };
+                    let parties = Parties::outgoing(key, SocketType::Stream, peer);
+                    FlowLog { cx: parts.cx, links: parts.links }.denied(&parties, true, refused);
+                    self.drop_client(parts.cx, id);
+                }
+            }
+            Ok(Progress::Bad) => {
+                let text = format!("hybrid line of pid {}: not CONNECT and a port", peer.pid);
+                parts.cx.note("bad-request", guest.unwrap_or(Cid::ANY), text);
+                self.bad += 1;
+                self.drop_client(parts.cx, id);
+            }
+            Ok(Progress::Gone) | Err(_) => self.drop_client(parts.cx, id),
+        }
     }
 
-    /// A program is connected, or gone.
-    pub(super) fn remove(&mut self, id: SourceId) -> Option<HybridClient> {
-        self.clients.remove(id)
+    /// Starts the connection that a program's line asks for.
+    fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Refusal> {
+        let Parts { cx, links, flows, services } = parts;
+        let link = self.clients.get(id).ok_or(Refusal::GivenUp)?.link;
+        let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
+        cx.admission.decide(&asked).limits()?;
+        let bound = services.listeners.bind_ephemeral()?;
+        let started = start(cx.now, links, link, bound, Attempt::new(to, 0, 0), SocketType::Stream);
+        let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
+        let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
+        let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
+        let socket = Socket { uid: client.peer.uid, cookie: 0 };
+        let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
+        let at = (link, connection);
+        begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, Greeting::Hybrid));
+        Ok(())
     }
 
     /// Ends a program's connection: with something unread in it, a plain close would read as a reset.
@@ -92,17 +140,19 @@ impl Hybrids {
     /// The Unix socket `<path>_<port>` of a guest that connects to us, if a program listens there.
     ///
     /// A program whose backlog is full counts as a refusal: waiting for it would stall every guest.
-    pub(super) fn connect(&self, link: LinkId, key: FlowKey, kind: SocketType) -> Option<OwnedFd> {
-        if kind != SocketType::Stream {
-            return None;
-        }
-        let mut path = self.path(link)?.to_owned().into_os_string();
+    ///
+    /// # Errors
+    /// There is no such program, or no descriptor for it.
+    pub(super) fn offer(&self, link: LinkId, key: FlowKey) -> Result<OwnedFd, Refusal> {
+        let path = self.path(link).ok_or(Refusal::NoListener)?;
+        let mut path = path.to_owned().into_os_string();
         path.push(format!("_{}", key.ours.port.0));
-        let address = SocketAddrUnix::new(path.as_bytes()).ok()?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd =
-            rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None).ok()?;
-        rustix::net::connect(&fd, &address).ok()?;
-        Some(fd)
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
+            .map_err(|_| Refusal::OutOfDescriptors)?;
+        SocketAddrUnix::new(path.as_bytes())
+            .and_then(|address| rustix::net::connect(&fd, &address))
+            .map_err(|_| Refusal::NoHybridSocket)?;
+        Ok(fd)
     }
 }

@@ -5,18 +5,20 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
+use vsock_core::admission::FlowLimits;
 use vsock_core::{
-    Address, BindError, Cid, ConnectionId, FlowKey, ListenError, Port, Ports, SecondaryMap,
-    SocketType,
+    Address, BindError, Cid, ConnectionId, FlowKey, ListenError, Port, Ports, Refusal,
+    SecondaryMap, SocketType,
 };
 
 use super::accept_queue::AcceptQueue;
+use super::requests::{REQUESTS_PER_TURN, clamp_buffer, refuse};
 use crate::context::Context;
 use crate::flows::buffers::Share;
 use crate::flows::{Flows, room};
-use crate::host::client::{Client, has_hung_up};
+use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
-use crate::host::wire::{self, Reply, op};
+use crate::host::wire::{self, BadRequest, Reply, Request, op};
 use crate::links::Interface;
 use crate::reactor::{Owner, SourceId};
 use crate::snapshot::ListenerInfo;
@@ -55,32 +57,34 @@ pub(super) struct Listeners {
     table: SecondaryMap<Owner, Listener>,
     /// Who listens on a binding.
     by_binding: SecondaryMap<vsock_core::ports::Bound, SourceId>,
+    /// Requests of listening programs that broke the rules of the protocol.
+    pub(super) bad: u64,
 }
 
 impl Listeners {
     pub(super) fn new(local: Cid, seed: u64) -> Self {
         let ports = Ports::new(local, seed);
-        Self { ports, table: SecondaryMap::new(), by_binding: SecondaryMap::new() }
+        Self { ports, table: SecondaryMap::new(), by_binding: SecondaryMap::new(), bad: 0 }
     }
 
     pub(super) fn set_local(&mut self, cid: Cid) {
         self.ports.set_local(cid);
     }
 
-    pub(super) fn get_mut(&mut self, id: SourceId) -> Option<&mut Listener> {
-        self.table.get_mut(id)
+    /// Whether programs can be bound to this CID.
+    pub(super) fn is_local(&self, cid: Cid) -> bool {
+        self.ports.is_local(cid)
     }
 
-    /// Takes a port; `may` tells that it may be one below 1024.
-    pub(super) fn bind(&mut self, address: Address, may: bool) -> Result<Bound, BindError> {
-        let id = self.ports.bind(address, may)?;
+    /// Takes a port.
+    pub(super) fn bind(&mut self, address: Address) -> Result<Bound, BindError> {
+        let id = self.ports.bind(address)?;
         Ok(Bound { id, address: self.ports.address(id).unwrap_or(address) })
     }
 
     /// Takes any port.
-    pub(super) fn bind_ephemeral(&mut self) -> Result<Bound, Errno> {
-        let any = Address { cid: Cid::ANY, port: Port::ANY };
-        self.bind(any, false).map_err(bind_errno)
+    pub(super) fn bind_ephemeral(&mut self) -> Result<Bound, BindError> {
+        self.bind(Address { cid: Cid::ANY, port: Port::ANY })
     }
 
     /// Gives a port back.
@@ -108,18 +112,53 @@ impl Listeners {
     }
 
     /// A program listens no more.
-    pub(super) fn remove(&mut self, id: SourceId) -> Option<Listener> {
-        let listener = self.table.remove(id)?;
-        self.by_binding.remove(listener.bound.id);
-        self.ports.release(listener.bound.id);
-        Some(listener)
+    pub(super) fn drop(&mut self, cx: &mut Context, id: SourceId) {
+        if let Some(listener) = self.table.remove(id) {
+            self.by_binding.remove(listener.bound.id);
+            self.ports.release(listener.bound.id);
+            cx.sources.remove(id);
+        }
     }
 
-    /// The program has taken a connection.
-    pub(super) fn accepted(&mut self, id: SourceId) {
-        let Some(listener) = self.table.get_mut(id) else { return };
-        self.ports.accepted(listener.bound.id);
-        listener.queue.taken(&listener.client);
+    /// What a listening program says: that it has taken a connection, or a new backlog.
+    pub(super) fn read(&mut self, cx: &mut Context, id: SourceId, ended: bool) {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(listener) = self.table.get_mut(id) else { return };
+            let bound = listener.bound.id;
+            match listener.client.hear() {
+                Ok(Heard::Nothing) if ended => {
+                    return self.refuse(cx, id, 0, BadRequest::Length);
+                }
+                Ok(Heard::Nothing) => return,
+                Ok(Heard::Request(Request::Accepted, _)) => {
+                    self.ports.accepted(bound);
+                    listener.queue.taken(&listener.client);
+                }
+                Ok(Heard::Request(Request::Listen { backlog, buffer, .. }, extra)) => {
+                    listener.buffer = clamp_buffer(buffer);
+                    listener.inherited = extra;
+                    // It listens, so this can only change these.
+                    let _ = self.ports.listen(bound, listener.client.kind, backlog.min(SOMAXCONN));
+                }
+                Ok(Heard::Request(request, _)) => {
+                    return self.refuse(cx, id, request.op(), BadRequest::Order);
+                }
+                Ok(Heard::Bad(op, bad)) => return self.refuse(cx, id, op, bad),
+                Ok(Heard::Gone) | Err(_) => return self.drop(cx, id),
+            }
+        }
+        if let Some(listener) = self.table.get(id) {
+            cx.sources.renew(&listener.client.fd, id);
+        }
+    }
+
+    /// A program breaks the rules of the protocol: it listens no more.
+    fn refuse(&mut self, cx: &mut Context, id: SourceId, op: u8, bad: BadRequest) {
+        if let Some(listener) = self.table.get(id) {
+            self.bad += 1;
+            refuse(cx, &listener.client, op, bad);
+        }
+        self.drop(cx, id);
     }
 
     /// Those at a port, of which the program has closed its socket.
@@ -133,23 +172,27 @@ impl Listeners {
         self.ports.lookup(at)
     }
 
-    /// Hands a new stream to the program that listens; `None`: its queue is full, or it is gone.
+    /// Hands a new stream to the program that listens.
+    ///
+    /// # Errors
+    /// Its queue is full, it is gone, or there is no descriptor for it.
     pub(super) fn offer(
         &mut self,
         cx: &mut Context,
         flows: &mut Flows,
         interface: &mut Interface,
-        (connection, key): (ConnectionId, FlowKey),
+        (connection, key, limits): (ConnectionId, FlowKey, FlowLimits),
         listener: &vsock_core::Listener,
-    ) -> Option<Given> {
+    ) -> Result<Given, Refusal> {
         let (binding, kind) = (listener.binding, listener.kind);
-        let id = *self.by_binding.get(binding)?;
-        let listener = self.table.get_mut(id)?;
+        let id = self.by_binding.get(binding).ok_or(Refusal::ListenerGone)?;
+        let listener = self.table.get_mut(*id).ok_or(Refusal::ListenerGone)?;
         if !self.ports.admit(binding) {
-            return None;
+            return Err(Refusal::QueueFull);
         }
         let mut share = flows.share();
-        flows.set_buffer(&mut share, interface.endpoint_mut(), connection, listener.buffer);
+        let buffer = listener.buffer.min(limits.buffer);
+        flows.set_buffer(&mut share, interface.endpoint_mut(), connection, buffer);
         let peer = listener.client.peer;
         let handed = stream_pair(kind).and_then(|(ours, theirs)| {
             let source = cx.sources.add(&ours, Owner::Flow)?;
@@ -169,12 +212,14 @@ impl Listeners {
                 }
             }
         });
-        handed
-            .inspect_err(|error| {
-                self.ports.accepted(binding);
-                cx.note("refused", key.theirs.cid, format!("{}: {error}", key.ours));
-            })
-            .ok()
+        handed.map_err(|error| {
+            self.ports.accepted(binding);
+            cx.note("refused", key.theirs.cid, format!("{}: {error}", key.ours));
+            match Errno::from_io_error(&error) {
+                Some(Errno::MFILE | Errno::NFILE) => Refusal::OutOfDescriptors,
+                Some(_) | None => Refusal::ListenerGone,
+            }
+        })
     }
 
     /// All listeners, for listings.
@@ -192,21 +237,6 @@ impl Listeners {
             }
         };
         self.ports.listeners().map(info).collect()
-    }
-}
-
-pub(super) fn bind_errno(error: BindError) -> Errno {
-    match error {
-        BindError::InUse => Errno::ADDRINUSE,
-        BindError::NotLocal | BindError::Exhausted => Errno::ADDRNOTAVAIL,
-        BindError::NotPermitted => Errno::ACCESS,
-    }
-}
-
-pub(super) fn listen_errno(error: ListenError) -> Errno {
-    match error {
-        ListenError::NotBound => Errno::INVAL,
-        ListenError::NotConnectible => Errno::OPNOTSUPP,
     }
 }
 

@@ -2,14 +2,13 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `mod.rs` | what a program asks is carried out; what a guest asks goes to a program |
+//! | `mod.rs` | which program an event is about; what a guest asks goes to a program |
+//! | `requests.rs`, `connect.rs` | what a program asks is carried out |
 //! | `acceptors.rs` | the sockets on which programs connect |
 //! | `listeners.rs`, `accept_queue.rs`, `privilege.rs` | ports, and programs that take connections |
 //! | `hybrid.rs`, `handshake.rs` | hybrid sockets, and the line that is spoken on them |
 //! | `datagrams.rs` | programs that send and receive datagrams |
 //! | `register.rs` | which connection a program's socket is, and how the last ones ended |
-//!
-//! `vsock_client::wire` and `docs/reference/client-protocol.md` say what the requests mean.
 
 mod accept_queue;
 mod acceptors;
@@ -20,43 +19,33 @@ mod hybrid;
 mod listeners;
 mod privilege;
 mod register;
+mod requests;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use vsock_core::{
-    Address, BindError, Cid, CloseReason, ConnectionId, FlowKey, Instant, Port, SocketType,
-};
+use vsock_core::admission::{Act, Answerer, Attempt};
+use vsock_core::{Address, Cid, CloseReason, ConnectionId, FlowKey, Instant, Refusal, SocketType};
 
-use self::accept_queue::AcceptQueue;
 use self::acceptors::{Acceptors, Arrival, Speaks};
-use self::connect::{Attempt, Denied, Held};
-use self::datagrams::{Clients, Datagrams};
-use self::handshake::Progress;
+use self::datagrams::Datagrams;
 use self::hybrid::{HybridClient, Hybrids};
-use self::listeners::{Given, Listener, Listeners, bind_errno, listen_errno};
-use self::privilege::may_bind_any_port;
-use self::register::{Register, end_errno};
+use self::listeners::{Given, Listeners};
+use self::register::Register;
+use self::requests::{Again, Requests};
 use crate::context::Context;
 use crate::flow_log::FlowLog;
-use crate::flows::stream::finish;
-use crate::flows::{Ended, Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
-use crate::host::client::{Client, Heard, has_hung_up};
-use crate::host::program::{Bound, Socket};
-use crate::host::wire::{
-    self, BadRequest, NOWHERE, Reply, Request, from_wire, name_behind, op, to_wire,
-};
-use crate::links::{Interface, LinkId, Links, Sends, Update};
+use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
+use crate::host::client::Client;
+use crate::host::program::Socket;
+use crate::host::wire::{self, NOWHERE};
+use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::snapshot::{DatagramInfo, ListenerInfo};
 use crate::sys::PeerCredentials;
-
-/// Requests of one program before others have their turn.
-const REQUESTS_PER_TURN: usize = 32;
 
 /// The program behind a hybrid socket that cannot be seen.
 const NOBODY: PeerCredentials = PeerCredentials { pid: 0, uid: u32::MAX, gid: u32::MAX };
@@ -70,57 +59,50 @@ pub(crate) struct Asked {
     pub(crate) kind: SocketType,
 }
 
-/// A request that is to be tried again when the node has taken in what it has told itself.
-#[derive(Debug)]
-pub(crate) struct Again {
-    client: SourceId,
-    request: Request,
-    extra: Vec<u8>,
+/// What programs may have besides a connection: ports, and what is known of their sockets.
+struct Services {
+    listeners: Listeners,
+    datagrams: Datagrams,
+    register: Register,
 }
 
-/// What became of a request.
-enum Granted {
-    /// It was carried out, or refused by an answer.
-    Answered,
-    /// The program can ask nothing more.
-    Over,
-    /// It is to be tried again.
-    Again,
+/// All that a request may have to do with.
+struct Parts<'a> {
+    cx: &'a mut Context,
+    links: &'a mut Links,
+    flows: &'a mut Flows,
+    services: &'a mut Services,
 }
 
 /// All programs of a node, but for their connections.
 pub(crate) struct Programs {
     acceptors: Acceptors,
-    clients: Clients,
+    requests: Requests,
     hybrids: Hybrids,
-    listeners: Listeners,
-    register: Register,
-    datagrams: Datagrams,
-    /// Requests to be tried again.
-    again: VecDeque<Again>,
-    bad_requests: u64,
+    services: Services,
 }
 
 impl Programs {
     /// No programs.
     pub(crate) fn new(local: Cid, seed: u64) -> Self {
-        Self {
-            acceptors: Acceptors::default(),
-            clients: Clients::new(),
-            hybrids: Hybrids::default(),
+        let services = Services {
             listeners: Listeners::new(local, seed),
-            register: Register::default(),
             // Their ports are a space of their own.
             datagrams: Datagrams::new(local, seed.rotate_left(32)),
-            again: VecDeque::new(),
-            bad_requests: 0,
+            register: Register::default(),
+        };
+        Self {
+            acceptors: Acceptors::default(),
+            requests: Requests::new(),
+            hybrids: Hybrids::default(),
+            services,
         }
     }
 
     /// The node has another CID.
     pub(crate) fn set_local(&mut self, cid: Cid) {
-        self.listeners.set_local(cid);
-        self.datagrams.set_local(cid);
+        self.services.listeners.set_local(cid);
+        self.services.datagrams.set_local(cid);
     }
 
     /// Listens for programs that ask for sockets of a type.
@@ -148,7 +130,7 @@ impl Programs {
         self.hybrids.forget(cx, &mut self.acceptors, link);
     }
 
-    /// Something happened at a program's descriptor, or one of ours on which they connect.
+    /// Something happened at a program's descriptor, or at one of ours on which they connect.
     pub(crate) fn on_ready(
         &mut self,
         cx: &mut Context,
@@ -156,12 +138,18 @@ impl Programs {
         flows: &mut Flows,
         (owner, ready): (Owner, Readiness),
     ) {
-        let id = ready.source;
+        let Self { acceptors, requests, hybrids, services } = self;
+        let (id, ended) = (ready.source, ready.read_closed);
         match owner {
-            Owner::Acceptor => self.accept(cx, links, flows, id),
-            Owner::Client => self.read_requests(cx, links, flows, id, ready.read_closed),
-            Owner::HybridClient => self.read_line(cx, links, flows, id, ready.read_closed),
-            Owner::Listener => self.read_of_listener(cx, id, ready.read_closed),
+            Owner::Acceptor => {
+                let arrivals = acceptors.accept(cx, id);
+                self.welcome(cx, links, flows, arrivals);
+            }
+            Owner::Client => requests.read(&mut Parts { cx, links, flows, services }, id, ended),
+            Owner::HybridClient => {
+                hybrids.read_line(&mut Parts { cx, links, flows, services }, id, ended);
+            }
+            Owner::Listener => services.listeners.read(cx, id, ended),
             Owner::Ring | Owner::Device | Owner::Flow => {}
         }
     }
@@ -174,79 +162,49 @@ impl Programs {
     /// Lets in programs that could not be let in before.
     pub(crate) fn resume(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows) {
         for id in self.acceptors.resume() {
-            self.accept(cx, links, flows, id);
+            let arrivals = self.acceptors.accept(cx, id);
+            self.welcome(cx, links, flows, arrivals);
         }
     }
 
-    fn accept(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows, id: SourceId) {
-        for Arrival { fd, peer, speaks } in self.acceptors.accept(cx, id) {
+    /// Programs have connected; each may have said something already.
+    fn welcome(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        flows: &mut Flows,
+        arrivals: Vec<Arrival>,
+    ) {
+        let Self { requests, hybrids, services, .. } = self;
+        let parts = &mut Parts { cx, links, flows, services };
+        for Arrival { fd, peer, speaks } in arrivals {
             let owner = match speaks {
                 Speaks::Requests(_) => Owner::Client,
                 Speaks::Hybrid(_) => Owner::HybridClient,
             };
-            let id = match cx.sources.add(&fd, owner) {
+            let id = match parts.cx.sources.add(&fd, owner) {
                 Ok(id) => id,
                 Err(error) => {
-                    cx.failed(format_args!("epoll: {error}"));
+                    parts.cx.failed(format_args!("epoll: {error}"));
                     continue;
                 }
             };
             match speaks {
                 Speaks::Requests(kind) => {
-                    self.clients.insert(id, Client::new(fd, kind, peer, None));
-                    self.read_requests(cx, links, flows, id, false);
+                    requests.clients.insert(id, Client::new(fd, kind, peer, None));
+                    requests.read(parts, id, false);
                 }
                 Speaks::Hybrid(link) => {
-                    self.hybrids.add(id, HybridClient { fd, link, peer });
-                    self.read_line(cx, links, flows, id, false);
+                    hybrids.add(id, HybridClient { fd, link, peer });
+                    hybrids.read_line(parts, id, false);
                 }
             }
         }
-    }
-
-    /// Carries out what a program asks, as long as it is a client; `ended`: it will ask no more.
-    fn read_requests(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        flows: &mut Flows,
-        id: SourceId,
-        ended: bool,
-    ) {
-        for _ in 0..REQUESTS_PER_TURN {
-            let Some(client) = self.clients.get(id) else { return };
-            match client.hear() {
-                // Part of a request will never be a whole one then.
-                Ok(Heard::Nothing) if ended => {
-                    return self.refuse(cx, id, 0, BadRequest::Length);
-                }
-                Ok(Heard::Nothing) => return,
-                Ok(Heard::Gone) => return self.drop_program(cx, id),
-                Ok(Heard::Bad(op, bad)) => return self.refuse(cx, id, op, bad),
-                Ok(Heard::Request(request, _)) if !client.may_ask(&request) => {
-                    return self.refuse(cx, id, request.op(), BadRequest::Order);
-                }
-                Ok(Heard::Request(request, extra)) => {
-                    match self.grant(cx, links, flows, id, (request, &extra, true)) {
-                        Granted::Answered => {}
-                        Granted::Over => return self.drop_program(cx, id),
-                        Granted::Again => {
-                            return self.again.push_back(Again { client: id, request, extra });
-                        }
-                    }
-                }
-                Err(error) => {
-                    cx.failed(format_args!("reading a request: {error}"));
-                    return self.drop_program(cx, id);
-                }
-            }
-        }
-        self.renew(cx, id);
     }
 
     /// A request to be tried again.
     pub(crate) fn next_again(&mut self) -> Option<Again> {
-        self.again.pop_front()
+        self.requests.next_again()
     }
 
     /// Tries a request again, for the last time.
@@ -257,287 +215,22 @@ impl Programs {
         flows: &mut Flows,
         again: &Again,
     ) {
-        let Again { client, request, extra } = again;
-        match self.grant(cx, links, flows, *client, (*request, extra, false)) {
-            Granted::Answered | Granted::Again => self.renew(cx, *client),
-            Granted::Over => self.drop_program(cx, *client),
-        }
+        let services = &mut self.services;
+        self.requests.try_again(&mut Parts { cx, links, flows, services }, again);
     }
 
-    /// What epoll said of a client has not been carried out to its end: asks for it once more.
-    fn renew(&self, cx: &Context, id: SourceId) {
-        if let Some(client) = self.clients.get(id) {
-            cx.sources.renew(&client.fd, id);
-        }
-    }
-
-    /// A program breaks the rules of the protocol: its connection ends.
-    fn refuse(&mut self, cx: &mut Context, id: SourceId, op: u8, bad: BadRequest) {
-        let listener = self.listeners.get_mut(id).map(|listener| &listener.client);
-        if let Some(client) = self.clients.get(id).or(listener) {
-            let text = format!("request of pid {}: {bad}", client.peer.pid);
-            cx.journal.write("bad-request", u32::MAX, text);
-            self.bad_requests += 1;
-            // It may not even read; the connection ends all the same.
-            let _ = client.reply(&wire::error(op, Errno::PROTO));
-            finish(&client.fd);
-        }
-        self.drop_program(cx, id);
-    }
-
-    /// A program is gone, or can ask nothing more.
-    pub(crate) fn drop_program(&mut self, cx: &mut Context, id: SourceId) {
-        let client = self.clients.remove(id);
-        let listener = self.listeners.remove(id);
-        if client.is_none() && listener.is_none() {
-            return self.hybrids.drop_client(cx, id);
-        }
-        cx.sources.remove(id);
-        match client {
-            Some(client) if client.kind == SocketType::Datagram => {
-                self.datagrams.release(client.bound);
-            }
-            Some(client) => self.listeners.release(client.bound),
-            None => {}
-        }
-    }
-
-    /// Carries out one request.
-    fn grant(
+    /// Lets go of a program with which something went wrong here.
+    pub(crate) fn drop_program(
         &mut self,
         cx: &mut Context,
         links: &mut Links,
         flows: &mut Flows,
         id: SourceId,
-        (request, extra, is_first): (Request, &[u8], bool),
-    ) -> Granted {
-        let reply = match request {
-            Request::Bind(address) => {
-                self.bind(cx, id, from_wire(address)).map_err(|errno| (op::BIND, errno))
-            }
-            Request::Listen { backlog, buffer, .. } => {
-                return self.listen(cx, id, backlog, clamp_buffer(buffer), extra);
-            }
-            Request::Flow { cookie, buffer, receive_shut } => self
-                .describe_flow(cx, links, flows, id, (cookie, clamp_buffer(buffer), receive_shut))
-                .map_err(|errno| (op::FLOW, errno)),
-            Request::LocalCid => {
-                let cid = links.local();
-                Ok(wire::ok(op::LOCAL_CID, Address { cid, port: Port::ANY }))
-            }
-            Request::Send { to, number, .. } => self
-                .datagrams
-                .send(links, &self.clients, id, number, from_wire(to), extra)
-                .map(|()| wire::ok(op::SEND, NOWHERE))
-                .map_err(|errno| (op::SEND, errno)),
-            Request::Resolve { .. } => resolve(links, extra).map_err(|errno| (op::RESOLVE, errno)),
-            Request::Connect { to, is_named, timeout_ms, buffer, report, .. } => {
-                let mut to = from_wire(to);
-                let held = Held::new(report, extra);
-                if is_named {
-                    let name = name_behind(extra).and_then(|name| std::str::from_utf8(name).ok());
-                    let Some(cid) = name.and_then(|name| links.resolve(name)) else {
-                        to.cid = Cid::ANY;
-                        return self.deny(cx, links, id, to, held, Errno::NODEV);
-                    };
-                    to.cid = cid;
-                }
-                let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
-                return match self.connect(cx, links, flows, id, attempt, held) {
-                    Ok(()) => Granted::Answered,
-                    Err(Denied::Again) if is_first => Granted::Again,
-                    Err(denied) => self.deny(cx, links, id, to, held, denied.errno()),
-                };
-            }
-            // No client may ask this.
-            Request::Accepted => return Granted::Over,
-        };
-        let Some(client) = self.clients.get(id) else { return Granted::Over };
-        let reply = reply.unwrap_or_else(|(op, errno)| wire::error(op, errno));
-        match client.reply(&reply) {
-            Ok(()) => Granted::Answered,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.refuse(cx, id, reply.op, BadRequest::Unread);
-                Granted::Answered
-            }
-            Err(_) => Granted::Over,
-        }
-    }
-
-    fn bind(&mut self, cx: &mut Context, id: SourceId, address: Address) -> Result<Reply, Errno> {
-        let client = self.clients.get(id).ok_or(Errno::INVAL)?;
-        if client.bound.is_some() {
-            return Err(Errno::INVAL);
-        }
-        // Asked only where it matters: it costs a look at the program's entry in /proc.
-        let may = address.port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
-        let kind = client.kind;
-        // A port is free as soon as the program that held it has closed its socket, which an event may tell later.
-        let bound = match self.take_port(id, kind, address, may) {
-            Err(BindError::InUse) if self.drop_closed(cx, address.port) => {
-                self.take_port(id, kind, address, may)
-            }
-            outcome => outcome,
-        };
-        let bound = bound.map_err(bind_errno)?;
-        if let Some(client) = self.clients.get_mut(id) {
-            client.bound = Some(bound);
-        }
-        let number = if kind == SocketType::Datagram { bound.id.to_bits() } else { 0 };
-        Ok(Reply { flow: number, ..wire::ok(op::BIND, bound.address) })
-    }
-
-    fn take_port(
-        &mut self,
-        id: SourceId,
-        kind: SocketType,
-        address: Address,
-        may: bool,
-    ) -> Result<Bound, BindError> {
-        match kind {
-            SocketType::Stream | SocketType::SeqPacket => self.listeners.bind(address, may),
-            SocketType::Datagram => self.datagrams.bind(id, address, may),
-        }
-    }
-
-    /// Lets go of those that hold a port and have closed their socket; whether there were any.
-    fn drop_closed(&mut self, cx: &mut Context, port: Port) -> bool {
-        let holds = |it: &Client| it.bound.is_some_and(|bound| bound.address.port == port);
-        let clients = self.clients.iter().filter(|(_, it)| holds(it) && has_hung_up(&it.fd));
-        let closed: Vec<SourceId> =
-            clients.map(|(id, _)| id).chain(self.listeners.closed_at(port)).collect();
-        for &id in &closed {
-            self.drop_program(cx, id);
-        }
-        !closed.is_empty()
-    }
-
-    /// What is to be known of a connection that its program cannot see, its receive buffer from now on, and that the
-    /// program receives no more, which its descriptor does not tell us in every state; or how it ended.
-    fn describe_flow(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        flows: &mut Flows,
-        id: SourceId,
-        (cookie, buffer, stops): (u64, u32, bool),
-    ) -> Result<Reply, Errno> {
-        let uid = self.clients.get(id).ok_or(Errno::INVAL)?.peer.uid;
-        let socket = Socket { uid, cookie };
-        let Some(flow_id) = self.register.flow(socket) else {
-            let Ended { ours, theirs, reason } =
-                self.register.ended(socket).ok_or(Errno::NOTCONN)?;
-            let (ours, theirs) = (to_wire(ours), to_wire(theirs));
-            return Ok(Reply { ours, theirs, ..wire::error(op::FLOW, end_errno(reason)) });
-        };
-        let flow = flows.get_mut(flow_id).ok_or(Errno::NOTCONN)?;
-        let (link, connection) = (flow.link, flow.connection);
-        let Parties { ours, theirs, .. } = flow.parties;
-        let update = if stops { flow.stop_receiving() } else { Update::default() };
-        flows.tell(cx, links, flow_id, update);
-        let endpoint = links.interface(link).ok_or(Errno::NOTCONN)?.endpoint_mut();
-        flows.set_buffer_of(flow_id, endpoint, buffer);
-        let peer_buffer = endpoint.max_message(connection);
-        links.activate(link);
-        let number = flow_id.to_bits();
-        Ok(Reply { theirs: to_wire(theirs), peer_buffer, flow: number, ..wire::ok(op::FLOW, ours) })
-    }
-
-    fn listen(
-        &mut self,
-        cx: &mut Context,
-        id: SourceId,
-        backlog: u32,
-        buffer: u32,
-        extra: &[u8],
-    ) -> Granted {
-        let Some(client) = self.clients.get(id) else { return Granted::Over };
-        let listens = match client.bound {
-            Some(bound) => self
-                .listeners
-                .listen(bound, client.kind, backlog)
-                .map(|()| bound)
-                .map_err(listen_errno),
-            None => Err(Errno::INVAL),
-        };
-        let reply = match listens {
-            Ok(bound) => wire::ok(op::LISTEN, bound.address),
-            Err(errno) => wire::error(op::LISTEN, errno),
-        };
-        if client.reply(&reply).is_err() {
-            return Granted::Over;
-        }
-        if let Ok(bound) = listens
-            && let Some(client) = self.clients.remove(id)
-        {
-            let (inherited, queue) = (extra.to_vec(), AcceptQueue::default());
-            self.listeners.add(cx, id, Listener { client, bound, buffer, inherited, queue });
-        }
-        Granted::Answered
-    }
-
-    /// What a listening program says: that it has taken a connection, or a new backlog.
-    fn read_of_listener(&mut self, cx: &mut Context, id: SourceId, ended: bool) {
-        for _ in 0..REQUESTS_PER_TURN {
-            let Some(listener) = self.listeners.get_mut(id) else { return };
-            match listener.client.hear() {
-                Ok(Heard::Nothing) if ended => {
-                    return self.refuse(cx, id, 0, BadRequest::Length);
-                }
-                Ok(Heard::Nothing) => return,
-                Ok(Heard::Request(Request::Accepted, _)) => self.listeners.accepted(id),
-                Ok(Heard::Request(Request::Listen { backlog, buffer, .. }, extra)) => {
-                    listener.buffer = clamp_buffer(buffer);
-                    listener.inherited = extra;
-                    let (bound, kind) = (listener.bound, listener.client.kind);
-                    // It listens, so this can only change these.
-                    let _ = self.listeners.listen(bound, kind, backlog);
-                }
-                Ok(Heard::Request(request, _)) => {
-                    return self.refuse(cx, id, request.op(), BadRequest::Order);
-                }
-                Ok(Heard::Bad(op, bad)) => return self.refuse(cx, id, op, bad),
-                Ok(Heard::Gone) | Err(_) => return self.drop_program(cx, id),
-            }
-        }
-        if let Some(listener) = self.listeners.get_mut(id) {
-            cx.sources.renew(&listener.client.fd, id);
-        }
-    }
-
-    /// A program on a hybrid socket has written more of its line, or left.
-    fn read_line(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        flows: &mut Flows,
-        id: SourceId,
-        ended: bool,
     ) {
-        let Some(client) = self.hybrids.get(id) else { return };
-        let (link, peer) = (client.link, client.peer);
-        let guest = links.get(link).and_then(crate::links::Entry::guest);
-        match handshake::advance(&client.fd, ended) {
-            Ok(Progress::Waiting) => {}
-            Ok(Progress::Connect(port)) => {
-                let Some(cid) = guest else { return self.hybrids.drop_client(cx, id) };
-                let to = Address { cid, port };
-                if let Err(errno) = self.connect_hybrid(cx, links, flows, id, to) {
-                    let ours = Address { cid: links.local(), port: Port::ANY };
-                    let key = FlowKey { ours, theirs: to };
-                    let parties = Parties::outgoing(key, SocketType::Stream, peer);
-                    FlowLog { cx, links }.denied(&parties, true, errno);
-                    self.hybrids.drop_client(cx, id);
-                }
-            }
-            Ok(Progress::Bad) => {
-                let text = format!("hybrid line of pid {}: not CONNECT and a port", peer.pid);
-                cx.note("bad-request", guest.unwrap_or(Cid::ANY), text);
-                self.bad_requests += 1;
-                self.hybrids.drop_client(cx, id);
-            }
-            Ok(Progress::Gone) | Err(_) => self.hybrids.drop_client(cx, id),
-        }
+        let services = &mut self.services;
+        services.listeners.drop(cx, id);
+        self.hybrids.drop_client(cx, id);
+        self.requests.drop_client(&mut Parts { cx, links, flows, services }, id);
     }
 
     /// The other side of a link asks for a connection: a listener's queue, a hybrid socket, or a refusal.
@@ -551,29 +244,38 @@ impl Programs {
     ) {
         let Asked { link, connection, key, kind } = asked;
         let at = (link, interface.role().label());
-        let listener = self.listeners.lookup(key.ours);
-        let given = match &listener {
-            _ if links.get(link).is_some_and(|it| it.is_leaving) => Err("the guest is leaving"),
-            _ if interface.endpoint().info(connection).is_none() => Err("given up already"),
-            Some(listener) if listener.kind == kind => {
-                let connection = (connection, key);
-                let given = self.listeners.offer(cx, flows, interface, connection, listener);
-                given.ok_or("its queue is full")
-            }
-            Some(_) => Err("the listener has another socket type"),
-            None => self.offer_hybrid(cx, flows, &asked).ok_or("nobody listens there"),
+        let listener = self.services.listeners.lookup(key.ours);
+        let answerer = match listener {
+            Some(listener) => Answerer::Listener(listener),
+            None if self.hybrids.path(link).is_some() => Answerer::Hybrid,
+            None => Answerer::Nobody,
         };
+        let attempt = links.attempt_over((link, interface.role()), Act::Connect, key, kind);
+        let decision = cx.admission.decide(&Attempt { answerer, ..attempt });
+        let given = decision.limits().and_then(|limits| {
+            if interface.endpoint().info(connection).is_none() {
+                return Err(Refusal::GivenUp);
+            }
+            match &listener {
+                Some(listener) => {
+                    let asked = (connection, key, limits);
+                    self.services.listeners.offer(cx, flows, interface, asked, listener)
+                }
+                None => self.offer_hybrid(cx, flows, &asked),
+            }
+        });
         let Given { fd, source, peer, share, socket } = match given {
             Ok(given) => given,
-            Err(why) => {
-                FlowLog { cx, links }.unwanted(at, key, kind, why);
-                return interface.endpoint_mut().refuse(connection);
+            Err(reason) => {
+                let refused = cx.admission.refuse(reason);
+                FlowLog { cx, links }.unwanted(at, key, kind, refused);
+                return interface.endpoint_mut().refuse(connection, refused);
             }
         };
         let parties = Parties::incoming(key, kind, peer);
         let by_hybrid = listener.is_none().then_some(Greeting::Hybrid);
         FlowLog { cx, links }.opened(at, &parties, by_hybrid);
-        self.register.opened(socket, source);
+        self.services.register.opened(socket, source);
         let holdings = Holdings { binding: None, socket, share };
         flows.begin(source, Flow::open((link, connection), parties, holdings, fd));
         interface.endpoint_mut().accept(connection);
@@ -585,26 +287,25 @@ impl Programs {
         cx: &mut Context,
         flows: &mut Flows,
         asked: &Asked,
-    ) -> Option<Given> {
-        let fd = self.hybrids.connect(asked.link, asked.key, asked.kind)?;
+    ) -> Result<Given, Refusal> {
+        let fd = self.hybrids.offer(asked.link, asked.key)?;
         let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
         let source = cx.sources.add(&fd, Owner::Flow);
-        let source = source
-            .inspect_err(|error| {
-                let text = format!("new connection: {error}");
-                cx.note("failed", asked.key.theirs.cid, text);
-            })
-            .ok()?;
+        let source = source.map_err(|error| {
+            let text = format!("new connection: {error}");
+            cx.note("failed", asked.key.theirs.cid, text);
+            Refusal::OutOfDescriptors
+        })?;
         let socket = Socket { uid: NOBODY.uid, cookie: 0 };
-        Some(Given { fd, source, peer, share: flows.share(), socket })
+        Ok(Given { fd, source, peer, share: flows.share(), socket })
     }
 
     /// A flow is none any more.
     pub(crate) fn flow_over(&mut self, cx: &mut Context, links: &Links, outcome: Outcome) {
         match outcome {
             Outcome::Ended(_, Holdings { binding, socket, .. }, ended) => {
-                self.register.closed(socket, ended);
-                self.listeners.release(binding);
+                self.services.register.closed(socket, ended);
+                self.services.listeners.release(binding);
             }
             Outcome::NotConnected(id, attempt) => self.not_connected(cx, links, id, *attempt),
         }
@@ -630,12 +331,12 @@ impl Programs {
             | CloseReason::Done
             | CloseReason::OverCredit => Errno::CONNRESET,
         };
-        self.register.forget(socket);
+        self.services.register.forget(socket);
         let held = match greeting {
             Greeting::Reply => 0,
             Greeting::Held(len) => len,
             Greeting::Hybrid => {
-                self.listeners.release(binding);
+                self.services.listeners.release(binding);
                 cx.sources.remove(id);
                 return stream.finish();
             }
@@ -645,60 +346,53 @@ impl Programs {
         let reply = wire::not_connected(errno, ours, socket.cookie);
         let told = stream.greet(held, &reply.encode());
         if told.is_err() || stream.hung_up {
-            self.listeners.release(binding);
+            self.services.listeners.release(binding);
             cx.sources.remove(id);
             return;
         }
         let client = Client::new(stream.into_fd(), parties.kind, parties.peer, binding);
         cx.sources.hand_over(&client.fd, id, Owner::Client);
-        self.clients.insert(id, client);
+        self.requests.clients.insert(id, client);
     }
 
     /// A datagram came over a link.
     pub(crate) fn datagram(
         &mut self,
+        cx: &mut Context,
         links: &mut Links,
-        link: LinkId,
+        from: (LinkId, Role),
         addresses: (Address, Address),
         bytes: &[u8],
         is_ours: bool,
     ) {
-        self.datagrams.received(links, &self.clients, link, addresses, bytes, is_ours);
+        self.services.datagrams.received(
+            &mut cx.admission,
+            links,
+            &self.requests.clients,
+            from,
+            addresses,
+            (bytes, is_ours),
+        );
     }
 
     /// A datagram that came over a link was lost.
     pub(crate) fn datagram_lost(&mut self) {
-        self.datagrams.lost();
+        self.services.datagrams.lost();
     }
 
     /// Programs that listen.
     pub(crate) fn listener_infos(&self) -> Vec<ListenerInfo> {
-        self.listeners.infos()
+        self.services.listeners.infos()
     }
 
     /// Programs that receive datagrams.
     pub(crate) fn datagram_infos(&self) -> Vec<DatagramInfo> {
-        self.datagrams.infos(&self.clients)
+        self.services.datagrams.infos(&self.requests.clients)
     }
 
     /// Counters, by name.
     pub(crate) fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        [("bad_requests", self.bad_requests)].into_iter().chain(self.datagrams.counters())
+        let bad = self.requests.bad + self.services.listeners.bad + self.hybrids.bad;
+        [("bad_requests", bad)].into_iter().chain(self.services.datagrams.counters())
     }
-}
-
-/// The largest receive buffer a program may ask for: what one flow may hold of our memory.
-const MAX_BUFFER: u32 = 16 << 20;
-
-/// A buffer size as programs say it: cut to what is possible.
-fn clamp_buffer(buffer: u64) -> u32 {
-    u32::try_from(buffer).unwrap_or(u32::MAX).min(MAX_BUFFER)
-}
-
-/// The CID of a guest of this name.
-fn resolve(links: &Links, name: &[u8]) -> Result<Reply, Errno> {
-    let name = std::str::from_utf8(name).map_err(|_| Errno::INVAL)?;
-    let cid = links.resolve(name).ok_or(Errno::NODEV)?;
-    let theirs = to_wire(Address { cid, port: Port::ANY });
-    Ok(Reply { theirs, ..wire::ok(op::RESOLVE, NOWHERE) })
 }
