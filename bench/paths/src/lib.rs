@@ -6,6 +6,7 @@
 //! publishing an index, is part of the cost.
 
 mod core_paths;
+mod interface_paths;
 mod ring_paths;
 
 /// Packets of one step.
@@ -21,13 +22,15 @@ pub trait Path {
 pub type Make = fn() -> Box<dyn Path>;
 
 /// All paths by name.
-pub const ALL: [(&str, Make); 6] = [
+pub const ALL: [(&str, Make); 8] = [
     ("endpoint-receive", || Box::new(core_paths::Receive::new())),
     ("endpoint-send", || Box::new(core_paths::Send::new())),
     ("relay-forward", || Box::new(core_paths::Forward::new())),
     ("ring-round", || Box::new(ring_paths::Ring::new())),
     ("link-to-device", || Box::new(ring_paths::Links::new(true))),
     ("link-to-driver", || Box::new(ring_paths::Links::new(false))),
+    ("interface-to-device", || Box::new(interface_paths::Interfaces::new(true))),
+    ("interface-to-driver", || Box::new(interface_paths::Interfaces::new(false))),
 ];
 
 /// Ends the process: a path that does not do its work measures nothing.
