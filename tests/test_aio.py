@@ -188,7 +188,7 @@ async def test_unix_address_opened_is_the_plain_socket(tmp_path, monkeypatch):
 
 
 async def begin_server(transport: MemoryTransport) -> tuple[Server, asyncio.Queue[None]]:
-    """A server that reads until its clients end, and a queue that tells of each connection."""
+    """A server that reads until its clients end, and a queue with an entry for each connection."""
     begun: asyncio.Queue[None] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -236,7 +236,7 @@ async def test_server_ends_its_connections(how):
 
 
 async def test_server_without_a_descriptor_pauses_and_goes_on(monkeypatch):
-    """It says so once, does not spin, and the connection is there when there is room again."""
+    """It logs once, does not spin, and accepts the connection when a descriptor is free."""
     monkeypatch.setattr("vsock.aio.server._SHORTAGE_PAUSE", 0.05)
     monkeypatch.setattr(Server, "WAITS_FOR_CONNECTIONS", True)
     told: asyncio.Queue[OSError] = asyncio.Queue()

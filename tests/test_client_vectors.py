@@ -1,8 +1,8 @@
-"""What `vsock` says and decides as a client is what the crate `vsock-client` says and decides, byte by byte.
+"""The messages and decisions of `vsock` as a client are those of the crate `vsock-client`, byte by byte.
 
 The node and the preload library use the crate; Python has a copy of its own. `crates/client/tests/vectors.json` is written
-by the crate's tests. The messages are looked at from inside; all else goes through sockets, as programs see them: what
-a socket keeps of itself is written to a plain Unix socket, of which `socket.from_fd` makes a VSOCK socket.
+by the crate's tests. The messages are compared directly; all else through sockets, as programs use them: the
+state is written to a plain Unix socket, of which `socket.from_fd` makes a VSOCK socket.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import vsock
-from vsock._client import Reply, Request
+from vsock._client import Reply, Request, held
 
 VECTORS = json.loads(
     (Path(__file__).parent.parent / "crates/client/tests/vectors.json").read_text(encoding="utf-8")
@@ -49,6 +49,13 @@ def test_request_is_the_same_bytes(row):
     assert Request.decode(bytes.fromhex(row["bytes"])) == request
 
 
+@pytest.mark.parametrize("row", VECTORS["held"], ids=lambda row: str(row["name"]))
+def test_what_stands_behind_a_held_connect_is_the_same(row):
+    """The cookie, the name of a guest, and padding."""
+    name = None if row["name"] is None else row["name"].encode()
+    assert held(row["cookie"], name) == bytes.fromhex(row["bytes"]) + bytes(row["padding"])
+
+
 @pytest.mark.parametrize("row", VECTORS["replies"], ids=lambda row: f"op{row['op']}")
 def test_reply_is_the_same_bytes(row):
     """In both directions, though only a node writes them."""
@@ -57,25 +64,25 @@ def test_reply_is_the_same_bytes(row):
     assert reply.encode().hex() == row["bytes"]
 
 
-# What a socket keeps of itself
+# The state in a socket
 
 
 def word_of(sock: socket.socket) -> str:
-    """The 64 bits that a socket keeps."""
+    """The 64 bits of state in a socket."""
     with socket.socket(fileno=os.dup(sock.fileno())) as plain:
         return f"{int.from_bytes(plain.getsockopt(SOL, SO_MAX_PACING_RATE, 8), 'little'):016x}"
 
 
 @contextlib.contextmanager
 def made(name: str) -> Iterator[vsock.socket]:
-    """The socket `name` of the vectors; a connection has something to receive."""
+    """The socket `name` of the vectors; a connection has data to receive."""
     row = SOCKETS[name]
     kind = socket.SOCK_SEQPACKET if "MESSAGES" in row["flags"] else socket.SOCK_STREAM
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     ours.setsockopt(SOL, SO_MAX_PACING_RATE, struct.pack("=Q", int(row["word"], 16)))
     ours.setsockopt(SOL, SO_INCOMING_CPU, struct.pack("=I", PEER[1]))
     if row["state"] == "CONNECTING":
-        # A request that nobody has taken keeps the socket from being writable.
+        # An unread request keeps the socket from being writable.
         ours.setsockopt(SOL, socket.SO_SNDBUF, 1)
         ours.send(bytes(2048))
     if "STREAM" in row["flags"]:
@@ -88,13 +95,13 @@ def made(name: str) -> Iterator[vsock.socket]:
 
 
 def test_states_and_flags_have_the_same_names():
-    """The vectors name what the specification numbers; a change of either is seen here."""
+    """The names of the vectors have the numbers of the specification."""
     assert list(VECTORS["states"].values()) == list(range(7))
     assert list(VECTORS["flags"].values()) == [1 << bit for bit in range(11)]
 
 
 def test_open_device_is_no_socket():
-    """Only the preload library opens /dev/vsock; what it keeps there is no state of a socket."""
+    """Only the preload library opens /dev/vsock; its state there is no state of a socket."""
     (word,) = (row["word"] for row in VECTORS["sockets"] if row["name"] == "device")
     with socket.socket(socket.AF_UNIX) as plain:
         plain.setsockopt(SOL, SO_MAX_PACING_RATE, struct.pack("=Q", int(word, 16)))
@@ -104,7 +111,7 @@ def test_open_device_is_no_socket():
 
 @pytest.mark.usefixtures("runtime_dir")
 def test_new_socket_keeps_the_word_of_a_new_socket():
-    """The mark, and nothing else."""
+    """The word contains only the mark."""
     with vsock.socket() as sock:
         assert word_of(sock) == SOCKETS["fresh"]["word"]
 
@@ -139,11 +146,11 @@ def test_name_given_has_the_same_form(guest):
     assert given == expected
 
 
-# What calls do
+# Calls
 
 
 def unblocked(sock: vsock.socket) -> vsock.socket:
-    """The socket, which does not block from now on."""
+    """Make the socket non-blocking, and return it."""
     sock.setblocking(False)
     return sock
 
@@ -187,7 +194,7 @@ CALLS: dict[str, Callable[[vsock.socket], Any]] = {
 NOT_OF_PYTHON = {"connect waits", "SIOCINQ", "IOCTL_VM_SOCKETS_GET_LOCAL_CID"}
 """A part of another call, and ioctls, which Python makes on the descriptor."""
 NEEDS_A_NODE = {"BIND", "CONNECT", "LISTEN", "waits", "takes"}
-"""What a call does that goes on to the node, or waits for it."""
+"""Results of calls that send a request to the node, or wait for it."""
 
 
 def outcome(call: Callable[[], Any]) -> str:
@@ -201,7 +208,7 @@ def outcome(call: Callable[[], Any]) -> str:
 @pytest.mark.usefixtures("runtime_dir")
 @pytest.mark.parametrize("call", CALLS)
 def test_call_does_the_same_to_a_socket_in_every_state(call):
-    """The errno, or none, and what the socket keeps of itself afterwards; the runtime directory has no switch."""
+    """The errno, or none, and the state afterwards; the runtime directory has no switch."""
     checked = 0
     for name in SOCKETS:
         does, word = VECTORS["calls"][call][name]
@@ -225,7 +232,7 @@ def test_call_does_the_same_to_a_socket_in_every_state(call):
 
 
 def test_every_call_of_the_vectors_is_made():
-    """A call that the crate adds wants its line here."""
+    """A call that is added to the crate must be added here."""
     assert set(VECTORS["calls"]) == set(CALLS) | NOT_OF_PYTHON
 
 
@@ -243,7 +250,7 @@ def options_of(sock: vsock.socket) -> list[int]:
 
 
 def set_options(sock: vsock.socket, inherited: bytes) -> None:
-    """Give a socket all options as they stand behind a LISTEN."""
+    """Set all options of a socket, in the form of those after a LISTEN."""
     size, least, most, microseconds = struct.unpack("<QQQQ", inherited)
     for name, value in ((2, 2**64 - 1), (1, 0), (0, size), (2, most), (1, least)):
         sock.setsockopt(AF_VSOCK, name, struct.pack("=Q", value))
@@ -252,13 +259,13 @@ def set_options(sock: vsock.socket, inherited: bytes) -> None:
 
 
 def test_there_are_options_for_the_ticks_of_this_kernel():
-    """They are counted in ticks, of which kernels have 100, 250, 300 or 1000 a second."""
+    """Timeouts are in ticks, and kernels have 100, 250, 300 or 1000 ticks a second."""
     assert len(OPTIONS) > 40
 
 
 @pytest.mark.parametrize("row", OPTIONS, ids=range(len(OPTIONS)))
 def test_setting_of_an_option_has_the_same_effect(row):
-    """The errno, or the options afterwards, and how they are kept in the times of the inode."""
+    """The errno, or the options afterwards, and their form in the times of the inode."""
     with vsock.socket() as sock:
         before = bytes.fromhex(row["before"])
         set_options(sock, before)

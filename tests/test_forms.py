@@ -1,4 +1,4 @@
-"""An address form is one file: what reads addresses, and every verb, takes one that it has never heard of."""
+"""An address form is one file: the parser and every verb accept a new form without a change."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from vsock.address import as_target
 
 @pytest.fixture(autouse=True)
 def abstract(monkeypatch):
-    """tests/forms/abstract.py, as if it were in src/vsock/transports."""
+    """Loads tests/forms/abstract.py as a module of vsock.transports."""
     folder = Path(__file__).parent / "forms"
     monkeypatch.setattr(vsock.transports, "__path__", [*vsock.transports.__path__, str(folder)])
     yield
@@ -23,7 +23,7 @@ def abstract(monkeypatch):
 
 
 def test_form_is_read_and_printed():
-    """By the module that has the name of the scheme."""
+    """The module with the name of the scheme does both."""
     text = "abstract://hello"
     target = vsock.parse(text)
     assert (type(target).__name__, str(target), as_target(target)) == (

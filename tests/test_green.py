@@ -214,6 +214,26 @@ with vsock.socket(vsock.SOCK_DGRAM) as a, vsock.socket(vsock.SOCK_DGRAM) as b:
     assert said == ["UNIX", "DATAGRAM"]
 
 
+def test_machines_in_memory(play):
+    """Both ends are green; a port whose listener is closed is free."""
+    said = play("""
+from vsock.transports.memory import MemoryTransport
+host = MemoryTransport()
+web = host.guest('web', 3)
+def serve(listener):
+    with listener.accept()[0] as theirs:
+        theirs.sendall(theirs.recv(100).upper())
+for _ in range(2):
+    with vsock.create_server(80, transport=web) as listener:
+        server = spawn(serve, listener)
+        with vsock.create_connection('web:80', 30, transport=host) as s:
+            s.sendall(b'memory')
+            say(s.recv(100).decode())
+        joinall([server])
+""")
+    assert said == ["MEMORY", "MEMORY"]
+
+
 def test_socket_of_the_kernel_is_refused_aloud(play):
     """It would stop all greenlets; the libraries' own AF_VSOCK sockets do not."""
     said = play("""

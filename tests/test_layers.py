@@ -5,6 +5,7 @@ function or under TYPE_CHECKING counts like any other.
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,17 @@ ALLOWED: dict[str, set[str]] = {
 """Allowed imports; ``""`` is the package itself. Modules of a package may import each other."""
 
 
+FROM_ELSEWHERE = {
+    "cli": {"click"},  # vsock[cli]
+    "demo": {"rich"},  # vsock[cli]
+    "switch": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn"},  # vsock[switch]
+    "perf": {"matplotlib"},  # vsock[plot]
+    "testing": {"pytest"},
+    "_system": {"eventlet", "gevent"},  # if the program has patched its sockets with one of them
+}
+"""The imports of other distributions that are allowed, and where."""
+
+
 def module_files() -> Iterator[tuple[str, Path]]:
     """The files of the package: (name of the module or package right below vsock, path)."""
     for path in sorted(ROOT.rglob("*.py")):
@@ -62,8 +74,8 @@ def module_files() -> Iterator[tuple[str, Path]]:
 FILES = list(module_files())
 
 
-def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
-    """The modules and packages right below vsock that the file imports, with line numbers."""
+def imported_names(path: Path) -> Iterator[tuple[int, str]]:
+    """The modules that the file imports, with line numbers and full names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
@@ -73,9 +85,15 @@ def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
         else:
             continue
         for name in names:
-            package, _, rest = name.partition(".")
-            if package == "vsock":
-                yield node.lineno, rest.partition(".")[0]
+            yield node.lineno, name
+
+
+def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
+    """The modules and packages directly below vsock that the file imports, with line numbers."""
+    for line, name in imported_names(path):
+        package, _, rest = name.partition(".")
+        if package == "vsock":
+            yield line, rest.partition(".")[0]
 
 
 def is_part(name: str) -> bool:
@@ -121,6 +139,17 @@ def test_only_guest_and_switch_touch_the_native_module():
         part for part, path in FILES for _, target in imported_parts(path) if target == "_native"
     }
     assert touching <= {"guest", "switch"}
+
+
+@pytest.mark.parametrize(
+    ("part", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES]
+)
+def test_library_imports_only_python_itself(part, path):
+    """Other parts import what their extra installs (pyproject.toml), or what the program has already imported."""
+    for line, name in imported_names(path):
+        package = name.partition(".")[0]
+        if package not in {"vsock", *sys.stdlib_module_names}:
+            assert package in FROM_ELSEWHERE.get(part, ()), f"{path}:{line}: {package}"
 
 
 @pytest.mark.parametrize(

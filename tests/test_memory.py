@@ -21,19 +21,19 @@ KINDS = pytest.mark.parametrize("kind", [vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET
 
 @pytest.fixture
 def host() -> MemoryTransport:
-    """The host of a network."""
+    """The host of a memory network."""
     return MemoryTransport()
 
 
 @pytest.fixture
 def web(host: MemoryTransport) -> MemoryTransport:
-    """A guest of it, called web (3)."""
+    """The guest `web` (3) of the network."""
     return host.guest("web", 3)
 
 
 @pytest.fixture(autouse=True)
 def no_switch(runtime_dir):
-    """There is none."""
+    """A runtime directory without a switch."""
     yield
     assert not list(runtime_dir.iterdir())
 
@@ -41,7 +41,7 @@ def no_switch(runtime_dir):
 @KINDS
 @pytest.mark.parametrize("address", ["web:80", (3, PORT), vsock.Address(3, PORT)])
 def test_connection_has_the_addresses_that_a_switch_would_give(host, web, address, kind):
-    """And carries data both ways, with a half-close."""
+    """It carries data in both directions, with a half-close."""
     with vsock.create_server(PORT, type=kind, transport=web) as listener:
         assert listener.getsockname() == (CID_ANY, PORT)
         with vsock.create_connection(address, 5, type=kind, transport=host) as ours:
@@ -76,7 +76,7 @@ def test_message_longer_than_the_buffers_is_refused(host, web):
 
 
 def test_machines_are_reached_by_cid_and_name_and_others_are_no_such_guest(host, web):
-    """From each to each; a name that nobody has, and a CID."""
+    """From each machine to each; an unknown name and an unknown CID are errors."""
     db = host.guest("db", 4)
     with vsock.create_server(PORT, transport=db), vsock.create_server(PORT, transport=host):
         for source, address in ((host, "db:80"), (web, "db:80"), (web, "host:80"), (db, (2, PORT))):
@@ -89,7 +89,7 @@ def test_machines_are_reached_by_cid_and_name_and_others_are_no_such_guest(host,
 
 
 def test_loopback_is_seen_as_cid_1(host):
-    """By CID 1 and by the machine's own."""
+    """Connected by CID 1 and by the machine's own CID."""
     with vsock.create_server(PORT, transport=host) as listener:
         for cid in (CID_LOCAL, CID_HOST):
             with vsock.create_connection((cid, PORT), transport=host) as ours:
@@ -99,7 +99,7 @@ def test_loopback_is_seen_as_cid_1(host):
 
 
 def test_port_without_a_listener_of_this_kind_refuses(host, web):
-    """Nobody listens, the type is another, the listener is on another CID, or closed."""
+    """No listener, another type, a listener on another CID, or a closed one."""
     with vsock.create_server(PORT, type=vsock.SOCK_SEQPACKET, transport=web):
         with pytest.raises(ConnectRefused):
             vsock.create_connection("web:80", transport=host)
@@ -115,7 +115,7 @@ def test_port_without_a_listener_of_this_kind_refuses(host, web):
 
 
 def test_backlog_counts_connections_that_were_not_accepted(host, web):
-    """backlog + 1, also after it was changed."""
+    """`backlog` + 1 connections, also after a change."""
 
     def connect() -> socket.socket:
         return vsock.create_connection("web:80", transport=host)
@@ -147,7 +147,7 @@ def test_longest_backlog_fits(host, web):
 
 
 def test_port_is_taken_until_its_listener_is_closed(host, web):
-    """EADDRINUSE on one machine, free on another; PORT_ANY finds another."""
+    """EADDRINUSE on the same machine, free on another; PORT_ANY chooses another port."""
     with vsock.create_server(PORT, transport=web):
         with pytest.raises(OSError, match="bind any:80") as caught:
             vsock.create_server(PORT, transport=web)
@@ -174,7 +174,7 @@ def test_source_address_is_what_the_other_side_sees(host, web):
 
 
 def test_options_of_a_listener_are_inherited(host, web):
-    """As they are when a connection comes."""
+    """With their values when a connection arrives."""
     with vsock.create_server(PORT, transport=web) as listener:
         listener.setsockopt(40, vsock.SO_VM_SOCKETS_BUFFER_SIZE, (65536).to_bytes(8, "little"))
         with vsock.create_connection("web:80", transport=host):
@@ -217,7 +217,7 @@ def test_forked_server_accepts(host, web):
 def test_asyncio_verbs_work_in_each_loop(
     host, web, new_loop: Callable[[], asyncio.AbstractEventLoop]
 ):
-    """Streams both ways, and a refusal."""
+    """Streams in both directions, and a refusal."""
 
     async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write((await reader.read()).upper())
@@ -239,7 +239,7 @@ def test_asyncio_verbs_work_in_each_loop(
 
 
 def test_what_there_is_not_is_said(host, web):
-    """Sockets by hand, datagrams, and addresses of other transports; a second machine with a CID or a name."""
+    """Errors: sockets without the verbs, datagrams, addresses of other transports, a second machine with the same CID or name."""
     with pytest.raises(UsageError, match="create_connection, create_server"):
         vsock.socket(transport=host)
     for call in (vsock.create_connection, vsock.create_server):

@@ -1,4 +1,4 @@
-"""A guest's name in an address: it costs no connection to the switch of its own, and means the same as the CID."""
+"""A guest's name in an address needs no further connection to the switch, and means the same as the CID."""
 
 import errno
 import select
@@ -28,7 +28,7 @@ sys.addaudithook(_audit)
 
 @pytest.fixture
 def connections(runtime_dir) -> Iterator[Callable[[], list[str]]]:
-    """The sockets of the switch that this process has connected to since the test began, by their names."""
+    """The names of the switch's sockets to which this process has connected since the test began."""
     global _paths  # noqa: PLW0603 - an audit hook cannot be removed
     _paths = []
     yield lambda: [
@@ -46,7 +46,7 @@ def listener(guest: Guest) -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("address", ["alpha:5000", (3, PORT)])
 def test_connect_is_one_connection_to_the_switch(listener, connections, address):
-    """By name as by CID, also with both addresses asked for; a second connect of another socket is a second one."""
+    """By name as by CID, also if both addresses are read; another socket's connect is a second connection."""
     with vsock.create_connection(address) as ours:
         assert ours.getpeername() == (3, PORT)
         assert connections() == ["stream"]
@@ -54,7 +54,7 @@ def test_connect_is_one_connection_to_the_switch(listener, connections, address)
 
 
 def test_name_is_looked_up_also_for_a_bound_socket(listener, connections):
-    """The node does it, which a client that holds a port could not ask."""
+    """The node looks it up: a client with a port cannot send RESOLVE."""
     with vsock.create_connection("alpha:5000", source_address=(vsock.CID_ANY, 6000)) as ours:
         assert (ours.getsockname(), ours.getpeername()) == ((vsock.CID_ANY, 6000), (3, PORT))
         theirs, peer = listener.accept()
@@ -64,7 +64,7 @@ def test_name_is_looked_up_also_for_a_bound_socket(listener, connections):
 
 
 def test_non_blocking_connect_by_name_knows_the_cid_while_it_waits(switch, connections):
-    """The other side's address is there with the connection, and in other copies of the socket."""
+    """The peer's address is known after the connect, also in duplicates of the socket."""
     with vsock.socket() as sock:
         sock.setblocking(False)
         assert sock.connect_ex("beta:5000") == errno.EINPROGRESS
@@ -77,7 +77,7 @@ def test_non_blocking_connect_by_name_knows_the_cid_while_it_waits(switch, conne
 
 
 def test_connection_of_a_descriptor_that_was_passed_on_knows_its_peer(listener):
-    """What the name stood for is kept in the socket."""
+    """The peer's CID is kept in the socket."""
     with vsock.socket() as sock:
         sock.setblocking(False)
         assert sock.connect_ex("alpha:5000") == errno.EINPROGRESS
@@ -91,7 +91,7 @@ def test_connection_of_a_descriptor_that_was_passed_on_knows_its_peer(listener):
 @pytest.mark.parametrize("is_blocking", [True, False])
 @pytest.mark.parametrize("kind", [vsock.SOCK_STREAM, vsock.SOCK_SEQPACKET])
 def test_unknown_name_connected_to_is_no_such_guest(switch, connections, kind, is_blocking):
-    """The errno and the words are those of RESOLVE; the socket has taken no port and can try again."""
+    """The errno and the message are those of RESOLVE; the socket has no port and can try again."""
     with vsock.socket(kind) as sock:
         sock.setblocking(is_blocking)
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
@@ -108,19 +108,19 @@ def test_unknown_name_connected_to_is_no_such_guest(switch, connections, kind, i
 
 
 def test_unknown_name_in_a_guest_is_no_such_guest(guest):
-    """A guest knows no names, and does not ask its host for one."""
+    """A guest has no names, and does not ask its host for one."""
     with pytest.raises(vsock.NoSuchGuest, match="guest 'beta'"):
         guest.create_connection("beta:5000")
 
 
 def test_guest_that_is_known_and_not_there_times_out_by_its_address(switch):
-    """Once the name is known, errors name the CID."""
+    """After the name is resolved, errors contain the CID."""
     with pytest.raises(vsock.ConnectTimeout, match="connect to 4:5000"):
         vsock.create_connection("beta:5000", timeout=0.05)
 
 
 def test_name_bound_to_is_asked_for_over_the_same_connection(switch, connections):
-    """A name is a guest's, so it is no address of ours; who asks does so once."""
+    """A name is that of a guest, so bind fails; the name is resolved once."""
     with vsock.socket() as sock:
         with pytest.raises(OSError, match="bind 3:5000") as caught:
             sock.bind("alpha:5000")
@@ -131,7 +131,7 @@ def test_name_bound_to_is_asked_for_over_the_same_connection(switch, connections
 
 
 async def test_asyncio_connects_by_name_with_one_connection(guest, connections):
-    """The same steps, with another way to wait."""
+    """The same steps, with the event loop's waits."""
 
     async def serve(_reader, writer):
         writer.close()
@@ -146,7 +146,7 @@ async def test_asyncio_connects_by_name_with_one_connection(guest, connections):
 
 
 def test_datagrams_by_name_take_no_further_connection(guest, connections):
-    """A socket that sends has two connections, however many names it sends to."""
+    """A sending socket has two connections, for any number of names."""
     with (
         guest.socket(vsock.SOCK_DGRAM) as theirs,
         vsock.socket(vsock.SOCK_DGRAM) as ours,

@@ -38,7 +38,7 @@ def bind_as(*how: str) -> list[int]:
     if os.geteuid() != 0:
         pytest.skip("needs root, to start a program of another user")
     need(["setpriv"])
-    # Another user may not be able to enter the directory of our own interpreter.
+    # Another user may not be allowed to enter the directory of this interpreter.
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
     command = ["setpriv", *how, python, "-I", "-c", BIND]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -5,10 +5,10 @@ messages of 32 bytes. After a CONNECT that succeeded the same file descriptor *i
 whole protocol is in docs/reference/client-protocol.md.
 
 The first part of this file is pure: messages to bytes and back. The second moves them over a socket
-that the caller owns. It calls the methods of the base class by name, since a `vsock.socket`, which is
-what callers pass, refuses data calls until it is connected. `Node` is the other end of it all. This
-module decides nothing: `vsock.errors` turns an errno into an exception, and `vsock._socket` knows
-which socket may ask what.
+that the caller owns. It calls the methods of the base class by name, since a `vsock.socket`, which
+is what callers pass, refuses data calls until it is connected. `Node` is the other end of it all.
+This module decides nothing: `vsock.errors` turns an errno into an exception, and `vsock._socket`
+knows which socket may ask what.
 """
 
 import errno
@@ -95,9 +95,9 @@ class Op(IntEnum):
 class Request(NamedTuple):
     """A message from the client to the node.
 
-    `value` is the connect timeout in milliseconds (CONNECT), the backlog (LISTEN) or `RECEIVE_SHUT` (FLOW), `buffer` the
-    size of the receive buffer in bytes (CONNECT, LISTEN, FLOW), `extra` the number of bytes that follow the
-    message.
+    `value` is the connect timeout in milliseconds (CONNECT), the backlog (LISTEN) or `RECEIVE_SHUT`
+    (FLOW), `buffer` the size of the receive buffer in bytes (CONNECT, LISTEN, FLOW), `extra` the
+    number of bytes that follow the message.
     """
 
     op: int
@@ -314,7 +314,8 @@ def _receive_now(sock: Base, flags: int) -> bytes:
 class Node(NamedTuple):
     """A switch or a userspace guest, which serves the client protocol in `directory`.
 
-    All questions of this class go over a connection of their own, and raise what the node answers, or `NoSwitch`.
+    All questions of this class go over a connection of their own, and raise what the node answers,
+    or `NoSwitch`.
     """
 
     directory: str
@@ -370,10 +371,10 @@ class Node(NamedTuple):
     def has_ended_well(self, sock: Base) -> bool:
         """Tell whether a connection that is over came to a good end.
 
-        A node that has forgotten it, among thousands that ended later, did not lose it. A node that is gone
-        lost it, and another node in its place knows nothing of it. Where this process cannot ask (it has no
-        descriptor left, or may not enter the runtime directory any more), a node that is alive counts as one
-        that did not lose it.
+        A node that has forgotten it, among thousands that ended later, did not lose it. A node that
+        is gone lost it, and another node in its place knows nothing of it. Where this process
+        cannot ask (it has no descriptor left, or may not enter the runtime directory any more), a
+        node that is alive counts as one that did not lose it.
         """
         try:
             with Base(AF_UNIX, SOCK_STREAM) as aside:

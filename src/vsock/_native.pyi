@@ -1,7 +1,7 @@
 """The seam: everything that the native data plane offers to Python.
 
-Crossed per connection or per batch of events, never per packet. All objects but `Node` are frozen
-snapshots. Checked against the built module by `make check` (stubtest).
+Crossed per connection or per batch of events, never per packet. Snapshots are
+dictionaries and events frozen objects. Checked against the built module by `make check` (stubtest).
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,8 @@ from os import PathLike
 from typing import Any, final
 
 __all__ = [
-    "DatagramInfo",
     "Event",
-    "FlowInfo",
-    "GuestInfo",
-    "ListenerInfo",
     "Node",
-    "Snapshot",
 ]
 
 @final
@@ -23,7 +18,7 @@ class Node:
     """A running node: the switch (CID 2), or a userspace guest once it has joined a device.
 
     Its packets are moved by a native thread of its own, which never takes the GIL. It serves host
-    programs on the Unix sockets `stream` and `seqpacket` in `socket_dir`
+    programs on the Unix sockets `stream`, `seqpacket` and `dgram` in `socket_dir`
     (docs/reference/client-protocol.md), which must exist and be private to the user.
 
     Raises:
@@ -103,8 +98,28 @@ class Node:
                 than `cid`, EPROTO if it is no such device; else what the kernel says.
         """
 
-    def snapshot(self) -> Snapshot:
-        """Everything as it is now. RuntimeError once the node has been stopped."""
+    def explain(self, source: int, destination: int) -> tuple[bool, str, str]:
+        """Whether the guest or host with CID `source` may connect to the one with CID `destination`.
+
+        Asks the rules that every connection is asked by (crates/core/src/admission.rs).
+
+        Returns:
+            Whether it may, the name of the rule that decides (empty: a CID is nobody's), and why.
+
+        Raises:
+            OSError: the node has stopped.
+        """
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns the present state as one dictionary.
+
+        `guests`, `listeners`, `datagrams` and `flows` are lists of dictionaries, `counters` has numbers by
+        name. crates/python/src/records.rs declares the fields, and `vsock.switch.listing` makes records of
+        `vsock.control.model` from them.
+
+        Raises:
+            RuntimeError: the node has been stopped.
+        """
 
     def set_wants_flows(self, wanted: bool) -> None:
         """Whether single connections, opened and refused, are events too; at first they are not."""
@@ -135,127 +150,3 @@ class Event:
     @property
     def time(self) -> float:
         """Seconds since the epoch."""
-
-@final
-class Snapshot:
-    """A node and everything in it, at one moment."""
-
-    @property
-    def guests(self) -> list[GuestInfo]: ...
-    @property
-    def listeners(self) -> list[ListenerInfo]: ...
-    @property
-    def datagrams(self) -> list[DatagramInfo]: ...
-    @property
-    def flows(self) -> list[FlowInfo]: ...
-    @property
-    def counters(self) -> dict[str, int]: ...
-
-@final
-class GuestInfo:
-    """One guest of a switch. Bytes and packets `in` came from the guest."""
-
-    @property
-    def cid(self) -> int: ...
-    @property
-    def options(self) -> dict[str, Any]:
-        """Its options, as for `Node.add_guest`."""
-
-    @property
-    def state(self) -> str:
-        """`waiting` (no front end), `attached` (no driver yet) or `running`."""
-
-    @property
-    def front_end_pid(self) -> int: ...
-    @property
-    def features(self) -> int:
-        """Virtio feature bits that the guest's driver took."""
-
-    @property
-    def connections(self) -> int: ...
-    @property
-    def bytes_in(self) -> int: ...
-    @property
-    def bytes_out(self) -> int: ...
-    @property
-    def packets_in(self) -> int: ...
-    @property
-    def packets_out(self) -> int: ...
-    @property
-    def errors(self) -> int:
-        """Malformed packets, packets that found no room, attachments ended by a fault."""
-
-    @property
-    def counters(self) -> dict[str, int]: ...
-
-@final
-class ListenerInfo:
-    """One program that takes connections; `type` is stream or seqpacket."""
-
-    @property
-    def cid(self) -> int: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def backlog(self) -> int: ...
-    @property
-    def waiting(self) -> int:
-        """Connections that it has not taken yet."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def uid(self) -> int: ...
-
-@final
-class DatagramInfo:
-    """One datagram socket: what it is bound to, and what became of its datagrams."""
-
-    @property
-    def cid(self) -> int: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def sent(self) -> int:
-        """By it, and not lost before they left this node."""
-
-    @property
-    def received(self) -> int:
-        """For it, read by it or not yet."""
-
-    @property
-    def dropped(self) -> int:
-        """For it, and lost because it did not receive."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def uid(self) -> int: ...
-
-@final
-class FlowInfo:
-    """One connection; `bytes_out` went from source to destination."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def source(self) -> tuple[int, int]: ...
-    @property
-    def destination(self) -> tuple[int, int]: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def bytes_out(self) -> int: ...
-    @property
-    def bytes_in(self) -> int: ...
-    @property
-    def age(self) -> float:
-        """Seconds since it was asked for."""
-
-    @property
-    def pid(self) -> int:
-        """The program on this node; 0 between two guests, or when it is not visible."""

@@ -12,10 +12,10 @@ config file there is more to say, so `parse` knows these forms:
 ``kernel:CID:PORT``        a `vsock.KernelAddress`: the kernel's own AF_VSOCK, only when asked by name
 =========================  ==================================================================
 
-Every address prints as text that `parse` reads back. A port is decimal, or ``any``. The first forms are for every
-transport that has CIDs. Each of the others belongs to the module of `vsock.transports` that has the name of its
-scheme, which is imported when such an address is read; so another form is another module there. This module resolves no
-names and opens no sockets.
+Every address prints as text that `parse` reads back. A port is decimal, or ``any``. The first forms
+are for every transport that has CIDs. Each of the others belongs to the module of
+`vsock.transports` that has the name of its scheme, which is imported when such an address is read;
+so another form is another module there. This module resolves no names and opens no sockets.
 """
 
 import re

@@ -7,7 +7,7 @@
     │   ├── MissingExtra (ImportError)        an optional dependency is not installed
     │   └── AddressError                      an address that cannot be read
     │       └── AddressTypeError (TypeError)    it is not even text or a pair of numbers
-    ├── ProtocolError (OSError)             the peer: it broke the endpoint or hybrid protocol
+    ├── ProtocolError (OSError)             the peer: it broke the client or hybrid protocol
     └── TransportError (OSError)            the world: the errno is what AF_VSOCK would give
         ├── NoSwitch                          ENODEV: there is no switch to talk to
         ├── SwitchGone                        ENODEV: there was one, and it went away

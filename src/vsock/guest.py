@@ -1,7 +1,7 @@
 """`Guest`: this process as a guest of a switch, with a CID of its own and no virtual machine.
 
 A guest is a node of its own, in a thread without the interpreter, that joins a device's vhost-user
-socket as a VMM would and serves endpoint sockets in a private directory. Its sockets are therefore
+socket as a VMM would and serves the client protocol in a private directory. Its sockets are therefore
 the same as those of a host program; only the directory differs. This module is not for guests that
 are virtual machines.
 """

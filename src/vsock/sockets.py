@@ -1,9 +1,9 @@
 """The blocking socket API: `socket`, and the two short ways to one.
 
-`create_connection` and `create_server` take every address form; the transport that the address leads to, or that
-the caller names, does the rest. What they return is a `socket`, or for listeners of forms that are not the switch's a socket that
-is used in the same way. The asyncio twins are in `vsock.aio`; the class itself, and why a socket here is a
-plain descriptor, in `vsock._socket`.
+`create_connection` and `create_server` take every address form; the transport that the address
+leads to, or that the caller names, does the rest. What they return is a `socket`, or for listeners
+of forms that are not the switch's a socket that is used in the same way. The asyncio twins are in
+`vsock.aio`; the class itself, and why a socket here is a plain descriptor, in `vsock._socket`.
 """
 
 from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
@@ -76,8 +76,8 @@ def create_server(
     """Return a listening socket for `address`, or for a port on every CID that is ours.
 
     A ``hvsock:///path:PORT`` address listens where a Firecracker-style hypervisor looks when its
-    guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path. The file goes when the
-    socket is closed; one that a killed server has left is replaced.
+    guest connects to the host's PORT (``/path_PORT``), and ``unix:/path`` at that path. The file
+    goes when the socket is closed; one that a killed server has left is replaced.
 
     Args:
         address: a port, a pair, one of the address types, or text; a port means all CIDs that are ours.

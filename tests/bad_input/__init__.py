@@ -4,7 +4,7 @@
     raw            programs that write the client protocol byte by byte
     conversations  every sequence of steps in which a program can be interrupted
 
-    test_requests       messages on the endpoint sockets: cut, over-long, unknown, out of order, with descriptors
+    test_requests       messages on the node's sockets: cut, over-long, unknown, out of order, with descriptors
     test_hybrid_lines   lines on hybrid sockets
     test_dying          programs that close or are killed at every step
     test_calls          arguments of socket calls, under `vsock run` and of `vsock.socket`

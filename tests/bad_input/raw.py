@@ -1,4 +1,4 @@
-"""Programs that write any bytes to the endpoint sockets."""
+"""Programs that write any bytes to the node's sockets."""
 
 import errno
 import socket
@@ -13,7 +13,7 @@ DOORS = {
     "seqpacket": socket.SOCK_SEQPACKET,
     "dgram": socket.SOCK_SEQPACKET,
 }
-"""The endpoint sockets, and their Unix types."""
+"""The node's sockets, and their Unix types."""
 ANY = 0xFFFFFFFF
 NAME = b"alpha"
 REQUESTS = {
@@ -31,7 +31,7 @@ REQUESTS = {
 
 
 def dial(lab: Lab, door: str) -> socket.socket:
-    """Connect to one of the endpoint sockets; calls of the result time out."""
+    """Connect to one of the node's sockets; calls of the result time out."""
     client = socket.socket(socket.AF_UNIX, DOORS[door])
     client.settimeout(DEADLINE)
     client.connect(str(lab.directory / door))

@@ -1,4 +1,4 @@
-"""Invalid requests on the endpoint sockets: docs/reference/client-protocol.md, Bad requests."""
+"""Invalid requests on the node's sockets: docs/reference/client-protocol.md, Bad requests."""
 
 import contextlib
 import os

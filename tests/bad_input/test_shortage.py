@@ -75,7 +75,7 @@ def test_connections_of_a_guest_are_refused_without_a_descriptor(lab: Lab) -> No
 
 
 def test_hybrid_programs_wait_for_a_descriptor(lab: Lab) -> None:
-    """As programs on the endpoint sockets do."""
+    """As programs on the node's sockets do."""
     with ExitStack() as stack, shortage(lab, 3):
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(MANY)]
         for client in clients:

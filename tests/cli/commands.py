@@ -1,4 +1,4 @@
-"""The commands that the program has, asked of itself: a new one is tested by every table of commands."""
+"""The commands, as the program lists them: every table of commands in the tests includes new ones."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ __all__ = ["commands"]
 
 
 def commands(*path: str) -> Iterator[tuple[str, ...]]:
-    """Every command, groups and those of groups among them, as it is typed."""
+    """Every command as it is typed, with groups and the commands of groups."""
     found: click.Command = vsock
     for name in path:
         found = _within(found)[name]

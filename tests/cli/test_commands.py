@@ -114,8 +114,12 @@ def test_description_of_a_guest_is_set_shown_and_taken_away(
     assert switch.guest("alpha").state == "running"
     said = output(capsys, "guest", "set", "alpha", "--description", "")
     assert said == "guest alpha has CID 3, description none\n"
-    assert main(["guest", "set", "alpha", "--description", "two\nlines"]) == 1
-    assert "cannot be printed in one line" in capsys.readouterr().err
+    for words in (["guest", "set", "alpha"], ["guest", "add", "epsilon", "7"]):
+        assert main([*words, "--description", "two\nlines"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            "vsock: description: 'two\\nlines' cannot be printed in one line; see"
+        )
 
 
 def test_refused_change_is_one_line(switch: Switch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Commands of other distributions: found when they are asked for, and never in the way of our own."""
+"""Commands of other distributions: found when they are used, without an effect on the own commands."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def add(site: Path, name: str, **commands: str) -> None:
 
 
 def call(site: Path, *words: str, **environment: str) -> tuple[int, str, str]:
-    """Exit code, standard output and error of a `vsock` that has `site` beside it."""
+    """Exit code, standard output and error of a `vsock` that finds `site`."""
     done = subprocess.run(
         [sys.executable, "-m", "vsock", *words],
         capture_output=True,
@@ -82,7 +82,7 @@ def test_command_of_another_distribution_is_as_one_of_ours(site: Path) -> None:
     ],
 )
 def test_command_that_cannot_be_loaded_is_one_line(site: Path, command: str, reason: str) -> None:
-    """Whatever is asked of it; no traceback of somebody else's module."""
+    """For every use of it; without a traceback of another module."""
     for words in ((command,), (command, "--help"), (command, "-x", "y")):
         code, shown, said = call(site, *words)
         assert (code, shown, said.count("\n")) == (1, "", 1)
@@ -91,7 +91,7 @@ def test_command_that_cannot_be_loaded_is_one_line(site: Path, command: str, rea
 
 
 def test_help_lists_them_without_loading_any(site: Path) -> None:
-    """With where they come from; one that has the name of ours is not used, and that is said."""
+    """With their distribution; a command with the name of an own one is not used, and the help has a warning."""
     code, shown, said = call(site, "--help")
     assert code == 0
     _, _, others = shown.partition("Commands of other distributions:")
@@ -103,7 +103,7 @@ def test_help_lists_them_without_loading_any(site: Path) -> None:
 
 
 def test_shell_is_offered_them_in_spite_of_broken_ones(site: Path) -> None:
-    """Completion asks for every command."""
+    """Completion imports every command."""
     asked = {"_VSOCK_COMPLETE": "bash_complete", "COMP_WORDS": "vsock ", "COMP_CWORD": "1"}
     _, shown, said = call(site, **asked)
     assert {"plain,hello", "plain,broken", "plain,ls"} <= {*shown.split()}
@@ -111,7 +111,7 @@ def test_shell_is_offered_them_in_spite_of_broken_ones(site: Path) -> None:
 
 
 def test_our_own_commands_do_not_look_for_others(site: Path) -> None:
-    """That would cost them a third of their time to start."""
+    """The search would take a third of their start-up time."""
     code = (
         "import sys\nfrom vsock.cli.main import main\nmain(['ls', '--help'])\nprint(*sys.modules)"
     )

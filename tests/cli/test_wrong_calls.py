@@ -226,7 +226,7 @@ def calls() -> list[Call]:
 
 
 def test_every_command_is_called() -> None:
-    """A command that is new is called wrongly too: `help` is, among what is told of groups."""
+    """The tables also call new commands wrongly; `help` is in the table of groups."""
     assert {words for words in commands() if words != ("guest",)} == {*COMPLETE, ("help",)}
 
 

@@ -135,7 +135,7 @@ def test_units_for_systemd_are_there(dist: Path, wheel: Path) -> None:
 
 
 def installed(wheel: Path, folder: Path, extras: str = "") -> Path:
-    """The programs of an environment that has nothing but the wheel, and what that brings with it."""
+    """The programs of an environment with only the wheel and its dependencies."""
     run(sys.executable, "-m", "venv", folder)
     quietly = ("--quiet", "--disable-pip-version-check")
     run(folder / "bin/python", "-m", "pip", "install", *quietly, f"{wheel}{extras}")
@@ -143,7 +143,7 @@ def installed(wheel: Path, folder: Path, extras: str = "") -> Path:
 
 
 def refusal(*command: "str | Path") -> tuple[int, str]:
-    """Exit code and all that is said by a program that fails."""
+    """Exit code and output of a program that fails."""
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, check=False, timeout=60
     )
@@ -162,7 +162,7 @@ def test_installed_in_an_empty_environment_it_works(wheel: Path, tmp_path: Path)
 def test_without_extras_it_is_the_library_and_says_what_else_needs(
     wheel: Path, tmp_path: Path
 ) -> None:
-    """N26: nothing else comes with it; what needs more is told in one line, as a mistake in usage is."""
+    """N26: it has no dependencies; a missing extra is reported in one line, as wrong usage."""
     programs = installed(wheel, tmp_path / "venv")
     frozen = run(programs / "python", "-m", "pip", "freeze", "--disable-pip-version-check")
     assert [line.partition(" ")[0] for line in frozen.splitlines()] == ["vsock"]
@@ -180,7 +180,7 @@ def test_without_extras_it_is_the_library_and_says_what_else_needs(
 
 
 def test_command_alone_says_what_a_switch_needs(wheel: Path, tmp_path: Path) -> None:
-    """It does all else."""
+    """All other commands work."""
     programs = installed(wheel, tmp_path / "venv", "[cli]")
     reason = "the control API of a switch needs uvicorn: pip install 'vsock[switch]'"
     assert refusal(programs / "vsock", "switch") == (2, f"vsock: {reason}\n")

@@ -1,6 +1,6 @@
 """An address form in one file: ``abstract://NAME``, a Unix socket with an abstract name.
 
-In src/vsock/transports/ this file would be all that there is to it; test_forms.py lets the package find it here.
+A transport in src/vsock/transports/ would need only such a file; test_forms.py lets the package find it here.
 """
 
 import time

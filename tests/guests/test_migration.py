@@ -19,7 +19,7 @@ from vsock.transports import SwitchTransport
 
 GetPlace = Callable[[str], LinuxPlace]
 
-DEADLINE = 15
+DEADLINE = 60
 DRIVER = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
 
 every_kind = pytest.mark.parametrize("kind", KINDS + NEWER_KINDS)

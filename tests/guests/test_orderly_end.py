@@ -18,7 +18,7 @@ from vsock.transports import SwitchTransport
 
 GetPlace = Callable[[str], LinuxPlace]
 
-DEADLINE = 20
+DEADLINE = 60
 PATIENCE_ONCE = 8
 """Linux's close timeout in seconds, which must not end the wait for a paused guest."""
 

@@ -14,7 +14,7 @@ import pytest
 
 from vsock.control.client import ControlClient
 from vsock.control.model import GuestSpec, SwitchRecord
-from vsock.control.schema import from_json
+from vsock.control.schema import about, fields_of, from_json
 from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
 from vsock.guest import Guest
 from vsock.runtime import RuntimeFiles
@@ -146,6 +146,14 @@ def test_listeners_and_flows_are_listed_with_their_bytes(
         ("POST", "/v1/guests", b'{"name": "host", "cid": 6}', 422, "'host' is CID 2"),
         ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "socket": "x"}', 422, "socket: "),
         ("POST", "/v1/guests", b'{"name": "alpha", "cid": 6}', 409, "alpha exists already"),
+        ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "hybird": true}', 422, "mean hybrid?"),
+        ("POST", "/v1/guests", b'{"name": "d", "cid": 6, "groups": "lab"}', 422, "must be a list"),
+        ("POST", "/v1/guests", b'{"name": "a b", "cid": 2}', 422, "name: 'a b' is no guest name"),
+        ("POST", "/v1/guests", b'{"name": "a b", "cid": 2}', 422, "; cid: 2 is no guest's CID"),
+        ("POST", "/v1/guests", b"[]", 422, "body: "),
+        ("PATCH", "/v1/guests/alpha", b"5", 422, "body: "),
+        ("PATCH", "/v1/guests/alpha", b'{"socket": "/x"}', 422, "unknown key socket"),
+        ("PATCH", "/v1/guests/alpha", b'{"cid": null}', 422, "nothing to change"),
         ("PATCH", "/v1/guests/alpha", b"{}", 422, "give cid, groups, hybrid or description"),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 2}', 422, "cid: "),
         ("PATCH", "/v1/guests/alpha", b'{"cid": 4}', 409, "belongs to guest beta"),
@@ -184,6 +192,21 @@ def test_openapi_document_names_every_path(switch: Switch) -> None:
         "/v1/flows",
         "/v1/policy",
     }
+
+
+def test_openapi_document_has_the_rules_and_purposes_of_fields(switch: Switch) -> None:
+    """They are those of the schema that reads the bodies."""
+    _, document = ask(switch.runtime_dir, "GET", "/openapi.json")
+    schemas = document["components"]["schemas"]
+    fields = schemas["GuestSpec"]["properties"]
+    assert list(fields) == [*fields_of(GuestSpec)]
+    assert schemas["GuestSpec"]["required"] == ["name", "cid"]
+    assert (fields["cid"]["minimum"], fields["cid"]["maximum"]) == (3, 2**32 - 2)
+    assert fields["host_aliases"]["maxItems"] == 8
+    assert fields["description"]["maxLength"] == 200
+    assert fields["groups"]["description"] == about(fields_of(GuestSpec)["groups"]).text
+    assert list(schemas["GuestChange"]["properties"]) == ["cid", "groups", "hybrid", "description"]
+    assert schemas["GuestRecord"]["properties"].keys() > fields.keys()
 
 
 def test_asker_is_logged(

@@ -7,7 +7,7 @@ from tests.programs import REQUIRED_VARIABLE, find, need
 def test_test_without_its_program_is_skipped_unless_it_must_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The reason names what is missing, and not what is there."""
+    """The reason names only the missing programs."""
     monkeypatch.delenv(REQUIRED_VARIABLE, raising=False)
     need(["sh", "env"])
     with pytest.raises(pytest.skip.Exception, match="^not installed: no-such, nor-such$"):
@@ -19,6 +19,6 @@ def test_test_without_its_program_is_skipped_unless_it_must_run(
 
 
 def test_programs_of_administrators_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's PATH may be without their folders."""
+    """A user's PATH may not contain their folders."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert find("ldconfig") in ("/usr/sbin/ldconfig", "/sbin/ldconfig")

@@ -33,6 +33,9 @@ pub const MAX_DATAGRAM: usize = 17 * 4096 - 24;
 /// Longest name of a guest in bytes.
 pub const MAX_NAME: usize = 255;
 
+/// Where the length of a name stands in a held message.
+const NAME_AT: usize = MESSAGE_LEN + COOKIE_LEN;
+
 const FLAG_HELD: u16 = 1;
 const FLAG_PROMPT: u16 = 2;
 const FLAG_NAMED: u16 = 4;
@@ -284,6 +287,27 @@ impl Request {
         };
         if is_valid && last == 0 { Ok(request) } else { Err(BadRequest::NotZero) }
     }
+}
+
+/// A held CONNECT as it is sent, in one piece: the request, the socket's cookie, the name if there is one, and padding. What
+/// does not fit of a name, which has at most [`MAX_NAME`] bytes, is cut.
+#[must_use]
+pub fn held_message(
+    request: &Request,
+    cookie: u64,
+    name: Option<&[u8]>,
+) -> [u8; MESSAGE_LEN + HELD_EXTRA] {
+    let mut message = [0; MESSAGE_LEN + HELD_EXTRA];
+    message[..MESSAGE_LEN].copy_from_slice(&request.encode());
+    message[MESSAGE_LEN..NAME_AT].copy_from_slice(&cookie.to_le_bytes());
+    if let Some(name) = name {
+        let len = name.len().min(MAX_NAME);
+        message[NAME_AT] = u8::try_from(len).unwrap_or(u8::MAX);
+        for (to, from) in message[NAME_AT + 1..].iter_mut().zip(&name[..len]) {
+            *to = *from;
+        }
+    }
+    message
 }
 
 /// The name behind a CONNECT that has one: a byte with its length, and so many bytes; `None` if it is cut.

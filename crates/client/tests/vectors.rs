@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use vsock_client::options::Setting;
-use vsock_client::wire::{Reply, Report, Request, op};
+use vsock_client::wire::{MESSAGE_LEN, Reply, Report, Request, held_message, op};
 use vsock_client::{ANY, Address, Errno, Options, Socket, State, name};
 
 const PEER: Address = Address { cid: 3, port: 5000 };
@@ -19,19 +19,12 @@ const COOKIE: u64 = 0x0123_4567_89ab_cdef;
 const TICKS: [u64; 4] = [10_000, 4000, 3333, 1000];
 
 fn requests() -> Vec<String> {
-    let connect = |report, extra| Request::Connect {
-        to: PEER,
-        is_named: false,
-        timeout_ms: 2000,
-        buffer: 65536,
-        report,
-        extra,
-    };
     let requests = [
         Request::Bind(Address { cid: ANY, port: 80 }),
         connect(Report::Reply, 0),
         connect(Report::Held { prompt: false }, 2016),
         connect(Report::Held { prompt: true }, 2016),
+        connect_to_a_name(),
         Request::Listen { backlog: 128, buffer: 262_144, extra: 32 },
         Request::Accepted,
         Request::LocalCid,
@@ -43,16 +36,45 @@ fn requests() -> Vec<String> {
     requests.iter().map(request).collect()
 }
 
+fn connect(report: Report, extra: u32) -> Request {
+    let (timeout_ms, buffer) = (2000, 65536);
+    Request::Connect { to: PEER, is_named: false, timeout_ms, buffer, report, extra }
+}
+
+fn connect_to_a_name() -> Request {
+    let to = Address { cid: 0, port: 5000 };
+    let report = Report::Held { prompt: true };
+    Request::Connect { to, is_named: true, timeout_ms: 2000, buffer: 0, report, extra: 2016 }
+}
+
+/// What stands behind a held CONNECT, without the padding.
+fn held() -> Vec<String> {
+    let row = |name: Option<&str>| {
+        let message = held_message(&connect_to_a_name(), COOKIE, name.map(str::as_bytes));
+        let behind = &message[MESSAGE_LEN..];
+        let padding = behind.iter().rev().take_while(|byte| **byte == 0).count();
+        let (told, bytes) = (
+            name.map_or("null".into(), |name| format!("\"{name}\"")),
+            &behind[..behind.len() - padding],
+        );
+        format!(
+            r#"{{"cookie": {COOKIE}, "name": {told}, "bytes": "{}", "padding": {padding}}}"#,
+            hex(bytes)
+        )
+    };
+    [None, Some("alpha"), Some("a-name-of-more-than-twenty-bytes")].map(row).into()
+}
+
 /// A request with its fields as the specification's table has them.
 fn request(request: &Request) -> String {
     let (flags, cid, port, value, buffer) = match *request {
         Request::Bind(to) => (0, to.cid, to.port, 0, 0),
-        Request::Connect { to, timeout_ms, buffer, report, .. } => {
+        Request::Connect { to, is_named, timeout_ms, buffer, report, .. } => {
             let flags = match report {
                 Report::Reply => 0,
                 Report::Held { prompt } => 1 + 2 * u32::from(prompt),
             };
-            (flags, to.cid, to.port, timeout_ms, buffer)
+            (flags + 4 * u32::from(is_named), to.cid, to.port, timeout_ms, buffer)
         }
         Request::Listen { backlog, buffer, .. } => (0, 0, 0, backlog, buffer),
         Request::Accepted | Request::LocalCid | Request::Resolve { .. } => (0, 0, 0, 0, 0),
@@ -226,6 +248,7 @@ fn hex(bytes: &[u8]) -> String {
 fn json() -> String {
     let lists = [
         ("requests", requests()),
+        ("held", held()),
         ("replies", replies()),
         ("sockets", sockets()),
         ("names", names()),

@@ -260,16 +260,20 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The entry that holds a guest address, by position.
-    fn find(&self, guest: u64) -> Option<(usize, u64)> {
+    /// The entry that holds a guest address: its position, itself, and how far into it the address is.
+    #[inline]
+    fn find(&self, guest: u64) -> Option<(usize, &Entry, u64)> {
         let last = self.last.load(Ordering::Relaxed);
-        if let Some(offset) = self.entries.get(last).and_then(|e| e.offset(guest)) {
-            return Some((last, offset));
+        if let Some(entry) = self.entries.get(last)
+            && let Some(offset) = entry.offset(guest)
+        {
+            return Some((last, entry, offset));
         }
         let position = self.entries.partition_point(|e| e.guest <= guest).checked_sub(1)?;
-        let offset = self.entries.get(position)?.offset(guest)?;
+        let entry = self.entries.get(position)?;
+        let offset = entry.offset(guest)?;
         self.last.store(position, Ordering::Relaxed);
-        Some((position, offset))
+        Some((position, entry, offset))
     }
 
     /// Appends the pieces that hold `len` bytes at a guest address to `out`, split where regions meet. No
@@ -284,33 +288,39 @@ impl GuestMemory {
         out: &mut Slices,
     ) -> Result<(), OutsideMemory> {
         let outside = OutsideMemory { guest, len: len.into() };
-        let mut left = u64::from(len);
-        if left == 0 {
+        if len == 0 {
             return Ok(());
         }
-        let (mut position, mut offset) = self.find(guest).ok_or(outside)?;
+        let (position, entry, offset) = self.find(guest).ok_or(outside)?;
         let before = out.len();
         out.hold(self);
-        loop {
-            let Some(entry) = self.entries.get(position) else {
-                out.truncate(before);
-                return Err(outside);
-            };
-            let piece = entry.piece(offset, left);
+        let piece = entry.piece(offset, len.into());
+        let left = u64::from(len) - piece.len() as u64;
+        out.push(piece);
+        if left > 0 && !self.slice_rest(position, left, out) {
+            out.truncate(before);
+            return Err(outside);
+        }
+        Ok(())
+    }
+
+    /// Appends the next `left` bytes behind the region at `position`, whose followers must each start where the one
+    /// before ends; false when they do not.
+    #[cold]
+    fn slice_rest(&self, position: usize, mut left: u64, out: &mut Slices) -> bool {
+        for pair in self.entries[position..].windows(2) {
+            let [before, entry] = pair else { return false };
+            if before.guest + before.len != entry.guest {
+                return false;
+            }
+            let piece = entry.piece(0, left);
             left -= piece.len() as u64;
             out.push(piece);
             if left == 0 {
-                return Ok(());
-            }
-            // The next region must start exactly where this one ends.
-            let end = entry.guest + entry.len;
-            position += 1;
-            offset = 0;
-            if self.entries.get(position).is_none_or(|next| next.guest != end) {
-                out.truncate(before);
-                return Err(outside);
+                return true;
             }
         }
+        false
     }
 
     /// The one piece that holds `len` bytes at a guest address, all in one region.
@@ -319,8 +329,8 @@ impl GuestMemory {
     /// It is not guest memory, or crosses a border of regions.
     pub fn piece(&self, guest: u64, len: u64) -> Result<Piece<'_>, OutsideMemory> {
         let outside = OutsideMemory { guest, len };
-        let (position, offset) = self.find(guest).ok_or(outside)?;
-        let piece = self.entries.get(position).ok_or(outside)?.piece(offset, len);
+        let (_, entry, offset) = self.find(guest).ok_or(outside)?;
+        let piece = entry.piece(offset, len);
         if piece.len() as u64 == len { Ok(Piece::new(self, piece)) } else { Err(outside) }
     }
 

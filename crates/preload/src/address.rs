@@ -1,4 +1,4 @@
-//! `struct sockaddr_vm`: from the program and back.
+//! Reads and writes a program's `struct sockaddr_vm`.
 
 use core::ffi::c_void;
 use core::mem::size_of;
@@ -28,12 +28,12 @@ pub(crate) unsafe fn family(at: *const c_void, len: socklen_t) -> Option<i32> {
     Some(i32::from(unsafe { at.cast::<u16>().read_unaligned() }))
 }
 
-/// Whether a system call refuses an address for its length, before it looks at anything else.
+/// Whether the kernel refuses an address of this length before it checks anything else.
 pub(crate) fn is_too_long(len: socklen_t) -> bool {
     len > LONGEST
 }
 
-/// Reads the address that a program passes. Whatever is wrong with it, the kernel says EINVAL.
+/// Reads the address that a program passes: EFAULT, or EINVAL for all other faults, as in the kernel.
 ///
 /// # Safety
 /// `at` is null or points to `len` readable bytes.
@@ -53,7 +53,7 @@ pub(crate) unsafe fn read(at: *const c_void, len: socklen_t) -> Answer<Address> 
     Ok(Address { cid: address.svm_cid, port: address.svm_port })
 }
 
-/// Whether an address that `read` has found good asks for the way through the host (VMADDR_FLAG_TO_HOST).
+/// Whether an address that `read` has accepted has VMADDR_FLAG_TO_HOST.
 ///
 /// # Safety
 /// `at` points to `LEN` readable bytes.
@@ -63,7 +63,7 @@ pub(crate) unsafe fn is_to_host(at: *const c_void) -> bool {
     address.svm_zero[0] & FLAG_TO_HOST != 0
 }
 
-/// Writes an address where a program wants it: cut to its room, with the whole length told.
+/// Writes an address into a program's buffer, cut to its size; `len` becomes the full length.
 ///
 /// # Safety
 /// `len` is null or valid; `at` has room for `*len` bytes.

@@ -1,9 +1,10 @@
-//! `connect`: begins an attempt and waits for it; and finishes one under way, whichever call looks at the socket first.
+//! `connect`: begins an attempt and waits for its outcome. Any other call on a connecting socket first looks for the
+//! outcome too.
 //!
-//! The request stays unread in the socket until its outcome is known. Then the node takes it out, and where there is no
-//! connection it has sent its reply, with the socket's cookie in it, before. So two looks tell: is our request still
-//! there, and is such a reply the first that can be read? A connection has nothing in front of its data that two
-//! threads, or two processes that share the socket, could both take.
+//! The node leaves the request unread in the socket until it knows the outcome. If there is no connection, it sends a reply
+//! with the socket's cookie; then it reads the request. So two questions give the outcome: is our request still unread, and
+//! is such a reply the first that can be received? A connection has no message before its data, which two threads or two
+//! processes that share the socket could both take.
 
 use vsock_client::calls::{
     Attempt, Beginning, Connect, Destination, Outcome, Seen, Wait, after_failure, after_silence,
@@ -20,8 +21,8 @@ use crate::{fd_hints, send_buffer, state};
 /// Another thread has closed the descriptor, or put something else in its place.
 const CLOSED: Errno = Errno(libc::EBADF);
 
-/// How often a wait looks whether the descriptor is still there: a poll keeps the socket that it began with, and is
-/// not told.
+/// How often a wait checks that the descriptor is still open: poll keeps the socket with which it began, and does not
+/// notice a close.
 const LOOK_MS: u64 = 100;
 
 /// `connect`.
@@ -45,7 +46,7 @@ pub(crate) fn connect(
     }
 }
 
-/// Asks for a connection; others who look at the socket meanwhile wait, and then see that an outcome is due.
+/// Sends the request. Other threads that look at the socket meanwhile wait for the lock.
 fn begin(fd: Fd, mut socket: Socket, to: Address, is_nonblocking: bool) -> Answer<Socket> {
     node::attach(fd, &mut socket)?;
     let options = state::options(fd, &socket);
@@ -68,8 +69,8 @@ fn begin(fd: Fd, mut socket: Socket, to: Address, is_nonblocking: bool) -> Answe
     state::store(fd, &next).map(|()| next)
 }
 
-/// Waits until the node says that a connect has begun, or why it has not: it does so at once. Only the thread that
-/// asked for it comes here. Without an answer the descriptor is spent, as one may come at any later time.
+/// Waits for the node's immediate reply to a prompt CONNECT. Only the thread that sent the request calls this. If no reply
+/// comes in time, the descriptor cannot be used again: the reply may still come.
 fn await_beginning(fd: Fd, socket: Socket) -> Answer<()> {
     let deadline = now_ms() + ANSWER_MS;
     loop {
@@ -105,7 +106,7 @@ fn await_beginning(fd: Fd, socket: Socket) -> Answer<()> {
     }
 }
 
-/// Waits for the end of a connect under way, and gives it. A signal ends the wait with EINTR.
+/// Waits for the outcome of a connect under way and returns it. A signal ends the wait with EINTR.
 fn wait(fd: Fd, mut socket: Socket) -> Answer<()> {
     let timeout = state::options(fd, &socket).connect_timeout_us(tick_us()) / 1000;
     let deadline = now_ms().saturating_add(timeout + ANSWER_MS);
@@ -125,7 +126,7 @@ fn wait(fd: Fd, mut socket: Socket) -> Answer<()> {
     }
 }
 
-/// Finishes a connect under way if its outcome is there, and gives the socket as it is then.
+/// Finishes a connect under way if its outcome is known, and returns the socket's state.
 #[inline]
 pub(crate) fn finish_connect(fd: Fd, socket: Socket) -> Answer<Socket> {
     if socket.state == State::Connecting { finish(fd) } else { Ok(socket) }
@@ -133,16 +134,16 @@ pub(crate) fn finish_connect(fd: Fd, socket: Socket) -> Answer<Socket> {
 
 #[inline(never)]
 fn finish(fd: Fd) -> Answer<Socket> {
-    // One thread after the other: the second finds the state that the first has written.
+    // A second thread finds the state that the first one has written.
     let _lock = ConnectLock::take();
     let Some(socket) = state::load(fd) else { return Err(CLOSED) };
     if !socket.awaits_outcome() {
         return Ok(socket);
     }
     match outcome(fd)? {
-        // What is unread may be data that another process has sent: then its state says that there is a connection.
+        // The unread bytes may be data that another process has sent: then the state says that there is a connection.
         Outcome::Pending => state::load(fd).ok_or(CLOSED),
-        // The request has gone, and no refusal is there: another process may have taken that, after it kept the outcome.
+        // The request is gone and there is no refusal. Another process may have taken one, after it wrote the state.
         Outcome::Connected => {
             let Some(socket) = state::load(fd) else { return Err(CLOSED) };
             if !socket.awaits_outcome() {
@@ -162,7 +163,7 @@ fn finish(fd: Fd) -> Answer<Socket> {
 }
 
 fn outcome(fd: Fd) -> Answer<Outcome> {
-    // Before the look at what can be read: a request that was there then may be gone a moment later.
+    // Asked first: the node may read the request a moment later.
     let is_unread = fd.unsent()? > 0;
     let mut bytes = [0; MESSAGE_LEN];
     let seen = match fd.peek(&mut bytes) {
@@ -172,7 +173,7 @@ fn outcome(fd: Fd) -> Answer<Outcome> {
             Ok(reply) if reply.ends_connect_of(fd.cookie()?) => Seen::Refusal(reply),
             Ok(_) | Err(_) => Seen::Other,
         },
-        // What a Unix socket says whose other end was closed with our request unread in it.
+        // The node has closed its end with our request unread in it.
         Err(Errno(libc::ECONNRESET)) => Seen::Closed,
         Ok(_) | Err(Errno(libc::EAGAIN | libc::EINTR)) => Seen::Other,
         Err(error) => return Err(error),
@@ -186,7 +187,7 @@ fn take_reply(fd: Fd) {
     let _ = fd.receive(&mut bytes);
 }
 
-/// Keeps a socket that has become a connection.
+/// Keeps the state of a socket that has become a connection.
 fn succeed(fd: Fd, socket: Socket) -> Answer<Socket> {
     let socket = if socket.flags.has(Flags::OPTIONS) {
         state::store_options(fd, socket, &state::options(fd, &socket).of_connection())?
@@ -196,8 +197,8 @@ fn succeed(fd: Fd, socket: Socket) -> Answer<Socket> {
     state::store(fd, &socket).map(|()| socket)
 }
 
-/// Keeps a socket whose attempt has failed with an error that its program is still to be told, or 0: the port that the
-/// attempt had stays the socket's.
+/// Keeps the state of a socket whose attempt has failed. `error` is for a later call to return, or 0. The socket stays bound
+/// to the port of the attempt.
 fn fail(fd: Fd, socket: Socket, error: Errno, reply: Option<&Reply>) -> Answer<Socket> {
     send_buffer::restore(fd, &socket)?;
     if let Some(reply) = reply.filter(|reply| reply.ours.port != ANY) {

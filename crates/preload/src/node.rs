@@ -1,18 +1,18 @@
-//! Asking the node (a switch, or a userspace guest): the client protocol on one of our sockets.
+//! Asks the node (a switch, or a userspace guest), by the client protocol.
 
 use libc::sockaddr_un;
-use vsock_client::wire::{HELD_EXTRA, MESSAGE_LEN, Reply, Request, op};
+use vsock_client::wire::{MESSAGE_LEN, Reply, Request, held_message, op};
 use vsock_client::{ANY, Flags, Socket};
 
 use crate::setup::{self, LONGEST_PATH};
 use crate::sys::{self, Answer, Errno, Fd, now_ms};
 
-/// How long a node may take for an immediate answer before it is taken for gone.
+/// How long a node may take for an immediate reply before it counts as gone.
 pub(crate) const ANSWER_MS: u64 = 5000;
 
 const GONE: Errno = Errno(libc::ENODEV);
 
-/// Connects a socket to the node's Unix socket for its type, unless it is. The caller keeps the state, which is changed.
+/// Connects a socket to the node's Unix socket for its type, unless it is connected. The caller keeps the changed state.
 pub(crate) fn attach(fd: Fd, socket: &mut Socket) -> Answer<()> {
     if socket.flags.has(Flags::ATTACHED) {
         return Ok(());
@@ -32,7 +32,7 @@ pub(crate) fn attach(fd: Fd, socket: &mut Socket) -> Answer<()> {
     Ok(())
 }
 
-/// Connects a socket to the node's Unix socket for its type; an error is what the kernel says of that.
+/// Connects a socket to the node's Unix socket for its type. The error is that of the Unix socket.
 fn reach(fd: Fd, socket: &Socket) -> Answer<()> {
     let name: &[u8] = if socket.keeps_messages() { b"/seqpacket\0" } else { b"/stream\0" };
     connect_to(fd, name)
@@ -43,13 +43,13 @@ pub(crate) fn local_cid() -> Answer<u32> {
     ask_separately(Request::LocalCid).map(|reply| reply.ours.cid)
 }
 
-/// Gives a connection another receive buffer (0: leaves it as it is), and returns how large the other side's is.
+/// Sets a connection's receive buffer (0: leaves it as it is), and returns the longest message that it can carry.
 pub(crate) fn set_buffer(stream: Fd, buffer: u64) -> Answer<u32> {
     ask_separately(about(stream, buffer, false)?).map(|reply| reply.peer_buffer)
 }
 
-/// Says that a connection receives no more: while its descriptor is full, or carries messages, the node would not see it
-/// before it has something to write.
+/// Tells the node that a connection receives no more. While the descriptor is full, or carries messages, the node would
+/// notice only at its next write.
 pub(crate) fn stop_receiving(stream: Fd) -> Answer<()> {
     ask_separately(about(stream, 0, true)?).map(|_| ())
 }
@@ -61,11 +61,12 @@ pub(crate) fn our_port(stream: Fd) -> Option<u32> {
     (reply.ours.port != ANY).then_some(reply.ours.port)
 }
 
-/// Whether a connection that is over came to a good end.
+/// Whether a connection that is over ended well.
 ///
-/// A node that has forgotten it, among thousands that ended later, did not lose it; one that has gone did, and another
-/// that serves in its place knows nothing of it. Where this process cannot ask (it has no descriptor left, or may not
-/// enter the runtime directory any more), a node that is alive counts as one that did not lose it.
+/// ENOTCONN from the same node means that it has forgotten the connection among thousands that ended later: that is a good
+/// end. If the node has gone, data may be missing, and a new node in its place knows nothing of the connection. If this
+/// process cannot ask (it has no descriptor left, or may not enter the runtime directory any more), a node that is alive
+/// counts as a good end.
 pub(crate) fn has_ended_well(stream: Fd) -> bool {
     let Ok(request) = about(stream, 0, false) else { return true };
     let answer = on_own_connection_by(
@@ -100,7 +101,7 @@ fn ask_separately(request: Request) -> Answer<Reply> {
     on_own_connection(|fd| ask(fd, request))
 }
 
-/// Asks over a connection of its own: that of a stream carries no requests any more.
+/// Asks over a connection of its own: the descriptor of a stream carries no requests.
 fn on_own_connection<T>(ask: impl FnOnce(Fd) -> Answer<T>) -> Answer<T> {
     let mut socket = Socket::STREAM;
     on_own_connection_by(|fd| attach(fd, &mut socket), ask)
@@ -116,7 +117,7 @@ fn on_own_connection_by<T>(
     answer
 }
 
-/// Connects without waiting; but if the queue is full, which only shows as EAGAIN, waits a while.
+/// Connects without waiting. EAGAIN means that the queue is full, and cannot be polled for: then this waits a while.
 fn connect_to(fd: Fd, name: &[u8]) -> Answer<()> {
     // SAFETY: all zeros is a valid sockaddr_un.
     let mut address: sockaddr_un = unsafe { core::mem::zeroed() };
@@ -139,7 +140,7 @@ fn connect_to(fd: Fd, name: &[u8]) -> Answer<()> {
     result
 }
 
-/// Waits for room in the switch's queue. A signal that comes meanwhile changes nothing: the connect goes on (D24).
+/// Waits for room in the node's queue. A signal does not end the wait (D24).
 fn connect_bounded(fd: Fd, address: &sockaddr_un, len: usize) -> Answer<()> {
     let users: Timeval = fd.option(libc::SOL_SOCKET, libc::SO_SNDTIMEO)?;
     let seconds = i64::try_from(ANSWER_MS / 1000).unwrap_or(5);
@@ -162,12 +163,12 @@ struct Timeval {
     microseconds: i64,
 }
 
-/// Sends a request and gives the answer that the node owes at once.
+/// Sends a request and returns its immediate reply.
 pub(crate) fn ask(fd: Fd, request: Request) -> Answer<Reply> {
     ask_message(fd, request.op(), &request.encode())
 }
 
-/// Sends a request that is encoded already, perhaps with bytes behind it, and gives the answer.
+/// Sends an encoded request with the bytes behind it, and returns its immediate reply.
 pub(crate) fn ask_message(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     reply_to(fd, op, message)?.result()
 }
@@ -191,15 +192,12 @@ fn reply_to(fd: Fd, op: u8, message: &[u8]) -> Answer<Reply> {
     }
 }
 
-/// Sends a CONNECT that stays unread until its outcome is known: with the socket's cookie and padding, in one piece.
+/// Sends a held CONNECT in one piece: the request, the socket's cookie and padding.
 pub(crate) fn send_held(fd: Fd, request: Request) -> Answer<()> {
-    let mut bytes = [0; MESSAGE_LEN + HELD_EXTRA];
-    bytes[..MESSAGE_LEN].copy_from_slice(&request.encode());
-    bytes[MESSAGE_LEN..MESSAGE_LEN + 8].copy_from_slice(&fd.cookie()?.to_le_bytes());
-    send(fd, &bytes)
+    send(fd, &held_message(&request, fd.cookie()?, None))
 }
 
-/// Sends all bytes; the node reads at once, so there is room in practice always.
+/// Sends all bytes. The node reads at once, so in practice there is always room.
 pub(crate) fn send(fd: Fd, mut bytes: &[u8]) -> Answer<()> {
     while !bytes.is_empty() {
         match fd.send(bytes) {
@@ -215,7 +213,7 @@ pub(crate) fn send(fd: Fd, mut bytes: &[u8]) -> Answer<()> {
     Ok(())
 }
 
-/// Takes the reply to `op` if it is there.
+/// Receives the reply to `op` if it is there.
 pub(crate) fn receive_reply(fd: Fd, op: u8) -> Answer<Option<Reply>> {
     let mut bytes = [0; MESSAGE_LEN];
     match fd.receive(&mut bytes) {

@@ -1,12 +1,12 @@
 //! The real functions of libc, or those of another library preloaded after ours (RTLD_NEXT).
 //!
-//! They are looked up when our library is loaded, as looking up later may happen in a signal handler.
+//! They are looked up when this library is loaded: a later look-up could run in a signal handler.
 
 use core::ffi::{CStr, c_void};
 use core::mem::transmute_copy;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-/// A function that we stand in front of.
+/// A function that this library replaces.
 pub(crate) struct Function {
     name: &'static CStr,
     found: AtomicPtr<c_void>,
@@ -17,7 +17,7 @@ impl Function {
         Self { name, found: AtomicPtr::new(core::ptr::null_mut()) }
     }
 
-    /// The function, as a pointer of type `F`; `None` if nothing after us has it.
+    /// The function, as a pointer of type `F`; `None` if no later library has it.
     ///
     /// # Safety
     /// `F` is the type of the C function of this name.

@@ -1,7 +1,6 @@
-//! What is found out once, when the library is loaded: where the switch is, and whether to explain failures.
+//! Reads the environment once, when the library is loaded: where the switch is, and whether to explain failures.
 //!
-//! The environment is read then and not later: programs change it, some empty it, and reading it while another thread
-//! writes is a crash.
+//! Later is too late: programs change or empty their environment, and reading it while another thread writes can crash.
 
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
@@ -78,7 +77,7 @@ fn variable(name: &CStr) -> &'static [u8] {
     unsafe { CStr::from_ptr(value) }.to_bytes()
 }
 
-/// Tells the user once why AF_VSOCK does not work here, if VSOCK_PRELOAD_VERBOSE asks for it.
+/// Tells the user once why AF_VSOCK does not work, if VSOCK_PRELOAD_VERBOSE is set.
 pub(crate) fn explain(reason: &[u8]) {
     if IS_VERBOSE.swap(false, Ordering::Relaxed) {
         let mut line = [0; 256];

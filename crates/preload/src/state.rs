@@ -1,7 +1,4 @@
-//! A socket's state, kept in the socket itself: reads and writes the fields of the kernel that `vsock_client::socket`
-//! lays out.
-//!
-//! A socket without the mark is not one of ours.
+//! Reads and writes a socket's state, which is kept in fields of the kernel (`vsock_client::socket` has the layout).
 
 use core::mem::size_of;
 
@@ -36,7 +33,7 @@ pub(crate) fn peer(fd: Fd, socket: &Socket) -> Answer<Address> {
     fd.option(libc::SOL_SOCKET, libc::SO_INCOMING_CPU).map(|port| socket.peer(port))
 }
 
-/// The socket's options. Most sockets have the defaults, and then nothing is kept.
+/// The socket's options. Most sockets have the defaults, of which nothing is kept.
 pub(crate) fn options(fd: Fd, socket: &Socket) -> Options {
     if !socket.flags.has(Flags::OPTIONS) {
         return Options::DEFAULT;
@@ -44,10 +41,10 @@ pub(crate) fn options(fd: Fd, socket: &Socket) -> Options {
     fd.times().map_or(Options::DEFAULT, Options::from_times)
 }
 
-/// Keeps the options, and gives the state that says whether there are any; the caller keeps that.
+/// Keeps the options. The caller keeps the returned state, which says whether there are any.
 ///
-/// The inode belongs to the socket's creator: where the node runs as another user, options of an accepted connection
-/// cannot be changed (EPERM).
+/// Fails with EPERM for an accepted connection if the node runs as another user: the inode belongs to the creator of the
+/// socket.
 pub(crate) fn store_options(fd: Fd, socket: Socket, options: &Options) -> Answer<Socket> {
     let socket = socket.with_options(options);
     if socket.flags.has(Flags::OPTIONS) {
@@ -56,14 +53,14 @@ pub(crate) fn store_options(fd: Fd, socket: Socket, options: &Options) -> Answer
     Ok(socket)
 }
 
-/// Gives the socket its address; it keeps the one that it has.
+/// Gives the socket its address, unless it has one.
 ///
-/// A name is given once, and so is an address: by bind, by an attempt to connect that took a port, or by accept. A later
-/// caller has the same address to give, and finds the name there.
+/// A Unix socket gets a name once, and a VSOCK socket its address: by bind, by an attempt to connect that took a port, or by
+/// accept. A later caller would give the same address.
 pub(crate) fn give_name(fd: Fd, ours: Address) -> Answer<()> {
     let cookie = fd.cookie()?;
     for attempt in 0..NAME_ATTEMPTS {
-        // Names have no owner: another user may hold the one that is ours, but not all that the clock can give.
+        // Abstract names have no owner: another user may hold this one, but not all that the clock can give.
         let salt = if attempt == 0 { 0 } else { now_ns().rotate_left(attempt * 8) };
         match bind_name(fd, cookie ^ salt, ours) {
             Ok(()) | Err(Errno(libc::EINVAL)) => return Ok(()),
@@ -84,7 +81,7 @@ fn bind_name(fd: Fd, unique: u64, ours: Address) -> Answer<()> {
     fd.bind_unix(&address, UNIX_NAME_LEN)
 }
 
-/// The address that the socket was given.
+/// The address that the socket has.
 pub(crate) fn name(fd: Fd) -> Option<Address> {
     let (address, len) = fd.unix_name().ok()?;
     if len != UNIX_NAME_LEN {

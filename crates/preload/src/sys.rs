@@ -1,7 +1,7 @@
 //! System calls on our own sockets, as functions that return their error.
 //!
-//! They go to the kernel directly and not through libc's functions of the same names: those are the ones we stand in
-//! front of, so a call to one would come back to us.
+//! They do not use libc's functions of the same names: this library replaces those, so a call to one would come back to
+//! it.
 
 use core::ffi::{c_int, c_long, c_void};
 use core::mem::size_of;
@@ -11,7 +11,7 @@ use libc::{sockaddr_un, socklen_t};
 
 pub(crate) use vsock_client::Errno;
 
-/// What a call gives, or why it failed.
+/// What a call returns, or its errno.
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 /// A descriptor that may be a socket of ours. It belongs to the program.
@@ -37,7 +37,7 @@ pub(crate) fn abort() -> ! {
     unsafe { libc::abort() }
 }
 
-/// A system call; `errno` keeps its value, a failure is in the answer.
+/// A system call. It returns its errno and leaves the program's `errno` alone.
 macro_rules! call {
     ($number:expr $(, $argument:expr)*) => {{
         let saved = errno();
@@ -96,7 +96,7 @@ impl Fd {
             .map(|_| (address, usize::try_from(len).unwrap_or(0)))
     }
 
-    /// The number that the kernel has given this socket and no other.
+    /// SO_COOKIE: the number that the kernel has given this socket and no other.
     pub(crate) fn cookie(self) -> Answer<u64> {
         self.option(libc::SOL_SOCKET, libc::SO_COOKIE)
     }
@@ -111,7 +111,7 @@ impl Fd {
             .map(|_| peer.pid)
     }
 
-    /// Bytes that we have sent and the other end has not taken, with the kernel's own overhead.
+    /// Bytes that we have sent and the other end has not read, with the kernel's overhead.
     pub(crate) fn unsent(self) -> Answer<c_int> {
         let mut bytes: c_int = 0;
         call!(libc::SYS_ioctl, self.0, libc::TIOCOUTQ, &raw mut bytes).map(|_| bytes)
@@ -159,7 +159,7 @@ impl Fd {
         self.receive_with(bytes, 0)
     }
 
-    /// What `receive` would give, which stays there.
+    /// Receives as `receive` does, and leaves the data in the socket.
     pub(crate) fn peek(self, bytes: &mut [u8]) -> Answer<usize> {
         self.receive_with(bytes, libc::MSG_PEEK)
     }
@@ -170,19 +170,19 @@ impl Fd {
         call!(libc::SYS_recvfrom, self.0, at, len, flags, nobody, nobody).map(as_size)
     }
 
-    /// Receives a message with what is attached to it, and waits for it as the socket is set to.
+    /// Receives a message with its ancillary data. Whether and how long it waits is the socket's setting.
     pub(crate) fn receive_message(self, message: &mut libc::msghdr, flags: c_int) -> Answer<usize> {
         call!(libc::SYS_recvmsg, self.0, &raw mut *message, flags).map(as_size)
     }
 
-    /// Waits, as the socket is set to, until there is something to receive, or the end.
+    /// Waits for data or the end of file. How long is the socket's setting.
     pub(crate) fn await_message(self) -> Answer<()> {
         let (mut byte, nobody) = (0u8, core::ptr::null_mut::<c_void>());
         let at = &raw mut byte;
         call!(libc::SYS_recvfrom, self.0, at, 1, libc::MSG_PEEK, nobody, nobody).map(|_| ())
     }
 
-    /// Locks the socket for this process (F_WRLCK), or gives it free (F_UNLCK), without waiting.
+    /// Locks the socket for this process (F_WRLCK) or unlocks it (F_UNLCK), without waiting.
     pub(crate) fn lock(self, kind: c_int) -> Answer<()> {
         // SAFETY: all zeros is a valid flock.
         let mut lock: libc::flock = unsafe { core::mem::zeroed() };
@@ -190,7 +190,7 @@ impl Fd {
         call!(libc::SYS_fcntl, self.0, libc::F_SETLK, &raw const lock).map(|_| ())
     }
 
-    /// Puts a socket in this descriptor's place that is never readable and never hangs up: one of datagrams without a name.
+    /// Replaces the descriptor's socket by one that is never readable and never hangs up: a datagram socket without a name.
     pub(crate) fn silence(self) -> Answer<()> {
         let kept = self.flags() & libc::O_NONBLOCK; // SOCK_NONBLOCK has the same value
         let is_cloexec = call!(libc::SYS_fcntl, self.0, libc::F_GETFD)? != 0;
@@ -205,7 +205,7 @@ impl Fd {
     pub(crate) fn leave_epoll(self, count: c_int) {
         let no_event = core::ptr::null::<libc::epoll_event>();
         for instance in 0..count {
-            // What is no epoll instance, or does not watch us, says so.
+            // Fails if this is no epoll instance or does not watch the descriptor.
             let _ = call!(libc::SYS_epoll_ctl, instance, libc::EPOLL_CTL_DEL, self.0, no_event);
         }
     }
@@ -215,7 +215,7 @@ impl Fd {
         call!(libc::SYS_shutdown, self.0, how).map(|_| ())
     }
 
-    /// Waits for `events`; whether one came within `milliseconds`. A signal gives EINTR, always.
+    /// Waits up to `milliseconds` for `events`; false if none came. A signal always gives EINTR.
     pub(crate) fn poll(self, events: i16, milliseconds: u64) -> Answer<bool> {
         self.polled(events, milliseconds).map(|events| events != 0)
     }
@@ -247,12 +247,12 @@ impl Fd {
         call!(libc::SYS_setsockopt, self.0, libc::SOL_SOCKET, name, at, len).map(|_| ())
     }
 
-    /// A descriptor that gives whoever receives it nothing.
+    /// A descriptor that is of no use to a process that receives it.
     pub(crate) fn blank() -> Answer<Self> {
         call!(libc::SYS_eventfd2, 0, libc::EFD_CLOEXEC).map(|fd| Self(as_int(fd)))
     }
 
-    /// Whether this is an AF_VSOCK socket of the kernel's, which a program can only have been given.
+    /// Whether this is an AF_VSOCK socket of the kernel, which the program must have inherited or received.
     pub(crate) fn is_of_the_kernel(self) -> bool {
         self.option(libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_VSOCK)
     }
@@ -281,7 +281,7 @@ impl Fd {
 
 /// Whether there is a process of this number.
 pub(crate) fn is_alive(pid: c_int) -> bool {
-    // A process that may not be signalled is one.
+    // EPERM: there is one, and we may not signal it.
     !matches!(call!(libc::SYS_kill, pid, 0), Err(Errno(libc::ESRCH)))
 }
 
@@ -297,7 +297,7 @@ pub(crate) fn now_ns() -> u64 {
     seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds)
 }
 
-/// Length of the kernel's scheduler tick in microseconds, to which it rounds timeouts up.
+/// Length of a tick of the kernel in microseconds. The kernel rounds timeouts up to ticks.
 pub(crate) fn tick_us() -> u64 {
     static TICK_US: AtomicU64 = AtomicU64::new(0); // the same as long as the kernel runs
     let mut tick = TICK_US.load(Ordering::Relaxed);
@@ -335,7 +335,7 @@ pub(crate) fn descriptor_limit() -> c_int {
     c_int::try_from(limit.rlim_cur).unwrap_or(c_int::MAX)
 }
 
-/// Lets others run.
+/// Lets another thread run.
 pub(crate) fn yield_now() {
     let _ = call!(libc::SYS_sched_yield);
 }

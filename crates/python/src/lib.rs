@@ -16,5 +16,5 @@ mod _native {
     #[pymodule_export]
     use super::node::Node;
     #[pymodule_export]
-    use super::records::{DatagramInfo, Event, FlowInfo, GuestInfo, ListenerInfo, Snapshot};
+    use super::records::Event;
 }

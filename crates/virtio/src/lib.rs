@@ -20,6 +20,7 @@
 
 #![deny(unsafe_code)]
 
+mod admission;
 mod awaited;
 mod context;
 mod fabric;

@@ -18,6 +18,7 @@ pub(crate) fn snapshot(fabric: &Fabric) -> Snapshot {
     infos.sort_by_key(|flow| flow.id);
     let mut counters: Vec<_> = programs.counters().chain(flows.counters()).collect();
     counters.extend(links.detach_reasons());
+    counters.extend(cx.admission.refusals().named());
     counters.extend(forwarder.relay().stats().named());
     let (listeners, datagrams) = (programs.listener_infos(), programs.datagram_infos());
     Snapshot { guests, listeners, datagrams, flows: infos, counters }
@@ -102,6 +103,11 @@ fn guest_info(entry: &Entry) -> Option<GuestInfo> {
         front_end_pid: entry.front_end_pid(),
         features: entry.features(),
         connections: endpoint.connections,
+        bytes_in: traffic.bytes_in,
+        bytes_out: traffic.bytes_out,
+        packets_in: traffic.packets_in,
+        packets_out: traffic.packets_out,
+        errors: drops.malformed + drops.spoofed + drops.overflows + entry.faults(),
         counters,
     })
 }

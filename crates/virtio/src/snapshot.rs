@@ -47,6 +47,16 @@ pub struct GuestInfo {
     pub features: u64,
     /// Connections with programs on this node, in any state.
     pub connections: u64,
+    /// Payload bytes from the guest.
+    pub bytes_in: u64,
+    /// Payload bytes to the guest.
+    pub bytes_out: u64,
+    /// Packets from the guest.
+    pub packets_in: u64,
+    /// Packets to the guest.
+    pub packets_out: u64,
+    /// Malformed and spoofed packets, packets that found no room, and attachments that ended because of a fault.
+    pub errors: u64,
     /// Counters, by name.
     pub counters: Vec<(&'static str, u64)>,
 }

@@ -1,7 +1,7 @@
 """The class `vsock.socket`, and the kinds of sockets behind it.
 
-`socket` is what programs see: it makes a socket of the kind for its type and transport, and documents the calls.
-Every socket is an instance of it.
+`socket` is what programs see: it makes a socket of the kind for its type and transport, and
+documents the calls. Every socket is an instance of it.
 
 ==================  =====================================================================
 `stream`            `StreamSocket`: SOCK_STREAM and SOCK_SEQPACKET at a node
@@ -11,7 +11,9 @@ Every socket is an instance of it.
 `state`             what a process knows of a stream socket, and how it connects
 `metadata`          what is kept in the socket itself, for all who hold it
 `options`           the rules of AF_VSOCK's options; `socket_options`: the calls
+`messages`          what concerns SOCK_SEQPACKET alone
 `accept_queue`      taking connections from a listener
+`passing`           how a socket goes to another process
 `transport`         the interface between sockets and the places where they live
 ==================  =====================================================================
 """
@@ -41,12 +43,12 @@ class socket(Base):  # noqa: N801 - it stands in for socket.socket and is spelle
     ``OSError``s with the errno that AF_VSOCK would give. No connection is made before the first
     `bind` or `connect`.
 
-    The rules are those of vsock(7) and of net/vmw_vsock/af_vsock.c in Linux; each method names its function there.
-    docs/reference has all errors, options and differences.
+    The rules are those of vsock(7) and of net/vmw_vsock/af_vsock.c in Linux; each method names its
+    function there. docs/reference has all errors, options and differences.
 
-    What is made is an instance of a subclass for the type and the transport; with the transport ``"kernel"`` its
-    descriptor is a socket of the kernel's own AF_VSOCK. A class of yours that builds on this one gets the methods of
-    that subclass by ``super()``.
+    What is made is an instance of a subclass for the type and the transport; with the transport
+    ``"kernel"`` its descriptor is a socket of the kernel's own AF_VSOCK. A class of yours that
+    builds on this one gets the methods of that subclass by ``super()``.
 
     Args:
         type: `SOCK_STREAM`, `SOCK_SEQPACKET` or ``SOCK_DGRAM``; SOCK_NONBLOCK and SOCK_CLOEXEC may be or'ed in.
@@ -95,8 +97,9 @@ class socket(Base):  # noqa: N801 - it stands in for socket.socket and is spelle
     def from_fd(cls, fd: int, *, transport: Transport | str | None = None) -> "socket":
         """Make a socket of a descriptor that was passed on: inherited, received, or detached in this process.
 
-        A connection has its addresses, a listener can accept, an attempt to connect goes on. The socket owns `fd`
-        then, as with ``socket.socket(fileno=fd)``; it may come from a program under ``vsock run`` too.
+        A connection has its addresses, a listener can accept, an attempt to connect goes on. The
+        socket owns `fd` then, as with ``socket.socket(fileno=fd)``; it may come from a program
+        under ``vsock run`` too.
 
         Args:
             fd: the descriptor of a `vsock.socket` of type `SOCK_STREAM` or `SOCK_SEQPACKET`; with the transport
@@ -123,8 +126,8 @@ class socket(Base):  # noqa: N801 - it stands in for socket.socket and is spelle
     def connect_timeout(self) -> float:
         """Seconds that `connect` gives the other side to answer, before it says ``ETIMEDOUT``.
 
-        This is SO_VM_SOCKETS_CONNECT_TIMEOUT, 2.0 unless set, and not `settimeout`, which bounds how
-        long Python waits. Setting it to what is no time raises `UsageError`.
+        This is SO_VM_SOCKETS_CONNECT_TIMEOUT, 2.0 unless set, and not `settimeout`, which bounds
+        how long Python waits. Setting it to what is no time raises `UsageError`.
         """
         raise _unsupported()
 
@@ -136,7 +139,8 @@ class socket(Base):  # noqa: N801 - it stands in for socket.socket and is spelle
     def bind(self, address: "AddressLike") -> None:  # type: ignore[override]
         """Take the port of `address`, or any free one for `PORT_ANY`; only once in a socket's life.
 
-        The CID is `CID_ANY`, `CID_LOCAL` or our own. A free one is never below 1024 (`__vsock_bind`).
+        The CID is `CID_ANY`, `CID_LOCAL` or our own. A free one is never below 1024
+        (`__vsock_bind`).
 
         Raises:
             AccessDenied: EACCES: a port below 1024, without root or CAP_NET_BIND_SERVICE.
@@ -172,8 +176,8 @@ class socket(Base):  # noqa: N801 - it stands in for socket.socket and is spelle
     def connect(self, address: "AddressLike") -> None:  # type: ignore[override]
         """Connect to `address`; without waiting (``BlockingIOError``, EINPROGRESS) if non-blocking.
 
-        The socket is bound to a free port if it was not bound. What happens after `connect_timeout`,
-        and to a non-blocking connect, is as in `vsock_connect`.
+        The socket is bound to a free port if it was not bound. What happens after
+        `connect_timeout`, and to a non-blocking connect, is as in `vsock_connect`.
 
         Raises:
             ConnectRefused: ECONNRESET: nobody listens there.

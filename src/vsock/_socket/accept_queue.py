@@ -1,13 +1,14 @@
 """Taking connections from a listener so that none is lost; and a listener whose switch has ended.
 
-The node sends a listener one message per connection, with a descriptor beside it. A process that has no descriptor left would
-receive the message without it, and the connection would be gone; the kernel's `accept` leaves it in the queue. So a message
-is received with MSG_PEEK first, which gives its descriptor too or tells that there is no place for one, and only then taken. One
-thread and one process does that at a time, so that the message taken is the one peeked at.
+The node sends a listener one message per connection, with a descriptor beside it. A process that
+has no descriptor left would receive the message without it, and the connection would be gone; the
+kernel's `accept` leaves it in the queue. So a message is received with MSG_PEEK first, which gives
+its descriptor too or tells that there is no place for one, and only then taken. One thread and one
+process does that at a time, so that the message taken is the one peeked at.
 
-A listener whose switch has ended would be readable for ever, and the event loops of others would call `accept` for
-ever, as a listener of AF_VSOCK never ends. So `accept` fails once, and from then on the listener is silent, like one
-that nobody connects to.
+A listener whose switch has ended would be readable for ever, and the event loops of others would
+call `accept` for ever, as a listener of AF_VSOCK never ends. So `accept` fails once, and from then
+on the listener is silent, like one that nobody connects to.
 """
 
 import contextlib
@@ -198,8 +199,9 @@ os.register_at_fork(after_in_child=_new_lock)
 def _silence(sock: Base) -> None:
     """Put a socket in the descriptor's place that is never readable and never hangs up.
 
-    A Unix socket for datagrams without a name is one. Where other processes hold the old one too, an epoll instance
-    would go on to report it; so it is removed from all epoll instances of this process.
+    A Unix socket for datagrams without a name is one. Where other processes hold the old one too,
+    an epoll instance would go on to report it; so it is removed from all epoll instances of this
+    process.
     """
     fd, kept = sock.fileno(), metadata.read(sock)
     _forget(fd)

@@ -1,8 +1,9 @@
 """Errors of a call's arguments, which CPython raises before AF_VSOCK says anything of the socket.
 
-CPython checks all arguments of a call first, and then makes the system call. A method of ours that replaces one of CPython's,
-and may fail before it calls the original or ignores an argument, has the check done here: by the original, on a
-socket that was never open, where nothing but the arguments can be wrong.
+CPython checks all arguments of a call first, and then makes the system call. A method of ours that
+replaces one of CPython's, and may fail before it calls the original or ignores an argument, has the
+check done here: by the original, on a socket that was never open, where nothing but the arguments
+can be wrong.
 """
 
 import contextlib

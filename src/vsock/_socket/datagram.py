@@ -1,11 +1,12 @@
 """`DatagramSocket`: SOCK_DGRAM at a node: single messages, best effort, as VMCI has them (kernel-semantics, 8).
 
-The descriptor receives: each datagram comes from the node with 32 bytes before it that say where it is
-from. Sending goes over a second connection, which no user sees, as a question with an answer: so an
-unknown destination is an error of the call. A fork gets a second connection of its own.
+The descriptor receives: each datagram comes from the node with 32 bytes before it that say where it
+is from. Sending goes over a second connection, which no user sees, as a question with an answer: so
+an unknown destination is an error of the call. A fork gets a second connection of its own.
 
-Datagrams go between host programs and userspace guests, and from one userspace guest to another if the switch's policy lets them connect. There
-are none to a Linux guest, whose kernel has no such sockets for virtio.
+Datagrams go between host programs and userspace guests, and from one userspace guest to another if
+the switch's policy lets them connect. There are none to a Linux guest, whose kernel has no such
+sockets for virtio.
 """
 
 import errno

@@ -1,8 +1,9 @@
 """`KernelSocket`: the kernel's own AF_VSOCK, by calls of libc: for programs inside a guest.
 
-A Python that was built without AF_VSOCK knows no address of the family; one that was built with it can set and get only 64-bit
-options, so neither timeouts nor SO_LINGER. So the calls with an address or an option are made here, and all others are the
-base class's. Timeouts hold as for every Python socket, for connect and accept too.
+A Python that was built without AF_VSOCK knows no address of the family; one that was built with it
+can set and get only 64-bit options, so neither timeouts nor SO_LINGER. So the calls with an address
+or an option are made here, and all others are the base class's. Timeouts hold as for every Python
+socket, for connect and accept too.
 
 `vsock.socket(transport="kernel")` makes these: only when somebody asked for the kernel by name.
 """

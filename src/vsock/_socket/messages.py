@@ -1,8 +1,8 @@
 """Messages (SOCK_SEQPACKET): how long one may be, and the end of a record.
 
-AF_UNIX drops MSG_EOR. So a message that ends a record travels with a file descriptor beside it, and every other message
-without. The receiver makes no room for descriptors: the kernel drops it and sets MSG_CTRUNC, and that is the mark. See
-docs/reference/client-protocol.md, "The end of a record".
+AF_UNIX drops MSG_EOR. So a message that ends a record travels with a file descriptor beside it, and
+every other message without. The receiver makes no room for descriptors: the kernel drops it and
+sets MSG_CTRUNC, and that is the mark. See docs/reference/client-protocol.md, "The end of a record".
 """
 
 import array

@@ -11,8 +11,9 @@ sockets::
     its abstract name    given once: our address
     times of its inode   the options of level AF_VSOCK, where they are not the defaults
 
-Programs under ``vsock run`` keep the same metadata (crates/preload), so a socket can go from one kind of program to
-the other. The layout is part of docs/reference/client-protocol.md. This module decides nothing.
+Programs under ``vsock run`` keep the same metadata (crates/preload), so a socket can go from one
+kind of program to the other. The layout is part of docs/reference/client-protocol.md. This module
+decides nothing.
 """
 
 import contextlib
@@ -185,8 +186,8 @@ def name(sock: Base) -> Address | None:
 def write_options(sock: Base, options: VsockOptions) -> bool:
     """Keep options with the socket; tell whether they are other than the defaults (`OPTIONS`).
 
-    The inode belongs to the socket's creator: options of a connection that a switch of another user has
-    accepted are not kept.
+    The inode belongs to the socket's creator: options of a connection that a switch of another user
+    has accepted are not kept.
     """
     ticks = -int(-options.connect_timeout * HZ // 1)
     kept = (options.size, options.smallest, options.largest, ticks)

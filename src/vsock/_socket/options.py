@@ -1,8 +1,8 @@
 """The options of level AF_VSOCK, with the rules of the Linux kernel (kernel-semantics, 10.1).
 
-No I/O: values in, values out, and what they do to each other. The calls that read and change them are in
-`vsock._socket.socket_options`. Everything is kept as the kernel keeps it: sizes are 64-bit, and the
-connect timeout is counted in ticks of the kernel.
+No I/O: values in, values out, and what they do to each other. The calls that read and change them
+are in `vsock._socket.socket_options`. Everything is kept as the kernel keeps it: sizes are 64-bit,
+and the connect timeout is counted in ticks of the kernel.
 """
 
 import errno

@@ -2,7 +2,8 @@
 
 `multiprocessing` (Pipe.send, arguments of a Process, pools) passes sockets of exactly the class
 `socket.socket`; any other kind of pickle refuses them. The other process gets the descriptor, and
-reads everything else from the socket (`vsock._socket.metadata`). How the descriptor gets there is `multiprocessing`'s concern.
+reads everything else from the socket (`vsock._socket.metadata`). How the descriptor gets there is
+`multiprocessing`'s concern.
 """
 
 import sys
@@ -14,7 +15,8 @@ from vsock._client import Node
 def is_passed_on() -> bool:
     """Tell whether our caller was called to be pickled by `multiprocessing`, which knows how to pass descriptors.
 
-    Its table of reducers is not for us: it is loaded before us or after us, and we would have to load it to fill it.
+    Its table of reducers is not for us: it is loaded before us or after us, and we would have to
+    load it to fill it.
     """
     caller = sys._getframe(2)
     return caller.f_globals.get("__name__") == "multiprocessing.reduction"

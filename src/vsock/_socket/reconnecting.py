@@ -1,9 +1,10 @@
 """`ReconnectingListener`: a listener that outlives its switch; `create_server(reconnect=True)` returns one.
 
-The event loops of other libraries watch one descriptor for as long as a server runs, and processes share it. So the program gets one end of a
-pair of Unix sockets, which never changes. A thread here holds the other end and the connection to the switch, and relays
-between them: connections one way, acknowledgements and options the other way. When the switch ends, the thread binds and listens
-again as soon as there is a new one. The price is a wake-up of this thread per connection.
+The event loops of other libraries watch one descriptor for as long as a server runs, and processes
+share it. So the program gets one end of a pair of Unix sockets, which never changes. A thread here
+holds the other end and the connection to the switch, and relays between them: connections one way,
+acknowledgements and options the other way. When the switch ends, the thread binds and listens again
+as soon as there is a new one. The price is a wake-up of this thread per connection.
 """
 
 import errno

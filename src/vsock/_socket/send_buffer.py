@@ -1,7 +1,8 @@
 """The send buffer during a connect: as small as it gets, so that the held request keeps the socket from being writable.
 
-The size that the socket had before is kept in its SO_RCVLOWAT, which has no other use before there is a connection, unless our user has set
-that option (`has_low_water`): then the size is the usual one afterwards.
+The size that the socket had before is kept in its SO_RCVLOWAT, which has no other use before there
+is a connection, unless our user has set that option (`has_low_water`): then the size is the usual
+one afterwards.
 """
 
 from socket import SO_RCVLOWAT, SO_SNDBUF, SO_TYPE, SOCK_STREAM, SOL_SOCKET

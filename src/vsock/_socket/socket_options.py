@@ -1,8 +1,8 @@
 """The calls `getsockopt` and `setsockopt` as AF_VSOCK has them (kernel-semantics, 10).
 
-Options of level AF_VSOCK are kept by us (`vsock._socket.options` has their rules), and the node is told of a new buffer
-size. Options of SOL_SOCKET are the descriptor's own, except for those that would show that it is a Unix
-socket, and those that Unix sockets have and AF_VSOCK has not.
+Options of level AF_VSOCK are kept by us (`vsock._socket.options` has their rules), and the node is
+told of a new buffer size. Options of SOL_SOCKET are the descriptor's own, except for those that
+would show that it is a Unix socket, and those that Unix sockets have and AF_VSOCK has not.
 """
 
 import contextlib

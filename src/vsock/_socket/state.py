@@ -1,13 +1,15 @@
 """What a process knows of a stream socket, and how the socket connects.
 
-`dup` makes a second Python object for the same socket, and both share one `SocketState`. What other processes that hold
-the socket may change too (its state, an error, what is shut) is kept in the socket (`vsock._socket.metadata`) and only
-cached here; every change of it goes through `SocketState.store`.
+`dup` makes a second Python object for the same socket, and both share one `SocketState`. What other
+processes that hold the socket may change too (its state, an error, what is shut) is kept in the
+socket (`vsock._socket.metadata`) and only cached here; every change of it goes through
+`SocketState.store`.
 
-A connect is *held*: the request is sent with padding that fills a send buffer made small for the moment, and the node
-takes it out when it knows the outcome. So the descriptor becomes writable with the outcome, which everybody who holds
-the socket can see and nobody can take away from others: docs/reference/client-protocol.md, "the held request".
-Which call is allowed when is `vsock._socket.stream`'s concern.
+A connect is *held*: the request is sent with padding that fills a send buffer made small for the
+moment, and the node takes it out when it knows the outcome. So the descriptor becomes writable with
+the outcome, which everybody who holds the socket can see and nobody can take away from others:
+docs/reference/client-protocol.md, "the held request". Which call is allowed when is
+`vsock._socket.stream`'s concern.
 """
 
 import _thread
@@ -36,7 +38,7 @@ from vsock._socket.metadata import (
     State,
 )
 from vsock._socket.options import DEFAULT_BUFFER, VsockOptions
-from vsock._system.green import Base
+from vsock._system.green import Base, plain_poll
 from vsock._system.waiting import Steps, Wait
 from vsock.address import CID_ANY, PORT_ANY, Address, NamedAddress
 from vsock.errors import transport_error
@@ -147,20 +149,46 @@ class SocketState:
     def store_options(self, sock: Base) -> None:
         """Write the options of level AF_VSOCK."""
         if self.has_stream:
-            self.limit_buffer()
+            # A connection can have no more.
+            self.options.size = min(self.options.size, LARGEST_BUFFER)
         is_kept = metadata.write_options(sock, self.options)
         kept = self.metadata
         self.store(sock, kept.plus(OPTIONS) if is_kept else kept.minus(OPTIONS))
-
-    def limit_buffer(self) -> None:
-        """Cut the buffer size to what a connection can have, now that there is one."""
-        self.options.size = min(self.options.size, LARGEST_BUFFER)
 
     def take_name(self, sock: Base, reply: Reply) -> None:
         """Take the address that the socket is bound to from a reply."""
         if reply.our_port != PORT_ANY:
             metadata.give_name(sock, Address(reply.our_cid, reply.our_port))
         self.ours = metadata.name(sock) or UNKNOWN
+
+    # What only the node knows
+
+    def find_name(self, sock: Base) -> None:
+        """Find out our address, if there is one; the node has chosen the port of a connect."""
+        self.ours = metadata.name(sock) or self.ours
+        if self.ours.port != PORT_ANY or not self.has_stream or self.node is None:
+            return
+        # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
+        self.ours = Address(CID_ANY, self.node.our_port(_client.cookie(sock)))
+        if self.ours.port != PORT_ANY:
+            metadata.give_name(sock, self.ours)
+
+    def check_end(self, sock: Base) -> None:
+        """Raise ECONNRESET, once, if the data ends because the connection did not end well."""
+        if self.is_end_told or self.node is None or not self.receives:
+            return
+        # While the other end is open, the other side has only ended its data.
+        poller = plain_poll()
+        poller.register(sock, 0)
+        if not poller.poll(0) or self.load(sock).flags & END_TOLD:
+            return
+        is_good = self.node.has_ended_well(sock)
+        self.store(sock, self.metadata.plus(END_TOLD))
+        if not is_good:
+            raise ConnectionResetError(
+                errno.ECONNRESET,
+                f"the connection to {self.theirs} did not end well: data may be missing",
+            )
 
     # Connecting
 
@@ -175,11 +203,12 @@ class SocketState:
         Raises:
             OSError: it has not begun.
         """
-        name = encoded_name(to) if isinstance(to, NamedAddress) else None
-        cid = 0 if isinstance(to, NamedAddress) else to.cid
-        theirs = Address(CID_ANY if isinstance(to, NamedAddress) else cid, to.port)
-        is_prompt = is_prompt or name is not None
-        flags = HELD | (PROMPT if is_prompt else 0) | (0 if name is None else NAMED)
+        if isinstance(to, NamedAddress):
+            cid, name, theirs = 0, encoded_name(to), Address(CID_ANY, to.port)
+            flags = HELD | PROMPT | NAMED
+        else:
+            cid, name, theirs = to.cid, None, to
+            flags = HELD | (PROMPT if is_prompt else 0)
         milliseconds = max(1, min(round(self.options.connect_timeout * 1000), 0xFFFFFFFF))
         buffer = self._buffer_to_announce()
         request = Request(Op.CONNECT, cid, to.port, milliseconds, buffer, flags=flags)
@@ -194,7 +223,7 @@ class SocketState:
                 send_buffer.end_hold(sock, self.has_low_water)
                 self.store(sock, before)
                 raise
-            if is_prompt:
+            if flags & PROMPT:
                 kept = self._await_beginning(sock, kept, to)
             self.store(sock, kept.plus(BEGUN))
 

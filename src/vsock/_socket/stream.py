@@ -9,10 +9,10 @@ path. This module adds the order in which vsock(7) and the kernel let things hap
 
 A refused or timed out connect leads back to FRESH or BOUND.
 
-The kernel does nearly all of a data call. What differs from AF_VSOCK is put right before and after it, in
-the order in which the kernel checks (kernel-semantics, 6 and 7): flags that AF_VSOCK refuses or
-ignores, errors before there is a connection, a receive after ``shutdown(SHUT_RD)``, and what concerns messages
-(`vsock._socket.messages`).
+The kernel does nearly all of a data call. What differs from AF_VSOCK is put right before and after
+it, in the order in which the kernel checks (kernel-semantics, 6 and 7): flags that AF_VSOCK refuses
+or ignores, errors before there is a connection, a receive after ``shutdown(SHUT_RD)``, and what
+concerns messages (`vsock._socket.messages`).
 
 ``family`` is AF_UNIX and not AF_VSOCK: ssl, uvloop and others choose by it which system calls to
 make on the descriptor, and those must fit what it is.
@@ -43,10 +43,10 @@ from vsock._client import Node, Op, Reply, Request, checked, cookie
 from vsock._socket import a_kind, messages, metadata, passing, send_buffer, socket, socket_options
 from vsock._socket.accept_queue import receive_accepted
 from vsock._socket.arguments import arguments_first, check, check_sendto
-from vsock._socket.metadata import ATTACHED, END_TOLD, MESSAGES, STREAM, Metadata, State
+from vsock._socket.metadata import ATTACHED, MESSAGES, STREAM, Metadata, State
 from vsock._socket.options import VsockOptions, checked_timeout
 from vsock._socket.state import SocketState
-from vsock._system.green import Base, adapted, plain_poll
+from vsock._system.green import Base, adapted
 from vsock._system.waiting import Steps, run
 from vsock.address import CID_ANY, CID_LOCAL, PORT_ANY, Address, NamedAddress, Target, as_target
 from vsock.errors import UsageError, state_error, transport_error
@@ -185,11 +185,11 @@ class StreamSocket(socket):
         socket_options.keep_options(self, self._state, is_other_size=False)
 
     def bind(self, address: Any) -> None:
-        target = as_target(address)
+        target = checked(as_target(address))
         state = self._updated()
         if state.state is not State.FRESH:
             raise state_error(errno.EINVAL)
-        wanted = self._resolved(checked(target))
+        wanted = self._resolved(target)
         reply = self._ask(Request(Op.BIND, wanted.cid, wanted.port), f"bind {wanted}")
         state.take_name(self, reply)
         state.store(self, state.metadata._replace(state=State.BOUND))
@@ -291,7 +291,7 @@ class StreamSocket(socket):
     def getsockname(self) -> Address:
         state = self._updated()
         if state.ours.port == PORT_ANY:
-            state.ours = metadata.name(self) or self._ask_for_name()
+            state.find_name(self)
         # A connection that was made here and leads back here has become one of CID 1, whatever it was bound to.
         is_bound_to_one = state.is_attached and state.ours.cid != CID_ANY
         is_to_ourselves = state.metadata.number in (CID_LOCAL, state.ours.cid)
@@ -347,7 +347,7 @@ class StreamSocket(socket):
             return b""
         data = super().recv(bufsize, flags)
         if not data:
-            self._check_end()
+            self._state.check_end(self)
         return data
 
     @arguments_first
@@ -357,7 +357,7 @@ class StreamSocket(socket):
             return 0
         length = super().recv_into(buffer, nbytes, flags)
         if not length:
-            self._check_end()
+            self._state.check_end(self)
         return length
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
@@ -379,7 +379,7 @@ class StreamSocket(socket):
             return b"", [], 0, None
         data, _, flags, _ = super().recvmsg(bufsize, 0, flags)
         if not data:
-            self._check_end()
+            self._state.check_end(self)
         return data, [], messages.received_flags(self, flags), None
 
     @arguments_first
@@ -394,7 +394,7 @@ class StreamSocket(socket):
             return 0, [], 0, None
         length, _, flags, _ = super().recvmsg_into(views, 0, flags)
         if not length:
-            self._check_end()
+            self._state.check_end(self)
         return length, [], messages.received_flags(self, flags), None
 
     @arguments_first
@@ -532,33 +532,3 @@ class StreamSocket(socket):
         if reply.errno:
             raise transport_error(reply.errno, doing)
         return reply
-
-    def _ask_for_name(self) -> Address:
-        """Ask for the port that the node chose for our connect."""
-        state = self._state
-        if not state.has_stream or state.node is None:
-            return state.ours
-        port = state.node.our_port(cookie(self))
-        # As in the kernel, the CID of a client that did not bind to one stays the wildcard.
-        ours = Address(CID_ANY, port)
-        if port != PORT_ANY:
-            metadata.give_name(self, ours)
-        return ours
-
-    def _check_end(self) -> None:
-        """Raise ECONNRESET, once, if the data ends because the connection did not end well."""
-        state = self._state
-        if state.is_end_told or state.node is None or not state.receives:
-            return
-        # While the other end is open, the other side has only ended its data.
-        poller = plain_poll()
-        poller.register(self, 0)
-        if not poller.poll(0) or state.load(self).flags & END_TOLD:
-            return
-        is_good = state.node.has_ended_well(self)
-        state.store(self, state.metadata.plus(END_TOLD))
-        if not is_good:
-            raise ConnectionResetError(
-                errno.ECONNRESET,
-                f"the connection to {state.theirs} did not end well: data may be missing",
-            )

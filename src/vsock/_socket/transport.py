@@ -1,8 +1,9 @@
 """What a transport is: where sockets live, and how a connection or a listener is made there.
 
-`Transport` is the interface that `vsock.sockets` and `vsock.aio` use; each module of `vsock.transports` has
-one implementation. `choose` finds the one that a program means, `transport_for` the one that an address leads to. Both
-import the module of `vsock.transports` that has the transport's name, so that a program pays for what it uses.
+`Transport` is the interface that `vsock.sockets` and `vsock.aio` use; each module of
+`vsock.transports` has one implementation. `choose` finds the one that a program means,
+`transport_for` the one that an address leads to. Both import the module of `vsock.transports` that
+has the transport's name, so that a program pays for what it uses.
 """
 
 import os

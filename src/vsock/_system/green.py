@@ -1,8 +1,9 @@
 """Python's own socket class, `Base`; and programs that gevent or eventlet has patched.
 
-Both libraries replace `socket.socket` with a class whose calls never block: while there is nothing to do, other
-greenlets run. A `vsock.socket` does the same in such a program. `adapted` makes a class like that of any class of ours
-at the moment a socket is made, so this package may be imported before the patching or after it.
+Both libraries replace `socket.socket` with a class whose calls never block: while there is nothing
+to do, other greenlets run. A `vsock.socket` does the same in such a program. `adapted` makes a
+class like that of any class of ours at the moment a socket is made, so this package may be imported
+before the patching or after it.
 """
 
 import _socket as _c_socket

@@ -1,7 +1,7 @@
 """Connecting to Unix sockets.
 
-A connect to a listener whose queue is full fails with EAGAIN at once, and cannot be polled for. So it is
-tried again until a deadline. Listeners at a path are in `vsock.transports.unix`.
+A connect to a listener whose queue is full fails with EAGAIN at once, and cannot be polled for. So
+it is tried again until a deadline. Listeners at a path are in `vsock.transports.unix`.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Waiting, so that blocking and asynchronous code share everything else.
 
-A function that may have to wait is a generator of `Steps`: it yields each `Wait`, and is sent whether
-what it waits for came in time. `run` goes through the steps and blocks this thread (or this greenlet);
-`vsock.aio.run` does so in an event loop.
+A function that may have to wait is a generator of `Steps`: it yields each `Wait`, and is sent
+whether what it waits for came in time. `run` goes through the steps and blocks this thread (or this
+greenlet); `vsock.aio.run` does so in an event loop.
 """
 
 import select

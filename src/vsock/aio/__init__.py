@@ -62,8 +62,8 @@ async def start_server(
 ) -> asyncio.AbstractServer:
     """Accept connections at `address` and give each one's streams to `client_connected_cb`.
 
-    When the switch goes away the server is closed, and the loop's exception handler is told why; with `reconnect` it
-    goes on with the next switch.
+    When the switch goes away the server is closed, and the loop's exception handler is told why;
+    with `reconnect` it goes on with the next switch.
 
     Args:
         client_connected_cb: called as by `asyncio.start_server`.

@@ -1,7 +1,7 @@
 """The server of `start_server`, for every event loop: it accepts itself, and hands connections to the loop.
 
-A loop that calls accept(2) on the descriptor instead of our `accept`, as uvloop does, would find nothing there: a listener leads to
-the switch, and receives connections in its own way.
+A loop that calls accept(2) on the descriptor instead of our `accept`, as uvloop does, would find
+nothing there: a listener leads to the switch, and receives connections in its own way.
 """
 
 import asyncio

@@ -90,7 +90,7 @@ def whole_number(annotation: Any) -> Callable[[str], int]:
     noun = _noun(annotation, "number")
 
     def convert(text: str) -> int:
-        # No number of ours is longer than ten digits, and int() fails on thousands of them.
+        # The longest valid number has ten digits, and int() fails on thousands of digits.
         if not (text.isascii() and text.isdigit() and len(text) <= 10):
             raise click.BadParameter(f"{text!r} is no {noun}: a decimal number")
         for rule in types_of(annotation)[int]:

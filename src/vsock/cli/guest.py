@@ -13,7 +13,7 @@ from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, process_text
 from vsock.control.client import ControlClient
 from vsock.control.model import GuestCid, GuestRecord, GuestSpec
-from vsock.control.schema import SchemaError, about, fields_of, read
+from vsock.control.schema import SchemaError, about, fields_of, read, read_changes
 
 __all__ = ["guest", "print_guests"]
 
@@ -45,7 +45,7 @@ def add(name: str, cid: int, as_json: bool, runtime_dir: Path | None, **fields: 
     try:
         spec = read(GuestSpec, {"name": name, "cid": cid, **given(_ADDED, fields)})
     except SchemaError as error:
-        raise click.UsageError("; ".join(fault.reason for fault in error.faults)) from None
+        raise click.UsageError(str(error)) from None
     record = ControlClient(runtime_dir).add_guest(spec)
     if as_json:
         print_json(record)
@@ -66,6 +66,10 @@ def set_(name: str, as_json: bool, runtime_dir: Path | None, **fields: Any) -> N
             it for name in _CHANGED for it in names_of(name, _CHANGED[name], changing=True)
         ]
         raise click.UsageError(f"nothing to change: give {', '.join(others)} or {last}")
+    try:
+        changes = read_changes(GuestSpec, changes)
+    except SchemaError as error:
+        raise click.UsageError(str(error)) from None
     record = ControlClient(runtime_dir).change_guest(name, **changes)
     if as_json:
         print_json(record)

@@ -28,7 +28,7 @@ _CANNOT: Final = 126
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE: Final = 10.0  # seconds between SIGTERM and SIGKILL
 _SIGNAL_MILLISECONDS: Final = 500
-"""How late a signal may be passed on: one that comes just before a wait begins does not end the wait."""
+"""Milliseconds by which a signal may be delayed: one that arrives just before a wait does not end the wait."""
 _RETRY_MILLISECONDS: Final = 200
 _JOIN_SECONDS: Final = 5.0
 

@@ -125,7 +125,7 @@ Name = Annotated[str, Rule(_wrong_name)]
 Group = Annotated[str, Rule(_wrong_group, "group")]
 GuestCid = Annotated[int, Rule(_wrong_cid, "CID", _CID_RANGE)]
 Alias = Annotated[int, Rule(_wrong_cid, "alias", _CID_RANGE)]
-Text = Annotated[str, Rule(_wrong_text)]
+Text = Annotated[str, Rule(_wrong_text, json_schema=(("maxLength", LONGEST_TEXT),))]
 SocketPath = Annotated[Path, Rule(_wrong_socket, json_schema=_ABSOLUTE)]
 HybridPath = Annotated[Path, Rule(_wrong_hybrid, json_schema=_ABSOLUTE)]
 
@@ -179,7 +179,7 @@ class GuestSpec:
     ] = False
     host_aliases: Annotated[
         tuple[Alias, ...],
-        Rule(_too_many),
+        Rule(_too_many, json_schema=(("maxItems", MOST_ALIASES),)),
         About("Another CID by which it reaches the host, as 3 in Nitro enclaves.", is_fixed=True),
     ] = ()
     description: Annotated[Text, About("What it is, for people.")] = ""

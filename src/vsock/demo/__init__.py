@@ -25,7 +25,7 @@ from vsock.errors import VsockError
 __all__ = ["main"]
 
 _SIGNAL_SECONDS: Final = 0.5
-"""A signal that comes just before a wait begins does not end it: the next one does."""
+"""Longest wait in seconds: a signal that arrives just before a wait does not end it."""
 
 
 def main(*, keep: bool = False, as_json: bool = False) -> int:

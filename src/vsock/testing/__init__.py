@@ -1,7 +1,7 @@
 """For tests: real Linux guests, and machines in memory.
 
-`MemoryTransport` is a network in this process, without a switch, for tests of programs that only use sockets. The guests are
-for everything else: boot one against a switch and run commands in it.
+`MemoryTransport` is a network in this process, without a switch, for tests of programs that only use sockets. For all other
+tests boot a guest against a switch and run commands in it.
 
     with vsock.Switch({"alpha": 3}) as switch, testing.QemuGuest(switch, "alpha") as guest:
         print(guest.run("uname -r").stdout)

@@ -16,8 +16,8 @@ _CLEANING_SECONDS: Final = 5.0
 """Seconds that a cancelled coroutine may take to clean up."""
 
 _SIGNAL_SECONDS: Final = 0.5
-"""How late a signal may be handled. One that comes after Python last checked for signals and before the thread
-sleeps does not wake it, so no wait may be without end."""
+"""Seconds by which a signal may be delayed. A signal that arrives after Python last checked for signals and before
+the thread sleeps does not wake the thread, so every wait has a limit."""
 
 
 class LoopThread:

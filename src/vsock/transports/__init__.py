@@ -11,9 +11,10 @@
 `memory`    both ends in one process, without a switch: for tests of programs
 ==========  =============================================================================================
 
-A transport implements `Transport`, which is all that `vsock.sockets` and `vsock.aio` know of it. A module may have an
-address form too: a class whose ``transport`` is the module's name, and a function `parse` that reads it. Then text that begins with
-``NAME://`` is read by it. docs/internals/changing.md shows how to add one.
+A transport implements `Transport`, which is all that `vsock.sockets` and `vsock.aio` know of it. A
+module may have an address form too: a class whose `transport` is the module's name, and a function
+`parse`, which reads text that begins with ``NAME://``. Another transport is another file here;
+tests/forms/abstract.py is one.
 """
 
 from vsock._socket.transport import Transport, choose, transport_for

@@ -1,8 +1,8 @@
 """The transport `hvsock`: the Unix sockets of Firecracker, Cloud Hypervisor and our own switch; and its addresses.
 
-A guest is a Unix socket: a program that connects to it sends ``CONNECT <port>`` and reads ``OK <port>``; the hypervisor closes
-the socket to refuse. What the guest sends to a port of the host arrives at a Unix socket of the same path with
-``_<port>`` at its end.
+A guest is a Unix socket: a program that connects to it sends ``CONNECT <port>`` and reads ``OK
+<port>``; the hypervisor closes the socket to refuse. What the guest sends to a port of the host
+arrives at a Unix socket of the same path with ``_<port>`` at its end.
 """
 
 import errno

@@ -1,6 +1,7 @@
 """The transport `kernel`: the kernel's own AF_VSOCK, for programs inside a guest; and its addresses.
 
-It is used only when somebody asks for it by name. The sockets themselves are in `vsock._socket.kernel`.
+It is used only when somebody asks for it by name. The sockets themselves are in
+`vsock._socket.kernel`.
 """
 
 from typing import NamedTuple

@@ -1,13 +1,13 @@
 """The transport `memory`: machines that exist in this process alone, for tests of programs that use sockets.
 
-There is no switch, no directory and no thread. A listener and a connection are real descriptors, as everywhere: a connection
-is a pair of Unix sockets, and a listener is one end of such a pair, on the other end of which `connect` hands connections over as a
-node does. So both work in every event loop.
+There is no switch, no directory and no thread. A listener and a connection are real descriptors, as
+everywhere: a connection is a pair of Unix sockets, and a listener is one end of such a pair, on the
+other end of which `connect` hands connections over as a node does. So both work in every event
+loop.
 """
 
 import errno
 import itertools
-import select
 import threading
 from socket import (
     AF_UNIX,
@@ -25,7 +25,7 @@ from vsock._socket import socket
 from vsock._socket.options import DEFAULT_BUFFER
 from vsock._socket.stream import LONGEST_MESSAGE, StreamSocket
 from vsock._socket.transport import ConnectOptions, ListenOptions, only_verbs
-from vsock._system.green import Base
+from vsock._system.green import Base, plain_poll
 from vsock._system.waiting import Steps
 from vsock.address import (
     CID_ANY,
@@ -50,10 +50,11 @@ _LISTENER_BUFFER: Final = 1 << 18
 class MemoryTransport:
     """One machine of a network that exists in this process alone; pass it as ``transport=``.
 
-    Programs on it connect to others on the network by CID or name, and are refused as over a switch: NoSuchGuest,
-    ConnectRefused. Unlike there, every guest may connect to every other, every port may be bound, at most 64 connections
-    wait at a listener, and there are no datagrams. `vsock.socket` makes no sockets here; `create_connection`, `create_server`, `open_connection` and
-    `start_server` do.
+    Programs on it connect to others on the network by CID or name, and are refused as over a
+    switch: NoSuchGuest, ConnectRefused. Unlike there, every guest may connect to every other, every
+    port may be bound, at most 64 connections wait at a listener, and there are no datagrams.
+    `vsock.socket` makes no sockets here; `create_connection`, `create_server`, `open_connection`
+    and `start_server` do.
 
     Args:
         cid: its CID; by default it is the host.
@@ -215,7 +216,7 @@ class _Listener:
 
     def is_closed(self) -> bool:
         """Tell whether the program has closed its end."""
-        poller = select.poll()
+        poller = plain_poll()
         poller.register(self._end, 0)
         return bool(poller.poll(0))
 

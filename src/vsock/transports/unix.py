@@ -1,6 +1,7 @@
 """The transport `unix`: plain Unix sockets at a path; and its addresses.
 
-A listener's file outlives its socket: ours is removed at close, and one at which nobody listens any more is replaced.
+A listener's file outlives its socket: ours is removed at close, and one at which nobody listens any
+more is replaced.
 """
 
 import contextlib

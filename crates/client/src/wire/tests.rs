@@ -119,6 +119,29 @@ fn connect_request_with_a_name_has_it_behind_the_cookie_and_no_cid() {
 }
 
 #[test]
+fn held_message_has_the_cookie_and_the_name_behind_the_request() {
+    for name in [None, Some(b"alpha".as_slice()), Some(&[b'x'; MAX_NAME])] {
+        let request = Request::Connect {
+            to: Address { cid: 0, port: 80 },
+            is_named: name.is_some(),
+            timeout_ms: 0,
+            buffer: 0,
+            report: Report::Held { prompt: true },
+            extra: u32::try_from(HELD_EXTRA).unwrap(),
+        };
+        let message = held_message(&request, 0x0102_0304_0506_0708, name);
+        let (head, extra) = message.split_first_chunk().unwrap();
+        assert_eq!(Request::decode(head), Ok(request));
+        assert_eq!(extra.len(), request.extra());
+        assert_eq!(extra[..COOKIE_LEN], 0x0102_0304_0506_0708u64.to_le_bytes());
+        assert_eq!(name_behind(extra), name.or(Some(b"")));
+    }
+    let request = Request::Accepted;
+    let cut = held_message(&request, 7, Some(&[b'x'; MAX_NAME + 1]));
+    assert_eq!(name_behind(&cut[MESSAGE_LEN..]), Some([b'x'; MAX_NAME].as_slice()));
+}
+
+#[test]
 fn name_that_is_cut_is_none() {
     let table: [(&[u8], Option<&[u8]>); 5] = [
         (b"cookie..\x05alpha", Some(b"alpha")),

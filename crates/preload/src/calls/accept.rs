@@ -1,5 +1,5 @@
-//! `accept`: takes a connection off a listener, which is a descriptor that the node passes; and what becomes of a listener
-//! whose switch has ended.
+//! `accept`: receives a connection, which is a descriptor that the node passes; and silences a listener whose switch has
+//! ended.
 
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
@@ -52,17 +52,17 @@ pub(crate) fn accept(listener: Fd, socket: Socket, flags: c_int) -> Answer<(Fd, 
     Ok((fd, reply.theirs))
 }
 
-/// Makes a connection that a listener was handed a socket of ours.
+/// Gives an accepted connection its address, state and options.
 fn begin(fd: Fd, listener: Socket, reply: &Reply, inherited: &[u8; INHERITED_LEN]) -> Answer<()> {
     state::give_name(fd, reply.ours)?;
     state::store_peer_port(fd, reply.theirs.port)?;
     let socket = calls::accepted(listener, reply);
     let options = Options::from_inherited(inherited, tick_us()).of_connection();
-    // Of a node of another user the options stay the defaults.
+    // If the node runs as another user, the options stay the defaults.
     state::store(fd, &state::store_options(fd, socket, &options).unwrap_or(socket))
 }
 
-/// An ACCEPT as it was received, or looked at.
+/// An ACCEPT that was received, or peeked at.
 struct Message {
     bytes: [u8; MESSAGE_LEN + INHERITED_LEN],
     len: usize,
@@ -70,10 +70,10 @@ struct Message {
     was_cut: bool,
 }
 
-/// How many descriptors are looked through for epoll instances, at most.
+/// How many descriptors are searched for epoll instances at most.
 const MOST_DESCRIPTORS: c_int = 1 << 16;
 
-/// Receives one ACCEPT as the program's own settings for waiting say, and acknowledges it.
+/// Receives one ACCEPT and acknowledges it. Whether and how long this waits is the socket's setting.
 fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED_LEN], Fd)> {
     loop {
         match take(listener, is_cloexec) {
@@ -90,15 +90,15 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED_LEN]
     }
 }
 
-/// Takes a message with its descriptor, both or none: who has no place for the descriptor would lose the connection,
-/// where the kernel's `accept` leaves it in the queue. Looking at a message gives its descriptor too, or tells that there
-/// is no place for one.
+/// Receives a message with its descriptor, both or neither. A process with no descriptor left would lose the connection,
+/// while the kernel's `accept` leaves it in the queue. So this peeks first: MSG_PEEK gives the descriptor too, or
+/// MSG_CTRUNC.
 fn take(listener: Fd, is_cloexec: bool) -> Answer<Message> {
     let flags = libc::MSG_DONTWAIT | if is_cloexec { libc::MSG_CMSG_CLOEXEC } else { 0 };
     let _lock = ListenerLock::take(listener); // what was looked at is what is taken
     let seen = receive_one(listener, flags | libc::MSG_PEEK)?;
     if seen.was_cut && seen.fd.is_none() {
-        // EMFILE or ENFILE, unless a descriptor has come free meanwhile.
+        // EMFILE or ENFILE, unless a descriptor has been closed meanwhile.
         return Err(Fd::blank().map_or_else(
             |error| error,
             |fd| {
@@ -159,12 +159,13 @@ fn accepted(listener: Fd, message: &Message) -> Answer<(Reply, [u8; INHERITED_LE
     }
 }
 
-/// Ends a listener whose switch has ended: that is said once, and from then on it is as one that nobody connects to.
-/// It would be readable for ever, and the program ask for ever, for no listener of the kernel's ends.
+/// Silences a listener whose switch has ended: `accept` fails once, and afterwards the listener is like one to which nobody
+/// connects. Else it would be readable for ever, and programs would call `accept` in a loop, as a listener of the kernel
+/// never ends.
 fn end(listener: Fd) -> Errno {
-    // Where other processes hold the socket too, an epoll instance would go on about it.
+    // An epoll instance watches the socket, not the descriptor: if other processes hold it, events would go on.
     listener.leave_epoll(descriptor_limit().min(MOST_DESCRIPTORS));
-    // Without a descriptor left it stays as it is, until the next call.
+    // With no descriptor left the listener stays as it is until the next call.
     let _ = state::load(listener)
         .map(|socket| listener.silence().and_then(|()| state::store(listener, &socket)));
     Errno(libc::ENODEV)

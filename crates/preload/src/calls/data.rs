@@ -1,5 +1,5 @@
-//! Before and after data moves: carries out the checks of `vsock_client::transfer`, and puts right where a Unix socket
-//! differs from AF_VSOCK in addresses, ancillary data and MSG_EOR.
+//! Before and after data moves: makes the checks of `vsock_client::transfer`, and corrects what differs between a Unix
+//! socket and AF_VSOCK in addresses, ancillary data and MSG_EOR.
 
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
@@ -17,7 +17,7 @@ use crate::{fd_hints, node, state};
 /// What becomes of a call.
 #[derive(Debug)]
 pub(crate) enum Checked {
-    /// Not one of our sockets, or nothing to put right: pass the call to libc as it is.
+    /// Not one of our sockets, or nothing to change: pass the call to libc as it is.
     Pass,
     /// It goes on as a call on this socket of ours.
     Ours(Socket),
@@ -77,9 +77,9 @@ fn clear_hint(fd: Fd, socket: Socket) {
     }
 }
 
-/// Asks how large the other side's receive buffer is now: a message must not be longer.
+/// Asks for the size of the other side's receive buffer: EMSGSIZE if the message is longer.
 fn check_peer_buffer(fd: Fd, socket: Socket, len: usize) -> Answer<()> {
-    // A connection that is over, or has only our own data left to give, says EPIPE by itself.
+    // On a connection that is over the descriptor gives EPIPE.
     let buffer = node::set_buffer(fd, 0).unwrap_or(0);
     if buffer == 0 {
         return Ok(());
@@ -90,10 +90,10 @@ fn check_peer_buffer(fd: Fd, socket: Socket, len: usize) -> Answer<()> {
     if is_too_long { Err(Errno::MSGSIZE) } else { Ok(()) }
 }
 
-/// After a receive that gave nothing: ECONNRESET, once, if the data ends because the connection did not end well.
+/// After a receive of no data: ECONNRESET, once, if the connection did not end well.
 pub(crate) fn end_of_data(fd: Fd) -> Answer<()> {
     let Some(socket) = state::load(fd) else { return Ok(()) };
-    // While the other end is open, the other side has only ended its data.
+    // While the other end is open, the other side has only shut its sending down.
     if !may_have_lost_data(socket) || !fd.has_hung_up() {
         return Ok(());
     }
@@ -103,15 +103,15 @@ pub(crate) fn end_of_data(fd: Fd) -> Answer<()> {
     if is_good { Ok(()) } else { Err(Errno::CONNRESET) }
 }
 
-/// Receives a message by `next`, the program's own `recvmsg`: no address, no ancillary data, and MSG_EOR where the
-/// node put its mark, a descriptor that there was no room for.
+/// Receives a message by `real`, libc's `recvmsg`, without address and ancillary data. If the node has sent its mark, a
+/// descriptor for which there is no room, the flags get MSG_EOR.
 ///
 /// # Safety
 /// `message` is a valid msghdr.
 pub(crate) unsafe fn receive_message(
     message: *mut msghdr,
     socket: &Socket,
-    next: impl FnOnce() -> ssize_t,
+    real: impl FnOnce() -> ssize_t,
 ) -> ssize_t {
     // SAFETY: valid, says the caller.
     let theirs = unsafe { message.read() };
@@ -121,7 +121,7 @@ pub(crate) unsafe fn receive_message(
         (*message).msg_control = core::ptr::null_mut();
         (*message).msg_controllen = 0;
     }
-    let result = next();
+    let result = real();
     // SAFETY: as above.
     unsafe {
         (*message).msg_name = theirs.msg_name;
@@ -137,7 +137,7 @@ pub(crate) unsafe fn receive_message(
     result
 }
 
-/// Sends a message by `next`, the program's own `sendmsg`: without ancillary data, but with our mark if it ends a record.
+/// Sends a message by `real`, libc's `sendmsg`, without ancillary data, but with our mark if it ends a record.
 ///
 /// # Safety
 /// `message` is a valid msghdr.
@@ -145,20 +145,20 @@ pub(crate) unsafe fn send_message(
     message: *const msghdr,
     socket: &Socket,
     flags: c_int,
-    next: impl FnOnce(*const msghdr, c_int) -> ssize_t,
+    real: impl FnOnce(*const msghdr, c_int) -> ssize_t,
 ) -> Answer<ssize_t> {
     // SAFETY: valid, says the caller.
     let mut ours = unsafe { message.read() };
     ours.msg_control = core::ptr::null_mut();
     ours.msg_controllen = 0;
     if flags & libc::MSG_EOR == 0 || !socket.keeps_messages() {
-        return Ok(next(&raw const ours, flags & !libc::MSG_EOR));
+        return Ok(real(&raw const ours, flags & !libc::MSG_EOR));
     }
     let mark = Fd::blank()?;
     let control = Control::with(mark);
     ours.msg_control = (&raw const control).cast_mut().cast::<c_void>();
     ours.msg_controllen = size_of::<Control>();
-    let result = next(&raw const ours, flags & !libc::MSG_EOR);
+    let result = real(&raw const ours, flags & !libc::MSG_EOR);
     mark.close();
     Ok(result)
 }
@@ -172,7 +172,7 @@ pub(crate) fn message_of(part: &mut iovec) -> msghdr {
     message
 }
 
-/// How many bytes the pieces have together.
+/// The number of bytes in all pieces.
 ///
 /// # Safety
 /// `parts` points to `count` valid pieces, or `count` is 0.

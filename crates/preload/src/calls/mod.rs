@@ -1,6 +1,6 @@
-//! What the socket calls do to one of our sockets, whose state the caller has read.
+//! Carries out socket calls on one of our sockets, whose state the caller has read.
 //!
-//! What is to be done, and which errno comes first, `vsock_client::calls` says; this carries it out.
+//! `vsock_client::calls` decides what to do and which errno comes first.
 
 pub(crate) mod accept;
 pub(crate) mod data;
@@ -28,7 +28,7 @@ pub(crate) fn socket(kind: c_int, protocol: c_int) -> Answer<Fd> {
     let socket = calls::create(kind & 0xf, protocol)?;
     let fd = make(kind, &socket)?;
     if socket.keeps_messages() {
-        // A message must fit the send buffer as a whole; what the kernel does not allow it cuts.
+        // A message must fit into the send buffer as a whole. The kernel cuts the size to what its settings allow.
         fd.set_option(libc::SO_SNDBUF, &LONGEST_MESSAGE)?;
     }
     Ok(fd)
@@ -84,7 +84,7 @@ pub(crate) fn listen(fd: Fd, socket: Socket, backlog: c_int) -> Answer<()> {
     state::store(fd, &next)
 }
 
-/// `getsockname`. A port that the node chose for a connect is asked for when it is wanted first.
+/// `getsockname`. The first call asks the node for a port that it chose for a connect.
 pub(crate) fn our_address(fd: Fd, socket: Socket) -> Answer<Address> {
     let socket = finish_connect(fd, socket)?;
     match OwnName::new(socket, state::name(fd)) {
@@ -115,7 +115,7 @@ pub(crate) fn shut_down(fd: Fd, socket: Socket, how: c_int) -> Answer<()> {
         send_buffer::restore(fd, &socket)?;
     }
     if shutdown.tells_node {
-        // A connection that has ended meanwhile wants to hear nothing.
+        // Fails if the connection has ended meanwhile, and then nothing has to be told.
         let _ = node::stop_receiving(fd);
     }
     if direction != Direction::Sending {

@@ -46,7 +46,7 @@ pub(crate) fn get(fd: Fd, socket: Socket, level: c_int, name: c_int) -> Answer<O
         }
         (libc::SOL_SOCKET, name) if is_refused(name) => return Err(UNSUPPORTED),
         (libc::SOL_SOCKET, libc::SO_ERROR) => Value::Int(error(fd, socket)?),
-        // What is in their places while a connect is under way is none of the program's.
+        // While a connect is under way, these two of the descriptor are not the program's.
         (libc::SOL_SOCKET, libc::SO_SNDBUF)
             if finish_connect(fd, socket)?.state == State::Connecting =>
         {
@@ -69,11 +69,10 @@ pub(crate) fn get(fd: Fd, socket: Socket, level: c_int, name: c_int) -> Answer<O
     Ok(Some(value))
 }
 
-/// SO_ERROR: how a connect ended, told once.
+/// SO_ERROR: the errno of a failed connect, once.
 fn error(fd: Fd, socket: Socket) -> Answer<c_int> {
     let socket = finish_connect(fd, socket)?;
     let (Errno(error), next) = take_error(socket);
-    // The error is told, even if it cannot be forgotten.
     let kept = if next == socket { Ok(()) } else { state::store(fd, &next) };
     Ok(kept.map_or_else(|Errno(failure)| failure, |()| error))
 }
@@ -146,7 +145,7 @@ pub(crate) unsafe fn set(
         Tell::Nothing => {}
         Tell::Listener => node::send(fd, &calls::listen_message(socket, &options, tick_us()))?,
         Tell::Connection(buffer) => {
-            // A connection that has ended has no buffer either.
+            // Fails if the connection has ended, which then has no buffer.
             if let Ok(peer_buffer) = node::set_buffer(fd, buffer) {
                 socket = socket.with_peer_buffer(peer_buffer);
             }
@@ -219,7 +218,7 @@ unsafe fn read<T: Copy>(at: *const c_void, len: socklen_t) -> Answer<T> {
 pub(crate) fn ioctl(fd: Fd, socket: Option<Socket>, request: u64) -> Answer<Option<u32>> {
     match (request, socket) {
         (GET_LOCAL_CID, Some(socket)) => calls::local_cid(socket).map(|()| Some(local_cid())),
-        // The kernel's own device, however it was opened: what it says is true of another switchboard.
+        // The kernel's own device, however it was opened: it would give the CID of the machine.
         (GET_LOCAL_CID, None) if fd.is_device() => Ok(Some(local_cid())),
         (libc::FIONREAD | libc::TIOCOUTQ, Some(socket)) => {
             queue_len(finish_connect(fd, socket)?).map(|()| None)

@@ -1,5 +1,5 @@
-//! Hooks of the calls that move data. For a connected stream, and for everything that is not ours, they look at one word of
-//! memory (`fd_hints`) and go on; what needs more is in `calls::data`.
+//! Hooks of the calls that move data. For a connected stream, and for everything that is not ours, they read one word of
+//! memory (`fd_hints`) and go on to libc; the rest is in `calls::data`.
 
 use core::ffi::{c_int, c_uint, c_void};
 use core::ptr::{null, null_mut};
@@ -15,12 +15,12 @@ use crate::calls::data::{
 use crate::fd_hints;
 use crate::sys::{Errno, Fd};
 
-/// Flags of which AF_VSOCK thinks otherwise than AF_UNIX.
+/// Flags that AF_VSOCK treats differently from AF_UNIX.
 const SPECIAL_RECEIVING: c_int = libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_WAITALL;
 const SPECIAL_SENDING: c_int = libc::MSG_OOB | libc::MSG_EOR;
 
-/// Ends the call if the checks before it say so: nothing to check, refused, or done with nothing moved. What is left is
-/// the state of a socket of ours, or none.
+/// Makes the checks before a call, and returns from the hook if they fail or the call is done. Gives the socket's state if
+/// it is one of ours.
 macro_rules! check {
     ($matters:expr, $check:expr) => {
         if $matters {
@@ -58,7 +58,7 @@ macro_rules! check_sending {
     };
 }
 
-/// What the program is told of a receive of up to `len` bytes: that nothing came may mean that a connection did not end well.
+/// The result of a receive of up to `len` bytes. If no data came, the connection may not have ended well.
 fn received(fd: c_int, len: impl FnOnce() -> size_t, got: ssize_t) -> ssize_t {
     if got != 0 || len() == 0 {
         return got;
@@ -181,9 +181,9 @@ unsafe extern "C" fn __recvfrom_chk(
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
-    let next = || pass!(RECVMSG: fn(c_int, *mut msghdr, c_int) -> ssize_t, fd, message, flags);
+    let real = || pass!(RECVMSG: fn(c_int, *mut msghdr, c_int) -> ssize_t, fd, message, flags);
     if message.is_null() {
-        return next();
+        return real();
     }
     // SAFETY: the program vouches for its message.
     let (is_special, parts, count) = unsafe {
@@ -194,8 +194,8 @@ unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> s
     let socket = check_receiving!(fd, flags, unsafe { total(parts, count) }, is_special);
     let got = match socket {
         // SAFETY: as above.
-        Some(socket) => unsafe { receive_message(message, &socket, next) },
-        None => next(),
+        Some(socket) => unsafe { receive_message(message, &socket, real) },
+        None => real(),
     };
     // SAFETY: as above.
     received(fd, || unsafe { total(parts, count) }, got)
@@ -247,7 +247,7 @@ unsafe extern "C" fn sendto(
     address: *const sockaddr,
     address_len: socklen_t,
 ) -> ssize_t {
-    // One of no bytes is none; one that is too long is refused by the kernel, whatever the socket is.
+    // An address of no bytes is none. The kernel refuses one that is too long on any socket.
     let has_address = !address.is_null() && (1..=LONGEST).contains(&address_len);
     let socket = check_sending!(fd, flags, len, has_address);
     if flags & libc::MSG_EOR != 0
@@ -255,9 +255,9 @@ unsafe extern "C" fn sendto(
     {
         let mut part = iovec { iov_base: at.cast_mut(), iov_len: len };
         let whole = message_of(&mut part);
-        let next = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
+        let real = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
         // SAFETY: the message is whole; the program vouches for its bytes.
-        return c_return(unsafe { send_message(&raw const whole, &socket, flags, next) });
+        return c_return(unsafe { send_message(&raw const whole, &socket, flags, real) });
     }
     pass!(SENDTO: fn(c_int, *const c_void, size_t, c_int, *const sockaddr, socklen_t) -> ssize_t,
         fd, at, len, flags, address, address_len)
@@ -278,11 +278,11 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) ->
         matters(fd, has_address || has_control || flags & SPECIAL_SENDING != 0),
         before_sending(Fd(fd), flags, len, has_address)
     );
-    let next = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
+    let real = |message, flags| pass!(SENDMSG: fn(c_int, *const msghdr, c_int) -> ssize_t, fd, message, flags);
     match socket {
         // SAFETY: as above.
-        Some(socket) => c_return(unsafe { send_message(message, &socket, flags, next) }),
-        None => next(message, flags),
+        Some(socket) => c_return(unsafe { send_message(message, &socket, flags, real) }),
+        None => real(message, flags),
     }
 }
 

@@ -21,7 +21,7 @@ unsafe fn device(path: *const c_char, flags: c_int) -> Option<Answer<c_int>> {
 
 /// The variants of `open` differ in where the path starts and in whether a mode follows.
 macro_rules! hook_open {
-    ($($name:ident $next:ident($($before:ident: $kind:ty)?; $($mode:ident)?);)*) => {$(
+    ($($name:ident $real:ident($($before:ident: $kind:ty)?; $($mode:ident)?);)*) => {$(
         #[cfg_attr(not(test), unsafe(no_mangle))]
         unsafe extern "C" fn $name(
             $($before: $kind,)?
@@ -33,14 +33,14 @@ macro_rules! hook_open {
             if let Some(answer) = unsafe { device(path, flags) } {
                 return c_return(answer);
             }
-            hook_open!(@pass $next($($before: $kind)?; $($mode)?), path, flags)
+            hook_open!(@pass $real($($before: $kind)?; $($mode)?), path, flags)
         }
     )*};
-    (@pass $next:ident($($before:ident: $kind:ty)?;), $path:expr, $flags:expr) => {
-        pass!($next: fn($($kind,)? *const c_char, c_int) -> c_int, $($before,)? $path, $flags)
+    (@pass $real:ident($($before:ident: $kind:ty)?;), $path:expr, $flags:expr) => {
+        pass!($real: fn($($kind,)? *const c_char, c_int) -> c_int, $($before,)? $path, $flags)
     };
-    (@pass $next:ident($($before:ident: $kind:ty)?; $mode:ident), $path:expr, $flags:expr) => {
-        pass!($next: fn($($kind,)? *const c_char, c_int, mode_t) -> c_int,
+    (@pass $real:ident($($before:ident: $kind:ty)?; $mode:ident), $path:expr, $flags:expr) => {
+        pass!($real: fn($($kind,)? *const c_char, c_int, mode_t) -> c_int,
             $($before,)? $path, $flags, $mode)
     };
 }
@@ -58,7 +58,7 @@ hook_open! {
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut u32) -> c_int {
-    // Most ioctls are for terminals and devices: they are not asked whose they are.
+    // Most ioctls are for terminals and devices, and pass without a check.
     if matches!(request, libc::FIONREAD | libc::TIOCOUTQ | GET_LOCAL_CID) {
         match calls::options::ioctl(Fd(fd), ours(fd), request) {
             Ok(None) => {}

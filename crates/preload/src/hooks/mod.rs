@@ -1,7 +1,5 @@
-//! The functions that programs call in place of libc's. Each asks the same question first: is this AF_VSOCK?
-//!
-//! An address or a family answers it for free; else the socket's state does (`state`). What is not ours
-//! goes to libc's function of the same name, untouched.
+//! The functions that programs call in place of libc's. Each first finds out whether this is AF_VSOCK: by the address or
+//! the family if there is one, else by the socket's state (`state`). All other calls go to libc unchanged.
 
 mod data;
 mod files;
@@ -27,12 +25,12 @@ fn ours(fd: c_int) -> Option<Socket> {
     state::load(Fd(fd))
 }
 
-/// Calls the next function of this name.
+/// Passes the call on to the real function of libc.
 macro_rules! pass {
-    ($next:ident: fn($($kind:ty),*) -> $result:ty, $($argument:expr),*) => {{
+    ($real:ident: fn($($kind:ty),*) -> $result:ty, $($argument:expr),*) => {{
         type Function = unsafe extern "C" fn($($kind),*) -> $result;
         // SAFETY: this is the C function's type.
-        match unsafe { crate::real_libc::$next.get::<Function>() } {
+        match unsafe { crate::real_libc::$real.get::<Function>() } {
             // SAFETY: the program vouches for its own arguments.
             Some(function) => unsafe { function($($argument),*) },
             None => crate::hooks::c_return(Err(crate::sys::Errno(libc::ENOSYS))),

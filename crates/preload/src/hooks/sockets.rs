@@ -8,7 +8,7 @@ use super::{c_return, ours, pass};
 use crate::sys::{Answer, Errno, Fd};
 use crate::{address, calls, connecting, setup};
 
-/// Refuses to go on with an AF_VSOCK socket of the kernel's, which this process can only have been given.
+/// ENODEV for an AF_VSOCK socket of the kernel, which this process must have inherited or received.
 fn refuse_kernels(fd: c_int) -> Answer<()> {
     if Fd(fd).is_of_the_kernel() {
         setup::explain(b"an AF_VSOCK socket of the kernel's is not used");
@@ -60,7 +60,7 @@ unsafe extern "C" fn bind(fd: c_int, at: *const sockaddr, len: socklen_t) -> c_i
 unsafe extern "C" fn connect(fd: c_int, at: *const sockaddr, len: socklen_t) -> c_int {
     // SAFETY: the program vouches for its address.
     let family = unsafe { address::family(at.cast(), len) };
-    // A connect to the Internet is not asked whether it is ours; the kernel refuses it on a Unix socket.
+    // A connect to an Internet address passes without a check: the kernel refuses it on a Unix socket.
     if !matches!(family, Some(libc::AF_INET | libc::AF_INET6)) {
         if let Some(socket) = ours(fd) {
             if address::is_too_long(len) {
