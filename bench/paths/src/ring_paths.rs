@@ -24,7 +24,7 @@ const HEADER: [u8; 44] = [7; 44];
 const PAYLOAD: u32 = 64;
 
 /// Unwraps where a failure means that the path is no path.
-fn must<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+pub(crate) fn must<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|error| broken(&error.to_string()))
 }
 
@@ -70,16 +70,15 @@ impl Path for Ring {
     }
 }
 
-/// A packet from one end of a link to the other, without signals, as between two that are busy.
-pub(crate) struct Links {
-    from: Link,
-    to: Link,
-    slices: Slices,
-    _signals: Vec<OwnedFd>,
+/// Both ends of a link over one memory.
+pub(crate) struct Pair {
+    pub(crate) device: Link,
+    pub(crate) driver: Link,
+    pub(crate) signals: Vec<OwnedFd>,
 }
 
-impl Links {
-    pub(crate) fn new(to_device: bool) -> Self {
+impl Pair {
+    pub(crate) fn new(options: &DriverOptions) -> Self {
         let mut signals = Vec::new();
         let mut signal = || {
             let fd = must(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK));
@@ -87,7 +86,7 @@ impl Links {
             signals.push(must(fd.try_clone()));
             (fd, other)
         };
-        let mut driver = must(DriverLink::new(&DriverOptions::default()));
+        let mut driver = must(DriverLink::new(options));
         driver.set_event_idx(true);
         let region = must(driver.region().to_region());
         let memory = must(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals));
@@ -101,6 +100,21 @@ impl Links {
         let (mut device, mut driver) = (Link::Device(device), Link::Driver(driver));
         device.disarm();
         driver.disarm();
+        Self { device, driver, signals }
+    }
+}
+
+/// A packet from one end of a link to the other, without signals, as between two that are busy.
+pub(crate) struct Links {
+    from: Link,
+    to: Link,
+    slices: Slices,
+    _signals: Vec<OwnedFd>,
+}
+
+impl Links {
+    pub(crate) fn new(to_device: bool) -> Self {
+        let Pair { device, driver, signals } = Pair::new(&DriverOptions::default());
         let (from, to) = if to_device { (driver, device) } else { (device, driver) };
         Self { from, to, slices: Slices::with_capacity(4 * PACKETS), _signals: signals }
     }

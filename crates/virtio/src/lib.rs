@@ -4,14 +4,17 @@
 //! | --- | --- |
 //! | [`node`] | a running switch or userspace guest, as other threads hold it |
 //! | `options` | the options of a guest |
-//! | `worker` | the thread behind it: all state, all packets |
-//! | `host` | programs: their requests, their end of each connection |
+//! | `worker`, `fabric`, `turn` | the thread behind it: whose turn it is; all its parts; one turn of one link |
+//! | [`links`] | the guest side: links with the connections over them, and what goes between guests |
+//! | `flows` | connections of programs: each a socket of a program and a connection over a link |
+//! | `programs`, `host` | the host side: what programs ask, and what is asked of them |
 //! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
 //! | [`queue`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how queues and memory get here |
-//! | `reactor`, `timers`, `mailbox`, [`polling`] | one epoll set; one timer queue; how other threads talk to the worker; when it sleeps |
+//! | `reactor`, `timers`, `mailbox`, [`polling`] | one epoll set; one timer queue; orders of other threads; when the worker sleeps |
+//! | `context`, `awaited`, `guest_port` | what every part works with; threads that wait; what front ends do |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
-//! | [`journal`], [`snapshot`] | what is told upwards |
+//! | [`journal`], [`snapshot`], `report`, `flow_log` | what is told upwards |
 //!
 //! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
 
