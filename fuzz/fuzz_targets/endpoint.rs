@@ -7,8 +7,8 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use std::time::Duration;
 use vsock_core::{
-    Address, ConnectionId, Endpoint, Event, FlowKey, Instant, Key, Limits, RawHeader, Received,
-    Shutdown, SocketType,
+    Address, Admission, ConnectionId, Endpoint, Event, FlowKey, Instant, Key, Limits, RawHeader,
+    Received, Refusal, Shutdown, SocketType,
 };
 
 #[derive(Debug, Arbitrary)]
@@ -110,7 +110,10 @@ impl World {
                 }
             }
             Step::Accept(id) => self.endpoint.accept(self.id(id)),
-            Step::Refuse(id) => self.endpoint.refuse(self.id(id)),
+            Step::Refuse(id) => {
+                let refused = Admission::default().refuse(Refusal::NoListener);
+                self.endpoint.refuse(self.id(id), refused);
+            }
             Step::ShutDown(id, how) => {
                 self.endpoint.shut_down(now, self.id(id), Shutdown::from_flags(how.into()));
             }

@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use std::time::Duration;
-use vsock_core::{Cid, Instant, RawHeader, Relay, RelayLimits, Verdict};
+use vsock_core::{Cid, Instant, RawHeader, Refusal, Relay, RelayLimits, Verdict};
 
 #[derive(Debug, Arbitrary)]
 enum Step {
@@ -86,7 +86,7 @@ fuzz_target!(|steps: Vec<Step>| {
                     fwd_cnt,
                 };
                 let Ok(header) = raw.check() else { continue };
-                if let Verdict::Forward(passed) = relay.receive(now, &header, || allow) {
+                if let Verdict::Forward(passed) = relay.receive(now, &header, || if allow { Ok(()) } else { Err(Refusal::Denied) }) {
                     assert_eq!((passed.src, passed.dst), (header.src, header.dst));
                     assert_eq!((passed.len, passed.kind), (header.len, header.kind));
                     assert!(passed.len <= LIMITS.max_flow_credit);

@@ -98,6 +98,18 @@ class Node:
                 than `cid`, EPROTO if it is no such device; else what the kernel says.
         """
 
+    def explain(self, source: int, destination: int) -> tuple[bool, str, str]:
+        """Whether the guest or host with CID `source` may connect to the one with CID `destination`.
+
+        Asks the rules that every connection is asked by (crates/core/src/admission.rs).
+
+        Returns:
+            Whether it may, the name of the rule that decides (empty: a CID is nobody's), and why.
+
+        Raises:
+            OSError: the node has stopped.
+        """
+
     def snapshot(self) -> dict[str, Any]:
         """Returns the present state as one dictionary.
 

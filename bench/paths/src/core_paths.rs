@@ -120,11 +120,11 @@ impl Forward {
     }
 
     fn pass(&mut self, header: &Header) {
-        match self.relay.receive(NOW, header, || true) {
+        match self.relay.receive(NOW, header, || Ok(())) {
             Verdict::Forward(header) => {
                 std::hint::black_box(header.encode());
             }
-            Verdict::Drop => broken("dropped"),
+            Verdict::Drop | Verdict::Refuse(_) => broken("dropped"),
         }
     }
 }

@@ -1,10 +1,11 @@
-//! What happens to one packet, taken out of its surroundings.
+//! What happens to one packet, and to one decision about a connection, taken out of their surroundings.
 //!
 //! Each path does the same work in every step, so that its instructions can be counted exactly (`src/main.rs` under
 //! callgrind, compared with `bench/instructions.json` by `make bench-instructions`) and its time estimated
 //! (`benches/paths.rs`, with Criterion). A step is [`PACKETS`] packets, because what is done once per batch, such as
 //! publishing an index, is part of the cost.
 
+mod admission_paths;
 mod core_paths;
 mod ring_paths;
 
@@ -21,10 +22,12 @@ pub trait Path {
 pub type Make = fn() -> Box<dyn Path>;
 
 /// All paths by name.
-pub const ALL: [(&str, Make); 6] = [
+pub const ALL: [(&str, Make); 8] = [
     ("endpoint-receive", || Box::new(core_paths::Receive::new())),
     ("endpoint-send", || Box::new(core_paths::Send::new())),
     ("relay-forward", || Box::new(core_paths::Forward::new())),
+    ("admission-10-rules", || Box::new(admission_paths::Decide::new(10))),
+    ("admission-10000-rules", || Box::new(admission_paths::Decide::new(10_000))),
     ("ring-round", || Box::new(ring_paths::Ring::new())),
     ("link-to-device", || Box::new(ring_paths::Links::new(true))),
     ("link-to-driver", || Box::new(ring_paths::Links::new(false))),

@@ -25,8 +25,6 @@ pub enum BindError {
     InUse,
     /// EADDRNOTAVAIL: the CID is not ours.
     NotLocal,
-    /// EACCES: a port below 1024 without privilege.
-    NotPermitted,
     /// EADDRNOTAVAIL: no free ephemeral port in 24 tries.
     Exhausted,
 }
@@ -101,17 +99,20 @@ impl Ports {
         self.local = local;
     }
 
-    /// Binds an address; our CIDs are the node's own and `Cid::LOCAL`, `Cid::ANY` is bound for all of them, `Port::ANY` takes an ephemeral
-    /// port. `may_use_privileged`: the caller may bind ports below 1024.
+    /// Whether programs can be bound to this CID: the node's own and `Cid::LOCAL` are ours, and
+    /// `Cid::ANY` stands for all of them.
+    #[must_use]
+    pub fn is_local(&self, cid: Cid) -> bool {
+        [Cid::ANY, Cid::LOCAL, self.local].contains(&cid)
+    }
+
+    /// Binds an address; `Port::ANY` takes an ephemeral port. Whether the caller may bind ports
+    /// below 1024 is a question for `admission`.
     ///
     /// # Errors
     /// See [`BindError`].
-    pub fn bind(
-        &mut self,
-        address: Address,
-        may_use_privileged: bool,
-    ) -> Result<Binding, BindError> {
-        if ![Cid::ANY, Cid::LOCAL, self.local].contains(&address.cid) {
+    pub fn bind(&mut self, address: Address) -> Result<Binding, BindError> {
+        if !self.is_local(address.cid) {
             return Err(BindError::NotLocal);
         }
         let address = if address.port == Port::ANY {
@@ -120,9 +121,6 @@ impl Ports {
         } else {
             address
         };
-        if address.port.is_privileged() && !may_use_privileged {
-            return Err(BindError::NotPermitted);
-        }
         if self.is_taken(address) {
             return Err(BindError::InUse);
         }

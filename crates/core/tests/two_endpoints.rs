@@ -89,12 +89,12 @@ fn two_endpoints_through_a_relay_short_of_credit_fixed_seeds() {
 /// In the midst of traffic everything is saved and restored, again and again; nobody notices.
 #[test]
 fn two_endpoints_handed_to_successors_fixed_seeds() {
-    run_seeds(None, 3);
+    run_seeds(None, 10);
 }
 
 #[test]
 fn two_endpoints_and_a_relay_handed_to_successors_fixed_seeds() {
-    run_seeds(Some(true), 3);
+    run_seeds(Some(true), 10);
 }
 
 fn schedules() -> impl Strategy<Value = Vec<Choice>> {

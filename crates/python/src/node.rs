@@ -78,6 +78,18 @@ impl Node {
         Ok(joined)
     }
 
+    fn explain(
+        &self,
+        py: Python<'_>,
+        source: u32,
+        destination: u32,
+    ) -> PyResult<(bool, String, String)> {
+        let explained = py.detach(|| self.node.explain(source, destination));
+        let node::Verdict { is_allowed, rule, reason } =
+            explained.map_err(|error| to_python(&error))?;
+        Ok((is_allowed, rule, reason))
+    }
+
     fn snapshot(&self, py: Python<'_>) -> PyResult<Snapshot> {
         py.detach(|| self.node.snapshot()).map(Snapshot::from).map_err(|error| to_python(&error))
     }

@@ -1,8 +1,8 @@
-//! What every part of a node works with: the time of this round, the event sources, the journal.
+//! What every part of a node works with: the time of this round, the event sources, the journal, and who may begin what.
 
 use std::fmt::Display;
 
-use vsock_core::{Cid, Instant};
+use vsock_core::{Admission, Cid, Instant};
 
 use crate::journal::Journal;
 use crate::reactor::Sources;
@@ -14,6 +14,8 @@ pub(crate) struct Context {
     /// What the node listens to.
     pub(crate) sources: Sources,
     pub(crate) journal: Journal,
+    /// Asked wherever something begins.
+    pub(crate) admission: Admission,
     started: std::time::Instant,
 }
 
@@ -21,7 +23,8 @@ impl Context {
     /// Of a node that starts now.
     pub(crate) fn new(sources: Sources, journal: Journal) -> Self {
         let started = std::time::Instant::now();
-        Self { now: Instant::default(), sources, journal, started }
+        let admission = Admission::default();
+        Self { now: Instant::default(), sources, journal, admission, started }
     }
 
     /// The time at this very moment.

@@ -232,7 +232,7 @@ impl Fabric {
         hybrid: Option<(PathBuf, UnixListener)>,
         seed: u64,
     ) -> Result<LinkId, AddError> {
-        let id = self.links.add_guest(options, seed)?;
+        let id = self.links.add_guest(&mut self.cx.admission, options, seed)?;
         if let Err(error) = self.programs.set_hybrid(&mut self.cx, id, hybrid) {
             self.links.remove(id);
             return Err(error.into());

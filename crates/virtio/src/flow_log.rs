@@ -3,8 +3,7 @@
 //!
 //! Decisions are made elsewhere; a call here says what came of them.
 
-use rustix::io::Errno;
-use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, SocketType, Verdict};
+use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, Refused, SocketType, Verdict};
 
 use crate::context::Context;
 use crate::flows::{Greeting, NotConnected, Parties};
@@ -60,16 +59,11 @@ impl FlowLog<'_> {
     }
 
     /// A program's attempt did not even start.
-    pub(crate) fn denied(&self, parties: &Parties, is_hybrid: bool, errno: Errno) {
+    pub(crate) fn denied(&self, parties: &Parties, is_hybrid: bool, refused: Refused) {
         let to = parties.theirs.cid;
         let guest =
             if self.links.routes.guest(to).is_some() { to } else { self.links.routes.local() };
-        let attempt = attempt_of(guest, parties, is_hybrid);
-        match errno {
-            Errno::NODEV => self.note(REFUSED, &attempt, "no such guest"),
-            Errno::SOCKTNOSUPPORT => self.note(REFUSED, &attempt, "not with this socket type"),
-            _ => self.note(REFUSED, &attempt, &errno.to_string()),
-        }
+        self.note(REFUSED, &attempt_of(guest, parties, is_hybrid), refused.reason().text());
     }
 
     /// The other side of a link, `label`, asked for a connection that nobody here took.
@@ -78,39 +72,26 @@ impl FlowLog<'_> {
         (link, label): (LinkId, Cid),
         key: FlowKey,
         kind: SocketType,
-        why: &str,
+        refused: Refused,
     ) {
         if link == self.links.routes.loopback() {
             return; // said where it was asked
         }
         let (source, destination) = (key.theirs, key.ours);
         let (guest, program, is_hybrid) = (label, None, false);
-        self.note(REFUSED, &Attempt { guest, source, destination, kind, program, is_hybrid }, why);
+        let attempt = Attempt { guest, source, destination, kind, program, is_hybrid };
+        self.note(REFUSED, &attempt, refused.reason().text());
     }
 
-    /// A guest asked for a CID that no other guest has.
-    pub(crate) fn unroutable(&self, header: &Header) {
-        if header.op == Op::Request {
-            self.note_between(REFUSED, header, "no such guest");
-        }
+    /// A guest asked for a connection that it does not get.
+    pub(crate) fn refused_between(&self, request: &Header, refused: Refused) {
+        self.note_between(REFUSED, request, refused.reason().text());
     }
 
     /// What became of a packet between guests; `was_asked`: its flow waited for an answer.
-    pub(crate) fn relayed(
-        &self,
-        (from, to): (LinkId, LinkId),
-        header: &Header,
-        verdict: Verdict,
-        was_asked: bool,
-    ) {
+    pub(crate) fn relayed(&self, header: &Header, verdict: Verdict, was_asked: bool) {
         let is_passed_on = matches!(verdict, Verdict::Forward(_));
         match header.op {
-            Op::Request if !is_passed_on => {
-                let links = self.links.get(from).zip(self.links.get(to));
-                let may = links.is_some_and(|(source, target)| source.shares_group(target));
-                let why = if may { "over a guest's limits" } else { "they share no group" };
-                self.note_between(REFUSED, header, why);
-            }
             Op::Response if is_passed_on => self.note_between(OPENED, &asked(header), ""),
             Op::Rst if was_asked => {
                 let why = said_of(CloseReason::Refused);

@@ -17,6 +17,7 @@
 
 #![deny(unsafe_code)]
 
+mod admission;
 mod awaited;
 mod context;
 mod fabric;

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
 
+pub use crate::admission::Verdict;
+use crate::admission::explain;
 use crate::fabric::Fabric;
 use crate::guest_port::GuestPort;
 use crate::journal::{Journal, Record};
@@ -263,7 +265,10 @@ impl Node {
         }
         self.set_hybrid(cid, options.hybrid.clone())?;
         self.set_guest_cid(cid, new.0)?;
-        Ok(self.mailbox.call(move |worker| worker.fabric.links.set_options(link, options))?)
+        Ok(self.mailbox.call(move |worker| {
+            let Fabric { cx, links, .. } = &mut worker.fabric;
+            links.set_options(&mut cx.admission, link, options);
+        })?)
     }
 
     /// Gives a guest a hybrid socket at `path`, or none, in place of the one it has.
@@ -342,6 +347,17 @@ impl Node {
         })??;
         held.device = Some(device);
         Ok(cid)
+    }
+
+    /// Whether the one with the CID `from` may connect to the one with the CID `to`, and which rule says so.
+    ///
+    /// # Errors
+    /// The node has been stopped.
+    pub fn explain(&self, from: u32, to: u32) -> Result<Verdict, NodeError> {
+        Ok(self.mailbox.call(move |worker| {
+            let Fabric { cx, links, .. } = &worker.fabric;
+            explain(cx, links, Cid(from), Cid(to))
+        })?)
     }
 
     /// Everything as it is now.

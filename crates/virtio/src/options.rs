@@ -50,9 +50,4 @@ impl GuestOptions {
         let is_wrong = |&&alias: &&u32| !Cid(alias).is_guest() || alias == self.cid;
         self.host_aliases.iter().find(is_wrong).map_or(Ok(()), |&bad| Err(AddError::BadCid(bad)))
     }
-
-    /// Whether this guest and another share a group.
-    pub(crate) fn shares_group(&self, other: &Self) -> bool {
-        self.groups.iter().any(|group| other.groups.contains(group))
-    }
 }

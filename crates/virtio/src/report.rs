@@ -18,6 +18,7 @@ pub(crate) fn snapshot(fabric: &Fabric) -> Snapshot {
     infos.sort_by_key(|flow| flow.id);
     let mut counters: Vec<_> = programs.counters().chain(flows.counters()).collect();
     counters.extend(links.detach_reasons());
+    counters.extend(cx.admission.refusals().named());
     counters.extend(forwarder.relay().stats().named());
     let (listeners, datagrams) = (programs.listener_infos(), programs.datagram_infos());
     Snapshot { guests, listeners, datagrams, flows: infos, counters }

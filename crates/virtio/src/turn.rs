@@ -1,13 +1,16 @@
 //! One turn of one link: who takes what comes over it, and who gives what goes out.
 
-use vsock_core::{Address, Cid, CloseReason, ConnectionId, Endpoint, Event, Header, Op, RawHeader};
+use vsock_core::admission::Act;
+use vsock_core::{
+    Address, Cid, CloseReason, ConnectionId, Endpoint, Event, Header, Op, RawHeader, Verdict,
+};
 
 use crate::context::Context;
 use crate::flow_log::FlowLog;
 use crate::flows::Flows;
 use crate::links::{
     Budget, Drained, Filled, Foreign, Forwarder, Interface, LinkFault, LinkId, Links, MemoryDead,
-    Offer, Payload, Scratch, Sent, Sink, Source, Update,
+    Offer, Payload, Role, Scratch, Sent, Sink, Source, Update,
 };
 use crate::programs::{Asked, Programs};
 use crate::slice::Slice;
@@ -107,6 +110,16 @@ impl Turn<'_> {
         }
     }
 
+    /// A guest asks for a CID that no other guest has. The link's endpoint answers.
+    fn refuse_unroutable(&mut self, request: &Header) {
+        let way = (request.src, request.dst);
+        let attempt = self.links.attempt_between(Act::Connect, self.id, way, request.kind);
+        if let Err(reason) = self.cx.admission.decide(&attempt).limits() {
+            let refused = self.cx.admission.refuse(reason);
+            FlowLog { cx: self.cx, links: self.links }.refused_between(request, refused);
+        }
+    }
+
     /// Ends all connections; nothing is sent over the link.
     pub(crate) fn reset_silently(&mut self, interface: &mut Interface) {
         interface.reset_all();
@@ -142,14 +155,20 @@ impl Sink for Turn<'_> {
         let header = packet.header;
         let to = self.links.routes.guest(header.dst.cid).filter(|to| *to != self.id);
         let Some(to) = to else {
-            FlowLog { cx: self.cx, links: self.links }.unroutable(header);
+            if header.op == Op::Request {
+                self.refuse_unroutable(header);
+            }
             return false;
         };
         let way = (self.id, to);
-        let passed = self.forwarder.forward(self.cx.now, self.links, way, packet);
-        if header.op != Op::Rw {
+        let at = (self.cx.now, &self.cx.admission);
+        let passed = self.forwarder.forward(at, self.links, way, packet);
+        if let Verdict::Refuse(reason) = passed.verdict {
+            let refused = self.cx.admission.refuse(reason);
+            FlowLog { cx: self.cx, links: self.links }.refused_between(header, refused);
+        } else if header.op != Op::Rw {
             let log = FlowLog { cx: self.cx, links: self.links };
-            log.relayed(way, header, passed.verdict, passed.was_asked);
+            log.relayed(header, passed.verdict, passed.was_asked);
         }
         true
     }
@@ -159,7 +178,9 @@ impl Sink for Turn<'_> {
     }
 
     fn datagram(&mut self, from: Address, to: Address, bytes: &[u8], is_ours: bool) {
-        self.programs.datagram(self.links, self.id, (from, to), bytes, is_ours);
+        let role = self.guest.map_or(Role::Uplink, Role::Guest);
+        let way = (from, to);
+        self.programs.datagram(self.cx, self.links, (self.id, role), way, bytes, is_ours);
     }
 
     fn datagram_lost(&mut self) {

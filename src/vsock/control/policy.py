@@ -1,29 +1,17 @@
-"""Who may talk to whom: parties in, verdict with its reason out.
+"""What the policy says about two parties, as people and programs are told.
 
-Pure. The data plane applies the same rule to every connection; here it is said once more in
-words, so that a person can ask why. Today there is one rule: each may talk to itself, the host and a
-guest may, and two guests may if they share a group.
+The rules themselves are in the data plane (crates/core/src/admission.rs), which asks them about every
+connection, datagram and port; `Switch.explain` asks them there, too, so that the answer is what
+happens.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
-from vsock.address import CID_HOST
+__all__ = ["HOST_NAME", "Verdict"]
 
-__all__ = ["HOST", "Party", "Verdict", "decide"]
-
-
-@dataclass(frozen=True, slots=True)
-class Party:
-    """One end of a flow as the policy sees it."""
-
-    name: str
-    cid: int
-    groups: frozenset[str] = frozenset()
-
-
-HOST: Final = Party("host", CID_HOST)
-"""The machine the switch runs on."""
+HOST_NAME: Final = "host"
+"""What the machine that the switch runs on is called among guests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +21,3 @@ class Verdict:
     is_allowed: bool
     rule: str
     reason: str
-
-
-def decide(source: Party, destination: Party) -> Verdict:
-    """May `source` open a connection to `destination`?"""
-    if source.cid == destination.cid:
-        return Verdict(True, "self", f"{source.name} reaches itself without asking")
-    if CID_HOST in (source.cid, destination.cid):
-        return Verdict(True, "host", "the host and a guest may talk")
-    shared = sorted(source.groups & destination.groups)
-    pair = f"{source.name} and {destination.name}"
-    if shared:
-        return Verdict(True, "group", f"{pair} share the group {shared[0]}")
-    return Verdict(False, "default", f"{pair} share no group; give both the same one")

@@ -37,7 +37,7 @@ from vsock.control.model import (
     conflicts,
     with_paths,
 )
-from vsock.control.policy import HOST, Party, Verdict, decide
+from vsock.control.policy import HOST_NAME, Verdict
 from vsock.control.schema import checked, fields_of, read, read_changes, types_of
 from vsock.errors import NoSuchGuest, TransportError, UsageError, missing_extra, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
@@ -376,11 +376,12 @@ class Switch:
         """May `source` connect to `destination` (names or CIDs; "host" is the host), and why."""
         if self._is_host_alias(source, destination):
             destination = CID_HOST
-        return decide(self._party(source), self._party(destination))
+        cids = self._cid_of(source), self._cid_of(destination)
+        return Verdict(*self._running().explain(*cids))
 
     def _is_host_alias(self, source: str | int, destination: str | int) -> bool:
         """Whether `source` is a guest to which the CID `destination` is the host."""
-        if source in (HOST.name, HOST.cid, str(HOST.cid)):
+        if _is_host(source):
             return False
         return str(destination) in map(str, self._find(source).host_aliases)
 
@@ -391,11 +392,8 @@ class Switch:
         guest = checked(with_paths(checked(guest), self._files))
         return replace(guest, socket=guest.socket or self._files.guest_socket(guest.name))
 
-    def _party(self, who: str | int) -> Party:
-        if who in (HOST.name, HOST.cid, str(HOST.cid)):
-            return HOST
-        spec = self._find(who)
-        return Party(spec.name, spec.cid, frozenset(spec.groups))
+    def _cid_of(self, who: str | int) -> int:
+        return CID_HOST if _is_host(who) else self._find(who).cid
 
     def _find(self, guest: str | int) -> GuestSpec:
         for spec in self._guests.values():
@@ -425,9 +423,13 @@ class Switch:
             return False
         events = node.events()
         log_events(
-            events, {CID_HOST: HOST.name} | {it.cid: it.name for it in self._guests.values()}
+            events, {CID_HOST: HOST_NAME} | {it.cid: it.name for it in self._guests.values()}
         )
         return bool(events)
+
+
+def _is_host(who: str | int) -> bool:
+    return who in (HOST_NAME, CID_HOST, str(CID_HOST))
 
 
 def _log_change(old: GuestSpec, new: GuestSpec) -> None:

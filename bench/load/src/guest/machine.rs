@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use vsock_core::{Address, Cid, Event, FlowKey, Instant, Limits, Port, Shutdown, SocketType};
+use vsock_core::{
+    Address, Admission, Cid, Event, FlowKey, Instant, Limits, Port, Refusal, Shutdown, SocketType,
+};
 use vsock_virtio::link::driver::DriverLink;
 use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::links::{Budget, Drained, Interface, Role, Scratch, Sends, Update};
@@ -31,6 +33,8 @@ const FIRST_PORT: u32 = 0x4000_0000;
 /// One guest.
 pub(super) struct Machine {
     interface: Interface,
+    /// Counts what nobody here serves.
+    admission: Admission,
     users: Users,
     scratch: Scratch,
     attached: Attached,
@@ -59,6 +63,7 @@ impl Machine {
         let cid = Cid(attached.cid);
         Ok(Self {
             interface: Interface::new(Link::Driver(link), Role::Uplink, cid, limits, 1),
+            admission: Admission::default(),
             users: Users::new(plan.checks),
             scratch: Scratch::default(),
             attached,
@@ -200,7 +205,10 @@ impl Machine {
             match event {
                 Event::Offered { id, key, .. } => match service::of_port(key.ours.port.0) {
                     Some((group, service)) => self.welcome(now, Flow::new(id, group, service)),
-                    None => self.interface.endpoint_mut().refuse(id),
+                    None => {
+                        let refused = self.admission.refuse(Refusal::NoListener);
+                        self.interface.endpoint_mut().refuse(id, refused);
+                    }
                 },
                 Event::Connected { id } => {
                     if let Some(flow) = self.users.flows.get_mut(id) {

@@ -78,6 +78,8 @@ refusals! {
     QueueFull queue_full "its queue is full",
     /// The listening program could not be handed the connection.
     ListenerGone listener_gone "the listening program does not take it",
+    /// Whoever asked has given up.
+    GivenUp given_up "given up already",
     /// The process has no descriptor left.
     OutOfDescriptors out_of_descriptors "no descriptor is left",
 }
@@ -87,7 +89,6 @@ impl From<BindError> for Refusal {
         match error {
             BindError::InUse => Self::PortInUse,
             BindError::NotLocal => Self::NotLocal,
-            BindError::NotPermitted => Self::PrivilegedPort,
             BindError::Exhausted => Self::PortsExhausted,
         }
     }

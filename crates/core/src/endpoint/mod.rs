@@ -25,6 +25,7 @@ mod saved;
 pub(crate) mod stats;
 
 use crate::address::{FlowKey, SocketType};
+use crate::admission::Refused;
 use crate::connection::{Connection, ConnectionInfo, Due};
 use crate::credit::Window;
 use crate::ids::{Key, Slots};
@@ -212,8 +213,9 @@ impl Endpoint {
         self.apply(id, Input::Accept);
     }
 
-    /// Refuses an offered connection; no event follows.
-    pub fn refuse(&mut self, id: ConnectionId) {
+    /// Refuses an offered connection, which the caller has counted with its reason; no event
+    /// follows.
+    pub fn refuse(&mut self, id: ConnectionId, _: Refused) {
         self.apply(id, Input::Refuse);
     }
 

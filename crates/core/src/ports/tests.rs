@@ -7,7 +7,7 @@ fn ports() -> Ports {
 }
 
 fn bind(ports: &mut Ports, cid: u32, port: u32) -> Result<Binding, BindError> {
-    ports.bind(Address::new(cid, port), false)
+    ports.bind(Address::new(cid, port))
 }
 
 fn port_of(ports: &Ports, binding: Binding) -> u32 {
@@ -73,17 +73,6 @@ fn foreign_cid_is_not_local() {
     for cid in [0, 3] {
         assert_eq!(bind(&mut ports(), cid, 5000), Err(BindError::NotLocal));
     }
-}
-
-#[test]
-fn privileged_port_needs_permission_before_anything_else() {
-    let mut ports = ports();
-    for port in [0, 1023] {
-        assert_eq!(bind(&mut ports, ANY, port), Err(BindError::NotPermitted));
-        assert!(ports.bind(Address::new(ANY, port), true).is_ok());
-        assert_eq!(bind(&mut ports, ANY, port), Err(BindError::NotPermitted));
-    }
-    assert!(bind(&mut ports, ANY, 1024).is_ok());
 }
 
 #[test]

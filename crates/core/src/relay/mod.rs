@@ -32,6 +32,7 @@ pub mod state;
 mod stats;
 
 use crate::address::{Address, Cid, FlowKey};
+use crate::admission::Refusal;
 use crate::ids::{Key, Slots};
 use crate::packet::{Header, Op, RawHeader};
 use crate::table::Table;
@@ -94,6 +95,9 @@ pub enum Verdict {
     Forward(Header),
     /// Nothing is passed on; packets for either guest may have been queued.
     Drop,
+    /// It was a REQUEST and is refused: a RST has been queued for the guest that sent it. The
+    /// caller counts the reason.
+    Refuse(Refusal),
 }
 
 /// Names one flow between guests for ever; a stale id is harmless.
@@ -140,20 +144,20 @@ impl Relay {
     }
 
     /// Takes a packet of one guest for another. The caller has checked that `header.src.cid` is
-    /// the guest that sent it and that `header.dst.cid` is a guest of this node; `allow` is asked
+    /// the guest that sent it and that `header.dst.cid` is a guest of this node; `admit` is asked
     /// for a REQUEST only.
     pub fn receive(
         &mut self,
         now: Instant,
         header: &Header,
-        allow: impl FnOnce() -> bool,
+        admit: impl FnOnce() -> Result<(), Refusal>,
     ) -> Verdict {
         if header.src.cid == header.dst.cid {
             return self.stray(header);
         }
         match self.table.get(key(header)) {
-            Some(id) => self.receive_of_flow(now, id, header, allow),
-            None => self.receive_stray(now, header, allow),
+            Some(id) => self.receive_of_flow(now, id, header, admit),
+            None => self.receive_stray(now, header, admit),
         }
     }
 
@@ -163,7 +167,7 @@ impl Relay {
         now: Instant,
         id: FlowId,
         header: &Header,
-        allow: impl FnOnce() -> bool,
+        admit: impl FnOnce() -> Result<(), Refusal>,
     ) -> Verdict {
         let Some(flow) = self.flows.get_mut(id) else { return Verdict::Drop };
         if flow.kind != header.kind {
@@ -175,7 +179,7 @@ impl Relay {
         if effects.end.is_some() {
             self.follow(now, id, after, &effects);
             return match effects.packet {
-                Passing::Drop if effects.again => self.open(now, header, allow),
+                Passing::Drop if effects.again => self.open(now, header, admit),
                 Passing::Drop | Passing::Answer => Verdict::Drop,
                 // A RST, whose credit means nothing.
                 Passing::Forward => Verdict::Forward(*header),
@@ -209,10 +213,10 @@ impl Relay {
         &mut self,
         now: Instant,
         header: &Header,
-        allow: impl FnOnce() -> bool,
+        admit: impl FnOnce() -> Result<(), Refusal>,
     ) -> Verdict {
         match header.op {
-            Op::Request => self.open(now, header, allow),
+            Op::Request => self.open(now, header, admit),
             Op::Rst => Verdict::Drop,
             Op::Response
             | Op::Shutdown
@@ -225,19 +229,24 @@ impl Relay {
     }
 
     /// A guest asks for a flow.
-    fn open(&mut self, now: Instant, header: &Header, allow: impl FnOnce() -> bool) -> Verdict {
+    fn open(
+        &mut self,
+        now: Instant,
+        header: &Header,
+        admit: impl FnOnce() -> Result<(), Refusal>,
+    ) -> Verdict {
         let source = header.src.cid;
         if self.guests.flows(source) >= self.limits.max_flows_per_guest {
             self.stats.requests_over_limit += 1;
-            return self.answer(header);
+            return self.refuse(header, Refusal::OverLimits);
         }
         if self.guests.half_open(source) >= self.limits.max_half_open_per_guest {
             self.stats.requests_over_half_open_limit += 1;
-            return self.answer(header);
+            return self.refuse(header, Refusal::OverLimits);
         }
-        if !allow() {
+        if let Err(reason) = admit() {
             self.stats.refused += 1;
-            return self.answer(header);
+            return self.refuse(header, reason);
         }
         let grant = self.grants.first(header, &self.limits);
         let mut flow = Flow::new(header, grant, now);
@@ -251,6 +260,11 @@ impl Relay {
         self.stats.opened += 1;
         self.follow(now, id, after, &effects);
         Verdict::Forward(forwarded)
+    }
+
+    fn refuse(&mut self, request: &Header, reason: Refusal) -> Verdict {
+        let _ = self.answer(request);
+        Verdict::Refuse(reason)
     }
 
     /// A packet of no flow.

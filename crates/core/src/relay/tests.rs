@@ -56,14 +56,18 @@ impl Bench {
     }
 
     fn receive(&mut self, header: Header) -> Verdict {
-        self.relay.receive(self.now, &header, || true)
+        self.relay.receive(self.now, &header, || Ok(()))
     }
 
     fn pass(&mut self, header: Header) -> Header {
         match self.receive(header) {
             Verdict::Forward(forwarded) => forwarded,
-            Verdict::Drop => panic!("dropped: {header:?}"),
+            verdict @ (Verdict::Drop | Verdict::Refuse(_)) => panic!("{verdict:?}: {header:?}"),
         }
+    }
+
+    fn refuse(&mut self, request: Header) {
+        assert_eq!(self.receive(request), Verdict::Refuse(Refusal::OverLimits));
     }
 
     fn drop(&mut self, header: Header) {
@@ -128,8 +132,9 @@ fn open_idle_flow_stays() {
 #[test]
 fn request_that_is_not_allowed_is_reset() {
     let mut bench = Bench::new();
-    let verdict = bench.relay.receive(T0, &from_a(Op::Request), || false);
-    assert_eq!(verdict, Verdict::Drop);
+    let refused = Refusal::NoSharedGroup;
+    let verdict = bench.relay.receive(T0, &from_a(Op::Request), || Err(refused));
+    assert_eq!(verdict, Verdict::Refuse(refused));
     assert_eq!(bench.packets(A), [from_a(Op::Request).raw().reset_reply().unwrap()]);
     assert_eq!(bench.packets(B), []);
     assert_eq!(bench.relay.stats().refused, 1);
@@ -308,12 +313,12 @@ fn requests_beyond_the_limits_are_reset_and_counted() {
     let response = |port| packet(B, Address::new(3, port), Op::Response);
     bench.pass(request(1));
     bench.pass(request(2));
-    bench.drop(request(3));
+    bench.refuse(request(3));
     bench.pass(response(1));
     bench.pass(response(2));
     bench.pass(request(3));
     bench.pass(request(4));
-    bench.drop(request(5));
+    bench.refuse(request(5));
     let stats = bench.relay.stats();
     assert_eq!((stats.requests_over_half_open_limit, stats.requests_over_limit), (1, 1));
     bench.pass(packet(Address::new(5, 1), B, Op::Request));

@@ -133,9 +133,9 @@ fn relay() -> Relay {
         Header { len: 100, ..packet(PEER, OTHER, Op::Rw) },
         packet(asked, OTHER, Op::Request),
     ] {
-        assert!(matches!(relay.receive(NOW, &header, || true), Verdict::Forward(_)));
+        assert!(matches!(relay.receive(NOW, &header, || Ok(())), Verdict::Forward(_)));
     }
-    let _ = relay.receive(NOW, &packet(PEER, Address::new(4, 9), Op::Rw), || true);
+    let _ = relay.receive(NOW, &packet(PEER, Address::new(4, 9), Op::Rw), || Ok(()));
     relay
 }
 
@@ -179,7 +179,7 @@ fn relay_goes_on_under_another_clock() {
     let mut relay = Relay::restore(relay().save(NOW), RelayLimits::default(), 2, LATER).unwrap();
     assert_eq!(relay.deadline(), Some(LATER + Duration::from_secs(30)));
     let more = Header { len: 7, ..packet(PEER, OTHER, Op::Rw) };
-    assert!(matches!(relay.receive(LATER, &more, || false), Verdict::Forward(_)));
+    assert!(matches!(relay.receive(LATER, &more, || unreachable!()), Verdict::Forward(_)));
     relay.expire(LATER + Duration::from_secs(30));
     assert_eq!((relay.flows().count(), relay.stats().timeouts), (1, 1));
     assert_eq!(relay.next_ready(), Some(PEER.cid));
@@ -188,8 +188,8 @@ fn relay_goes_on_under_another_clock() {
 #[test]
 fn ports_are_bound_as_before() {
     let mut ports = Ports::new(OURS.cid, 5);
-    let gone = ports.bind(Address::new(2, 7000), false).unwrap();
-    let listens = ports.bind(Address::new(u32::MAX, 5000), false).unwrap();
+    let gone = ports.bind(Address::new(2, 7000)).unwrap();
+    let listens = ports.bind(Address::new(u32::MAX, 5000)).unwrap();
     ports.listen(listens, SocketType::Stream, 3).unwrap();
     assert!(ports.admit(listens));
     ports.release(gone);
@@ -198,7 +198,7 @@ fn ports_are_bound_as_before() {
     assert_eq!(restored.save(), saved);
     assert_eq!(restored.lookup(Address::new(2, 5000)), ports.lookup(Address::new(2, 5000)));
     assert_eq!(restored.address(gone), None);
-    let next = restored.bind(Address::new(2, 7001), false).unwrap();
+    let next = restored.bind(Address::new(2, 7001)).unwrap();
     assert_ne!(next, gone, "a stale binding stays stale");
     let mut twice = saved.clone();
     twice.bound.push(twice.bound[1]);

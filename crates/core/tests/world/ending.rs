@@ -2,7 +2,7 @@
 
 use super::{MANY, RING, Side, User, World};
 use std::time::Duration;
-use vsock_core::{CloseReason, Event, Shutdown};
+use vsock_core::{CloseReason, Event, Refusal, Shutdown};
 
 impl World {
     /// What endpoints tell their users.
@@ -18,7 +18,10 @@ impl World {
         let side = &mut self.sides[at];
         match event {
             Event::Offered { id, key, kind } => match id.to_bits() % 16 {
-                7 => side.endpoint.refuse(id),
+                7 => {
+                    let refused = self.admission.refuse(Refusal::NoListener);
+                    side.endpoint.refuse(id, refused);
+                }
                 11 => {} // nobody answers: the offer times out
                 _ => {
                     side.endpoint.accept(id);

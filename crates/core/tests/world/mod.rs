@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use user::User;
 use vsock_core::{
-    Address, ConnectionId, EOM, Endpoint, FlowKey, Instant, Limits, Op, RawHeader, Received, Relay,
-    RelayLimits, Shutdown, SocketType, Verdict,
+    Address, Admission, ConnectionId, EOM, Endpoint, FlowKey, Instant, Limits, Op, RawHeader,
+    Received, Relay, RelayLimits, Shutdown, SocketType, Verdict,
 };
 
 /// Packets a link has room for.
@@ -50,6 +50,7 @@ struct Side {
 pub(crate) struct World {
     sides: [Side; 2],
     relay: Option<Relay>,
+    admission: Admission,
     room: u32,
     now: Instant,
     next_serial: u64,
@@ -93,6 +94,7 @@ impl World {
         Self {
             sides: [side(3, buffers[0]), side(4, buffers[1])],
             relay: relay.map(|limits| Relay::new(limits, seed)),
+            admission: Admission::default(),
             room,
             now: Instant(seed % 1000),
             next_serial: 0,
@@ -366,7 +368,7 @@ impl World {
         let Some(relay) = &mut self.relay else { return };
         if let Some(packet) = self.sides[from].outbound.pop_front() {
             let header = packet.raw.check().expect("endpoints make good headers");
-            let verdict = relay.receive(self.now, &header, || true);
+            let verdict = relay.receive(self.now, &header, || Ok(()));
             Self::take_control(relay, &mut self.sides);
             if let Verdict::Forward(header) = verdict {
                 let mut offset = 0;

@@ -1,11 +1,11 @@
-//! Datagrams on a link: a run of RW packets of type 3 with neither credit nor answers, the last one with EOM.
+//! The datagram that comes in over a link: the core says which packets it is made of, here are its bytes.
 
-use vsock_core::{Address, EOM, Op, RawHeader, SocketType};
+use vsock_core::datagram::{Arrived, Reassembly, check};
+use vsock_core::{Address, RawHeader};
 
-use crate::host::wire::MAX_DATAGRAM;
 use crate::slice::{self, Slice};
 
-/// A datagram, or the beginning of one.
+/// A whole datagram.
 #[derive(Debug)]
 pub(super) struct Datagram {
     pub(super) from: Address,
@@ -16,11 +16,11 @@ pub(super) struct Datagram {
 /// What became of a packet.
 #[derive(Debug)]
 pub(super) enum Assembled {
-    /// More is to come.
-    Part,
+    /// More is to come, or it belongs to a datagram that is lost.
+    Nothing,
     /// It was the last.
     Whole(Datagram),
-    /// The datagram is longer than one can be, and forgotten.
+    /// The datagram is longer than one can be, and lost.
     TooLong,
     /// It is no packet of a datagram.
     Malformed,
@@ -28,53 +28,37 @@ pub(super) enum Assembled {
 
 /// The datagram of which not all packets have come.
 #[derive(Debug, Default)]
-pub(super) struct Reassembly(Option<Datagram>);
+pub(super) struct Incoming {
+    packets: Reassembly,
+    bytes: Vec<u8>,
+}
 
-impl Reassembly {
-    /// Takes a packet.
+impl Incoming {
+    /// Takes a packet that came with `payload_len` bytes.
     pub(super) fn take(
         &mut self,
         raw: &RawHeader,
         payload_len: u32,
         payload: &[Slice],
     ) -> Assembled {
-        // Addresses are checked like those of any packet; the type is none that connections have.
-        let as_stream = RawHeader { kind: SocketType::Stream.to_wire(), ..*raw };
-        let header = match as_stream.check() {
-            Ok(header) if header.op == Op::Rw && header.len <= payload_len => header,
+        let header = match check(raw) {
+            Ok(header) if header.len <= payload_len => header,
             Ok(_) | Err(_) => return Assembled::Malformed,
         };
-        let mut datagram = match self.0.take() {
-            Some(one) if one.from == header.src && one.to == header.dst => one,
-            // One whose end never came.
-            Some(_) | None => Datagram { from: header.src, to: header.dst, bytes: Vec::new() },
+        let (at, is_last) = match self.packets.receive(&header) {
+            Arrived::Part { at, is_last } => (at as usize, is_last),
+            Arrived::Lost => return Assembled::Nothing,
+            Arrived::TooLong => {
+                self.bytes = Vec::new();
+                return Assembled::TooLong;
+            }
         };
-        let before = datagram.bytes.len();
-        let len = header.len as usize;
-        if before + len > MAX_DATAGRAM {
-            return Assembled::TooLong;
+        self.bytes.resize(at + header.len as usize, 0);
+        slice::copy_out(payload, &mut self.bytes[at..]);
+        if !is_last {
+            return Assembled::Nothing;
         }
-        datagram.bytes.resize(before + len, 0);
-        slice::copy_out(payload, &mut datagram.bytes[before..]);
-        if header.flags & EOM == 0 {
-            self.0 = Some(datagram);
-            return Assembled::Part;
-        }
-        Assembled::Whole(datagram)
-    }
-}
-
-/// The header of a packet.
-pub(super) fn header(from: Address, to: Address, len: u32, is_last: bool) -> RawHeader {
-    RawHeader {
-        src_cid: from.cid.0.into(),
-        dst_cid: to.cid.0.into(),
-        src_port: from.port.0,
-        dst_port: to.port.0,
-        len,
-        kind: SocketType::Datagram.to_wire(),
-        op: Op::Rw.to_wire(),
-        flags: if is_last { EOM } else { 0 },
-        ..RawHeader::default()
+        let bytes = std::mem::take(&mut self.bytes);
+        Assembled::Whole(Datagram { from: header.src, to: header.dst, bytes })
     }
 }

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vsock_core::{Cid, Instant};
+use vsock_core::admission::GroupId;
+use vsock_core::{Admission, Cid, Instant};
 
 use super::{Interface, LinkFault, Role};
 use crate::context::Context;
@@ -38,6 +39,8 @@ pub(crate) struct NewUplink {
 pub(crate) struct Entry {
     /// What the guest was told to be; of another link, its socket.
     pub(super) options: GuestOptions,
+    /// Its groups, as rules know them.
+    groups: Vec<GroupId>,
     /// Its guest is about to be removed: nothing begins any more.
     pub(crate) is_leaving: bool,
     pub(super) front_end: Option<PeerCredentials>,
@@ -63,8 +66,9 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(super) fn new(options: GuestOptions, interface: Interface) -> Self {
-        let mut entry = Self {
-            options: GuestOptions::default(),
+        Self {
+            options,
+            groups: Vec::new(),
             is_leaving: false,
             front_end: None,
             features: 0,
@@ -76,9 +80,7 @@ impl Entry {
             config: None,
             faults: 0,
             interface: Some(Box::new(interface)),
-        };
-        entry.set_options(options);
-        entry
+        }
     }
 
     /// The link of a userspace guest. Its queues are to be watched.
@@ -100,12 +102,18 @@ impl Entry {
         &self.options
     }
 
+    /// The guest's groups, as rules know them.
+    pub(crate) fn groups(&self) -> &[GroupId] {
+        &self.groups
+    }
+
     /// Makes a guest what it is to be from now on.
-    pub(super) fn set_options(&mut self, options: GuestOptions) {
+    pub(super) fn set_options(&mut self, admission: &mut Admission, options: GuestOptions) {
         if let Some(interface) = &mut self.interface {
             let aliases = options.host_aliases.iter().copied().map(Cid).collect();
             interface.filter_mut().set_aliases(aliases);
         }
+        self.groups = options.groups.iter().map(|name| admission.group(name)).collect();
         self.options = options;
     }
 
@@ -137,11 +145,6 @@ impl Entry {
     /// Virtio features that both sides have.
     pub(crate) fn features(&self) -> u64 {
         self.features
-    }
-
-    /// Whether its guest and another's may talk to each other.
-    pub(crate) fn shares_group(&self, other: &Self) -> bool {
-        !self.is_leaving && self.options.shares_group(&other.options)
     }
 
     /// The features of both sides are known.

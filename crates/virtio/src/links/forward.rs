@@ -4,7 +4,10 @@
 //! the receiver's ring, and has to wait in this process, is bounded. A receiver that posts no buffers costs its own
 //! flows their progress and nobody else's anything.
 
-use vsock_core::{Cid, FlowKey, Header, Instant, Op, RawHeader, Relay, RelayLimits, Verdict};
+use vsock_core::admission::Act;
+use vsock_core::{
+    Admission, Cid, FlowKey, Header, Instant, Op, RawHeader, Relay, RelayLimits, Verdict,
+};
 
 use super::{Foreign, Interface, LinkId, Links, Scratch};
 
@@ -51,18 +54,19 @@ impl Forwarder {
     /// Passes on a packet of the guest on `from` to the guest on `to`.
     pub(crate) fn forward(
         &mut self,
-        now: Instant,
+        (now, admission): (Instant, &Admission),
         links: &mut Links,
         (from, to): (LinkId, LinkId),
         packet: &Foreign<'_>,
     ) -> Passed {
         let header = packet.header;
         let was_asked = header.op == Op::Rst && self.relay.is_asked(header);
-        let may = || {
-            let both = links.get(from).zip(links.get(to));
-            both.is_some_and(|(source, target)| source.shares_group(target))
+        let admit = || {
+            let attempt =
+                links.attempt_between(Act::Connect, from, (header.src, header.dst), header.kind);
+            admission.decide(&attempt).limits().map(|_| ())
         };
-        let verdict = self.relay.receive(now, header, may);
+        let verdict = self.relay.receive(now, header, admit);
         if let Verdict::Forward(header) = verdict {
             // A reset that waits was caused before this packet, and must arrive before it.
             let is_free = !self.relay.has_packet(header.dst.cid);

@@ -306,6 +306,11 @@ impl Interface {
         &mut self.receiver.filter
     }
 
+    /// Both sides have negotiated datagrams.
+    pub(crate) fn takes_datagrams(&self) -> bool {
+        self.receiver.filter.takes_datagrams()
+    }
+
     /// We have another CID.
     pub(crate) fn set_local(&mut self, cid: Cid) {
         self.receiver.filter.set_local(cid);

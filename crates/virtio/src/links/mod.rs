@@ -39,7 +39,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use vsock_core::{Address, Cid, Instant, Key, Limits, SecondaryMap, Slots};
+use vsock_core::{Address, Admission, Cid, Instant, Key, Limits, SecondaryMap, Slots};
 
 pub(crate) use self::cid_change::Ending;
 pub(crate) use self::entry::{Entry, NewUplink};
@@ -168,6 +168,7 @@ impl Links {
     /// A guest whose front end may attach from now on.
     pub(crate) fn add_guest(
         &mut self,
+        admission: &mut Admission,
         options: GuestOptions,
         seed: u64,
     ) -> Result<LinkId, AddError> {
@@ -180,7 +181,9 @@ impl Links {
         let (link, role) = (Link::Device(DeviceLink::new()), Role::Guest(cid));
         let local = self.routes.local();
         let interface = Interface::new(link, role, local, Limits::default(), seed);
-        let id = self.entries.insert(Entry::new(options, interface));
+        let mut entry = Entry::new(GuestOptions::default(), interface);
+        entry.set_options(admission, options);
+        let id = self.entries.insert(entry);
         self.schedule.add(id);
         self.routes.add_guest(cid, id);
         Ok(id)
@@ -231,9 +234,14 @@ impl Links {
     }
 
     /// Makes a guest what it is to be from now on.
-    pub(crate) fn set_options(&mut self, id: LinkId, options: GuestOptions) {
+    pub(crate) fn set_options(
+        &mut self,
+        admission: &mut Admission,
+        id: LinkId,
+        options: GuestOptions,
+    ) {
         if let Some(entry) = self.entries.get_mut(id) {
-            entry.set_options(options);
+            entry.set_options(admission, options);
         }
     }
 

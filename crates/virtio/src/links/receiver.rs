@@ -9,7 +9,7 @@ use std::ops::Range;
 use vsock_core::{ConnectionId, Header, Instant, Op, RawHeader, Received};
 
 use super::connections::Connections;
-use super::datagram::{Assembled, Reassembly};
+use super::datagram::{Assembled, Incoming};
 use super::fault::{LinkFault, MemoryDead};
 use super::filter::{Filter, Role, Sorted};
 use super::interface::Budget;
@@ -62,7 +62,7 @@ pub(super) struct Run {
 /// What a link receives.
 pub(super) struct Receiver {
     pub(super) filter: Filter,
-    reassembly: Reassembly,
+    datagram: Incoming,
     pub(super) drops: Drops,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Inflow<'a, S> {
 
 impl Receiver {
     pub(super) fn new(filter: Filter) -> Self {
-        Self { filter, reassembly: Reassembly::default(), drops: Drops::default() }
+        Self { filter, datagram: Incoming::default(), drops: Drops::default() }
     }
 
     /// Takes what the other side has sent, up to a budget.
@@ -149,8 +149,8 @@ impl Receiver {
                 }
             }
             Sorted::Datagram => {
-                match self.reassembly.take(&raw, inbound.payload_len, &slices[payload]) {
-                    Assembled::Part => {}
+                match self.datagram.take(&raw, inbound.payload_len, &slices[payload]) {
+                    Assembled::Nothing => {}
                     Assembled::Whole(datagram) => {
                         let is_ours = self.filter.is_ours(datagram.to.cid);
                         inflow.sink.datagram(datagram.from, datagram.to, &datagram.bytes, is_ours);

@@ -5,6 +5,7 @@
 //! from its user, straight into as many of the other side's buffers as credit and quantum allow; a turn of one that
 //! carries messages is one message.
 
+use vsock_core::datagram::Split;
 use vsock_core::{Address, ConnectionId, Header, Instant};
 
 use super::connections::Connections;
@@ -358,26 +359,26 @@ pub(super) fn send_datagram(
 ) -> Result<bool, LinkFault> {
     scratch.empty();
     let Scratch { slices, spaces, .. } = scratch;
-    let mut room = 0;
-    // An empty datagram is a packet too.
-    while room < payload.len() || spaces.is_empty() {
+    let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    // First whether there is room for all of it.
+    let mut fits = Split::new(from, to, len);
+    while !fits.is_done() {
         let Some(space) = link.reserve(slices)? else {
             let reserved = u16::try_from(spaces.len()).unwrap_or(u16::MAX);
             link.link_mut().return_spaces(reserved);
             return Ok(false);
         };
-        room += space.capacity as usize;
+        let _ = fits.next(space.capacity);
         spaces.push(space);
     }
+    let mut packets = Split::new(from, to, len);
     let mut rest = payload;
     for space in spaces.iter() {
-        let (part, after) = rest.split_at(rest.len().min(space.capacity as usize));
+        let Some(header) = packets.next(space.capacity) else { break };
+        let (part, after) = rest.split_at(rest.len().min(header.len as usize));
         rest = after;
-        // At most the capacity, which is a u32.
-        let len = u32::try_from(part.len()).unwrap_or(space.capacity);
-        let header = super::datagram::header(from, to, len, rest.is_empty());
         slice::copy_in(&slices[space.payload.clone()], part);
-        link.transmit(space, slices, &header.encode(), len);
+        link.transmit(space, slices, &header.encode(), header.len);
     }
     Ok(true)
 }

@@ -1,9 +1,8 @@
-//! How an attempt to connect starts: the way, REQUEST, or why not; and the program's descriptor becomes the flow's.
+//! How an attempt to connect starts: REQUEST, or why not; and the program's descriptor becomes the flow's.
 
 use std::time::Duration;
 
-use rustix::io::Errno;
-use vsock_core::{Address, Cid, ConnectError, ConnectionId, FlowKey, Instant, SocketType};
+use vsock_core::{Address, Cid, ConnectionId, FlowKey, Instant, Refusal, SocketType};
 
 use super::Parts;
 use crate::flows::Flow;
@@ -11,7 +10,6 @@ use crate::host::program::Bound;
 use crate::host::wire::{COOKIE_LEN, MESSAGE_LEN, Report};
 use crate::links::{LinkId, Links};
 use crate::reactor::{Owner, SourceId};
-use crate::spec::F_SEQPACKET;
 
 /// What a CONNECT asks for.
 #[derive(Clone, Copy, Debug)]
@@ -55,23 +53,23 @@ impl Held {
 /// Why an attempt did not start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denied {
-    Errno(Errno),
+    Refused(Refusal),
     /// A connection of this node to itself is between these addresses, and may only wait for our own answer.
     Again,
 }
 
 impl Denied {
-    pub(super) fn errno(self) -> Errno {
+    pub(super) fn reason(self) -> Refusal {
         match self {
-            Self::Errno(errno) => errno,
-            Self::Again => Errno::ADDRINUSE,
+            Self::Refused(reason) => reason,
+            Self::Again => Refusal::AddressesInUse,
         }
     }
 }
 
-impl From<Errno> for Denied {
-    fn from(errno: Errno) -> Self {
-        Self::Errno(errno)
+impl From<Refusal> for Denied {
+    fn from(reason: Refusal) -> Self {
+        Self::Refused(reason)
     }
 }
 
@@ -84,25 +82,6 @@ pub(super) fn begin(parts: &mut Parts<'_>, id: SourceId, flow: Flow) {
     parts.flows.begin(id, flow);
 }
 
-/// Which link leads to a CID, for a socket of this kind; `None`: guests may have it, and none has.
-///
-/// Errors are those that the kernel's choice of a transport gives (kernel-semantics, 1.3): only a driver that runs
-/// can have said that it knows SEQPACKET.
-pub(super) fn route(links: &Links, cid: Cid, kind: SocketType) -> Result<Option<LinkId>, Errno> {
-    let id = links.routes.to(cid);
-    if id == Some(links.routes.loopback()) {
-        return Ok(id);
-    }
-    if id.is_none() && cid == Cid::HYPERVISOR {
-        return Err(Errno::NODEV);
-    }
-    let features = id.and_then(|id| links.get(id)).map_or(0, |it| it.features());
-    if kind == SocketType::SeqPacket && features & F_SEQPACKET == 0 {
-        return Err(Errno::SOCKTNOSUPPORT);
-    }
-    Ok(id)
-}
-
 /// Sends REQUEST over a link.
 pub(super) fn start(
     now: Instant,
@@ -111,16 +90,12 @@ pub(super) fn start(
     bound: Bound,
     attempt: Attempt,
     kind: SocketType,
-) -> Result<(ConnectionId, FlowKey), Errno> {
+) -> Result<(ConnectionId, FlowKey), Refusal> {
     // Over loopback we are CID 1, whatever the other side was called.
     let cid = if link == links.routes.loopback() { Cid::LOCAL } else { links.routes.local() };
     let ours = Address { cid, port: bound.address.port };
     let key = FlowKey { ours, theirs: attempt.to };
-    let endpoint = links.interface(link).ok_or(Errno::NODEV)?.endpoint_mut();
-    let connection = endpoint.connect(now, key, kind, attempt.timeout);
-    let connection = connection.map_err(|error| match error {
-        ConnectError::InUse => Errno::ADDRINUSE,
-        ConnectError::TooMany => Errno::NOBUFS,
-    })?;
+    let endpoint = links.interface(link).ok_or(Refusal::NoRoute)?.endpoint_mut();
+    let connection = endpoint.connect(now, key, kind, attempt.timeout)?;
     Ok((connection, key))
 }

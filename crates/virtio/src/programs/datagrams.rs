@@ -10,12 +10,16 @@ use std::io::IoSlice;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use vsock_core::{Address, BindError, Binding, Cid, Port, Ports, SecondaryMap};
+use vsock_core::admission::{Act, Answerer, Attempt};
+use vsock_core::{
+    Address, Admission, BindError, Binding, Cid, FlowKey, Port, Ports, Refusal, SecondaryMap,
+    SocketType,
+};
 
 use crate::host::client::{Client, has_hung_up};
 use crate::host::program::Bound;
 use crate::host::wire::{self, Reply, op};
-use crate::links::{LinkId, Links, Scratch};
+use crate::links::{LinkId, Links, Role, Scratch};
 use crate::reactor::{Owner, SourceId};
 use crate::snapshot::DatagramInfo;
 
@@ -62,14 +66,9 @@ impl Datagrams {
         self.ports.set_local(cid);
     }
 
-    /// Takes a port for a program that receives datagrams; `may` tells that it may be one below 1024.
-    pub(super) fn bind(
-        &mut self,
-        client: SourceId,
-        address: Address,
-        may: bool,
-    ) -> Result<Bound, BindError> {
-        let id = self.ports.bind(address, may)?;
+    /// Takes a port for a program that receives datagrams.
+    pub(super) fn bind(&mut self, client: SourceId, address: Address) -> Result<Bound, BindError> {
+        let id = self.ports.bind(address)?;
         let socket = DatagramSocket { client, sent: 0, received: 0, dropped: 0 };
         self.sockets.insert(id, socket);
         Ok(Bound { id, address: self.ports.address(id).unwrap_or(address) })
@@ -86,10 +85,10 @@ impl Datagrams {
     /// Sends a datagram for the program `asker`, from the socket with this number.
     pub(super) fn send(
         &mut self,
+        admission: &mut Admission,
         links: &mut Links,
         clients: &Clients,
-        asker: SourceId,
-        number: u64,
+        (asker, number): (SourceId, u64),
         to: Address,
         payload: &[u8],
     ) -> Result<(), Errno> {
@@ -102,22 +101,53 @@ impl Datagrams {
             return Err(Errno::INVAL);
         }
         let from = Address { cid: local, port };
-        if to.cid == local || to.cid == Cid::LOCAL {
-            if !self.deliver(clients, from, to, payload) {
-                return Err(Errno::HOSTUNREACH);
-            }
+        let sent = self.dispatch(admission, links, clients, (from, to), payload);
+        // There are no connections, so whatever the reason is, it is the way that is missing.
+        let is_sent = sent.map_err(|reason| {
+            let _ = admission.refuse(reason);
+            Errno::HOSTUNREACH
+        })?;
+        if is_sent {
             self.count_sent(binding);
-            return Ok(());
-        }
-        let link = links.routes.to(to.cid).ok_or(Errno::HOSTUNREACH)?;
-        let sent = links.send_datagram(link, (from, to), payload, &mut self.scratch);
-        if sent.ok_or(Errno::HOSTUNREACH)? {
-            self.sent += 1;
-            self.count_sent(binding);
-        } else {
-            self.dropped += 1;
         }
         Ok(())
+    }
+
+    /// Sends a program's datagram where it belongs. False: there is no room for it.
+    fn dispatch(
+        &mut self,
+        admission: &Admission,
+        links: &mut Links,
+        clients: &Clients,
+        (from, to): (Address, Address),
+        payload: &[u8],
+    ) -> Result<bool, Refusal> {
+        let kind = SocketType::Datagram;
+        let attempt = links.attempt_of_program(Act::Send, to, kind);
+        let link = links.routes.to(to.cid).ok_or(Refusal::NoRoute);
+        if link == Ok(links.routes.loopback()) {
+            let answerer = self.answerer(to);
+            admission.decide(&Attempt { answerer, ..attempt }).limits()?;
+            return if self.deliver(clients, from, to, payload) {
+                Ok(true)
+            } else {
+                Err(Refusal::ListenerGone)
+            };
+        }
+        admission.decide(&attempt).limits()?;
+        let sent = links.send_datagram(link?, (from, to), payload, &mut self.scratch);
+        let is_sent = sent.ok_or(Refusal::TypeNotKnown)?;
+        self.sent += u64::from(is_sent);
+        self.dropped += u64::from(!is_sent);
+        Ok(is_sent)
+    }
+
+    /// Who would receive a datagram to an address of ours.
+    fn answerer(&self, to: Address) -> Answerer {
+        match self.ports.holder(to) {
+            Some(_) => Answerer::Receiver,
+            None => Answerer::Nobody,
+        }
     }
 
     fn count_sent(&mut self, binding: Binding) {
@@ -169,37 +199,43 @@ impl Datagrams {
     /// A whole datagram that came over a link, for a program here if `is_ours`, or for another guest.
     pub(super) fn received(
         &mut self,
+        admission: &mut Admission,
         links: &mut Links,
         clients: &Clients,
-        link: LinkId,
+        (link, role): (LinkId, Role),
         (from, to): (Address, Address),
-        bytes: &[u8],
-        is_ours: bool,
+        (bytes, is_ours): (&[u8], bool),
     ) {
-        let is_passed = if is_ours {
-            self.deliver(clients, from, to, bytes)
+        let passed = if is_ours {
+            let key = FlowKey { ours: to, theirs: from };
+            let attempt = links.attempt_over((link, role), Act::Send, key, SocketType::Datagram);
+            let attempt = Attempt { answerer: self.answerer(to), ..attempt };
+            let admitted = admission.decide(&attempt).limits();
+            admitted.map(|_| self.deliver(clients, from, to, bytes))
         } else {
-            self.pass(links, link, (from, to), bytes)
+            self.pass(admission, links, link, (from, to), bytes)
         };
+        let is_passed = passed.unwrap_or_else(|reason| {
+            let _ = admission.refuse(reason);
+            false
+        });
         self.dropped += u64::from(!is_passed);
     }
 
-    /// Passes a datagram of a guest to another. False: there is nobody, or no room.
+    /// Passes a datagram of a guest to another. False: there is no room for it.
     fn pass(
         &mut self,
+        admission: &Admission,
         links: &mut Links,
         link: LinkId,
         (from, to): (Address, Address),
         bytes: &[u8],
-    ) -> bool {
-        let Some(target) = links.routes.guest(to.cid).filter(|target| *target != link) else {
-            return false;
-        };
-        let both = links.get(link).zip(links.get(target));
-        if !both.is_some_and(|(source, target)| source.shares_group(target)) {
-            return false;
-        }
-        links.send_datagram(target, (from, to), bytes, &mut self.scratch) == Some(true)
+    ) -> Result<bool, Refusal> {
+        let attempt = links.attempt_between(Act::Send, link, (from, to), SocketType::Datagram);
+        admission.decide(&attempt).limits()?;
+        let target = links.routes.guest(to.cid).ok_or(Refusal::NoRoute)?;
+        let sent = links.send_datagram(target, (from, to), bytes, &mut self.scratch);
+        sent.ok_or(Refusal::TypeNotKnown)
     }
 
     /// A datagram that came over a link was lost there.

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
-use vsock_core::{Address, Cid, FlowKey, Port, SecondaryMap, SocketType};
+use vsock_core::admission::Act;
+use vsock_core::{Address, Cid, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 use super::Parts;
 use super::acceptors::{Acceptors, Speaks};
@@ -61,7 +61,8 @@ impl Hybrids {
         Ok(())
     }
 
-    fn path(&self, link: LinkId) -> Option<&Path> {
+    /// Where a guest's socket is.
+    pub(super) fn path(&self, link: LinkId) -> Option<&Path> {
         self.sockets.get(link).map(|(path, _)| path.as_path())
     }
 
@@ -79,11 +80,12 @@ impl Hybrids {
             Ok(Progress::Connect(port)) => {
                 let Some(cid) = guest else { return self.drop_client(parts.cx, id) };
                 let to = Address { cid, port };
-                if let Err(errno) = self.connect(parts, id, to) {
+                if let Err(reason) = self.connect(parts, id, to) {
+                    let refused = parts.cx.admission.refuse(reason);
                     let ours = Address { cid: parts.links.routes.local(), port: Port::ANY };
                     let key = FlowKey { ours, theirs: to };
                     let parties = Parties::outgoing(key, SocketType::Stream, peer);
-                    FlowLog { cx: parts.cx, links: parts.links }.denied(&parties, true, errno);
+                    FlowLog { cx: parts.cx, links: parts.links }.denied(&parties, true, refused);
                     self.drop_client(parts.cx, id);
                 }
             }
@@ -98,13 +100,15 @@ impl Hybrids {
     }
 
     /// Starts the connection that a program's line asks for.
-    fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Errno> {
+    fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Refusal> {
         let Parts { cx, links, flows, services } = parts;
-        let link = self.clients.get(id).ok_or(Errno::INVAL)?.link;
+        let link = self.clients.get(id).ok_or(Refusal::GivenUp)?.link;
+        let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
+        cx.admission.decide(&asked).limits()?;
         let bound = services.listeners.bind_ephemeral()?;
         let started = start(cx.now, links, link, bound, Attempt::new(to, 0, 0), SocketType::Stream);
         let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
-        let client = self.clients.remove(id).ok_or(Errno::INVAL)?;
+        let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
         let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
@@ -136,17 +140,19 @@ impl Hybrids {
     /// The Unix socket `<path>_<port>` of a guest that connects to us, if a program listens there.
     ///
     /// A program whose backlog is full counts as a refusal: waiting for it would stall every guest.
-    pub(super) fn offer(&self, link: LinkId, key: FlowKey, kind: SocketType) -> Option<OwnedFd> {
-        if kind != SocketType::Stream {
-            return None;
-        }
-        let mut path = self.path(link)?.to_owned().into_os_string();
+    ///
+    /// # Errors
+    /// There is no such program, or no descriptor for it.
+    pub(super) fn offer(&self, link: LinkId, key: FlowKey) -> Result<OwnedFd, Refusal> {
+        let path = self.path(link).ok_or(Refusal::NoListener)?;
+        let mut path = path.to_owned().into_os_string();
         path.push(format!("_{}", key.ours.port.0));
-        let address = SocketAddrUnix::new(path.as_bytes()).ok()?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd =
-            rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None).ok()?;
-        rustix::net::connect(&fd, &address).ok()?;
-        Some(fd)
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
+            .map_err(|_| Refusal::OutOfDescriptors)?;
+        SocketAddrUnix::new(path.as_bytes())
+            .and_then(|address| rustix::net::connect(&fd, &address))
+            .map_err(|_| Refusal::NoHybridSocket)?;
+        Ok(fd)
     }
 }

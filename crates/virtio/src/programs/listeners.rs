@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType as UnixType};
+use vsock_core::admission::FlowLimits;
 use vsock_core::{
-    Address, BindError, Cid, ConnectionId, FlowKey, ListenError, Port, Ports, SecondaryMap,
-    SocketType,
+    Address, BindError, Cid, ConnectionId, FlowKey, ListenError, Port, Ports, Refusal,
+    SecondaryMap, SocketType,
 };
 
 use super::accept_queue::AcceptQueue;
@@ -70,16 +71,20 @@ impl Listeners {
         self.ports.set_local(cid);
     }
 
-    /// Takes a port; `may` tells that it may be one below 1024.
-    pub(super) fn bind(&mut self, address: Address, may: bool) -> Result<Bound, BindError> {
-        let id = self.ports.bind(address, may)?;
+    /// Whether programs can be bound to this CID.
+    pub(super) fn is_local(&self, cid: Cid) -> bool {
+        self.ports.is_local(cid)
+    }
+
+    /// Takes a port.
+    pub(super) fn bind(&mut self, address: Address) -> Result<Bound, BindError> {
+        let id = self.ports.bind(address)?;
         Ok(Bound { id, address: self.ports.address(id).unwrap_or(address) })
     }
 
     /// Takes any port.
-    pub(super) fn bind_ephemeral(&mut self) -> Result<Bound, Errno> {
-        let any = Address { cid: Cid::ANY, port: Port::ANY };
-        self.bind(any, false).map_err(bind_errno)
+    pub(super) fn bind_ephemeral(&mut self) -> Result<Bound, BindError> {
+        self.bind(Address { cid: Cid::ANY, port: Port::ANY })
     }
 
     /// Gives a port back.
@@ -167,23 +172,27 @@ impl Listeners {
         self.ports.lookup(at)
     }
 
-    /// Hands a new stream to the program that listens; `None`: its queue is full, or it is gone.
+    /// Hands a new stream to the program that listens.
+    ///
+    /// # Errors
+    /// Its queue is full, it is gone, or there is no descriptor for it.
     pub(super) fn offer(
         &mut self,
         cx: &mut Context,
         flows: &mut Flows,
         interface: &mut Interface,
-        (connection, key): (ConnectionId, FlowKey),
+        (connection, key, limits): (ConnectionId, FlowKey, FlowLimits),
         listener: &vsock_core::Listener,
-    ) -> Option<Given> {
+    ) -> Result<Given, Refusal> {
         let (binding, kind) = (listener.binding, listener.kind);
-        let id = *self.by_binding.get(binding)?;
-        let listener = self.table.get_mut(id)?;
+        let id = self.by_binding.get(binding).ok_or(Refusal::ListenerGone)?;
+        let listener = self.table.get_mut(*id).ok_or(Refusal::ListenerGone)?;
         if !self.ports.admit(binding) {
-            return None;
+            return Err(Refusal::QueueFull);
         }
         let mut share = flows.share();
-        flows.set_buffer(&mut share, interface.endpoint_mut(), connection, listener.buffer);
+        let buffer = listener.buffer.min(limits.buffer);
+        flows.set_buffer(&mut share, interface.endpoint_mut(), connection, buffer);
         let peer = listener.client.peer;
         let handed = stream_pair(kind).and_then(|(ours, theirs)| {
             let source = cx.sources.add(&ours, Owner::Flow)?;
@@ -203,12 +212,14 @@ impl Listeners {
                 }
             }
         });
-        handed
-            .inspect_err(|error| {
-                self.ports.accepted(binding);
-                cx.note("refused", key.theirs.cid, format!("{}: {error}", key.ours));
-            })
-            .ok()
+        handed.map_err(|error| {
+            self.ports.accepted(binding);
+            cx.note("refused", key.theirs.cid, format!("{}: {error}", key.ours));
+            match Errno::from_io_error(&error) {
+                Some(Errno::MFILE | Errno::NFILE) => Refusal::OutOfDescriptors,
+                Some(_) | None => Refusal::ListenerGone,
+            }
+        })
     }
 
     /// All listeners, for listings.
@@ -226,21 +237,6 @@ impl Listeners {
             }
         };
         self.ports.listeners().map(info).collect()
-    }
-}
-
-pub(super) fn bind_errno(error: BindError) -> Errno {
-    match error {
-        BindError::InUse => Errno::ADDRINUSE,
-        BindError::NotLocal | BindError::Exhausted => Errno::ADDRNOTAVAIL,
-        BindError::NotPermitted => Errno::ACCESS,
-    }
-}
-
-pub(super) fn listen_errno(error: ListenError) -> Errno {
-    match error {
-        ListenError::NotBound => Errno::INVAL,
-        ListenError::NotConnectible => Errno::OPNOTSUPP,
     }
 }
 

@@ -27,7 +27,8 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use vsock_core::{Address, Cid, CloseReason, ConnectionId, FlowKey, Instant, SocketType};
+use vsock_core::admission::{Act, Answerer, Attempt};
+use vsock_core::{Address, Cid, CloseReason, ConnectionId, FlowKey, Instant, Refusal, SocketType};
 
 use self::acceptors::{Acceptors, Arrival, Speaks};
 use self::datagrams::Datagrams;
@@ -41,7 +42,7 @@ use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parti
 use crate::host::client::Client;
 use crate::host::program::Socket;
 use crate::host::wire::{self, NOWHERE};
-use crate::links::{Interface, LinkId, Links, Sends, Update};
+use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::snapshot::{DatagramInfo, ListenerInfo};
 use crate::sys::PeerCredentials;
@@ -244,23 +245,31 @@ impl Programs {
         let Asked { link, connection, key, kind } = asked;
         let at = (link, interface.role().label());
         let listener = self.services.listeners.lookup(key.ours);
-        let given = match &listener {
-            _ if links.get(link).is_some_and(|it| it.is_leaving) => Err("the guest is leaving"),
-            _ if interface.endpoint().info(connection).is_none() => Err("given up already"),
-            Some(listener) if listener.kind == kind => {
-                let connection = (connection, key);
-                let given =
-                    self.services.listeners.offer(cx, flows, interface, connection, listener);
-                given.ok_or("its queue is full")
-            }
-            Some(_) => Err("the listener has another socket type"),
-            None => self.offer_hybrid(cx, flows, &asked).ok_or("nobody listens there"),
+        let answerer = match listener {
+            Some(listener) => Answerer::Listener(listener),
+            None if self.hybrids.path(link).is_some() => Answerer::Hybrid,
+            None => Answerer::Nobody,
         };
+        let attempt = links.attempt_over((link, interface.role()), Act::Connect, key, kind);
+        let decision = cx.admission.decide(&Attempt { answerer, ..attempt });
+        let given = decision.limits().and_then(|limits| {
+            if interface.endpoint().info(connection).is_none() {
+                return Err(Refusal::GivenUp);
+            }
+            match &listener {
+                Some(listener) => {
+                    let asked = (connection, key, limits);
+                    self.services.listeners.offer(cx, flows, interface, asked, listener)
+                }
+                None => self.offer_hybrid(cx, flows, &asked),
+            }
+        });
         let Given { fd, source, peer, share, socket } = match given {
             Ok(given) => given,
-            Err(why) => {
-                FlowLog { cx, links }.unwanted(at, key, kind, why);
-                return interface.endpoint_mut().refuse(connection);
+            Err(reason) => {
+                let refused = cx.admission.refuse(reason);
+                FlowLog { cx, links }.unwanted(at, key, kind, refused);
+                return interface.endpoint_mut().refuse(connection, refused);
             }
         };
         let parties = Parties::incoming(key, kind, peer);
@@ -278,18 +287,17 @@ impl Programs {
         cx: &mut Context,
         flows: &mut Flows,
         asked: &Asked,
-    ) -> Option<Given> {
-        let fd = self.hybrids.offer(asked.link, asked.key, asked.kind)?;
+    ) -> Result<Given, Refusal> {
+        let fd = self.hybrids.offer(asked.link, asked.key)?;
         let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
         let source = cx.sources.add(&fd, Owner::Flow);
-        let source = source
-            .inspect_err(|error| {
-                let text = format!("new connection: {error}");
-                cx.note("failed", asked.key.theirs.cid, text);
-            })
-            .ok()?;
+        let source = source.map_err(|error| {
+            let text = format!("new connection: {error}");
+            cx.note("failed", asked.key.theirs.cid, text);
+            Refusal::OutOfDescriptors
+        })?;
         let socket = Socket { uid: NOBODY.uid, cookie: 0 };
-        Some(Given { fd, source, peer, share: flows.share(), socket })
+        Ok(Given { fd, source, peer, share: flows.share(), socket })
     }
 
     /// A flow is none any more.
@@ -350,19 +358,20 @@ impl Programs {
     /// A datagram came over a link.
     pub(crate) fn datagram(
         &mut self,
+        cx: &mut Context,
         links: &mut Links,
-        link: LinkId,
+        from: (LinkId, Role),
         addresses: (Address, Address),
         bytes: &[u8],
         is_ours: bool,
     ) {
         self.services.datagrams.received(
+            &mut cx.admission,
             links,
             &self.requests.clients,
-            link,
+            from,
             addresses,
-            bytes,
-            is_ours,
+            (bytes, is_ours),
         );
     }
 

@@ -7,15 +7,17 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
-use vsock_core::{Address, BindError, Cid, FlowKey, Port, SocketType};
+use vsock_core::admission::{self, Act, FlowLimits, Party};
+use vsock_core::{Address, BindError, Cid, FlowKey, Port, Refusal, SocketType};
 
 use super::Parts;
 use super::accept_queue::AcceptQueue;
-use super::connect::{Attempt, Denied, Held, begin, route, start};
+use super::connect::{Attempt, Denied, Held, begin, start};
 use super::datagrams::Clients;
-use super::listeners::{Listener, bind_errno, listen_errno};
+use super::listeners::Listener;
 use super::privilege::may_bind_any_port;
 use super::register::end_errno;
+use crate::admission::errno;
 use crate::context::Context;
 use crate::flow_log::FlowLog;
 use crate::flows::stream::{Stream, finish};
@@ -160,9 +162,11 @@ impl Requests {
                 Ok(wire::ok(op::LOCAL_CID, Address { cid, port: Port::ANY }))
             }
             Request::Send { to, number, .. } => {
-                let Parts { links, services, .. } = parts;
+                let Parts { cx, links, services, .. } = parts;
+                let (from, to) = ((id, number), from_wire(to));
+                let admission = &mut cx.admission;
                 let sent =
-                    services.datagrams.send(links, &self.clients, id, number, from_wire(to), extra);
+                    services.datagrams.send(admission, links, &self.clients, from, to, extra);
                 sent.map(|()| wire::ok(op::SEND, NOWHERE)).map_err(|errno| (op::SEND, errno))
             }
             Request::Resolve { .. } => {
@@ -175,7 +179,7 @@ impl Requests {
                     let name = name_behind(extra).and_then(|name| std::str::from_utf8(name).ok());
                     let Some(cid) = name.and_then(|name| parts.links.resolve(name)) else {
                         to.cid = Cid::ANY;
-                        return self.deny(parts, id, to, held, Errno::NODEV);
+                        return self.deny(parts, id, to, held, Refusal::NoRoute);
                     };
                     to.cid = cid;
                 }
@@ -183,7 +187,7 @@ impl Requests {
                 return match self.connect(parts, id, attempt, held) {
                     Ok(()) => Granted::Answered,
                     Err(Denied::Again) if is_first => Granted::Again,
-                    Err(denied) => self.deny(parts, id, to, held, denied.errno()),
+                    Err(denied) => self.deny(parts, id, to, held, denied.reason()),
                 };
             }
             // No client may ask this.
@@ -211,17 +215,18 @@ impl Requests {
         if client.bound.is_some() {
             return Err(Errno::INVAL);
         }
-        // Asked only where it matters: it costs a look at the program's entry in /proc.
-        let may = address.port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
         let kind = client.kind;
-        // A port is free as soon as the program that held it has closed its socket, which an event may tell later.
-        let bound = match take_port(parts, id, kind, address, may) {
-            Err(BindError::InUse) if self.drop_closed(parts, address.port) => {
-                take_port(parts, id, kind, address, may)
-            }
-            outcome => outcome,
-        };
-        let bound = bound.map_err(bind_errno)?;
+        let taken = may_bind(parts, client, address).and_then(|()| {
+            // A port is free as soon as the program that held it has closed its socket, which an event may tell later.
+            let taken = match take_port(parts, id, kind, address) {
+                Err(BindError::InUse) if self.drop_closed(parts, address.port) => {
+                    take_port(parts, id, kind, address)
+                }
+                outcome => outcome,
+            };
+            Ok(taken?)
+        });
+        let bound = taken.map_err(|reason| errno_of_refused(parts.cx, reason))?;
         if let Some(client) = self.clients.get_mut(id) {
             client.bound = Some(bound);
         }
@@ -281,18 +286,18 @@ impl Requests {
         extra: &[u8],
     ) -> Granted {
         let Some(client) = self.clients.get(id) else { return Granted::Over };
-        let listens = match client.bound {
-            Some(bound) => parts
-                .services
-                .listeners
-                .listen(bound, client.kind, backlog)
-                .map(|()| bound)
-                .map_err(listen_errno),
-            None => Err(Errno::INVAL),
-        };
+        let Parts { cx, services, .. } = parts;
+        let listens = client.bound.ok_or(Refusal::NotBound).and_then(|bound| {
+            let own = Party::PROGRAM;
+            let asked = admission::Attempt::connect(own, own, bound.address.port, client.kind);
+            let asked = admission::Attempt { act: Act::Listen, ..asked };
+            cx.admission.decide(&asked).limits()?;
+            services.listeners.listen(bound, client.kind, backlog)?;
+            Ok(bound)
+        });
         let reply = match listens {
             Ok(bound) => wire::ok(op::LISTEN, bound.address),
-            Err(errno) => wire::error(op::LISTEN, errno),
+            Err(reason) => wire::error(op::LISTEN, errno_of_refused(cx, reason)),
         };
         if client.reply(&reply).is_err() {
             return Granted::Over;
@@ -316,29 +321,31 @@ impl Requests {
         request: Held,
     ) -> Result<(), Denied> {
         let Parts { cx, links, flows, services } = parts;
-        let client = self.clients.get_mut(id).ok_or(Errno::INVAL)?;
+        let client = self.clients.get_mut(id).ok_or(Refusal::GivenUp)?;
         let kind = client.kind;
-        if kind == SocketType::Datagram {
-            return Err(Errno::OPNOTSUPP.into());
-        }
+        let asked = links.attempt_of_program(Act::Connect, attempt.to, kind);
+        let decided = cx.admission.decide(&asked).limits();
         // In the order of the kernel: what is known of the way, then a port, then whether anybody is there. The port
         // stays, also if nobody is.
-        let link = route(links, attempt.to.cid, kind)?;
+        if let Err(reason) = decided
+            && reason != Refusal::NoRoute
+        {
+            return Err(reason.into());
+        }
         let own = client.bound;
-        let bound = own.map_or_else(|| services.listeners.bind_ephemeral(), Ok)?;
-        let Some(link) = link else {
-            client.bound = Some(bound);
-            return Err(Errno::NODEV.into());
-        };
+        let bound = own.map_or_else(|| services.listeners.bind_ephemeral(), Ok);
+        let bound = bound.map_err(Refusal::from)?;
+        let limits = decided.inspect_err(|_| client.bound = Some(bound))?;
+        let link = links.routes.to(attempt.to.cid).ok_or(Refusal::NoRoute)?;
         let started = start(cx.now, links, link, bound, attempt, kind);
-        let (connection, key) = started.map_err(|errno| {
+        let (connection, key) = started.map_err(|reason| {
             if own.is_none() {
                 services.listeners.release(Some(bound));
             }
-            let is_own = errno == Errno::ADDRINUSE && link == links.routes.loopback();
-            if is_own { Denied::Again } else { Denied::Errno(errno) }
+            let is_own = reason == Refusal::AddressesInUse && link == links.routes.loopback();
+            if is_own { Denied::Again } else { Denied::Refused(reason) }
         })?;
-        let client = self.clients.remove(id).ok_or(Errno::INVAL)?;
+        let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
         let greeting = match request.report {
             Report::Reply => Greeting::Reply,
@@ -357,7 +364,7 @@ impl Requests {
         let mut share = flows.share();
         if let Some(interface) = links.interface(link) {
             let endpoint = interface.endpoint_mut();
-            flows.set_buffer(&mut share, endpoint, connection, attempt.buffer);
+            flows.set_buffer(&mut share, endpoint, connection, attempt.buffer.min(limits.buffer));
         }
         let parties = Parties::outgoing(key, kind, client.peer);
         let holdings = Holdings { binding: Some(bound), socket, share };
@@ -373,21 +380,22 @@ impl Requests {
         id: SourceId,
         to: Address,
         request: Held,
-        errno: Errno,
+        reason: Refusal,
     ) -> Granted {
         let Some(Client { fd, kind, peer, bound }) = self.clients.remove(id) else {
             return Granted::Over;
         };
+        let refused = parts.cx.admission.refuse(reason);
         let port = bound.map_or(Port::ANY, |bound| bound.address.port);
         let key = FlowKey { ours: Address { cid: parts.links.routes.local(), port }, theirs: to };
         FlowLog { cx: parts.cx, links: parts.links }.denied(
             &Parties::outgoing(key, kind, peer),
             false,
-            errno,
+            refused,
         );
         let ours = bound.map_or(NOWHERE, |bound| bound.address);
         let mut stream = Stream::new(fd, kind);
-        let reply = wire::not_connected(errno, ours, request.cookie);
+        let reply = wire::not_connected(errno(reason), ours, request.cookie);
         let told = stream.greet(request.unread(), &reply.encode());
         self.clients.insert(id, Client::new(stream.into_fd(), kind, peer, bound));
         if told.is_ok() { Granted::Answered } else { Granted::Over }
@@ -400,12 +408,29 @@ fn take_port(
     id: SourceId,
     kind: SocketType,
     address: Address,
-    may: bool,
 ) -> Result<Bound, BindError> {
     match kind {
-        SocketType::Stream | SocketType::SeqPacket => parts.services.listeners.bind(address, may),
-        SocketType::Datagram => parts.services.datagrams.bind(id, address, may),
+        SocketType::Stream | SocketType::SeqPacket => parts.services.listeners.bind(address),
+        SocketType::Datagram => parts.services.datagrams.bind(id, address),
     }
+}
+
+/// Whether a program may take a port here.
+fn may_bind(parts: &Parts<'_>, client: &Client, address: Address) -> Result<(), Refusal> {
+    let Address { cid, port } = address;
+    // Asked only where it matters: it costs a look at the program's entry in /proc.
+    let may_use_privileged =
+        port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
+    let program = Party::Program { may_use_privileged };
+    let to = if parts.services.listeners.is_local(cid) { program } else { Party::Nobody(cid) };
+    let asked = admission::Attempt::connect(program, to, port, client.kind);
+    let asked = admission::Attempt { act: Act::Bind, ..asked };
+    parts.cx.admission.decide(&asked).limits().map(|_| ())
+}
+
+/// Counts a refusal and says what the program's call gives.
+fn errno_of_refused(cx: &mut Context, reason: Refusal) -> Errno {
+    errno(cx.admission.refuse(reason).reason())
 }
 
 /// Tells a program that it breaks the rules of the protocol, which ends its connection.
@@ -417,12 +442,9 @@ pub(super) fn refuse(cx: &Context, client: &Client, op: u8, bad: BadRequest) {
     finish(&client.fd);
 }
 
-/// The largest receive buffer a program may ask for: what one flow may hold of our memory.
-const MAX_BUFFER: u32 = 16 << 20;
-
-/// A buffer size as programs say it: cut to what is possible.
+/// A buffer size as programs say it: cut to what one flow may hold of our memory.
 pub(super) fn clamp_buffer(buffer: u64) -> u32 {
-    u32::try_from(buffer).unwrap_or(u32::MAX).min(MAX_BUFFER)
+    u32::try_from(buffer).unwrap_or(u32::MAX).min(FlowLimits::default().buffer)
 }
 
 /// The CID of a guest of this name.

@@ -50,7 +50,7 @@ fn stale_ids_are_harmless() {
     bench.endpoint.accept(new);
     bench.ops();
     bench.endpoint.accept(old);
-    bench.endpoint.refuse(old);
+    bench.refuse(old);
     bench.endpoint.reset(old);
     bench.endpoint.close(bench.now, old);
     bench.endpoint.shut_down(bench.now, old, Shutdown::BOTH);

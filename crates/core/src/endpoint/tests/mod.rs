@@ -7,6 +7,7 @@ mod opening;
 
 use super::*;
 use crate::address::Address;
+use crate::admission::{Admission, Refusal};
 use crate::packet::EOM;
 use crate::state::CloseReason;
 use alloc::vec::Vec;
@@ -58,6 +59,11 @@ impl Bench {
             [Event::Offered { id, key: KEY, kind: STREAM }] => id,
             ref other => panic!("{other:?}"),
         }
+    }
+
+    fn refuse(&mut self, id: ConnectionId) {
+        let refused = Admission::default().refuse(Refusal::NoListener);
+        self.endpoint.refuse(id, refused);
     }
 
     fn connect(&mut self) -> ConnectionId {

@@ -71,7 +71,7 @@ fn trap_19_repeated_request_of_an_unused_connection_is_ignored() {
 fn trap_20_refused_offer_is_answered_with_reset() {
     let mut bench = Bench::new();
     let id = bench.offered();
-    bench.endpoint.refuse(id);
+    bench.refuse(id);
     assert_eq!((bench.ops(), bench.events()), (alloc::vec![Op::Rst], Vec::new()));
     assert_eq!((bench.state(id), bench.endpoint.stats().refused), ("gone", 1));
 }
