@@ -6,8 +6,9 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::flows::Flows;
-use crate::link::{Link, RX_QUEUE};
+use crate::link::Link;
 use crate::links::{Entry, Forwarder, LinkId, Links};
+use crate::spec::RX_QUEUE;
 
 /// Threads that wait.
 #[derive(Debug, Default)]
@@ -60,5 +61,5 @@ fn is_told(links: &Links, forwarder: &Forwarder, id: LinkId) -> bool {
     let Link::Device(device) = interface.link() else { return true };
     let is_relayed = interface.role().guest().is_some_and(|cid| forwarder.has_packet(cid));
     let has_more = !interface.is_idle() || is_relayed;
-    !device.is_running(RX_QUEUE) || (!has_more && device.is_open())
+    !device.is_running(RX_QUEUE) || (!has_more && device.has_handled_reset())
 }

@@ -12,7 +12,6 @@ use vsock_core::{Cid, Instant};
 
 use crate::context::Context;
 use crate::flows::{FlowId, Flows, Outcome};
-use crate::link::TX_QUEUE;
 use crate::link::loopback::LoopbackLink;
 use crate::links::{
     AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, Quantum, Scratch,
@@ -21,6 +20,7 @@ use crate::links::{
 use crate::options::GuestOptions;
 use crate::programs::Programs;
 use crate::reactor::{Owner, Readiness};
+use crate::spec::TX_QUEUE;
 use crate::timers::Timers;
 use crate::turn::Turn;
 use crate::vhost_user::Change;

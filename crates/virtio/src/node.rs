@@ -20,7 +20,6 @@ use crate::admission::explain;
 use crate::fabric::Fabric;
 use crate::guest_port::GuestPort;
 use crate::journal::{Journal, Record};
-use crate::link::QUEUE_COUNT;
 use crate::link::driver::{DriverLink, DriverOptions};
 use crate::link::loopback::LoopbackLink;
 pub use crate::links::AddError;
@@ -31,9 +30,10 @@ use crate::polling::Polling;
 use crate::reactor::Sources;
 use crate::report::snapshot;
 use crate::snapshot::Snapshot;
+use crate::spec::F_EVENT_IDX;
+use crate::spec::QUEUE_COUNT;
 use crate::vhost_user::{
-    Attached, BackendHandle, BackendOptions, F_EVENT_IDX, FrontendError, FrontendOptions, attach,
-    spawn,
+    Attached, BackendHandle, BackendOptions, FrontendError, FrontendOptions, attach, spawn,
 };
 use crate::worker::Worker;
 

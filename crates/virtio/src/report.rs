@@ -4,9 +4,10 @@ use vsock_core::Instant;
 
 use crate::fabric::Fabric;
 use crate::flows::{Flow, FlowId, Flows};
-use crate::link::{Link, RX_QUEUE, TX_QUEUE};
+use crate::link::Link;
 use crate::links::{Entry, Forwarder, Links};
 use crate::snapshot::{FlowInfo, GuestInfo, GuestState, Snapshot};
+use crate::spec::{RX_QUEUE, TX_QUEUE};
 
 /// Everything as it is now.
 pub(crate) fn snapshot(fabric: &Fabric) -> Snapshot {

@@ -19,12 +19,13 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vsock_core::{Op, RawHeader};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, QUEUE_COUNT};
 use vsock_virtio::node::{GuestOptions, Node};
 use vsock_virtio::queue::QueueConfig;
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
-use vsock_virtio::vhost_user::F_VERSION_1;
+use vsock_virtio::spec::F_VERSION_1;
+use vsock_virtio::spec::QUEUE_COUNT;
 
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const CID: u32 = 3;
@@ -37,15 +38,15 @@ impl Driver {
     fn queue(&mut self, header: &RawHeader, payload: &[u8]) {
         let (mut slices, deadline) = (Slices::new(), Instant::now() + DEADLINE);
         let header = RawHeader { len: u32::try_from(payload.len()).unwrap(), ..*header };
-        let space = loop {
-            match self.0.next_space(&mut slices).unwrap() {
-                Some(space) => break space,
+        let buffer = loop {
+            match self.0.next_buffer(&mut slices).unwrap() {
+                Some(buffer) => break buffer,
                 None => self.publish(),
             }
             assert!(Instant::now() < deadline, "the device takes nothing");
         };
-        copy_in(&slices[space.payload.clone()], payload);
-        self.0.send(&space, &slices, &header.encode(), header.len);
+        copy_in(&slices[buffer.payload.clone()], payload);
+        self.0.send(&buffer, &slices, &header.encode(), header.len);
     }
 
     fn send(&mut self, header: &RawHeader, payload: &[u8]) {
@@ -152,8 +153,8 @@ impl Vmm {
         frontend.set_protocol_features(protocol & known).unwrap();
         assert!(frontend.get_queue_num().unwrap() >= queues as u64);
         let flags = VhostUserConfigFlags::empty();
-        let (_, space) = frontend.get_config(0, 8, flags, &[0; 8]).unwrap();
-        assert_eq!(space, u64::from(CID).to_le_bytes());
+        let (_, buffer) = frontend.get_config(0, 8, flags, &[0; 8]).unwrap();
+        assert_eq!(buffer, u64::from(CID).to_le_bytes());
         frontend.set_features(wanted).unwrap();
         frontend
             .set_mem_table(&[VhostUserMemoryRegionInfo {

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use node_support::{Lab, Listener, guest_counter, pattern, request, wait_until};
 use queue_support::{Guest, INDIRECT, NEXT, RING_AT, config, desc, memfd, read, write};
 use vsock_core::{EOM, Op, RawHeader};
+use vsock_virtio::memory::SharedRegion;
 use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::queue::{DriverQueue, QueueConfig, QueueLayout};
-use vsock_virtio::vhost_user::{Attached, FrontendOptions, SharedRegion, attach};
+use vsock_virtio::vhost_user::{Attached, FrontendOptions, attach};
 
 const HOST: u32 = 2;
 const A: u32 = 3;

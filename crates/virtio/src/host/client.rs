@@ -13,7 +13,7 @@ use vsock_core::SocketType;
 
 use super::program::Bound;
 use super::wire::{BadRequest, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Report, Request};
-use crate::vhost_user::PeerCredentials;
+use crate::sys::PeerCredentials;
 
 /// A program between requests.
 #[derive(Debug)]

@@ -35,8 +35,8 @@ pub struct Inbound {
 
 /// Room for one packet to the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Space {
-    /// The pieces for exactly the header, in the list given to [`Link::next_space`](super::Link::next_space).
+pub struct OutboundBuffer {
+    /// The pieces for exactly the header, in the list given to [`Link::next_buffer`](super::Link::next_buffer).
     pub header: Range<usize>,
     /// The pieces for the payload.
     pub payload: Range<usize>,

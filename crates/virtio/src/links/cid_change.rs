@@ -13,7 +13,8 @@ use vsock_core::Cid;
 
 use super::Interface;
 use super::filter::FormerCid;
-use crate::link::{Link, TX_QUEUE};
+use crate::link::Link;
+use crate::spec::TX_QUEUE;
 
 /// How the connections of a guest end that gets another CID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,11 @@ use vsock_core::{Admission, Cid, Instant};
 use super::{Interface, LinkFault, Role};
 use crate::context::Context;
 use crate::link::driver::DriverLink;
-use crate::link::{EVENT_QUEUE, Link, LinkError, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
+use crate::link::{Link, LinkError};
 use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
 use crate::spec::F_DGRAM;
+use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::sys::PeerCredentials;
 use crate::vhost_user::{BackendControl, ConfigSpace, Detach, QueueStart};
 

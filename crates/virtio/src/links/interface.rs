@@ -19,8 +19,9 @@ use super::sender::{Outflow, Sender, Sent, send_datagram};
 use super::store::Stored;
 use super::transceiver::{Traffic, Transceiver};
 use super::users::{Foreign, Sink, Source, Update};
-use crate::link::{Link, Space, TRANSPORT_RESET};
+use crate::link::{Link, OutboundBuffer};
 use crate::slice::Slices;
+use crate::spec::TRANSPORT_RESET;
 
 /// Packets taken in one turn.
 const PACKETS_PER_TURN: usize = 256;
@@ -68,7 +69,7 @@ impl Budget {
 pub struct Scratch {
     pub(super) slices: Slices,
     pub(super) pieces: Slices,
-    pub(super) spaces: Vec<Space>,
+    pub(super) buffers: Vec<OutboundBuffer>,
     run: Run,
 }
 
@@ -77,14 +78,14 @@ impl Scratch {
     pub(super) fn empty(&mut self) {
         self.slices.truncate(0);
         self.pieces.truncate(0);
-        self.spaces.clear();
+        self.buffers.clear();
     }
 
     /// At the end of a turn: lets go of guest memory.
     pub(crate) fn clear(&mut self) {
         self.slices.clear();
         self.pieces.clear();
-        self.spaces.clear();
+        self.buffers.clear();
     }
 }
 
@@ -210,7 +211,7 @@ impl Interface {
                 }
             }
             Link::Device(device) => {
-                device.is_gated()?;
+                device.awaits_reset()?;
             }
             Link::Loopback(_) => {}
         }
@@ -252,14 +253,14 @@ impl Interface {
     /// Notifications on; true when there is work already.
     pub fn arm(&mut self) -> bool {
         let link = self.link.link_mut();
-        if self.is_paused { link.arm_for_space() } else { link.arm() }
+        if self.is_paused { link.arm_for_buffers() } else { link.arm() }
     }
 
     /// What [`arm`](Self::arm) would say, with notifications left off.
     #[must_use]
     pub fn has_news(&self) -> bool {
         let link = self.link.link();
-        link.has_space_again() || (!self.is_paused && link.has_inbound())
+        link.has_buffer_again() || (!self.is_paused && link.has_inbound())
     }
 
     /// Notifications off while we are busy with it anyhow.

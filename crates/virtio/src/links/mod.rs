@@ -56,11 +56,12 @@ pub use self::sender::Sent;
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;
+use crate::link::Link;
 use crate::link::device::DeviceLink;
 use crate::link::loopback::LoopbackLink;
-use crate::link::{Link, QUEUE_COUNT};
 use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
+use crate::spec::QUEUE_COUNT;
 use crate::sys::PeerCredentials;
 use crate::vhost_user::{BackendControl, Detach, QueueStart};
 

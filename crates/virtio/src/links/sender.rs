@@ -14,7 +14,7 @@ use super::interface::{Budget, Scratch};
 use super::store::{Store, Stored};
 use super::transceiver::Transceiver;
 use super::users::{Filled, Foreign, Offer, Sends, Source};
-use crate::link::Space;
+use crate::link::OutboundBuffer;
 use crate::slice;
 
 /// Bytes of one connection before the next has its turn.
@@ -27,10 +27,10 @@ const TURN_COST: usize = 1024;
 const PACKET_COST: usize = 256;
 
 /// Buffers filled by one read; the kernel takes 1024 pieces, a buffer is one or two.
-const SPACES_PER_READ: usize = 256;
+const BUFFERS_PER_READ: usize = 256;
 
 /// Buffers of a receiver that one packet of another guest may fill at once.
-const SPACES_PER_PACKET: usize = 64;
+const BUFFERS_PER_PACKET: usize = 64;
 
 /// How filling the ring ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Sender {
             if !is_of_others && !out.connections.endpoint.has_packet() {
                 return Ok(true);
             }
-            let Some(space) = self.reserve(out.link, out.scratch)? else { return Ok(false) };
+            let Some(buffer) = self.reserve(out.link, out.scratch)? else { return Ok(false) };
             // What others say was queued before what they send later; both queues are short.
             let packet = if is_of_others {
                 out.source.next_packet()
@@ -125,9 +125,9 @@ impl Sender {
             };
             match packet {
                 Some(packet) => {
-                    out.link.transmit(&space, &out.scratch.slices, &packet.encode(), 0);
+                    out.link.transmit(&buffer, &out.scratch.slices, &packet.encode(), 0);
                 }
-                None => out.link.link_mut().return_spaces(1),
+                None => out.link.link_mut().return_buffers(1),
             }
         }
     }
@@ -137,26 +137,26 @@ impl Sender {
         &mut self,
         link: &mut Transceiver,
         scratch: &mut Scratch,
-    ) -> Result<Option<Space>, LinkFault> {
+    ) -> Result<Option<OutboundBuffer>, LinkFault> {
         scratch.slices.truncate(0);
-        let space = link.reserve(&mut scratch.slices)?;
-        self.is_blocked |= space.is_none();
-        Ok(space)
+        let buffer = link.reserve(&mut scratch.slices)?;
+        self.is_blocked |= buffer.is_none();
+        Ok(buffer)
     }
 
     /// Packets of other guests that found no room before, a quantum of them.
     fn send_stored<S>(&mut self, out: &mut Outflow<'_, S>, turn: usize) -> Result<Turn, LinkFault> {
         let mut bytes = 0;
         while !self.store.is_empty() {
-            let Some(space) = self.reserve(out.link, out.scratch)? else {
+            let Some(buffer) = self.reserve(out.link, out.scratch)? else {
                 return Ok(Turn::NoRoom);
             };
             let Some(stored) = self.store.front() else { break };
-            let piece = stored.next_piece(space.capacity);
+            let piece = stored.next_piece(buffer.capacity);
             let from = stored.take(piece.len as usize);
             let slices = &out.scratch.slices;
-            slice::copy_in(&slices[space.payload.clone()], from);
-            out.link.transmit(&space, slices, &piece.encode(), piece.len);
+            slice::copy_in(&slices[buffer.payload.clone()], from);
+            out.link.transmit(&buffer, slices, &piece.encode(), piece.len);
             bytes += piece.len as usize + PACKET_COST;
             if stored.is_sent() {
                 self.store.pop();
@@ -195,7 +195,7 @@ impl Sender {
         let window = out.connections.endpoint.window(id);
         let quantum = if out.connections.ready.is_empty() { turn } else { QUANTUM.min(turn) };
         let room = quantum.min(window.bytes as usize);
-        let packets = SPACES_PER_READ.min(window.packets as usize);
+        let packets = BUFFERS_PER_READ.min(window.packets as usize);
         if room == 0 || packets == 0 {
             return Ok(no_credit(out, id));
         }
@@ -224,22 +224,22 @@ impl Sender {
             if part == 0 || window.packets == 0 {
                 return Ok(no_credit(out, id));
             }
-            let Some(space) = self.reserve(out.link, out.scratch)? else {
+            let Some(buffer) = self.reserve(out.link, out.scratch)? else {
                 return Ok(no_room(out, id));
             };
-            let part = part.min(space.capacity as usize);
+            let part = part.min(buffer.capacity as usize);
             let flags = if sent + part == len { last_flags } else { 0 };
             // At most the capacity, which is a u32.
             #[allow(clippy::cast_possible_truncation)]
             let Some(header) = out.connections.endpoint.data_header(id, part as u32, flags) else {
-                out.link.link_mut().return_spaces(1);
+                out.link.link_mut().return_buffers(1);
                 return Ok(Turn::Done);
             };
             let Scratch { slices, pieces, .. } = &mut *out.scratch;
             pieces.truncate(0);
-            pieces.gather(slices, space.payload.clone(), part);
+            pieces.gather(slices, buffer.payload.clone(), part);
             out.source.fill(id, pieces)?;
-            out.link.transmit(&space, slices, &header.encode(), header.len);
+            out.link.transmit(&buffer, slices, &header.encode(), header.len);
             sent += part;
         }
         Ok(Turn::Again(sent))
@@ -254,17 +254,17 @@ impl Sender {
         packets: usize,
     ) -> Result<bool, LinkFault> {
         scratch.empty();
-        let Scratch { slices, pieces, spaces, .. } = scratch;
+        let Scratch { slices, pieces, buffers, .. } = scratch;
         let mut left = room;
-        while left > 0 && spaces.len() < packets {
-            let Some(space) = link.reserve(slices)? else { break };
-            let len = left.min(space.capacity as usize);
-            pieces.gather(slices, space.payload.clone(), len);
+        while left > 0 && buffers.len() < packets {
+            let Some(buffer) = link.reserve(slices)? else { break };
+            let len = left.min(buffer.capacity as usize);
+            pieces.gather(slices, buffer.payload.clone(), len);
             left -= len;
-            spaces.push(space);
+            buffers.push(buffer);
         }
-        self.is_blocked |= spaces.is_empty();
-        Ok(!spaces.is_empty())
+        self.is_blocked |= buffers.is_empty();
+        Ok(!buffers.is_empty())
     }
 
     /// Takes a packet of another guest: into the ring what has room there, if `is_free` says that nothing must go before
@@ -283,19 +283,19 @@ impl Sender {
         let mut rest = 0..pieces.len();
         let mut sent = 0;
         // A receiver with tiny buffers must not cost the sender its turn: the rest goes in the receiver's own.
-        let spaces = if is_free && self.store.is_empty() { SPACES_PER_PACKET } else { 0 };
-        for _ in 0..spaces {
+        let buffers = if is_free && self.store.is_empty() { BUFFERS_PER_PACKET } else { 0 };
+        for _ in 0..buffers {
             slices.truncate(0);
-            let Some(space) = link.reserve(slices)? else { break };
-            let piece = header.piece(sent, space.capacity);
-            slice::copy(&slices[space.payload.clone()], &pieces[rest.clone()]);
+            let Some(buffer) = link.reserve(slices)? else { break };
+            let piece = header.piece(sent, buffer.capacity);
+            slice::copy(&slices[buffer.payload.clone()], &pieces[rest.clone()]);
             // Of a sender whose memory died nothing is passed on; its own turn ends with that fault.
             if packet.link.is_dead() {
-                link.link_mut().return_spaces(1);
+                link.link_mut().return_buffers(1);
                 return Ok(true);
             }
             rest = pieces.advance(rest, piece.len as usize);
-            link.transmit(&space, slices, &piece.encode(), piece.len);
+            link.transmit(&buffer, slices, &piece.encode(), piece.len);
             sent += piece.len;
             if sent >= header.len {
                 return Ok(true);
@@ -332,8 +332,8 @@ fn stalled<S: Source>(out: &mut Outflow<'_, S>, id: ConnectionId) {
 /// Sends as many of the reserved buffers as `left` bytes have filled, and returns the others.
 fn send_filled<S>(out: &mut Outflow<'_, S>, id: ConnectionId, mut left: usize) {
     let mut used = 0u16;
-    for space in &out.scratch.spaces {
-        let len = left.min(space.capacity as usize);
+    for buffer in &out.scratch.buffers {
+        let len = left.min(buffer.capacity as usize);
         // At most the capacity, which is a u32.
         #[allow(clippy::cast_possible_truncation)]
         let Some(header) =
@@ -341,13 +341,13 @@ fn send_filled<S>(out: &mut Outflow<'_, S>, id: ConnectionId, mut left: usize) {
         else {
             break;
         };
-        out.link.transmit(space, &out.scratch.slices, &header.encode(), header.len);
+        out.link.transmit(buffer, &out.scratch.slices, &header.encode(), header.len);
         left -= len;
         used += 1;
     }
-    // At most `SPACES_PER_READ` spaces.
-    let unused = u16::try_from(out.scratch.spaces.len()).unwrap_or(u16::MAX) - used;
-    out.link.link_mut().return_spaces(unused);
+    // At most `BUFFERS_PER_READ` buffers.
+    let unused = u16::try_from(out.scratch.buffers.len()).unwrap_or(u16::MAX) - used;
+    out.link.link_mut().return_buffers(unused);
 }
 
 /// Sends a datagram; false when there is no room for all of it.
@@ -358,27 +358,27 @@ pub(super) fn send_datagram(
     scratch: &mut Scratch,
 ) -> Result<bool, LinkFault> {
     scratch.empty();
-    let Scratch { slices, spaces, .. } = scratch;
+    let Scratch { slices, buffers, .. } = scratch;
     let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     // First whether there is room for all of it.
     let mut fits = Split::new(from, to, len);
     while !fits.is_done() {
-        let Some(space) = link.reserve(slices)? else {
-            let reserved = u16::try_from(spaces.len()).unwrap_or(u16::MAX);
-            link.link_mut().return_spaces(reserved);
+        let Some(buffer) = link.reserve(slices)? else {
+            let reserved = u16::try_from(buffers.len()).unwrap_or(u16::MAX);
+            link.link_mut().return_buffers(reserved);
             return Ok(false);
         };
-        let _ = fits.next(space.capacity);
-        spaces.push(space);
+        let _ = fits.next(buffer.capacity);
+        buffers.push(buffer);
     }
     let mut packets = Split::new(from, to, len);
     let mut rest = payload;
-    for space in spaces.iter() {
-        let Some(header) = packets.next(space.capacity) else { break };
+    for buffer in buffers.iter() {
+        let Some(header) = packets.next(buffer.capacity) else { break };
         let (part, after) = rest.split_at(rest.len().min(header.len as usize));
         rest = after;
-        slice::copy_in(&slices[space.payload.clone()], part);
-        link.transmit(space, slices, &header.encode(), header.len);
+        slice::copy_in(&slices[buffer.payload.clone()], part);
+        link.transmit(buffer, slices, &header.encode(), header.len);
     }
     Ok(true)
 }

@@ -10,11 +10,11 @@ use vsock_core::{
 };
 
 use super::*;
-use crate::link::QUEUE_COUNT;
 use crate::link::device::DeviceLink;
 use crate::link::driver::{DriverLink, DriverOptions};
 use crate::memory::{GuestMemory, MemoryPolicy};
 use crate::slice::{self, Slice, Slices};
+use crate::spec::QUEUE_COUNT;
 
 const HOST: Cid = Cid::HOST;
 const GUEST: Cid = Cid(3);
@@ -354,8 +354,8 @@ fn end_of_data_and_close_are_told_to_the_other_side() {
 /// Sends a packet that no endpoint would.
 fn send_raw(interface: &mut Interface, header: &Header) {
     let mut slices = Slices::new();
-    let space = interface.link_mut().next_space(&mut slices).unwrap().unwrap();
-    interface.link_mut().send(&space, &slices, &header.encode(), header.len);
+    let buffer = interface.link_mut().next_buffer(&mut slices).unwrap().unwrap();
+    interface.link_mut().send(&buffer, &slices, &header.encode(), header.len);
     interface.publish().unwrap();
 }
 

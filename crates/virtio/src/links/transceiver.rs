@@ -2,7 +2,7 @@
 //!
 //! What is to be known of all packets is known here and nowhere else: they are counted here.
 
-use crate::link::{Inbound, Link, LinkError, Space};
+use crate::link::{Inbound, Link, LinkError, OutboundBuffer};
 use crate::slice::Slices;
 
 /// The packets that went over a link since it was made.
@@ -62,23 +62,26 @@ impl Transceiver {
         Ok(inbound)
     }
 
-    /// Room for the next packet; see [`Link::next_space`].
+    /// Room for the next packet; see [`Link::next_buffer`].
     #[inline]
-    pub(super) fn reserve(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
-        self.link.next_space(slices)
+    pub(super) fn reserve(
+        &mut self,
+        slices: &mut Slices,
+    ) -> Result<Option<OutboundBuffer>, LinkError> {
+        self.link.next_buffer(slices)
     }
 
-    /// Sends the packet in a space whose payload is written already; see [`Link::send`].
+    /// Sends the packet in a buffer whose payload is written already; see [`Link::send`].
     #[inline]
     pub(super) fn transmit(
         &mut self,
-        space: &Space,
+        buffer: &OutboundBuffer,
         slices: &Slices,
         header: &[u8; vsock_core::HEADER_LEN],
         len: u32,
     ) {
         self.traffic.packets_out += 1;
         self.traffic.bytes_out += u64::from(len);
-        self.link.send(space, slices, header, len);
+        self.link.send(buffer, slices, header, len);
     }
 }

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use vsock_core::{Op, RawHeader};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, QUEUE_COUNT, TRANSPORT_RESET};
 use vsock_virtio::queue::QueueConfig;
 use vsock_virtio::slice::{Slices, copy_in, copy_out};
-use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, attach};
+use vsock_virtio::spec::F_EVENT_IDX;
+use vsock_virtio::spec::{QUEUE_COUNT, TRANSPORT_RESET};
+use vsock_virtio::vhost_user::{Attached, FrontendOptions, attach};
 
 use super::DEADLINE;
 
@@ -137,9 +139,9 @@ impl RawGuest {
     /// Puts a packet into the ring; false when the device has not taken the earlier ones yet.
     pub(crate) fn try_send(&mut self, header: &RawHeader, payload: &[u8]) -> bool {
         let mut slices = Slices::new();
-        let Some(space) = self.link.next_space(&mut slices).unwrap() else { return false };
-        let len = copy_in(&slices[space.payload.clone()], payload);
-        self.link.send(&space, &slices, &header.encode(), u32::try_from(len).unwrap());
+        let Some(buffer) = self.link.next_buffer(&mut slices).unwrap() else { return false };
+        let len = copy_in(&slices[buffer.payload.clone()], payload);
+        self.link.send(&buffer, &slices, &header.encode(), u32::try_from(len).unwrap());
         true
     }
 
