@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::queue::{DeviceQueue, DriverQueue, QueueConfig, QueueLayout};
-use vsock_virtio::slice::Slices;
 use vsock_virtio::spec::QUEUE_COUNT;
 
 use crate::{PACKETS, Path, broken};

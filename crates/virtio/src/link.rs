@@ -31,8 +31,8 @@ use self::device::DeviceLink;
 use self::driver::DriverLink;
 use self::loopback::LoopbackLink;
 pub use self::packet::{BufferToken, Inbound, LinkError, LinkStats, OutboundBuffer};
-use crate::slice::{Slice, Slices};
 use crate::spec::QUEUE_COUNT;
+use vsock_guest_memory::slice::{Slice, Slices};
 
 /// One side of a virtio-vsock link.
 #[allow(clippy::large_enum_variant)] // there is one per guest, and it never moves

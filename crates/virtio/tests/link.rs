@@ -10,11 +10,11 @@ use std::os::fd::AsFd;
 use queue_support::pair::{Pair, header, receive, send};
 use queue_support::{Random, eventfd, signals};
 use rustix::fs::ftruncate;
+use vsock_guest_memory::slice::{Slices, copy_out};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::{Link, LinkError};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::slice::{Slices, copy_out};
 use vsock_virtio::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
 
 /// Moves `count` packets of random size from one end to the other in random batches.

@@ -13,10 +13,10 @@ use proptest::prelude::*;
 use queue_support::{
     Desc, Guest, HIGH, INDIRECT, LOW, NEXT, REGION_LEN, WRITE, eventfd, proptest_config,
 };
+use vsock_guest_memory::slice::{Slice, Slices, copy_in, copy_out, total};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::queue::DeviceQueue;
-use vsock_virtio::slice::{Slice, Slices, copy_in, copy_out, total};
 use vsock_virtio::spec::{RX_QUEUE, TX_QUEUE};
 
 const SIZE: u16 = 8;

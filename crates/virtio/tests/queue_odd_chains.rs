@@ -6,11 +6,11 @@ mod queue_support;
 
 use proptest::prelude::*;
 use queue_support::{Guest, LOW, NEXT, WRITE, desc, eventfd, proptest_config, read, write};
+use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
-use vsock_virtio::slice::Slices;
 use vsock_virtio::spec::{RX_QUEUE, TX_QUEUE};
 
 const SIZE: u16 = 8;
@@ -174,7 +174,7 @@ fn space_larger_than_a_packet_is_cut() {
     let mut slices = Slices::new();
     let buffer = link(&guest, RX_QUEUE).next_buffer(&mut slices).unwrap().unwrap();
     assert_eq!(buffer.capacity, 65536);
-    assert_eq!(vsock_virtio::slice::total(&slices[buffer.payload]), 65536);
+    assert_eq!(vsock_guest_memory::slice::total(&slices[buffer.payload]), 65536);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn header_in_pieces_is_read_and_written_whole() {
     let inbound = link(&guest, TX_QUEUE).next_inbound(&mut slices).unwrap().unwrap();
     assert_eq!((&inbound.header[..], inbound.payload_len), (&bytes[..44], 56));
     let mut payload = [0; 56];
-    vsock_virtio::slice::copy_out(&slices[inbound.payload], &mut payload);
+    vsock_guest_memory::slice::copy_out(&slices[inbound.payload], &mut payload);
     assert_eq!(payload, bytes[44..]);
 
     let guest = offering(&cuts(WRITE));
@@ -202,7 +202,7 @@ fn header_in_pieces_is_read_and_written_whole() {
     let mut link = link(&guest, RX_QUEUE);
     slices.clear();
     let buffer = link.next_buffer(&mut slices).unwrap().unwrap();
-    vsock_virtio::slice::copy_in(&slices[buffer.payload.clone()], &bytes[44..]);
+    vsock_guest_memory::slice::copy_in(&slices[buffer.payload.clone()], &bytes[44..]);
     link.send(&buffer, &slices, &bytes[..44].try_into().unwrap(), 56);
     assert_eq!(read(&guest.memory, LOW, 100), bytes);
 }

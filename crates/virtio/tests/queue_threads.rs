@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use queue_support::{Guest, LOW, eventfd, signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vsock_guest_memory::slice::{Slices, copy_in, copy_out};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::queue::{DeviceQueue, DriverQueue};
-use vsock_virtio::slice::{Slices, copy_in, copy_out};
 use vsock_virtio::spec::QUEUE_COUNT;
 
 const PACKETS: u32 = 30_000;

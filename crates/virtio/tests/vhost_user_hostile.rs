@@ -11,7 +11,7 @@ use vhost::vhost_user::message::FrontendReq;
 use vhost_user_support::{
     ACK, Device, GUEST, LEN, PLAIN, Speaker, USER, addresses, event, memory, pair, table, words,
 };
-use vsock_virtio::memory::MemoryPolicy;
+use vsock_guest_memory::MemoryPolicy;
 use vsock_virtio::spec::{F_EVENT_IDX, F_VERSION_1};
 use vsock_virtio::vhost_user::{BackendOptions, Detach};
 

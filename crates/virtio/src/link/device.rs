@@ -20,11 +20,11 @@ use super::packet::{
     BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
     take_header,
 };
-use crate::memory::GuestMemory;
 use crate::queue::{Chain, DeviceQueue, QueueConfig, QueueError};
-use crate::slice::{self, Slice, Slices};
 use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
 use crate::sys::signal;
+use vsock_guest_memory::GuestMemory;
+use vsock_guest_memory::slice::{self, Slice, Slices};
 
 /// The device's end of a link.
 #[derive(Default)]

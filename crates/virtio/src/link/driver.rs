@@ -26,14 +26,14 @@ use super::packet::{
     BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
     take_header,
 };
-use crate::memory::{GuestMemory, SharedRegion};
 use crate::queue::{DriverQueue, QueueConfig, QueueError};
-use crate::slice::{self, Slice, Slices};
 use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::sys::signal;
 pub use layout::DriverOptions;
 use layout::{Buffers, Layout};
 use refill::{HOT, Refill};
+use vsock_guest_memory::slice::{self, Slice, Slices};
+use vsock_guest_memory::{GuestMemory, SharedRegion};
 
 /// One of our queues, its buffers and notification fds.
 struct BufferQueue {

@@ -17,9 +17,9 @@ use super::packet::{
     BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
     take_header,
 };
-use crate::memory::{GuestMemory, sealed_memory};
-use crate::slice::{self, Slice, Slices};
 use crate::spec::TX_QUEUE;
+use vsock_guest_memory::slice::{self, Slice, Slices};
+use vsock_guest_memory::{GuestMemory, sealed_memory};
 
 /// Packets under way at once. Fewer than an endpoint's replies may be: taking in all of them always leaves room for
 /// what they cause.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
 
 use crate::queue::QueueError;
-use crate::slice::{self, Slices};
+use vsock_guest_memory::slice::{self, Slices};
 
 /// The bytes of a packet header as a number of the queue.
 #[allow(clippy::cast_possible_truncation, reason = "44")]

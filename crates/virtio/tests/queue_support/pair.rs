@@ -3,11 +3,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use vsock_guest_memory::slice::{Slices, copy_in, copy_out};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
-use vsock_virtio::slice::{Slices, copy_in, copy_out};
 use vsock_virtio::spec::QUEUE_COUNT;
 
 use super::{eventfd, signals};
