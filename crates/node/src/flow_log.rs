@@ -1,0 +1,158 @@
+//! What is said of connections to whoever asked for it (`vsock switch --log-level debug`): one record where one opens,
+//! one where one is refused, with who and whom. Nothing is done while nobody asks, and the journal bounds the rest.
+//!
+//! Decisions are made elsewhere; a call here says what came of them.
+
+use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, Refused, SocketType, Verdict};
+
+use crate::context::Context;
+use crate::events::{Attempt, Event, Kind, Named, NotOpened, Program};
+use crate::flows::{Greeting, NotConnected, Parties};
+use crate::links::{Entry, LinkId, Links};
+use vsock_virtio::sys::PeerCredentials;
+
+/// Between whom a connection is, or would be.
+struct Who {
+    source: Address,
+    destination: Address,
+    kind: SocketType,
+    /// The program on this node, if there is one and it can be seen.
+    program: Option<PeerCredentials>,
+    is_hybrid: bool,
+}
+
+impl Who {
+    /// A program here, and the other side of a link.
+    fn of(parties: &Parties, is_hybrid: bool) -> Self {
+        let program = (parties.peer.pid > 0).then_some(parties.peer);
+        let between = Self::between(parties.source_and_destination(), parties.kind);
+        Self { program, is_hybrid, ..between }
+    }
+
+    /// `request` is what was asked, or would be; only addresses and type of it count.
+    fn of_request(request: &Header) -> Self {
+        Self::between((request.src, request.dst), request.kind)
+    }
+
+    fn between((source, destination): (Address, Address), kind: SocketType) -> Self {
+        Self { source, destination, kind, program: None, is_hybrid: false }
+    }
+}
+
+/// Where these records go, and what the names in them are taken from.
+pub(crate) struct FlowLog<'a> {
+    pub(crate) cx: &'a Context,
+    pub(crate) links: &'a Links,
+}
+
+impl FlowLog<'_> {
+    /// A flow of a program here, over a link to `label`, is open.
+    pub(crate) fn opened(
+        &self,
+        (link, label): (LinkId, Cid),
+        parties: &Parties,
+        greeting: Option<Greeting>,
+    ) {
+        // What we ask ourselves is said where it was asked.
+        if parties.is_outgoing || link != self.links.routes.loopback() {
+            let is_hybrid = greeting == Some(Greeting::Hybrid);
+            self.opened_by(label, &Who::of(parties, is_hybrid));
+        }
+    }
+
+    /// A program's attempt came to nothing.
+    pub(crate) fn not_connected(&self, attempt: &NotConnected) {
+        let interface = self.links.get(attempt.link).and_then(Entry::interface);
+        let label = interface.map_or(self.links.routes.local(), |it| it.role().label());
+        let is_hybrid = attempt.greeting == Greeting::Hybrid;
+        let why = NotOpened::Closed(attempt.reason);
+        self.refused(label, &Who::of(&attempt.parties, is_hybrid), why);
+    }
+
+    /// A program's attempt did not even start.
+    pub(crate) fn denied(&self, parties: &Parties, is_hybrid: bool, refused: Refused) {
+        let to = parties.theirs.cid;
+        let guest =
+            if self.links.routes.guest(to).is_some() { to } else { self.links.routes.local() };
+        let why = NotOpened::Refused(refused.reason());
+        self.refused(guest, &Who::of(parties, is_hybrid), why);
+    }
+
+    /// The other side of a link, `label`, asked for a connection that nobody here took.
+    pub(crate) fn unwanted(
+        &self,
+        (link, label): (LinkId, Cid),
+        key: FlowKey,
+        kind: SocketType,
+        refused: Refused,
+    ) {
+        if link == self.links.routes.loopback() {
+            return; // said where it was asked
+        }
+        let who = Who::between((key.theirs, key.ours), kind);
+        self.refused(label, &who, NotOpened::Refused(refused.reason()));
+    }
+
+    /// A guest asked for a connection that it does not get.
+    pub(crate) fn refused_between(&self, request: &Header, refused: Refused) {
+        let who = Who::of_request(request);
+        self.refused(request.src.cid, &who, NotOpened::Refused(refused.reason()));
+    }
+
+    /// What became of a packet between guests; `was_asked`: its flow waited for an answer.
+    pub(crate) fn relayed(&self, header: &Header, verdict: Verdict, was_asked: bool) {
+        let is_passed_on = matches!(verdict, Verdict::Forward(_));
+        match header.op {
+            Op::Response if is_passed_on => {
+                let request = asked(header);
+                self.opened_by(request.src.cid, &Who::of_request(&request));
+            }
+            Op::Rst if was_asked => {
+                let (request, why) = (asked(header), NotOpened::Closed(CloseReason::Refused));
+                self.refused(request.src.cid, &Who::of_request(&request), why);
+            }
+            Op::Request
+            | Op::Response
+            | Op::Rst
+            | Op::Shutdown
+            | Op::Rw
+            | Op::CreditUpdate
+            | Op::CreditRequest
+            | Op::Invalid
+            | Op::Unknown => {}
+        }
+    }
+
+    fn opened_by(&self, guest: Cid, who: &Who) {
+        let event = || Event::FlowOpened(self.attempt(who));
+        self.cx.journal.write_of_flow(guest, Kind::Flow, event);
+    }
+
+    fn refused(&self, guest: Cid, who: &Who, why: NotOpened) {
+        let event = || Event::FlowRefused(self.attempt(who), why);
+        self.cx.journal.write_of_flow(guest, Kind::FlowRefused, event);
+    }
+
+    /// The same with names.
+    fn attempt(&self, who: &Who) -> Box<Attempt> {
+        let program =
+            who.program.map(|it| Program { pid: it.pid, uid: it.uid, name: String::new() });
+        Box::new(Attempt {
+            source: self.named(who.source),
+            destination: self.named(who.destination),
+            kind: who.kind,
+            program,
+            is_hybrid: who.is_hybrid,
+        })
+    }
+
+    fn named(&self, address: Address) -> Named {
+        let guest = self.links.guest(address.cid).map(|it| it.options().name.clone());
+        Named { address, guest }
+    }
+}
+
+/// The request that a packet of its destination answers.
+fn asked(answer: &Header) -> Header {
+    Header::outbound(answer.inbound_key(), answer.kind, Op::Request)
+}

@@ -1,0 +1,185 @@
+//! The worker: one thread that owns all state of a node and says whose turn it is.
+//!
+//! ```text
+//!   programs ──► Programs ──► Flows ─┐                     ┌─ Interface (endpoint, link) ─► guest's rings
+//!   (Unix sockets)                   ├── Turn, of one ─────┤
+//!                                    └── link at a time    └─ Forwarder ─► another guest's Interface
+//! ```
+//!
+//! A round is: carry out what happened (`reactor`), carry out the orders of other threads (`orders`), serve each link that has
+//! work, with a budget, and signal each link once, then let timers expire. Before it sleeps, it looks at the links served
+//! since for a while, then asks for notifications, and looks again, so that nothing is missed.
+//!
+//! No state is shared: other threads come in through the mailbox only. What a guest does wrong ends that guest's
+//! attachment, never the round.
+
+use std::io;
+use std::time::Duration;
+
+use vsock_core::Cid;
+
+use crate::admission::explain;
+use crate::awaited::Awaited;
+use crate::context::Context;
+use crate::events::Failure;
+use crate::fabric::Fabric;
+use crate::journal::Journal;
+use crate::mailbox::Mailbox;
+use crate::orders::Order;
+use crate::polling::Polling;
+use crate::reactor::{Events, Readiness, Sources};
+use crate::report::snapshot;
+use vsock_virtio::link::loopback::LoopbackLink;
+
+/// The thread's state; see the module's description.
+pub(crate) struct Worker {
+    /// All that belongs to the node.
+    pub(crate) fabric: Fabric,
+    /// How long to look at links before sleeping.
+    pub(crate) polling: Polling,
+    /// Threads that wait for something to have been sent.
+    pub(crate) awaited: Awaited,
+    mailbox: Mailbox<Order>,
+    stopping: bool,
+}
+
+impl Worker {
+    /// A node with no guests and no programs yet.
+    pub(crate) fn new(
+        local: Cid,
+        journal: Journal,
+        sources: Sources,
+        mailbox: Mailbox<Order>,
+        loopback: LoopbackLink,
+        seed: u64,
+    ) -> Self {
+        let cx = Context::new(sources, journal);
+        Self {
+            fabric: Fabric::new(cx, local, loopback, seed),
+            polling: Polling::default(),
+            awaited: Awaited::default(),
+            mailbox,
+            stopping: false,
+        }
+    }
+
+    /// Runs until it is told to [`Stop`](Order::Stop). Then every stream ends, so that programs read an end and not a reset. A
+    /// program that waits for a verdict gets none: that no switch is there is not for the switch to say.
+    pub(crate) fn run(mut self) {
+        let (mut events, mut happened) = (Events::new(), Vec::new());
+        while !self.stopping {
+            happened.clear();
+            if let Err(error) = self.rest(&mut events, &mut happened) {
+                self.fabric.cx.failed(Failure::Waiting(error));
+                break;
+            }
+            for ready in &happened {
+                self.fabric.dispatch(*ready);
+            }
+            self.carry_out_orders();
+            // Before timers: an answer that is late for both comes before its deadline.
+            self.fabric.serve_active();
+            self.fabric.expire();
+            self.awaited.answer(&self.fabric.links, &self.fabric.forwarder, &self.fabric.flows);
+        }
+        self.fabric.flows.end_all(&mut self.fabric.cx);
+    }
+
+    /// Waits for something to do, if there is nothing; appends what happened to `happened`.
+    ///
+    /// A link that was served has its notifications off. It stays so for as long as [`Polling`] says: its rings are
+    /// looked at in every round, and its other side need not signal. With no such link left, the worker sleeps until the
+    /// next timer.
+    fn rest(&mut self, events: &mut Events, happened: &mut Vec<Readiness>) -> io::Result<()> {
+        let Self { fabric, polling, .. } = self;
+        let is_behind = fabric.flows.take_is_behind();
+        let before = fabric.cx.clock();
+        if fabric.links.has_unarmed() {
+            fabric.links.poll_unarmed(before, polling.window());
+        }
+        let has_work = fabric.links.active() > 0;
+        if has_work || fabric.links.has_unarmed() {
+            // A program that has not kept up may be waiting for this very processor.
+            if is_behind || !has_work {
+                polling.give_way();
+            }
+            fabric.cx.sources.wait(Some(Duration::ZERO), events, happened)?;
+            // Not later than the look at the rings: what came in time has been seen before its deadline is over.
+            fabric.cx.now = before;
+            return Ok(());
+        }
+        let timeout = fabric.next_timer().map(|at| at.since(before));
+        fabric.cx.sources.wait(timeout, events, happened)?;
+        fabric.cx.now = fabric.cx.clock();
+        polling.slept(fabric.cx.now.since(before));
+        Ok(())
+    }
+
+    fn carry_out_orders(&mut self) {
+        while let Some(order) = self.mailbox.take() {
+            self.carry_out(order);
+            self.fabric.follow_up();
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        let Self { fabric, polling, awaited, .. } = self;
+        match order {
+            Order::AddAcceptor { socket, kind, reply } => {
+                reply.send(fabric.programs.add_acceptor(&mut fabric.cx, socket, kind));
+            }
+            Order::AddGuest { options, hybrid, seed, reply } => {
+                reply.send(fabric.add_guest(*options, hybrid, seed));
+            }
+            Order::SetControl { link, control } => fabric.links.set_control(link, control),
+            Order::SayFarewell { link, told } => {
+                fabric.say_farewell(link);
+                awaited.when_told(link, told);
+            }
+            Order::RemoveGuest { link, reply } => {
+                fabric.remove_guest(link);
+                reply.done();
+            }
+            Order::CheckCid { cid, reply } => reply.send(fabric.links.check_cid(cid)),
+            Order::ChangeCid { link, cid, reply } => reply.send(fabric.change_cid(link, cid)),
+            Order::SetHybrid { link, hybrid, reply } => {
+                reply.send(fabric.programs.set_hybrid(&mut fabric.cx, link, hybrid));
+            }
+            Order::SetOptions { link, options, reply } => {
+                fabric.links.set_options(&mut fabric.cx.admission, link, *options);
+                reply.done();
+            }
+            Order::AwaitTold { link, told } => awaited.when_told(link, told),
+            Order::AddUplink { uplink, reply } => reply.send(fabric.add_uplink(*uplink)),
+            Order::EndSending { sent } => {
+                fabric.end_sending();
+                awaited.when_sent(sent);
+            }
+            Order::Apply { link, change, reply } => {
+                fabric.apply(link, change);
+                reply.done();
+            }
+            Order::StopQueue { link, queue, reply } => reply.send(fabric.stop_queue(link, queue)),
+            Order::SetPolling { most, reply } => {
+                *polling = Polling::up_to(most);
+                reply.done();
+            }
+            Order::SetLingerTimeout { most, reply } => {
+                fabric.flows.set_linger_timeout(most);
+                reply.done();
+            }
+            Order::Explain { from, to, reply } => {
+                reply.send(explain(&fabric.cx, &fabric.links, from, to));
+            }
+            Order::Snapshot { reply } => reply.send(snapshot(fabric)),
+            Order::Stop => self.stopping = true,
+        }
+    }
+}
+
+impl Drop for Worker {
+    /// However the thread ends, nobody may wait for it for ever.
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
