@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _LOOK = 1.0
 """Seconds after which a wait looks whether another thread has stopped the guest."""
 
+_ENDS = frozenset({"detached", "ended"})
+"""Events after which nothing of this guest works any more: its switch is gone, or its own data plane."""
+
 
 class Guest:
     """A userspace guest; use it in ``with`` or ``async with``.
@@ -171,7 +174,7 @@ class Guest:
             if self._node is not node:
                 self._end = self._end or "this guest was stopped"
             elif self._end is None:
-                ends = [event.detail for event in node.events() if event.kind == "detached"]
+                ends = [event.detail for event in node.events() if event.kind in _ENDS]
                 self._end = ends[-1] if ends else None
             return self._end
 

@@ -48,6 +48,8 @@ pub enum Kind {
     Failed,
     /// Records were not read in time.
     Lost,
+    /// The node has ended by itself.
+    Ended,
 }
 
 impl Kind {
@@ -69,6 +71,7 @@ impl Kind {
             Self::FlowRefused => "flow-refused",
             Self::Failed => "failed",
             Self::Lost => "lost",
+            Self::Ended => "ended",
         }
     }
 }
@@ -140,6 +143,8 @@ pub enum Event {
     },
     /// So many records were not read in time.
     Lost(u64),
+    /// The node has ended without being told to.
+    Ended,
 }
 
 impl Event {
@@ -164,6 +169,7 @@ impl Event {
             Self::Failed(_) => Kind::Failed,
             Self::HeldBack { kind, .. } => *kind,
             Self::Lost(_) => Kind::Lost,
+            Self::Ended => Kind::Ended,
         }
     }
 
@@ -202,6 +208,7 @@ impl fmt::Display for Event {
             Self::Failed(failure) => failure.fmt(f),
             Self::HeldBack { count, .. } => write!(f, "{count} more were not written"),
             Self::Lost(count) => write!(f, "{count} older records were not read in time"),
+            Self::Ended => f.write_str("the node has ended by itself, and nothing works any more"),
         }
     }
 }
@@ -233,9 +240,9 @@ pub enum Failure {
     /// A fault in our own code, met on behalf of one program, which is let go.
     #[error("internal error while serving a program")]
     ServingProgram,
-    /// A fault in our own code, met on behalf of another thread.
-    #[error("internal error while serving a request")]
-    ServingRequest,
+    /// The link of the node to itself could not be made anew.
+    #[error("connections to ourselves are over: {0}")]
+    Loopback(io::Error),
 }
 
 /// A connection, or the attempt.

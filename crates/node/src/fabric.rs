@@ -4,6 +4,9 @@
 //! concerns several (the connections over a link end, and so do flows of programs and flows to other guests) it is put
 //! together here.
 
+#[cfg(test)]
+mod tests;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vsock_core::{Cid, Instant};
@@ -13,12 +16,12 @@ use crate::events::{Event, Failure};
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
     AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum,
-    Scratch, Sent,
+    Scratch, Sends, Sent, Update,
 };
 use crate::options::GuestOptions;
 use crate::orders::HybridSocket;
 use crate::programs::Programs;
-use crate::reactor::{Owner, Readiness};
+use crate::reactor::{Owner, Readiness, SourceId};
 use crate::timers::Timers;
 use crate::turn::Turn;
 use vsock_virtio::link::loopback::LoopbackLink;
@@ -54,6 +57,9 @@ pub(crate) struct Fabric {
     timers: Timers<Due>,
     quantum: Quantum,
     scratch: Scratch,
+    /// The link whose turns end in a panic.
+    #[cfg(test)]
+    panics_at: Option<LinkId>,
 }
 
 impl Fabric {
@@ -68,6 +74,8 @@ impl Fabric {
             timers: Timers::default(),
             quantum: Quantum::default(),
             scratch: Scratch::default(),
+            #[cfg(test)]
+            panics_at: None,
         }
     }
 
@@ -76,15 +84,16 @@ impl Fabric {
         self.timers.next()
     }
 
-    /// Carries out what happened at one descriptor. A fault in our own code, met on behalf of one program, must not end
-    /// the others.
+    /// Carries out what happened at one descriptor. A panic there, on behalf of one program, drops that program and its flow,
+    /// and must not end the others.
     pub(crate) fn dispatch(&mut self, ready: Readiness) {
         let Some(owner) = self.cx.sources.owner(ready.source) else { return };
         let done = catch_unwind(AssertUnwindSafe(|| self.on_ready(owner, ready)));
         if done.is_err() {
-            self.cx.failed(Failure::ServingProgram);
-            self.flows.end(&mut self.cx, ready.source);
             let Self { cx, links, flows, programs, .. } = self;
+            cx.failed(Failure::ServingProgram);
+            flows.tell(cx, links, ready.source, Update::sends(Sends::Failed));
+            flows.end(cx, ready.source);
             programs.drop_program(cx, links, flows, ready.source);
         }
         self.follow_up();
@@ -104,9 +113,20 @@ impl Fabric {
                 }
             }
             Owner::Flow => flows.on_ready(cx, links, ready),
-            Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener => {
+            Owner::Acceptor => {
+                let newcomers = programs.accept(cx, ready.source);
+                self.welcome(newcomers);
+            }
+            Owner::Client | Owner::HybridClient | Owner::Listener => {
                 programs.on_ready(cx, links, flows, (owner, ready));
             }
+        }
+    }
+
+    /// Programs have connected; each may have said something already. What goes wrong with one is not the others' affair.
+    fn welcome(&mut self, newcomers: Vec<SourceId>) {
+        for source in newcomers {
+            self.dispatch(Readiness::readable(source));
         }
     }
 
@@ -146,9 +166,14 @@ impl Fabric {
     /// One turn of one link.
     fn serve(&mut self, id: LinkId) {
         let quantum = self.quantum.bytes(self.cx.now);
+        #[cfg(test)]
+        let panics = self.panics_at == Some(id);
         let served = self.with(id, |turn, interface, scratch| {
             interface.disarm();
-            turn.serve(interface, quantum, scratch)
+            let served = turn.serve(interface, quantum, scratch);
+            #[cfg(test)]
+            assert!(!panics, "a test asks for this panic");
+            served
         });
         match served {
             Some(Ok(has_more)) => {
@@ -165,7 +190,8 @@ impl Fabric {
     }
 
     /// Does something with a link and all that it may have to do with; its timer follows, and what its flows have become.
-    /// A fault in our own code there ends this link, and must not take the others with it.
+    /// A panic there ends this link, with nothing kept of what it may have left half done, and must not take the others with
+    /// it.
     fn with<R>(
         &mut self,
         id: LinkId,
@@ -176,15 +202,34 @@ impl Fabric {
         let guest = interface.role().guest();
         let mut turn = Turn { cx, links, forwarder, flows, programs, id, guest };
         let acted = catch_unwind(AssertUnwindSafe(|| act(&mut turn, &mut interface, scratch)));
-        self.timers.set(Due::Link(id), interface.endpoint().deadline());
-        self.links.put_back(id, interface);
+        let done = acted.ok();
+        if done.is_some() {
+            self.timers.set(Due::Link(id), interface.endpoint().deadline());
+            self.links.put_back(id, interface);
+        } else {
+            let interrupted =
+                self.forwarder.take_target().and_then(|to| Some((to, self.links.take(to)?)));
+            self.scratch = Scratch::default();
+            for (id, torn) in interrupted.into_iter().chain([(id, interface)]) {
+                self.renew(id, torn);
+            }
+        }
         self.follow_outcomes();
-        acted
-            .inspect_err(|_| {
-                self.scratch = Scratch::default();
-                self.links.report_fault(id, LinkFault::Panic);
-            })
-            .ok()
+        done
+    }
+
+    /// Drops a link that may be half in the middle of something, with its flows and those to other guests; a guest may attach
+    /// to it anew.
+    fn renew(&mut self, id: LinkId, torn: Box<Interface>) {
+        let Self { cx, links, forwarder, flows, timers, .. } = self;
+        let guest = torn.role().guest();
+        links.renew(cx, id, torn);
+        timers.set(Due::Link(id), None);
+        flows.lose_link(cx, id);
+        if let Some(guest) = guest {
+            forwarder.forget(links, guest);
+        }
+        links.report_fault(id, LinkFault::Panic);
     }
 
     /// Does what is due by now.
@@ -202,7 +247,10 @@ impl Fabric {
                 }
                 Due::Linger(id) => timers.set(due, flows.look_at_linger(cx, links, id)),
                 Due::Relay => forwarder.expire(cx.now, links),
-                Due::Acceptors => programs.resume(cx, links, flows),
+                Due::Acceptors => {
+                    let newcomers = programs.resume(cx);
+                    self.welcome(newcomers);
+                }
             }
             self.follow_up();
         }

@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -123,8 +124,15 @@ impl Node {
         let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
         let thread = std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
+            let worker_journal = its_journal.clone();
             let seed = random_seed();
-            Worker::new(Cid(cid), its_journal, sources, its_mailbox, loopback, seed).run();
+            // All that the worker has is dropped with it, whether it returns or panics; see docs/decisions/0013-panics.md.
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                Worker::new(Cid(cid), worker_journal, sources, its_mailbox, loopback, seed).run()
+            }));
+            if !matches!(ran, Ok(true)) {
+                its_journal.write(None, Event::Ended);
+            }
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
@@ -451,4 +459,27 @@ fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Not being allowed to is no fault: connections are refused when descriptors run out.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    /// An order that panics may have left anything half done, so nothing goes on; and nobody waits for ever.
+    #[test]
+    fn node_that_panics_ends_and_says_so() {
+        let directory = std::env::temp_dir().join(format!("vsock-panic-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let node = Node::start(2, &directory).unwrap();
+        let answer = node.mailbox.ask(|_: crate::mailbox::Reply<()>| Order::Panic).unwrap();
+        assert!(answer.recv().is_err());
+        poll(&mut [PollFd::new(node.journal(), PollFlags::IN)], None).unwrap();
+        let kinds: Vec<_> = node.events().iter().map(|record| record.event.kind().word()).collect();
+        assert_eq!(kinds, ["ended"]);
+        assert!(matches!(node.snapshot(), Err(NodeError::Stopped(_))));
+        node.stop();
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 }

@@ -65,4 +65,7 @@ pub(crate) enum Order {
     Snapshot { reply: Reply<Snapshot> },
     /// End after this round.
     Stop,
+    /// Panic.
+    #[cfg(test)]
+    Panic,
 }

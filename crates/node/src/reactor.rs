@@ -58,6 +58,14 @@ pub(crate) struct Readiness {
     pub(crate) hung_up: bool,
 }
 
+impl Readiness {
+    /// There may be something to read at a descriptor.
+    pub(crate) fn readable(source: SourceId) -> Self {
+        let (readable, writable, read_closed, hung_up) = (true, false, false, false);
+        Self { source, readable, writable, read_closed, hung_up }
+    }
+}
+
 /// Wakes the worker from any thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Waker(Arc<OwnedFd>);

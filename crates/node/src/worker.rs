@@ -63,9 +63,9 @@ impl Worker {
         }
     }
 
-    /// Runs until it is told to [`Stop`](Order::Stop). Then every stream ends, so that programs read an end and not a reset. A
+    /// Runs until it is told to [`Stop`](Order::Stop); false: it has ended by itself, and has said why. Then every stream ends, so that programs read an end and not a reset. A
     /// program that waits for a verdict gets none: that no switch is there is not for the switch to say.
-    pub(crate) fn run(mut self) {
+    pub(crate) fn run(mut self) -> bool {
         let (mut events, mut happened) = (Events::new(), Vec::new());
         while !self.stopping {
             happened.clear();
@@ -83,6 +83,7 @@ impl Worker {
             self.awaited.answer(&self.fabric.links, &self.fabric.forwarder, &self.fabric.flows);
         }
         self.fabric.flows.end_all(&mut self.fabric.cx);
+        self.stopping
     }
 
     /// Waits for something to do, if there is nothing; appends what happened to `happened`.
@@ -173,6 +174,8 @@ impl Worker {
             }
             Order::Snapshot { reply } => reply.send(snapshot(fabric)),
             Order::Stop => self.stopping = true,
+            #[cfg(test)]
+            Order::Panic => panic!("a test asks for this panic"),
         }
     }
 }

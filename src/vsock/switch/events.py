@@ -18,6 +18,7 @@ _LEVELS: Final = {
     "running": logging.INFO,
     "flow": logging.DEBUG,
     "flow-refused": logging.DEBUG,
+    "ended": logging.CRITICAL,
 }
 """Levels of expected events; all others are warnings. `Switch` itself logs the changes that it makes."""
 

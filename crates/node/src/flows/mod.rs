@@ -331,6 +331,14 @@ impl Flows {
         Some(flow)
     }
 
+    /// Closes the program's socket, whatever its program has not taken yet: the link is lost.
+    fn lose(&mut self, cx: &mut Context, id: FlowId) {
+        if let Some(flow) = self.table.get_mut(id) {
+            flow.state = State::Over(CloseReason::LinkGone);
+        }
+        self.end(cx, id);
+    }
+
     /// Closes the program's socket and forgets the flow.
     pub(crate) fn end(&mut self, cx: &mut Context, id: FlowId) {
         let Some(flow) = self.remove(id) else { return };
@@ -350,6 +358,21 @@ impl Flows {
     /// A flow that is none any more.
     pub(crate) fn next_outcome(&mut self) -> Option<Outcome> {
         self.outcomes.pop_front()
+    }
+
+    /// A link is lost, and all its connections with it: programs that wait for theirs are told, all other sockets are closed.
+    pub(crate) fn lose_link(&mut self, cx: &mut Context, link: LinkId) {
+        let on_link = self.table.iter().filter(|(_, flow)| flow.link == link);
+        let lost: Vec<FlowId> = on_link.map(|(id, _)| id).collect();
+        for id in lost {
+            let flow = self.table.get(id);
+            if flow.is_some_and(|flow| matches!(flow.state, State::Connecting(_))) {
+                self.closed(cx, id, CloseReason::LinkGone);
+            } else {
+                self.lose(cx, id);
+            }
+        }
+        self.by_connection.remove(link);
     }
 
     /// A link is gone: its connections have ended before.

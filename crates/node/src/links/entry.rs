@@ -111,12 +111,31 @@ impl Entry {
 
     /// Makes a guest what it is to be from now on.
     pub(super) fn set_options(&mut self, admission: &mut Admission, options: GuestOptions) {
-        if let Some(interface) = &mut self.interface {
-            let aliases = options.host_aliases.iter().copied().map(Cid).collect();
-            interface.filter_mut().set_aliases(aliases);
-        }
         self.groups = options.groups.iter().map(|name| admission.group(name)).collect();
         self.options = options;
+        self.set_aliases();
+    }
+
+    fn set_aliases(&mut self) {
+        if let Some(interface) = &mut self.interface {
+            let aliases = self.options.host_aliases.iter().copied().map(Cid).collect();
+            interface.filter_mut().set_aliases(aliases);
+        }
+    }
+
+    /// Drops connections and queues as they are; only the descriptors are taken out of the reactor before.
+    pub(super) fn drop_interface(&mut self, cx: &mut Context, torn: Box<Interface>) {
+        self.interface = Some(torn);
+        for queue in 0..QUEUE_COUNT {
+            self.unwatch(cx, queue);
+        }
+        self.interface = None;
+    }
+
+    /// New connections in place of those that were dropped, and new queues, which are all stopped.
+    pub(super) fn set_interface(&mut self, interface: Interface) {
+        self.interface = Some(Box::new(interface));
+        self.set_aliases();
     }
 
     /// The connections of the link; `None` while it has its turn.

@@ -15,6 +15,8 @@ use super::{Foreign, Interface, LinkId, Links, Scratch};
 pub(crate) struct Forwarder {
     relay: Relay,
     scratch: Scratch,
+    /// The link that a packet is just being written to.
+    target: Option<LinkId>,
 }
 
 /// What became of a packet between guests.
@@ -28,7 +30,8 @@ pub(crate) struct Passed {
 impl Forwarder {
     /// No flows; `seed` must be unknown to guests.
     pub(crate) fn new(seed: u64) -> Self {
-        Self { relay: Relay::new(RelayLimits::default(), seed), scratch: Scratch::default() }
+        let relay = Relay::new(RelayLimits::default(), seed);
+        Self { relay, scratch: Scratch::default(), target: None }
     }
 
     /// The relay, to look at.
@@ -70,9 +73,11 @@ impl Forwarder {
         if let Verdict::Forward(header) = verdict {
             // A reset that waits was caused before this packet, and must arrive before it.
             let is_free = !self.relay.has_packet(header.dst.cid);
+            self.target = Some(to);
             let passed = links.interface(to).map_or(Ok(true), |target| {
                 target.forward(&header, packet, is_free, &mut self.scratch)
             });
+            self.target = None;
             match passed {
                 Ok(true) => {}
                 Ok(false) => {
@@ -85,6 +90,12 @@ impl Forwarder {
         }
         self.activate_ready(links);
         Passed { verdict, was_asked }
+    }
+
+    /// After a panic: the link to which a packet was just being written, if there is one.
+    pub(crate) fn take_target(&mut self) -> Option<LinkId> {
+        self.scratch = Scratch::default();
+        self.target.take()
     }
 
     /// At the end of a turn: lets go of guest memory.

@@ -36,6 +36,7 @@ mod users;
 mod tests;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub use self::sender::Sent;
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;
-use crate::events::Event;
+use crate::events::{Event, Failure};
 use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::link::Link;
@@ -69,6 +70,10 @@ use vsock_virtio::vhost_user::{BackendControl, Detach, QueueStart};
 /// Ends of connections within a node, two of each: one listener with the longest backlog leaves room for as many others.
 /// What they cost is bounded by the descriptors that programs may have.
 const LOOPBACK_ENDS: usize = 16_384;
+
+fn loopback_limits() -> Limits {
+    Limits { max_connections: LOOPBACK_ENDS, ..Limits::default() }
+}
 
 /// Names a link for ever.
 pub(crate) type LinkId = Key<Entry>;
@@ -105,9 +110,8 @@ pub(crate) struct Links {
 impl Links {
     /// The links of a new node: the one to itself.
     pub(crate) fn new(local: Cid, loopback: LoopbackLink, seed: u64) -> Self {
-        let limits = Limits { max_connections: LOOPBACK_ENDS, ..Limits::default() };
         let link = Link::Loopback(loopback);
-        let interface = Interface::new(link, Role::Loopback, local, limits, seed);
+        let interface = Interface::new(link, Role::Loopback, local, loopback_limits(), seed);
         let mut entries = Slots::new();
         let loopback = entries.insert(Entry::new(GuestOptions::default(), interface));
         let mut schedule = Schedule::default();
@@ -138,6 +142,25 @@ impl Links {
     /// Takes out the connections of a link for its turn. Meanwhile nothing but this turn can change them.
     pub(crate) fn take(&mut self, id: LinkId) -> Option<Box<Interface>> {
         self.entries.get_mut(id)?.interface.take()
+    }
+
+    /// Ends a turn that ended in a panic: nothing of the interface is kept. A guest, and this node itself, gets a new one,
+    /// without connections and with all queues stopped; the link to a device does not, as the device would not know.
+    pub(crate) fn renew(&mut self, cx: &mut Context, id: LinkId, torn: Box<Interface>) {
+        let local = self.routes.local();
+        let role = torn.role();
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.drop_interface(cx, torn);
+        let (link, limits) = match role {
+            Role::Guest(_) => (Link::Device(DeviceLink::new()), Limits::default()),
+            Role::Loopback => match LoopbackLink::new() {
+                Ok(link) => (Link::Loopback(link), loopback_limits()),
+                Err(error) => return cx.failed(Failure::Loopback(error)),
+            },
+            Role::Uplink => return,
+        };
+        let seed = RandomState::new().hash_one(id.to_bits());
+        entry.set_interface(Interface::new(link, role, local, limits, seed));
     }
 
     /// Ends the turn.

@@ -131,7 +131,7 @@ impl Programs {
         self.hybrids.forget(cx, &mut self.acceptors, link);
     }
 
-    /// Something happened at a program's descriptor, or at one of ours on which they connect.
+    /// Something happened at a program's descriptor.
     pub(crate) fn on_ready(
         &mut self,
         cx: &mut Context,
@@ -139,19 +139,15 @@ impl Programs {
         flows: &mut Flows,
         (owner, ready): (Owner, Readiness),
     ) {
-        let Self { acceptors, requests, hybrids, services } = self;
+        let Self { requests, hybrids, services, .. } = self;
         let (id, ended) = (ready.source, ready.read_closed);
         match owner {
-            Owner::Acceptor => {
-                let arrivals = acceptors.accept(cx, id);
-                self.welcome(cx, links, flows, arrivals);
-            }
             Owner::Client => requests.read(&mut Parts { cx, links, flows, services }, id, ended),
             Owner::HybridClient => {
                 hybrids.read_line(&mut Parts { cx, links, flows, services }, id, ended);
             }
             Owner::Listener => services.listeners.read(cx, id, ended),
-            Owner::Ring | Owner::Device | Owner::Flow => {}
+            Owner::Acceptor | Owner::Ring | Owner::Device | Owner::Flow => {}
         }
     }
 
@@ -160,47 +156,33 @@ impl Programs {
         self.acceptors.resume_at()
     }
 
-    /// Lets in programs that could not be let in before.
-    pub(crate) fn resume(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows) {
-        for id in self.acceptors.resume() {
-            let arrivals = self.acceptors.accept(cx, id);
-            self.welcome(cx, links, flows, arrivals);
-        }
+    /// Lets in programs that wait at a socket of ours. Each may have said something already.
+    pub(crate) fn accept(&mut self, cx: &mut Context, id: SourceId) -> Vec<SourceId> {
+        let arrivals = self.acceptors.accept(cx, id);
+        arrivals.into_iter().filter_map(|arrival| self.let_in(cx, arrival)).collect()
     }
 
-    /// Programs have connected; each may have said something already.
-    fn welcome(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        flows: &mut Flows,
-        arrivals: Vec<Arrival>,
-    ) {
-        let Self { requests, hybrids, services, .. } = self;
-        let parts = &mut Parts { cx, links, flows, services };
-        for Arrival { fd, peer, speaks } in arrivals {
-            let owner = match speaks {
-                Speaks::Requests(_) => Owner::Client,
-                Speaks::Hybrid(_) => Owner::HybridClient,
-            };
-            let id = match parts.cx.sources.add(&fd, owner) {
-                Ok(id) => id,
-                Err(error) => {
-                    parts.cx.failed(Failure::Watching(error));
-                    continue;
-                }
-            };
-            match speaks {
-                Speaks::Requests(kind) => {
-                    requests.clients.insert(id, Client::new(fd, kind, peer, None));
-                    requests.read(parts, id, false);
-                }
-                Speaks::Hybrid(link) => {
-                    hybrids.add(id, HybridClient { fd, link, peer });
-                    hybrids.read_line(parts, id, false);
-                }
+    /// Lets in programs that could not be let in before.
+    pub(crate) fn resume(&mut self, cx: &mut Context) -> Vec<SourceId> {
+        let acceptors = self.acceptors.resume();
+        acceptors.into_iter().flat_map(|id| self.accept(cx, id)).collect()
+    }
+
+    fn let_in(&mut self, cx: &mut Context, arrival: Arrival) -> Option<SourceId> {
+        let Arrival { fd, peer, speaks } = arrival;
+        let owner = match speaks {
+            Speaks::Requests(_) => Owner::Client,
+            Speaks::Hybrid(_) => Owner::HybridClient,
+        };
+        let added = cx.sources.add(&fd, owner);
+        let id = added.map_err(|error| cx.failed(Failure::Watching(error))).ok()?;
+        match speaks {
+            Speaks::Requests(kind) => {
+                self.requests.clients.insert(id, Client::new(fd, kind, peer, None));
             }
+            Speaks::Hybrid(link) => self.hybrids.add(id, HybridClient { fd, link, peer }),
         }
+        Some(id)
     }
 
     /// A request to be tried again.

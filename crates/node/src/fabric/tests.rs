@@ -1,0 +1,228 @@
+//! A panic in the turn of one link, without threads: the guests are ends of links that are played by hand.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{EventfdFlags, eventfd};
+use vsock_core::{
+    Address, ConnectionId, Endpoint, Event as Happened, FlowKey, Limits, Port, SocketType,
+};
+use vsock_guest_memory::slice;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
+use vsock_virtio::link::Link;
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
+use vsock_virtio::spec::QUEUE_COUNT;
+use vsock_virtio::sys::PeerCredentials;
+use vsock_virtio::vhost_user::QueueStart;
+
+use super::*;
+use crate::flows::{Flow, Greeting, Holdings, Parties};
+use crate::host::program::Socket;
+use crate::journal::Journal;
+use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
+use crate::reactor::Sources;
+
+const ALPHA: Cid = Cid(3);
+const BETA: Cid = Cid(4);
+const LONG: usize = 1 << 20;
+
+fn at(cid: Cid, port: u32) -> Address {
+    Address { cid, port: Port(port) }
+}
+
+/// What the programs of a guest get; they send nothing.
+#[derive(Default)]
+struct Got(Vec<u8>);
+
+impl Sink for Got {
+    fn payload(&mut self, _: ConnectionId, payload: Payload<'_>) -> Result<Update, MemoryDead> {
+        let before = self.0.len();
+        self.0.resize(before + slice::total(payload.pieces), 0);
+        slice::copy_out(payload.pieces, &mut self.0[before..]);
+        Ok(Update::default())
+    }
+
+    fn foreign(&mut self, _: &Foreign<'_>) -> bool {
+        false
+    }
+
+    fn spoofed(&mut self, _: u64) {}
+}
+
+impl Source for Got {
+    fn next(&mut self, _: ConnectionId, _: &Endpoint) -> Offer {
+        Offer::Nothing(Update::default())
+    }
+
+    fn fill(
+        &mut self,
+        _: ConnectionId,
+        _: &[slice::Slice],
+    ) -> Result<crate::links::Filled, MemoryDead> {
+        Ok(crate::links::Filled::default())
+    }
+
+    fn stalled(&mut self, _: ConnectionId) -> Update {
+        Update::default()
+    }
+}
+
+/// A guest: its end of the link, and what its programs got.
+struct Guest {
+    interface: Interface,
+    got: Got,
+    /// Connections of its programs that were closed.
+    closed: usize,
+}
+
+impl Guest {
+    /// Attaches to a link, as a front end does.
+    fn attach(fabric: &mut Fabric, link: LinkId, cid: Cid) -> Self {
+        let signal = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let both = |fd: &OwnedFd| fd.try_clone().unwrap();
+        let mut driver = DriverLink::new(&DriverOptions::default()).unwrap();
+        let region = driver.region().to_region().unwrap();
+        let memory = GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap();
+        for index in 0..QUEUE_COUNT {
+            let config = driver.queue_config(index).unwrap();
+            let (kick, call) = (signal(), signal());
+            let start = QueueStart {
+                index,
+                memory: memory.clone(),
+                config,
+                kick: both(&kick),
+                call: Some(both(&call)),
+            };
+            fabric.apply(link, Change::StartQueue(start));
+            driver.connect(index, kick, call).unwrap();
+        }
+        let (link, limits) = (Link::Driver(driver), Limits::default());
+        let interface = Interface::new(link, Role::Uplink, cid, limits, 7);
+        Self { interface, got: Got::default(), closed: 0 }
+    }
+
+    /// Takes what has come, accepts all connections, and sends what there is to say.
+    fn run(&mut self, now: Instant) {
+        let mut scratch = Scratch::default();
+        let budget = || Budget::new(LONG);
+        loop {
+            let drained =
+                self.interface.receive(now, &mut budget(), &mut scratch, &mut self.got).unwrap();
+            while let Some(event) = self.interface.next_event() {
+                match event {
+                    Happened::Offered { id, .. } => self.interface.endpoint_mut().accept(id),
+                    Happened::Closed { .. } => self.closed += 1,
+                    Happened::Connected { .. }
+                    | Happened::Writable { .. }
+                    | Happened::TheirsShutDown { .. } => {}
+                }
+            }
+            if drained != Drained::Event {
+                break;
+            }
+        }
+        self.interface.transmit(now, &mut budget(), &mut scratch, &mut self.got).unwrap();
+        self.interface.publish().unwrap();
+    }
+}
+
+/// A switch with two guests that may reach each other.
+struct Lab {
+    fabric: Fabric,
+    links: [LinkId; 2],
+    guests: [Guest; 2],
+}
+
+impl Lab {
+    fn new() -> Self {
+        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap());
+        let mut fabric = Fabric::new(cx, Cid::HOST, LoopbackLink::new().unwrap(), 1);
+        let links = [(ALPHA, "alpha"), (BETA, "beta")].map(|(cid, name)| {
+            let (name, groups) = (name.to_owned(), vec!["both".to_owned()]);
+            let options = GuestOptions { cid: cid.0, name, groups, ..GuestOptions::default() };
+            fabric.add_guest(options, None, 1).unwrap()
+        });
+        let alpha = Guest::attach(&mut fabric, links[0], ALPHA);
+        let beta = Guest::attach(&mut fabric, links[1], BETA);
+        Self { fabric, links, guests: [alpha, beta] }
+    }
+
+    /// Rounds until nothing is left to be done.
+    fn run(&mut self) {
+        for _ in 0..8 {
+            for index in 0..2 {
+                self.guests[index].run(self.fabric.cx.now);
+                self.fabric.links.activate(self.links[index]);
+            }
+            self.fabric.serve_active();
+        }
+    }
+
+    /// A program here connects to a guest and is told that it is connected.
+    fn connect(&mut self, index: usize) -> UnixStream {
+        let (link, cid) = (self.links[index], [ALPHA, BETA][index]);
+        let (ours, mut program) = UnixStream::pair().unwrap();
+        let key = FlowKey { ours: at(Cid::HOST, 1024), theirs: at(cid, 22) };
+        let Fabric { cx, links, flows, .. } = &mut self.fabric;
+        let id = cx.sources.add(&ours, Owner::Flow).unwrap();
+        let endpoint = links.interface(link).unwrap().endpoint_mut();
+        let connection = endpoint.connect(cx.now, key, SocketType::Stream, None).unwrap();
+        let peer = PeerCredentials { pid: 7, uid: 0, gid: 0 };
+        let parties = Parties::outgoing(key, SocketType::Stream, peer);
+        let socket = Socket { uid: 0, cookie: 0 };
+        let holdings = Holdings { binding: None, socket, share: flows.share() };
+        let connecting = (link, connection);
+        flows.begin(
+            id,
+            Flow::connecting(connecting, parties, holdings, ours.into(), Greeting::Hybrid),
+        );
+        self.run();
+        let mut greeting = [0; 8];
+        program.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"OK 1024\n");
+        program
+    }
+}
+
+#[test]
+fn panic_in_the_turn_of_one_link_drops_all_of_it_and_leaves_the_other_guests_going() {
+    let mut lab = Lab::new();
+    let (mut to_alpha, mut to_beta) = (lab.connect(0), lab.connect(1));
+    let key = FlowKey { ours: at(ALPHA, 5000), theirs: at(BETA, 22) };
+    let alpha = lab.guests[0].interface.endpoint_mut();
+    alpha.connect(Instant(1), key, SocketType::Stream, None).unwrap();
+    lab.run();
+    assert_eq!(lab.fabric.forwarder.relay().flows().count(), 1);
+
+    lab.fabric.panics_at = Some(lab.links[0]);
+    lab.fabric.links.activate(lab.links[0]);
+    lab.fabric.serve_active();
+
+    // Nothing of the link is left: its queues, its connections, their programs' sockets, those to other guests.
+    let interface = lab.fabric.links.interface(lab.links[0]).unwrap();
+    let Link::Device(device) = interface.link() else { panic!() };
+    assert!((0..QUEUE_COUNT).all(|queue| !device.is_running(queue)));
+    assert_eq!(interface.endpoint().connections().count(), 0);
+    assert_eq!(to_alpha.read(&mut [0]).unwrap(), 0);
+    assert_eq!(lab.fabric.flows.iter().count(), 1);
+    assert_eq!(lab.fabric.forwarder.relay().flows().count(), 0);
+    let records = lab.fabric.cx.journal.take();
+    let faults: Vec<_> =
+        records.iter().filter(|it| matches!(it.event, Event::Fault(LinkFault::Panic))).collect();
+    assert_eq!(faults.iter().map(|it| it.about).collect::<Vec<_>>(), [Some(ALPHA)]);
+
+    // The other guest goes on, and hears that its peer is gone.
+    to_beta.write_all(b"still here").unwrap();
+    let (beta, flow) = (lab.links[1], lab.fabric.flows.iter().next().unwrap().0);
+    lab.fabric.dispatch(Readiness::readable(flow));
+    lab.fabric.serve_active();
+    lab.guests[1].run(lab.fabric.cx.now);
+    assert_eq!((lab.guests[1].got.0.as_slice(), lab.guests[1].closed), (&b"still here"[..], 1));
+    assert_eq!(lab.fabric.links.get(beta).unwrap().faults(), 0);
+
+    // A front end may attach anew.
+    lab.fabric.panics_at = None;
+    lab.guests[0] = Guest::attach(&mut lab.fabric, lab.links[0], ALPHA);
+    lab.connect(0);
+}
