@@ -1,5 +1,5 @@
-//! What the node knows of those who want to begin something, as `vsock_core::admission` asks for it; and what a refusal is
-//! to a program.
+//! Describes attempts for `vsock_core::admission`: who asks, who is asked, and what is known of them. Says what a refused
+//! call of a program returns, and explains decisions in words.
 
 use rustix::io::Errno;
 use vsock_core::admission::{Act, Attempt, Explanation, Party, Refusal};
