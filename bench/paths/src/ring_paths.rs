@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, QUEUE_COUNT};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::queue::{DeviceQueue, DriverQueue, QueueConfig, QueueLayout};
-use vsock_virtio::slice::Slices;
+use vsock_virtio::spec::QUEUE_COUNT;
 
 use crate::{PACKETS, Path, broken};
 
@@ -124,10 +125,10 @@ impl Path for Links {
     fn step(&mut self) {
         self.slices.clear();
         for _ in 0..PACKETS {
-            let Some(space) = must(self.from.next_space(&mut self.slices)) else {
-                broken("no space")
+            let Some(buffer) = must(self.from.next_buffer(&mut self.slices)) else {
+                broken("no buffer")
             };
-            self.from.send(&space, &self.slices, &HEADER, PAYLOAD);
+            self.from.send(&buffer, &self.slices, &HEADER, PAYLOAD);
         }
         must(self.from.publish());
         self.slices.clear();
