@@ -6,12 +6,12 @@ use std::os::fd::OwnedFd;
 use vsock_core::{
     Address, Cid, ConnectionId, Endpoint, Event, FlowKey, Instant, Limits, Port, SocketType,
 };
-use vsock_virtio::link::driver::DriverOptions;
-use vsock_virtio::links::{
+use vsock_guest_memory::slice::{self, Slice};
+use vsock_node::links::{
     Budget, Drained, Filled, Interface, MemoryDead, Offer, Payload, Role, Scratch, Sends, Sink,
     Source, Update,
 };
-use vsock_virtio::slice::{self, Slice};
+use vsock_virtio::link::driver::DriverOptions;
 
 use crate::ring_paths::{Pair, must};
 use crate::{PACKETS, Path, broken};

@@ -23,7 +23,7 @@ pub trait Path {
 pub type Make = fn() -> Box<dyn Path>;
 
 /// All paths by name.
-pub const ALL: [(&str, Make); 8] = [
+pub const ALL: [(&str, Make); 10] = [
     ("endpoint-receive", || Box::new(core_paths::Receive::new())),
     ("endpoint-send", || Box::new(core_paths::Send::new())),
     ("relay-forward", || Box::new(core_paths::Forward::new())),
