@@ -239,6 +239,15 @@ def test_every_call_of_the_vectors_is_made():
 # Options
 
 
+@pytest.mark.parametrize("name", VECTORS["refused_options"])
+def test_option_that_only_unix_sockets_have_is_refused(name):
+    """It would tell that this is one, hold what the socket keeps of itself, or filter what the node says."""
+    with vsock.socket() as sock:
+        assert outcome(lambda: sock.getsockopt(SOL, name)) == "EOPNOTSUPP"
+        assert outcome(lambda: sock.setsockopt(SOL, name, 1)) == "EOPNOTSUPP"
+        assert outcome(lambda: sock.setsockopt(SOL, name, bytes(16))) == "EOPNOTSUPP"
+
+
 HZ = round(1 / time.clock_getres(6))  # CLOCK_MONOTONIC_COARSE
 OPTIONS = [row for row in VECTORS["options"] if row["hz"] == HZ]
 

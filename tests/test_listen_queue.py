@@ -1,4 +1,4 @@
-"""A2: `backlog` + 1 connections wait to be accepted, however long the queue (crates/virtio/tests/node_backlog.rs)."""
+"""A2: `backlog` + 1 connections wait to be accepted, however long the queue (crates/node/tests/node_backlog.rs)."""
 
 import subprocess
 import sys

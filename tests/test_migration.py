@@ -1,6 +1,6 @@
 """A guest's CID changes while it runs: the effects for programs on both sides.
 
-crates/virtio/tests/node_renumber.rs tests the switch with misbehaving guests,
+crates/node/tests/node_renumber.rs tests the switch with misbehaving guests,
 tests/guests/test_migration.py real guests.
 """
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vsock_virtio::fuzzing::{NotALine, hybrid_line, request};
+use vsock_node::fuzzing::{NotALine, hybrid_line, request};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(head) = bytes.first_chunk::<32>()

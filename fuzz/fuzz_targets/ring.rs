@@ -7,9 +7,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::queue::{DeviceQueue, QueueConfig};
-use vsock_virtio::slice::{Slices, copy_out};
+use vsock_guest_memory::slice::{Slices, copy_out};
 
 const LEN: u64 = 16 * 4096;
 const BASE: u64 = 0x1000;

@@ -11,5 +11,5 @@
     test_shortage       no descriptor left
 
 After each test the switch must hold what it held before (`conftest`) and serve the next program.
-Bad input from *guests* is in crates/virtio/tests/hostile_*.rs.
+Bad input from *guests* is in crates/node/tests/hostile_*.rs.
 """

@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use vsock_virtio::node::{GuestOptions, Node};
+use vsock_node::node::{GuestOptions, Node};
 
 use crate::Result;
 

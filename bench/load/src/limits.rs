@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use rustix::event::{EventfdFlags, eventfd as new_eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::slice::{self, Slices};
+use vsock_guest_memory::slice::{self, Slices};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
 
 use crate::Result;
 use crate::clock::{self, Durations};

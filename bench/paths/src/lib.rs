@@ -7,6 +7,7 @@
 
 mod admission_paths;
 mod core_paths;
+mod interface_paths;
 mod ring_paths;
 
 /// Packets of one step.
@@ -22,7 +23,7 @@ pub trait Path {
 pub type Make = fn() -> Box<dyn Path>;
 
 /// All paths by name.
-pub const ALL: [(&str, Make); 8] = [
+pub const ALL: [(&str, Make); 10] = [
     ("endpoint-receive", || Box::new(core_paths::Receive::new())),
     ("endpoint-send", || Box::new(core_paths::Send::new())),
     ("relay-forward", || Box::new(core_paths::Forward::new())),
@@ -31,6 +32,8 @@ pub const ALL: [(&str, Make); 8] = [
     ("ring-round", || Box::new(ring_paths::Ring::new())),
     ("link-to-device", || Box::new(ring_paths::Links::new(true))),
     ("link-to-driver", || Box::new(ring_paths::Links::new(false))),
+    ("interface-to-device", || Box::new(interface_paths::Interfaces::new(true))),
+    ("interface-to-driver", || Box::new(interface_paths::Interfaces::new(false))),
 ];
 
 /// Ends the process: a path that does not do its work measures nothing.

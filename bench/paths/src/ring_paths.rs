@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, QUEUE_COUNT};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::queue::{DeviceQueue, DriverQueue, QueueConfig, QueueLayout};
-use vsock_virtio::slice::Slices;
+use vsock_virtio::spec::QUEUE_COUNT;
 
 use crate::{PACKETS, Path, broken};
 
@@ -24,7 +25,7 @@ const HEADER: [u8; 44] = [7; 44];
 const PAYLOAD: u32 = 64;
 
 /// Unwraps where a failure means that the path is no path.
-fn must<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+pub(crate) fn must<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|error| broken(&error.to_string()))
 }
 
@@ -70,16 +71,15 @@ impl Path for Ring {
     }
 }
 
-/// A packet from one end of a link to the other, without signals, as between two that are busy.
-pub(crate) struct Links {
-    from: Link,
-    to: Link,
-    slices: Slices,
-    _signals: Vec<OwnedFd>,
+/// Both ends of a link over one memory.
+pub(crate) struct Pair {
+    pub(crate) device: Link,
+    pub(crate) driver: Link,
+    pub(crate) signals: Vec<OwnedFd>,
 }
 
-impl Links {
-    pub(crate) fn new(to_device: bool) -> Self {
+impl Pair {
+    pub(crate) fn new(options: &DriverOptions) -> Self {
         let mut signals = Vec::new();
         let mut signal = || {
             let fd = must(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK));
@@ -87,7 +87,7 @@ impl Links {
             signals.push(must(fd.try_clone()));
             (fd, other)
         };
-        let mut driver = must(DriverLink::new(&DriverOptions::default()));
+        let mut driver = must(DriverLink::new(options));
         driver.set_event_idx(true);
         let region = must(driver.region().to_region());
         let memory = must(GuestMemory::map(vec![region], MemoryPolicy::RequireSeals));
@@ -101,6 +101,21 @@ impl Links {
         let (mut device, mut driver) = (Link::Device(device), Link::Driver(driver));
         device.disarm();
         driver.disarm();
+        Self { device, driver, signals }
+    }
+}
+
+/// A packet from one end of a link to the other, without signals, as between two that are busy.
+pub(crate) struct Links {
+    from: Link,
+    to: Link,
+    slices: Slices,
+    _signals: Vec<OwnedFd>,
+}
+
+impl Links {
+    pub(crate) fn new(to_device: bool) -> Self {
+        let Pair { device, driver, signals } = Pair::new(&DriverOptions::default());
         let (from, to) = if to_device { (driver, device) } else { (device, driver) };
         Self { from, to, slices: Slices::with_capacity(4 * PACKETS), _signals: signals }
     }
@@ -110,10 +125,10 @@ impl Path for Links {
     fn step(&mut self) {
         self.slices.clear();
         for _ in 0..PACKETS {
-            let Some(space) = must(self.from.next_space(&mut self.slices)) else {
-                broken("no space")
+            let Some(buffer) = must(self.from.next_buffer(&mut self.slices)) else {
+                broken("no buffer")
             };
-            self.from.send(&space, &self.slices, &HEADER, PAYLOAD);
+            self.from.send(&buffer, &self.slices, &HEADER, PAYLOAD);
         }
         must(self.from.publish());
         self.slices.clear();

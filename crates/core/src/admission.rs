@@ -1,21 +1,20 @@
-//! Who may begin what: the one question that is asked at every beginning, and the reasons for
-//! a no.
+//! Who may begin what: one decision at every beginning, and the reasons of refusals.
 //!
-//! A beginning is a connection between a program and a guest in either direction, between two
-//! guests, or over the node's link to itself; a datagram; a port that a program binds; and a
-//! socket that starts to listen. Whoever serves it says who wants what ([`Attempt`]) and asks
-//! [`Admission::decide`], which looks at three things in turn:
+//! Connections begin between programs and guests in either direction, between two guests, and over
+//! the node's link to itself. Datagrams are sent, programs bind ports, sockets start to listen. The
+//! shell describes each of these as an [`Attempt`] and calls [`Admission::decide`], which looks at
+//! three things in turn:
 //!
 //! 1. facts about both ends: somebody has this address, is not about to leave, and has said that
 //!    it knows the socket type;
-//! 2. the rules ([`rules`]), of which the first that matches decides;
-//! 3. who would answer, where that is known here: a listener with room in its queue.
+//! 2. the rules ([`rules`]): the first that matches decides;
+//! 3. who would answer, if that is known here: a listener with room in its queue.
 //!
-//! A [`Decision`] is either leave to begin, with the rule that gave it and the limits that go with
-//! it, or a [`Refusal`]. What fails later, such as a queue that cannot take the connection, is
-//! a refusal as well: [`Refused`] is what those have to show who turn somebody away, and
-//! [`Admission::refuse`] makes it of a reason and counts it. So no refusal is without a reason, and
-//! none is left out of the counts.
+//! A [`Decision`] allows the attempt, and names the rule and the limits of the flow, or it has the
+//! [`Refusal`]. A failure after the decision, such as a queue that cannot take the connection, is a
+//! refusal, too. [`Admission::refuse`] counts a refusal and returns a [`Refused`], which
+//! [`Endpoint::refuse`](crate::Endpoint::refuse) requires. So each refusal has a reason and is
+//! counted.
 
 mod refusal;
 pub mod rules;
@@ -68,7 +67,7 @@ pub enum Party<'a> {
 }
 
 impl Party<'_> {
-    /// A program of which nothing is known but that it is here.
+    /// A program of this node, of which nothing else is known.
     pub const PROGRAM: Self = Self::Program { may_use_privileged: false };
 
     const fn groups(&self) -> &[GroupId] {
@@ -102,11 +101,11 @@ impl Party<'_> {
 /// Who would answer at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answerer {
-    /// Known only to the other side, which will say so.
+    /// Only the other side knows, and answers for itself.
     Unknown,
     /// A listener here.
     Listener(Listener),
-    /// No listener, but perhaps a program at the hybrid socket of the guest that asks.
+    /// No listener, but perhaps a program on the hybrid socket of the guest that asks.
     Hybrid,
     /// A program that receives datagrams there.
     Receiver,
@@ -134,7 +133,7 @@ pub struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    /// A connection to somebody who knows every socket type and answers for itself.
+    /// A connection to a side that knows every socket type and answers for itself.
     #[must_use]
     pub const fn connect(from: Party<'a>, to: Party<'a>, port: Port, kind: SocketType) -> Self {
         Self {
@@ -213,7 +212,7 @@ impl Refused {
 pub struct Explanation {
     /// Whether it may begin.
     pub is_allowed: bool,
-    /// The name of the rule; empty: no rule was asked.
+    /// The name of the rule that decided; empty: none did.
     pub rule: String,
     /// A group that both are in.
     pub shared_group: Option<String>,
@@ -244,7 +243,7 @@ impl Admission {
         Self { rules: Compiled::new(rules), groups: Vec::new(), counts: RefusalCounts::default() }
     }
 
-    /// Other rules from now on. What has begun goes on.
+    /// Replaces the rules. What has begun goes on.
     pub fn set_rules(&mut self, rules: Vec<Rule>) {
         self.rules = Compiled::new(rules);
     }
@@ -299,7 +298,7 @@ impl Admission {
         self.rules.get(id)
     }
 
-    /// What would be decided about an attempt, and what for.
+    /// What would be decided about an attempt, and why.
     #[must_use]
     pub fn explain(&self, attempt: &Attempt<'_>) -> Explanation {
         let (is_allowed, rule, refusal) = match self.decide(attempt) {
@@ -319,7 +318,7 @@ impl Admission {
     }
 }
 
-/// What is known of both ends without any rule. The order is that in which the kernel finds it out.
+/// What follows from the ends alone, in the order in which Linux finds it out.
 fn check_ends(attempt: &Attempt<'_>) -> Result<(), Refusal> {
     let Attempt { act, from, to, kind, is_kind_known, .. } = attempt;
     match act {

@@ -26,8 +26,9 @@
 //! of it in flight, so it is never left waiting, and ping-pong traffic is spared half its packets.
 
 use crate::address::SocketType;
-use crate::saved::{Unfit, check, is_at_or_after};
+use crate::saved::{Unfit, check};
 use alloc::vec::Vec;
+use core::ops::{Add, Sub};
 
 /// What may be sent now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,9 +51,40 @@ const BYTES_PER_UNREAD_PACKET: u32 = 128;
 /// The least number of unread SEQPACKET packets we admit.
 const MIN_UNREAD_PACKETS: u32 = 16;
 
-/// `a` is after `b` on the circle of a wrapping counter.
-pub(crate) const fn is_after(a: u32, b: u32) -> bool {
-    a != b && a.wrapping_sub(b) < 1 << 31
+/// A position in one direction of a connection: how many bytes came before it, in a counter that
+/// wraps. Of two positions that are less than half the range apart, one is after the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Position(pub u32);
+
+impl Position {
+    /// Whether it is behind another.
+    #[must_use]
+    pub const fn is_after(self, other: Self) -> bool {
+        self.0 != other.0 && self.is_at_or_after(other)
+    }
+
+    /// Whether it is behind another, or the same.
+    #[must_use]
+    pub const fn is_at_or_after(self, other: Self) -> bool {
+        self.0.wrapping_sub(other.0) < 1 << 31
+    }
+}
+
+impl Add<u32> for Position {
+    type Output = Self;
+
+    fn add(self, bytes: u32) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+}
+
+impl Sub for Position {
+    type Output = u32;
+
+    /// The bytes from `earlier` to here.
+    fn sub(self, earlier: Self) -> u32 {
+        self.0.wrapping_sub(earlier.0)
+    }
 }
 
 /// How many marks stand for the packets in flight.
@@ -61,7 +93,7 @@ const MARKS: u8 = 16;
 /// A run of packets and the position of the byte behind its last.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mark {
-    end: u32,
+    end: Position,
     packets: u32,
 }
 
@@ -80,8 +112,8 @@ pub enum Acknowledged {
 /// Bytes and packets sent in one direction and not consumed yet.
 #[derive(Clone, Debug, Default)]
 pub struct Flight {
-    sent: u32,
-    acked: u32,
+    sent: Position,
+    acked: Position,
     marks: [Mark; MARKS as usize],
     first: u8,
     used: u8,
@@ -92,8 +124,8 @@ pub struct Flight {
 impl Flight {
     /// Bytes in flight.
     #[must_use]
-    pub const fn bytes(&self) -> u32 {
-        self.sent.wrapping_sub(self.acked)
+    pub fn bytes(&self) -> u32 {
+        self.sent - self.acked
     }
 
     /// Packets in flight; rather too many than too few.
@@ -102,15 +134,15 @@ impl Flight {
         self.packets.saturating_add(self.empty.packets)
     }
 
-    /// The counter of bytes sent.
+    /// Behind the last byte sent.
     #[must_use]
-    pub const fn sent(&self) -> u32 {
+    pub const fn sent(&self) -> Position {
         self.sent
     }
 
     /// The last `fwd_cnt` that could be true.
     #[must_use]
-    pub const fn acked(&self) -> u32 {
+    pub const fn acked(&self) -> Position {
         self.acked
     }
 
@@ -121,7 +153,7 @@ impl Flight {
             self.empty = Mark { end: self.sent, packets: self.empty.packets.saturating_add(1) };
             return;
         }
-        self.sent = self.sent.wrapping_add(len);
+        self.sent = self.sent + len;
         self.packets = self.packets.saturating_add(1);
         let run = budget.div_ceil(u32::from(MARKS)).max(1);
         let last = usize::from((self.first + self.used + MARKS - 1) % MARKS);
@@ -137,23 +169,24 @@ impl Flight {
 
     /// Takes the receiver's `fwd_cnt`.
     pub fn acknowledge(&mut self, fwd_cnt: u32) -> Acknowledged {
-        if is_after(fwd_cnt, self.sent) {
+        let consumed = Position(fwd_cnt);
+        if consumed.is_after(self.sent) {
             return Acknowledged::Impossible;
         }
-        if !is_after(fwd_cnt, self.acked) {
+        if !consumed.is_after(self.acked) {
             return Acknowledged::Nothing;
         }
-        self.acked = fwd_cnt;
+        self.acked = consumed;
         while self.used > 0 {
             let mark = self.marks[usize::from(self.first)];
-            if is_after(mark.end, self.acked) {
+            if mark.end.is_after(self.acked) {
                 break;
             }
             self.packets = self.packets.saturating_sub(mark.packets);
             self.first = (self.first + 1) % MARKS;
             self.used -= 1;
         }
-        if is_after(self.acked, self.empty.end) {
+        if self.acked.is_after(self.empty.end) {
             self.empty.packets = 0;
         }
         Acknowledged::Progress
@@ -179,10 +212,10 @@ impl Flight {
     pub fn save(&self) -> SavedFlight {
         let mark = |at| self.marks[usize::from((self.first + at) % MARKS)];
         SavedFlight {
-            sent: self.sent,
-            acked: self.acked,
-            marks: (0..self.used).map(mark).map(|mark| (mark.end, mark.packets)).collect(),
-            empty: (self.empty.end, self.empty.packets),
+            sent: self.sent.0,
+            acked: self.acked.0,
+            marks: (0..self.used).map(mark).map(|mark| (mark.end.0, mark.packets)).collect(),
+            empty: (self.empty.end.0, self.empty.packets),
         }
     }
 
@@ -191,13 +224,14 @@ impl Flight {
     /// # Errors
     /// The numbers cannot be together.
     pub fn restore(saved: &SavedFlight) -> Result<Self, Unfit> {
-        let (sent, acked) = (saved.sent, saved.acked);
+        let (sent, acked) = (Position(saved.sent), Position(saved.acked));
         let mut flight = Self { sent, acked, ..Self::default() };
-        check(is_at_or_after(sent, acked), Unfit::Credit)?;
+        check(sent.is_at_or_after(acked), Unfit::Credit)?;
         check(saved.marks.len() <= usize::from(MARKS), Unfit::Credit)?;
         let mut before = acked;
         for (place, &(end, packets)) in flight.marks.iter_mut().zip(&saved.marks) {
-            check(packets > 0 && is_after(end, before) && !is_after(end, sent), Unfit::Credit)?;
+            let end = Position(end);
+            check(packets > 0 && end.is_after(before) && !end.is_after(sent), Unfit::Credit)?;
             *place = Mark { end, packets };
             flight.used += 1;
             flight.packets = flight.packets.checked_add(packets).ok_or(Unfit::Credit)?;
@@ -205,8 +239,8 @@ impl Flight {
         }
         // The last run reaches to the last byte, if any is in flight.
         check(before == sent, Unfit::Credit)?;
-        flight.empty = Mark { end: saved.empty.0, packets: saved.empty.1 };
-        check(flight.empty.packets == 0 || !is_after(flight.empty.end, sent), Unfit::Credit)?;
+        flight.empty = Mark { end: Position(saved.empty.0), packets: saved.empty.1 };
+        check(flight.empty.packets == 0 || !flight.empty.end.is_after(sent), Unfit::Credit)?;
         Ok(flight)
     }
 }
@@ -322,12 +356,12 @@ pub struct Inbound {
     kind: SocketType,
     asked: bool,
     buf_alloc: u32,
-    received: u32,
-    consumed: u32,
+    received: Position,
+    consumed: Position,
     /// `consumed` as last announced.
-    told: u32,
+    told: Position,
     /// The highest position that any announcement allowed.
-    edge: u32,
+    edge: Position,
     /// SEQPACKET packets that our user has not taken.
     unread_packets: u32,
     /// Packets received since the peer last heard of an empty buffer.
@@ -342,10 +376,10 @@ impl Inbound {
             kind,
             asked: false,
             buf_alloc: buf_alloc.min(MAX_BUFFER),
-            received: 0,
-            consumed: 0,
-            told: 0,
-            edge: 0,
+            received: Position(0),
+            consumed: Position(0),
+            told: Position(0),
+            edge: Position(0),
             unread_packets: 0,
             packets_untold: 0,
         }
@@ -364,8 +398,8 @@ impl Inbound {
 
     /// Bytes received and not consumed.
     #[must_use]
-    pub const fn unread(&self) -> u32 {
-        self.received.wrapping_sub(self.consumed)
+    pub fn unread(&self) -> u32 {
+        self.received - self.consumed
     }
 
     /// Takes in one packet.
@@ -373,13 +407,13 @@ impl Inbound {
     /// # Errors
     /// It is beyond what we announced, in bytes or in unread packets.
     pub fn receive(&mut self, len: u32) -> Result<(), OverCredit> {
-        let room = self.edge.wrapping_sub(self.received);
+        let room = self.edge - self.received;
         let is_counted = self.kind != SocketType::Stream;
         let most = (self.buf_alloc / BYTES_PER_UNREAD_PACKET).max(MIN_UNREAD_PACKETS);
         if len > room || (is_counted && self.unread_packets >= most) {
             return Err(OverCredit);
         }
-        self.received = self.received.wrapping_add(len);
+        self.received = self.received + len;
         self.packets_untold = self.packets_untold.saturating_add(1);
         if is_counted {
             self.unread_packets += 1;
@@ -389,7 +423,7 @@ impl Inbound {
 
     /// Our user took data; never more than there is.
     pub fn consume(&mut self, bytes: u32, packets: u32) {
-        self.consumed = self.consumed.wrapping_add(bytes.min(self.unread()));
+        self.consumed = self.consumed + bytes.min(self.unread());
         self.unread_packets = self.unread_packets.saturating_sub(packets);
     }
 
@@ -401,7 +435,7 @@ impl Inbound {
     /// Whether a CREDIT_UPDATE should go out; `peer_buf_alloc` bounds what the peer has in flight.
     #[must_use]
     pub fn is_update_due(&self, peer_buf_alloc: u32) -> bool {
-        let news = self.consumed.wrapping_sub(self.told);
+        let news = self.consumed - self.told;
         if news == 0 {
             return false;
         }
@@ -420,11 +454,11 @@ impl Inbound {
             self.packets_untold = 0;
         }
         self.told = self.consumed;
-        let edge = self.consumed.wrapping_add(self.buf_alloc);
-        if is_after(edge, self.edge) {
+        let edge = self.consumed + self.buf_alloc;
+        if edge.is_after(self.edge) {
             self.edge = edge;
         }
-        (self.buf_alloc, self.told)
+        (self.buf_alloc, self.told.0)
     }
 }
 
@@ -458,10 +492,10 @@ impl Inbound {
         SavedInbound {
             asked,
             buf_alloc,
-            received,
-            consumed,
-            told,
-            edge,
+            received: received.0,
+            consumed: consumed.0,
+            told: told.0,
+            edge: edge.0,
             unread_packets,
             packets_untold,
         }
@@ -472,12 +506,14 @@ impl Inbound {
     /// # Errors
     /// The numbers cannot be together.
     pub fn restore(kind: SocketType, saved: &SavedInbound) -> Result<Self, Unfit> {
-        let SavedInbound { asked, buf_alloc, received, consumed, told, edge, .. } = *saved;
+        let SavedInbound { asked, buf_alloc, .. } = *saved;
+        let (received, consumed) = (Position(saved.received), Position(saved.consumed));
+        let (told, edge) = (Position(saved.told), Position(saved.edge));
         let SavedInbound { unread_packets, packets_untold, .. } = *saved;
         // Told, then consumed, then received, then allowed.
-        let is_in_order = is_at_or_after(consumed, told)
-            && is_at_or_after(received, consumed)
-            && is_at_or_after(edge, received);
+        let is_in_order = consumed.is_at_or_after(told)
+            && received.is_at_or_after(consumed)
+            && edge.is_at_or_after(received);
         check(is_in_order && buf_alloc <= MAX_BUFFER, Unfit::Credit)?;
         Ok(Self {
             kind,

@@ -1,11 +1,11 @@
 //! SOCK_DGRAM over a link: one datagram as a run of packets, and back.
 //!
-//! A datagram has neither connection nor credit, and nothing of it is answered. On a link it is a
-//! run of RW packets of type 3, each as long as its buffer allows; the last one has EOM. Packets
-//! of one sender come in order and those of two datagrams are not mixed, so what does not
-//! continue the datagram under way begins another, and the first is lost.
+//! A datagram has neither connection nor credit, and is never answered. On a link it is a run of
+//! RW packets of type 3, each as long as its buffer allows. The last one has EOM. The packets of a
+//! datagram come in order, and not mixed with those of another, so a packet of other addresses
+//! begins the next datagram, and the unfinished one is lost.
 //!
-//! As everywhere in this crate only lengths are handled: [`Split`] says what goes into which
+//! As everywhere in this crate, only lengths are handled: [`Split`] says which bytes go into which
 //! buffer, [`Reassembly`] where in the datagram the payload of a packet belongs.
 
 use crate::address::{Address, FlowKey, SocketType};
@@ -46,8 +46,8 @@ impl Split {
         Self { from, to, left: len, is_done: false }
     }
 
-    /// The header of the next packet, in a buffer with room for so much payload. `None`: all of
-    /// the datagram has been sent.
+    /// The header of the next packet, whose buffer has `room` bytes for payload. `None`: the whole
+    /// datagram has been sent.
     pub fn next(&mut self, room: u32) -> Option<Header> {
         if self.is_done {
             return None;
@@ -71,16 +71,16 @@ impl Split {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Arrived {
-    /// Its payload comes after the first `at` bytes; with none before, a datagram begins.
+    /// Its payload belongs behind the first `at` bytes; at 0 a datagram begins.
     Part {
         /// Bytes of the datagram before it.
         at: u32,
         /// It ends the datagram, which is whole.
         is_last: bool,
     },
-    /// It makes the datagram too long, which is lost.
+    /// With it the datagram is too long. The datagram is lost.
     TooLong,
-    /// It belongs to one that was too long.
+    /// It belongs to a datagram that is too long.
     Lost,
 }
 

@@ -1,14 +1,14 @@
 //! Ids of things that come and go: [`Slots`] holds the things and hands out a [`Key`] for each,
 //! [`SecondaryMap`] keeps something more under the same keys.
 //!
-//! A key is the number of a slot and the generation of its use. When a thing is removed, its slot
-//! is used again under the next generation, so a key that outlived its thing finds nothing,
-//! neither in the slots nor in a secondary map. A key belongs to the `Slots` that made it; that
-//! keys of different things are not mixed up, their type says.
+//! A key is the number of a slot and the generation of its use. When a value is removed, its slot
+//! is used again under the next generation, so a key of a removed value finds nothing, neither in
+//! the slots nor in a secondary map. A key belongs to the `Slots` that made it. Its type says what
+//! it names, so keys of different things cannot be confused.
 //!
-//! Where a key has to leave the process, on a wire or in a listing, [`Key::to_bits`] makes a
-//! number of it. [`Key::from_bits`] takes any number back: one that was made up finds nothing, or
-//! what the same number would have named, so permission is the caller's to check.
+//! [`Key::to_bits`] makes a number of a key, for a wire or a listing. [`Key::from_bits`] makes a
+//! key of any number, also of one that a program invented: the caller checks whether the program
+//! may use what the key names.
 
 use crate::saved::{SavedSlots, Unfit};
 use alloc::vec::Vec;
@@ -140,7 +140,7 @@ impl<T> Slots<T> {
     /// Adds a value.
     ///
     /// # Panics
-    /// There are 2^32 slots already, which take more memory than the values that a node bounds.
+    /// There are 2^32 slots already.
     pub fn insert(&mut self, value: T) -> Key<T> {
         self.len += 1;
         if let Some(slot) = self.free.pop() {
@@ -205,7 +205,7 @@ impl<T> Slots<T> {
         Some(value)
     }
 
-    /// All values with their keys, by slot, which means nothing.
+    /// All values with their keys, in an order that means nothing.
     pub fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
         (0u32..).zip(&self.slots).filter_map(|(index, slot)| {
             slot.value.as_ref().map(|value| (Key::new(index, slot.generation), value))
@@ -260,7 +260,7 @@ impl<T> Slots<T> {
     }
 }
 
-/// Something more under the keys of [`Slots`], in a place found without hashing.
+/// Values of another type under the keys of [`Slots`], found without hashing.
 ///
 /// A value stays until its key is removed here, or until the next key of the same slot gets one.
 #[derive(Clone, Debug)]
@@ -317,7 +317,7 @@ impl<T, V> SecondaryMap<T, V> {
         Some(value)
     }
 
-    /// All values with their keys, by slot, which means nothing.
+    /// All values with their keys, in an order that means nothing.
     pub fn iter(&self) -> impl Iterator<Item = (Key<T>, &V)> {
         (0u32..).zip(&self.places).filter_map(|(index, place)| {
             place.as_ref().map(|(generation, value)| (Key::new(index, *generation), value))

@@ -43,7 +43,7 @@ pub mod timers;
 pub use address::{Address, Cid, FlowKey, Port, SocketType};
 pub use admission::{Admission, Attempt, Decision, Refusal, Refused};
 pub use connection::ConnectionInfo;
-pub use credit::Window;
+pub use credit::{Position, Window};
 pub use endpoint::{ConnectError, ConnectionId, Endpoint, EndpointStats, Event, Limits, Received};
 pub use ids::{Key, SecondaryMap, Slots};
 pub use packet::{EOM, EOR, HEADER_LEN, Header, MAX_PAYLOAD, Malformed, Op, RawHeader, Shutdown};

@@ -1,14 +1,12 @@
-//! State as plain data: what an owner of this crate holds, saved, and rebuilt from it elsewhere.
+//! State as plain data: `Endpoint`, `Relay` and `Ports` can be saved, and restored elsewhere.
 //!
-//! `Endpoint`, `Relay` and `Ports` can each be saved between two calls, in the midst of traffic: a
-//! successor that restores them goes on where they were. Saved state has public fields, numbers
-//! and lists only, and nothing that means something in one process alone: instants are kept as
-//! time that is left or has passed. What follows from the rest (tables, timers, counts) is not
-//! saved but made anew.
+//! Each can be saved between two calls, in the midst of traffic, and a successor that restores it
+//! goes on from there. Saved state is public fields: numbers, enums and lists. Nothing in it
+//! depends on the process: instants are saved as time that is left or has passed. Tables, timers
+//! and counts that follow from the rest are made anew.
 //!
-//! Restoring checks everything, as it checks a guest's numbers: [`Unfit`] says what cannot be. So
-//! a restored owner keeps the rules of this crate, whoever wrote what it was restored from. Ids
-//! stay as they were, stale ones included.
+//! Restoring checks every number, as this crate checks those of a guest; [`Unfit`] says what is
+//! wrong. Keys stay what they were, and stale keys stay stale.
 
 use crate::time::{Duration, Instant};
 use alloc::vec::Vec;
@@ -23,7 +21,7 @@ pub enum Unfit {
     Slots,
     /// Two things with the same addresses, or an address that nobody can have.
     Address,
-    /// A state, or a pair of a state and something else, in which nothing lives.
+    /// A state that cannot be, by itself or together with something else.
     State,
     /// Numbers of a credit window that cannot be together.
     Credit,
@@ -51,11 +49,6 @@ pub(crate) fn ago(age: Duration, now: Instant) -> Instant {
 /// `true`, or this is unfit.
 pub(crate) const fn check(holds: bool, otherwise: Unfit) -> Result<(), Unfit> {
     if holds { Ok(()) } else { Err(otherwise) }
-}
-
-/// Whether a position is at or behind another on the circle of a wrapping counter.
-pub(crate) const fn is_at_or_after(a: u32, b: u32) -> bool {
-    a.wrapping_sub(b) < 1 << 31
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! Which of many things is due next. The owner keeps the deadline that counts; entries here may
-//! be outdated, which is found when they come up, and are thrown out when they are the majority.
+//! Which of many things is due next. The owner keeps the deadline that counts. Entries here may
+//! be outdated: the owner finds that out when they come up, and [`Timers::clean`] removes them when
+//! they are the majority.
 //!
-//! So a deadline that moves costs one entry and no search. What
-//! [`Timers::pop_due`] gives counts only if it is the deadline that the owner has for the key.
+//! So a deadline that moves costs one entry and no search. An entry from [`Timers::pop_due`] counts
+//! only if it equals the deadline that the owner has for the key.
 
 use crate::time::Instant;
 use alloc::collections::BinaryHeap;
@@ -43,7 +44,7 @@ impl<K: Ord + Copy> Timers<K> {
         self.heap.pop().map(|Reverse(entry)| entry)
     }
 
-    /// Throws out what does not count any more, when it is worth it; `live` bounds what does.
+    /// Removes entries that do not count, if they may be the majority: `live` bounds those that do.
     pub fn clean(&mut self, live: usize, counts: impl Fn(Instant, K) -> bool) {
         if self.heap.len() > FEW + 2 * live {
             self.heap.retain(|Reverse((at, key))| counts(*at, *key));

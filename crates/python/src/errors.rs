@@ -2,8 +2,8 @@
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::{PyErr, Python};
-use vsock_virtio::node::AddError;
-use vsock_virtio::node::NodeError;
+use vsock_node::node::AddError;
+use vsock_node::node::NodeError;
 use vsock_virtio::vhost_user::FrontendError;
 
 /// Linux errno values for errors that did not come from the kernel.

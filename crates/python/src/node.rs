@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use vsock_virtio::node;
+use vsock_node::node;
 
 use crate::errors::to_python;
 use crate::options::Options;

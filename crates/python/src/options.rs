@@ -1,7 +1,7 @@
 //! Converts the options of a guest from a Python mapping and to a dictionary, field by field.
 
 use pyo3::prelude::*;
-use vsock_virtio::node::GuestOptions;
+use vsock_node::node::GuestOptions;
 
 macro_rules! keywords {
     ($($(#[$doc:meta])* $field:ident: $kind:ty,)*) => {
@@ -25,4 +25,4 @@ macro_rules! keywords {
         }
     };
 }
-vsock_virtio::guest_options!(keywords);
+vsock_node::guest_options!(keywords);

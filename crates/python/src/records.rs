@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
-use vsock_virtio::journal::Record;
-use vsock_virtio::snapshot;
+use vsock_node::journal::Record;
+use vsock_node::snapshot;
 
 use crate::options::Options;
 

@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | inbound packet | a chain of the tx queue | a used buffer of the rx queue |
 //! | done with it | chain given back, length 0 | buffer offered again |
-//! | space for an outbound packet | a chain of the rx queue | a free buffer of our own |
+//! | buffer for an outbound packet | a chain of the rx queue | a free buffer of our own |
 //! | send | chain given back, length 44 + payload | buffer offered in the tx queue |
 //!
 //! (A node's link to itself, [`loopback`], does all four alone.)
@@ -30,9 +30,9 @@ use vsock_core::HEADER_LEN;
 use self::device::DeviceLink;
 use self::driver::DriverLink;
 use self::loopback::LoopbackLink;
-pub use self::packet::{BufferToken, Inbound, LinkError, LinkStats, Space};
-use crate::slice::{Slice, Slices};
-pub use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
+pub use self::packet::{BufferToken, Inbound, LinkError, LinkStats, OutboundBuffer};
+use crate::spec::QUEUE_COUNT;
+use vsock_guest_memory::slice::{Slice, Slices};
 
 /// One side of a virtio-vsock link.
 #[allow(clippy::large_enum_variant)] // there is one per guest, and it never moves
@@ -83,26 +83,35 @@ impl Link {
         either!(self, link => link.finish_inbound(token));
     }
 
-    /// Reserves room for the next outbound packet; its pieces are appended to `slices`. `None` when there is
+    /// Reserves a buffer for the next outbound packet; its pieces are appended to `slices`. `None` when there is
     /// none now; the next [`arm`](Self::arm) then also asks to be told of new room.
     ///
     /// # Errors
     /// The other side broke the rules, or its memory is gone.
     #[inline]
-    pub fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
-        either!(self, link => link.next_space(slices))
+    pub fn next_buffer(
+        &mut self,
+        slices: &mut Slices,
+    ) -> Result<Option<OutboundBuffer>, LinkError> {
+        either!(self, link => link.next_buffer(slices))
     }
 
-    /// Gives the last `n` reserved spaces back unused.
-    pub fn return_spaces(&mut self, n: u16) {
-        either!(self, link => link.return_spaces(n));
+    /// Gives the last `n` reserved buffers back unused.
+    pub fn return_buffers(&mut self, n: u16) {
+        either!(self, link => link.return_buffers(n));
     }
 
-    /// Sends the packet in a space, whose payload (`len` bytes, at most its capacity) is already written. Call in
-    /// the order the spaces were reserved. `slices` is the list that was given to [`next_space`](Self::next_space).
+    /// Sends the packet in a buffer, whose payload (`len` bytes, at most its capacity) is already written. Call in
+    /// the order the buffers were reserved. `slices` is the list that was given to [`next_buffer`](Self::next_buffer).
     #[inline]
-    pub fn send(&mut self, space: &Space, slices: &[Slice], header: &[u8; HEADER_LEN], len: u32) {
-        either!(self, link => link.send(space, slices, header, len));
+    pub fn send(
+        &mut self,
+        buffer: &OutboundBuffer,
+        slices: &[Slice],
+        header: &[u8; HEADER_LEN],
+        len: u32,
+    ) {
+        either!(self, link => link.send(buffer, slices, header, len));
     }
 
     /// Makes everything finished and sent since the last time visible, and signals the other side where it asked
@@ -118,7 +127,7 @@ impl Link {
         }
     }
 
-    /// Asks for signals when there is something inbound, and (after a failed [`next_space`](Self::next_space))
+    /// Asks for signals when there is something inbound, and (after a failed [`next_buffer`](Self::next_buffer))
     /// when there is room again. True when there is already: do not sleep.
     pub fn arm(&mut self) -> bool {
         either!(self, link => link.arm())
@@ -126,10 +135,10 @@ impl Link {
 
     /// As [`arm`](Self::arm), but for somebody who takes nothing inbound for now (because the answers would have
     /// no room): only new room is signalled, and what is inbound is no reason to stay awake.
-    pub fn arm_for_space(&mut self) -> bool {
+    pub fn arm_for_buffers(&mut self) -> bool {
         match self {
-            Self::Device(link) => link.arm_for_space(),
-            Self::Driver(link) => link.arm_for_space(),
+            Self::Device(link) => link.arm_for_buffers(),
+            Self::Driver(link) => link.arm_for_buffers(),
             // Who has not taken in what it sent makes no room: there is no such caller.
             Self::Loopback(link) => link.arm(),
         }
@@ -143,11 +152,11 @@ impl Link {
 
     /// There was no room, and now there is some; the other half of what [`arm`](Self::arm) would find.
     #[must_use]
-    pub fn has_space_again(&self) -> bool {
-        either!(self, link => link.has_space_again())
+    pub fn has_buffer_again(&self) -> bool {
+        either!(self, link => link.has_buffer_again())
     }
 
-    /// Asks for no signals while we look at the queues anyway, and forgets that there was no space: who still needs
+    /// Asks for no signals while we look at the queues anyway, and forgets that there was no buffer: who still needs
     /// some tries again before the next [`arm`](Self::arm).
     pub fn disarm(&mut self) {
         either!(self, link => link.disarm());

@@ -31,7 +31,7 @@ pub use device::{Chain, DeviceQueue};
 pub use driver::{DriverQueue, QueueFull};
 pub use layout::{MAX_QUEUE_SIZE, QueueLayout};
 
-use crate::memory::OutsideMemory;
+use vsock_guest_memory::OutsideMemory;
 
 /// Where a queue is and how it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,11 +27,6 @@ mod handler;
 mod message;
 mod rings;
 
-pub use crate::memory::SharedRegion;
-pub use crate::spec::{
-    F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1,
-};
-pub use crate::sys::PeerCredentials;
 pub use attachment::{Attachment, Change, QueueStart};
 pub use backend::{BackendHandle, BackendOptions, spawn};
 pub use control::BackendControl;

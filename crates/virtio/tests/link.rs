@@ -10,13 +10,12 @@ use std::os::fd::AsFd;
 use queue_support::pair::{Pair, header, receive, send};
 use queue_support::{Random, eventfd, signals};
 use rustix::fs::ftruncate;
+use vsock_guest_memory::slice::{Slices, copy_out};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{
-    EVENT_QUEUE, Link, LinkError, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE,
-};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
-use vsock_virtio::slice::{Slices, copy_out};
+use vsock_virtio::link::{Link, LinkError};
+use vsock_virtio::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
 
 /// Moves `count` packets of random size from one end to the other in random batches.
 fn transfer(from: &mut Link, to: &mut Link, count: u32, largest: u64, random: &mut Random) {
@@ -81,7 +80,7 @@ fn link_without_running_rings_is_quiet() {
     let mut link = Link::Device(DeviceLink::new());
     let mut slices = Slices::new();
     assert_eq!(link.next_inbound(&mut slices), Ok(None));
-    assert_eq!(link.next_space(&mut slices), Ok(None));
+    assert_eq!(link.next_buffer(&mut slices), Ok(None));
     assert!(link.notify_fds().is_empty());
     link.publish().unwrap();
     assert!(!link.arm());
@@ -136,9 +135,9 @@ fn sleeper_without_space_is_signalled_when_there_is_some() {
         pair.sleep();
         pair.device.publish().unwrap();
         pair.driver.publish().unwrap();
-        assert_eq!(signals(&pair.calls[TX_QUEUE]), 1, "space for the driver");
-        assert_eq!(signals(&pair.kicks[RX_QUEUE]), 1, "space for the device");
-        assert!(pair.device.arm() && pair.driver.arm(), "there is space: do not sleep");
+        assert_eq!(signals(&pair.calls[TX_QUEUE]), 1, "buffer for the driver");
+        assert_eq!(signals(&pair.kicks[RX_QUEUE]), 1, "buffer for the device");
+        assert!(pair.device.arm() && pair.driver.arm(), "there is buffer: do not sleep");
         assert!(send(&mut pair.device, 0, b"") && send(&mut pair.driver, 0, b""));
     }
 }
@@ -152,7 +151,7 @@ fn sleeper_that_takes_nothing_inbound_is_signalled_for_space_only() {
         pair.device.publish().unwrap();
         pair.driver.publish().unwrap();
         for link in [&mut pair.device, &mut pair.driver] {
-            assert!(!link.arm_for_space(), "what is inbound is left");
+            assert!(!link.arm_for_buffers(), "what is inbound is left");
         }
         for fd in pair.calls.iter().chain(&pair.kicks) {
             signals(fd);
@@ -162,11 +161,11 @@ fn sleeper_that_takes_nothing_inbound_is_signalled_for_space_only() {
         assert_eq!(receive(&mut pair.driver), packet);
         pair.device.publish().unwrap();
         pair.driver.publish().unwrap();
-        assert_eq!(signals(&pair.calls[TX_QUEUE]), 1, "space for the driver");
-        assert_eq!(signals(&pair.kicks[RX_QUEUE]), 1, "space for the device");
+        assert_eq!(signals(&pair.calls[TX_QUEUE]), 1, "buffer for the driver");
+        assert_eq!(signals(&pair.kicks[RX_QUEUE]), 1, "buffer for the device");
         assert!(send(&mut pair.device, 0, b"packet") && send(&mut pair.driver, 0, b"packet"));
         for link in [&mut pair.device, &mut pair.driver] {
-            assert!(!link.arm_for_space());
+            assert!(!link.arm_for_buffers());
             link.publish().unwrap();
         }
         assert_eq!(signals(&pair.calls[RX_QUEUE]), 0, "inbound is not asked for");
@@ -179,14 +178,14 @@ fn space_that_is_returned_is_handed_out_again() {
     let mut pair = Pair::small(true);
     for link in [&mut pair.device, &mut pair.driver] {
         let mut slices = Slices::new();
-        let spaces: Vec<_> =
-            (0..5).map(|_| link.next_space(&mut slices).unwrap().unwrap()).collect();
-        link.return_spaces(3);
-        for space in &spaces[..2] {
-            link.send(space, &slices, &header(7), 0);
+        let buffers: Vec<_> =
+            (0..5).map(|_| link.next_buffer(&mut slices).unwrap().unwrap()).collect();
+        link.return_buffers(3);
+        for buffer in &buffers[..2] {
+            link.send(buffer, &slices, &header(7), 0);
         }
-        assert_eq!(link.next_space(&mut slices).unwrap().unwrap().token, spaces[2].token);
-        link.return_spaces(1);
+        assert_eq!(link.next_buffer(&mut slices).unwrap().unwrap().token, buffers[2].token);
+        link.return_buffers(1);
         assert!(send(link, 8, b"next"));
         link.publish().unwrap();
     }
@@ -231,11 +230,11 @@ fn token_of_a_stopped_ring_is_ignored() {
     pair.driver.publish().unwrap();
     let mut slices = Slices::new();
     let inbound = pair.device.next_inbound(&mut slices).unwrap().unwrap();
-    let space = pair.device.next_space(&mut slices).unwrap().unwrap();
+    let buffer = pair.device.next_buffer(&mut slices).unwrap().unwrap();
     pair.restart(TX_QUEUE);
     pair.restart(RX_QUEUE);
     pair.device.finish_inbound(inbound.token);
-    pair.device.send(&space, &slices, &header(9), 0);
+    pair.device.send(&buffer, &slices, &header(9), 0);
     pair.device.publish().unwrap();
     assert_eq!(receive(&mut pair.driver), None);
     assert_eq!(receive(&mut pair.device), Some((1, b"text".to_vec())));

@@ -8,10 +8,11 @@ mod queue_support;
 
 use queue_support::pair::{Pair, header, receive, send};
 use queue_support::{Random, signals};
+use vsock_guest_memory::slice::{Slices, copy_in};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::driver::DriverOptions;
-use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::queue::{Chain, DeviceQueue};
-use vsock_virtio::slice::{Slices, copy_in};
+use vsock_virtio::spec::{RX_QUEUE, TX_QUEUE};
 
 const BUFFERS: u16 = 200;
 const PAYLOAD: u32 = 65536;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use queue_support::{Guest, NEXT, desc};
 use rustix::fs::ftruncate;
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy, Region};
+use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy, Region};
 use vsock_virtio::queue::DeviceQueue;
-use vsock_virtio::slice::Slices;
 
 #[test]
 fn ring_whose_memory_lost_its_file_does_not_crash() {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use queue_support::{Desc, Guest, HIGH, INDIRECT, LOW, NEXT, REGION_LEN, WRITE, config, desc};
 use queue_support::{memory, read, write};
+use vsock_guest_memory::slice::{Slice, Slices, copy_out};
 use vsock_virtio::queue::{DeviceQueue, QueueConfig, QueueError};
-use vsock_virtio::slice::{Slice, Slices, copy_out};
 
 fn ring(guest: &Guest) -> DeviceQueue {
     DeviceQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap()

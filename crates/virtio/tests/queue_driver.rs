@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use queue_support::{Guest, LOW, proptest_config};
+use vsock_guest_memory::slice::Slices;
 use vsock_virtio::queue::{DeviceQueue, DriverQueue, QueueConfig, QueueError, QueueFull};
-use vsock_virtio::slice::Slices;
 
 fn driver(guest: &Guest) -> DriverQueue {
     DriverQueue::new(Arc::clone(&guest.memory), &guest.config).unwrap()

@@ -13,10 +13,11 @@ use proptest::prelude::*;
 use queue_support::{
     Desc, Guest, HIGH, INDIRECT, LOW, NEXT, REGION_LEN, WRITE, eventfd, proptest_config,
 };
+use vsock_guest_memory::slice::{Slice, Slices, copy_in, copy_out, total};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
-use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::queue::DeviceQueue;
-use vsock_virtio::slice::{Slice, Slices, copy_in, copy_out, total};
+use vsock_virtio::spec::{RX_QUEUE, TX_QUEUE};
 
 const SIZE: u16 = 8;
 const TABLES: [u64; 2] = [HIGH, HIGH + 0x1001];
@@ -215,16 +216,16 @@ fn drive_link(link: &mut Link, guest: &Guest) {
             touch(&slices[inbound.payload]);
             link.finish_inbound(inbound.token);
         }
-        let mut spaces = Vec::new();
-        while let Ok(Some(space)) = link.next_space(&mut slices) {
-            assert_eq!(total(&slices[space.header.clone()]), 44);
-            assert_eq!(total(&slices[space.payload.clone()]), space.capacity as usize);
-            spaces.push(space);
+        let mut buffers = Vec::new();
+        while let Ok(Some(buffer)) = link.next_buffer(&mut slices) {
+            assert_eq!(total(&slices[buffer.header.clone()]), 44);
+            assert_eq!(total(&slices[buffer.payload.clone()]), buffer.capacity as usize);
+            buffers.push(buffer);
         }
-        let keep = spaces.len() / 2;
-        link.return_spaces((spaces.len() - keep) as u16);
-        for space in &spaces[..keep] {
-            link.send(space, &slices, &[7; 44], space.capacity);
+        let keep = buffers.len() / 2;
+        link.return_buffers((buffers.len() - keep) as u16);
+        for buffer in &buffers[..keep] {
+            link.send(buffer, &slices, &[7; 44], buffer.capacity);
         }
         link.publish().unwrap();
         link.arm();

@@ -9,11 +9,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use queue_support::{Guest, NEXT, desc, eventfd, region};
+use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::link::device::DeviceLink;
-use vsock_virtio::link::{Link, LinkError, TX_QUEUE};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
+use vsock_virtio::link::{Link, LinkError};
 use vsock_virtio::queue::{QueueConfig, QueueError, QueueLayout};
-use vsock_virtio::slice::Slices;
+use vsock_virtio::spec::TX_QUEUE;
 
 /// The system's allocator, and how many bytes it has handed out.
 struct Counting;

@@ -6,11 +6,12 @@ mod queue_support;
 
 use proptest::prelude::*;
 use queue_support::{Guest, LOW, NEXT, WRITE, desc, eventfd, proptest_config, read, write};
+use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, RX_QUEUE, TX_QUEUE};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
-use vsock_virtio::slice::Slices;
+use vsock_virtio::spec::{RX_QUEUE, TX_QUEUE};
 
 const SIZE: u16 = 8;
 
@@ -65,8 +66,8 @@ fn trap_13_used_length_is_exact_on_rx_and_zero_on_tx() {
     let mut rx = link(&guest, RX_QUEUE);
     for len in [0, 3732] {
         let mut slices = Slices::new();
-        let space = rx.next_space(&mut slices).unwrap().unwrap();
-        rx.send(&space, &slices, &[0; 44], len);
+        let buffer = rx.next_buffer(&mut slices).unwrap().unwrap();
+        rx.send(&buffer, &slices, &[0; 44], len);
     }
     rx.publish().unwrap();
     assert_eq!([guest.used(0), guest.used(1)], [(0, 44), (1, 44 + 3732)]);
@@ -87,7 +88,7 @@ fn chain_with_parts_of_the_other_direction_is_no_packet() {
         let mut link = link(&guest, queue);
         let mut slices = Slices::new();
         assert_eq!(link.next_inbound(&mut slices), Ok(None));
-        assert_eq!(link.next_space(&mut slices), Ok(None));
+        assert_eq!(link.next_buffer(&mut slices), Ok(None));
         assert_eq!((slices.len(), link.stats().skipped), (0, 1));
     }
 }
@@ -103,8 +104,8 @@ fn outbound_chain_that_holds_no_packet_is_completed_in_its_turn() {
     ]);
     let mut link = link(&guest, RX_QUEUE);
     let mut slices = Slices::new();
-    let first = link.next_space(&mut slices).unwrap().unwrap();
-    let second = link.next_space(&mut slices).unwrap().unwrap();
+    let first = link.next_buffer(&mut slices).unwrap().unwrap();
+    let second = link.next_buffer(&mut slices).unwrap().unwrap();
     assert_eq!((first.capacity, second.capacity), (1, 10));
     link.send(&first, &slices, &[1; 44], 0);
     link.send(&second, &slices, &[2; 44], 10);
@@ -131,7 +132,7 @@ fn odd_chains_without_end_do_not_keep_us() {
             if queue == TX_QUEUE {
                 link.next_inbound(&mut slices).unwrap().is_some()
             } else {
-                link.next_space(&mut slices).unwrap().is_some()
+                link.next_buffer(&mut slices).unwrap().is_some()
             }
         };
         assert!(!is_found(&mut link), "others have their turn");
@@ -152,15 +153,15 @@ fn returned_space_takes_the_odd_chains_behind_it_along() {
     ]);
     let mut link = link(&guest, RX_QUEUE);
     let mut slices = Slices::new();
-    let first = link.next_space(&mut slices).unwrap().unwrap();
-    link.next_space(&mut slices).unwrap().unwrap();
-    assert_eq!(link.next_space(&mut slices), Ok(None));
-    link.return_spaces(1);
+    let first = link.next_buffer(&mut slices).unwrap().unwrap();
+    link.next_buffer(&mut slices).unwrap().unwrap();
+    assert_eq!(link.next_buffer(&mut slices), Ok(None));
+    link.return_buffers(1);
     link.send(&first, &slices, &[1; 44], 0);
-    let second = link.next_space(&mut slices).unwrap().unwrap();
+    let second = link.next_buffer(&mut slices).unwrap().unwrap();
     assert_eq!(second.capacity, 20);
     link.send(&second, &slices, &[1; 44], 20);
-    assert_eq!(link.next_space(&mut slices), Ok(None));
+    assert_eq!(link.next_buffer(&mut slices), Ok(None));
     link.publish().unwrap();
     let used: Vec<_> = (0..4).map(|n| guest.used(n)).collect();
     assert_eq!(used, [(0, 44), (1, 0), (2, 64), (3, 0)]);
@@ -171,9 +172,9 @@ fn returned_space_takes_the_odd_chains_behind_it_along() {
 fn space_larger_than_a_packet_is_cut() {
     let guest = offering(&[desc(LOW, 0x1_8000, WRITE, 0)]);
     let mut slices = Slices::new();
-    let space = link(&guest, RX_QUEUE).next_space(&mut slices).unwrap().unwrap();
-    assert_eq!(space.capacity, 65536);
-    assert_eq!(vsock_virtio::slice::total(&slices[space.payload]), 65536);
+    let buffer = link(&guest, RX_QUEUE).next_buffer(&mut slices).unwrap().unwrap();
+    assert_eq!(buffer.capacity, 65536);
+    assert_eq!(vsock_guest_memory::slice::total(&slices[buffer.payload]), 65536);
 }
 
 #[test]
@@ -193,16 +194,16 @@ fn header_in_pieces_is_read_and_written_whole() {
     let inbound = link(&guest, TX_QUEUE).next_inbound(&mut slices).unwrap().unwrap();
     assert_eq!((&inbound.header[..], inbound.payload_len), (&bytes[..44], 56));
     let mut payload = [0; 56];
-    vsock_virtio::slice::copy_out(&slices[inbound.payload], &mut payload);
+    vsock_guest_memory::slice::copy_out(&slices[inbound.payload], &mut payload);
     assert_eq!(payload, bytes[44..]);
 
     let guest = offering(&cuts(WRITE));
     guest.avail_idx(1);
     let mut link = link(&guest, RX_QUEUE);
     slices.clear();
-    let space = link.next_space(&mut slices).unwrap().unwrap();
-    vsock_virtio::slice::copy_in(&slices[space.payload.clone()], &bytes[44..]);
-    link.send(&space, &slices, &bytes[..44].try_into().unwrap(), 56);
+    let buffer = link.next_buffer(&mut slices).unwrap().unwrap();
+    vsock_guest_memory::slice::copy_in(&slices[buffer.payload.clone()], &bytes[44..]);
+    link.send(&buffer, &slices, &bytes[..44].try_into().unwrap(), 56);
     assert_eq!(read(&guest.memory, LOW, 100), bytes);
 }
 

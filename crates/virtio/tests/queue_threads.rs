@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use queue_support::{Guest, LOW, eventfd, signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vsock_guest_memory::slice::{Slices, copy_in, copy_out};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, QUEUE_COUNT};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::queue::{DeviceQueue, DriverQueue};
-use vsock_virtio::slice::{Slices, copy_in, copy_out};
+use vsock_virtio::spec::QUEUE_COUNT;
 
 const PACKETS: u32 = 30_000;
 const PAYLOAD: usize = 20;
@@ -50,12 +51,12 @@ fn pair(event_idx: bool) -> (Link, Link) {
 fn turn(link: &mut Link, sent: &mut u32, received: &mut u32) -> bool {
     let (before, mut slices) = ((*sent, *received), Slices::new());
     while *sent < PACKETS
-        && let Some(space) = link.next_space(&mut slices).unwrap()
+        && let Some(buffer) = link.next_buffer(&mut slices).unwrap()
     {
-        copy_in(&slices[space.payload.clone()], &[*sent as u8; PAYLOAD]);
+        copy_in(&slices[buffer.payload.clone()], &[*sent as u8; PAYLOAD]);
         let mut header = [0; 44];
         header[40..].copy_from_slice(&sent.to_le_bytes());
-        link.send(&space, &slices, &header, 1 + *sent % PAYLOAD as u32);
+        link.send(&buffer, &slices, &header, 1 + *sent % PAYLOAD as u32);
         *sent += 1;
     }
     while let Some(inbound) = link.next_inbound(&mut slices).unwrap() {

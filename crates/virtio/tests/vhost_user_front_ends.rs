@@ -14,9 +14,8 @@ use vhost_user_support::{
     ACK, BACKEND_REQ, CID, CONFIG, Call, Device, GUEST, LEN, PLAIN, REPLY_ACK, STOPPED_AT, Speaker,
     USER, addresses, config, event, expect, memory, myself, pair, settle, table, words,
 };
-use vsock_virtio::vhost_user::{
-    BackendOptions, Detach, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1,
-};
+use vsock_virtio::spec::{F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1};
+use vsock_virtio::vhost_user::{BackendOptions, Detach};
 
 const BIT_30: u64 = 1 << 30;
 /// What QEMU 7.2 acknowledges.

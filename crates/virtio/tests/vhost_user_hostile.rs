@@ -11,8 +11,9 @@ use vhost::vhost_user::message::FrontendReq;
 use vhost_user_support::{
     ACK, Device, GUEST, LEN, PLAIN, Speaker, USER, addresses, event, memory, pair, table, words,
 };
-use vsock_virtio::memory::MemoryPolicy;
-use vsock_virtio::vhost_user::{BackendOptions, Detach, F_EVENT_IDX, F_VERSION_1};
+use vsock_guest_memory::MemoryPolicy;
+use vsock_virtio::spec::{F_EVENT_IDX, F_VERSION_1};
+use vsock_virtio::vhost_user::{BackendOptions, Detach};
 
 /// VERSION_1, EVENT_IDX and the vhost-user bit 30.
 const FEATURES: u64 = F_VERSION_1 | F_EVENT_IDX | 1 << 30;

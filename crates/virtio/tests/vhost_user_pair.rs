@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost_user_support::{CID, Call, Device, GUEST, LEN, config, memory, myself};
+use vsock_guest_memory::SharedRegion;
 use vsock_virtio::queue::QueueConfig;
+use vsock_virtio::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1};
 use vsock_virtio::vhost_user::{
-    Attached, BackendControl, BackendHandle, BackendOptions, Detach, F_DGRAM, F_EVENT_IDX,
-    F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1, FrontendError, FrontendOptions, SharedRegion,
-    attach,
+    Attached, BackendControl, BackendHandle, BackendOptions, Detach, FrontendError,
+    FrontendOptions, attach,
 };
 
 fn rings(count: u64) -> Vec<QueueConfig> {

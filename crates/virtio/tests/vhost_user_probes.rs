@@ -9,7 +9,8 @@ use std::os::unix::net::UnixStream;
 
 use vhost::vhost_user::message::FrontendReq;
 use vhost_user_support::{Call, Device, Speaker, expect, myself, settle};
-use vsock_virtio::vhost_user::{Detach, F_VERSION_1};
+use vsock_virtio::spec::F_VERSION_1;
+use vsock_virtio::vhost_user::Detach;
 
 const BIT_30: u64 = 1 << 30;
 

@@ -30,8 +30,9 @@ from vsock._system.green import Base
 from vsock.errors import state_error
 
 SO_ZEROCOPY: Final = 60
-_NOT_OURS: Final = {SO_PASSCRED, 34, 42, 76} | RESERVED_OPTIONS
-"""Options of Unix sockets that AF_VSOCK has not: SO_PASSCRED, _PASSSEC, _PEEK_OFF, _PASSPIDFD; and those of the metadata."""
+_NOT_OURS: Final = {SO_PASSCRED, 34, 42, 76} | {26, 27, 44, 50} | RESERVED_OPTIONS
+"""Options that AF_VSOCK does not have and Unix sockets do: SO_PASSCRED, _PASSSEC, _PEEK_OFF and _PASSPIDFD; SO_ATTACH_FILTER,
+_DETACH_FILTER, _LOCK_FILTER and _ATTACH_BPF, whose filters AF_VSOCK never runs; and those of the metadata."""
 _FIXED: Final = {SO_DOMAIN: AF_VSOCK, SO_PROTOCOL: 0}
 _INTEGER_BYTES: Final = 8
 _LARGEST_INTEGER: Final = 0xFFFFFFFFFFFFFFFF

@@ -2,7 +2,7 @@
 //!
 //! Payload is neither made nor looked at (unless contents are checked): what is measured is the device, and a guest's
 //! own copy between its programs and its kernel is not the device's affair. Packets are the product's to move
-//! (`vsock_virtio::links::Interface`), as in the device at the other end.
+//! (`vsock_node::links::Interface`), as in the device at the other end.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -11,10 +11,12 @@ use std::time::Duration;
 use vsock_core::{
     Address, Admission, Cid, Event, FlowKey, Instant, Limits, Port, Refusal, Shutdown, SocketType,
 };
+use vsock_node::links::{Budget, Drained, Interface, Role, Scratch, Sends, Update};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::driver::DriverLink;
-use vsock_virtio::link::{Link, QUEUE_COUNT};
-use vsock_virtio::links::{Budget, Drained, Interface, Role, Scratch, Sends, Update};
-use vsock_virtio::vhost_user::{Attached, F_EVENT_IDX, FrontendOptions, attach};
+use vsock_virtio::spec::F_EVENT_IDX;
+use vsock_virtio::spec::QUEUE_COUNT;
+use vsock_virtio::vhost_user::{Attached, FrontendOptions, attach};
 
 use super::Plan;
 use super::flow::{Flow, Tally};

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::fs::OFlags;
+use vsock_node::polling::Polling;
 use vsock_virtio::link::driver::DriverOptions;
-use vsock_virtio::polling::Polling;
 
 use crate::Result;
 use crate::clock;

@@ -2,8 +2,8 @@
 
 use vsock_core::connection::Connection;
 use vsock_core::{ConnectionId, Endpoint, SecondaryMap};
-use vsock_virtio::links::{Filled, MemoryDead, Offer, Payload, Sends, Sink, Source, Update};
-use vsock_virtio::slice::{self, Slice};
+use vsock_guest_memory::slice::{self, Slice};
+use vsock_node::links::{Filled, MemoryDead, Offer, Payload, Sends, Sink, Source, Update};
 
 use super::flow::Flow;
 use super::job::Job;

@@ -1,17 +1,17 @@
-//! The rules: a table of who, to whom, which ports and types, and what then. The first that
-//! matches decides.
+//! The rules: a table that says who may begin what with whom, on which ports and with which socket
+//! types. The first rule that matches decides.
 //!
-//! Rules are data, so that whoever reads a configuration can make them and whoever explains can
-//! name them. [`Compiled`] makes an index of them, in which an answer costs about the same with ten
-//! rules and with ten thousand:
+//! Rules are data: a configuration can be compiled into them, and an explanation can name them.
+//! [`Compiled`] is an index of them, with which a decision costs about the same with ten rules and
+//! with ten thousand:
 //!
-//! - Each party is a handful of descriptions ([`Who`]): anyone, a guest, this guest, one of that
-//!   group. Rules are filed under the two descriptions that they name, and under how both ends
-//!   have to be related, so only the files of descriptions that fit are looked at.
-//! - Rules in one file differ in ports and types only. The ports are cut where a rule begins or
-//!   ends, and for each piece the first rule for each type is written down: a binary search.
+//! - Each party fits a few descriptions ([`Who`]): anyone, a guest, this guest, one of that group.
+//!   Rules are filed under the two descriptions that they name and under the relation that they
+//!   require. A decision looks only into files whose descriptions fit.
+//! - Rules in one file differ in ports and types only. The file cuts the range of ports where a
+//!   rule begins or ends, and keeps the first rule of each type for each piece: a binary search.
 //!
-//! The first match is the smallest number that any of the files gives.
+//! The first match is the smallest number that any of these files gives.
 
 use super::{Act, Attempt, FlowLimits, GroupId, Party, Refusal};
 use crate::address::{Cid, Port, SocketType};
@@ -89,8 +89,9 @@ const ALL_ACTS: [Act; 4] = [Act::Connect, Act::Send, Act::Bind, Act::Listen];
 const ALL_KINDS: [SocketType; 3] =
     [SocketType::Stream, SocketType::SeqPacket, SocketType::Datagram];
 
-/// The rules of a node whose operator has said nothing: everybody may talk to itself, programs and
-/// guests may talk, two guests may if they share a group, and ports below 1024 need a right.
+/// The rules of a node that is not told others: each party may connect to itself, programs and
+/// guests may connect to each other, two guests may if they share a group, and ports below 1024
+/// need a right.
 #[must_use]
 pub fn default_rules() -> Vec<Rule> {
     let allow = Action::Allow(FlowLimits::default());

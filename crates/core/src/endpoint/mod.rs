@@ -213,7 +213,7 @@ impl Endpoint {
         self.apply(id, Input::Accept);
     }
 
-    /// Refuses an offered connection, which the caller has counted with its reason; no event
+    /// Refuses an offered connection. The caller has counted the refusal by its reason. No event
     /// follows.
     pub fn refuse(&mut self, id: ConnectionId, _: Refused) {
         self.apply(id, Input::Refuse);

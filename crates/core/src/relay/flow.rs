@@ -3,9 +3,9 @@
 use super::state::{Input, Packet, Side, State};
 use super::{FlowId, RelayLimits};
 use crate::address::{Address, Cid, FlowKey, SocketType};
-use crate::credit::{Acknowledged, Flight, SavedFlight, is_after};
+use crate::credit::{Acknowledged, Flight, Position, SavedFlight};
 use crate::packet::{EOM, Header, Op, RawHeader, Shutdown};
-use crate::saved::{Unfit, ago, check, due, is_at_or_after, left};
+use crate::saved::{Unfit, ago, check, due, left};
 use crate::time::{Duration, Instant};
 
 /// Bytes of credit per packet that a STREAM sender may have unacknowledged. Linux senders know
@@ -21,7 +21,7 @@ const MIN_PACKETS: u32 = 1024;
 struct Way {
     flight: Flight,
     /// The highest position that an announcement of the receiver, as passed on, allowed.
-    edge: u32,
+    edge: Position,
     /// The receiver's buffer as last passed on.
     announced: u32,
     /// The receiver has been asked for news and has not said anything since.
@@ -123,12 +123,12 @@ impl Flow {
         way.is_asked = false;
         let is_possible = way.flight.acknowledge(header.fwd_cnt) != Acknowledged::Impossible;
         way.announced = header.buf_alloc.min(self.grant);
-        let edge = way.flight.acked().wrapping_add(way.announced);
-        if is_after(edge, way.edge) {
+        let edge = way.flight.acked() + way.announced;
+        if edge.is_after(way.edge) {
             way.edge = edge;
         }
         header.buf_alloc = way.announced;
-        header.fwd_cnt = way.flight.acked();
+        header.fwd_cnt = way.flight.acked().0;
         if header.op == Op::Shutdown {
             // Bits that the specification does not name go no further.
             header.flags = Shutdown::from_flags(header.flags).flags();
@@ -159,7 +159,7 @@ impl Flow {
         }
         let budget = self.budget;
         let way = &mut self.ways[from.index()];
-        if header.len > way.edge.wrapping_sub(way.flight.sent()) {
+        if header.len > way.edge - way.flight.sent() {
             return Packet::RwOverCredit;
         }
         if way.flight.packets() >= budget {
@@ -192,7 +192,7 @@ impl Flow {
         }
         way.is_asked = true;
         let back = &self.ways[from.other().index()];
-        let (buf_alloc, fwd_cnt) = (back.announced, back.flight.acked());
+        let (buf_alloc, fwd_cnt) = (back.announced, back.flight.acked().0);
         let header = self.packet_to(from.other(), Op::CreditRequest);
         Some(Header { buf_alloc, fwd_cnt, ..header }.raw())
     }
@@ -235,13 +235,14 @@ pub struct SavedWay {
 impl Way {
     fn save(&self) -> SavedWay {
         let Self { edge, announced, is_asked, bytes, packets, .. } = *self;
-        SavedWay { flight: self.flight.save(), edge, announced, is_asked, bytes, packets }
+        SavedWay { flight: self.flight.save(), edge: edge.0, announced, is_asked, bytes, packets }
     }
 
     fn restore(saved: &SavedWay, grant: u32) -> Result<Self, Unfit> {
-        let SavedWay { edge, announced, is_asked, bytes, packets, .. } = *saved;
+        let SavedWay { announced, is_asked, bytes, packets, .. } = *saved;
+        let edge = Position(saved.edge);
         let flight = Flight::restore(&saved.flight)?;
-        let is_allowed = is_at_or_after(edge, flight.sent()) && announced <= grant;
+        let is_allowed = edge.is_at_or_after(flight.sent()) && announced <= grant;
         check(is_allowed, Unfit::Credit)?;
         Ok(Self { flight, edge, announced, is_asked, bytes, packets })
     }

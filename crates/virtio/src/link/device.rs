@@ -1,7 +1,7 @@
 //! The device's end of a link: queues that a front end hands over, starts and stops.
 //!
 //! Every queue has a life of its own: it exists from [`start_queue`](DeviceLink::start_queue) to
-//! [`stop_queue`](DeviceLink::stop_queue), and while it does not, there is simply nothing inbound, or no space.
+//! [`stop_queue`](DeviceLink::stop_queue), and while it does not, there is simply nothing inbound, or no buffer.
 //! In which order chains are given back is told in `device/queue.rs`.
 //!
 //! The event queue only carries TRANSPORT_RESET. Most front ends (QEMU) keep it to themselves; User-Mode Linux
@@ -17,13 +17,14 @@ use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
 
 use self::queue::RunningQueue;
 use super::packet::{
-    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, Space, split_header, take_header,
+    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
+    take_header,
 };
-use crate::memory::GuestMemory;
 use crate::queue::{Chain, DeviceQueue, QueueConfig, QueueError};
-use crate::slice::{self, Slice, Slices};
 use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
 use crate::sys::signal;
+use vsock_guest_memory::GuestMemory;
+use vsock_guest_memory::slice::{self, Slice, Slices};
 
 /// The device's end of a link.
 #[derive(Default)]
@@ -33,7 +34,7 @@ pub struct DeviceLink {
     bases: [u16; QUEUE_COUNT],
     /// Counts the starts of queues, so that old tokens are known as such.
     epochs: [u32; QUEUE_COUNT],
-    /// A space was wanted and there was none.
+    /// A buffer was wanted and there was none.
     starved: bool,
     reset: ResetHandshake,
     /// The driver's queues have run in this attachment: what it knows of connections is what we know.
@@ -166,7 +167,7 @@ impl DeviceLink {
 
     /// Whether packets may go to the driver: it has handled all events.
     #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub fn has_handled_reset(&self) -> bool {
         self.reset == ResetHandshake::Done
     }
 
@@ -180,7 +181,7 @@ impl DeviceLink {
     ///
     /// # Errors
     /// The driver broke the rules of the event queue.
-    pub fn is_gated(&mut self) -> Result<bool, LinkError> {
+    pub fn awaits_reset(&mut self) -> Result<bool, LinkError> {
         if self.reset == ResetHandshake::Done {
             return Ok(false);
         }
@@ -239,8 +240,11 @@ impl DeviceLink {
         }
     }
 
-    pub(crate) fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
-        if self.is_gated()? {
+    pub(crate) fn next_buffer(
+        &mut self,
+        slices: &mut Slices,
+    ) -> Result<Option<OutboundBuffer>, LinkError> {
+        if self.awaits_reset()? {
             return Ok(None);
         }
         let Some(queue) = &mut self.queues[RX_QUEUE] else { return Ok(None) };
@@ -252,10 +256,10 @@ impl DeviceLink {
         let (header, payload) = split_header(slices, chain.writable.start);
         let capacity = (chain.writable_len - HEADER_BYTES).min(MAX_PAYLOAD);
         let token = BufferToken { index: chain.head, epoch: self.epochs[RX_QUEUE] };
-        Ok(Some(Space { header, payload, capacity, token }))
+        Ok(Some(OutboundBuffer { header, payload, capacity, token }))
     }
 
-    pub(crate) fn return_spaces(&mut self, n: u16) {
+    pub(crate) fn return_buffers(&mut self, n: u16) {
         // What is given back is room: there is no need to be told of more.
         self.starved &= n == 0;
         if let Some(queue) = &mut self.queues[RX_QUEUE] {
@@ -265,18 +269,18 @@ impl DeviceLink {
 
     pub(crate) fn send(
         &mut self,
-        space: &Space,
+        buffer: &OutboundBuffer,
         slices: &[Slice],
         header: &[u8; HEADER_LEN],
         len: u32,
     ) {
-        debug_assert!(len <= space.capacity, "payload larger than its space");
-        if space.token.epoch == self.epochs[RX_QUEUE]
+        debug_assert!(len <= buffer.capacity, "payload larger than its buffer");
+        if buffer.token.epoch == self.epochs[RX_QUEUE]
             && let Some(queue) = &mut self.queues[RX_QUEUE]
         {
-            slice::copy_in(&slices[space.header.clone()], header);
-            let len = HEADER_BYTES + len.min(space.capacity);
-            self.stats.skipped += queue.complete(space.token.index, len);
+            slice::copy_in(&slices[buffer.header.clone()], header);
+            let len = HEADER_BYTES + len.min(buffer.capacity);
+            self.stats.skipped += queue.complete(buffer.token.index, len);
         }
     }
 
@@ -302,9 +306,9 @@ impl DeviceLink {
     }
 
     pub(crate) fn arm(&mut self) -> bool {
-        let space = self.arm_for_space();
+        let buffer = self.arm_for_buffers();
         let inbound = self.queues[TX_QUEUE].as_mut().is_some_and(|q| q.virtqueue.enable_kicks());
-        space || inbound
+        buffer || inbound
     }
 
     /// Asks to be told when the driver has handled an event, or can be given one. True when that is so already.
@@ -319,7 +323,7 @@ impl DeviceLink {
         }
     }
 
-    pub(crate) fn arm_for_space(&mut self) -> bool {
+    pub(crate) fn arm_for_buffers(&mut self) -> bool {
         if let Some(queue) = &mut self.queues[TX_QUEUE] {
             queue.virtqueue.disable_kicks();
         }
@@ -336,7 +340,7 @@ impl DeviceLink {
         self.queues[TX_QUEUE].as_ref().is_some_and(|queue| queue.virtqueue.has_chain())
     }
 
-    pub(crate) fn has_space_again(&self) -> bool {
+    pub(crate) fn has_buffer_again(&self) -> bool {
         let Some(queue) = &self.queues[RX_QUEUE] else { return false };
         self.starved && self.reset == ResetHandshake::Done && queue.virtqueue.has_chain()
     }

@@ -23,16 +23,17 @@ use std::sync::Arc;
 use vsock_core::HEADER_LEN;
 
 use super::packet::{
-    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, Space, split_header, take_header,
+    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
+    take_header,
 };
-use crate::memory::{GuestMemory, SharedRegion};
 use crate::queue::{DriverQueue, QueueConfig, QueueError};
-use crate::slice::{self, Slice, Slices};
 use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use crate::sys::signal;
 pub use layout::DriverOptions;
 use layout::{Buffers, Layout};
 use refill::{HOT, Refill};
+use vsock_guest_memory::slice::{self, Slice, Slices};
+use vsock_guest_memory::{GuestMemory, SharedRegion};
 
 /// One of our queues, its buffers and notification fds.
 struct BufferQueue {
@@ -91,11 +92,11 @@ pub struct DriverLink {
     /// What each transmit buffer holds that the device has not used, and all of them, bytes.
     unsent: Vec<u32>,
     unsent_bytes: u32,
-    /// Transmit buffers handed out as spaces, oldest first.
+    /// Transmit buffers reserved for outbound packets, oldest first.
     reserved: VecDeque<u16>,
     /// The device's used transmit buffers were taken back since the last publish.
     is_reclaimed: bool,
-    /// A space was wanted and there was none.
+    /// A buffer was wanted and there was none.
     starved: bool,
     stats: LinkStats,
 }
@@ -244,7 +245,10 @@ impl DriverLink {
         self.offer_idle();
     }
 
-    pub(crate) fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
+    pub(crate) fn next_buffer(
+        &mut self,
+        slices: &mut Slices,
+    ) -> Result<Option<OutboundBuffer>, LinkError> {
         // Once a batch, so that the same few are used as long as few are needed: their memory is in the cache.
         let is_full = self.free.is_empty() || self.unsent_bytes >= HOT;
         if is_full || !std::mem::replace(&mut self.is_reclaimed, true) {
@@ -264,7 +268,7 @@ impl DriverLink {
         let capacity = buffers.len - HEADER_BYTES;
         let (header, payload) = split_header(slices, start);
         let token = BufferToken { index: buffer, epoch: 0 };
-        Ok(Some(Space { header, payload, capacity, token }))
+        Ok(Some(OutboundBuffer { header, payload, capacity, token }))
     }
 
     /// Takes back the transmit buffers that the device is done with.
@@ -278,7 +282,7 @@ impl DriverLink {
         Ok(())
     }
 
-    pub(crate) fn return_spaces(&mut self, n: u16) {
+    pub(crate) fn return_buffers(&mut self, n: u16) {
         // What is given back is room: there is no need to be told of more.
         self.starved &= n == 0;
         for _ in 0..n {
@@ -290,18 +294,18 @@ impl DriverLink {
 
     pub(crate) fn send(
         &mut self,
-        space: &Space,
+        buffer: &OutboundBuffer,
         slices: &[Slice],
         header: &[u8; HEADER_LEN],
         len: u32,
     ) {
-        debug_assert!(len <= space.capacity, "payload larger than its space");
+        debug_assert!(len <= buffer.capacity, "payload larger than its buffer");
         let sent = self.reserved.pop_front();
-        debug_assert_eq!(sent, Some(space.token.index), "spaces are sent in the order reserved");
-        slice::copy_in(&slices[space.header.clone()], header);
-        let len = HEADER_BYTES + len.min(space.capacity);
-        self.queues[TX_QUEUE].offer(space.token.index, len, false);
-        self.unsent[usize::from(space.token.index)] = len;
+        debug_assert_eq!(sent, Some(buffer.token.index), "buffers are sent in the order reserved");
+        slice::copy_in(&slices[buffer.header.clone()], header);
+        let len = HEADER_BYTES + len.min(buffer.capacity);
+        self.queues[TX_QUEUE].offer(buffer.token.index, len, false);
+        self.unsent[usize::from(buffer.token.index)] = len;
         self.unsent_bytes += len;
     }
 
@@ -319,11 +323,11 @@ impl DriverLink {
     }
 
     pub(crate) fn arm(&mut self) -> bool {
-        let space = self.arm_for_space();
-        space | self.queues[RX_QUEUE].virtqueue.enable_calls()
+        let has_buffer = self.arm_for_buffers();
+        has_buffer | self.queues[RX_QUEUE].virtqueue.enable_calls()
     }
 
-    pub(crate) fn arm_for_space(&mut self) -> bool {
+    pub(crate) fn arm_for_buffers(&mut self) -> bool {
         self.queues[RX_QUEUE].virtqueue.disable_calls();
         // Events are few and cost no answer: they are taken in any case.
         let events = self.queues[EVENT_QUEUE].virtqueue.enable_calls();
@@ -339,7 +343,7 @@ impl DriverLink {
         [RX_QUEUE, EVENT_QUEUE].iter().any(|&queue| self.queues[queue].virtqueue.has_used())
     }
 
-    pub(crate) fn has_space_again(&self) -> bool {
+    pub(crate) fn has_buffer_again(&self) -> bool {
         self.starved && self.queues[TX_QUEUE].virtqueue.has_used()
     }
 

@@ -14,11 +14,12 @@ use std::sync::Arc;
 use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
 
 use super::packet::{
-    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, Space, split_header, take_header,
+    BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
+    take_header,
 };
-use crate::memory::{GuestMemory, sealed_memory};
-use crate::slice::{self, Slice, Slices};
 use crate::spec::TX_QUEUE;
+use vsock_guest_memory::slice::{self, Slice, Slices};
+use vsock_guest_memory::{GuestMemory, sealed_memory};
 
 /// Packets under way at once. Fewer than an endpoint's replies may be: taking in all of them always leaves room for
 /// what they cause.
@@ -38,11 +39,11 @@ pub struct LoopbackLink {
     memory: Arc<GuestMemory>,
     /// Buffers that nobody uses.
     free: Vec<u16>,
-    /// Buffers handed out as spaces, oldest first.
+    /// Buffers reserved for outbound packets, oldest first.
     reserved: VecDeque<u16>,
     /// Packets sent and not taken in, with their lengths.
     sent: VecDeque<(u16, u32)>,
-    /// A space was wanted and there was none.
+    /// A buffer was wanted and there was none.
     starved: bool,
 }
 
@@ -86,7 +87,10 @@ impl LoopbackLink {
         self.free.push(token.index);
     }
 
-    pub(crate) fn next_space(&mut self, slices: &mut Slices) -> Result<Option<Space>, LinkError> {
+    pub(crate) fn next_buffer(
+        &mut self,
+        slices: &mut Slices,
+    ) -> Result<Option<OutboundBuffer>, LinkError> {
         let Some(buffer) = self.free.pop() else {
             self.starved = true;
             return Ok(None);
@@ -97,10 +101,10 @@ impl LoopbackLink {
         self.slice(buffer, HEADER_BYTES + MAX_PAYLOAD, slices)?;
         let (header, payload) = split_header(slices, start);
         let token = BufferToken { index: buffer, epoch: 0 };
-        Ok(Some(Space { header, payload, capacity: MAX_PAYLOAD, token }))
+        Ok(Some(OutboundBuffer { header, payload, capacity: MAX_PAYLOAD, token }))
     }
 
-    pub(crate) fn return_spaces(&mut self, n: u16) {
+    pub(crate) fn return_buffers(&mut self, n: u16) {
         for _ in 0..n {
             self.free.extend(self.reserved.pop_back());
         }
@@ -108,24 +112,24 @@ impl LoopbackLink {
 
     pub(crate) fn send(
         &mut self,
-        space: &Space,
+        buffer: &OutboundBuffer,
         slices: &[Slice],
         header: &[u8; HEADER_LEN],
         len: u32,
     ) {
-        debug_assert!(len <= space.capacity, "payload larger than its space");
+        debug_assert!(len <= buffer.capacity, "payload larger than its buffer");
         let sent = self.reserved.pop_front();
-        debug_assert_eq!(sent, Some(space.token.index), "spaces are sent in the order reserved");
-        slice::copy_in(&slices[space.header.clone()], header);
-        self.sent.push_back((space.token.index, HEADER_BYTES + len.min(space.capacity)));
+        debug_assert_eq!(sent, Some(buffer.token.index), "buffers are sent in the order reserved");
+        slice::copy_in(&slices[buffer.header.clone()], header);
+        self.sent.push_back((buffer.token.index, HEADER_BYTES + len.min(buffer.capacity)));
     }
 
     /// There is nobody to ask for signals; true when there is something to do.
     pub(crate) fn arm(&mut self) -> bool {
-        self.has_inbound() || self.has_space_again()
+        self.has_inbound() || self.has_buffer_again()
     }
 
-    pub(crate) fn has_space_again(&self) -> bool {
+    pub(crate) fn has_buffer_again(&self) -> bool {
         self.starved && !self.free.is_empty()
     }
 
@@ -144,10 +148,10 @@ mod tests {
 
     fn send(link: &mut LoopbackLink, mark: u8, payload: &[u8]) -> bool {
         let mut slices = Slices::new();
-        let Some(space) = link.next_space(&mut slices).unwrap() else { return false };
-        slice::copy_in(&slices[space.payload.clone()], payload);
+        let Some(buffer) = link.next_buffer(&mut slices).unwrap() else { return false };
+        slice::copy_in(&slices[buffer.payload.clone()], payload);
         let len = u32::try_from(payload.len()).unwrap();
-        link.send(&space, &slices, &[mark; HEADER_LEN], len);
+        link.send(&buffer, &slices, &[mark; HEADER_LEN], len);
         true
     }
 
@@ -184,8 +188,8 @@ mod tests {
     fn returned_space_is_free_and_sends_nothing() {
         let mut link = LoopbackLink::new().unwrap();
         for _ in 0..3 * BUFFERS {
-            assert!(link.next_space(&mut Slices::new()).unwrap().is_some());
-            link.return_spaces(1);
+            assert!(link.next_buffer(&mut Slices::new()).unwrap().is_some());
+            link.return_buffers(1);
         }
         assert!(!link.arm());
     }

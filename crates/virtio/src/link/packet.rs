@@ -5,7 +5,7 @@ use std::ops::Range;
 use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
 
 use crate::queue::QueueError;
-use crate::slice::{self, Slices};
+use vsock_guest_memory::slice::{self, Slices};
 
 /// The bytes of a packet header as a number of the queue.
 #[allow(clippy::cast_possible_truncation, reason = "44")]
@@ -35,8 +35,8 @@ pub struct Inbound {
 
 /// Room for one packet to the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Space {
-    /// The pieces for exactly the header, in the list given to [`Link::next_space`](super::Link::next_space).
+pub struct OutboundBuffer {
+    /// The pieces for exactly the header, in the list given to [`Link::next_buffer`](super::Link::next_buffer).
     pub header: Range<usize>,
     /// The pieces for the payload.
     pub payload: Range<usize>,

@@ -14,8 +14,8 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{Areas, Descriptor, INDIRECT, NEXT, NO_SIGNAL, Table, WRITE, passes_event};
 use super::{QueueConfig, QueueError};
-use crate::memory::GuestMemory;
-use crate::slice::Slices;
+use vsock_guest_memory::GuestMemory;
+use vsock_guest_memory::slice::Slices;
 
 /// The most descriptors of one chain, however long its queue: a packet needs 18, and what is kept of a chain must not grow
 /// with the size that a guest chooses.

@@ -12,7 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{Areas, Descriptor, NEXT, NO_SIGNAL, WRITE, passes_event};
 use super::{QueueConfig, QueueError};
-use crate::memory::GuestMemory;
+use vsock_guest_memory::GuestMemory;
 
 /// There are fewer free descriptors than the chain needs (or the chain has none).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

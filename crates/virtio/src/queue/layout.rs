@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{QueueConfig, QueueError};
-use crate::memory::{GuestMemory, Pinned};
-use crate::slice::Piece;
+use vsock_guest_memory::slice::Piece;
+use vsock_guest_memory::{GuestMemory, Pinned};
 
 /// The largest queue there is (virtio 1.2, section 2.7), and what crosvm asks for. Nothing of a device's queue is
 /// allocated per entry.

@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::Detach;
-use crate::memory::GuestMemory;
 use crate::queue::QueueConfig;
 use crate::sys::PeerCredentials;
+use vsock_guest_memory::GuestMemory;
 
 /// The data plane's end of one guest's device, called by the guest's control thread.
 ///

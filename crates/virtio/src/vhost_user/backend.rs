@@ -21,8 +21,8 @@ use super::control::{BackendControl, Shared};
 use super::handler::Handler;
 use super::message::Inbox;
 use super::{Attachment, Detach, F_PROTOCOL_FEATURES};
-use crate::memory::MemoryPolicy;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1};
+use vsock_guest_memory::MemoryPolicy;
 
 /// Enough for parsing and for the calls into the data plane, which only post and wait.
 const STACK: usize = 128 * 1024;

@@ -28,10 +28,10 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::F_PROTOCOL_FEATURES;
-use crate::memory::SharedRegion;
 use crate::queue::QueueConfig;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_SEQPACKET, F_VERSION_1, QUEUE_COUNT};
 use crate::sys::owned;
+use vsock_guest_memory::SharedRegion;
 
 /// How long leaving may take: the device has to say where it stopped.
 const LEAVE: Duration = Duration::from_secs(1);

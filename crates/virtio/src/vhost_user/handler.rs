@@ -25,9 +25,9 @@ use super::control::Shared;
 use super::message::{Message, send_reply};
 use super::rings::RingSetup;
 use super::{Attachment, BackendOptions, Change, Detach, F_PROTOCOL_FEATURES};
-use crate::memory::{GuestMemory, MAX_REGIONS};
 use crate::spec::QUEUE_COUNT;
 use crate::sys::PeerCredentials;
+use vsock_guest_memory::{GuestMemory, MAX_REGIONS};
 
 /// From the driver's features to its memory it is one message with every front end; QEMU sends none if it cannot.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);

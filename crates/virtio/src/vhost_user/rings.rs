@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::VhostUserVringAddr;
 
 use super::Detach;
-use crate::memory::GuestMemory;
 use crate::queue::{MAX_QUEUE_SIZE, QueueConfig};
+use vsock_guest_memory::GuestMemory;
 
 /// Where the three parts of a ring are, in the front end's address space.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use proptest::test_runner::{Config, RngSeed};
-use vsock_virtio::memory::GuestMemory;
+use vsock_guest_memory::GuestMemory;
 use vsock_virtio::queue::{QueueConfig, QueueLayout};
 
 #[allow(unused_imports, reason = "as above")]

@@ -3,11 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use vsock_guest_memory::slice::{Slices, copy_in, copy_out};
+use vsock_guest_memory::{GuestMemory, MemoryPolicy};
+use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
-use vsock_virtio::link::{Link, QUEUE_COUNT};
-use vsock_virtio::memory::{GuestMemory, MemoryPolicy};
-use vsock_virtio::slice::{Slices, copy_in, copy_out};
+use vsock_virtio::spec::QUEUE_COUNT;
 
 use super::{eventfd, signals};
 
@@ -100,10 +101,10 @@ pub(crate) fn header(number: u32) -> [u8; 44] {
 /// Sends one packet if there is room; false when there is none.
 pub(crate) fn send(link: &mut Link, number: u32, payload: &[u8]) -> bool {
     let mut slices = Slices::new();
-    let Some(space) = link.next_space(&mut slices).unwrap() else { return false };
-    assert!(payload.len() <= space.capacity as usize);
-    assert_eq!(copy_in(&slices[space.payload.clone()], payload), payload.len());
-    link.send(&space, &slices, &header(number), payload.len().try_into().unwrap());
+    let Some(buffer) = link.next_buffer(&mut slices).unwrap() else { return false };
+    assert!(payload.len() <= buffer.capacity as usize);
+    assert_eq!(copy_in(&slices[buffer.payload.clone()], payload), payload.len());
+    link.send(&buffer, &slices, &header(number), payload.len().try_into().unwrap());
     true
 }
 

@@ -18,10 +18,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::vhost_user::message::FrontendReq;
-use vsock_virtio::memory::GuestMemory;
+use vsock_guest_memory::GuestMemory;
 use vsock_virtio::queue::QueueConfig;
+use vsock_virtio::sys::PeerCredentials;
 use vsock_virtio::vhost_user::{
-    Attachment, BackendHandle, BackendOptions, Change, Detach, PeerCredentials, QueueStart, spawn,
+    Attachment, BackendHandle, BackendOptions, Change, Detach, QueueStart, spawn,
 };
 
 /// Longer than anything here takes on a loaded machine: reached only when a test fails.

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use super::super::packet::{LinkError, LinkStats};
 use crate::queue::{Chain, DeviceQueue, QueueError};
-use crate::slice::Slices;
+use vsock_guest_memory::slice::Slices;
 
 /// Chains of no use in a row before others have their turn: a driver may offer them as fast as they are given back.
 const MOST_SKIPPED: u32 = 256;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use vsock_core::MAX_PAYLOAD;
 
 use super::super::packet::HEADER_BYTES;
-use crate::memory::{GuestMemory, sealed_memory};
 use crate::queue::{MAX_QUEUE_SIZE, QueueConfig, QueueLayout};
 use crate::spec::QUEUE_COUNT;
+use vsock_guest_memory::{GuestMemory, sealed_memory};
 
 /// First guest address: not 0, so that a zero address is always wrong.
 pub(super) const BASE: u64 = 1 << 20;

@@ -11,7 +11,7 @@ use vhost::vhost_user::message::{
 use super::super::Detach;
 use super::super::message::{Message, read_body};
 use super::{Answer, Handler};
-use crate::memory::{GuestMemory, MemoryError, Region};
+use vsock_guest_memory::{GuestMemory, MemoryError, Region};
 
 impl Handler {
     pub(super) fn set_mem_table(&mut self, mut message: Message) -> Result<Answer, Detach> {

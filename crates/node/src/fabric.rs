@@ -1,0 +1,346 @@
+//! All parts of a node, and what has to be done in several of them at once.
+//!
+//! The parts are owners of their state and do not know each other more than their arguments say. Where one thing
+//! concerns several (the connections over a link end, and so do flows of programs and flows to other guests) it is put
+//! together here.
+
+use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+use vsock_core::{Cid, Instant};
+
+use crate::context::Context;
+use crate::flows::{FlowId, Flows, Outcome};
+use crate::links::{
+    AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, Quantum, Scratch,
+    Sent,
+};
+use crate::options::GuestOptions;
+use crate::programs::Programs;
+use crate::reactor::{Owner, Readiness};
+use crate::timers::Timers;
+use crate::turn::Turn;
+use vsock_virtio::link::loopback::LoopbackLink;
+use vsock_virtio::spec::TX_QUEUE;
+use vsock_virtio::vhost_user::Change;
+
+/// Turns of taking packets from a ring that is stopped, or of filling it: far more than it can hold at a time.
+const LAST_TURNS: usize = 64;
+
+/// From a close to the end of a connection to ourselves: SHUTDOWN goes out, comes in, and so does RST.
+const OWN_ANSWERS: usize = 3;
+
+/// What a front end does whose memory is not shared: it gives up without a word.
+const NO_MEMORY: &str = "its driver is up, but its hypervisor shares no memory with us: \
+    QEMU needs the arguments that `vsock qemu-args` prints, share=on among them";
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// The connections of a link.
+    Link(LinkId),
+    /// A flow whose program has closed with something unsent.
+    Linger(FlowId),
+    /// Flows between guests.
+    Relay,
+    /// Programs that could not be let in.
+    Acceptors,
+}
+
+/// All parts of a node.
+pub(crate) struct Fabric {
+    pub(crate) cx: Context,
+    pub(crate) links: Links,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) flows: Flows,
+    pub(crate) programs: Programs,
+    timers: Timers<Due>,
+    quantum: Quantum,
+    scratch: Scratch,
+}
+
+impl Fabric {
+    /// A node with no guests and no programs yet.
+    pub(crate) fn new(cx: Context, local: Cid, loopback: LoopbackLink, seed: u64) -> Self {
+        Self {
+            cx,
+            links: Links::new(local, loopback, seed),
+            forwarder: Forwarder::new(seed),
+            flows: Flows::new(),
+            programs: Programs::new(local, seed),
+            timers: Timers::default(),
+            quantum: Quantum::default(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// When [`expire`](Self::expire) is due.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Carries out what happened at one descriptor. A fault in our own code, met on behalf of one program, must not end
+    /// the others.
+    pub(crate) fn dispatch(&mut self, ready: Readiness) {
+        let Some(owner) = self.cx.sources.owner(ready.source) else { return };
+        let done = catch_unwind(AssertUnwindSafe(|| self.on_ready(owner, ready)));
+        if done.is_err() {
+            self.cx.failed("internal error while serving a program");
+            self.flows.end(&mut self.cx, ready.source);
+            let Self { cx, links, flows, programs, .. } = self;
+            programs.drop_program(cx, links, flows, ready.source);
+        }
+        self.follow_up();
+    }
+
+    fn on_ready(&mut self, owner: Owner, ready: Readiness) {
+        let Self { cx, links, flows, programs, .. } = self;
+        match owner {
+            Owner::Ring => {
+                if let Some(id) = links.of_source(ready.source) {
+                    links.activate(id);
+                }
+            }
+            Owner::Device => {
+                if let Some(id) = links.of_source(ready.source).filter(|_| ready.read_closed) {
+                    self.device_left(id);
+                }
+            }
+            Owner::Flow => flows.on_ready(cx, links, ready),
+            Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener => {
+                programs.on_ready(cx, links, flows, (owner, ready));
+            }
+        }
+    }
+
+    /// What owners have left to be done when none of them is in the middle of something.
+    pub(crate) fn follow_up(&mut self) {
+        self.follow_outcomes();
+        while let Some(again) = self.programs.next_again() {
+            for _ in 0..OWN_ANSWERS {
+                self.serve(self.links.routes.loopback());
+            }
+            self.programs.try_again(&mut self.cx, &mut self.links, &mut self.flows, &again);
+        }
+        while let Some((id, fault)) = self.links.next_fault() {
+            if !self.links.broken(&mut self.cx, id, &fault) {
+                self.device_left(id);
+            }
+        }
+    }
+
+    fn follow_outcomes(&mut self) {
+        while let Some(outcome) = self.flows.next_outcome() {
+            if let Outcome::Ended(id, ..) = &outcome {
+                self.timers.set(Due::Linger(*id), None);
+            }
+            self.programs.flow_over(&mut self.cx, &self.links, outcome);
+        }
+    }
+
+    pub(crate) fn serve_active(&mut self) {
+        for _ in 0..self.links.active() {
+            let Some(id) = self.links.next_active() else { break };
+            self.serve(id);
+            self.follow_up();
+        }
+    }
+
+    /// One turn of one link.
+    fn serve(&mut self, id: LinkId) {
+        let quantum = self.quantum.bytes(self.cx.now);
+        let served = self.with(id, |turn, interface, scratch| {
+            interface.disarm();
+            turn.serve(interface, quantum, scratch)
+        });
+        match served {
+            Some(Ok(has_more)) => {
+                if self.links.note_work(id, self.cx.now) {
+                    self.quantum.note(id, self.cx.now);
+                }
+                if has_more {
+                    self.links.activate(id);
+                }
+            }
+            Some(Err(fault)) => self.links.report_fault(id, fault),
+            None => {}
+        }
+    }
+
+    /// Does something with a link and all that it may have to do with; its timer follows, and what its flows have become.
+    /// A fault in our own code there ends this link, and must not take the others with it.
+    fn with<R>(
+        &mut self,
+        id: LinkId,
+        act: impl FnOnce(&mut Turn<'_>, &mut Interface, &mut Scratch) -> R,
+    ) -> Option<R> {
+        let mut interface = self.links.take(id)?;
+        let Self { cx, links, forwarder, flows, programs, scratch, .. } = self;
+        let guest = interface.role().guest();
+        let mut turn = Turn { cx, links, forwarder, flows, programs, id, guest };
+        let acted = catch_unwind(AssertUnwindSafe(|| act(&mut turn, &mut interface, scratch)));
+        self.timers.set(Due::Link(id), interface.endpoint().deadline());
+        self.links.put_back(id, interface);
+        self.follow_outcomes();
+        acted
+            .inspect_err(|_| {
+                self.scratch = Scratch::default();
+                self.links.report_fault(id, LinkFault::Panic);
+            })
+            .ok()
+    }
+
+    /// Does what is due by now.
+    pub(crate) fn expire(&mut self) {
+        let Self { cx, links, flows, timers, .. } = self;
+        flows.watch_left(cx.now, links, |id, at| timers.set(Due::Linger(id), Some(at)));
+        for due in self.timers.take_due(self.cx.now) {
+            let Self { cx, links, forwarder, flows, programs, timers, .. } = self;
+            match due {
+                Due::Link(id) => {
+                    if let Some(interface) = links.interface(id) {
+                        interface.endpoint_mut().expire(cx.now);
+                        links.activate(id);
+                    }
+                }
+                Due::Linger(id) => timers.set(due, flows.look_at_linger(cx, links, id)),
+                Due::Relay => forwarder.expire(cx.now, links),
+                Due::Acceptors => programs.resume(cx, links, flows),
+            }
+            self.follow_up();
+        }
+        self.timers.set(Due::Relay, self.forwarder.relay().deadline());
+        self.timers.set(Due::Acceptors, self.programs.resume_at());
+    }
+
+    /// Connections over a link have ended: their flows, and those to other guests, follow.
+    fn connections_ended(&mut self, id: LinkId) {
+        self.with(id, |turn, interface, _| turn.connections_ended(interface));
+    }
+
+    /// The device of a userspace guest has gone.
+    fn device_left(&mut self, id: LinkId) {
+        self.links.device_left(&mut self.cx, id);
+        self.connections_ended(id);
+    }
+
+    /// A guest whose front end may attach from now on, perhaps with a hybrid socket.
+    pub(crate) fn add_guest(
+        &mut self,
+        options: GuestOptions,
+        hybrid: Option<(PathBuf, UnixListener)>,
+        seed: u64,
+    ) -> Result<LinkId, AddError> {
+        let id = self.links.add_guest(&mut self.cx.admission, options, seed)?;
+        if let Err(error) = self.programs.set_hybrid(&mut self.cx, id, hybrid) {
+            self.links.remove(id);
+            return Err(error.into());
+        }
+        Ok(id)
+    }
+
+    /// Forgets a guest; its control thread has ended, so its rings are stopped.
+    pub(crate) fn remove_guest(&mut self, id: LinkId) {
+        // First of all, so that no program starts anew over it.
+        self.links.routes.remove_guest(id);
+        self.links.clear(&mut self.cx, id);
+        self.with(id, |turn, interface, _| turn.reset_silently(interface));
+        self.programs.forget_link(&mut self.cx, id);
+        self.flows.forget_link(id);
+        self.links.remove(id);
+        self.timers.set(Due::Link(id), None);
+    }
+
+    /// Ends all connections of a guest, each with RST, and lets none begin any more. What was sent before, either way,
+    /// goes first as far as it can at once: there is no way to say anything afterwards.
+    pub(crate) fn say_farewell(&mut self, id: LinkId) {
+        self.receive_rest(id, TX_QUEUE);
+        self.transmit_rest(id);
+        self.links.set_leaving(id);
+        self.with(id, |turn, interface, _| turn.reset_all(interface));
+        self.links.activate(id);
+    }
+
+    /// A ring is about to be stopped, perhaps because its guest leaves: what the guest has put there is taken first.
+    fn receive_rest(&mut self, id: LinkId, queue: usize) {
+        let quantum = self.quantum.bytes(self.cx.now);
+        for _ in 0..if queue == TX_QUEUE { LAST_TURNS } else { 0 } {
+            let drained =
+                self.with(id, |turn, interface, scratch| turn.receive(interface, quantum, scratch));
+            // A ring that is broken has said all that can be understood.
+            if !matches!(drained, Some(Ok(Drained::Budget))) {
+                break;
+            }
+        }
+        self.links.activate(id);
+    }
+
+    /// What programs have sent a guest goes into its ring, as far as there is room.
+    fn transmit_rest(&mut self, id: LinkId) {
+        let quantum = self.quantum.bytes(self.cx.now);
+        for _ in 0..LAST_TURNS {
+            let sent = self
+                .with(id, |turn, interface, scratch| turn.transmit(interface, quantum, scratch));
+            if !matches!(sent, Some(Ok(Sent::Budget))) {
+                break;
+            }
+        }
+    }
+
+    /// What the front end of a guest has said or done.
+    pub(crate) fn apply(&mut self, id: LinkId, change: Change) {
+        let Self { cx, links, .. } = self;
+        match change {
+            Change::Attached(peer) => links.attached(cx, id, peer),
+            Change::Refused(peer) => {
+                let text = format!("pid {} also wants to be the front end", peer.pid);
+                links.note(cx, id, "refused", text);
+            }
+            Change::WithoutMemory => links.note(cx, id, "no-memory", NO_MEMORY),
+            Change::Features(features) => links.set_features(id, features),
+            Change::StartQueue(start) => match links.start_queue(cx, id, start) {
+                Ok(true) => self.connections_ended(id),
+                Ok(false) => {}
+                Err(fault) => links.report_fault(id, fault),
+            },
+            Change::SetCall { index, call } => links.set_call(id, index, call),
+            Change::Detached(reason) => {
+                self.receive_rest(id, TX_QUEUE);
+                self.links.clear(&mut self.cx, id);
+                self.connections_ended(id);
+                self.links.detached(&self.cx, id, &reason);
+            }
+        }
+        self.follow_up();
+    }
+
+    /// A front end stops a ring; where a successor goes on.
+    pub(crate) fn stop_queue(&mut self, id: LinkId, queue: usize) -> u16 {
+        self.receive_rest(id, queue);
+        self.links.stop_queue(&mut self.cx, id, queue)
+    }
+
+    /// Gives a guest another CID; its configuration space has it already.
+    pub(crate) fn change_cid(&mut self, id: LinkId, cid: Cid) -> Result<(), AddError> {
+        self.links.check_cid(cid)?;
+        let ending = self.with(id, |turn, interface, _| {
+            let ending = Ending::announce(interface);
+            match ending {
+                Ending::Reset => turn.reset_all(interface),
+                Ending::Silent => turn.reset_silently(interface),
+            }
+            ending
+        });
+        if let Some(ending) = ending {
+            self.links.change_cid(id, cid, ending);
+        }
+        Ok(())
+    }
+
+    /// A userspace guest is about to leave: its programs can send no more, and what they have sent goes out.
+    pub(crate) fn end_sending(&mut self) {
+        self.flows.end_sending(&mut self.cx, &mut self.links);
+        self.follow_up();
+    }
+}

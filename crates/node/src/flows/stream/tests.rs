@@ -1,0 +1,86 @@
+//! One stream against a program that is played by hand.
+
+use super::*;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
+use crate::flows::record;
+use crate::links::End;
+use crate::reactor::{Owner, SourceId};
+use vsock_guest_memory::sealed_memory;
+use vsock_guest_memory::slice::Slices;
+
+fn stream() -> (Stream, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Stream::new(ours.into(), SocketType::Stream), theirs)
+}
+
+#[test]
+fn finished_stream_with_unread_data_reads_as_end_not_as_reset() {
+    let (stream, mut program) = stream();
+    program.write_all(b"never read").unwrap();
+    stream.finish();
+    assert_eq!(program.read(&mut [0; 8]).unwrap(), 0);
+    let error = program.write(b"x").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn closed_stream_is_told_from_a_half_closed_one_before_any_event() {
+    let (mut stream, program) = stream();
+    program.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(!stream.is_closed());
+    drop(program);
+    assert!(stream.is_closed());
+}
+
+#[test]
+fn full_socket_told_of_data_and_shut_rd_by_one_event_finds_both() {
+    let (mut stream, mut program) = stream();
+    let mut reactor = crate::reactor::Sources::new().unwrap();
+    reactor.add(stream.fd(), Owner::Flow).unwrap();
+    while send(&stream.fd, &[0; 4096], SendFlags::DONTWAIT).is_ok() {}
+    let (mut events, mut happened) = (crate::reactor::Events::new(), Vec::new());
+    let no_time = Some(std::time::Duration::ZERO);
+    reactor.wait(no_time, &mut events, &mut happened).unwrap();
+    (stream.readable, stream.writable) = (false, false);
+    happened.clear();
+    program.write_all(b"enough").unwrap();
+    program.shutdown(std::net::Shutdown::Read).unwrap();
+    reactor.wait(no_time, &mut events, &mut happened).unwrap();
+    assert_eq!(happened.len(), 1);
+    assert!(stream.note(happened[0]));
+    assert!(stream.take_suspicion() && stream.refuses().is_some());
+}
+
+#[test]
+fn read_after_half_close_gives_the_rest_then_the_end() {
+    let (mut stream, mut program) = stream();
+    program.write_all(b"last words").unwrap();
+    program.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(stream.note(Readiness {
+        source: SourceId::from_bits(0).unwrap(),
+        readable: true,
+        writable: true,
+        read_closed: true,
+        hung_up: false,
+    }));
+    let mut scratch = [0; 64];
+    assert_eq!(stream.read_message(&mut scratch).unwrap(), (Read::Bytes(10), End::Message));
+    assert!(stream.readable);
+    assert_eq!(stream.read_message(&mut scratch).unwrap(), (Read::End, End::None));
+}
+
+#[test]
+fn bytes_behind_descriptors_of_the_program_are_read_without_another_event() {
+    let (mut stream, mut program) = stream();
+    record::send_record(&program, b"with a descriptor").unwrap();
+    program.write_all(b"and more").unwrap();
+    let (_file, memory) = sealed_memory("room", 0x1000, 0x1000).unwrap();
+    let mut room = Slices::new();
+    memory.slice(0x1000, 0x1000, &mut room).unwrap();
+    assert_eq!(stream.read(&room).unwrap(), Read::Bytes(17));
+    assert!(stream.readable);
+    assert_eq!(stream.read(&room).unwrap(), Read::Bytes(8));
+    assert!(!stream.readable);
+}

@@ -1,0 +1,161 @@
+//! A program on the endpoint socket: reads its requests, writes its replies.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recv, recvmsg, send, sendmsg,
+};
+use vsock_core::SocketType;
+
+use super::program::Bound;
+use super::wire::{BadRequest, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Report, Request};
+use vsock_virtio::sys::PeerCredentials;
+
+/// A program between requests.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) fd: OwnedFd,
+    pub(crate) kind: SocketType,
+    pub(crate) peer: PeerCredentials,
+    pub(crate) bound: Option<Bound>,
+}
+
+/// What the socket holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Not a whole request yet; an event will tell.
+    Nothing,
+    /// The program has left.
+    Gone,
+    /// A request, taken out of the socket unless it is a held one, and the bytes that belong to it.
+    Request(Request, Vec<u8>),
+    /// Not a request; the operation it named.
+    Bad(u8, BadRequest),
+}
+
+impl Client {
+    pub(crate) fn new(
+        fd: OwnedFd,
+        kind: SocketType,
+        peer: PeerCredentials,
+        bound: Option<Bound>,
+    ) -> Self {
+        Self { fd, kind, peer, bound }
+    }
+
+    /// Whether the request may come now: of a program that does not listen, nor is connected. (What it should not ask for
+    /// another reason is told by an errno.)
+    pub(crate) fn may_ask(&self, request: &Request) -> bool {
+        match request {
+            Request::Bind(_) | Request::Connect { .. } | Request::Listen { .. } => true,
+            Request::LocalCid | Request::Resolve { .. } | Request::Flow { .. } => {
+                self.bound.is_none()
+            }
+            Request::Send { .. } => self.kind == SocketType::Datagram,
+            Request::Accepted => false,
+        }
+    }
+
+    /// Looks at what the program has written.
+    pub(crate) fn hear(&self) -> io::Result<Heard> {
+        let mut room = [0; MESSAGE_LEN + MAX_EXTRA];
+        let mut large = Vec::new();
+        let bytes = if self.kind == SocketType::Datagram {
+            large.resize(MESSAGE_LEN + MAX_DATAGRAM, 0);
+            large.as_mut_slice()
+        } else {
+            room.as_mut_slice()
+        };
+        let is_message = self.kind != SocketType::Stream;
+        let (len, has_descriptor) = match peek(&self.fd, self.kind, bytes) {
+            // An empty message reads as the end does.
+            Ok((0, _)) if is_message && polled(&self.fd, PollFlags::RDHUP).is_empty() => {
+                return Ok(Heard::Bad(0, BadRequest::Length));
+            }
+            Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(Heard::Gone),
+            Ok(seen) => seen,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(Heard::Nothing),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(head) = bytes.first_chunk::<MESSAGE_LEN>().filter(|_| len >= MESSAGE_LEN) else {
+            // The rest of a piece with a descriptor would never be seen.
+            return Ok(if is_message || has_descriptor {
+                Heard::Bad(if len > 1 { bytes[1] } else { 0 }, BadRequest::Length)
+            } else {
+                Heard::Nothing
+            });
+        };
+        let request = match Request::decode(head) {
+            Ok(request) => request,
+            Err(bad) => return Ok(Heard::Bad(bytes[1], bad)),
+        };
+        let whole = MESSAGE_LEN + request.extra();
+        if (is_message && len != whole) || len < whole || whole > bytes.len() {
+            return Ok(Heard::Bad(bytes[1], BadRequest::Length));
+        }
+        let extra = bytes[MESSAGE_LEN..whole].to_vec();
+        let is_held = matches!(request, Request::Connect { report: Report::Held { .. }, .. });
+        if !is_held {
+            recv(&self.fd, &mut bytes[..whole], RecvFlags::DONTWAIT)?;
+        }
+        Ok(Heard::Request(request, extra))
+    }
+
+    /// Writes a reply.
+    pub(crate) fn reply(&self, reply: &Reply) -> io::Result<()> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = send(&self.fd, &reply.encode(), flags)?;
+        if sent == MESSAGE_LEN { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
+    /// Writes a reply that carries a descriptor, and `extra` behind it.
+    pub(crate) fn reply_with(&self, reply: &Reply, extra: &[u8], fd: impl AsFd) -> io::Result<()> {
+        let fds = [fd.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let head = reply.encode();
+        let parts = [IoSlice::new(&head), IoSlice::new(extra)];
+        let sent = sendmsg(&self.fd, &parts, &mut control, flags)?;
+        if sent == MESSAGE_LEN + extra.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
+    }
+}
+
+/// What waits in a socket, and stays there: its length, and whether a descriptor is with it. Behind one, the kernel shows
+/// nothing.
+pub(crate) fn peek(
+    fd: impl AsFd,
+    kind: SocketType,
+    bytes: &mut [u8],
+) -> Result<(usize, bool), Errno> {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    let flags = match kind {
+        // It has no length (and the flag would discard bytes).
+        SocketType::Stream => flags,
+        SocketType::SeqPacket | SocketType::Datagram => flags | RecvFlags::TRUNC,
+    };
+    let mut nothing = RecvAncillaryBuffer::default();
+    let got = recvmsg(fd, &mut [IoSliceMut::new(bytes)], &mut nothing, flags)?;
+    Ok((got.bytes, got.flags.contains(ReturnFlags::CTRUNC)))
+}
+
+/// Whether the program has closed its socket.
+pub(crate) fn has_hung_up(fd: &OwnedFd) -> bool {
+    polled(fd, PollFlags::empty()).contains(PollFlags::HUP)
+}
+
+/// Which of `events` are there now, or that the program has closed its socket.
+fn polled(fd: &OwnedFd, events: PollFlags) -> PollFlags {
+    let mut polled = [PollFd::new(fd, events)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).map_or(PollFlags::empty(), |_| polled[0].revents())
+}

@@ -1,0 +1,477 @@
+//! A node as other threads hold it: start, add and remove guests, join a device, look, stop.
+//!
+//! The switch is a node with CID 2 and guests; a userspace guest is a node that has joined a device. Everything here
+//! is rare and may block; the packets are the worker's (`worker.rs`).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vsock_core::{Cid, SocketType};
+
+pub use crate::admission::Verdict;
+use crate::admission::explain;
+use crate::fabric::Fabric;
+use crate::guest_port::GuestPort;
+use crate::journal::{Journal, Record};
+pub use crate::links::AddError;
+use crate::links::{LinkId, NewUplink};
+use crate::mailbox::{Mailbox, Stopped};
+pub use crate::options::GuestOptions;
+use crate::polling::Polling;
+use crate::reactor::Sources;
+use crate::report::snapshot;
+use crate::snapshot::Snapshot;
+use crate::worker::Worker;
+use vsock_virtio::link::driver::{DriverLink, DriverOptions};
+use vsock_virtio::link::loopback::LoopbackLink;
+use vsock_virtio::spec::F_EVENT_IDX;
+use vsock_virtio::spec::QUEUE_COUNT;
+use vsock_virtio::vhost_user::{
+    Attached, BackendHandle, BackendOptions, FrontendError, FrontendOptions, attach, spawn,
+};
+
+/// Connections that may wait at a socket of ours.
+const BACKLOG: i32 = 1024;
+
+/// How long what programs have sent may take to leave a userspace guest that stops.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long a guest that leaves may take to hear that its connections are over; all of them together when the node stops.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a node did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// It has been stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The guest cannot be added.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// There is no guest with this CID.
+    #[error("there is no guest with CID {0}")]
+    NoGuest(u32),
+    /// The device could not be joined.
+    #[error(transparent)]
+    Join(#[from] FrontendError),
+    /// The device gives another CID than was asked for.
+    #[error("the device gives CID {given}, not {wanted}")]
+    OtherCid {
+        /// What the device says.
+        given: u32,
+        /// What the caller expects.
+        wanted: u32,
+    },
+    /// The kernel said no, about this path if there is one.
+    #[error("{}{error}", path.as_ref().map(|path| format!("{}: ", path.display())).unwrap_or_default())]
+    Io {
+        /// What it said.
+        #[source]
+        error: io::Error,
+        /// What it said it about.
+        path: Option<PathBuf>,
+    },
+}
+
+impl From<io::Error> for NodeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io { error, path: None }
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> NodeError + '_ {
+    |error| NodeError::Io { error, path: Some(path.to_owned()) }
+}
+
+struct Guest {
+    link: LinkId,
+    control: BackendHandle,
+    /// Its front end's socket, then its hybrid socket if it has one.
+    paths: Vec<PathBuf>,
+}
+
+#[derive(Default)]
+struct Held {
+    guests: HashMap<u32, Guest>,
+    device: Option<Attached>,
+    worker: Option<JoinHandle<()>>,
+    paths: Vec<PathBuf>,
+}
+
+/// A running node.
+pub struct Node {
+    mailbox: Mailbox<Worker>,
+    journal: Journal,
+    held: Mutex<Held>,
+}
+
+impl Node {
+    /// Starts a node with the local CID `cid` that serves programs in `directory` (which exists and is private).
+    ///
+    /// # Errors
+    /// The kernel refuses a socket, an eventfd or a thread.
+    pub fn start(cid: u32, directory: &Path) -> Result<Self, NodeError> {
+        raise_descriptor_limit();
+        let sources = Sources::new()?;
+        let mailbox = Mailbox::new(sources.waker());
+        let journal = Journal::new()?;
+        let loopback = LoopbackLink::new()?;
+        let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
+        let thread = std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
+            let seed = random_seed();
+            Worker::new(Cid(cid), its_journal, sources, its_mailbox, loopback, seed).run();
+        })?;
+        let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
+        // From here on, dropping the node on an error ends the thread and removes the sockets.
+        let node = Self { mailbox, journal, held };
+        let doors = [
+            ("stream", SocketType::Stream),
+            ("seqpacket", SocketType::SeqPacket),
+            ("dgram", SocketType::Datagram),
+        ];
+        for (name, kind) in doors {
+            let path = directory.join(name);
+            let door = listen(&path, kind).map_err(at(&path))?;
+            node.held().paths.push(path);
+            node.mailbox.call(move |worker| {
+                let Fabric { cx, programs, .. } = &mut worker.fabric;
+                programs.add_acceptor(cx, door, kind)
+            })??;
+        }
+        Ok(node)
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a guest and listens for its front end.
+    ///
+    /// # Errors
+    /// Name or CID are taken, or a socket could not be made.
+    pub fn add_guest(&self, options: GuestOptions) -> Result<(), NodeError> {
+        let GuestOptions { cid, memory_slots, .. } = options;
+        let mut held = self.held();
+        let socket = &options.socket;
+        let front_door = listen(socket, SocketType::Stream).map_err(at(socket))?;
+        let mut paths = vec![socket.clone()];
+        let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
+        paths.extend(options.hybrid.clone());
+        let added = self
+            .mailbox
+            .call(move |worker| worker.fabric.add_guest(options, hybrid, random_seed()));
+        let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
+            unlink(&paths);
+        })?;
+        let device = BackendOptions { memory_slots, ..BackendOptions::new(cid) };
+        let port = GuestPort::new(self.mailbox.clone(), link);
+        let spawned = spawn(front_door, device, Box::new(port));
+        let control = match spawned {
+            Ok(control) => control,
+            Err(error) => {
+                unlink(&paths);
+                self.mailbox.call(move |worker| worker.fabric.remove_guest(link))?;
+                return Err(error.into());
+            }
+        };
+        let orders = control.control();
+        self.mailbox.call(move |worker| worker.fabric.links.set_control(link, orders))?;
+        held.guests.insert(cid, Guest { link, control, paths });
+        Ok(())
+    }
+
+    /// Removes a guest: its connections end, each with RST, and then its front end is disconnected. A guest that takes
+    /// nothing is waited for a second.
+    ///
+    /// # Errors
+    /// There is no such guest.
+    pub fn remove_guest(&self, cid: u32) -> Result<(), NodeError> {
+        let guest = self.held().guests.remove(&cid).ok_or(NodeError::NoGuest(cid))?;
+        unlink(&guest.paths);
+        let link = guest.link;
+        let told = self.mailbox.call(move |worker| {
+            worker.fabric.say_farewell(link);
+            worker.awaited.when_told(link)
+        })?;
+        // A guest that takes nothing has lost its connections all the same.
+        let _ = told.recv_timeout(FAREWELL);
+        guest.control.stop();
+        Ok(self.mailbox.call(move |worker| worker.fabric.remove_guest(link))?)
+    }
+
+    /// How long at most the node looks for packets before it sleeps (see [`Polling`]); nothing: it sleeps at once.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub fn set_polling(&self, most: Duration) -> Result<(), NodeError> {
+        Ok(self.mailbox.call(move |worker| worker.polling = Polling::up_to(most))?)
+    }
+
+    /// How long what a program sent before it closed may wait for the other side to take some of it; then the connection is
+    /// reset. Time during which the other side is paused does not count. Who waits already waits on as it was told.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub fn set_linger_timeout(&self, most: Duration) -> Result<(), NodeError> {
+        Ok(self.mailbox.call(move |worker| worker.fabric.flows.set_linger_timeout(most))?)
+    }
+
+    /// Gives a guest another CID while it runs. All its connections end; programs here keep their listeners, and what
+    /// listens in the guest goes on at the new CID.
+    ///
+    /// # Errors
+    /// There is no such guest, or the CID is another's.
+    pub fn set_guest_cid(&self, cid: u32, new: u32) -> Result<(), NodeError> {
+        let mut held = self.held();
+        let guest = held.guests.get(&cid).ok_or(NodeError::NoGuest(cid))?;
+        if cid == new {
+            return Ok(());
+        }
+        self.mailbox.call(move |worker| worker.fabric.links.check_cid(Cid(new)))??;
+        // Before the guest hears that there is something to read. A front end that cannot be told reads it all the same
+        // when its driver begins anew.
+        let told = guest.control.set_cid(new);
+        let link = guest.link;
+        self.mailbox.call(move |worker| worker.fabric.change_cid(link, Cid(new)))??;
+        if let Some(guest) = held.guests.remove(&cid) {
+            held.guests.insert(new, guest);
+        }
+        if let Err(error) = told {
+            self.journal.write("failed", new, format!("telling the front end of the CID: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Changes the options of a guest while it runs. A new CID has the effects of [`set_guest_cid`](Self::set_guest_cid).
+    /// Connections over a hybrid socket that is replaced stay open. New groups and aliases apply to new connections.
+    /// Name, socket and `memory_slots` keep their values.
+    ///
+    /// # Errors
+    /// There is no such guest, a CID is invalid or in use, or the hybrid socket could not be created. If so, nothing has
+    /// changed.
+    pub fn change_guest(&self, cid: u32, options: GuestOptions) -> Result<(), NodeError> {
+        options.check()?;
+        let link = self.link_of(cid)?;
+        let new = Cid(options.cid);
+        if new.0 != cid {
+            self.mailbox.call(move |worker| worker.fabric.links.check_cid(new))??;
+        }
+        self.set_hybrid(cid, options.hybrid.clone())?;
+        self.set_guest_cid(cid, new.0)?;
+        Ok(self.mailbox.call(move |worker| {
+            let Fabric { cx, links, .. } = &mut worker.fabric;
+            links.set_options(&mut cx.admission, link, options);
+        })?)
+    }
+
+    /// Gives a guest a hybrid socket at `path`, or none, in place of the one it has.
+    fn set_hybrid(&self, cid: u32, path: Option<PathBuf>) -> Result<(), NodeError> {
+        let mut held = self.held();
+        let guest = held.guests.get_mut(&cid).ok_or(NodeError::NoGuest(cid))?;
+        if guest.paths.get(1) == path.as_ref() {
+            return Ok(());
+        }
+        let hybrid = hybrid_door(path)?;
+        let added: Vec<_> = hybrid.iter().map(|(path, _)| path.clone()).collect();
+        let link = guest.link;
+        let set = self.mailbox.call(move |worker| {
+            let Fabric { cx, programs, .. } = &mut worker.fabric;
+            programs.set_hybrid(cx, link, hybrid)
+        });
+        set.map_err(NodeError::from).and_then(|set| Ok(set?)).inspect_err(|_| unlink(&added))?;
+        unlink(&guest.paths.split_off(1));
+        guest.paths.extend(added);
+        Ok(())
+    }
+
+    /// Waits until a guest has taken what there was to tell it (that it has another CID), `most` at most. False: it has
+    /// not, as it is paused, for example. A guest that cannot be told is not waited for.
+    ///
+    /// # Errors
+    /// There is no such guest.
+    pub fn wait_told(&self, cid: u32, most: Duration) -> Result<bool, NodeError> {
+        let link = self.link_of(cid)?;
+        let told = self.mailbox.call(move |worker| worker.awaited.when_told(link))?;
+        Ok(told.recv_timeout(most).is_ok())
+    }
+
+    fn link_of(&self, cid: u32) -> Result<LinkId, NodeError> {
+        self.held().guests.get(&cid).map(|guest| guest.link).ok_or(NodeError::NoGuest(cid))
+    }
+
+    /// Becomes a guest of the vhost-user-vsock device at `socket`; returns our CID.
+    ///
+    /// # Errors
+    /// The device is not there, does not answer in `timeout`, or gives another CID than `wanted`.
+    pub fn join(
+        &self,
+        socket: &Path,
+        wanted: Option<u32>,
+        timeout: Duration,
+    ) -> Result<u32, NodeError> {
+        let mut held = self.held();
+        let mut link = DriverLink::new(&DriverOptions::default())?;
+        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
+        let options = FrontendOptions { timeout, ..FrontendOptions::default() };
+        let mut device = attach(socket, link.region(), &rings, options)?;
+        if let Some(wanted) = wanted
+            && wanted != device.cid
+        {
+            return Err(NodeError::OtherCid { given: device.cid, wanted });
+        }
+        let (cid, features) = (device.cid, device.features);
+        link.set_event_idx(features & F_EVENT_IDX != 0);
+        for (queue, signals) in device.rings.drain(..).enumerate() {
+            link.connect(queue, signals.kick, signals.call)?;
+        }
+        let uplink = NewUplink {
+            link,
+            cid: Cid(cid),
+            features,
+            device: device.as_fd().try_clone_to_owned()?,
+            config: device.config_space()?,
+            socket: socket.to_owned(),
+            seed: random_seed(),
+        };
+        self.mailbox.call(move |worker| {
+            let Fabric { cx, links, programs, .. } = &mut worker.fabric;
+            programs.set_local(uplink.cid);
+            links.add_uplink(cx, uplink)
+        })??;
+        held.device = Some(device);
+        Ok(cid)
+    }
+
+    /// Whether the one with the CID `from` may connect to the one with the CID `to`, and which rule says so.
+    ///
+    /// # Errors
+    /// The node has been stopped.
+    pub fn explain(&self, from: u32, to: u32) -> Result<Verdict, NodeError> {
+        Ok(self.mailbox.call(move |worker| {
+            let Fabric { cx, links, .. } = &worker.fabric;
+            explain(cx, links, Cid(from), Cid(to))
+        })?)
+    }
+
+    /// Everything as it is now.
+    ///
+    /// # Errors
+    /// The node has been stopped.
+    pub fn snapshot(&self) -> Result<Snapshot, NodeError> {
+        Ok(self.mailbox.call(|worker| snapshot(&worker.fabric))?)
+    }
+
+    /// What has happened since the last call.
+    pub fn events(&self) -> Vec<Record> {
+        self.journal.take()
+    }
+
+    /// Whether single connections are events too, opened and refused ones; at first they are not.
+    pub fn set_wants_flows(&self, wanted: bool) {
+        self.journal.set_wants_flows(wanted);
+    }
+
+    /// Readable while there are events.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Ends everything: guests are disconnected, programs see the end of their streams. Harmless the second time.
+    ///
+    /// Guests of a switch are told first, and what programs of a userspace guest have sent goes out first; both wait a
+    /// moment, and only for who takes something.
+    pub fn stop(&self) {
+        let mut held = self.held();
+        let Held { guests, device, worker, paths } = std::mem::take(&mut *held);
+        unlink(&paths);
+        if device.is_some() {
+            let sent = self.mailbox.call(|worker| {
+                worker.fabric.end_sending();
+                worker.awaited.when_sent()
+            });
+            // A reader who takes nothing has an end that is not a good one.
+            let _ = sent.map(|sent| sent.recv_timeout(LAST_WORDS));
+        }
+        let links: Vec<_> = guests.values().map(|guest| guest.link).collect();
+        let told = self.mailbox.call(move |worker| {
+            let farewell = |link| {
+                worker.fabric.say_farewell(link);
+                worker.awaited.when_told(link)
+            };
+            links.into_iter().map(farewell).collect::<Vec<_>>()
+        });
+        let until = Instant::now() + FAREWELL;
+        for told in told.unwrap_or_default() {
+            // One that takes nothing has lost its connections all the same.
+            let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
+        }
+        for (_, guest) in guests {
+            unlink(&guest.paths);
+            guest.control.stop();
+        }
+        // A worker that ended on its own has said why in the journal.
+        let _ = self.mailbox.post(Worker::stop);
+        if let Some(thread) = worker {
+            let _ = thread.join();
+        }
+        // Last, as it gives the memory back that the worker used.
+        drop(device);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A listening Unix socket of the type that carries `kind`, for our own user: who may enter its directory is not all
+/// that keeps others out, and the umask is somebody else's choice.
+fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
+    use rustix::fs::Mode;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
+    let unix = match kind {
+        SocketType::Stream => UnixType::STREAM,
+        SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
+    };
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
+    // Before the socket has a name, which gets this mode: nobody comes in between.
+    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&fd, BACKLOG)?;
+    Ok(fd.into())
+}
+
+/// A listening hybrid socket at `path`, if there is to be one.
+fn hybrid_door(path: Option<PathBuf>) -> Result<Option<(PathBuf, UnixListener)>, NodeError> {
+    let Some(path) = path else { return Ok(None) };
+    let door = listen(&path, SocketType::Stream).map_err(at(&path))?;
+    Ok(Some((path, door)))
+}
+
+fn unlink(paths: &[PathBuf]) {
+    for path in paths {
+        // Somebody may have cleaned up before us.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// A number that guests cannot guess, for hash tables and first ports.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(0u8)
+}
+
+/// A descriptor per connection: take as many as we may have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Not being allowed to is no fault: connections are refused when descriptors run out.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}

@@ -1,0 +1,53 @@
+//! The options of a guest: its link stores them whole, and snapshots return them.
+
+use vsock_core::Cid;
+
+use crate::node::AddError;
+
+/// Calls the macro `$then` with the fields of [`GuestOptions`]. The glue to another language declares its own type with
+/// it, so that a new field is added in one place.
+#[macro_export]
+macro_rules! guest_options {
+    ($then:ident) => {
+        $then! {
+            /// Its name, unique in the node.
+            name: String,
+            /// Its CID, unique in the node.
+            cid: u32,
+            /// Guests that share a group may connect to each other.
+            groups: Vec<String>,
+            /// Where its front end will connect: a path for a new Unix socket.
+            socket: std::path::PathBuf,
+            /// A path for a hybrid socket, if programs are to have one.
+            hybrid: Option<std::path::PathBuf>,
+            /// Let its front end add and remove memory regions one by one; see
+            /// [`BackendOptions::memory_slots`](vsock_virtio::vhost_user::BackendOptions::memory_slots).
+            memory_slots: bool,
+            /// Other CIDs by which it reaches this node, as software in a Nitro enclave reaches its parent by CID 3.
+            /// The node takes packets that the guest sends to one of them, even if another guest has that CID, and
+            /// answers from it.
+            host_aliases: Vec<u32>,
+            /// A line of text about it.
+            description: String,
+        }
+    };
+}
+
+macro_rules! define {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty,)*) => {
+        /// A guest to add, or what it is to be from now on.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct GuestOptions {
+            $($(#[$doc])* pub $field: $kind,)*
+        }
+    };
+}
+guest_options!(define);
+
+impl GuestOptions {
+    /// Each alias must be the CID of a guest, and not of this one.
+    pub(crate) fn check(&self) -> Result<(), AddError> {
+        let is_wrong = |&&alias: &&u32| !Cid(alias).is_guest() || alias == self.cid;
+        self.host_aliases.iter().find(is_wrong).map_or(Ok(()), |&bad| Err(AddError::BadCid(bad)))
+    }
+}

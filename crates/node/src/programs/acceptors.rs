@@ -1,0 +1,115 @@
+//! The Unix sockets on which programs connect, and what is done when nobody can be let in.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+use vsock_core::{Instant, SecondaryMap, SocketType};
+
+use crate::context::Context;
+use crate::links::LinkId;
+use crate::reactor::{Owner, SourceId};
+use vsock_virtio::sys::PeerCredentials;
+
+/// Programs let in on one socket before others have their turn.
+const PROGRAMS_PER_TURN: usize = 64;
+
+/// How long nobody is let in after the process ran out of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is spoken on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// The client protocol, for sockets of this type.
+    Requests(SocketType),
+    /// `CONNECT` lines, for the guest of this link.
+    Hybrid(LinkId),
+}
+
+/// A program that has just connected.
+pub(super) struct Arrival {
+    pub(super) fd: OwnedFd,
+    pub(super) peer: PeerCredentials,
+    pub(super) speaks: Speaks,
+}
+
+/// All sockets on which programs connect.
+#[derive(Debug, Default)]
+pub(super) struct Acceptors {
+    table: SecondaryMap<Owner, (UnixListener, Speaks)>,
+    /// Those on which programs wait of which epoll will not tell again.
+    paused: Vec<SourceId>,
+    /// When these are looked at.
+    resume_at: Option<Instant>,
+}
+
+impl Acceptors {
+    pub(super) fn add(
+        &mut self,
+        cx: &mut Context,
+        socket: UnixListener,
+        speaks: Speaks,
+    ) -> io::Result<SourceId> {
+        socket.set_nonblocking(true)?;
+        let id = cx.sources.add_input(&socket, Owner::Acceptor)?;
+        self.table.insert(id, (socket, speaks));
+        Ok(id)
+    }
+
+    pub(super) fn remove(&mut self, cx: &mut Context, id: SourceId) {
+        self.table.remove(id);
+        cx.sources.remove(id);
+    }
+
+    /// Lets in programs that wait on a socket.
+    pub(super) fn accept(&mut self, cx: &Context, id: SourceId) -> Vec<Arrival> {
+        let mut arrivals = Vec::new();
+        let Some((socket, speaks)) = self.table.get(id) else { return arrivals };
+        for _ in 0..PROGRAMS_PER_TURN {
+            match accept(socket) {
+                Ok(Some(fd)) => {
+                    let Ok(peer) = PeerCredentials::of(fd.as_fd()) else { continue };
+                    arrivals.push(Arrival { fd, peer, speaks: *speaks });
+                }
+                Ok(None) => return arrivals,
+                Err(error) => {
+                    // No descriptors are left: tries again a little later, as the edge will not come again.
+                    cx.failed(format_args!("accepting a program: {error}"));
+                    self.paused.push(id);
+                    self.resume_at.get_or_insert(cx.now + PAUSE);
+                    return arrivals;
+                }
+            }
+        }
+        // More may wait.
+        self.paused.push(id);
+        self.resume_at = Some(cx.now);
+        arrivals
+    }
+
+    /// When [`resume`](Self::resume) is due.
+    pub(super) fn resume_at(&self) -> Option<Instant> {
+        self.resume_at
+    }
+
+    /// The sockets to be looked at again.
+    pub(super) fn resume(&mut self) -> Vec<SourceId> {
+        self.resume_at = None;
+        std::mem::take(&mut self.paused)
+    }
+}
+
+/// The next connection on a socket; `None` when nobody waits.
+fn accept(socket: &UnixListener) -> io::Result<Option<OwnedFd>> {
+    loop {
+        match accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Hybrid sockets of guests: `CONNECT <port>` from programs, and `<path>_<port>` for the guest's connections.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
+use vsock_core::admission::Act;
+use vsock_core::{Address, Cid, FlowKey, Port, Refusal, SecondaryMap, SocketType};
+
+use super::Parts;
+use super::acceptors::{Acceptors, Speaks};
+use super::connect::{Attempt, begin, start};
+use super::handshake::{self, Progress};
+use crate::context::Context;
+use crate::flow_log::FlowLog;
+use crate::flows::stream::finish;
+use crate::flows::{Flow, Greeting, Holdings, Parties};
+use crate::host::program::Socket;
+use crate::links::{Entry, LinkId};
+use crate::reactor::{Owner, SourceId};
+use vsock_virtio::sys::PeerCredentials;
+
+/// A program on a hybrid socket that has not been connected yet.
+#[derive(Debug)]
+pub(super) struct HybridClient {
+    pub(super) fd: OwnedFd,
+    pub(super) link: LinkId,
+    pub(super) peer: PeerCredentials,
+}
+
+/// The hybrid sockets of all guests, and programs on them.
+#[derive(Default)]
+pub(super) struct Hybrids {
+    sockets: SecondaryMap<Entry, (PathBuf, SourceId)>,
+    clients: SecondaryMap<Owner, HybridClient>,
+    /// Lines that were none.
+    pub(super) bad: u64,
+}
+
+impl Hybrids {
+    /// Gives a guest another hybrid socket, or none. Programs that have come by the old one stay.
+    pub(super) fn set(
+        &mut self,
+        cx: &mut Context,
+        acceptors: &mut Acceptors,
+        link: LinkId,
+        socket: Option<(PathBuf, UnixListener)>,
+    ) -> std::io::Result<()> {
+        let before = match socket {
+            Some((path, listener)) => {
+                let id = acceptors.add(cx, listener, Speaks::Hybrid(link))?;
+                self.sockets.insert(link, (path, id))
+            }
+            None => self.sockets.remove(link),
+        };
+        if let Some((_, id)) = before {
+            acceptors.remove(cx, id);
+        }
+        Ok(())
+    }
+
+    /// Where a guest's socket is.
+    pub(super) fn path(&self, link: LinkId) -> Option<&Path> {
+        self.sockets.get(link).map(|(path, _)| path.as_path())
+    }
+
+    pub(super) fn add(&mut self, id: SourceId, client: HybridClient) {
+        self.clients.insert(id, client);
+    }
+
+    /// A program has written more of its line, or left.
+    pub(super) fn read_line(&mut self, parts: &mut Parts<'_>, id: SourceId, ended: bool) {
+        let Some(client) = self.clients.get(id) else { return };
+        let (link, peer) = (client.link, client.peer);
+        let guest = parts.links.get(link).and_then(Entry::guest);
+        match handshake::advance(&client.fd, ended) {
+            Ok(Progress::Waiting) => {}
+            Ok(Progress::Connect(port)) => {
+                let Some(cid) = guest else { return self.drop_client(parts.cx, id) };
+                let to = Address { cid, port };
+                if let Err(reason) = self.connect(parts, id, to) {
+                    let refused = parts.cx.admission.refuse(reason);
+                    let ours = Address { cid: parts.links.routes.local(), port: Port::ANY };
+                    let key = FlowKey { ours, theirs: to };
+                    let parties = Parties::outgoing(key, SocketType::Stream, peer);
+                    FlowLog { cx: parts.cx, links: parts.links }.denied(&parties, true, refused);
+                    self.drop_client(parts.cx, id);
+                }
+            }
+            Ok(Progress::Bad) => {
+                let text = format!("hybrid line of pid {}: not CONNECT and a port", peer.pid);
+                parts.cx.note("bad-request", guest.unwrap_or(Cid::ANY), text);
+                self.bad += 1;
+                self.drop_client(parts.cx, id);
+            }
+            Ok(Progress::Gone) | Err(_) => self.drop_client(parts.cx, id),
+        }
+    }
+
+    /// Starts the connection that a program's line asks for.
+    fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Refusal> {
+        let Parts { cx, links, flows, services } = parts;
+        let link = self.clients.get(id).ok_or(Refusal::GivenUp)?.link;
+        let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
+        cx.admission.decide(&asked).limits()?;
+        let bound = services.listeners.bind_ephemeral()?;
+        let started = start(cx.now, links, link, bound, Attempt::new(to, 0, 0), SocketType::Stream);
+        let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
+        let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
+        let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
+        let socket = Socket { uid: client.peer.uid, cookie: 0 };
+        let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
+        let at = (link, connection);
+        begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, Greeting::Hybrid));
+        Ok(())
+    }
+
+    /// Ends a program's connection: with something unread in it, a plain close would read as a reset.
+    pub(super) fn drop_client(&mut self, cx: &mut Context, id: SourceId) {
+        if let Some(client) = self.clients.remove(id) {
+            finish(&client.fd);
+            cx.sources.remove(id);
+        }
+    }
+
+    /// A guest is gone, and with it all that waits for it.
+    pub(super) fn forget(&mut self, cx: &mut Context, acceptors: &mut Acceptors, link: LinkId) {
+        // Fails only for a new socket.
+        let _ = self.set(cx, acceptors, link, None);
+        let waiting: Vec<SourceId> =
+            self.clients.iter().filter(|(_, it)| it.link == link).map(|(id, _)| id).collect();
+        for id in waiting {
+            self.clients.remove(id);
+            cx.sources.remove(id);
+        }
+    }
+
+    /// The Unix socket `<path>_<port>` of a guest that connects to us, if a program listens there.
+    ///
+    /// A program whose backlog is full counts as a refusal: waiting for it would stall every guest.
+    ///
+    /// # Errors
+    /// There is no such program, or no descriptor for it.
+    pub(super) fn offer(&self, link: LinkId, key: FlowKey) -> Result<OwnedFd, Refusal> {
+        let path = self.path(link).ok_or(Refusal::NoListener)?;
+        let mut path = path.to_owned().into_os_string();
+        path.push(format!("_{}", key.ours.port.0));
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
+            .map_err(|_| Refusal::OutOfDescriptors)?;
+        SocketAddrUnix::new(path.as_bytes())
+            .and_then(|address| rustix::net::connect(&fd, &address))
+            .map_err(|_| Refusal::NoHybridSocket)?;
+        Ok(fd)
+    }
+}

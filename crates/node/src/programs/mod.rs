@@ -1,0 +1,398 @@
+//! The host side of a node: programs on Unix sockets, what they ask, and what is asked of them.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `mod.rs` | which program an event is about; what a guest asks goes to a program |
+//! | `requests.rs`, `connect.rs` | what a program asks is carried out |
+//! | `acceptors.rs` | the sockets on which programs connect |
+//! | `listeners.rs`, `accept_queue.rs`, `privilege.rs` | ports, and programs that take connections |
+//! | `hybrid.rs`, `handshake.rs` | hybrid sockets, and the line that is spoken on them |
+//! | `datagrams.rs` | programs that send and receive datagrams |
+//! | `register.rs` | which connection a program's socket is, and how the last ones ended |
+
+mod accept_queue;
+mod acceptors;
+mod connect;
+mod datagrams;
+pub(crate) mod handshake;
+mod hybrid;
+mod listeners;
+mod privilege;
+mod register;
+mod requests;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use vsock_core::admission::{Act, Answerer, Attempt};
+use vsock_core::{Address, Cid, CloseReason, ConnectionId, FlowKey, Instant, Refusal, SocketType};
+
+use self::acceptors::{Acceptors, Arrival, Speaks};
+use self::datagrams::Datagrams;
+use self::hybrid::{HybridClient, Hybrids};
+use self::listeners::{Given, Listeners};
+use self::register::Register;
+use self::requests::{Again, Requests};
+use crate::context::Context;
+use crate::flow_log::FlowLog;
+use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
+use crate::host::client::Client;
+use crate::host::program::Socket;
+use crate::host::wire::{self, NOWHERE};
+use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
+use crate::reactor::{Owner, Readiness, SourceId};
+use crate::snapshot::{DatagramInfo, ListenerInfo};
+use vsock_virtio::sys::PeerCredentials;
+
+/// The program behind a hybrid socket that cannot be seen.
+const NOBODY: PeerCredentials = PeerCredentials { pid: 0, uid: u32::MAX, gid: u32::MAX };
+
+/// A connection that the other side of a link asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) link: LinkId,
+    pub(crate) connection: ConnectionId,
+    pub(crate) key: FlowKey,
+    pub(crate) kind: SocketType,
+}
+
+/// What programs may have besides a connection: ports, and what is known of their sockets.
+struct Services {
+    listeners: Listeners,
+    datagrams: Datagrams,
+    register: Register,
+}
+
+/// All that a request may have to do with.
+struct Parts<'a> {
+    cx: &'a mut Context,
+    links: &'a mut Links,
+    flows: &'a mut Flows,
+    services: &'a mut Services,
+}
+
+/// All programs of a node, but for their connections.
+pub(crate) struct Programs {
+    acceptors: Acceptors,
+    requests: Requests,
+    hybrids: Hybrids,
+    services: Services,
+}
+
+impl Programs {
+    /// No programs.
+    pub(crate) fn new(local: Cid, seed: u64) -> Self {
+        let services = Services {
+            listeners: Listeners::new(local, seed),
+            // Their ports are a space of their own.
+            datagrams: Datagrams::new(local, seed.rotate_left(32)),
+            register: Register::default(),
+        };
+        Self {
+            acceptors: Acceptors::default(),
+            requests: Requests::new(),
+            hybrids: Hybrids::default(),
+            services,
+        }
+    }
+
+    /// The node has another CID.
+    pub(crate) fn set_local(&mut self, cid: Cid) {
+        self.services.listeners.set_local(cid);
+        self.services.datagrams.set_local(cid);
+    }
+
+    /// Listens for programs that ask for sockets of a type.
+    pub(crate) fn add_acceptor(
+        &mut self,
+        cx: &mut Context,
+        socket: UnixListener,
+        kind: SocketType,
+    ) -> io::Result<()> {
+        self.acceptors.add(cx, socket, Speaks::Requests(kind)).map(|_| ())
+    }
+
+    /// Gives a guest another hybrid socket, or none.
+    pub(crate) fn set_hybrid(
+        &mut self,
+        cx: &mut Context,
+        link: LinkId,
+        socket: Option<(PathBuf, UnixListener)>,
+    ) -> io::Result<()> {
+        self.hybrids.set(cx, &mut self.acceptors, link, socket)
+    }
+
+    /// A guest is gone.
+    pub(crate) fn forget_link(&mut self, cx: &mut Context, link: LinkId) {
+        self.hybrids.forget(cx, &mut self.acceptors, link);
+    }
+
+    /// Something happened at a program's descriptor, or at one of ours on which they connect.
+    pub(crate) fn on_ready(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        flows: &mut Flows,
+        (owner, ready): (Owner, Readiness),
+    ) {
+        let Self { acceptors, requests, hybrids, services } = self;
+        let (id, ended) = (ready.source, ready.read_closed);
+        match owner {
+            Owner::Acceptor => {
+                let arrivals = acceptors.accept(cx, id);
+                self.welcome(cx, links, flows, arrivals);
+            }
+            Owner::Client => requests.read(&mut Parts { cx, links, flows, services }, id, ended),
+            Owner::HybridClient => {
+                hybrids.read_line(&mut Parts { cx, links, flows, services }, id, ended);
+            }
+            Owner::Listener => services.listeners.read(cx, id, ended),
+            Owner::Ring | Owner::Device | Owner::Flow => {}
+        }
+    }
+
+    /// When [`resume`](Self::resume) is due.
+    pub(crate) fn resume_at(&self) -> Option<Instant> {
+        self.acceptors.resume_at()
+    }
+
+    /// Lets in programs that could not be let in before.
+    pub(crate) fn resume(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows) {
+        for id in self.acceptors.resume() {
+            let arrivals = self.acceptors.accept(cx, id);
+            self.welcome(cx, links, flows, arrivals);
+        }
+    }
+
+    /// Programs have connected; each may have said something already.
+    fn welcome(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        flows: &mut Flows,
+        arrivals: Vec<Arrival>,
+    ) {
+        let Self { requests, hybrids, services, .. } = self;
+        let parts = &mut Parts { cx, links, flows, services };
+        for Arrival { fd, peer, speaks } in arrivals {
+            let owner = match speaks {
+                Speaks::Requests(_) => Owner::Client,
+                Speaks::Hybrid(_) => Owner::HybridClient,
+            };
+            let id = match parts.cx.sources.add(&fd, owner) {
+                Ok(id) => id,
+                Err(error) => {
+                    parts.cx.failed(format_args!("epoll: {error}"));
+                    continue;
+                }
+            };
+            match speaks {
+                Speaks::Requests(kind) => {
+                    requests.clients.insert(id, Client::new(fd, kind, peer, None));
+                    requests.read(parts, id, false);
+                }
+                Speaks::Hybrid(link) => {
+                    hybrids.add(id, HybridClient { fd, link, peer });
+                    hybrids.read_line(parts, id, false);
+                }
+            }
+        }
+    }
+
+    /// A request to be tried again.
+    pub(crate) fn next_again(&mut self) -> Option<Again> {
+        self.requests.next_again()
+    }
+
+    /// Tries a request again, for the last time.
+    pub(crate) fn try_again(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        flows: &mut Flows,
+        again: &Again,
+    ) {
+        let services = &mut self.services;
+        self.requests.try_again(&mut Parts { cx, links, flows, services }, again);
+    }
+
+    /// Lets go of a program with which something went wrong here.
+    pub(crate) fn drop_program(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        flows: &mut Flows,
+        id: SourceId,
+    ) {
+        let services = &mut self.services;
+        services.listeners.drop(cx, id);
+        self.hybrids.drop_client(cx, id);
+        self.requests.drop_client(&mut Parts { cx, links, flows, services }, id);
+    }
+
+    /// The other side of a link asks for a connection: a listener's queue, a hybrid socket, or a refusal.
+    pub(crate) fn offered(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        flows: &mut Flows,
+        interface: &mut Interface,
+        asked: Asked,
+    ) {
+        let Asked { link, connection, key, kind } = asked;
+        let at = (link, interface.role().label());
+        let listener = self.services.listeners.lookup(key.ours);
+        let answerer = match listener {
+            Some(listener) => Answerer::Listener(listener),
+            None if self.hybrids.path(link).is_some() => Answerer::Hybrid,
+            None => Answerer::Nobody,
+        };
+        let attempt = links.attempt_over((link, interface.role()), Act::Connect, key, kind);
+        let decision = cx.admission.decide(&Attempt { answerer, ..attempt });
+        let given = decision.limits().and_then(|limits| {
+            if interface.endpoint().info(connection).is_none() {
+                return Err(Refusal::GivenUp);
+            }
+            match &listener {
+                Some(listener) => {
+                    let asked = (connection, key, limits);
+                    self.services.listeners.offer(cx, flows, interface, asked, listener)
+                }
+                None => self.offer_hybrid(cx, flows, &asked),
+            }
+        });
+        let Given { fd, source, peer, share, socket } = match given {
+            Ok(given) => given,
+            Err(reason) => {
+                let refused = cx.admission.refuse(reason);
+                FlowLog { cx, links }.unwanted(at, key, kind, refused);
+                return interface.endpoint_mut().refuse(connection, refused);
+            }
+        };
+        let parties = Parties::incoming(key, kind, peer);
+        let by_hybrid = listener.is_none().then_some(Greeting::Hybrid);
+        FlowLog { cx, links }.opened(at, &parties, by_hybrid);
+        self.services.register.opened(socket, source);
+        let holdings = Holdings { binding: None, socket, share };
+        flows.begin(source, Flow::open((link, connection), parties, holdings, fd));
+        interface.endpoint_mut().accept(connection);
+        interface.update(cx.now, connection, Update::sends(Sends::More));
+    }
+
+    fn offer_hybrid(
+        &mut self,
+        cx: &mut Context,
+        flows: &mut Flows,
+        asked: &Asked,
+    ) -> Result<Given, Refusal> {
+        let fd = self.hybrids.offer(asked.link, asked.key)?;
+        let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
+        let source = cx.sources.add(&fd, Owner::Flow);
+        let source = source.map_err(|error| {
+            let text = format!("new connection: {error}");
+            cx.note("failed", asked.key.theirs.cid, text);
+            Refusal::OutOfDescriptors
+        })?;
+        let socket = Socket { uid: NOBODY.uid, cookie: 0 };
+        Ok(Given { fd, source, peer, share: flows.share(), socket })
+    }
+
+    /// A flow is none any more.
+    pub(crate) fn flow_over(&mut self, cx: &mut Context, links: &Links, outcome: Outcome) {
+        match outcome {
+            Outcome::Ended(_, Holdings { binding, socket, .. }, ended) => {
+                self.services.register.closed(socket, ended);
+                self.services.listeners.release(binding);
+            }
+            Outcome::NotConnected(id, attempt) => self.not_connected(cx, links, id, *attempt),
+        }
+    }
+
+    /// A connect that came to nothing: the program is told why and may ask again.
+    fn not_connected(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        id: SourceId,
+        attempt: NotConnected,
+    ) {
+        FlowLog { cx, links }.not_connected(&attempt);
+        let NotConnected { mut stream, parties, holdings, greeting, reason, .. } = attempt;
+        let Holdings { binding, socket, .. } = holdings;
+        let errno = match reason {
+            CloseReason::TimedOut => Errno::TIMEDOUT,
+            CloseReason::ProtocolError => Errno::PROTO,
+            CloseReason::LinkGone => Errno::NODEV,
+            CloseReason::Refused
+            | CloseReason::Reset
+            | CloseReason::Done
+            | CloseReason::OverCredit => Errno::CONNRESET,
+        };
+        self.services.register.forget(socket);
+        let held = match greeting {
+            Greeting::Reply => 0,
+            Greeting::Held(len) => len,
+            Greeting::Hybrid => {
+                self.services.listeners.release(binding);
+                cx.sources.remove(id);
+                return stream.finish();
+            }
+        };
+        // The port stays bound, as the kernel keeps it after a connect that failed.
+        let ours = binding.map_or(NOWHERE, |bound| bound.address);
+        let reply = wire::not_connected(errno, ours, socket.cookie);
+        let told = stream.greet(held, &reply.encode());
+        if told.is_err() || stream.hung_up {
+            self.services.listeners.release(binding);
+            cx.sources.remove(id);
+            return;
+        }
+        let client = Client::new(stream.into_fd(), parties.kind, parties.peer, binding);
+        cx.sources.hand_over(&client.fd, id, Owner::Client);
+        self.requests.clients.insert(id, client);
+    }
+
+    /// A datagram came over a link.
+    pub(crate) fn datagram(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        from: (LinkId, Role),
+        addresses: (Address, Address),
+        bytes: &[u8],
+        is_ours: bool,
+    ) {
+        self.services.datagrams.received(
+            &mut cx.admission,
+            links,
+            &self.requests.clients,
+            from,
+            addresses,
+            (bytes, is_ours),
+        );
+    }
+
+    /// A datagram that came over a link was lost.
+    pub(crate) fn datagram_lost(&mut self) {
+        self.services.datagrams.lost();
+    }
+
+    /// Programs that listen.
+    pub(crate) fn listener_infos(&self) -> Vec<ListenerInfo> {
+        self.services.listeners.infos()
+    }
+
+    /// Programs that receive datagrams.
+    pub(crate) fn datagram_infos(&self) -> Vec<DatagramInfo> {
+        self.services.datagrams.infos(&self.requests.clients)
+    }
+
+    /// Counters, by name.
+    pub(crate) fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let bad = self.requests.bad + self.services.listeners.bad + self.hybrids.bad;
+        [("bad_requests", bad)].into_iter().chain(self.services.datagrams.counters())
+    }
+}

@@ -1,0 +1,216 @@
+//! One turn of one link: who takes what comes over it, and who gives what goes out.
+
+use vsock_core::admission::Act;
+use vsock_core::{
+    Address, Cid, CloseReason, ConnectionId, Endpoint, Event, Header, Op, RawHeader, Verdict,
+};
+
+use crate::context::Context;
+use crate::flow_log::FlowLog;
+use crate::flows::Flows;
+use crate::links::{
+    Budget, Drained, Filled, Foreign, Forwarder, Interface, LinkFault, LinkId, Links, MemoryDead,
+    Offer, Payload, Role, Scratch, Sent, Sink, Source, Update,
+};
+use crate::programs::{Asked, Programs};
+use vsock_guest_memory::slice::Slice;
+
+/// All that a link whose turn it is may have to do with. The link itself is not among `links` meanwhile.
+pub(crate) struct Turn<'a> {
+    pub(crate) cx: &'a mut Context,
+    pub(crate) links: &'a mut Links,
+    pub(crate) forwarder: &'a mut Forwarder,
+    pub(crate) flows: &'a mut Flows,
+    pub(crate) programs: &'a mut Programs,
+    pub(crate) id: LinkId,
+    /// The guest behind it.
+    pub(crate) guest: Option<Cid>,
+}
+
+impl Turn<'_> {
+    /// All of it: what came, what that caused, what can go out, one signal. True: there is more.
+    pub(crate) fn serve(
+        &mut self,
+        interface: &mut Interface,
+        quantum: usize,
+        scratch: &mut Scratch,
+    ) -> Result<bool, LinkFault> {
+        self.take_link_events(interface)?;
+        let drained = self.receive(interface, quantum, scratch)?;
+        let sent = self.transmit(interface, quantum, scratch)?;
+        interface.publish()?;
+        Ok(interface.has_more(drained, sent, self.accepts_packets()))
+    }
+
+    /// What the device tells a userspace guest (its connections are gone), and what we have to tell a guest.
+    fn take_link_events(&mut self, interface: &mut Interface) -> Result<(), LinkFault> {
+        if interface.take_link_events()? {
+            self.reset_silently(interface);
+            if let Some(cid) = self.links.read_cid_again(self.cx, self.id) {
+                interface.set_local(cid);
+                self.programs.set_local(cid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the other side has sent.
+    pub(crate) fn receive(
+        &mut self,
+        interface: &mut Interface,
+        quantum: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Drained, LinkFault> {
+        let mut budget = Budget::new(quantum);
+        loop {
+            let drained = interface.receive(self.cx.now, &mut budget, scratch, self);
+            self.settle(interface);
+            if !matches!(drained, Ok(Drained::Event)) {
+                self.forwarder.release_memory();
+                return drained;
+            }
+        }
+    }
+
+    /// Fills the ring with what waits.
+    pub(crate) fn transmit(
+        &mut self,
+        interface: &mut Interface,
+        quantum: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Sent, LinkFault> {
+        let mut budget = Budget::new(quantum);
+        let sent = interface.transmit(self.cx.now, &mut budget, scratch, self);
+        self.settle(interface);
+        sent
+    }
+
+    /// Carries out what has happened to connections.
+    pub(crate) fn settle(&mut self, interface: &mut Interface) {
+        while let Some(event) = interface.next_event() {
+            if let Event::Offered { id: connection, key, kind } = event {
+                let asked = Asked { link: self.id, connection, key, kind };
+                self.programs.offered(self.cx, self.links, self.flows, interface, asked);
+                continue;
+            }
+            if let Some((parties, greeting)) =
+                self.flows.on_event(self.cx, self.id, interface, event)
+            {
+                let log = FlowLog { cx: self.cx, links: self.links };
+                log.opened((self.id, interface.role().label()), &parties, Some(greeting));
+            }
+        }
+    }
+
+    /// Connections have ended: their flows, and those to other guests, follow.
+    pub(crate) fn connections_ended(&mut self, interface: &mut Interface) {
+        self.settle(interface);
+        if let Some(guest) = self.guest {
+            self.forwarder.forget(self.links, guest);
+        }
+    }
+
+    /// A guest asks for a CID that no other guest has. The link's endpoint answers.
+    fn refuse_unroutable(&mut self, request: &Header) {
+        let way = (request.src, request.dst);
+        let attempt = self.links.attempt_between(Act::Connect, self.id, way, request.kind);
+        if let Err(reason) = self.cx.admission.decide(&attempt).limits() {
+            let refused = self.cx.admission.refuse(reason);
+            FlowLog { cx: self.cx, links: self.links }.refused_between(request, refused);
+        }
+    }
+
+    /// Ends all connections; nothing is sent over the link.
+    pub(crate) fn reset_silently(&mut self, interface: &mut Interface) {
+        interface.reset_all();
+        self.connections_ended(interface);
+    }
+
+    /// Ends all connections of a guest that cannot be told otherwise: RST for each, to all who have a part in it.
+    pub(crate) fn reset_all(&mut self, interface: &mut Interface) {
+        let ids: Vec<ConnectionId> = interface.endpoint().connections().map(|it| it.id).collect();
+        for id in ids {
+            interface.endpoint_mut().reset(id);
+            let closed = Event::Closed { id, reason: CloseReason::LinkGone };
+            self.flows.on_event(self.cx, self.id, interface, closed);
+        }
+        if let Some(guest) = self.guest {
+            self.forwarder.reset(self.links, interface, guest);
+        }
+    }
+}
+
+impl Sink for Turn<'_> {
+    #[inline]
+    fn payload(&mut self, id: ConnectionId, payload: Payload<'_>) -> Result<Update, MemoryDead> {
+        self.flows.deliver(self.cx, (self.id, id), payload)
+    }
+
+    #[inline]
+    fn accepts_packets(&self) -> bool {
+        self.guest.is_none_or(|cid| self.forwarder.accepts_packets(cid))
+    }
+
+    fn foreign(&mut self, packet: &Foreign<'_>) -> bool {
+        let header = packet.header;
+        let to = self.links.routes.guest(header.dst.cid).filter(|to| *to != self.id);
+        let Some(to) = to else {
+            if header.op == Op::Request {
+                self.refuse_unroutable(header);
+            }
+            return false;
+        };
+        let way = (self.id, to);
+        let at = (self.cx.now, &self.cx.admission);
+        let passed = self.forwarder.forward(at, self.links, way, packet);
+        if let Verdict::Refuse(reason) = passed.verdict {
+            let refused = self.cx.admission.refuse(reason);
+            FlowLog { cx: self.cx, links: self.links }.refused_between(header, refused);
+        } else if header.op != Op::Rw {
+            let log = FlowLog { cx: self.cx, links: self.links };
+            log.relayed(header, passed.verdict, passed.was_asked);
+        }
+        true
+    }
+
+    fn foreign_lost(&mut self, header: &Header) -> bool {
+        self.forwarder.lost(self.links, header)
+    }
+
+    fn datagram(&mut self, from: Address, to: Address, bytes: &[u8], is_ours: bool) {
+        let role = self.guest.map_or(Role::Uplink, Role::Guest);
+        let way = (from, to);
+        self.programs.datagram(self.cx, self.links, (self.id, role), way, bytes, is_ours);
+    }
+
+    fn datagram_lost(&mut self) {
+        self.programs.datagram_lost();
+    }
+
+    fn spoofed(&mut self, source: u64) {
+        let text = format!("packet with source CID {source}, which is not its own");
+        self.cx.note("spoofed", self.guest.unwrap_or(Cid::ANY), text);
+    }
+}
+
+impl Source for Turn<'_> {
+    fn next(&mut self, id: ConnectionId, endpoint: &Endpoint) -> Offer {
+        self.flows.next(self.cx, (self.id, id), endpoint)
+    }
+
+    fn fill(&mut self, id: ConnectionId, pieces: &[Slice]) -> Result<Filled, MemoryDead> {
+        self.flows.fill(self.cx, (self.id, id), pieces)
+    }
+
+    fn stalled(&mut self, id: ConnectionId) -> Update {
+        self.flows.stalled(self.cx, (self.id, id))
+    }
+
+    fn has_packet(&self) -> bool {
+        self.guest.is_some_and(|cid| self.forwarder.has_packet(cid))
+    }
+
+    fn next_packet(&mut self) -> Option<RawHeader> {
+        self.forwarder.next_packet(self.guest?)
+    }
+}
