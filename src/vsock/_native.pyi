@@ -52,7 +52,7 @@ class Node:
 
         Args:
             options: all fields of `vsock.control.model.GuestSpec`, `socket` a path and `hybrid` a path or
-                None (declared in crates/virtio/src/options.rs).
+                None (declared in crates/node/src/options.rs).
 
         Raises:
             KeyError: a field is missing.
