@@ -3,48 +3,39 @@
 //! It is another thread that waits, and it bounds its wait: a guest that takes nothing (paused, or hostile) is worth a
 //! moment.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-
 use crate::flows::Flows;
 use crate::links::{Entry, Forwarder, LinkId, Links};
+use crate::mailbox::Reply;
 use vsock_virtio::link::Link;
 use vsock_virtio::spec::RX_QUEUE;
 
 /// Threads that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Awaited {
-    told: Vec<(LinkId, SyncSender<()>)>,
-    sent: Option<SyncSender<()>>,
+    told: Vec<(LinkId, Reply<()>)>,
+    sent: Option<Reply<()>>,
 }
 
 impl Awaited {
-    /// Yields when the guest has taken what there is to tell it, or its sending half goes with the guest.
-    pub(crate) fn when_told(&mut self, id: LinkId) -> Receiver<()> {
-        let (sender, receiver) = sync_channel(1);
-        self.told.push((id, sender));
-        receiver
+    /// Answers when the guest has taken what there is to tell it, or is gone.
+    pub(crate) fn when_told(&mut self, id: LinkId, reply: Reply<()>) {
+        self.told.push((id, reply));
     }
 
-    /// Yields when all is sent that programs of a userspace guest have to send.
-    pub(crate) fn when_sent(&mut self) -> Receiver<()> {
-        let (sender, receiver) = sync_channel(1);
-        self.sent = Some(sender);
-        receiver
+    /// Answers when all is sent that programs of a userspace guest have to send.
+    pub(crate) fn when_sent(&mut self, reply: Reply<()>) {
+        self.sent = Some(reply);
     }
 
     /// After a round: answers those for whom it is so.
     pub(crate) fn answer(&mut self, links: &Links, forwarder: &Forwarder, flows: &Flows) {
-        if self.sent.is_some() && is_sent(links, flows) {
-            // Whoever waited may have lost its patience.
-            let _ = self.sent.take().map(|sender| sender.try_send(()));
+        if let Some(reply) = self.sent.take_if(|_| is_sent(links, flows)) {
+            reply.done();
         }
-        self.told.retain(|(id, sender)| {
-            let is_told = is_told(links, forwarder, *id);
-            if is_told {
-                let _ = sender.try_send(());
-            }
-            !is_told
-        });
+        let is_told = |waiting: &mut (LinkId, Reply<()>)| is_told(links, forwarder, waiting.0);
+        for (_, reply) in self.told.extract_if(.., is_told) {
+            reply.done();
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! What every part of a node works with: the time of this round, the event sources, the journal, and who may begin what.
 
-use std::fmt::Display;
-
 use vsock_core::{Admission, Cid, Instant};
 
+use crate::events::{Event, Failure};
 use crate::journal::Journal;
 use crate::reactor::Sources;
 
@@ -33,12 +32,12 @@ impl Context {
     }
 
     /// Writes down something that failed here, for no guest in particular.
-    pub(crate) fn failed(&self, what: impl Display) {
-        self.journal.write("failed", u32::MAX, what.to_string());
+    pub(crate) fn failed(&self, failure: Failure) {
+        self.journal.write(None, Event::Failed(failure));
     }
 
-    /// Writes down something about a guest.
-    pub(crate) fn note(&self, kind: &'static str, guest: Cid, detail: impl Into<String>) {
-        self.journal.write(kind, guest.0, detail);
+    /// Writes down something about a guest, or about this node.
+    pub(crate) fn note(&self, about: impl Into<Option<Cid>>, event: Event) {
+        self.journal.write(about.into(), event);
     }
 }

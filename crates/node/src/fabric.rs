@@ -4,19 +4,19 @@
 //! concerns several (the connections over a link end, and so do flows of programs and flows to other guests) it is put
 //! together here.
 
-use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 
 use vsock_core::{Cid, Instant};
 
 use crate::context::Context;
+use crate::events::{Event, Failure};
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
-    AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, Quantum, Scratch,
-    Sent,
+    AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum,
+    Scratch, Sent,
 };
 use crate::options::GuestOptions;
+use crate::orders::HybridSocket;
 use crate::programs::Programs;
 use crate::reactor::{Owner, Readiness};
 use crate::timers::Timers;
@@ -30,10 +30,6 @@ const LAST_TURNS: usize = 64;
 
 /// From a close to the end of a connection to ourselves: SHUTDOWN goes out, comes in, and so does RST.
 const OWN_ANSWERS: usize = 3;
-
-/// What a front end does whose memory is not shared: it gives up without a word.
-const NO_MEMORY: &str = "its driver is up, but its hypervisor shares no memory with us: \
-    QEMU needs the arguments that `vsock qemu-args` prints, share=on among them";
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +82,7 @@ impl Fabric {
         let Some(owner) = self.cx.sources.owner(ready.source) else { return };
         let done = catch_unwind(AssertUnwindSafe(|| self.on_ready(owner, ready)));
         if done.is_err() {
-            self.cx.failed("internal error while serving a program");
+            self.cx.failed(Failure::ServingProgram);
             self.flows.end(&mut self.cx, ready.source);
             let Self { cx, links, flows, programs, .. } = self;
             programs.drop_program(cx, links, flows, ready.source);
@@ -124,7 +120,7 @@ impl Fabric {
             self.programs.try_again(&mut self.cx, &mut self.links, &mut self.flows, &again);
         }
         while let Some((id, fault)) = self.links.next_fault() {
-            if !self.links.broken(&mut self.cx, id, &fault) {
+            if !self.links.broken(&mut self.cx, id, fault) {
                 self.device_left(id);
             }
         }
@@ -225,11 +221,17 @@ impl Fabric {
         self.connections_ended(id);
     }
 
+    /// The link of a userspace guest: everything that is not here is behind it.
+    pub(crate) fn add_uplink(&mut self, uplink: NewUplink) -> std::io::Result<()> {
+        self.programs.set_local(uplink.cid);
+        self.links.add_uplink(&mut self.cx, uplink)
+    }
+
     /// A guest whose front end may attach from now on, perhaps with a hybrid socket.
     pub(crate) fn add_guest(
         &mut self,
         options: GuestOptions,
-        hybrid: Option<(PathBuf, UnixListener)>,
+        hybrid: Option<HybridSocket>,
         seed: u64,
     ) -> Result<LinkId, AddError> {
         let id = self.links.add_guest(&mut self.cx.admission, options, seed)?;
@@ -293,11 +295,8 @@ impl Fabric {
         let Self { cx, links, .. } = self;
         match change {
             Change::Attached(peer) => links.attached(cx, id, peer),
-            Change::Refused(peer) => {
-                let text = format!("pid {} also wants to be the front end", peer.pid);
-                links.note(cx, id, "refused", text);
-            }
-            Change::WithoutMemory => links.note(cx, id, "no-memory", NO_MEMORY),
+            Change::Refused(peer) => links.note(cx, id, Event::FrontEndRefused(peer)),
+            Change::WithoutMemory => links.note(cx, id, Event::NoMemory),
             Change::Features(features) => links.set_features(id, features),
             Change::StartQueue(start) => match links.start_queue(cx, id, start) {
                 Ok(true) => self.connections_ended(id),
@@ -309,7 +308,7 @@ impl Fabric {
                 self.receive_rest(id, TX_QUEUE);
                 self.links.clear(&mut self.cx, id);
                 self.connections_ended(id);
-                self.links.detached(&self.cx, id, &reason);
+                self.links.detached(&self.cx, id, reason);
             }
         }
         self.follow_up();

@@ -6,26 +6,37 @@
 use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, Refused, SocketType, Verdict};
 
 use crate::context::Context;
+use crate::events::{Attempt, Event, Kind, Named, NotOpened, Program};
 use crate::flows::{Greeting, NotConnected, Parties};
 use crate::links::{Entry, LinkId, Links};
 use vsock_virtio::sys::PeerCredentials;
 
-/// A connection is open.
-const OPENED: &str = "flow";
-
-/// A connection was asked for and did not come about.
-const REFUSED: &str = "flow-refused";
-
-/// One connection, or the attempt, as a record says it.
-struct Attempt {
-    /// Whose record it is: the guest that took part, or asked another guest.
-    guest: Cid,
+/// Between whom a connection is, or would be.
+struct Who {
     source: Address,
     destination: Address,
     kind: SocketType,
-    /// The program on this node, if there is one.
+    /// The program on this node, if there is one and it can be seen.
     program: Option<PeerCredentials>,
     is_hybrid: bool,
+}
+
+impl Who {
+    /// A program here, and the other side of a link.
+    fn of(parties: &Parties, is_hybrid: bool) -> Self {
+        let program = (parties.peer.pid > 0).then_some(parties.peer);
+        let between = Self::between(parties.source_and_destination(), parties.kind);
+        Self { program, is_hybrid, ..between }
+    }
+
+    /// `request` is what was asked, or would be; only addresses and type of it count.
+    fn of_request(request: &Header) -> Self {
+        Self::between((request.src, request.dst), request.kind)
+    }
+
+    fn between((source, destination): (Address, Address), kind: SocketType) -> Self {
+        Self { source, destination, kind, program: None, is_hybrid: false }
+    }
 }
 
 /// Where these records go, and what the names in them are taken from.
@@ -45,7 +56,7 @@ impl FlowLog<'_> {
         // What we ask ourselves is said where it was asked.
         if parties.is_outgoing || link != self.links.routes.loopback() {
             let is_hybrid = greeting == Some(Greeting::Hybrid);
-            self.note(OPENED, &attempt_of(label, parties, is_hybrid), "");
+            self.opened_by(label, &Who::of(parties, is_hybrid));
         }
     }
 
@@ -54,8 +65,8 @@ impl FlowLog<'_> {
         let interface = self.links.get(attempt.link).and_then(Entry::interface);
         let label = interface.map_or(self.links.routes.local(), |it| it.role().label());
         let is_hybrid = attempt.greeting == Greeting::Hybrid;
-        let why = said_of(attempt.reason);
-        self.note(REFUSED, &attempt_of(label, &attempt.parties, is_hybrid), why);
+        let why = NotOpened::Closed(attempt.reason);
+        self.refused(label, &Who::of(&attempt.parties, is_hybrid), why);
     }
 
     /// A program's attempt did not even start.
@@ -63,7 +74,8 @@ impl FlowLog<'_> {
         let to = parties.theirs.cid;
         let guest =
             if self.links.routes.guest(to).is_some() { to } else { self.links.routes.local() };
-        self.note(REFUSED, &attempt_of(guest, parties, is_hybrid), refused.reason().text());
+        let why = NotOpened::Refused(refused.reason());
+        self.refused(guest, &Who::of(parties, is_hybrid), why);
     }
 
     /// The other side of a link, `label`, asked for a connection that nobody here took.
@@ -77,25 +89,27 @@ impl FlowLog<'_> {
         if link == self.links.routes.loopback() {
             return; // said where it was asked
         }
-        let (source, destination) = (key.theirs, key.ours);
-        let (guest, program, is_hybrid) = (label, None, false);
-        let attempt = Attempt { guest, source, destination, kind, program, is_hybrid };
-        self.note(REFUSED, &attempt, refused.reason().text());
+        let who = Who::between((key.theirs, key.ours), kind);
+        self.refused(label, &who, NotOpened::Refused(refused.reason()));
     }
 
     /// A guest asked for a connection that it does not get.
     pub(crate) fn refused_between(&self, request: &Header, refused: Refused) {
-        self.note_between(REFUSED, request, refused.reason().text());
+        let who = Who::of_request(request);
+        self.refused(request.src.cid, &who, NotOpened::Refused(refused.reason()));
     }
 
     /// What became of a packet between guests; `was_asked`: its flow waited for an answer.
     pub(crate) fn relayed(&self, header: &Header, verdict: Verdict, was_asked: bool) {
         let is_passed_on = matches!(verdict, Verdict::Forward(_));
         match header.op {
-            Op::Response if is_passed_on => self.note_between(OPENED, &asked(header), ""),
+            Op::Response if is_passed_on => {
+                let request = asked(header);
+                self.opened_by(request.src.cid, &Who::of_request(&request));
+            }
             Op::Rst if was_asked => {
-                let why = said_of(CloseReason::Refused);
-                self.note_between(REFUSED, &asked(header), why);
+                let (request, why) = (asked(header), NotOpened::Closed(CloseReason::Refused));
+                self.refused(request.src.cid, &Who::of_request(&request), why);
             }
             Op::Request
             | Op::Response
@@ -109,74 +123,36 @@ impl FlowLog<'_> {
         }
     }
 
-    /// `request` is what was asked, or would be; only addresses and type of it count.
-    fn note_between(&self, what: &'static str, request: &Header, why: &str) {
-        let (source, destination, kind) = (request.src, request.dst, request.kind);
-        let guest = source.cid;
-        let attempt = Attempt { guest, source, destination, kind, program: None, is_hybrid: false };
-        self.note(what, &attempt, why);
+    fn opened_by(&self, guest: Cid, who: &Who) {
+        let event = || Event::FlowOpened(self.attempt(who));
+        self.cx.journal.write_of_flow(guest, Kind::Flow, event);
     }
 
-    fn note(&self, what: &'static str, attempt: &Attempt, why: &str) {
-        self.cx.journal.write_of_flow(what, attempt.guest.0, || {
-            let mut text = format!(
-                "from={} to={} type={}",
-                self.named(attempt.source),
-                self.named(attempt.destination),
-                match attempt.kind {
-                    SocketType::Stream => "stream",
-                    SocketType::SeqPacket => "seqpacket",
-                    SocketType::Datagram => "dgram",
-                },
-            );
-            if let Some(PeerCredentials { pid, uid, .. }) = attempt.program {
-                text += &format!(" pid={pid} uid={uid} program={:?}", program_of(pid));
-            }
-            if attempt.is_hybrid {
-                text += " by=hybrid";
-            }
-            if !why.is_empty() {
-                text += &format!(": {why}");
-            }
-            text
-        });
+    fn refused(&self, guest: Cid, who: &Who, why: NotOpened) {
+        let event = || Event::FlowRefused(self.attempt(who), why);
+        self.cx.journal.write_of_flow(guest, Kind::FlowRefused, event);
     }
 
-    /// An address with the name of whose it is, such as `3:5000(alpha)`.
-    fn named(&self, address: Address) -> String {
-        let Address { cid, port } = address;
-        let guest = self.links.guest(cid);
-        match guest {
-            Some(guest) => format!("{}:{}({})", cid.0, port.0, guest.options().name),
-            None if cid == Cid::HOST => format!("{}:{}(host)", cid.0, port.0),
-            None => format!("{}:{}", cid.0, port.0),
-        }
+    /// The same with names.
+    fn attempt(&self, who: &Who) -> Box<Attempt> {
+        let program =
+            who.program.map(|it| Program { pid: it.pid, uid: it.uid, name: String::new() });
+        Box::new(Attempt {
+            source: self.named(who.source),
+            destination: self.named(who.destination),
+            kind: who.kind,
+            program,
+            is_hybrid: who.is_hybrid,
+        })
     }
-}
 
-fn attempt_of(guest: Cid, parties: &Parties, is_hybrid: bool) -> Attempt {
-    let (source, destination) = parties.source_and_destination();
-    let program = (parties.peer.pid > 0).then_some(parties.peer);
-    Attempt { guest, source, destination, kind: parties.kind, program, is_hybrid }
+    fn named(&self, address: Address) -> Named {
+        let guest = self.links.guest(address.cid).map(|it| it.options().name.clone());
+        Named { address, guest }
+    }
 }
 
 /// The request that a packet of its destination answers.
 fn asked(answer: &Header) -> Header {
     Header::outbound(answer.inbound_key(), answer.kind, Op::Request)
-}
-
-fn said_of(reason: CloseReason) -> &'static str {
-    match reason {
-        CloseReason::Refused | CloseReason::Reset => "nobody accepts there",
-        CloseReason::TimedOut => "no answer in time",
-        CloseReason::LinkGone => "the guest is gone",
-        CloseReason::ProtocolError | CloseReason::OverCredit => "the other side broke the protocol",
-        CloseReason::Done => "given up",
-    }
-}
-
-/// What a program calls itself, which is no more than that; read while it lives, as its number is another's after it.
-fn program_of(pid: u32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.trim_end_matches('\n').to_owned()
 }

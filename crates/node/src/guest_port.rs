@@ -3,18 +3,18 @@
 
 use crate::links::LinkId;
 use crate::mailbox::Mailbox;
-use crate::worker::Worker;
+use crate::orders::Order;
 use vsock_virtio::vhost_user::{Attachment, Change};
 
 /// The worker's end of a guest's control thread. A worker that has stopped uses nothing of the guest any more, so there
 /// is nothing left to do then, and the answer is the harmless one.
 pub(crate) struct GuestPort {
-    mailbox: Mailbox<Worker>,
+    mailbox: Mailbox<Order>,
     link: LinkId,
 }
 
 impl GuestPort {
-    pub(crate) fn new(mailbox: Mailbox<Worker>, link: LinkId) -> Self {
+    pub(crate) fn new(mailbox: Mailbox<Order>, link: LinkId) -> Self {
         Self { mailbox, link }
     }
 }
@@ -22,11 +22,12 @@ impl GuestPort {
 impl Attachment for GuestPort {
     fn apply(&mut self, change: Change) {
         let link = self.link;
-        let _ = self.mailbox.call(move |worker| worker.fabric.apply(link, change));
+        let _ = self.mailbox.call(|reply| Order::Apply { link, change, reply });
     }
 
-    fn stop_queue(&mut self, index: usize) -> u16 {
+    fn stop_queue(&mut self, queue: usize) -> u16 {
         let link = self.link;
-        self.mailbox.call(move |worker| worker.fabric.stop_queue(link, index)).unwrap_or_default()
+        let stopped_at = self.mailbox.call(|reply| Order::StopQueue { link, queue, reply });
+        stopped_at.unwrap_or_default()
     }
 }

@@ -7,12 +7,16 @@
 //! later. Records of single connections are written only for who wants them, and cost nothing else.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{EventfdFlags, eventfd};
+use vsock_core::Cid;
+
+use crate::events::{Event, Kind};
 
 /// Records kept for a reader that is late.
 const CAPACITY: usize = 4096;
@@ -23,24 +27,53 @@ const BURST: u32 = 64;
 /// The time in which they count.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// One thing that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One thing that happened. Its text for people is made when it is displayed.
+#[derive(Debug)]
 pub struct Record {
     /// When, by the wall clock.
     pub at: SystemTime,
-    /// What, as a short stable word: `attached`, `detached`, `refused`, …
-    pub kind: &'static str,
-    /// Which guest's; `u32::MAX` when none.
-    pub cid: u32,
-    /// For people: why, who, how many.
-    pub detail: String,
+    /// Which guest it is about, or which node; `None`: no one in particular.
+    pub about: Option<Cid>,
+    /// What happened.
+    pub event: Event,
+    limited: Limited,
+}
+
+impl Record {
+    fn new(about: Option<Cid>, event: Event, limited: Limited) -> Self {
+        Self { at: SystemTime::now(), about, event, limited }
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.event, self.limited)
+    }
+}
+
+/// What a record says of others like it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Limited {
+    /// So many before it were only counted.
+    before: u64,
+    /// More are only counted for the rest of this second.
+    is_last: bool,
+}
+
+impl fmt::Display for Limited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.before > 0 {
+            write!(f, " ({} before it were not written)", self.before)?;
+        }
+        f.write_str(if self.is_last { " (more within this second are only counted)" } else { "" })
+    }
 }
 
 #[derive(Debug, Default)]
 struct Records {
     waiting: VecDeque<Record>,
     lost: u64,
-    rates: HashMap<(&'static str, u32), Rate>,
+    rates: HashMap<(Kind, Option<Cid>), Rate>,
 }
 
 /// How many records of one kind about one guest were written lately.
@@ -52,18 +85,16 @@ struct Rate {
 }
 
 impl Records {
-    /// What to add to a record of this kind; `None`: it is only counted.
-    fn admit(&mut self, kind: &'static str, cid: u32, now: Instant) -> Option<String> {
+    /// What a record of this kind says of others like it; `None`: it is only counted.
+    fn admit(&mut self, about: Option<Cid>, kind: Kind, now: Instant) -> Option<Limited> {
         if self.rates.len() >= CAPACITY {
             self.rates.retain(|_, rate| now.duration_since(rate.since) < PERIOD);
         }
         let fresh = Rate { since: now, written: 0, held_back: 0 };
-        let rate = self.rates.entry((kind, cid)).or_insert(fresh);
-        let mut addition = String::new();
+        let rate = self.rates.entry((kind, about)).or_insert(fresh);
+        let mut limited = Limited::default();
         if now.duration_since(rate.since) >= PERIOD {
-            if rate.held_back > 0 {
-                addition = format!(" ({} before it were not written)", rate.held_back);
-            }
+            limited.before = rate.held_back;
             *rate = Rate { since: now, written: 0, held_back: 0 };
         }
         if rate.written == BURST {
@@ -71,18 +102,16 @@ impl Records {
             return None;
         }
         rate.written += 1;
-        if rate.written == BURST {
-            addition.push_str(" (more within this second are only counted)");
-        }
-        Some(addition)
+        limited.is_last = rate.written == BURST;
+        Some(limited)
     }
 
-    fn push(&mut self, kind: &'static str, cid: u32, detail: String) {
+    fn push(&mut self, record: Record) {
         if self.waiting.len() == CAPACITY {
             self.waiting.pop_front();
             self.lost += 1;
         }
-        self.waiting.push_back(Record { at: SystemTime::now(), kind, cid, detail });
+        self.waiting.push_back(record);
     }
 
     /// Says how many were held back, of each kind whose second is over.
@@ -94,8 +123,9 @@ impl Records {
             .filter(|(_, rate)| over(rate))
             .map(|(&key, rate)| (key, std::mem::take(&mut rate.held_back)))
             .collect();
-        for ((kind, cid), count) in told {
-            self.push(kind, cid, format!("{count} more were not written"));
+        for ((kind, about), count) in told {
+            let event = Event::HeldBack { kind, count };
+            self.push(Record::new(about, event, Limited::default()));
         }
     }
 }
@@ -123,22 +153,22 @@ impl Journal {
         self.wants_flows.store(wanted, Ordering::Relaxed);
     }
 
-    /// Adds a record of one connection if such are wanted. `detail` is made only if it will be written.
-    pub fn write_of_flow(&self, kind: &'static str, cid: u32, detail: impl FnOnce() -> String) {
+    /// Adds a record of one connection if such are wanted. The event, of this kind, is made only if it will be written.
+    pub fn write_of_flow(&self, about: Cid, kind: Kind, event: impl FnOnce() -> Event) {
         if self.wants_flows.load(Ordering::Relaxed) {
-            self.add(kind, cid, detail);
+            self.add(Some(about), kind, event);
         }
     }
 
     /// Adds a record and makes the descriptor readable.
-    pub fn write(&self, kind: &'static str, cid: u32, detail: impl Into<String>) {
-        self.add(kind, cid, || detail.into());
+    pub fn write(&self, about: Option<Cid>, event: Event) {
+        self.add(about, event.kind(), || event);
     }
 
-    fn add(&self, kind: &'static str, cid: u32, detail: impl FnOnce() -> String) {
-        let Some(addition) = self.records().admit(kind, cid, Instant::now()) else { return };
-        let detail = detail() + &addition;
-        self.records().push(kind, cid, detail);
+    fn add(&self, about: Option<Cid>, kind: Kind, event: impl FnOnce() -> Event) {
+        let Some(limited) = self.records().admit(about, kind, Instant::now()) else { return };
+        let record = Record::new(about, event(), limited);
+        self.records().push(record);
         // Fails only when the counter is full, and then it is readable.
         let _ = rustix::io::write(&*self.ready, &1u64.to_ne_bytes());
     }
@@ -147,7 +177,8 @@ impl Journal {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes all records; when some were lost, the first one says how many.
+    /// Takes all records; when some were lost, the first one says how many. Finds out what programs call themselves, which
+    /// reads files: the worker must not call it.
     pub fn take(&self) -> Vec<Record> {
         let mut count = [0; 8];
         // Empty already: nothing to reset.
@@ -157,13 +188,12 @@ impl Journal {
         let lost = std::mem::take(&mut records.lost);
         let waiting = std::mem::take(&mut records.waiting);
         drop(records);
-        let gap = (lost > 0).then(|| Record {
-            at: SystemTime::now(),
-            kind: "lost",
-            cid: u32::MAX,
-            detail: format!("{lost} older records were not read in time"),
-        });
-        gap.into_iter().chain(waiting).collect()
+        let gap = (lost > 0).then(|| Record::new(None, Event::Lost(lost), Limited::default()));
+        let mut taken: Vec<_> = gap.into_iter().chain(waiting).collect();
+        for record in &mut taken {
+            record.event.name_program();
+        }
+        taken
     }
 }
 
@@ -177,26 +207,36 @@ impl AsFd for Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::Attempt;
+    use vsock_virtio::sys::PeerCredentials;
+    use vsock_virtio::vhost_user::Detach;
+
+    const ALPHA: Option<Cid> = Some(Cid(3));
+    const BETA: Option<Cid> = Some(Cid(4));
 
     #[test]
     fn records_come_back_in_order_and_once() {
         let journal = Journal::new().unwrap();
-        journal.write("attached", 3, "by pid 7");
-        journal.write("detached", 3, "it left");
-        let kinds: Vec<_> = journal.take().into_iter().map(|record| record.kind).collect();
+        journal.write(ALPHA, Event::Attached(PeerCredentials { pid: 7, uid: 0, gid: 0 }));
+        journal.write(ALPHA, Event::Detached(Detach::Disconnected));
+        let records = journal.take();
+        let kinds: Vec<_> = records.iter().map(|record| record.event.kind().word()).collect();
         assert_eq!(kinds, ["attached", "detached"]);
+        assert_eq!((records[0].about, records[0].to_string().as_str()), (ALPHA, "by pid 7"));
         assert!(journal.take().is_empty());
     }
 
     #[test]
     fn late_reader_is_told_how_many_were_lost() {
         let journal = Journal::new().unwrap();
-        for i in 0..CAPACITY + 5 {
-            journal.write("refused", i.try_into().unwrap(), i.to_string());
+        for i in 0..u32::try_from(CAPACITY + 5).unwrap() {
+            journal.write(Some(Cid(i)), Event::Running);
         }
         let records = journal.take();
         assert_eq!(records.len(), CAPACITY + 1);
-        assert_eq!((records[0].kind, records[1].detail.as_str()), ("lost", "5"));
+        assert!(matches!(records[0], Record { about: None, event: Event::Lost(5), .. }));
+        assert_eq!(records[0].to_string(), "5 older records were not read in time");
+        assert_eq!(records[1].about, Some(Cid(5)));
     }
 
     #[test]
@@ -204,13 +244,15 @@ mod tests {
         let mut records = Records::default();
         let start = Instant::now();
         let written: Vec<_> =
-            (0..1000).filter_map(|_| records.admit("spoofed", 3, start)).collect();
+            (0..1000).filter_map(|_| records.admit(ALPHA, Kind::Spoofed, start)).collect();
         assert_eq!(written.len(), BURST as usize);
-        assert_eq!(written[BURST as usize - 1], " (more within this second are only counted)");
-        assert_eq!(records.admit("spoofed", 4, start).as_deref(), Some(""));
-        assert_eq!(records.admit("fault", 3, start).as_deref(), Some(""));
-        let next = records.admit("spoofed", 3, start + PERIOD);
-        assert_eq!(next.as_deref(), Some(" (936 before it were not written)"));
+        let last = written[BURST as usize - 1].to_string();
+        assert_eq!(last, " (more within this second are only counted)");
+        let unlimited = Some(Limited::default());
+        assert_eq!(records.admit(BETA, Kind::Spoofed, start), unlimited);
+        assert_eq!(records.admit(ALPHA, Kind::Fault, start), unlimited);
+        let next = records.admit(ALPHA, Kind::Spoofed, start + PERIOD).unwrap();
+        assert_eq!(next.to_string(), " (936 before it were not written)");
     }
 
     /// N6: a storm may be over with the second.
@@ -219,23 +261,33 @@ mod tests {
         let mut records = Records::default();
         let start = Instant::now();
         for _ in 0..100 {
-            let _ = records.admit("flow", 3, start);
+            let _ = records.admit(ALPHA, Kind::Flow, start);
         }
         records.tell_held_back(start + PERIOD / 2);
         assert!(records.waiting.is_empty());
         records.tell_held_back(start + PERIOD);
         records.tell_held_back(start + PERIOD);
-        let told: Vec<_> = records.waiting.iter().map(|it| (it.cid, it.detail.as_str())).collect();
-        assert_eq!(told, [(3, "36 more were not written")]);
+        let told: Vec<_> = records.waiting.iter().map(|it| (it.about, it.to_string())).collect();
+        assert_eq!(told, [(ALPHA, "36 more were not written".to_owned())]);
+        assert_eq!(records.waiting[0].event.kind(), Kind::Flow);
     }
 
-    /// N6: what nobody wants is not even put into words.
+    /// N6: of what nobody wants not even the value is made.
     #[test]
     fn flows_are_written_for_who_wants_them() {
         let journal = Journal::new().unwrap();
-        journal.write_of_flow("flow", 3, || unreachable!());
+        journal.write_of_flow(Cid(3), Kind::Flow, || unreachable!());
         journal.set_wants_flows(true);
-        journal.write_of_flow("flow", 3, || "from=2:1 to=3:2".into());
+        journal.write_of_flow(Cid(3), Kind::Flow, || Event::FlowOpened(Box::new(attempt())));
         assert_eq!(journal.take().len(), 1);
+    }
+
+    fn attempt() -> Attempt {
+        use crate::events::Named;
+        use vsock_core::{Address, Port, SocketType};
+        let at = |cid| Named { address: Address { cid, port: Port(1) }, guest: None };
+        let (source, destination) = (at(Cid(2)), at(Cid(3)));
+        let kind = SocketType::Stream;
+        Attempt { source, destination, kind, program: None, is_hybrid: false }
     }
 }

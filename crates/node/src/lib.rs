@@ -9,8 +9,9 @@
 //! | `flows` | one flow per connection of a program: bytes between its socket and a link |
 //! | `programs`, `host` | the host side: programs, what they ask, and how they say it |
 //! | `admission` | what is known of those who want to begin something |
-//! | `reactor`, `timers`, `mailbox`, `awaited`, [`polling`] | events, deadlines, orders from other threads, threads that wait, busy-polling |
-//! | [`journal`], `flow_log`, `report`, [`snapshot`] | what is told upwards |
+//! | `orders`, `mailbox` | what other threads tell the worker to do, and how |
+//! | `reactor`, `timers`, `awaited`, [`polling`] | what happened, deadlines, threads that wait, busy-polling |
+//! | [`events`], [`journal`], `flow_log`, `report`, [`snapshot`] | what is told upwards |
 //!
 //! Virtqueues and vhost-user are in `crates/virtio`, guest memory in `crates/guest-memory`, the protocol in `crates/core`.
 
@@ -19,6 +20,7 @@
 mod admission;
 mod awaited;
 mod context;
+pub mod events;
 mod fabric;
 mod flow_log;
 mod flows;
@@ -32,6 +34,7 @@ pub mod links;
 mod mailbox;
 pub mod node;
 mod options;
+mod orders;
 pub mod polling;
 mod programs;
 mod reactor;

@@ -1,87 +1,107 @@
-//! How other threads ask the worker to do something: a function that runs on the worker's thread, between two batches.
+//! How other threads reach the worker: a queue of orders, which it carries out between two rounds.
 //!
-//! The control plane's requests, and what front ends say over vhost-user, are rare; the worker's state is therefore
-//! owned by its thread alone and has no locks. `call` returns after the function has run, so that whoever replaces
-//! guest memory or stops a ring knows that nothing uses the old one any more.
+//! The worker's state is owned by its thread alone and has no locks. [`call`](Mailbox::call) returns after the order has been
+//! carried out, so that a thread that replaces guest memory or stops a ring knows that nothing uses the old one any more.
 
 use std::collections::VecDeque;
-use std::sync::mpsc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::reactor::Waker;
-
-/// A request: runs once with the worker's state.
-type Request<W> = Box<dyn FnOnce(&mut W) + Send>;
 
 /// The worker is not there any more, so nothing was done.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the node is stopped")]
 pub struct Stopped;
 
-struct Queue<W> {
-    requests: VecDeque<Request<W>>,
+/// The way back for one answer. Dropped without one, it tells the caller that nothing was done.
+#[derive(Debug)]
+pub(crate) struct Reply<R>(SyncSender<R>);
+
+impl<R> Reply<R> {
+    /// A way back, and its other end.
+    pub(crate) fn new() -> (Self, Receiver<R>) {
+        let (sender, receiver) = sync_channel(1);
+        (Self(sender), receiver)
+    }
+
+    /// Answers. Never waits: there is room for one.
+    pub(crate) fn send(self, answer: R) {
+        // A caller that has lost its patience is not there any more.
+        let _ = self.0.send(answer);
+    }
+}
+
+impl Reply<()> {
+    /// Says that it is done.
+    pub(crate) fn done(self) {
+        self.send(());
+    }
+}
+
+struct Queue<O> {
+    orders: VecDeque<O>,
     open: bool,
 }
 
-/// The sending side; cheap to clone.
-pub(crate) struct Mailbox<W> {
-    queue: Arc<Mutex<Queue<W>>>,
+/// Both sides of the queue; cheap to clone.
+pub(crate) struct Mailbox<O> {
+    queue: Arc<Mutex<Queue<O>>>,
     waker: Waker,
 }
 
-impl<W> Clone for Mailbox<W> {
+impl<O> Clone for Mailbox<O> {
     fn clone(&self) -> Self {
         Self { queue: Arc::clone(&self.queue), waker: self.waker.clone() }
     }
 }
 
-impl<W> Mailbox<W> {
-    /// An open mailbox that wakes the worker for each request.
+impl<O> Mailbox<O> {
+    /// An open mailbox that wakes the worker for each order.
     pub(crate) fn new(waker: Waker) -> Self {
-        let queue = Queue { requests: VecDeque::new(), open: true };
+        let queue = Queue { orders: VecDeque::new(), open: true };
         Self { queue: Arc::new(Mutex::new(queue)), waker }
     }
 
-    /// Runs `request` on the worker's thread and returns its answer.
+    /// Gives the order that `order` makes of a way back, and waits for its answer.
     ///
     /// Never call it from the worker's own thread: it would wait for itself.
-    pub(crate) fn call<R: Send + 'static>(
-        &self,
-        request: impl FnOnce(&mut W) -> R + Send + 'static,
-    ) -> Result<R, Stopped> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        self.post(move |worker| {
-            // The caller waits below, so this can only fail if it panicked.
-            let _ = sender.send(request(worker));
-        })?;
-        receiver.recv().map_err(|_| Stopped)
+    pub(crate) fn call<R>(&self, order: impl FnOnce(Reply<R>) -> O) -> Result<R, Stopped> {
+        self.ask(order)?.recv().map_err(|_| Stopped)
     }
 
-    /// Runs `request` on the worker's thread some time soon.
-    pub(crate) fn post(
-        &self,
-        request: impl FnOnce(&mut W) + Send + 'static,
-    ) -> Result<(), Stopped> {
+    /// The same without waiting: the answer comes where it is returned.
+    pub(crate) fn ask<R>(&self, order: impl FnOnce(Reply<R>) -> O) -> Result<Receiver<R>, Stopped> {
+        let (reply, answer) = Reply::new();
+        self.post(order(reply))?;
+        Ok(answer)
+    }
+
+    /// Gives an order that has no answer.
+    pub(crate) fn post(&self, order: O) -> Result<(), Stopped> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if !queue.open {
             return Err(Stopped);
         }
-        queue.requests.push_back(Box::new(request));
+        queue.orders.push_back(order);
         drop(queue);
         self.waker.wake();
         Ok(())
     }
 
-    /// The oldest request not yet run; for the worker.
-    pub(crate) fn take(&self) -> Option<Request<W>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).requests.pop_front()
+    /// The oldest order not yet carried out; for the worker.
+    pub(crate) fn take(&self) -> Option<O> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).orders.pop_front()
     }
 
     /// Ends it: waiting callers and later ones get [`Stopped`].
     pub(crate) fn close(&self) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.open = false;
-        queue.requests.clear();
+        let orders = std::mem::take(&mut queue.orders);
+        // What an order holds may be long to drop.
+        drop(queue);
+        drop(orders);
     }
 }
 
@@ -90,38 +110,46 @@ mod tests {
     use super::*;
     use crate::reactor::{Events, Sources};
 
+    /// To add one, and say what it is then.
+    struct Increment(Reply<u32>);
+
     #[test]
-    fn call_runs_on_the_other_thread_and_returns_its_answer() {
+    fn order_is_carried_out_by_the_other_thread_and_answered() {
         let reactor = Sources::new().unwrap();
-        let mailbox = Mailbox::<u32>::new(reactor.waker());
+        let mailbox = Mailbox::new(reactor.waker());
         let worker_side = mailbox.clone();
         let worker = std::thread::spawn(move || {
             let (mut state, mut seen) = (41u32, Vec::new());
             while state == 41 {
                 reactor.wait(None, &mut Events::new(), &mut seen).unwrap();
-                while let Some(request) = worker_side.take() {
-                    request(&mut state);
+                while let Some(Increment(reply)) = worker_side.take() {
+                    state += 1;
+                    reply.send(state);
                 }
             }
         });
-        let answer = mailbox.call(|state| {
-            *state += 1;
-            *state
-        });
-        assert_eq!(answer.unwrap(), 42);
+        assert_eq!(mailbox.call(Increment).unwrap(), 42);
         worker.join().unwrap();
     }
 
     #[test]
-    fn closed_mailbox_refuses_new_and_waiting_requests() {
+    fn closed_mailbox_refuses_new_and_waiting_orders() {
         let reactor = Sources::new().unwrap();
-        let mailbox = Mailbox::<()>::new(reactor.waker());
+        let mailbox = Mailbox::new(reactor.waker());
         let waiting = {
             let mailbox = mailbox.clone();
-            std::thread::spawn(move || mailbox.call(|()| ()))
+            std::thread::spawn(move || mailbox.call(Increment))
         };
         mailbox.close();
         assert!(waiting.join().unwrap().is_err());
-        assert!(mailbox.post(|()| ()).is_err());
+        assert!(mailbox.ask(Increment).is_err());
+    }
+
+    #[test]
+    fn order_that_is_dropped_unanswered_was_not_carried_out() {
+        let mailbox = Mailbox::new(Sources::new().unwrap().waker());
+        let answer = mailbox.ask(Increment).unwrap();
+        drop(mailbox.take());
+        assert!(answer.recv().is_err());
     }
 }

@@ -16,17 +16,15 @@ use std::time::{Duration, Instant};
 use vsock_core::{Cid, SocketType};
 
 pub use crate::admission::Verdict;
-use crate::admission::explain;
-use crate::fabric::Fabric;
+use crate::events::{Event, Failure};
 use crate::guest_port::GuestPort;
 use crate::journal::{Journal, Record};
 pub use crate::links::AddError;
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::GuestOptions;
-use crate::polling::Polling;
+use crate::orders::Order;
 use crate::reactor::Sources;
-use crate::report::snapshot;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
@@ -107,7 +105,7 @@ struct Held {
 
 /// A running node.
 pub struct Node {
-    mailbox: Mailbox<Worker>,
+    mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
 }
@@ -140,10 +138,7 @@ impl Node {
             let path = directory.join(name);
             let door = listen(&path, kind).map_err(at(&path))?;
             node.held().paths.push(path);
-            node.mailbox.call(move |worker| {
-                let Fabric { cx, programs, .. } = &mut worker.fabric;
-                programs.add_acceptor(cx, door, kind)
-            })??;
+            node.mailbox.call(|reply| Order::AddAcceptor { socket: door, kind, reply })??;
         }
         Ok(node)
     }
@@ -164,9 +159,8 @@ impl Node {
         let mut paths = vec![socket.clone()];
         let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
-        let added = self
-            .mailbox
-            .call(move |worker| worker.fabric.add_guest(options, hybrid, random_seed()));
+        let (options, seed) = (Box::new(options), random_seed());
+        let added = self.mailbox.call(|reply| Order::AddGuest { options, hybrid, seed, reply });
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
             unlink(&paths);
         })?;
@@ -177,12 +171,11 @@ impl Node {
             Ok(control) => control,
             Err(error) => {
                 unlink(&paths);
-                self.mailbox.call(move |worker| worker.fabric.remove_guest(link))?;
+                self.mailbox.call(|reply| Order::RemoveGuest { link, reply })?;
                 return Err(error.into());
             }
         };
-        let orders = control.control();
-        self.mailbox.call(move |worker| worker.fabric.links.set_control(link, orders))?;
+        self.mailbox.post(Order::SetControl { link, control: control.control() })?;
         held.guests.insert(cid, Guest { link, control, paths });
         Ok(())
     }
@@ -196,22 +189,19 @@ impl Node {
         let guest = self.held().guests.remove(&cid).ok_or(NodeError::NoGuest(cid))?;
         unlink(&guest.paths);
         let link = guest.link;
-        let told = self.mailbox.call(move |worker| {
-            worker.fabric.say_farewell(link);
-            worker.awaited.when_told(link)
-        })?;
+        let told = self.mailbox.ask(|told| Order::SayFarewell { link, told })?;
         // A guest that takes nothing has lost its connections all the same.
         let _ = told.recv_timeout(FAREWELL);
         guest.control.stop();
-        Ok(self.mailbox.call(move |worker| worker.fabric.remove_guest(link))?)
+        Ok(self.mailbox.call(|reply| Order::RemoveGuest { link, reply })?)
     }
 
-    /// How long at most the node looks for packets before it sleeps (see [`Polling`]); nothing: it sleeps at once.
+    /// How long at most the node looks for packets before it sleeps (see [`Polling`](crate::polling::Polling)); nothing: it sleeps at once.
     ///
     /// # Errors
     /// The node has stopped.
     pub fn set_polling(&self, most: Duration) -> Result<(), NodeError> {
-        Ok(self.mailbox.call(move |worker| worker.polling = Polling::up_to(most))?)
+        Ok(self.mailbox.call(|reply| Order::SetPolling { most, reply })?)
     }
 
     /// How long what a program sent before it closed may wait for the other side to take some of it; then the connection is
@@ -220,7 +210,7 @@ impl Node {
     /// # Errors
     /// The node has stopped.
     pub fn set_linger_timeout(&self, most: Duration) -> Result<(), NodeError> {
-        Ok(self.mailbox.call(move |worker| worker.fabric.flows.set_linger_timeout(most))?)
+        Ok(self.mailbox.call(|reply| Order::SetLingerTimeout { most, reply })?)
     }
 
     /// Gives a guest another CID while it runs. All its connections end; programs here keep their listeners, and what
@@ -234,17 +224,19 @@ impl Node {
         if cid == new {
             return Ok(());
         }
-        self.mailbox.call(move |worker| worker.fabric.links.check_cid(Cid(new)))??;
+        let new_cid = Cid(new);
+        self.mailbox.call(|reply| Order::CheckCid { cid: new_cid, reply })??;
         // Before the guest hears that there is something to read. A front end that cannot be told reads it all the same
         // when its driver begins anew.
         let told = guest.control.set_cid(new);
         let link = guest.link;
-        self.mailbox.call(move |worker| worker.fabric.change_cid(link, Cid(new)))??;
+        self.mailbox.call(|reply| Order::ChangeCid { link, cid: new_cid, reply })??;
         if let Some(guest) = held.guests.remove(&cid) {
             held.guests.insert(new, guest);
         }
         if let Err(error) = told {
-            self.journal.write("failed", new, format!("telling the front end of the CID: {error}"));
+            let event = Event::Failed(Failure::TellingCid(error));
+            self.journal.write(Some(new_cid), event);
         }
         Ok(())
     }
@@ -261,14 +253,12 @@ impl Node {
         let link = self.link_of(cid)?;
         let new = Cid(options.cid);
         if new.0 != cid {
-            self.mailbox.call(move |worker| worker.fabric.links.check_cid(new))??;
+            self.mailbox.call(|reply| Order::CheckCid { cid: new, reply })??;
         }
         self.set_hybrid(cid, options.hybrid.clone())?;
         self.set_guest_cid(cid, new.0)?;
-        Ok(self.mailbox.call(move |worker| {
-            let Fabric { cx, links, .. } = &mut worker.fabric;
-            links.set_options(&mut cx.admission, link, options);
-        })?)
+        let options = Box::new(options);
+        Ok(self.mailbox.call(|reply| Order::SetOptions { link, options, reply })?)
     }
 
     /// Gives a guest a hybrid socket at `path`, or none, in place of the one it has.
@@ -281,10 +271,7 @@ impl Node {
         let hybrid = hybrid_door(path)?;
         let added: Vec<_> = hybrid.iter().map(|(path, _)| path.clone()).collect();
         let link = guest.link;
-        let set = self.mailbox.call(move |worker| {
-            let Fabric { cx, programs, .. } = &mut worker.fabric;
-            programs.set_hybrid(cx, link, hybrid)
-        });
+        let set = self.mailbox.call(|reply| Order::SetHybrid { link, hybrid, reply });
         set.map_err(NodeError::from).and_then(|set| Ok(set?)).inspect_err(|_| unlink(&added))?;
         unlink(&guest.paths.split_off(1));
         guest.paths.extend(added);
@@ -298,7 +285,7 @@ impl Node {
     /// There is no such guest.
     pub fn wait_told(&self, cid: u32, most: Duration) -> Result<bool, NodeError> {
         let link = self.link_of(cid)?;
-        let told = self.mailbox.call(move |worker| worker.awaited.when_told(link))?;
+        let told = self.mailbox.ask(|told| Order::AwaitTold { link, told })?;
         Ok(told.recv_timeout(most).is_ok())
     }
 
@@ -340,11 +327,8 @@ impl Node {
             socket: socket.to_owned(),
             seed: random_seed(),
         };
-        self.mailbox.call(move |worker| {
-            let Fabric { cx, links, programs, .. } = &mut worker.fabric;
-            programs.set_local(uplink.cid);
-            links.add_uplink(cx, uplink)
-        })??;
+        let uplink = Box::new(uplink);
+        self.mailbox.call(|reply| Order::AddUplink { uplink, reply })??;
         held.device = Some(device);
         Ok(cid)
     }
@@ -354,10 +338,8 @@ impl Node {
     /// # Errors
     /// The node has been stopped.
     pub fn explain(&self, from: u32, to: u32) -> Result<Verdict, NodeError> {
-        Ok(self.mailbox.call(move |worker| {
-            let Fabric { cx, links, .. } = &worker.fabric;
-            explain(cx, links, Cid(from), Cid(to))
-        })?)
+        let (from, to) = (Cid(from), Cid(to));
+        Ok(self.mailbox.call(|reply| Order::Explain { from, to, reply })?)
     }
 
     /// Everything as it is now.
@@ -365,7 +347,7 @@ impl Node {
     /// # Errors
     /// The node has been stopped.
     pub fn snapshot(&self) -> Result<Snapshot, NodeError> {
-        Ok(self.mailbox.call(|worker| snapshot(&worker.fabric))?)
+        Ok(self.mailbox.call(|reply| Order::Snapshot { reply })?)
     }
 
     /// What has happened since the last call.
@@ -392,23 +374,18 @@ impl Node {
         let Held { guests, device, worker, paths } = std::mem::take(&mut *held);
         unlink(&paths);
         if device.is_some() {
-            let sent = self.mailbox.call(|worker| {
-                worker.fabric.end_sending();
-                worker.awaited.when_sent()
-            });
+            let sent = self.mailbox.ask(|sent| Order::EndSending { sent });
             // A reader who takes nothing has an end that is not a good one.
             let _ = sent.map(|sent| sent.recv_timeout(LAST_WORDS));
         }
-        let links: Vec<_> = guests.values().map(|guest| guest.link).collect();
-        let told = self.mailbox.call(move |worker| {
-            let farewell = |link| {
-                worker.fabric.say_farewell(link);
-                worker.awaited.when_told(link)
-            };
-            links.into_iter().map(farewell).collect::<Vec<_>>()
-        });
+        let farewell = |guest: &Guest| {
+            let link = guest.link;
+            self.mailbox.ask(|told| Order::SayFarewell { link, told })
+        };
+        // All of them first, as all wait together; a worker that is gone tells nobody anything.
+        let told: Vec<_> = guests.values().flat_map(farewell).collect();
         let until = Instant::now() + FAREWELL;
-        for told in told.unwrap_or_default() {
+        for told in told {
             // One that takes nothing has lost its connections all the same.
             let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
@@ -417,7 +394,7 @@ impl Node {
             guest.control.stop();
         }
         // A worker that ended on its own has said why in the journal.
-        let _ = self.mailbox.post(Worker::stop);
+        let _ = self.mailbox.post(Order::Stop);
         if let Some(thread) = worker {
             let _ = thread.join();
         }

@@ -6,6 +6,7 @@ use vsock_core::{
 };
 
 use crate::context::Context;
+use crate::events;
 use crate::flow_log::FlowLog;
 use crate::flows::Flows;
 use crate::links::{
@@ -188,8 +189,7 @@ impl Sink for Turn<'_> {
     }
 
     fn spoofed(&mut self, source: u64) {
-        let text = format!("packet with source CID {source}, which is not its own");
-        self.cx.note("spoofed", self.guest.unwrap_or(Cid::ANY), text);
+        self.cx.note(self.guest, events::Event::Spoofed { source });
     }
 }
 

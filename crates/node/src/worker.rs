@@ -6,7 +6,7 @@
 //!                                    └── link at a time    └─ Forwarder ─► another guest's Interface
 //! ```
 //!
-//! A round is: carry out what happened (`reactor`), run what other threads asked (`mailbox`), serve each link that has
+//! A round is: carry out what happened (`reactor`), carry out the orders of other threads (`orders`), serve each link that has
 //! work, with a budget, and signal each link once, then let timers expire. Before it sleeps, it looks at the links served
 //! since for a while, then asks for notifications, and looks again, so that nothing is missed.
 //!
@@ -14,18 +14,21 @@
 //! attachment, never the round.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use vsock_core::Cid;
 
+use crate::admission::explain;
 use crate::awaited::Awaited;
 use crate::context::Context;
+use crate::events::Failure;
 use crate::fabric::Fabric;
 use crate::journal::Journal;
 use crate::mailbox::Mailbox;
+use crate::orders::Order;
 use crate::polling::Polling;
 use crate::reactor::{Events, Readiness, Sources};
+use crate::report::snapshot;
 use vsock_virtio::link::loopback::LoopbackLink;
 
 /// The thread's state; see the module's description.
@@ -36,7 +39,7 @@ pub(crate) struct Worker {
     pub(crate) polling: Polling,
     /// Threads that wait for something to have been sent.
     pub(crate) awaited: Awaited,
-    mailbox: Mailbox<Worker>,
+    mailbox: Mailbox<Order>,
     stopping: bool,
 }
 
@@ -46,7 +49,7 @@ impl Worker {
         local: Cid,
         journal: Journal,
         sources: Sources,
-        mailbox: Mailbox<Worker>,
+        mailbox: Mailbox<Order>,
         loopback: LoopbackLink,
         seed: u64,
     ) -> Self {
@@ -60,31 +63,26 @@ impl Worker {
         }
     }
 
-    /// Runs until [`Worker::stop`] was asked for. Then every stream ends, so that programs read an end and not a reset. A
+    /// Runs until it is told to [`Stop`](Order::Stop). Then every stream ends, so that programs read an end and not a reset. A
     /// program that waits for a verdict gets none: that no switch is there is not for the switch to say.
     pub(crate) fn run(mut self) {
         let (mut events, mut happened) = (Events::new(), Vec::new());
         while !self.stopping {
             happened.clear();
             if let Err(error) = self.rest(&mut events, &mut happened) {
-                self.fabric.cx.failed(format_args!("waiting for events: {error}"));
+                self.fabric.cx.failed(Failure::Waiting(error));
                 break;
             }
             for ready in &happened {
                 self.fabric.dispatch(*ready);
             }
-            self.run_requests();
+            self.carry_out_orders();
             // Before timers: an answer that is late for both comes before its deadline.
             self.fabric.serve_active();
             self.fabric.expire();
             self.awaited.answer(&self.fabric.links, &self.fabric.forwarder, &self.fabric.flows);
         }
         self.fabric.flows.end_all(&mut self.fabric.cx);
-    }
-
-    /// Ends the loop after this round.
-    pub(crate) fn stop(&mut self) {
-        self.stopping = true;
     }
 
     /// Waits for something to do, if there is nothing; appends what happened to `happened`.
@@ -117,14 +115,64 @@ impl Worker {
         Ok(())
     }
 
-    fn run_requests(&mut self) {
-        let mailbox = self.mailbox.clone();
-        while let Some(request) = mailbox.take() {
-            if catch_unwind(AssertUnwindSafe(|| request(self))).is_err() {
-                // Whoever asked is told that nothing was done.
-                self.fabric.cx.failed("internal error while serving a request");
-            }
+    fn carry_out_orders(&mut self) {
+        while let Some(order) = self.mailbox.take() {
+            self.carry_out(order);
             self.fabric.follow_up();
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        let Self { fabric, polling, awaited, .. } = self;
+        match order {
+            Order::AddAcceptor { socket, kind, reply } => {
+                reply.send(fabric.programs.add_acceptor(&mut fabric.cx, socket, kind));
+            }
+            Order::AddGuest { options, hybrid, seed, reply } => {
+                reply.send(fabric.add_guest(*options, hybrid, seed));
+            }
+            Order::SetControl { link, control } => fabric.links.set_control(link, control),
+            Order::SayFarewell { link, told } => {
+                fabric.say_farewell(link);
+                awaited.when_told(link, told);
+            }
+            Order::RemoveGuest { link, reply } => {
+                fabric.remove_guest(link);
+                reply.done();
+            }
+            Order::CheckCid { cid, reply } => reply.send(fabric.links.check_cid(cid)),
+            Order::ChangeCid { link, cid, reply } => reply.send(fabric.change_cid(link, cid)),
+            Order::SetHybrid { link, hybrid, reply } => {
+                reply.send(fabric.programs.set_hybrid(&mut fabric.cx, link, hybrid));
+            }
+            Order::SetOptions { link, options, reply } => {
+                fabric.links.set_options(&mut fabric.cx.admission, link, *options);
+                reply.done();
+            }
+            Order::AwaitTold { link, told } => awaited.when_told(link, told),
+            Order::AddUplink { uplink, reply } => reply.send(fabric.add_uplink(*uplink)),
+            Order::EndSending { sent } => {
+                fabric.end_sending();
+                awaited.when_sent(sent);
+            }
+            Order::Apply { link, change, reply } => {
+                fabric.apply(link, change);
+                reply.done();
+            }
+            Order::StopQueue { link, queue, reply } => reply.send(fabric.stop_queue(link, queue)),
+            Order::SetPolling { most, reply } => {
+                *polling = Polling::up_to(most);
+                reply.done();
+            }
+            Order::SetLingerTimeout { most, reply } => {
+                fabric.flows.set_linger_timeout(most);
+                reply.done();
+            }
+            Order::Explain { from, to, reply } => {
+                reply.send(explain(&fabric.cx, &fabric.links, from, to));
+            }
+            Order::Snapshot { reply } => reply.send(snapshot(fabric)),
+            Order::Stop => self.stopping = true,
         }
     }
 }

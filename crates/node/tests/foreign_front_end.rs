@@ -306,7 +306,7 @@ fn available_index_too_far_from_the_used_index_ends_the_attachment() {
     let switch = switch(&directory);
     vmm.connect(&directory.0.join("a.sock"));
     wait_until("the fault", || {
-        switch.events().iter().any(|event| event.detail.contains("ring index moved by"))
+        switch.events().iter().any(|event| event.to_string().contains("ring index moved by"))
     });
 }
 

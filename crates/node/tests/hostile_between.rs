@@ -10,6 +10,7 @@ use node_support::attack::{A, Attack, B, HOST, PORT, alone};
 use node_support::raw::RawGuest;
 use node_support::{Lab, Listener, connect, descriptors, guest_counter, mappings, wait_until};
 use vsock_core::{Op, RawHeader};
+use vsock_node::events::Kind;
 
 #[test]
 fn wrong_source_is_counted_and_never_answered_or_passed_on() {
@@ -28,7 +29,7 @@ fn wrong_source_is_counted_and_never_answered_or_passed_on() {
     assert!(attack.raw.poll().is_none());
     // A guest must not be able to fill the disk with what it is told about.
     let records = attack.lab.switch.events();
-    let told = records.iter().filter(|record| record.kind == "spoofed").count();
+    let told = records.iter().filter(|record| record.event.kind() == Kind::Spoofed).count();
     assert!((1..=256).contains(&told), "{told} records");
     let _ours = connect(&attack.lab.path("host"), B, 7000).unwrap();
     let _theirs = victim.accept();

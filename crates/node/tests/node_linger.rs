@@ -62,7 +62,7 @@ fn flow_of_which_nothing_is_taken_for_the_whole_timeout_is_reset_counted_and_log
     assert_eq!((last.op(), last.header.src_port), (Op::Rst, asked.src_port), "no SHUTDOWN");
     assert_eq!(got, BUFFER as usize);
     assert_eq!(node_counter(&lab.switch, "linger_timeouts"), 1);
-    assert!(lab.switch.events().iter().any(|event| event.detail.contains("is not taken")));
+    assert!(lab.switch.events().iter().any(|event| event.to_string().contains("is not taken")));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
+use vsock_core::Cid;
 use vsock_node::journal::Record;
 use vsock_node::snapshot;
 
@@ -30,7 +31,9 @@ pub(crate) struct Event {
 impl From<Record> for Event {
     fn from(record: Record) -> Self {
         let time = record.at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        Self { kind: record.kind, cid: record.cid, detail: record.detail, time }
+        let kind = record.event.kind().word();
+        let cid = record.about.unwrap_or(Cid::ANY).0;
+        Self { kind, cid, detail: record.to_string(), time }
     }
 }
 

@@ -447,13 +447,13 @@ impl Flow {
     }
 
     /// Closes the program's socket; what it held.
-    pub(super) fn finish(self) -> (Parties, Holdings) {
+    pub(super) fn finish(self) -> (Parties, Holdings, State) {
         // A program that still waits to be connected is told nothing: a socket closed with the request unread in it gives
         // ECONNRESET, and that is how a node that has gone is told from a connection.
         if !matches!(self.state, State::Connecting(Greeting::Held(_))) {
             self.stream.finish();
         }
-        (self.parties, self.holdings)
+        (self.parties, self.holdings, self.state)
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) use self::flow::{Flow, Greeting, Holdings, Parties};
 use self::linger::{LINGER_TIMEOUT, Linger};
 use self::stream::Stream;
 use crate::context::Context;
+use crate::events;
 use crate::links::{Entry, Filled, Interface, LinkId, Links, MemoryDead, Offer, Payload, Update};
 use crate::reactor::{Owner, Readiness, SourceId};
 use vsock_guest_memory::slice::{self, Slice};
@@ -333,16 +334,15 @@ impl Flows {
     /// Closes the program's socket and forgets the flow.
     pub(crate) fn end(&mut self, cx: &mut Context, id: FlowId) {
         let Some(flow) = self.remove(id) else { return };
-        let reason = match &flow.state {
-            State::Draining(reason) | State::Over(reason) => *reason,
+        let (Parties { ours, theirs, .. }, holdings, state) = flow.finish();
+        let reason = match state {
+            State::Draining(reason) | State::Over(reason) => reason,
             State::Failed(error) => {
-                let Parties { ours, theirs, .. } = flow.parties;
-                cx.note("reset", theirs.cid, format!("{ours} -> {theirs}: {error}"));
+                cx.note(theirs.cid, events::Event::FlowReset { ours, theirs, error });
                 CloseReason::Done
             }
             State::Connecting(_) | State::Open { .. } => CloseReason::Done,
         };
-        let (Parties { ours, theirs, .. }, holdings) = flow.finish();
         cx.sources.remove(id);
         self.outcomes.push_back(Outcome::Ended(id, holdings, Ended { ours, theirs, reason }));
     }

@@ -253,7 +253,7 @@ fn program_that_left_something_behind_is_given_up_after_the_timeout_and_aloud() 
     assert_eq!(lab.flows.look_at_linger(&mut lab.cx, &mut lab.links, id), None);
     assert!(matches!(lab.flows.next_outcome(), Some(Outcome::Ended(ended, ..)) if ended == id));
     assert_eq!(lab.flows.counters()[1], ("linger_timeouts", 1));
-    assert!(lab.cx.journal.take()[0].detail.contains("is not taken"));
+    assert!(lab.cx.journal.take()[0].to_string().contains("is not taken"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use vsock_core::{Admission, Cid, Instant};
 
 use super::{Interface, LinkFault, Role};
 use crate::context::Context;
+use crate::events::{Event, Failure};
 use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::link::driver::DriverLink;
@@ -138,9 +139,9 @@ impl Entry {
         self.role().and_then(Role::guest)
     }
 
-    /// The CID for records.
-    fn label(&self) -> Cid {
-        self.role().map_or(Cid::ANY, Role::label)
+    /// The CID for records; `None` while it has its turn.
+    fn label(&self) -> Option<Cid> {
+        self.role().map(Role::label)
     }
 
     /// Virtio features that both sides have.
@@ -159,12 +160,12 @@ impl Entry {
     /// A front end has attached.
     pub(super) fn attached(&mut self, cx: &Context, peer: PeerCredentials) {
         self.front_end = Some(peer);
-        cx.note("attached", self.label(), format!("by pid {}", peer.pid));
+        self.note(cx, Event::Attached(peer));
     }
 
     /// Writes down something about the link.
-    pub(crate) fn note(&self, cx: &Context, kind: &'static str, text: impl Into<String>) {
-        cx.note(kind, self.label(), text);
+    pub(crate) fn note(&self, cx: &Context, event: Event) {
+        cx.note(self.label(), event);
     }
 
     /// Listens for the other side's signals on a queue that runs.
@@ -229,7 +230,7 @@ impl Entry {
             Link::Driver(_) | Link::Loopback(_) => false,
         });
         if is_up && !std::mem::replace(&mut self.is_announced, true) {
-            self.note(cx, "running", "its driver is up");
+            self.note(cx, Event::Running);
         }
     }
 
@@ -269,7 +270,7 @@ impl Entry {
     }
 
     /// The front end is gone, or has reset the device; the link is clear.
-    pub(super) fn detached(&mut self, cx: &Context, reason: &Detach) {
+    pub(super) fn detached(&mut self, cx: &Context, reason: Detach) {
         self.set_features(0);
         self.front_end = None;
         self.is_announced = false;
@@ -280,19 +281,18 @@ impl Entry {
                 device.forget_driver();
             }
         }
-        // What the front end did wrong is a warning in the log; that it went away is not.
-        let kind = if reason.is_fault() { "fault" } else { "detached" };
-        self.note(cx, kind, reason.to_string());
+        self.note(cx, Event::Detached(reason));
     }
 
     /// The other side of the link broke the rules, or its memory is gone: nothing of it is used any more. False: there is
     /// no control thread to end the attachment.
-    pub(super) fn broken(&mut self, cx: &mut Context, fault: &LinkFault) -> bool {
+    pub(super) fn broken(&mut self, cx: &mut Context, fault: LinkFault) -> bool {
         self.stop_queues(cx);
-        self.note(cx, "fault", fault.to_string());
+        let reason = fault.as_detach();
+        self.note(cx, Event::Fault(fault));
         // The control thread closes the front end's socket; `Detached` with this reason ends the connections.
         let control = self.control.as_ref();
-        control.map(|control| control.detach(fault.as_detach())).is_some()
+        control.map(|control| control.detach(reason)).is_some()
     }
 
     /// Ends the vhost-user connection of a driver link, so that the device knows, if it did not begin.
@@ -318,7 +318,7 @@ impl Entry {
         match self.config.as_ref()?.cid(CONFIG_WAIT) {
             Ok(cid) => Some(Cid(cid)),
             Err(error) => {
-                cx.note("failed", before, format!("reading the CID: {error}"));
+                cx.note(before, Event::Failed(Failure::ReadingCid(error)));
                 None
             }
         }

@@ -56,6 +56,7 @@ pub use self::sender::Sent;
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;
+use crate::events::Event;
 use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::link::Link;
@@ -269,15 +270,9 @@ impl Links {
     }
 
     /// Writes down something about a link.
-    pub(crate) fn note(
-        &self,
-        cx: &Context,
-        id: LinkId,
-        kind: &'static str,
-        text: impl Into<String>,
-    ) {
+    pub(crate) fn note(&self, cx: &Context, id: LinkId, event: Event) {
         if let Some(entry) = self.get(id) {
-            entry.note(cx, kind, text);
+            entry.note(cx, event);
         }
     }
 
@@ -337,7 +332,7 @@ impl Links {
     }
 
     /// The front end is gone, or has reset the device; the link is clear.
-    pub(crate) fn detached(&mut self, cx: &Context, id: LinkId, reason: &Detach) {
+    pub(crate) fn detached(&mut self, cx: &Context, id: LinkId, reason: Detach) {
         if let Some(entry) = self.entries.get_mut(id) {
             *self.detach_reasons.entry(reason.counter()).or_default() += 1;
             entry.detached(cx, reason);
@@ -358,7 +353,7 @@ impl Links {
 
     /// The other side of a link broke the rules, or its memory is gone: nothing of it is used any more. False: there is no
     /// control thread to end the attachment.
-    pub(crate) fn broken(&mut self, cx: &mut Context, id: LinkId, fault: &LinkFault) -> bool {
+    pub(crate) fn broken(&mut self, cx: &mut Context, id: LinkId, fault: LinkFault) -> bool {
         self.entries.get_mut(id).is_none_or(|entry| entry.broken(cx, fault))
     }
 
@@ -366,7 +361,7 @@ impl Links {
     pub(crate) fn device_left(&mut self, cx: &mut Context, id: LinkId) {
         if self.routes.uplink() == Some(id) {
             self.routes.set_uplink(None);
-            cx.note("detached", self.routes.local(), "the device hung up");
+            cx.note(self.routes.local(), Event::DeviceLeft);
         }
         if let Some(entry) = self.entries.get_mut(id) {
             entry.clear(cx);
@@ -446,7 +441,7 @@ impl Links {
     pub(crate) fn read_cid_again(&mut self, cx: &Context, id: LinkId) -> Option<Cid> {
         let cid = self.get(id)?.read_cid(cx, self.routes.local())?;
         self.set_local(cid);
-        cx.note("renumbered", cid, "the device says so");
+        cx.note(cid, Event::Renumbered);
         Some(cid)
     }
 

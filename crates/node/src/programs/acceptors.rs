@@ -10,6 +10,7 @@ use rustix::net::{SocketFlags, accept_with};
 use vsock_core::{Instant, SecondaryMap, SocketType};
 
 use crate::context::Context;
+use crate::events::Failure;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::sys::PeerCredentials;
@@ -77,7 +78,7 @@ impl Acceptors {
                 Ok(None) => return arrivals,
                 Err(error) => {
                     // No descriptors are left: tries again a little later, as the edge will not come again.
-                    cx.failed(format_args!("accepting a program: {error}"));
+                    cx.failed(Failure::Accepting(error));
                     self.paused.push(id);
                     self.resume_at.get_or_insert(cx.now + PAUSE);
                     return arrivals;

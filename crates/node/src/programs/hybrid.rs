@@ -2,23 +2,24 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
 use vsock_core::admission::Act;
-use vsock_core::{Address, Cid, FlowKey, Port, Refusal, SecondaryMap, SocketType};
+use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 use super::Parts;
 use super::acceptors::{Acceptors, Speaks};
 use super::connect::{Attempt, begin, start};
 use super::handshake::{self, Progress};
 use crate::context::Context;
+use crate::events::Event;
 use crate::flow_log::FlowLog;
 use crate::flows::stream::finish;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::host::program::Socket;
 use crate::links::{Entry, LinkId};
+use crate::orders::HybridSocket;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::sys::PeerCredentials;
 
@@ -46,7 +47,7 @@ impl Hybrids {
         cx: &mut Context,
         acceptors: &mut Acceptors,
         link: LinkId,
-        socket: Option<(PathBuf, UnixListener)>,
+        socket: Option<HybridSocket>,
     ) -> std::io::Result<()> {
         let before = match socket {
             Some((path, listener)) => {
@@ -90,8 +91,7 @@ impl Hybrids {
                 }
             }
             Ok(Progress::Bad) => {
-                let text = format!("hybrid line of pid {}: not CONNECT and a port", peer.pid);
-                parts.cx.note("bad-request", guest.unwrap_or(Cid::ANY), text);
+                parts.cx.note(guest, Event::BadLine { pid: peer.pid });
                 self.bad += 1;
                 self.drop_client(parts.cx, id);
             }

@@ -14,6 +14,7 @@ use vsock_core::{
 use super::accept_queue::AcceptQueue;
 use super::requests::{REQUESTS_PER_TURN, clamp_buffer, refuse};
 use crate::context::Context;
+use crate::events::Event;
 use crate::flows::buffers::Share;
 use crate::flows::{Flows, room};
 use crate::host::client::{Client, Heard, has_hung_up};
@@ -214,11 +215,12 @@ impl Listeners {
         });
         handed.map_err(|error| {
             self.ports.accepted(binding);
-            cx.note("refused", key.theirs.cid, format!("{}: {error}", key.ours));
-            match Errno::from_io_error(&error) {
+            let refusal = match Errno::from_io_error(&error) {
                 Some(Errno::MFILE | Errno::NFILE) => Refusal::OutOfDescriptors,
                 Some(_) | None => Refusal::ListenerGone,
-            }
+            };
+            cx.note(key.theirs.cid, Event::NotHandedOver { at: key.ours, error });
+            refusal
         })
     }
 

@@ -24,7 +24,6 @@ mod requests;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 
 use rustix::io::Errno;
 use vsock_core::admission::{Act, Answerer, Attempt};
@@ -37,12 +36,14 @@ use self::listeners::{Given, Listeners};
 use self::register::Register;
 use self::requests::{Again, Requests};
 use crate::context::Context;
+use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
 use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
 use crate::host::client::Client;
 use crate::host::program::Socket;
 use crate::host::wire::{self, NOWHERE};
 use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
+use crate::orders::HybridSocket;
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::snapshot::{DatagramInfo, ListenerInfo};
 use vsock_virtio::sys::PeerCredentials;
@@ -120,7 +121,7 @@ impl Programs {
         &mut self,
         cx: &mut Context,
         link: LinkId,
-        socket: Option<(PathBuf, UnixListener)>,
+        socket: Option<HybridSocket>,
     ) -> io::Result<()> {
         self.hybrids.set(cx, &mut self.acceptors, link, socket)
     }
@@ -185,7 +186,7 @@ impl Programs {
             let id = match parts.cx.sources.add(&fd, owner) {
                 Ok(id) => id,
                 Err(error) => {
-                    parts.cx.failed(format_args!("epoll: {error}"));
+                    parts.cx.failed(Failure::Watching(error));
                     continue;
                 }
             };
@@ -292,8 +293,7 @@ impl Programs {
         let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
         let source = cx.sources.add(&fd, Owner::Flow);
         let source = source.map_err(|error| {
-            let text = format!("new connection: {error}");
-            cx.note("failed", asked.key.theirs.cid, text);
+            cx.note(asked.key.theirs.cid, Event::Failed(Failure::NewConnection(error)));
             Refusal::OutOfDescriptors
         })?;
         let socket = Socket { uid: NOBODY.uid, cookie: 0 };

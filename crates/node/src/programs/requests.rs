@@ -19,6 +19,7 @@ use super::privilege::may_bind_any_port;
 use super::register::end_errno;
 use crate::admission::errno;
 use crate::context::Context;
+use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
 use crate::flows::stream::{Stream, finish};
 use crate::flows::{Ended, Flow, Greeting, Holdings, Parties};
@@ -90,7 +91,7 @@ impl Requests {
                     }
                 }
                 Err(error) => {
-                    parts.cx.failed(format_args!("reading a request: {error}"));
+                    parts.cx.failed(Failure::ReadingRequest(error));
                     return self.drop_client(parts, id);
                 }
             }
@@ -435,8 +436,7 @@ fn errno_of_refused(cx: &mut Context, reason: Refusal) -> Errno {
 
 /// Tells a program that it breaks the rules of the protocol, which ends its connection.
 pub(super) fn refuse(cx: &Context, client: &Client, op: u8, bad: BadRequest) {
-    let text = format!("request of pid {}: {bad}", client.peer.pid);
-    cx.journal.write("bad-request", u32::MAX, text);
+    cx.note(None, Event::BadRequest { pid: client.peer.pid, bad });
     // It may not even read; the connection ends all the same.
     let _ = client.reply(&wire::error(op, Errno::PROTO));
     finish(&client.fd);

@@ -1,0 +1,68 @@
+//! What other threads tell the worker to do: each order a value with fields, and the way back for its answer.
+//!
+//! The control plane's requests (`node.rs`), and what front ends say over vhost-user (`guest_port.rs`), are rare. The
+//! worker carries out one order after the other between two rounds (`worker.rs`).
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vsock_core::{Cid, SocketType};
+
+use crate::admission::Verdict;
+use crate::links::{AddError, LinkId, NewUplink};
+use crate::mailbox::Reply;
+use crate::options::GuestOptions;
+use crate::snapshot::Snapshot;
+use vsock_virtio::vhost_user::{BackendControl, Change};
+
+/// A hybrid socket of a guest: its path, and the socket itself.
+pub(crate) type HybridSocket = (PathBuf, UnixListener);
+
+/// One thing to do.
+pub(crate) enum Order {
+    /// Listen for programs that ask for sockets of a type.
+    AddAcceptor { socket: UnixListener, kind: SocketType, reply: Reply<io::Result<()>> },
+    /// Add a guest whose front end may attach from now on.
+    AddGuest {
+        options: Box<GuestOptions>,
+        hybrid: Option<HybridSocket>,
+        seed: u64,
+        reply: Reply<Result<LinkId, AddError>>,
+    },
+    /// The control thread of a guest runs.
+    SetControl { link: LinkId, control: BackendControl },
+    /// End all connections of a guest, each with RST. Answered when the guest has taken that.
+    SayFarewell { link: LinkId, told: Reply<()> },
+    /// Forget a guest whose control thread has ended.
+    RemoveGuest { link: LinkId, reply: Reply<()> },
+    /// Say whether a guest can have this CID.
+    CheckCid { cid: Cid, reply: Reply<Result<(), AddError>> },
+    /// Give a guest another CID, which its configuration space has already.
+    ChangeCid { link: LinkId, cid: Cid, reply: Reply<Result<(), AddError>> },
+    /// Give a guest another hybrid socket, or none.
+    SetHybrid { link: LinkId, hybrid: Option<HybridSocket>, reply: Reply<io::Result<()>> },
+    /// Make a guest what it is to be from now on.
+    SetOptions { link: LinkId, options: Box<GuestOptions>, reply: Reply<()> },
+    /// Answer when a guest has taken what there is to tell it.
+    AwaitTold { link: LinkId, told: Reply<()> },
+    /// Join a device: everything that is not here is behind it.
+    AddUplink { uplink: Box<NewUplink>, reply: Reply<io::Result<()>> },
+    /// End what programs of a userspace guest send. Answered when all is sent.
+    EndSending { sent: Reply<()> },
+    /// A front end has said or done something.
+    Apply { link: LinkId, change: Change, reply: Reply<()> },
+    /// Stop a running queue, and say where a successor goes on.
+    StopQueue { link: LinkId, queue: usize, reply: Reply<u16> },
+    /// Look at most so long for packets before sleeping.
+    SetPolling { most: Duration, reply: Reply<()> },
+    /// How long what a program sent before it closed may wait for the other side to take some of it.
+    SetLingerTimeout { most: Duration, reply: Reply<()> },
+    /// Say who may connect to whom, and by which rule.
+    Explain { from: Cid, to: Cid, reply: Reply<Verdict> },
+    /// Say how everything is now.
+    Snapshot { reply: Reply<Snapshot> },
+    /// End after this round.
+    Stop,
+}
