@@ -22,7 +22,7 @@ class Node:
     (docs/reference/client-protocol.md), which must exist and be private to the user.
 
     Raises:
-        OSError: a socket cannot be made there; `filename` says which.
+        OSError: a socket cannot be created there; `filename` is its path.
     """
 
     def __new__(cls, *, cid: int, socket_dir: str | PathLike[str]) -> Node: ...
@@ -31,20 +31,20 @@ class Node:
         """The local CID."""
 
     def set_polling(self, microseconds: int) -> None:
-        """How long at most to look for packets before sleeping; 0: not at all.
+        """Sets the longest time to poll for packets before the node blocks; 0 disables polling.
 
         Raises:
-            OSError: the node has stopped.
+            RuntimeError: the node has stopped.
         """
 
     def set_linger_timeout(self, seconds: float) -> None:
-        """How long what a program sent before it closed may wait for the other side to take some of it.
+        """Sets how long data of a closed socket may wait until the peer takes some of it.
 
-        Time during which the other side is paused does not count.
+        Time during which the peer is paused does not count.
 
         Raises:
-            ValueError: it is negative or no number.
-            OSError: the node has stopped.
+            ValueError: `seconds` is negative or not a number.
+            RuntimeError: the node has stopped.
         """
 
     def add_guest(self, options: Mapping[str, object]) -> None:
@@ -52,13 +52,13 @@ class Node:
 
         Args:
             options: all fields of `vsock.control.model.GuestSpec`, `socket` a path and `hybrid` a path or
-                None (declared in crates/virtio/src/options.rs).
+                None (declared in crates/node/src/options.rs).
 
         Raises:
             KeyError: a field is missing.
             TypeError: a field is of the wrong type.
-            ValueError: a CID is not one a guest can have.
-            OSError: EADDRINUSE if name, CID or a path are taken; else what the kernel says.
+            ValueError: a CID is not valid for a guest.
+            OSError: EADDRINUSE if the name, the CID or a path is in use; else the kernel's error.
         """
 
     def change_guest(self, cid: int, options: Mapping[str, object]) -> None:
@@ -68,24 +68,30 @@ class Node:
 
         Raises:
             KeyError, TypeError, ValueError: as `add_guest`.
-            OSError: ENODEV if there is no guest with this CID, EADDRINUSE if the new one is another's;
-                else what the kernel says.
+            OSError: ENODEV if no guest has this CID, EADDRINUSE if another guest has the new one; else
+                the kernel's error.
         """
 
     def remove_guest(self, cid: int) -> None:
-        """Ends a guest's connections, tells it so, and disconnects its front end. ENODEV if there is none.
+        """Resets a guest's connections, then disconnects its front end.
 
-        A guest that takes nothing is waited for a second.
+        Waits until the guest has received the resets, for at most a second.
+
+        Raises:
+            OSError: ENODEV if no guest has this CID.
         """
 
     def wait_told(self, cid: int, timeout: float) -> bool:
-        """Waits until a guest has taken what there was to tell it, such as its new CID.
+        """Waits until a guest has received pending notices, such as that of its new CID.
 
-        False: it has not within `timeout` seconds. A guest that cannot be told is not waited for.
+        Returns True at once if the guest's front end has no way to receive them.
+
+        Returns:
+            False if `timeout` seconds have passed first.
 
         Raises:
-            ValueError: `timeout` is negative or no number.
-            OSError: ENODEV if there is no guest with this CID.
+            ValueError: `timeout` is negative or not a number.
+            OSError: ENODEV if no guest has this CID.
         """
 
     def join(
@@ -94,8 +100,8 @@ class Node:
         """Becomes a guest of the vhost-user-vsock device at `socket`; returns our CID.
 
         Raises:
-            OSError: ETIMEDOUT after `timeout` seconds, EADDRNOTAVAIL if the device gives another CID
-                than `cid`, EPROTO if it is no such device; else what the kernel says.
+            OSError: ETIMEDOUT after `timeout` seconds, EADDRNOTAVAIL if the device assigns another CID
+                than `cid`, EPROTO if it is not such a device; else the kernel's error.
         """
 
     def explain(self, source: int, destination: int) -> tuple[bool, str, str]:
@@ -107,7 +113,7 @@ class Node:
             Whether it may, the name of the rule that decides (empty: a CID is nobody's), and why.
 
         Raises:
-            OSError: the node has stopped.
+            RuntimeError: the node has stopped.
         """
 
     def snapshot(self) -> dict[str, Any]:
@@ -122,16 +128,16 @@ class Node:
         """
 
     def set_wants_flows(self, wanted: bool) -> None:
-        """Whether single connections, opened and refused, are events too; at first they are not."""
+        """Turns events for each opened and each refused connection on or off; they are off at first."""
 
     def event_fd(self) -> int:
         """A descriptor that is readable while there are events; it belongs to the node."""
 
     def events(self) -> list[Event]:
-        """What has happened since the last call, oldest first."""
+        """Returns the events since the last call, oldest first."""
 
     def stop(self) -> None:
-        """Ends all connections and the thread, and removes the sockets. Harmless the second time."""
+        """Ends all connections and the thread, and removes the sockets. A second call has no effect."""
 
 @final
 class Event:
@@ -141,11 +147,11 @@ class Event:
     def kind(self) -> str: ...
     @property
     def cid(self) -> int:
-        """Which guest's; 0xffffffff when none."""
+        """The guest's CID; 0xffffffff if the event is not about a guest."""
 
     @property
     def detail(self) -> str:
-        """Why, who or how many; for people."""
+        """The reason, the process or a number, as text for people."""
 
     @property
     def time(self) -> float:

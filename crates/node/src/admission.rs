@@ -142,17 +142,16 @@ pub(crate) fn errno(refusal: Refusal) -> Errno {
         Refusal::NoRoute | Refusal::NoHypervisor => Errno::NODEV,
         Refusal::TypeNotKnown => Errno::SOCKTNOSUPPORT,
         Refusal::NotConnectible => Errno::OPNOTSUPP,
-        Refusal::PrivilegedPort => Errno::ACCESS,
+        Refusal::PrivilegedPort | Refusal::NoSharedGroup | Refusal::Denied | Refusal::NoRule => {
+            Errno::ACCESS
+        }
         Refusal::PortInUse | Refusal::AddressesInUse => Errno::ADDRINUSE,
         Refusal::NotLocal | Refusal::PortsExhausted => Errno::ADDRNOTAVAIL,
         Refusal::NotBound => Errno::INVAL,
         Refusal::OverLimits => Errno::NOBUFS,
         Refusal::OutOfDescriptors => Errno::MFILE,
-        // As if nobody listened there: the other side's affairs are not told.
+        // As an answer of the other side would be.
         Refusal::Leaving
-        | Refusal::NoSharedGroup
-        | Refusal::Denied
-        | Refusal::NoRule
         | Refusal::NoListener
         | Refusal::NoHybridSocket
         | Refusal::ListenerType

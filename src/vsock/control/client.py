@@ -1,7 +1,7 @@
-"""The control API from the other end, with the standard library only.
+"""A client of the control API that needs only the standard library.
 
-For command line tools, so it must start fast: no asyncio, no pydantic. One connection per
-question.
+Command line tools use it, so it must be fast to import: it uses neither asyncio nor pydantic. Each request
+has its own connection.
 """
 
 import errno
@@ -42,7 +42,7 @@ _ABSENT: Final = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
 
 
 class ControlClient:
-    """Asks one switch. Every method may raise NoSwitch, SwitchGone or TransportError."""
+    """Sends requests to one switch. Every method may raise NoSwitch, SwitchGone or TransportError."""
 
     def __init__(
         self, runtime_dir: str | os.PathLike[str] | None = None, *, timeout: float = _TIMEOUT

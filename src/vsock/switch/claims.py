@@ -1,12 +1,12 @@
-"""Socket paths: whose they are, and how we take one without taking it from somebody.
+"""Finds out who owns a socket path, and replaces stale sockets without taking one from a live process.
 
-A Unix socket outlives the process that bound it, so a name in the file system says nothing: it
-may be a switch at work or the remains of a dead one. Two rules make taking it safe:
+The file of a Unix socket outlives the process that bound it, so the file alone does not show whether a
+switch is running. Two rules make it safe to replace one:
 
-- A runtime directory belongs to the process that holds the lock on its `lock` file. The kernel
-  drops the lock with the process, so what the lock's owner finds in there is stale.
-- Any other path is tried: a socket that takes a connection is alive, and `SO_PEERCRED` says whose
-  it is; one that refuses is stale and is removed.
+- A runtime directory belongs to the process that holds the lock on its `lock` file. The kernel releases
+  the lock when the process ends, so the sockets that the next owner finds there are stale.
+- For any other path we try to connect. If that works, the socket is in use and `SO_PEERCRED` names its
+  owner; on ECONNREFUSED the socket is stale and is removed.
 """
 
 import errno
@@ -27,38 +27,39 @@ __all__ = ["Owner", "RuntimeClaim", "clear_socket", "owner_of", "peer_of", "remo
 
 _UCRED: Final = struct.Struct("3i")
 _LONGEST_PID: Final = 20
-"""Digits: more than any process's number has."""
+"""Digits, more than any process id has."""
 
 _ALIVE_ERRORS: Final = frozenset({errno.EAGAIN, errno.EPROTOTYPE})
 
 
 class Owner(NamedTuple):
-    """A process that holds something we want."""
+    """A process that owns a socket or a directory."""
 
     pid: int
     uid: int
     command: str
 
     def __str__(self) -> str:
-        """Return the process as a person would look for it."""
+        """Return the process id, command and user, as text for people."""
         return f"process {self.pid} ({self.command}, uid {self.uid})"
 
 
 class RuntimeClaim:
     """Ownership of one runtime directory, from construction to `release`.
 
-    Makes the directory (mode 0700) if it is not there, and removes stale sockets of ours from it.
-    One that exists must be ours alone, and its mode is left as it is: it may be `/tmp`.
+    Creates the directory with mode 0700 if it does not exist, and removes stale sockets of a switch from it.
+    An existing directory must be accessible to this user only. Its mode is never changed, because it may be
+    a shared one such as `/tmp`.
 
     Args:
-        directory: where the sockets go.
-        option: how the caller's user chooses another directory, for messages.
+        directory: the directory for the sockets.
+        option: the option or argument that chooses another directory, for error messages.
 
     Raises:
-        TransportError: EADDRINUSE when another switch owns it, with its process; EEXIST when it
-            holds things of the same names that are no switch's; EACCES when other users may enter it
-            or it is theirs; else what the system said.
-        UsageError: its path leaves no room for the name of a socket.
+        TransportError: EADDRINUSE if another switch owns the directory, whose process the message names;
+            EEXIST if files that are not a switch's have the names of our sockets; EACCES if other users own
+            or may enter it; else the system's error.
+        UsageError: the path leaves no room for the name of a socket.
     """
 
     def __init__(self, directory: Path, *, option: str = "runtime_dir=") -> None:
@@ -80,7 +81,7 @@ class RuntimeClaim:
         self._remove_sockets()
 
     def release(self) -> None:
-        """Removes our sockets and gives the directory up; twice is harmless."""
+        """Removes our sockets and releases the directory. A second call has no effect."""
         if self._lock >= 0:
             self._remove_sockets()
             self._close()
@@ -91,7 +92,7 @@ class RuntimeClaim:
             self._lock = -1
 
     def _take_directory(self) -> None:
-        """Makes the directory, or looks whether the one that is there is for us alone."""
+        """Creates the directory, or checks that an existing one is accessible to this user only."""
         directory = self.files.directory
         for parent in reversed([*takewhile(lambda path: not path.exists(), directory.parents)]):
             parent.mkdir(mode=0o755, exist_ok=True)
@@ -141,18 +142,18 @@ class RuntimeClaim:
             self._check_for_strangers()
         elif not written.isdigit():
             raise self._not_alone("has a `lock` that is no switch's", number=errno.EEXIST)
-        # Never empty once it was a switch's, whenever the machine stops.
+        # Written before it is truncated: even if the machine stops now, the file is not empty.
         pid = str(os.getpid()).encode()
         os.pwrite(self._lock, pid, 0)
         os.ftruncate(self._lock, len(pid))
 
     def _check_for_strangers(self) -> None:
-        """No switch was here before: what has the names of our sockets is somebody else's."""
+        """Raises TransportError if files have our names although no switch has used the directory before."""
         found = [path.name for path in self._own_sockets() if os.path.lexists(path)]
         if self.files.guests.is_dir() and any(self.files.guests.iterdir()):
             found.append("guests")
         if found:
-            self.files.lock.unlink()  # ours, just made
+            self.files.lock.unlink()  # created by us just now
             names = ", ".join(f"`{name}`" for name in found)
             raise self._not_alone(f"has {names} of something else", number=errno.EEXIST)
 
@@ -172,14 +173,14 @@ class RuntimeClaim:
 
 
 def remove_socket(path: Path) -> None:
-    """Removes the socket at `path`; anything else there, a symbolic link too, stays."""
+    """Removes the socket at `path`, but no other kind of file, and no symbolic link."""
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
 
 
 def clear_socket(path: Path) -> None:
-    """Makes `path` free to be bound: a stale socket there is removed.
+    """Removes a stale socket at `path`, so that a socket can be bound there.
 
     Raises:
         TransportError: EADDRINUSE when a process listens there (it is named) or when something
@@ -200,14 +201,14 @@ def clear_socket(path: Path) -> None:
 
 
 def owner_of(path: Path) -> Owner | None:
-    """The process that listens at `path`, or None if the socket is stale or not there."""
+    """The process that listens at `path`; None if the socket is stale or does not exist."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return None
         except OSError as error:
-            # A full queue or another socket type: somebody is there, but does not tell who.
+            # The queue is full or the type differs: some process listens, but we cannot learn which.
             if error.errno in _ALIVE_ERRORS:
                 return Owner(0, -1, "unknown")
             raise _world(error, f"cannot tell whether {path} is in use") from error
@@ -215,7 +216,7 @@ def owner_of(path: Path) -> Owner | None:
 
 
 def peer_of(connection: socket.socket) -> Owner:
-    """The process at the other end of a Unix socket, as it was when it connected or listened."""
+    """The process that connected or listened at the other end of a Unix socket."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _ = _UCRED.unpack(raw)
     return Owner(pid, uid, _command(pid))
@@ -229,7 +230,7 @@ def _command(pid: int) -> str:
 
 
 def _lock_owner(lock: int) -> str:
-    """The owner as the lock file names it; it may be starting or stopping just now."""
+    """The owner that the lock file names; the file may be empty while the owner starts or stops."""
     with suppress(OSError, ValueError):
         pid = int(os.pread(lock, _LONGEST_PID, 0))
         return str(Owner(pid, Path(f"/proc/{pid}").stat().st_uid, _command(pid)))

@@ -1,8 +1,8 @@
-"""The daemon: one switch, from a config to a signal.
+"""The daemon: runs one switch from a config until a signal.
 
-SIGTERM and SIGINT end it cleanly; SIGHUP reads the config file again and takes the steps from the
-old one to the new, and a file with faults changes nothing. systemd hears READY, RELOADING,
-STOPPING and, if it wants, the watchdog's beat.
+SIGTERM and SIGINT stop it cleanly. SIGHUP reads the config file again and takes the steps from the old
+config to the new one; a file with faults changes nothing. The daemon sends READY, RELOADING, STOPPING and
+the watchdog's messages to systemd.
 """
 
 import asyncio
@@ -28,19 +28,19 @@ __all__ = ["run"]
 
 _log: Final = logging.getLogger("vsock.switch")
 _ENDING_SECONDS: Final = 3.0
-"""How long a switch may take to end, after a signal, before the next one calls it a running one."""
+"""How long a starting daemon waits for one that is stopping in the same directory, in seconds."""
 
 
 def run(config: Config, *, reload: Callable[[], Config] | None = None, level: str = "info") -> None:
     """Runs a switch until a signal ends it.
 
     Args:
-        config: what to start with.
-        reload: reads the config again, for SIGHUP; None when there is no file.
-        level: how much to log to standard error.
+        config: the config to start with.
+        reload: reads the config again on SIGHUP; None if there is no config file.
+        level: the level of the log on standard error.
 
     Raises:
-        VsockError: it could not be started.
+        VsockError: the switch could not be started.
     """
     _log_to_stderr(level)
     asyncio.run(_Daemon(config, reload).run())
@@ -88,7 +88,7 @@ class _Daemon:
         _log.info("stopped")
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        """Start the switch; one that is just ending in the same place gets a moment to do so."""
+        """Start the switch, after waiting for one that is stopping in the same directory."""
         deadline = time.monotonic() + _ENDING_SECONDS
         is_said = False
         while True:
@@ -114,7 +114,7 @@ class _Daemon:
             _log.warning("SIGHUP: there is no config file to read again")
             return
         async with self._reading:
-            # A guest that is removed is told first, which takes a moment.
+            # Removing a guest waits until it has received RST for its connections.
             await asyncio.to_thread(self._take, self._reload)
 
     def _take(self, reload: Callable[[], Config]) -> None:
@@ -129,7 +129,7 @@ class _Daemon:
         notify("READY=1")
 
     def _become(self, config: Config) -> None:
-        """Takes the steps; guests that came by the control API stay."""
+        """Takes the steps to a new config; guests that the control API has added stay."""
         if config.runtime_dir.absolute() != self._switch.runtime_dir:
             _log.warning("config: a new runtime_dir needs a restart of the switch")
         self._switch.set_polling(config.poll_us)
@@ -143,7 +143,7 @@ class _Daemon:
         for step in changes:
             try:
                 if isinstance(step, Remove):
-                    with suppress(NoSuchGuest):  # somebody removed it by the control API
+                    with suppress(NoSuchGuest):  # the control API has removed it
                         self._switch.remove_guest(step.guest.name)
                 elif isinstance(step, Change):
                     self._change(step)
@@ -154,7 +154,7 @@ class _Daemon:
                 if isinstance(step, Change):
                     unchanged.append(step.before)
                 _log.error("config: guest=%s not changed: %s", step.guest.name, error)
-        # What failed is tried again by the next SIGHUP.
+        # The next SIGHUP tries failed steps again.
         taken = [guest for guest in config.guests if guest not in failed]
         self._configured = (*taken, *unchanged)
 
@@ -162,7 +162,7 @@ class _Daemon:
         guest = step.guest
         try:
             self._switch.change(guest)
-        except NoSuchGuest:  # somebody removed it by the control API
+        except NoSuchGuest:  # the control API has removed it
             self._switch.add(guest)
 
 

@@ -1,6 +1,6 @@
-"""Tells systemd how the daemon is: sd_notify(3), without its library.
+"""Sends the daemon's state to systemd, as sd_notify(3) does, without its library.
 
-Does nothing when `$NOTIFY_SOCKET` is not set, that is, outside of a `Type=notify` unit.
+Does nothing if `$NOTIFY_SOCKET` is not set, that is, outside a `Type=notify` unit.
 """
 
 import logging
@@ -14,14 +14,14 @@ _log: Final = logging.getLogger("vsock.switch")
 
 
 def notify(*assignments: str) -> bool:
-    """Sends assignments such as "READY=1"; False when nobody asked for them, or listens any more.
+    """Sends assignments such as "READY=1". Returns False if there is no service manager or it does not receive.
 
-    A manager that is not there is logged and no more: the switch's work does not depend on it.
+    A manager that does not receive is only logged, because the switch does not depend on it.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return False
-    if address.startswith("@"):  # the abstract name space starts with a NUL
+    if address.startswith("@"):  # an abstract address starts with NUL
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
@@ -33,7 +33,7 @@ def notify(*assignments: str) -> bool:
 
 
 def watchdog_interval() -> float | None:
-    """Seconds between WATCHDOG=1 messages (half of what systemd waits for), if it wants any."""
+    """Seconds between WATCHDOG=1 messages, half of systemd's timeout; None if systemd expects none."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     if not microseconds.isdigit() or not int(microseconds) or not for_us:

@@ -3,9 +3,9 @@
     async with vsock.Switch({"alpha": 3, "beta": 4}, runtime_dir="/tmp/lab") as switch:
         print(switch.socket_path("alpha"))  # for the VMM's command line
 
-`with` does the same in a program without asyncio: a thread then tends to events and control API.
-`vsock.switch.daemon` is this class with signals. Bytes never pass through here: the data plane is a
-native thread of its own.
+In a program without asyncio use `with`: a thread then handles events and the control API.
+`vsock.switch.daemon` runs this class with signal handlers. No data passes through Python, because the
+data plane has its own native thread.
 """
 
 import asyncio
@@ -55,26 +55,30 @@ __all__ = ["Switch"]
 _log: Final = logging.getLogger("vsock.switch")
 
 _TELLING_SECONDS: Final = 1.0
-"""How long a guest may take to hear of its new CID; a running one takes milliseconds."""
+"""The longest wait until a guest has received its new CID, which takes a running guest milliseconds."""
 
 
 class Switch:
-    """The vsock device of many guests, and the way between them and host programs.
+    """The vsock devices of many guests, and the connections between them and host programs.
 
     Args:
         guests: CIDs by name, or specifications (`vsock.control.model.GuestSpec`).
-        runtime_dir: where the sockets go; else the user's usual runtime directory.
-        control: serve the control API too, so that the `vsock` command can talk to this switch.
-        poll_us: how long at most, in microseconds, to look for packets before sleeping
+        runtime_dir: the directory of the switch's sockets; by default the user's usual one.
+        control: also serve the control API, which the `vsock` command uses. This needs `vsock[switch]`.
+        poll_us: the longest time to poll for packets before the data plane blocks, in microseconds
             (docs/reference/tuning.md).
-        linger_timeout: how long, in seconds, what a program sent before it closed may wait for the
-            other side to take some of it; then that side gets RST. A guest's pause does not count.
+        linger_timeout: how long data of a closed socket may wait, in seconds, until the peer takes some
+            of it. Then the connection is reset. Time in which a guest is paused does not count.
 
-    A switch is started by `with`, `async with` or `start`, and once only.
+    `with`, `async with` or `start` starts a switch. It can be started only once.
+
+    Raises:
+        UsageError: an argument is invalid.
+        MissingExtra: `control` needs packages that are not installed.
     """
 
     _directory_option: ClassVar[str] = "runtime_dir="
-    """How whoever made this switch chooses another runtime directory, for messages."""
+    """The argument that chooses another runtime directory, for error messages."""
 
     def __init__(
         self,
@@ -85,13 +89,13 @@ class Switch:
         poll_us: int = POLL_US,
         linger_timeout: float = LINGER_TIMEOUT,
     ) -> None:
-        """Make a switch that is not started yet; the arguments are the class's."""
+        """Make a switch without starting it; the class describes the arguments."""
         self._first_guests = _specs(guests)
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
         self._wanted = checked(SwitchSpec(directory.absolute(), poll_us, linger_timeout))
         self._files = RuntimeFiles(directory.absolute())
         self._server = self._make_server() if control else None
-        # Replaced as a whole: other threads look at it while guests come and go.
+        # Never modified, only replaced: other threads read it while guests are added and removed.
         self._guests: dict[str, GuestSpec] = {}
         self._node: _native.Node | None = None
         self._claim: RuntimeClaim | None = None
@@ -103,13 +107,14 @@ class Switch:
     # Life
 
     def start(self) -> None:
-        """Takes the runtime directory, starts the data plane and lets the first guests in.
+        """Claims the runtime directory, starts the data plane and adds the first guests.
 
-        Nobody tends to events then: prefer `with` or `async with`.
+        `start` alone neither logs events nor serves the control API: prefer `with` or `async with`.
 
         Raises:
-            TransportError: the directory or a socket path is not to be had; the reason names who has it.
-            UsageError: a guest's specification is wrong.
+            TransportError: the directory or a socket path is in use, and the message names the owner; or it
+                cannot be created.
+            UsageError: a guest's specification is invalid.
         """
         if self._claim:
             raise UsageError("this switch was started before; make another one")
@@ -127,9 +132,9 @@ class Switch:
             raise
 
     def stop(self) -> None:
-        """Ends all flows and attachments and gives the sockets up; twice is harmless.
+        """Ends all flows and attachments and removes the sockets. A second call has no effect.
 
-        Guests get RST for each connection first; those that take nothing are waited for a second.
+        Guests receive RST for each connection first. `stop` waits until they have, for at most a second.
         """
         node, self._node = self._node, None
         if node:
@@ -140,20 +145,20 @@ class Switch:
             self._claim.release()
 
     def set_polling(self, microseconds: int) -> None:
-        """How long at most to look for packets before sleeping, from now on; 0: not at all.
+        """Changes `poll_us` of a running switch; 0 disables polling.
 
         Raises:
-            UsageError: it is not 0 to 1000.
+            UsageError: `microseconds` is not 0 to 1000.
         """
         self._wanted = checked(replace(self._wanted, poll_us=microseconds))
         if self._node:
             self._node.set_polling(self._wanted.poll_us)
 
     def set_linger_timeout(self, seconds: float) -> None:
-        """How long, in seconds, data of closed sockets may wait; for those that close from now on.
+        """Changes `linger_timeout` for sockets that are closed from now on.
 
         Raises:
-            UsageError: it is not above 0 and at most a day.
+            UsageError: `seconds` is not above 0 and at most a day.
         """
         self._wanted = checked(replace(self._wanted, linger_timeout=seconds))
         if self._node:
@@ -203,22 +208,22 @@ class Switch:
     # Guests
 
     def add_guest(self, name: str, cid: int, **fields: object) -> GuestRecord:
-        """Lets one more guest in, while others run.
+        """Adds a guest while the others run.
 
         Args:
-            name: what it is called; unique in the switch.
+            name: its name; unique in the switch.
             cid: its CID, 3 or more; unique in the switch.
             fields: other fields of `GuestSpec`, such as `groups`, `socket` or `hybrid`. A relative path starts
                 at this process's working directory.
 
         Raises:
-            UsageError: the name, the CID or a path cannot work.
-            TransportError: EADDRINUSE when another guest or process has one of them.
+            UsageError: the name, the CID or another field is invalid.
+            TransportError: EADDRINUSE if another guest or process has the name, the CID or a path.
         """
         return self.add(read(GuestSpec, {"name": name, "cid": cid, **_absolute(fields)}))
 
     def add(self, guest: GuestSpec) -> GuestRecord:
-        """Lets in the guest that a specification describes; as `add_guest`."""
+        """Adds the guest that a specification describes; raises as `add_guest`."""
         guest = self._with_paths(guest)
         assert guest.socket
         with self._changing:
@@ -232,12 +237,12 @@ class Switch:
         return self.guest(guest.name)
 
     def remove_guest(self, guest: str | int) -> None:
-        """Ends the attachment and all flows of a guest, by name or CID, and forgets it.
+        """Removes a guest, by name or CID, and ends its flows and its attachment.
 
-        The guest gets RST for each connection first; one that takes nothing is waited for a second.
+        The guest receives RST for each connection first. The call waits until it has, for at most a second.
 
         Raises:
-            NoSuchGuest: there is none.
+            NoSuchGuest: no guest has this name or CID.
         """
         with self._changing:
             spec = self._find(guest)
@@ -247,11 +252,11 @@ class Switch:
         _log.info("guest removed: guest=%s cid=%d", spec.name, spec.cid)
 
     def set_guest_cid(self, guest: str | int, cid: int) -> GuestRecord:
-        """Gives a guest, by name or CID, another CID while it runs; vsock(7) calls it migration.
+        """Changes the CID of a guest, by name or CID, while it runs; vsock(7) calls this migration.
 
-        All its connections end. What listens in the guest on the wildcard CID goes on at the new
-        one, and listeners of host programs stay. Returns when the guest knows (a userspace guest,
-        User-Mode Linux), or a second later if it takes nothing (it is paused).
+        All connections of the guest end. Listeners in the guest that are bound to the wildcard CID continue at
+        the new CID, and listeners of host programs stay. Returns when the guest has received its new CID, if
+        its device can tell it (userspace guests, User-Mode Linux), and after a second at the latest.
 
         Raises:
             NoSuchGuest: there is none.
@@ -261,13 +266,13 @@ class Switch:
         return self.change_guest(guest, cid=cid)
 
     def set_guest_groups(self, guest: str | int, groups: Sequence[str]) -> GuestRecord:
-        """Gives a guest, by name or CID, other groups while it runs.
+        """Replaces the groups of a guest, by name or CID, while it runs.
 
-        Groups say which guests may connect to each other; connections that are open go on.
+        The new groups apply to new connections; open connections continue.
 
         Raises:
-            NoSuchGuest: there is none.
-            UsageError: a group's name is none.
+            NoSuchGuest: no guest has this name or CID.
+            UsageError: a group's name is invalid.
         """
         return self.change_guest(guest, groups=groups)
 
@@ -286,7 +291,7 @@ class Switch:
         return self._change(guest, lambda old: replace(old, **wanted))
 
     def change(self, guest: GuestSpec) -> GuestRecord:
-        """Changes the guest with this name to match a specification; as `change_guest`."""
+        """Changes the guest with this name to match a specification; raises as `change_guest`."""
         return self._change(guest.name, lambda _: guest)
 
     def _change(self, guest: str | int, become: Callable[[GuestSpec], GuestSpec]) -> GuestRecord:
@@ -309,27 +314,27 @@ class Switch:
 
     @property
     def runtime_dir(self) -> Path:
-        """The directory of the switch's sockets; `VSOCK_RUNTIME_DIR` for programs to use it."""
+        """The directory of the switch's sockets. Programs find it in `VSOCK_RUNTIME_DIR`."""
         return self._files.directory
 
     @property
     def transport(self) -> SwitchTransport:
-        """What to pass as ``transport=`` to have any verb of this package act for a host program."""
+        """The value of ``transport=`` with which this package's functions act as a host program of this switch."""
         return SwitchTransport(str(self.runtime_dir))
 
     def socket_path(self, name: str) -> Path:
-        """Where the VMM of guest `name` connects (or would by default)."""
+        """The socket to which the VMM of guest `name` connects; the default path if there is no such guest."""
         spec = self._guests.get(name)
         return spec.socket if spec and spec.socket else self._files.guest_socket(name)
 
     def hybrid_path(self, name: str) -> Path:
-        """Where the hybrid socket of guest `name` is (or would be by default)."""
+        """The path of the hybrid socket of guest `name`; the default path if it has none."""
         spec = self._guests.get(name)
         path = spec.hybrid if spec else None
         return path if isinstance(path, Path) else self._files.hybrid_socket(name)
 
     def info(self) -> SwitchRecord:
-        """How the switch itself is."""
+        """The switch itself."""
         node = self._running()
         snapshot = node.snapshot()
         return SwitchRecord(
@@ -373,7 +378,7 @@ class Switch:
         return sorted(found, key=lambda flow: flow.id)
 
     def explain(self, source: str | int, destination: str | int) -> Verdict:
-        """May `source` connect to `destination` (names or CIDs; "host" is the host), and why."""
+        """Whether `source` may connect to `destination`, and why. Both are names or CIDs, or "host"."""
         if self._is_host_alias(source, destination):
             destination = CID_HOST
         cids = self._cid_of(source), self._cid_of(destination)
@@ -453,7 +458,7 @@ def _absolute(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _specs(guests: object) -> tuple[GuestSpec, ...]:
-    """What `Switch` was given, as specifications; UsageError if that is something else."""
+    """Converts the argument `guests` of `Switch` to specifications. Raises UsageError."""
     if isinstance(guests, Mapping):
         return tuple(GuestSpec(name=name, cid=cid) for name, cid in guests.items())
     found = tuple(guests) if isinstance(guests, Iterable) else (guests,)

@@ -1,4 +1,4 @@
-//! A program on the endpoint socket: reads its requests, writes its replies.
+//! A program on one of the node's Unix sockets: reads its requests, writes its replies.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};

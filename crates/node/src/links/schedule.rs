@@ -112,3 +112,63 @@ impl Schedule {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vsock_core::{Cid, Limits};
+    use vsock_guest_memory::slice::Slices;
+
+    use super::super::{Interface, Link, LoopbackLink, Role};
+    use super::*;
+    use crate::options::GuestOptions;
+
+    const WINDOW: Duration = Duration::from_micros(50);
+
+    /// A schedule of one link, which has nothing to do.
+    fn one_link() -> (Schedule, Slots<Entry>, LinkId) {
+        let link = Link::Loopback(LoopbackLink::new().unwrap());
+        let interface = Interface::new(link, Role::Loopback, Cid::HOST, Limits::default(), 1);
+        let mut entries = Slots::new();
+        let id = entries.insert(Entry::new(GuestOptions::default(), interface));
+        let mut schedule = Schedule::default();
+        schedule.add(id);
+        (schedule, entries, id)
+    }
+
+    #[test]
+    fn link_with_work_is_named_once_until_it_has_work_again() {
+        let (mut schedule, _, id) = one_link();
+        schedule.activate(id);
+        schedule.activate(id);
+        assert_eq!((schedule.active(), schedule.next(), schedule.next()), (1, Some(id), None));
+        schedule.activate(id);
+        schedule.remove(id);
+        assert_eq!((schedule.next(), schedule.has_unarmed()), (None, false));
+    }
+
+    #[test]
+    fn served_link_is_looked_at_until_it_has_been_quiet_for_the_window() {
+        let (mut schedule, mut entries, id) = one_link();
+        let start = Instant(1_000_000);
+        schedule.activate(id);
+        schedule.next();
+        assert!(schedule.note_work(id, 3, start) && !schedule.note_work(id, 3, start + WINDOW));
+        schedule.poll(&mut entries, start + WINDOW / 2, WINDOW);
+        assert!(schedule.has_unarmed());
+        schedule.poll(&mut entries, start + WINDOW, WINDOW);
+        assert_eq!((schedule.has_unarmed(), schedule.active()), (false, 0));
+    }
+
+    #[test]
+    fn link_in_which_something_has_come_meanwhile_has_work() {
+        let (mut schedule, mut entries, id) = one_link();
+        schedule.activate(id);
+        schedule.next();
+        let interface = entries.get_mut(id).and_then(Entry::interface_mut).unwrap();
+        let mut slices = Slices::new();
+        let buffer = interface.link_mut().next_buffer(&mut slices).unwrap().unwrap();
+        interface.link_mut().send(&buffer, &slices, &[0; 44], 0);
+        schedule.poll(&mut entries, Instant(1), WINDOW);
+        assert_eq!((schedule.next(), schedule.has_unarmed()), (Some(id), true));
+    }
+}
