@@ -15,10 +15,10 @@ use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
-    AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum,
-    Scratch, Sends, Sent, Update,
+    Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum, Scratch,
+    Sends, Sent, Update,
 };
-use crate::options::GuestOptions;
+use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
 use crate::programs::Programs;
 use crate::reactor::{Owner, Readiness, SourceId};

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`node`], `options` | a node as other threads hold it; the options of a guest |
 //! | `worker`, `turn`, `context` | the thread behind it, one turn of one link, and what every part works with |
+//! | `fault` | why a link is ended |
 //! | `fabric`, `guest_port` | what concerns several parts at once; what a guest's front end does |
 //! | [`links`] | the guest side: one interface per link, packets in and out |
 //! | `flows` | one flow per connection of a program: bytes between its socket and a link |
@@ -22,6 +23,7 @@ mod awaited;
 mod context;
 pub mod events;
 mod fabric;
+mod fault;
 mod flow_log;
 mod flows;
 #[cfg(feature = "fuzzing")]

@@ -11,9 +11,9 @@ use std::time::Duration;
 use vsock_core::{Cid, SocketType};
 
 use crate::admission::Verdict;
-use crate::links::{AddError, LinkId, NewUplink};
+use crate::links::{LinkId, NewUplink};
 use crate::mailbox::Reply;
-use crate::options::GuestOptions;
+use crate::options::{AddError, GuestOptions};
 use crate::snapshot::Snapshot;
 use vsock_virtio::vhost_user::{BackendControl, Change};
 

@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `mod.rs` | which program an event is about; what a guest asks goes to a program |
+//! | `programs.rs` | which program an event is about; what a guest asks goes to a program |
 //! | `requests.rs`, `connect.rs` | what a program asks is carried out |
 //! | `acceptors.rs` | the sockets on which programs connect |
 //! | `listeners.rs`, `accept_queue.rs`, `privilege.rs` | ports, and programs that take connections |

@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `mod.rs` | all links |
+//! | `links.rs` | all links |
 //! | `routes.rs`, `schedule.rs`, `quantum.rs` | which leads where; which has work; how much one may move before the next |
 //! | `entry.rs` | one link: who is at the other end, its queues |
 //! | `interface.rs` | the connections over it; every packet passes here |
@@ -18,7 +18,6 @@ mod cid_change;
 mod connections;
 mod datagram;
 mod entry;
-mod fault;
 mod filter;
 mod forward;
 mod interface;
@@ -44,8 +43,6 @@ use vsock_core::{Address, Admission, Cid, Instant, Key, Limits, SecondaryMap, Sl
 
 pub(crate) use self::cid_change::Ending;
 pub(crate) use self::entry::{Entry, NewUplink};
-pub(crate) use self::fault::sort_transfer;
-pub use self::fault::{LinkFault, MemoryDead};
 pub use self::filter::Role;
 pub(crate) use self::forward::Forwarder;
 pub use self::interface::{Budget, Interface, Scratch};
@@ -58,7 +55,8 @@ pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;
 use crate::events::{Event, Failure};
-use crate::options::GuestOptions;
+pub use crate::fault::{LinkFault, MemoryDead};
+use crate::options::{AddError, GuestOptions};
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
@@ -77,23 +75,6 @@ fn loopback_limits() -> Limits {
 
 /// Names a link for ever.
 pub(crate) type LinkId = Key<Entry>;
-
-/// Why there is no such guest.
-#[derive(Debug, thiserror::Error)]
-pub enum AddError {
-    /// The CID is taken.
-    #[error("CID {0} belongs to guest {1:?} already")]
-    CidInUse(u32, String),
-    /// The name is taken.
-    #[error("there is a guest {0:?} already")]
-    NameInUse(String),
-    /// Not a CID a guest can have.
-    #[error("{0} is not a CID for a guest (3 to 4294967294)")]
-    BadCid(u32),
-    /// The kernel said no.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-}
 
 /// All links of a node.
 pub(crate) struct Links {
