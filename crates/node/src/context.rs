@@ -4,8 +4,6 @@ use vsock_core::{Admission, Cid, Instant};
 
 use crate::events::{Event, Failure};
 use crate::journal::Journal;
-use crate::mailbox::Mailbox;
-use crate::orders::Order;
 use crate::reactor::Sources;
 
 /// What every part of a node works with.
@@ -15,8 +13,6 @@ pub(crate) struct Context {
     /// What the node listens to.
     pub(crate) sources: Sources,
     pub(crate) journal: Journal,
-    /// Where helpers answer.
-    pub(crate) orders: Mailbox<Order>,
     /// Asked wherever something begins.
     pub(crate) admission: Admission,
     started: std::time::Instant,
@@ -24,10 +20,10 @@ pub(crate) struct Context {
 
 impl Context {
     /// Of a node that starts now.
-    pub(crate) fn new(sources: Sources, journal: Journal, orders: Mailbox<Order>) -> Self {
+    pub(crate) fn new(sources: Sources, journal: Journal) -> Self {
         let started = std::time::Instant::now();
         let admission = Admission::default();
-        Self { now: Instant::default(), sources, journal, orders, admission, started }
+        Self { now: Instant::default(), sources, journal, admission, started }
     }
 
     /// The time at this very moment.

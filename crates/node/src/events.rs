@@ -9,7 +9,7 @@ use std::io;
 use vsock_client::wire::BadRequest;
 use vsock_core::{Address, Cid, CloseReason, Refusal, SocketType};
 
-use crate::links::LinkFault;
+use crate::fault::LinkFault;
 use vsock_virtio::sys::PeerCredentials;
 use vsock_virtio::vhost_user::{Detach, FrontendError};
 

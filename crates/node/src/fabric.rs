@@ -16,10 +16,10 @@ use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
-    AddError, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum,
+    CidRead, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum,
     Scratch, Sends, Sent, Update,
 };
-use crate::options::GuestOptions;
+use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
 use crate::programs::{Asked, Programs};
 use crate::reactor::{Owner, Readiness, SourceId};
@@ -27,7 +27,7 @@ use crate::timers::Timers;
 use crate::turn::Turn;
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::TX_QUEUE;
-use vsock_virtio::vhost_user::{Change, FrontendError};
+use vsock_virtio::vhost_user::Change;
 
 /// Turns of taking packets from a ring that is stopped, or of filling it: far more than it can hold at a time.
 const LAST_TURNS: usize = 64;
@@ -127,8 +127,21 @@ impl Fabric {
         }
     }
 
+    /// Carries out what helpers have found out.
+    pub(crate) fn take_answers(&mut self) {
+        while let Some(read) = self.links.next_cid_read() {
+            self.cid_read(read);
+        }
+        while let Some((client, is_privileged)) = self.programs.next_privilege() {
+            self.privilege_known(client, is_privileged);
+        }
+        while let Some((asked, connected)) = self.programs.next_connected() {
+            self.hybrid_connected(asked, connected);
+        }
+    }
+
     /// It is known whether a program that waits for that may bind ports below 1024.
-    pub(crate) fn privilege_known(&mut self, client: SourceId, is_privileged: bool) {
+    fn privilege_known(&mut self, client: SourceId, is_privileged: bool) {
         self.guard(client, |fabric| {
             let Self { cx, links, flows, programs, .. } = fabric;
             programs.privilege_known(cx, links, flows, (client, is_privileged));
@@ -136,21 +149,24 @@ impl Fabric {
     }
 
     /// A program is there, or is not, for the connection that a guest asked for.
-    pub(crate) fn hybrid_connected(&mut self, asked: Asked, connected: Result<OwnedFd, Refusal>) {
+    fn hybrid_connected(&mut self, asked: Asked, connected: Result<OwnedFd, Refusal>) {
         self.with(asked.link, |turn, interface, _| {
             let Turn { cx, links, flows, programs, .. } = turn;
             programs.hybrid_connected(cx, links, flows, interface, (asked, connected));
         });
         self.links.activate(asked.link);
+        self.follow_up();
     }
 
     /// A userspace guest knows its CID again. Connections that began meanwhile have the one before: they end.
-    pub(crate) fn cid_read(&mut self, id: LinkId, result: Result<Cid, FrontendError>) {
-        let Some(cid) = self.links.cid_read(&self.cx, id, result) else { return };
+    fn cid_read(&mut self, read: CidRead) {
+        let id = read.link;
+        let Some(cid) = self.links.cid_read(&self.cx, read) else { return };
         self.with(id, |turn, interface, _| {
             turn.reset_silently(interface);
             turn.programs.set_local(cid);
         });
+        self.follow_up();
     }
 
     /// Programs have connected; each may have said something already. What goes wrong with one is not the others' affair.

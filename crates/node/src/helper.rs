@@ -1,13 +1,13 @@
 //! Threads that do for the worker what may take as long as a file system or another process pleases.
 //!
-//! A helper does one thing after the other and answers each with an order. Its queue is bounded, and the worker never waits
-//! for room in it: what finds the queue full is not done. A helper starts with the first thing it is given, and ends
-//! with the worker; one that hangs then is left alone, as it holds nothing that anybody waits for.
+//! A helper does one thing after the other, and wakes the worker for each answer, which its owner then finds. Its queue is
+//! bounded, and the worker never waits for room in it: what finds the queue full is not done. A helper starts with
+//! the first thing it is given, and ends with its owner; one that hangs then is left alone, as it holds nothing that
+//! anybody waits for.
 
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, TrySendError, sync_channel};
 
-use crate::mailbox::Mailbox;
-use crate::orders::Order;
+use crate::reactor::Waker;
 
 /// Things that may wait to be done.
 const WAITING: usize = 256;
@@ -15,26 +15,25 @@ const WAITING: usize = 256;
 /// Enough for a few small files and a path.
 const STACK: usize = 128 * 1024;
 
-/// A thread that makes an order of each `E`.
+/// A thread that makes an answer of each task.
 #[derive(Debug)]
-pub(crate) struct Helper<E> {
+pub(crate) struct Helper<T, A> {
     name: &'static str,
-    work: fn(E) -> Order,
+    work: fn(T) -> A,
+    answers: Sender<A>,
     /// The thread's queue; `None`: it has not started.
-    queue: Option<SyncSender<E>>,
+    queue: Option<SyncSender<T>>,
 }
 
-impl<E: Send + 'static> Helper<E> {
-    /// A helper that has not started.
-    pub(crate) fn new(name: &'static str, work: fn(E) -> Order) -> Self {
-        Self { name, work, queue: None }
+impl<T: Send + 'static, A: Send + 'static> Helper<T, A> {
+    /// A helper that has not started. `answers` is where its owner looks after it has been woken.
+    pub(crate) fn new(name: &'static str, work: fn(T) -> A, answers: Sender<A>) -> Self {
+        Self { name, work, answers, queue: None }
     }
 
-    /// Gives the helper something to do, whose answer goes to `orders`. False: it cannot do it.
-    pub(crate) fn give(&mut self, orders: &Mailbox<Order>, task: E) -> bool {
-        let Some(queue) = self.queue.take().or_else(|| self.start(orders.clone())) else {
-            return false;
-        };
+    /// Gives the helper something to do. False: it cannot do it.
+    pub(crate) fn give(&mut self, waker: Waker, task: T) -> bool {
+        let Some(queue) = self.queue.take().or_else(|| self.start(waker)) else { return false };
         let given = queue.try_send(task);
         // A thread that has ended is replaced by the next.
         if !matches!(given, Err(TrySendError::Disconnected(_))) {
@@ -43,15 +42,16 @@ impl<E: Send + 'static> Helper<E> {
         given.is_ok()
     }
 
-    fn start(&self, orders: Mailbox<Order>) -> Option<SyncSender<E>> {
+    fn start(&self, waker: Waker) -> Option<SyncSender<T>> {
         let (queue, tasks) = sync_channel(WAITING);
-        let work = self.work;
+        let (work, answers) = (self.work, self.answers.clone());
         let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(STACK);
         let run = move || {
             for task in tasks {
-                if orders.post(work(task)).is_err() {
+                if answers.send(work(task)).is_err() {
                     return;
                 }
+                waker.wake();
             }
         };
         thread.spawn(run).ok().map(|_| queue)
@@ -62,24 +62,24 @@ impl<E: Send + 'static> Helper<E> {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::channel;
 
     use super::*;
     use crate::reactor::{Events, Sources};
 
     /// A task that takes as long as the test likes.
-    fn hangs(mut gate: UnixStream) -> Order {
+    fn hangs(mut gate: UnixStream) {
         gate.read_exact(&mut [0]).unwrap_or_default();
-        Order::Stop
     }
 
     #[test]
     fn helper_that_hangs_takes_so_many_more_and_keeps_nobody_waiting() {
         let sources = Sources::new().unwrap();
-        let orders = Mailbox::new(sources.waker());
-        let mut helper = Helper::new("test", hangs);
+        let (sender, answers) = channel();
+        let mut helper = Helper::new("test", hangs, sender);
         let (gate, held) = UnixStream::pair().unwrap();
         let mut given = 0;
-        while helper.give(&orders, held.try_clone().unwrap()) {
+        while helper.give(sources.waker(), held.try_clone().unwrap()) {
             given += 1;
         }
         // The thread may have taken the first one by then.
@@ -87,9 +87,7 @@ mod tests {
         drop((gate, held));
         while given > 0 {
             sources.wait(None, &mut Events::new(), &mut Vec::new()).unwrap();
-            while let Some(Order::Stop) = orders.take() {
-                given -= 1;
-            }
+            given -= answers.try_iter().count();
         }
     }
 }

@@ -4,12 +4,14 @@
 //! | --- | --- |
 //! | [`node`], `options` | a node as other threads hold it; the options of a guest |
 //! | `worker`, `turn`, `context` | the thread behind it, one turn of one link, and what every part works with |
+//! | `fault` | why a link is ended |
 //! | `fabric`, `guest_port` | what concerns several parts at once; what a guest's front end does |
 //! | [`links`] | the guest side: one interface per link, packets in and out |
 //! | `flows` | one flow per connection of a program: bytes between its socket and a link |
 //! | `programs`, `host` | the host side: programs, what they ask, and how they say it |
 //! | `admission` | what is known of those who want to begin something |
-//! | `orders`, `mailbox`, `helper` | what other threads tell the worker to do, and how; threads that do what may block |
+//! | `orders`, `mailbox` | what other threads tell the worker to do, and how |
+//! | `helper` | threads that do for the worker what may block |
 //! | `reactor`, `timers`, `awaited`, [`polling`] | what happened, deadlines, threads that wait, busy-polling |
 //! | [`events`], [`journal`], `flow_log`, `report`, [`snapshot`] | what is told upwards |
 //!
@@ -22,6 +24,7 @@ mod awaited;
 mod context;
 pub mod events;
 mod fabric;
+mod fault;
 mod flow_log;
 mod flows;
 #[cfg(feature = "fuzzing")]

@@ -20,9 +20,9 @@ pub use crate::admission::Verdict;
 use crate::events::{Event, Failure};
 use crate::guest_port::GuestPort;
 use crate::journal::{Journal, Record};
-pub use crate::links::AddError;
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
+pub use crate::options::AddError;
 pub use crate::options::GuestOptions;
 use crate::orders::Order;
 use crate::reactor::Sources;
@@ -137,16 +137,16 @@ impl Node {
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
         let node = Self { mailbox, journal, held };
-        let doors = [
+        let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
             ("dgram", SocketType::Datagram),
         ];
-        for (name, kind) in doors {
+        for (name, kind) in sockets {
             let path = directory.join(name);
-            let door = listen(&path, kind).map_err(at(&path))?;
+            let socket = listen(&path, kind).map_err(at(&path))?;
             node.held().paths.push(path);
-            node.mailbox.call(|reply| Order::AddAcceptor { socket: door, kind, reply })??;
+            node.mailbox.call(|reply| Order::AddAcceptor { socket, kind, reply })??;
         }
         Ok(node)
     }
@@ -437,8 +437,8 @@ fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
 /// A listening hybrid socket at `path`, if there is to be one.
 fn hybrid_door(path: Option<PathBuf>) -> Result<Option<(PathBuf, UnixListener)>, NodeError> {
     let Some(path) = path else { return Ok(None) };
-    let door = listen(&path, SocketType::Stream).map_err(at(&path))?;
-    Ok(Some((path, door)))
+    let socket = listen(&path, SocketType::Stream).map_err(at(&path))?;
+    Ok(Some((path, socket)))
 }
 
 fn unlink(paths: &[PathBuf]) {

@@ -2,7 +2,22 @@
 
 use vsock_core::Cid;
 
-use crate::node::AddError;
+/// Why there is no such guest.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// The CID is taken.
+    #[error("CID {0} belongs to guest {1:?} already")]
+    CidInUse(u32, String),
+    /// The name is taken.
+    #[error("there is a guest {0:?} already")]
+    NameInUse(String),
+    /// Not a CID a guest can have.
+    #[error("{0} is not a CID for a guest (3 to 4294967294)")]
+    BadCid(u32),
+    /// The kernel said no.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
 
 /// Calls the macro `$then` with the fields of [`GuestOptions`]. The glue to another language declares its own type with
 /// it, so that a new field is added in one place.

@@ -53,7 +53,7 @@ impl Worker {
         loopback: LoopbackLink,
         seed: u64,
     ) -> Self {
-        let cx = Context::new(sources, journal, mailbox.clone());
+        let cx = Context::new(sources, journal);
         Self {
             fabric: Fabric::new(cx, local, loopback, seed),
             polling: Polling::default(),
@@ -77,6 +77,7 @@ impl Worker {
                 self.fabric.dispatch(*ready);
             }
             self.carry_out_orders();
+            self.fabric.take_answers();
             // Before timers: an answer that is late for both comes before its deadline.
             self.fabric.serve_active();
             self.fabric.expire();
@@ -173,13 +174,6 @@ impl Worker {
                 reply.send(explain(&fabric.cx, &fabric.links, from, to));
             }
             Order::Snapshot { reply } => reply.send(snapshot(fabric)),
-            Order::CidRead { link, result } => fabric.cid_read(link, result),
-            Order::PrivilegeKnown { client, is_privileged } => {
-                fabric.privilege_known(client, is_privileged);
-            }
-            Order::HybridConnected { asked, connected } => {
-                fabric.hybrid_connected(asked, connected);
-            }
             Order::Stop => self.stopping = true,
             #[cfg(test)]
             Order::Panic => panic!("a test asks for this panic"),

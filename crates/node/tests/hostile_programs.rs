@@ -47,10 +47,10 @@ fn half_close_right_behind_the_hybrid_line_reaches_the_guest() {
 fn program_that_leaves_within_a_request_keeps_no_descriptor() {
     let _one = alone();
     let lab = Lab::new(0);
-    let door = lab.path("host").join("stream");
+    let socket = lab.path("host").join("stream");
     let before = descriptors();
     for cut in [1, 31] {
-        let mut stream = UnixStream::connect(&door).unwrap();
+        let mut stream = UnixStream::connect(&socket).unwrap();
         stream.write_all(&request(2, 3, 5000, 0)[..cut]).unwrap();
     }
     // A listener, too, and its port.

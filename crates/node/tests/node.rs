@@ -126,9 +126,9 @@ fn hybrid_socket_connects_with_a_split_line_and_takes_the_guests_connections() {
     theirs.read_exact(&mut hello).unwrap();
     assert_eq!(&hello, b"hello");
 
-    let door = std::os::unix::net::UnixListener::bind(lab.path("a.vsock_6100")).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(lab.path("a.vsock_6100")).unwrap();
     let ours = connect(&lab.path("a"), 2, 6100).unwrap();
-    let (program, _) = door.accept().unwrap();
+    let (program, _) = listener.accept().unwrap();
     transfer(ours, program, pattern(100_000, 9));
 }
 

@@ -48,7 +48,7 @@ fn queue_size_that_is_not_allowed_is_refused() {
     for size in [1, 2, 1024] {
         assert!(DeviceQueue::new(memory(), &config(size, true)).is_ok(), "{size}");
     }
-    // 32768 entries are in ring_largest.rs.
+    // 32768 entries are in queue_largest.rs.
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Stream {
     ///
     /// - `unix PATH`, `tcp PORT`: a plain connection;
     /// - `hybrid PATH PORT`: a guest's port by its hybrid socket;
-    /// - `endpoint DIRECTORY CID PORT`: the same by our own endpoint socket.
+    /// - `endpoint DIRECTORY CID PORT`: the same by a socket of our own node.
     ///
     /// Says how many bytes of the stream came with the handshake and are taken out of it.
     pub(crate) fn connect(address: &[&str]) -> Result<(Self, usize)> {

@@ -20,9 +20,10 @@ use vsock_core::{
 use super::buffers::Share;
 use super::linger::Linger;
 use super::stream::{Read, Stream, Taken, reads_no_more};
+use crate::fault::sort_transfer;
 use crate::host::program::{Bound, Socket};
 use crate::host::wire::{self, Reply, op};
-use crate::links::{End, Filled, LinkId, MemoryDead, Offer, Payload, Sends, Update, sort_transfer};
+use crate::links::{End, Filled, LinkId, MemoryDead, Offer, Payload, Sends, Update};
 use crate::reactor::Readiness;
 use vsock_guest_memory::slice::{self, Slice, TransferError};
 use vsock_virtio::sys::PeerCredentials;

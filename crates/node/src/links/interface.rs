@@ -12,13 +12,13 @@
 use vsock_core::{Address, Cid, ConnectionId, Endpoint, Event, Header, Instant, Limits};
 
 use super::connections::Connections;
-use super::fault::LinkFault;
 use super::filter::{Filter, Role};
 use super::receiver::{Drained, Drops, Inflow, Receiver, Run};
 use super::sender::{Outflow, Sender, Sent, send_datagram};
 use super::store::Stored;
 use super::transceiver::{Traffic, Transceiver};
 use super::users::{Foreign, Sink, Source, Update};
+use crate::fault::LinkFault;
 use vsock_guest_memory::slice::Slices;
 use vsock_virtio::link::{Link, OutboundBuffer};
 use vsock_virtio::spec::TRANSPORT_RESET;

@@ -10,11 +10,11 @@ use vsock_core::{ConnectionId, Header, Instant, Op, RawHeader, Received};
 
 use super::connections::Connections;
 use super::datagram::{Assembled, Incoming};
-use super::fault::{LinkFault, MemoryDead};
 use super::filter::{Filter, Role, Sorted};
 use super::interface::Budget;
 use super::transceiver::Transceiver;
 use super::users::{End, Foreign, Payload, Sink};
+use crate::fault::{LinkFault, MemoryDead};
 use vsock_guest_memory::slice::Slices;
 use vsock_virtio::link::{BufferToken, Inbound};
 

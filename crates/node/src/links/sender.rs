@@ -9,11 +9,11 @@ use vsock_core::datagram::Split;
 use vsock_core::{Address, ConnectionId, Header, Instant};
 
 use super::connections::Connections;
-use super::fault::LinkFault;
 use super::interface::{Budget, Scratch};
 use super::store::{Store, Stored};
 use super::transceiver::Transceiver;
 use super::users::{Filled, Foreign, Offer, Sends, Source};
+use crate::fault::LinkFault;
 use vsock_guest_memory::slice;
 use vsock_virtio::link::OutboundBuffer;
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use vsock_core::{Address, ConnectionId, EOM, EOR, Endpoint, Header, RawHeader, SocketType};
 
-use super::fault::MemoryDead;
+use crate::fault::MemoryDead;
 use vsock_guest_memory::slice::{Slice, Slices};
 use vsock_virtio::link::Link;
 

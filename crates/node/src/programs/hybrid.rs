@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
 use vsock_core::admission::Act;
@@ -19,7 +20,7 @@ use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::program::Socket;
 use crate::links::{Entry, LinkId};
-use crate::orders::{self, Order};
+use crate::orders;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::sys::PeerCredentials;
 
@@ -36,19 +37,31 @@ struct HybridSocket {
     path: PathBuf,
     acceptor: SourceId,
     /// Connects to programs that listen beside it.
-    helper: Helper<(Asked, PathBuf)>,
+    helper: Helper<(Asked, PathBuf), Connected>,
 }
 
 /// The hybrid sockets of all guests, and programs on them.
-#[derive(Default)]
 pub(super) struct Hybrids {
     sockets: SecondaryMap<Entry, HybridSocket>,
     clients: SecondaryMap<Owner, HybridClient>,
+    /// Where the helpers answer.
+    sender: Sender<Connected>,
+    pub(super) connected: Receiver<Connected>,
     /// Lines that were none.
     pub(super) bad: u64,
 }
 
+/// The program's end of a connection that a guest asked for, or that nobody is there.
+pub(super) type Connected = (Asked, Result<OwnedFd, Refusal>);
+
 impl Hybrids {
+    /// No hybrid sockets.
+    pub(super) fn new() -> Self {
+        let (sockets, clients) = (SecondaryMap::new(), SecondaryMap::new());
+        let (sender, connected) = channel();
+        Self { sockets, clients, sender, connected, bad: 0 }
+    }
+
     /// Gives a guest another hybrid socket, or none. Programs that have come by the old one stay.
     pub(super) fn set(
         &mut self,
@@ -60,7 +73,7 @@ impl Hybrids {
         let before = match socket {
             Some((path, listener)) => {
                 let acceptor = acceptors.add(cx, listener, Speaks::Hybrid(link))?;
-                let helper = Helper::new("vsock-hybrid", connect);
+                let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
                 self.sockets.insert(link, HybridSocket { path, acceptor, helper })
             }
             None => self.sockets.remove(link),
@@ -157,13 +170,13 @@ impl Hybrids {
             self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
         let mut path = path.to_owned().into_os_string();
         path.push(format!("_{}", asked.key.ours.port.0));
-        let is_given = helper.give(&cx.orders, (asked, path.into()));
+        let is_given = helper.give(cx.sources.waker(), (asked, path.into()));
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }
 
-fn connect((asked, path): (Asked, PathBuf)) -> Order {
-    Order::HybridConnected { asked, connected: connected(&path) }
+fn connect((asked, path): (Asked, PathBuf)) -> Connected {
+    (asked, connected(&path))
 }
 
 /// A socket that is connected to a program.

@@ -1,7 +1,7 @@
 //! Whether a program may bind ports below 1024: who has CAP_NET_BIND_SERVICE, as root usually does.
 //!
 //! The kernel's AF_VSOCK asks `capable()` of the caller. The node knows its caller by SO_PEERCRED: the process that
-//! connected to the endpoint socket, which is the caller unless it handed the descriptor on. `/proc/PID/status` tells
+//! connected to the node's socket, which is the caller unless it handed the descriptor on. `/proc/PID/status` tells
 //! its effective capabilities, as far as two traps allow:
 //!
 //! - The process may have ended and its number may belong to another. So it is held by a pidfd, and must still be

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, channel};
 
 use rustix::io::Errno;
 use vsock_core::admission::{self, Act, FlowLimits, Party};
@@ -30,7 +31,6 @@ use crate::host::wire::{
     self, BadRequest, NOWHERE, Reply, Report, Request, from_wire, name_behind, op, to_wire,
 };
 use crate::links::{Links, Update};
-use crate::orders::Order;
 use crate::reactor::{Owner, SourceId};
 
 /// Requests of one program before others have their turn.
@@ -75,18 +75,21 @@ pub(super) struct Requests {
     /// Requests that wait until it is known whether their programs are privileged. Such a program is not read.
     waiting: SecondaryMap<Owner, Again>,
     /// Looks what programs may do.
-    privileges: Helper<(SourceId, Inquiry)>,
+    privileges: Helper<(SourceId, Inquiry), (SourceId, bool)>,
+    pub(super) privileges_known: Receiver<(SourceId, bool)>,
     /// Requests that broke the rules of the protocol.
     pub(super) bad: u64,
 }
 
 impl Requests {
     pub(super) fn new() -> Self {
+        let (sender, privileges_known) = channel();
         Self {
             clients: Clients::new(),
             again: VecDeque::new(),
             waiting: SecondaryMap::new(),
-            privileges: Helper::new("vsock-privilege", look_at_privilege),
+            privileges: Helper::new("vsock-privilege", look_at_privilege, sender),
+            privileges_known,
             bad: 0,
         }
     }
@@ -265,7 +268,7 @@ impl Requests {
         let Some(client) = self.clients.get(id) else { return false };
         address.port.is_privileged() && client.bound.is_none() && {
             let inquiry = Inquiry::new(client.fd.as_fd(), client.peer);
-            self.privileges.give(&cx.orders, (id, inquiry))
+            self.privileges.give(cx.sources.waker(), (id, inquiry))
         }
     }
 
@@ -472,8 +475,8 @@ impl Requests {
 }
 
 /// Looks whether a program may bind ports below 1024.
-fn look_at_privilege((client, inquiry): (SourceId, Inquiry)) -> Order {
-    Order::PrivilegeKnown { client, is_privileged: inquiry.answer() }
+fn look_at_privilege((client, inquiry): (SourceId, Inquiry)) -> (SourceId, bool) {
+    (client, inquiry.answer())
 }
 
 /// Takes a port of the kind that a program's sockets have.

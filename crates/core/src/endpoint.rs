@@ -11,7 +11,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `mod.rs` | what an endpoint holds, and what the shell calls |
+//! | `endpoint.rs` | what an endpoint holds, and what the shell calls |
 //! | `event.rs` | what the shell is told |
 //! | `effects.rs` | carries out what a state change asks for |
 //! | `outbox.rs` | what waits for room on the link |

@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `mod.rs` | all links |
+//! | `links.rs` | all links |
 //! | `routes.rs`, `schedule.rs`, `quantum.rs` | which leads where; which has work; how much one may move before the next |
 //! | `entry.rs` | one link: who is at the other end, its queues |
 //! | `interface.rs` | the connections over it; every packet passes here |
@@ -18,7 +18,6 @@ mod cid_change;
 mod connections;
 mod datagram;
 mod entry;
-mod fault;
 mod filter;
 mod forward;
 mod interface;
@@ -39,14 +38,13 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use vsock_core::{Address, Admission, Cid, Instant, Key, Limits, SecondaryMap, Slots};
 
 pub(crate) use self::cid_change::Ending;
 pub(crate) use self::entry::{Entry, NewUplink};
-pub(crate) use self::fault::sort_transfer;
-pub use self::fault::{LinkFault, MemoryDead};
 pub use self::filter::Role;
 pub(crate) use self::forward::Forwarder;
 pub use self::interface::{Budget, Interface, Scratch};
@@ -59,9 +57,9 @@ pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;
 use crate::events::{Event, Failure};
+pub use crate::fault::{LinkFault, MemoryDead};
 use crate::helper::Helper;
-use crate::options::GuestOptions;
-use crate::orders::Order;
+use crate::options::{AddError, GuestOptions};
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
@@ -74,9 +72,16 @@ use vsock_virtio::vhost_user::{BackendControl, ConfigSpace, Detach, FrontendErro
 /// What they cost is bounded by the descriptors that programs may have.
 const LOOPBACK_ENDS: usize = 16_384;
 
+/// What a device says our CID is.
+#[derive(Debug)]
+pub(crate) struct CidRead {
+    pub(crate) link: LinkId,
+    result: Result<Cid, FrontendError>,
+}
+
 /// Asks a device what our CID is.
-fn read_cid((link, config): (LinkId, Arc<ConfigSpace>)) -> Order {
-    Order::CidRead { link, result: config.cid(CONFIG_WAIT).map(Cid) }
+fn read_cid((link, config): (LinkId, Arc<ConfigSpace>)) -> CidRead {
+    CidRead { link, result: config.cid(CONFIG_WAIT).map(Cid) }
 }
 
 fn loopback_limits() -> Limits {
@@ -89,23 +94,6 @@ const CONFIG_WAIT: Duration = Duration::from_secs(1);
 /// Names a link for ever.
 pub(crate) type LinkId = Key<Entry>;
 
-/// Why there is no such guest.
-#[derive(Debug, thiserror::Error)]
-pub enum AddError {
-    /// The CID is taken.
-    #[error("CID {0} belongs to guest {1:?} already")]
-    CidInUse(u32, String),
-    /// The name is taken.
-    #[error("there is a guest {0:?} already")]
-    NameInUse(String),
-    /// Not a CID a guest can have.
-    #[error("{0} is not a CID for a guest (3 to 4294967294)")]
-    BadCid(u32),
-    /// The kernel said no.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-}
-
 /// All links of a node.
 pub(crate) struct Links {
     entries: Slots<Entry>,
@@ -117,13 +105,15 @@ pub(crate) struct Links {
     faults: Vec<(LinkId, LinkFault)>,
     detach_reasons: HashMap<&'static str, u64>,
     /// Asks devices what our CID is.
-    cid_reader: Helper<(LinkId, Arc<ConfigSpace>)>,
+    cid_reader: Helper<(LinkId, Arc<ConfigSpace>), CidRead>,
+    cids_read: Receiver<CidRead>,
 }
 
 impl Links {
     /// The links of a new node: the one to itself.
     pub(crate) fn new(local: Cid, loopback: LoopbackLink, seed: u64) -> Self {
         let link = Link::Loopback(loopback);
+        let (cid_sender, cids_read) = channel();
         let interface = Interface::new(link, Role::Loopback, local, loopback_limits(), seed);
         let mut entries = Slots::new();
         let loopback = entries.insert(Entry::new(GuestOptions::default(), interface));
@@ -136,7 +126,8 @@ impl Links {
             sources: SecondaryMap::new(),
             faults: Vec::new(),
             detach_reasons: HashMap::new(),
-            cid_reader: Helper::new("vsock-cid", read_cid),
+            cid_reader: Helper::new("vsock-cid", read_cid, cid_sender),
+            cids_read,
         }
     }
 
@@ -477,19 +468,19 @@ impl Links {
     /// answer, and the device sends nothing before. False: it cannot be asked.
     pub(crate) fn ask_cid(&mut self, cx: &Context, id: LinkId) -> bool {
         let config = self.get(id).and_then(Entry::config);
-        config.is_some_and(|config| self.cid_reader.give(&cx.orders, (id, config)))
+        config.is_some_and(|config| self.cid_reader.give(cx.sources.waker(), (id, config)))
+    }
+
+    /// What a device has answered.
+    pub(crate) fn next_cid_read(&self) -> Option<CidRead> {
+        self.cids_read.try_recv().ok()
     }
 
     /// What the device says our CID is; returns it. The link has its turns again.
-    pub(crate) fn cid_read(
-        &mut self,
-        cx: &Context,
-        id: LinkId,
-        result: Result<Cid, FrontendError>,
-    ) -> Option<Cid> {
-        self.interface(id)?.set_awaits_cid(false);
-        self.activate(id);
-        match result {
+    pub(crate) fn cid_read(&mut self, cx: &Context, read: CidRead) -> Option<Cid> {
+        self.interface(read.link)?.set_awaits_cid(false);
+        self.activate(read.link);
+        match read.result {
             Ok(cid) => {
                 self.set_local(cid);
                 cx.note(cid, Event::Renumbered);

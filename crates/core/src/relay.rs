@@ -16,7 +16,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `mod.rs` | what a relay holds, what the shell calls, and what follows from a state change |
+//! | `relay.rs` | what a relay holds, what the shell calls, and what follows from a state change |
 //! | `state.rs` | the states of a flow: state × input → state, effects |
 //! | `flow.rs` | one flow: its state, and what each side may send |
 //! | `grants.rs` | the credit that flows get out of the pair's budget |

@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `mod.rs` | all flows, and what links and the reactor ask of them |
+//! | `flows.rs` | all flows, and what links and the reactor ask of them |
 //! | `flow.rs` | one flow: where it stands, and what follows from that |
 //! | `stream.rs`, `backlog.rs` | its socket, and what its program has not taken yet |
 //! | `linger.rs` | how long one may last whose program has closed |

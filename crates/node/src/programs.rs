@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `mod.rs` | which program an event is about; what a guest asks goes to a program |
+//! | `programs.rs` | which program an event is about; what a guest asks goes to a program |
 //! | `requests.rs`, `connect.rs` | what a program asks is carried out |
 //! | `acceptors.rs` | the sockets on which programs connect |
 //! | `listeners.rs`, `accept_queue.rs`, `privilege.rs` | ports, and programs that take connections |
@@ -95,7 +95,7 @@ impl Programs {
         Self {
             acceptors: Acceptors::default(),
             requests: Requests::new(),
-            hybrids: Hybrids::default(),
+            hybrids: Hybrids::new(),
             services,
         }
     }
@@ -183,6 +183,16 @@ impl Programs {
             Speaks::Hybrid(link) => self.hybrids.add(id, HybridClient { fd, link, peer }),
         }
         Some(id)
+    }
+
+    /// Which program has been looked at, and whether it may bind ports below 1024.
+    pub(crate) fn next_privilege(&self) -> Option<(SourceId, bool)> {
+        self.requests.privileges_known.try_recv().ok()
+    }
+
+    /// The program's end of a connection that a guest asked for over its hybrid socket, or that nobody is there.
+    pub(crate) fn next_connected(&self) -> Option<(Asked, Result<OwnedFd, Refusal>)> {
+        self.hybrids.connected.try_recv().ok()
     }
 
     /// It is known whether a program that waits for that may bind ports below 1024.

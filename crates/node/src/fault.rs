@@ -27,7 +27,7 @@ pub enum LinkFault {
 
 impl LinkFault {
     /// The same for the control thread, which counts it and closes the front end's socket.
-    pub(super) fn as_detach(&self) -> Detach {
+    pub(crate) fn as_detach(&self) -> Detach {
         match self {
             Self::Ring(LinkError::Queue { queue, error }) => {
                 Detach::RingBroken { index: *queue, fault: error.to_string() }
@@ -39,7 +39,7 @@ impl LinkFault {
     }
 
     /// Publishing failed: the memory is gone, or the eventfd.
-    pub(super) fn of_publish(error: io::Error) -> Self {
+    pub(crate) fn of_publish(error: io::Error) -> Self {
         match Errno::from_io_error(&error) {
             Some(Errno::FAULT) => Self::MemoryDead,
             Some(_) | None => Self::Signal(error),
