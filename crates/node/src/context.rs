@@ -4,6 +4,8 @@ use vsock_core::{Admission, Cid, Instant};
 
 use crate::events::{Event, Failure};
 use crate::journal::Journal;
+use crate::mailbox::Mailbox;
+use crate::orders::Order;
 use crate::reactor::Sources;
 
 /// What every part of a node works with.
@@ -13,6 +15,8 @@ pub(crate) struct Context {
     /// What the node listens to.
     pub(crate) sources: Sources,
     pub(crate) journal: Journal,
+    /// Where helpers answer.
+    pub(crate) orders: Mailbox<Order>,
     /// Asked wherever something begins.
     pub(crate) admission: Admission,
     started: std::time::Instant,
@@ -20,10 +24,10 @@ pub(crate) struct Context {
 
 impl Context {
     /// Of a node that starts now.
-    pub(crate) fn new(sources: Sources, journal: Journal) -> Self {
+    pub(crate) fn new(sources: Sources, journal: Journal, orders: Mailbox<Order>) -> Self {
         let started = std::time::Instant::now();
         let admission = Admission::default();
-        Self { now: Instant::default(), sources, journal, admission, started }
+        Self { now: Instant::default(), sources, journal, orders, admission, started }
     }
 
     /// The time at this very moment.

@@ -7,9 +7,10 @@
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use vsock_core::{Cid, Instant};
+use vsock_core::{Cid, Instant, Refusal};
 
 use crate::context::Context;
 use crate::events::{Event, Failure};
@@ -20,13 +21,13 @@ use crate::links::{
 };
 use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
-use crate::programs::Programs;
+use crate::programs::{Asked, Programs};
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::timers::Timers;
 use crate::turn::Turn;
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::TX_QUEUE;
-use vsock_virtio::vhost_user::Change;
+use vsock_virtio::vhost_user::{Change, FrontendError};
 
 /// Turns of taking packets from a ring that is stopped, or of filling it: far more than it can hold at a time.
 const LAST_TURNS: usize = 64;
@@ -88,13 +89,16 @@ impl Fabric {
     /// and must not end the others.
     pub(crate) fn dispatch(&mut self, ready: Readiness) {
         let Some(owner) = self.cx.sources.owner(ready.source) else { return };
-        let done = catch_unwind(AssertUnwindSafe(|| self.on_ready(owner, ready)));
-        if done.is_err() {
+        self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
+    }
+
+    fn guard(&mut self, source: SourceId, act: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| act(self))).is_err() {
             let Self { cx, links, flows, programs, .. } = self;
             cx.failed(Failure::ServingProgram);
-            flows.tell(cx, links, ready.source, Update::sends(Sends::Failed));
-            flows.end(cx, ready.source);
-            programs.drop_program(cx, links, flows, ready.source);
+            flows.tell(cx, links, source, Update::sends(Sends::Failed));
+            flows.end(cx, source);
+            programs.drop_program(cx, links, flows, source);
         }
         self.follow_up();
     }
@@ -121,6 +125,32 @@ impl Fabric {
                 programs.on_ready(cx, links, flows, (owner, ready));
             }
         }
+    }
+
+    /// It is known whether a program that waits for that may bind ports below 1024.
+    pub(crate) fn privilege_known(&mut self, client: SourceId, is_privileged: bool) {
+        self.guard(client, |fabric| {
+            let Self { cx, links, flows, programs, .. } = fabric;
+            programs.privilege_known(cx, links, flows, (client, is_privileged));
+        });
+    }
+
+    /// A program is there, or is not, for the connection that a guest asked for.
+    pub(crate) fn hybrid_connected(&mut self, asked: Asked, connected: Result<OwnedFd, Refusal>) {
+        self.with(asked.link, |turn, interface, _| {
+            let Turn { cx, links, flows, programs, .. } = turn;
+            programs.hybrid_connected(cx, links, flows, interface, (asked, connected));
+        });
+        self.links.activate(asked.link);
+    }
+
+    /// A userspace guest knows its CID again. Connections that began meanwhile have the one before: they end.
+    pub(crate) fn cid_read(&mut self, id: LinkId, result: Result<Cid, FrontendError>) {
+        let Some(cid) = self.links.cid_read(&self.cx, id, result) else { return };
+        self.with(id, |turn, interface, _| {
+            turn.reset_silently(interface);
+            turn.programs.set_local(cid);
+        });
     }
 
     /// Programs have connected; each may have said something already. What goes wrong with one is not the others' affair.

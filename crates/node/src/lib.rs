@@ -10,7 +10,7 @@
 //! | `flows` | one flow per connection of a program: bytes between its socket and a link |
 //! | `programs`, `host` | the host side: programs, what they ask, and how they say it |
 //! | `admission` | what is known of those who want to begin something |
-//! | `orders`, `mailbox` | what other threads tell the worker to do, and how |
+//! | `orders`, `mailbox`, `helper` | what other threads tell the worker to do, and how; threads that do what may block |
 //! | `reactor`, `timers`, `awaited`, [`polling`] | what happened, deadlines, threads that wait, busy-polling |
 //! | [`events`], [`journal`], `flow_log`, `report`, [`snapshot`] | what is told upwards |
 //!
@@ -30,6 +30,7 @@ mod flows;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guest_port;
+mod helper;
 mod host;
 pub mod journal;
 pub mod links;

@@ -37,6 +37,7 @@ mod tests;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vsock_core::{Address, Admission, Cid, Instant, Key, Limits, SecondaryMap, Slots};
@@ -56,22 +57,32 @@ pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source,
 use crate::context::Context;
 use crate::events::{Event, Failure};
 pub use crate::fault::{LinkFault, MemoryDead};
+use crate::helper::Helper;
 use crate::options::{AddError, GuestOptions};
+use crate::orders::Order;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::QUEUE_COUNT;
 use vsock_virtio::sys::PeerCredentials;
-use vsock_virtio::vhost_user::{BackendControl, Detach, QueueStart};
+use vsock_virtio::vhost_user::{BackendControl, ConfigSpace, Detach, FrontendError, QueueStart};
 
 /// Ends of connections within a node, two of each: one listener with the longest backlog leaves room for as many others.
 /// What they cost is bounded by the descriptors that programs may have.
 const LOOPBACK_ENDS: usize = 16_384;
 
+/// Asks a device what our CID is.
+fn read_cid((link, config): (LinkId, Arc<ConfigSpace>)) -> Order {
+    Order::CidRead { link, result: config.cid(CONFIG_WAIT).map(Cid) }
+}
+
 fn loopback_limits() -> Limits {
     Limits { max_connections: LOOPBACK_ENDS, ..Limits::default() }
 }
+
+/// How long a device may take to say what our CID is.
+const CONFIG_WAIT: Duration = Duration::from_secs(1);
 
 /// Names a link for ever.
 pub(crate) type LinkId = Key<Entry>;
@@ -86,6 +97,8 @@ pub(crate) struct Links {
     /// Links that cannot go on, and why.
     faults: Vec<(LinkId, LinkFault)>,
     detach_reasons: HashMap<&'static str, u64>,
+    /// Asks devices what our CID is.
+    cid_reader: Helper<(LinkId, Arc<ConfigSpace>)>,
 }
 
 impl Links {
@@ -104,6 +117,7 @@ impl Links {
             sources: SecondaryMap::new(),
             faults: Vec::new(),
             detach_reasons: HashMap::new(),
+            cid_reader: Helper::new("vsock-cid", read_cid),
         }
     }
 
@@ -440,13 +454,33 @@ impl Links {
         }
     }
 
-    /// The CID of a userspace guest may have changed with a reset. The event's buffer goes back only after this, and the
-    /// device sends nothing before. Returns the CID.
-    pub(crate) fn read_cid_again(&mut self, cx: &Context, id: LinkId) -> Option<Cid> {
-        let cid = self.get(id)?.read_cid(cx, self.routes.local())?;
-        self.set_local(cid);
-        cx.note(cid, Event::Renumbered);
-        Some(cid)
+    /// The CID of a userspace guest may have changed with a reset: asks the device. The event's buffer goes back only after the
+    /// answer, and the device sends nothing before. False: it cannot be asked.
+    pub(crate) fn ask_cid(&mut self, cx: &Context, id: LinkId) -> bool {
+        let config = self.get(id).and_then(Entry::config);
+        config.is_some_and(|config| self.cid_reader.give(&cx.orders, (id, config)))
+    }
+
+    /// What the device says our CID is; returns it. The link has its turns again.
+    pub(crate) fn cid_read(
+        &mut self,
+        cx: &Context,
+        id: LinkId,
+        result: Result<Cid, FrontendError>,
+    ) -> Option<Cid> {
+        self.interface(id)?.set_awaits_cid(false);
+        self.activate(id);
+        match result {
+            Ok(cid) => {
+                self.set_local(cid);
+                cx.note(cid, Event::Renumbered);
+                Some(cid)
+            }
+            Err(error) => {
+                cx.note(self.routes.local(), Event::Failed(Failure::ReadingCid(error)));
+                None
+            }
+        }
     }
 
     /// How many attachments ended, by reason.

@@ -4,18 +4,21 @@
 //! worker carries out one order after the other between two rounds (`worker.rs`).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vsock_core::{Cid, SocketType};
+use vsock_core::{Cid, Refusal, SocketType};
 
 use crate::admission::Verdict;
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::Reply;
 use crate::options::{AddError, GuestOptions};
+use crate::programs::Asked;
+use crate::reactor::SourceId;
 use crate::snapshot::Snapshot;
-use vsock_virtio::vhost_user::{BackendControl, Change};
+use vsock_virtio::vhost_user::{BackendControl, Change, FrontendError};
 
 /// A hybrid socket of a guest: its path, and the socket itself.
 pub(crate) type HybridSocket = (PathBuf, UnixListener);
@@ -63,6 +66,12 @@ pub(crate) enum Order {
     Explain { from: Cid, to: Cid, reply: Reply<Verdict> },
     /// Say how everything is now.
     Snapshot { reply: Reply<Snapshot> },
+    /// Of a helper: what the device says our CID is.
+    CidRead { link: LinkId, result: Result<Cid, FrontendError> },
+    /// Of a helper: whether a program that waits may bind ports below 1024.
+    PrivilegeKnown { client: SourceId, is_privileged: bool },
+    /// Of a helper: the program's end of a connection over a guest's hybrid socket, or that nobody is there.
+    HybridConnected { asked: Asked, connected: Result<OwnedFd, Refusal> },
     /// End after this round.
     Stop,
     /// Panic.

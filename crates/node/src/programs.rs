@@ -22,7 +22,7 @@ mod register;
 mod requests;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use rustix::io::Errno;
@@ -185,6 +185,19 @@ impl Programs {
         Some(id)
     }
 
+    /// It is known whether a program that waits for that may bind ports below 1024.
+    pub(crate) fn privilege_known(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        flows: &mut Flows,
+        (client, is_privileged): (SourceId, bool),
+    ) {
+        let Self { requests, services, .. } = self;
+        let parts = &mut Parts { cx, links, flows, services };
+        requests.privilege_known(parts, client, is_privileged);
+    }
+
     /// A request to be tried again.
     pub(crate) fn next_again(&mut self) -> Option<Again> {
         self.requests.next_again()
@@ -226,11 +239,10 @@ impl Programs {
         asked: Asked,
     ) {
         let Asked { link, connection, key, kind } = asked;
-        let at = (link, interface.role().label());
         let listener = self.services.listeners.lookup(key.ours);
         let answerer = match listener {
             Some(listener) => Answerer::Listener(listener),
-            None if self.hybrids.path(link).is_some() => Answerer::Hybrid,
+            None if self.hybrids.has(link) => Answerer::Hybrid,
             None => Answerer::Nobody,
         };
         let attempt = links.attempt_over((link, interface.role()), Act::Connect, key, kind);
@@ -242,12 +254,48 @@ impl Programs {
             match &listener {
                 Some(listener) => {
                     let asked = (connection, key, limits);
-                    self.services.listeners.offer(cx, flows, interface, asked, listener)
+                    let given =
+                        self.services.listeners.offer(cx, flows, interface, asked, listener)?;
+                    Ok(Some((given, None)))
                 }
-                None => self.offer_hybrid(cx, flows, &asked),
+                None => self.hybrids.connect_to(cx, asked).map(|()| None),
             }
         });
-        let Given { fd, source, peer, share, socket } = match given {
+        if let Some(given) = given.transpose() {
+            self.answer(cx, links, flows, interface, (asked, given));
+        }
+    }
+
+    /// A program is there, or is not, for the connection that a guest with a hybrid socket asks for.
+    pub(crate) fn hybrid_connected(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        flows: &mut Flows,
+        interface: &mut Interface,
+        (asked, connected): (Asked, Result<OwnedFd, Refusal>),
+    ) {
+        let given = connected.and_then(|fd| {
+            if interface.endpoint().info(asked.connection).is_none() {
+                return Err(Refusal::GivenUp);
+            }
+            Ok((self.give_hybrid(cx, flows, &asked, fd)?, Some(Greeting::Hybrid)))
+        });
+        self.answer(cx, links, flows, interface, (asked, given));
+    }
+
+    /// Accepts a connection, which is the program's flow from now on, or refuses it.
+    fn answer(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        flows: &mut Flows,
+        interface: &mut Interface,
+        (asked, given): (Asked, Result<(Given, Option<Greeting>), Refusal>),
+    ) {
+        let Asked { link, connection, key, kind } = asked;
+        let at = (link, interface.role().label());
+        let (Given { fd, source, peer, share, socket }, by_hybrid) = match given {
             Ok(given) => given,
             Err(reason) => {
                 let refused = cx.admission.refuse(reason);
@@ -256,7 +304,6 @@ impl Programs {
             }
         };
         let parties = Parties::incoming(key, kind, peer);
-        let by_hybrid = listener.is_none().then_some(Greeting::Hybrid);
         FlowLog { cx, links }.opened(at, &parties, by_hybrid);
         self.services.register.opened(socket, source);
         let holdings = Holdings { binding: None, socket, share };
@@ -265,13 +312,13 @@ impl Programs {
         interface.update(cx.now, connection, Update::sends(Sends::More));
     }
 
-    fn offer_hybrid(
-        &mut self,
+    fn give_hybrid(
+        &self,
         cx: &mut Context,
         flows: &mut Flows,
         asked: &Asked,
+        fd: OwnedFd,
     ) -> Result<Given, Refusal> {
-        let fd = self.hybrids.offer(asked.link, asked.key)?;
         let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
         let source = cx.sources.add(&fd, Owner::Flow);
         let source = source.map_err(|error| {

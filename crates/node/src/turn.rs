@@ -36,23 +36,25 @@ impl Turn<'_> {
         quantum: usize,
         scratch: &mut Scratch,
     ) -> Result<bool, LinkFault> {
-        self.take_link_events(interface)?;
+        if self.take_link_events(interface)? {
+            // Nothing is taken, sent or signalled before our CID is known.
+            return Ok(false);
+        }
         let drained = self.receive(interface, quantum, scratch)?;
         let sent = self.transmit(interface, quantum, scratch)?;
         interface.publish()?;
         Ok(interface.has_more(drained, sent, self.accepts_packets()))
     }
 
-    /// What the device tells a userspace guest (its connections are gone), and what we have to tell a guest.
-    fn take_link_events(&mut self, interface: &mut Interface) -> Result<(), LinkFault> {
-        if interface.take_link_events()? {
+    /// What the device tells a userspace guest (its connections are gone), and what we have to tell a guest. True: our CID is
+    /// not known.
+    fn take_link_events(&mut self, interface: &mut Interface) -> Result<bool, LinkFault> {
+        if !interface.awaits_cid() && interface.take_link_events()? {
             self.reset_silently(interface);
-            if let Some(cid) = self.links.read_cid_again(self.cx, self.id) {
-                interface.set_local(cid);
-                self.programs.set_local(cid);
-            }
+            let is_asked = self.links.ask_cid(self.cx, self.id);
+            interface.set_awaits_cid(is_asked);
         }
-        Ok(())
+        Ok(interface.awaits_cid())
     }
 
     /// Takes what the other side has sent.

@@ -53,7 +53,7 @@ impl Worker {
         loopback: LoopbackLink,
         seed: u64,
     ) -> Self {
-        let cx = Context::new(sources, journal);
+        let cx = Context::new(sources, journal, mailbox.clone());
         Self {
             fabric: Fabric::new(cx, local, loopback, seed),
             polling: Polling::default(),
@@ -173,6 +173,13 @@ impl Worker {
                 reply.send(explain(&fabric.cx, &fabric.links, from, to));
             }
             Order::Snapshot { reply } => reply.send(snapshot(fabric)),
+            Order::CidRead { link, result } => fabric.cid_read(link, result),
+            Order::PrivilegeKnown { client, is_privileged } => {
+                fabric.privilege_known(client, is_privileged);
+            }
+            Order::HybridConnected { asked, connected } => {
+                fabric.hybrid_connected(asked, connected);
+            }
             Order::Stop => self.stopping = true,
             #[cfg(test)]
             Order::Panic => panic!("a test asks for this panic"),

@@ -79,6 +79,34 @@ fn requests_in_one_go_are_answered_in_order() {
     sender.join().unwrap();
 }
 
+/// Whether a program may have a privileged port is looked up by another thread than the worker.
+#[test]
+fn request_behind_a_bind_of_a_privileged_port_waits_for_its_turn() {
+    let _one = alone();
+    let lab = Lab::new(0);
+    for port in 1..=64 {
+        let mut stream = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let requests = [request(1, u32::MAX, port, 0), request(6, 0, 0, 0)].concat();
+        stream.write_all(&requests).unwrap();
+        let mut replies = [0; 64];
+        stream.read_exact(&mut replies).unwrap();
+        assert_eq!((replies[1], replies[33]), (1, 6), "port {port}");
+    }
+}
+
+#[test]
+fn program_that_leaves_while_its_bind_waits_keeps_no_descriptor() {
+    let _one = alone();
+    let lab = Lab::new(0);
+    let before = descriptors();
+    for port in 1..=64 {
+        let mut stream = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+        stream.write_all(&request(1, u32::MAX, port, 0)).unwrap();
+    }
+    wait_until("all is closed", || descriptors() == before);
+}
+
 /// A guest that accepts a program's connection of messages.
 fn connected_messages(lab: &Lab, guest: &mut RawGuest) -> (UnixStream, RawHeader) {
     let path = lab.path("host");

@@ -21,6 +21,7 @@ use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::host::program::Socket;
 use crate::journal::Journal;
 use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
+use crate::mailbox::Mailbox;
 use crate::reactor::Sources;
 
 const ALPHA: Cid = Cid(3);
@@ -136,7 +137,9 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap());
+        let sources = Sources::new().unwrap();
+        let orders = Mailbox::new(sources.waker());
+        let cx = Context::new(sources, Journal::new().unwrap(), orders);
         let mut fabric = Fabric::new(cx, Cid::HOST, LoopbackLink::new().unwrap(), 1);
         let links = [(ALPHA, "alpha"), (BETA, "beta")].map(|(cid, name)| {
             let (name, groups) = (name.to_owned(), vec!["both".to_owned()]);

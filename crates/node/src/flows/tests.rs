@@ -11,6 +11,7 @@ use super::*;
 use crate::host::program::Socket;
 use crate::journal::Journal;
 use crate::links::{End, Sends};
+use crate::mailbox::Mailbox;
 use crate::reactor::Sources;
 use vsock_guest_memory::sealed_memory;
 use vsock_guest_memory::slice::{Slices, copy_in};
@@ -207,7 +208,9 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap());
+        let sources = Sources::new().unwrap();
+        let orders = Mailbox::new(sources.waker());
+        let cx = Context::new(sources, Journal::new().unwrap(), orders);
         let links = Links::new(Cid::HOST, LoopbackLink::new().unwrap(), 1);
         Self { cx, links, flows: Flows::new() }
     }

@@ -5,14 +5,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
 use vsock_core::admission::GroupId;
 use vsock_core::{Admission, Cid, Instant};
 
 use super::{Interface, LinkFault, Role};
 use crate::context::Context;
-use crate::events::{Event, Failure};
+use crate::events::Event;
 use crate::options::GuestOptions;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::link::driver::DriverLink;
@@ -21,9 +21,6 @@ use vsock_virtio::spec::F_DGRAM;
 use vsock_virtio::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TX_QUEUE};
 use vsock_virtio::sys::PeerCredentials;
 use vsock_virtio::vhost_user::{BackendControl, ConfigSpace, Detach, QueueStart};
-
-/// How long a device may take to say what our CID is.
-const CONFIG_WAIT: Duration = Duration::from_secs(1);
 
 /// What the link of a userspace guest is made of.
 pub(crate) struct NewUplink {
@@ -59,7 +56,7 @@ pub(crate) struct Entry {
     /// The vhost-user connection of a driver link.
     device: Option<(SourceId, OwnedFd)>,
     /// Where a userspace guest reads its CID.
-    config: Option<ConfigSpace>,
+    config: Option<Arc<ConfigSpace>>,
     /// Attachments ended because of a fault.
     pub(super) faults: u64,
     /// Not here while it has its turn.
@@ -96,7 +93,7 @@ impl Entry {
         let source = cx.sources.add(&device, Owner::Device)?;
         let options = GuestOptions { socket, ..GuestOptions::default() };
         let entry = Self::new(options, interface);
-        Ok(Self { device: Some((source, device)), config: Some(config), ..entry })
+        Ok(Self { device: Some((source, device)), config: Some(Arc::new(config)), ..entry })
     }
 
     /// What the guest was told to be.
@@ -332,15 +329,9 @@ impl Entry {
         }
     }
 
-    /// What the device says our CID is. This waits for its answer, a moment and at most a second.
-    pub(super) fn read_cid(&self, cx: &Context, before: Cid) -> Option<Cid> {
-        match self.config.as_ref()?.cid(CONFIG_WAIT) {
-            Ok(cid) => Some(Cid(cid)),
-            Err(error) => {
-                cx.note(before, Event::Failed(Failure::ReadingCid(error)));
-                None
-            }
-        }
+    /// Where a userspace guest reads its CID.
+    pub(super) fn config(&self) -> Option<Arc<ConfigSpace>> {
+        self.config.clone()
     }
 
     /// Process id of the front end; 0: there is none, or it cannot be seen.

@@ -97,6 +97,8 @@ pub struct Interface {
     sender: Sender,
     /// Packets stay in the ring until there is room for the answers they may cause.
     is_paused: bool,
+    /// Of a userspace guest: the device has been asked what our CID is.
+    awaits_cid: bool,
 }
 
 impl Interface {
@@ -109,6 +111,7 @@ impl Interface {
             receiver: Receiver::new(Filter::new(role, local)),
             sender: Sender::default(),
             is_paused: false,
+            awaits_cid: false,
         }
     }
 
@@ -252,6 +255,9 @@ impl Interface {
 
     /// Notifications on; true when there is work already.
     pub fn arm(&mut self) -> bool {
+        if self.awaits_cid {
+            return false;
+        }
         let link = self.link.link_mut();
         if self.is_paused { link.arm_for_buffers() } else { link.arm() }
     }
@@ -260,7 +266,20 @@ impl Interface {
     #[must_use]
     pub fn has_news(&self) -> bool {
         let link = self.link.link();
+        if self.awaits_cid {
+            return false;
+        }
         link.has_buffer_again() || (!self.is_paused && link.has_inbound())
+    }
+
+    /// Whether the device has been asked what our CID is, and has not answered.
+    pub(crate) fn awaits_cid(&self) -> bool {
+        self.awaits_cid
+    }
+
+    /// Until the device has answered, there is nothing to do here: turns end at once, and nothing is news.
+    pub(crate) fn set_awaits_cid(&mut self, awaits: bool) {
+        self.awaits_cid = awaits;
     }
 
     /// Notifications off while we are busy with it anyhow.

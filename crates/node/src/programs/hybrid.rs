@@ -1,25 +1,25 @@
 //! Hybrid sockets of guests: `CONNECT <port>` from programs, and `<path>_<port>` for the guest's connections.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
 use vsock_core::admission::Act;
 use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
-use super::Parts;
 use super::acceptors::{Acceptors, Speaks};
 use super::connect::{Attempt, begin, start};
 use super::handshake::{self, Progress};
+use super::{Asked, Parts};
 use crate::context::Context;
 use crate::events::Event;
 use crate::flow_log::FlowLog;
 use crate::flows::stream::finish;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
+use crate::helper::Helper;
 use crate::host::program::Socket;
 use crate::links::{Entry, LinkId};
-use crate::orders::HybridSocket;
+use crate::orders::{self, Order};
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::sys::PeerCredentials;
 
@@ -31,10 +31,18 @@ pub(super) struct HybridClient {
     pub(super) peer: PeerCredentials,
 }
 
+/// The hybrid socket of a guest.
+struct HybridSocket {
+    path: PathBuf,
+    acceptor: SourceId,
+    /// Connects to programs that listen beside it.
+    helper: Helper<(Asked, PathBuf)>,
+}
+
 /// The hybrid sockets of all guests, and programs on them.
 #[derive(Default)]
 pub(super) struct Hybrids {
-    sockets: SecondaryMap<Entry, (PathBuf, SourceId)>,
+    sockets: SecondaryMap<Entry, HybridSocket>,
     clients: SecondaryMap<Owner, HybridClient>,
     /// Lines that were none.
     pub(super) bad: u64,
@@ -47,24 +55,25 @@ impl Hybrids {
         cx: &mut Context,
         acceptors: &mut Acceptors,
         link: LinkId,
-        socket: Option<HybridSocket>,
+        socket: Option<orders::HybridSocket>,
     ) -> std::io::Result<()> {
         let before = match socket {
             Some((path, listener)) => {
-                let id = acceptors.add(cx, listener, Speaks::Hybrid(link))?;
-                self.sockets.insert(link, (path, id))
+                let acceptor = acceptors.add(cx, listener, Speaks::Hybrid(link))?;
+                let helper = Helper::new("vsock-hybrid", connect);
+                self.sockets.insert(link, HybridSocket { path, acceptor, helper })
             }
             None => self.sockets.remove(link),
         };
-        if let Some((_, id)) = before {
-            acceptors.remove(cx, id);
+        if let Some(before) = before {
+            acceptors.remove(cx, before.acceptor);
         }
         Ok(())
     }
 
-    /// Where a guest's socket is.
-    pub(super) fn path(&self, link: LinkId) -> Option<&Path> {
-        self.sockets.get(link).map(|(path, _)| path.as_path())
+    /// Whether a guest has one.
+    pub(super) fn has(&self, link: LinkId) -> bool {
+        self.sockets.get(link).is_some()
     }
 
     pub(super) fn add(&mut self, id: SourceId, client: HybridClient) {
@@ -137,22 +146,35 @@ impl Hybrids {
         }
     }
 
-    /// The Unix socket `<path>_<port>` of a guest that connects to us, if a program listens there.
+    /// Begins to connect to the Unix socket `<path>_<port>` of a guest that connects to us.
     ///
-    /// A program whose backlog is full counts as a refusal: waiting for it would stall every guest.
+    /// A helper of the guest's own does it: looking up the path may take as long as the file systems on it please.
     ///
     /// # Errors
-    /// There is no such program, or no descriptor for it.
-    pub(super) fn offer(&self, link: LinkId, key: FlowKey) -> Result<OwnedFd, Refusal> {
-        let path = self.path(link).ok_or(Refusal::NoListener)?;
+    /// There is no such socket, or too many connections wait for the helper.
+    pub(super) fn connect_to(&mut self, cx: &Context, asked: Asked) -> Result<(), Refusal> {
+        let HybridSocket { path, helper, .. } =
+            self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
         let mut path = path.to_owned().into_os_string();
-        path.push(format!("_{}", key.ours.port.0));
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
-            .map_err(|_| Refusal::OutOfDescriptors)?;
-        SocketAddrUnix::new(path.as_bytes())
-            .and_then(|address| rustix::net::connect(&fd, &address))
-            .map_err(|_| Refusal::NoHybridSocket)?;
-        Ok(fd)
+        path.push(format!("_{}", asked.key.ours.port.0));
+        let is_given = helper.give(&cx.orders, (asked, path.into()));
+        if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
+}
+
+fn connect((asked, path): (Asked, PathBuf)) -> Order {
+    Order::HybridConnected { asked, connected: connected(&path) }
+}
+
+/// A socket that is connected to a program.
+///
+/// A program whose backlog is full counts as a refusal: waiting for it would keep the guest's other connections waiting.
+fn connected(path: &Path) -> Result<OwnedFd, Refusal> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
+        .map_err(|_| Refusal::OutOfDescriptors)?;
+    SocketAddrUnix::new(path)
+        .and_then(|address| rustix::net::connect(&fd, &address))
+        .map_err(|_| Refusal::NoHybridSocket)?;
+    Ok(fd)
 }

@@ -11,7 +11,7 @@
 //!
 //! Whatever cannot be found out means no, but for root, who usually has it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -21,26 +21,48 @@ use vsock_virtio::sys::{PeerCredentials, peer_pidfd};
 /// CAP_NET_BIND_SERVICE of capabilities(7), as a bit.
 const NET_BIND_SERVICE: u64 = 1 << 10;
 
-/// Whether the program behind `socket` may bind ports below 1024.
-pub(crate) fn may_bind_any_port(socket: BorrowedFd<'_>, peer: PeerCredentials) -> bool {
-    has_capability(socket, peer).unwrap_or(peer.uid == 0)
+/// The question, to be answered by a thread that may read files.
+#[derive(Debug)]
+pub(crate) struct Inquiry {
+    /// The process, if the kernel tells it of a socket.
+    held: Option<OwnedFd>,
+    peer: PeerCredentials,
 }
 
-fn has_capability(socket: BorrowedFd<'_>, peer: PeerCredentials) -> Option<bool> {
-    let pid = i32::try_from(peer.pid).ok().and_then(Pid::from_raw)?;
-    // Before Linux 6.5 a socket gives no pidfd; then the number may be another's already, but only one of the same
-    // user, which is checked below.
-    let held = match peer_pidfd(socket) {
-        Some(held) => held,
-        None => pidfd_open(pid, PidfdFlags::empty()).ok()?,
-    };
-    let status = std::fs::read_to_string(format!("/proc/{}/status", peer.pid)).ok()?;
-    let its_users = std::fs::read_to_string(format!("/proc/{}/uid_map", peer.pid)).ok()?;
-    let our_users = std::fs::read_to_string("/proc/self/uid_map").ok()?;
-    let is_alive = !is_over(held.as_fd());
-    let is_same_user = effective_user(&status)? == peer.uid;
-    let has = effective_capabilities(&status)? & NET_BIND_SERVICE != 0;
-    Some(is_alive && is_same_user && its_users == our_users && has)
+impl Inquiry {
+    /// About the program behind `socket`.
+    pub(crate) fn new(socket: BorrowedFd<'_>, peer: PeerCredentials) -> Self {
+        Self { held: peer_pidfd(socket), peer }
+    }
+
+    /// Whether the program may bind ports below 1024. Reads files.
+    pub(crate) fn answer(self) -> bool {
+        let peer = self.peer;
+        self.has_capability().unwrap_or_else(|| is_privileged_unseen(peer))
+    }
+
+    fn has_capability(self) -> Option<bool> {
+        let Self { held, peer } = self;
+        let pid = i32::try_from(peer.pid).ok().and_then(Pid::from_raw)?;
+        // Before Linux 6.5 a socket gives no pidfd; then the number may be another's already, but only one of the same
+        // user, which is checked below.
+        let held = match held {
+            Some(held) => held,
+            None => pidfd_open(pid, PidfdFlags::empty()).ok()?,
+        };
+        let status = std::fs::read_to_string(format!("/proc/{}/status", peer.pid)).ok()?;
+        let its_users = std::fs::read_to_string(format!("/proc/{}/uid_map", peer.pid)).ok()?;
+        let our_users = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+        let is_alive = !is_over(held.as_fd());
+        let is_same_user = effective_user(&status)? == peer.uid;
+        let has = effective_capabilities(&status)? & NET_BIND_SERVICE != 0;
+        Some(is_alive && is_same_user && its_users == our_users && has)
+    }
+}
+
+/// Whether a program may bind ports below 1024 of which nothing can be found out.
+pub(crate) fn is_privileged_unseen(peer: PeerCredentials) -> bool {
+    peer.uid == 0
 }
 
 /// A pidfd becomes readable when its process has ended.
@@ -81,15 +103,15 @@ mod tests {
     fn root_needs_no_look_at_its_process() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let root = PeerCredentials { pid: 0, uid: 0, gid: 0 };
-        assert!(may_bind_any_port(ours.as_fd(), root));
+        assert!(Inquiry::new(ours.as_fd(), root).answer());
         let unseen = PeerCredentials { pid: 0, uid: 1000, gid: 1000 };
-        assert!(!may_bind_any_port(ours.as_fd(), unseen));
+        assert!(!Inquiry::new(ours.as_fd(), unseen).answer());
     }
 
     #[test]
     fn process_of_another_user_than_the_socket_says_gets_nothing() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = PeerCredentials { pid: std::process::id(), uid: 4_294_967_000, gid: 0 };
-        assert_eq!(has_capability(ours.as_fd(), peer), Some(false));
+        assert_eq!(Inquiry::new(ours.as_fd(), peer).has_capability(), Some(false));
     }
 }

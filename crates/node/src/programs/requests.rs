@@ -8,14 +8,14 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use vsock_core::admission::{self, Act, FlowLimits, Party};
-use vsock_core::{Address, BindError, Cid, FlowKey, Port, Refusal, SocketType};
+use vsock_core::{Address, BindError, Cid, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 use super::Parts;
 use super::accept_queue::AcceptQueue;
 use super::connect::{Attempt, Denied, Held, begin, start};
 use super::datagrams::Clients;
 use super::listeners::Listener;
-use super::privilege::may_bind_any_port;
+use super::privilege::{Inquiry, is_privileged_unseen};
 use super::register::end_errno;
 use crate::admission::errno;
 use crate::context::Context;
@@ -23,13 +23,15 @@ use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
 use crate::flows::stream::{Stream, finish};
 use crate::flows::{Ended, Flow, Greeting, Holdings, Parties};
+use crate::helper::Helper;
 use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
 use crate::host::wire::{
     self, BadRequest, NOWHERE, Reply, Report, Request, from_wire, name_behind, op, to_wire,
 };
 use crate::links::{Links, Update};
-use crate::reactor::SourceId;
+use crate::orders::Order;
+use crate::reactor::{Owner, SourceId};
 
 /// Requests of one program before others have their turn.
 pub(super) const REQUESTS_PER_TURN: usize = 32;
@@ -50,6 +52,19 @@ enum Granted {
     Over,
     /// It is to be tried again.
     Again,
+    /// It is carried out when it is known whether its program is privileged.
+    Waits,
+}
+
+/// What is known of a request beside what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempted {
+    /// It is tried for the first time.
+    First,
+    /// For the last time.
+    Again,
+    /// Whether its program may bind ports below 1024.
+    Privileged(bool),
 }
 
 /// All programs that may ask for something.
@@ -57,18 +72,31 @@ pub(super) struct Requests {
     pub(super) clients: Clients,
     /// Requests to be tried again.
     again: VecDeque<Again>,
+    /// Requests that wait until it is known whether their programs are privileged. Such a program is not read.
+    waiting: SecondaryMap<Owner, Again>,
+    /// Looks what programs may do.
+    privileges: Helper<(SourceId, Inquiry)>,
     /// Requests that broke the rules of the protocol.
     pub(super) bad: u64,
 }
 
 impl Requests {
     pub(super) fn new() -> Self {
-        Self { clients: Clients::new(), again: VecDeque::new(), bad: 0 }
+        Self {
+            clients: Clients::new(),
+            again: VecDeque::new(),
+            waiting: SecondaryMap::new(),
+            privileges: Helper::new("vsock-privilege", look_at_privilege),
+            bad: 0,
+        }
     }
 
     /// Carries out what a program asks, as long as it is a client; `ended`: it will ask no more.
     pub(super) fn read(&mut self, parts: &mut Parts<'_>, id: SourceId, ended: bool) {
         for _ in 0..REQUESTS_PER_TURN {
+            if self.waiting.get(id).is_some() {
+                return;
+            }
             let Some(client) = self.clients.get(id) else { return };
             match client.hear() {
                 // Part of a request will never be a whole one then.
@@ -82,9 +110,13 @@ impl Requests {
                     return self.refuse(parts, id, request.op(), BadRequest::Order);
                 }
                 Ok(Heard::Request(request, extra)) => {
-                    match self.grant(parts, id, (request, &extra, true)) {
+                    match self.grant(parts, id, (request, &extra, Attempted::First)) {
                         Granted::Answered => {}
                         Granted::Over => return self.drop_client(parts, id),
+                        Granted::Waits => {
+                            self.waiting.insert(id, Again { client: id, request, extra });
+                            return;
+                        }
                         Granted::Again => {
                             return self.again.push_back(Again { client: id, request, extra });
                         }
@@ -106,9 +138,25 @@ impl Requests {
 
     /// Tries a request again, for the last time.
     pub(super) fn try_again(&mut self, parts: &mut Parts<'_>, again: &Again) {
+        self.finish(parts, again, Attempted::Again);
+    }
+
+    /// It is known whether a program may bind ports below 1024: what it asked is carried out.
+    pub(super) fn privilege_known(
+        &mut self,
+        parts: &mut Parts<'_>,
+        id: SourceId,
+        is_privileged: bool,
+    ) {
+        if let Some(waited) = self.waiting.remove(id) {
+            self.finish(parts, &waited, Attempted::Privileged(is_privileged));
+        }
+    }
+
+    fn finish(&mut self, parts: &mut Parts<'_>, again: &Again, attempted: Attempted) {
         let Again { client, request, extra } = again;
-        match self.grant(parts, *client, (*request, extra, false)) {
-            Granted::Answered | Granted::Again => self.renew(parts, *client),
+        match self.grant(parts, *client, (*request, extra, attempted)) {
+            Granted::Answered | Granted::Again | Granted::Waits => self.renew(parts, *client),
             Granted::Over => self.drop_client(parts, *client),
         }
     }
@@ -132,6 +180,7 @@ impl Requests {
     /// A program is gone, or can ask nothing more.
     pub(super) fn drop_client(&mut self, parts: &mut Parts<'_>, id: SourceId) {
         let Some(client) = self.clients.remove(id) else { return };
+        self.waiting.remove(id);
         parts.cx.sources.remove(id);
         match client.kind {
             SocketType::Stream | SocketType::SeqPacket => {
@@ -146,11 +195,16 @@ impl Requests {
         &mut self,
         parts: &mut Parts<'_>,
         id: SourceId,
-        (request, extra, is_first): (Request, &[u8], bool),
+        (request, extra, attempted): (Request, &[u8], Attempted),
     ) -> Granted {
         let reply = match request {
             Request::Bind(address) => {
-                self.bind(parts, id, from_wire(address)).map_err(|errno| (op::BIND, errno))
+                let address = from_wire(address);
+                if attempted == Attempted::First && self.asks_privilege(parts.cx, id, address) {
+                    return Granted::Waits;
+                }
+                let bound = self.bind(parts, id, address, attempted);
+                bound.map_err(|errno| (op::BIND, errno))
             }
             Request::Listen { backlog, buffer, .. } => {
                 return self.listen(parts, id, backlog, clamp_buffer(buffer), extra);
@@ -187,7 +241,7 @@ impl Requests {
                 let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
                 return match self.connect(parts, id, attempt, held) {
                     Ok(()) => Granted::Answered,
-                    Err(Denied::Again) if is_first => Granted::Again,
+                    Err(Denied::Again) if attempted == Attempted::First => Granted::Again,
                     Err(denied) => self.deny(parts, id, to, held, denied.reason()),
                 };
             }
@@ -206,18 +260,32 @@ impl Requests {
         }
     }
 
+    /// Asks whether the program may bind ports below 1024, if it matters. False: it does not, or nobody can be asked.
+    fn asks_privilege(&mut self, cx: &Context, id: SourceId, address: Address) -> bool {
+        let Some(client) = self.clients.get(id) else { return false };
+        address.port.is_privileged() && client.bound.is_none() && {
+            let inquiry = Inquiry::new(client.fd.as_fd(), client.peer);
+            self.privileges.give(&cx.orders, (id, inquiry))
+        }
+    }
+
     fn bind(
         &mut self,
         parts: &mut Parts<'_>,
         id: SourceId,
         address: Address,
+        attempted: Attempted,
     ) -> Result<Reply, Errno> {
         let client = self.clients.get(id).ok_or(Errno::INVAL)?;
         if client.bound.is_some() {
             return Err(Errno::INVAL);
         }
         let kind = client.kind;
-        let taken = may_bind(parts, client, address).and_then(|()| {
+        let is_privileged = match attempted {
+            Attempted::Privileged(known) => known,
+            Attempted::First | Attempted::Again => is_privileged_unseen(client.peer),
+        };
+        let taken = may_bind(parts, client, address, is_privileged).and_then(|()| {
             // A port is free as soon as the program that held it has closed its socket, which an event may tell later.
             let taken = match take_port(parts, id, kind, address) {
                 Err(BindError::InUse) if self.drop_closed(parts, address.port) => {
@@ -403,6 +471,11 @@ impl Requests {
     }
 }
 
+/// Looks whether a program may bind ports below 1024.
+fn look_at_privilege((client, inquiry): (SourceId, Inquiry)) -> Order {
+    Order::PrivilegeKnown { client, is_privileged: inquiry.answer() }
+}
+
 /// Takes a port of the kind that a program's sockets have.
 fn take_port(
     parts: &mut Parts<'_>,
@@ -417,11 +490,13 @@ fn take_port(
 }
 
 /// Whether a program may take a port here.
-fn may_bind(parts: &Parts<'_>, client: &Client, address: Address) -> Result<(), Refusal> {
+fn may_bind(
+    parts: &Parts<'_>,
+    client: &Client,
+    address: Address,
+    may_use_privileged: bool,
+) -> Result<(), Refusal> {
     let Address { cid, port } = address;
-    // Asked only where it matters: it costs a look at the program's entry in /proc.
-    let may_use_privileged =
-        port.is_privileged() && may_bind_any_port(client.fd.as_fd(), client.peer);
     let program = Party::Program { may_use_privileged };
     let to = if parts.services.listeners.is_local(cid) { program } else { Party::Nobody(cid) };
     let asked = admission::Attempt::connect(program, to, port, client.kind);
