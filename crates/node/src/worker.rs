@@ -81,7 +81,12 @@ impl Worker {
             // Before timers: an answer that is late for both comes before its deadline.
             self.fabric.serve_active();
             self.fabric.expire();
-            self.awaited.answer(&self.fabric.links, &self.fabric.forwarder, &self.fabric.flows);
+            self.awaited.answer(
+                self.fabric.cx.now,
+                &self.fabric.links,
+                &self.fabric.forwarder,
+                &self.fabric.flows,
+            );
         }
         self.fabric.flows.end_all(&mut self.fabric.cx);
         self.stopping
@@ -93,7 +98,7 @@ impl Worker {
     /// looked at in every round, and its other side need not signal. With no such link left, the worker sleeps until the
     /// next timer.
     fn rest(&mut self, events: &mut Events, happened: &mut Vec<Readiness>) -> io::Result<()> {
-        let Self { fabric, polling, .. } = self;
+        let Self { fabric, polling, awaited, .. } = self;
         let is_behind = fabric.flows.take_is_behind();
         let before = fabric.cx.clock();
         if fabric.links.has_unarmed() {
@@ -110,7 +115,8 @@ impl Worker {
             fabric.cx.now = before;
             return Ok(());
         }
-        let timeout = fabric.next_timer().map(|at| at.since(before));
+        let next_timer = fabric.next_timer().map(|at| at.since(before));
+        let timeout = [next_timer, awaited.longest_sleep()].into_iter().flatten().min();
         fabric.cx.sources.wait(timeout, events, happened)?;
         fabric.cx.now = fabric.cx.clock();
         polling.slept(fabric.cx.now.since(before));

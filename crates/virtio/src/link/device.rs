@@ -165,6 +165,13 @@ impl DeviceLink {
         self.owes_reset = false;
     }
 
+    /// Whether the driver has taken all packets that were sent, as far as it tells (see
+    /// [`DeviceQueue::is_used_seen`](crate::queue::DeviceQueue::is_used_seen)).
+    #[must_use]
+    pub fn has_taken_all(&self) -> bool {
+        self.queues[RX_QUEUE].as_ref().is_none_or(|queue| queue.virtqueue.is_used_seen())
+    }
+
     /// Whether packets may go to the driver: it has handled all events.
     #[must_use]
     pub fn has_handled_reset(&self) -> bool {

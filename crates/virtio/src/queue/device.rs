@@ -170,6 +170,13 @@ impl DeviceQueue {
         }
     }
 
+    /// Whether the driver has seen all used chains, as far as it tells: without event indexes it does not. A driver
+    /// writes `used_event` when it has nothing left to look at and wants to be called again.
+    #[must_use]
+    pub fn is_used_seen(&self) -> bool {
+        !self.event_idx || self.areas.used_event() == self.published
+    }
+
     /// Asks for a kick with the next chain that the driver offers. True when there is one already: do not sleep.
     /// A broken queue has nothing more.
     pub fn enable_kicks(&mut self) -> bool {
