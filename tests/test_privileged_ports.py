@@ -54,6 +54,14 @@ def test_user_without_the_capability_is_refused_privileged_ports(open_switch):
     assert errnos == [errno.EACCES, errno.EACCES, 0]
 
 
+def test_permission_is_asked_before_a_conflict(open_switch):
+    """A port in use is EACCES, too, for a user who may not have it: whether it is in use stays unknown."""
+    with vsock.socket() as holder:
+        holder.bind((CID_ANY, 1023))
+        errnos = bind_as("--reuid", NOBODY, "--clear-groups")
+    assert errnos == [errno.EACCES, errno.EACCES, 0]
+
+
 def test_user_with_the_capability_may_bind_any_port(open_switch):
     """The capability of the calling process counts, not its user."""
     grant = ("--inh-caps", "+net_bind_service", "--ambient-caps", "+net_bind_service")

@@ -37,6 +37,27 @@ fn chain_arrives_as_offered() {
 }
 
 #[test]
+fn device_knows_when_the_driver_has_taken_everything_if_the_driver_tells() {
+    for event_idx in [true, false] {
+        let guest = Guest::new(8, event_idx);
+        let (mut driver, mut device) = (driver(&guest), device(&guest));
+        let mut slices = Slices::new();
+        for _ in 0..2 {
+            driver.add(&[], &[(LOW, 44)]).unwrap();
+            driver.publish();
+            let head = device.pop(&mut slices).unwrap().unwrap().head;
+            driver.disable_calls();
+            device.push_used(head, 44);
+            device.publish();
+            assert_eq!(device.is_used_seen(), !event_idx, "published, and nobody has looked");
+            assert_eq!(driver.pop_used(), Ok(Some((head, 44))));
+            assert!(!driver.enable_calls());
+            assert!(device.is_used_seen());
+        }
+    }
+}
+
+#[test]
 fn full_ring_refuses_and_keeps_what_it_has() {
     let guest = Guest::new(4, true);
     let mut driver = driver(&guest);
