@@ -123,10 +123,14 @@ pub enum Event {
         /// Which rule.
         bad: BadRequest,
     },
-    /// A program wrote something else than CONNECT to a hybrid socket.
+    /// A program wrote to a hybrid socket what is no request.
     BadLine {
         /// Its number.
         pid: u32,
+        /// The convention that is spoken there.
+        by: &'static str,
+        /// What a request is.
+        expected: &'static str,
     },
     /// A connection is open.
     FlowOpened(Box<Attempt>),
@@ -202,7 +206,9 @@ impl fmt::Display for Event {
             Self::NotHandedOver { at, error } => write!(f, "{at}: {error}"),
             Self::FlowReset { ours, theirs, error } => write!(f, "{ours} -> {theirs}: {error}"),
             Self::BadRequest { pid, bad } => write!(f, "request of pid {pid}: {bad}"),
-            Self::BadLine { pid } => write!(f, "hybrid line of pid {pid}: not CONNECT and a port"),
+            Self::BadLine { pid, by, expected } => {
+                write!(f, "{by} line of pid {pid}: not {expected}")
+            }
             Self::FlowOpened(attempt) => attempt.fmt(f),
             Self::FlowRefused(attempt, why) => write!(f, "{attempt}: {why}"),
             Self::Failed(failure) => failure.fmt(f),
@@ -256,8 +262,8 @@ pub struct Attempt {
     pub kind: SocketType,
     /// The program on this node, if there is one and it can be seen.
     pub program: Option<Program>,
-    /// It came, or would have come, over a hybrid socket.
-    pub is_hybrid: bool,
+    /// The convention of the hybrid socket over which it came, or would have come.
+    pub by: Option<&'static str>,
 }
 
 impl fmt::Display for Attempt {
@@ -271,7 +277,7 @@ impl fmt::Display for Attempt {
         if let Some(Program { pid, uid, name }) = &self.program {
             write!(f, " pid={pid} uid={uid} program={name:?}")?;
         }
-        f.write_str(if self.is_hybrid { " by=hybrid" } else { "" })
+        self.by.map_or(Ok(()), |by| write!(f, " by={by}"))
     }
 }
 
@@ -349,7 +355,7 @@ mod tests {
         };
         let (source, destination) = (at(2, 7, None), at(3, 5000, Some("alpha")));
         let kind = SocketType::Stream;
-        Box::new(Attempt { source, destination, kind, program, is_hybrid: true })
+        Box::new(Attempt { source, destination, kind, program, by: Some("hybrid") })
     }
 
     #[test]

@@ -288,6 +288,6 @@ mod tests {
         let at = |cid| Named { address: Address { cid, port: Port(1) }, guest: None };
         let (source, destination) = (at(Cid(2)), at(Cid(3)));
         let kind = SocketType::Stream;
-        Attempt { source, destination, kind, program: None, is_hybrid: false }
+        Attempt { source, destination, kind, program: None, by: None }
     }
 }

@@ -462,7 +462,7 @@ impl Requests {
         let key = FlowKey { ours: Address { cid: parts.links.routes.local(), port }, theirs: to };
         FlowLog { cx: parts.cx, links: parts.links }.denied(
             &Parties::outgoing(key, kind, peer),
-            false,
+            None,
             refused,
         );
         let ours = bound.map_or(NOWHERE, |bound| bound.address);
