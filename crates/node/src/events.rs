@@ -133,9 +133,9 @@ pub enum Event {
         expected: &'static str,
     },
     /// A connection is open.
-    FlowOpened(Box<Attempt>),
+    FlowOpened(Box<FlowRecord>),
     /// A connection was asked for and did not come about.
-    FlowRefused(Box<Attempt>, NotOpened),
+    FlowRefused(Box<FlowRecord>, NotOpened),
     /// Something failed here.
     Failed(Failure),
     /// Of one sort of event, so many were only counted.
@@ -179,8 +179,8 @@ impl Event {
 
     /// Finds out what the program of a connection calls itself. This reads a file, so the worker must not do it.
     pub(crate) fn name_program(&mut self) {
-        if let Self::FlowOpened(attempt) | Self::FlowRefused(attempt, _) = self
-            && let Some(program) = &mut attempt.program
+        if let Self::FlowOpened(record) | Self::FlowRefused(record, _) = self
+            && let Some(program) = &mut record.program
         {
             program.name = name_of(program.pid);
         }
@@ -209,8 +209,8 @@ impl fmt::Display for Event {
             Self::BadLine { pid, by, expected } => {
                 write!(f, "{by} line of pid {pid}: not {expected}")
             }
-            Self::FlowOpened(attempt) => attempt.fmt(f),
-            Self::FlowRefused(attempt, why) => write!(f, "{attempt}: {why}"),
+            Self::FlowOpened(record) => record.fmt(f),
+            Self::FlowRefused(record, why) => write!(f, "{record}: {why}"),
             Self::Failed(failure) => failure.fmt(f),
             Self::HeldBack { count, .. } => write!(f, "{count} more were not written"),
             Self::Lost(count) => write!(f, "{count} older records were not read in time"),
@@ -253,7 +253,7 @@ pub enum Failure {
 
 /// A connection, or the attempt.
 #[derive(Debug)]
-pub struct Attempt {
+pub struct FlowRecord {
     /// Who asked.
     pub source: Named,
     /// Who was asked.
@@ -266,7 +266,7 @@ pub struct Attempt {
     pub by: Option<&'static str>,
 }
 
-impl fmt::Display for Attempt {
+impl fmt::Display for FlowRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             SocketType::Stream => "stream",
@@ -348,21 +348,21 @@ mod tests {
 
     use super::*;
 
-    fn attempt(program: Option<Program>) -> Box<Attempt> {
+    fn record(program: Option<Program>) -> Box<FlowRecord> {
         let at = |cid, port, guest: Option<&str>| Named {
             address: Address { cid: Cid(cid), port: Port(port) },
             guest: guest.map(str::to_owned),
         };
         let (source, destination) = (at(2, 7, None), at(3, 5000, Some("alpha")));
         let kind = SocketType::Stream;
-        Box::new(Attempt { source, destination, kind, program, by: Some("hybrid") })
+        Box::new(FlowRecord { source, destination, kind, program, by: Some("hybrid") })
     }
 
     #[test]
     fn connection_is_told_with_names_program_and_why_not() {
         let program = Program { pid: 9, uid: 1000, name: "curl".to_owned() };
         let why = NotOpened::Closed(CloseReason::TimedOut);
-        let event = Event::FlowRefused(attempt(Some(program)), why);
+        let event = Event::FlowRefused(record(Some(program)), why);
         let text = "from=2:7(host) to=3:5000(alpha) type=stream pid=9 uid=1000 program=\"curl\" \
             by=hybrid: no answer in time";
         assert_eq!((event.kind().word(), event.to_string().as_str()), ("flow-refused", text));
@@ -372,7 +372,7 @@ mod tests {
     fn program_gets_its_name_when_the_record_is_read() {
         let name = String::new();
         let program = Program { pid: std::process::id(), uid: 0, name };
-        let mut event = Event::FlowOpened(attempt(Some(program)));
+        let mut event = Event::FlowOpened(record(Some(program)));
         assert!(event.to_string().contains("program=\"\""));
         event.name_program();
         assert!(!event.to_string().contains("program=\"\""));

@@ -105,7 +105,7 @@ impl Fabric {
     fn on_ready(&mut self, owner: Owner, ready: Readiness) {
         let Self { cx, links, flows, programs, .. } = self;
         match owner {
-            Owner::Ring => {
+            Owner::Queue => {
                 if let Some(id) = links.of_source(ready.source) {
                     links.activate(id);
                 }

@@ -6,7 +6,7 @@
 use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, Refused, SocketType, Verdict};
 
 use crate::context::Context;
-use crate::events::{Attempt, Event, Kind, Named, NotOpened, Program};
+use crate::events::{Event, FlowRecord, Kind, Named, NotOpened, Program};
 use crate::flows::{NotConnected, Parties};
 use crate::host::handshake::Handshake;
 use crate::links::{Entry, LinkId, Links};
@@ -129,20 +129,20 @@ impl FlowLog<'_> {
     }
 
     fn opened_by(&self, guest: Cid, who: &Who) {
-        let event = || Event::FlowOpened(self.attempt(who));
+        let event = || Event::FlowOpened(self.record(who));
         self.cx.journal.write_of_flow(guest, Kind::Flow, event);
     }
 
     fn refused(&self, guest: Cid, who: &Who, why: NotOpened) {
-        let event = || Event::FlowRefused(self.attempt(who), why);
+        let event = || Event::FlowRefused(self.record(who), why);
         self.cx.journal.write_of_flow(guest, Kind::FlowRefused, event);
     }
 
     /// The same with names.
-    fn attempt(&self, who: &Who) -> Box<Attempt> {
+    fn record(&self, who: &Who) -> Box<FlowRecord> {
         let program =
             who.program.map(|it| Program { pid: it.pid, uid: it.uid, name: String::new() });
-        Box::new(Attempt {
+        Box::new(FlowRecord {
             source: self.named(who.source),
             destination: self.named(who.destination),
             kind: who.kind,

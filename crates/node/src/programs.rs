@@ -42,7 +42,7 @@ use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parti
 use crate::host::client::Client;
 use crate::host::handshake::{Handshake, NoConnection};
 use crate::host::program::Socket;
-use crate::host::wire::{self, NOWHERE};
+use crate::host::wire::{self, NO_ADDRESS};
 use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
 use crate::orders::HybridSocket;
 use crate::reactor::{Owner, Readiness, SourceId};
@@ -148,7 +148,7 @@ impl Programs {
                 hybrids.read_request(&mut Parts { cx, links, flows, services }, id, ended);
             }
             Owner::Listener => services.listeners.read(cx, id, ended),
-            Owner::Acceptor | Owner::Ring | Owner::Device | Owner::Flow => {}
+            Owner::Acceptor | Owner::Queue | Owner::Device | Owner::Flow => {}
         }
     }
 
@@ -387,7 +387,7 @@ impl Programs {
             }
         };
         // The port stays bound, as the kernel keeps it after a connect that failed.
-        let ours = binding.map_or(NOWHERE, |bound| bound.address);
+        let ours = binding.map_or(NO_ADDRESS, |bound| bound.address);
         let reply = wire::not_connected(errno, ours, socket.cookie);
         let told = stream.greet(held, &reply.encode());
         if told.is_err() || stream.hung_up {

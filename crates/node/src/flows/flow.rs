@@ -257,13 +257,13 @@ impl Flow {
 
     /// What the program took; that it receives no more is told once.
     fn took(&mut self, taken: Taken) -> Update {
-        let Taken { bytes, packets, refused } = taken;
-        let mut stops_receiving = false;
-        if refused && let State::Open { ours, .. } = &mut self.state {
-            stops_receiving = !ours.contains(Shutdown::RCV);
+        let Taken { bytes, packets, stops_receiving } = taken;
+        let mut update = Update { bytes, packets, ..Update::default() };
+        if stops_receiving && let State::Open { ours, .. } = &mut self.state {
+            update.stops_receiving = !ours.contains(Shutdown::RCV);
             *ours = ours.with(Shutdown::RCV);
         }
-        Update { bytes, packets, stops_receiving, sends: Sends::Nothing }
+        update
     }
 
     /// Something happened at the socket that nothing new explains: the program may have shut down its reading half.
@@ -271,7 +271,7 @@ impl Flow {
         // After the other side's end our half is shut, by ourselves.
         let may =
             matches!(self.state, State::Open { theirs, .. } if !theirs.contains(Shutdown::SEND));
-        let stopped = if may { self.stream.refuses() } else { None };
+        let stopped = if may { self.stream.stops_receiving() } else { None };
         stopped.map_or_else(Update::default, |taken| self.took(taken))
     }
 

@@ -12,7 +12,7 @@ use vsock_core::admission::Act;
 use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 use super::acceptors::{Acceptors, Speaks};
-use super::connect::{Attempt, begin, start};
+use super::connect::{Target, begin, start};
 use super::{Asked, Parts};
 use crate::context::Context;
 use crate::events::{Event, NotOpened};
@@ -144,7 +144,7 @@ impl Hybrids {
         let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
         cx.admission.decide(&asked).limits()?;
         let bound = services.listeners.bind_ephemeral()?;
-        let started = start(cx.now, links, link, bound, Attempt::new(to, 0, 0), SocketType::Stream);
+        let started = start(cx.now, links, link, bound, Target::new(to, 0, 0), SocketType::Stream);
         let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
