@@ -246,6 +246,12 @@ pub enum Failure {
     /// A fault in our own code, met on behalf of one program, which is let go.
     #[error("internal error while serving a program")]
     ServingProgram,
+    /// The kernel has no signals that do not wait.
+    #[error(
+        "guests are signalled by way of their control threads, which is slower: the kernel has no AIO for us \
+         (io_setup: {0}), and the worker may not wait for a front end"
+    )]
+    Signals(io::Error),
     /// The link of the node to itself could not be made anew.
     #[error("connections to ourselves are over: {0}")]
     Loopback(io::Error),

@@ -33,6 +33,7 @@ use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::F_EVENT_IDX;
 use vsock_virtio::spec::QUEUE_COUNT;
+use vsock_virtio::sys::check_signals;
 use vsock_virtio::vhost_user::{
     Attached, BackendHandle, BackendOptions, FrontendError, FrontendOptions, attach, spawn,
 };
@@ -173,6 +174,9 @@ impl Node {
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
             unlink(&paths);
         })?;
+        if let Err(error) = check_signals() {
+            self.journal.write(Some(Cid(cid)), Event::Failed(Failure::Signals(error)));
+        }
         let device = BackendOptions { memory_slots, ..BackendOptions::new(cid) };
         let port = GuestPort::new(self.mailbox.clone(), link);
         let spawned = spawn(front_door, device, Box::new(port));

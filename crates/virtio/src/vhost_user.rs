@@ -22,6 +22,7 @@ pub mod detach;
 pub mod frontend;
 
 mod accept;
+mod call;
 mod control;
 mod handler;
 mod message;

@@ -224,6 +224,49 @@ fn ring_with_a_file_to_signal_on_is_refused() {
     }
 }
 
+/// S3: poll(2) of an epoll set looks into the set, whose lock its owner may hold; a pipe and a socket have locks too.
+#[test]
+fn ring_whose_kick_is_no_eventfd_is_refused() {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    for fd in [reader.as_fd(), writer.as_fd(), socket.as_fd(), epoll.as_fd()] {
+        let request = FrontendReq::SET_VRING_KICK;
+        let reason = fate_when_ready(|front| front.say(request, &words(&[0]), &[fd]));
+        assert!(wrong_fds(&reason, request), "{reason}");
+    }
+}
+
+/// S24: bytes from a process with the switch's rights go to nobody but a front end.
+#[test]
+fn ring_whose_call_is_another_socket_or_anonymous_file_is_refused() {
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let datagrams = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    for fd in [tcp.as_fd(), datagrams.as_fd(), epoll.as_fd()] {
+        let request = FrontendReq::SET_VRING_CALL;
+        let reason = fate_when_ready(|front| front.say(request, &words(&[0]), &[fd]));
+        assert!(wrong_fds(&reason, request), "{reason}");
+    }
+}
+
+/// The control thread finds out that nobody reads any more.
+#[test]
+fn signal_that_nobody_can_receive_ends_the_attachment() {
+    let device = Device::new();
+    let mut front = Speaker::connect(&device.path);
+    front.negotiate(FEATURES);
+    front.give_memory();
+    front.set_up(0, 128, 0);
+    let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    front.tell(FrontendReq::SET_VRING_CALL, &words(&[0]), &[socket.as_fd()]);
+    front.enable(0, true);
+    drop((socket, other));
+    device.signal(0);
+    front.expect_hang_up();
+    assert_eq!(device.detach(), Detach::Socket(std::io::ErrorKind::BrokenPipe));
+}
+
 #[test]
 fn memory_larger_than_its_file_is_refused() {
     let file = memory(LEN);

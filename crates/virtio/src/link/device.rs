@@ -22,7 +22,7 @@ use super::packet::{
 };
 use crate::queue::{Chain, DeviceQueue, QueueConfig, QueueError};
 use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
-use crate::sys::signal;
+use crate::sys::signal_at_once;
 use vsock_guest_memory::GuestMemory;
 use vsock_guest_memory::slice::{self, Slice, Slices};
 
@@ -141,8 +141,8 @@ impl DeviceLink {
             queue.call = call;
             if let Some(call) = &queue.call {
                 self.stats.signals += 1;
-                // An fd that cannot be written will say so again at the next publish.
-                let _ = signal(call);
+                // An fd that cannot be signalled will say so again at the next publish.
+                let _ = signal_at_once(call.as_fd());
             }
         }
     }
@@ -307,7 +307,7 @@ impl DeviceLink {
             && let Some(call) = &queue.call
         {
             self.stats.signals += 1;
-            signal(call)?;
+            signal_at_once(call.as_fd())?;
         }
         Ok(())
     }

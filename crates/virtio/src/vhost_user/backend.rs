@@ -4,6 +4,8 @@
 //! after the data plane has applied it; a slow guest then waits for itself alone. The thread sleeps in `poll` and has
 //! a small stack, so a thousand idle guests cost memory for a thousand small stacks and no time.
 //!
+//! It also writes to those files of its front end that the worker must not touch (`call.rs`).
+//!
 //! Whoever connects may say nothing: tools and tests knock at sockets to see whether somebody is there. So a
 //! connection becomes *the* attachment only with its first byte (`accept.rs`).
 
@@ -177,6 +179,7 @@ impl Guest {
             if let Some(reason) = order.detach {
                 self.detach(reason);
             }
+            self.relay();
             // The attached one first: if it has just left, the next may be knocking already.
             let is_drained = self.serve();
             self.handler.complain();
@@ -192,6 +195,7 @@ impl Guest {
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut fds = vec![readable(self.shared.bell())];
         fds.extend(self.is_listening.then(|| PollFd::new(&self.listener, PollFlags::IN)));
+        fds.extend(self.handler.to_relay().map(readable));
         fds.extend(self.attached.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)));
         fds.extend(self.probes.iter().map(|probe| PollFd::new(&probe.socket, PollFlags::IN)));
         let pause = (!self.is_listening).then_some(PAUSE);
@@ -199,6 +203,13 @@ impl Guest {
         let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
         // Interrupted or out of memory: everything is looked at, nothing is taken for granted.
         let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    /// Passes signals on to a front end that has no eventfds for them.
+    fn relay(&mut self) {
+        if let Err(reason) = self.handler.relay() {
+            self.detach(reason);
+        }
     }
 
     /// Serves the attached front end; `false` if it may have more to say.

@@ -21,6 +21,7 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
+use super::call::Signals;
 use super::control::Shared;
 use super::message::{Message, send_reply};
 use super::rings::RingSetup;
@@ -55,6 +56,7 @@ pub(super) struct Handler {
     /// When to complain that there is no memory, though there is a driver.
     memory_due: Option<Instant>,
     rings: [RingSetup; QUEUE_COUNT],
+    signals: Signals,
 }
 
 impl Handler {
@@ -74,6 +76,7 @@ impl Handler {
             memory: None,
             memory_due: None,
             rings: Default::default(),
+            signals: Signals::of_this_kernel(),
         }
     }
 
@@ -180,8 +183,7 @@ impl Handler {
             FrontendReq::SET_VRING_ENABLE => self.set_vring_enable(&message),
             FrontendReq::SET_VRING_KICK => self.set_vring_kick(message),
             FrontendReq::SET_VRING_CALL => self.set_vring_call(message),
-            // For errors we end the attachment, so there is never one to signal.
-            FrontendReq::SET_VRING_ERR => self.vring_fd(message).map(|_| Answer::Done),
+            FrontendReq::SET_VRING_ERR => Self::set_vring_err(message),
             _ => Err(Detach::Unsupported(message.request)),
         }
     }

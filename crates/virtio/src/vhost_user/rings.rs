@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::VhostUserVringAddr;
 
 use super::Detach;
+use super::call::Call;
 use crate::queue::{MAX_QUEUE_SIZE, QueueConfig};
 use vsock_guest_memory::GuestMemory;
 
@@ -30,8 +31,8 @@ pub(super) struct RingSetup {
     base: u16,
     /// Its kick eventfd; a ring without one is stopped.
     pub(super) kick: Option<OwnedFd>,
-    /// Its call eventfd; without one the driver polls.
-    pub(super) call: Option<OwnedFd>,
+    /// How its driver is signalled; without this the driver polls.
+    pub(super) call: Option<Call>,
     /// What SET_VRING_ENABLE said last, if anything.
     pub(super) enabled: Option<bool>,
     /// Whether the data plane was given it and not told to stop it: nobody else keeps this.

@@ -9,7 +9,7 @@ use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -61,7 +61,11 @@ struct Recorder {
     base: Arc<AtomicU16>,
     /// The rings that run, and the memory they hold.
     running: BTreeMap<usize, Arc<GuestMemory>>,
+    signals: Signals,
 }
+
+/// What each ring is to be signalled on.
+type Signals = Arc<Mutex<BTreeMap<usize, OwnedFd>>>;
 
 impl Recorder {
     fn note(&self, call: Call) {
@@ -87,6 +91,9 @@ impl Attachment for Recorder {
             }
             Change::StartQueue(QueueStart { index, memory, config, call, .. }) => {
                 let len = total_len(&memory);
+                if let Some(call) = &call {
+                    self.signals.lock().unwrap().insert(index, call.try_clone().unwrap());
+                }
                 assert!(self.running.insert(index, memory).is_none(), "ring {index} ran");
                 Call::Start { index, memory: len, config, has_call: call.is_some() }
             }
@@ -114,6 +121,7 @@ pub(crate) struct Device {
     pub(crate) handle: Option<BackendHandle>,
     pub(crate) stopped_at: Arc<AtomicU16>,
     calls: Receiver<Call>,
+    signals: Signals,
 }
 
 impl Device {
@@ -126,10 +134,15 @@ impl Device {
         let listener = UnixListener::bind(&path).unwrap();
         let (sender, calls) = channel();
         let stopped_at = Arc::new(AtomicU16::new(STOPPED_AT));
-        let recorder =
-            Recorder { calls: sender, base: Arc::clone(&stopped_at), running: BTreeMap::new() };
+        let signals = Signals::default();
+        let recorder = Recorder {
+            calls: sender,
+            base: Arc::clone(&stopped_at),
+            running: BTreeMap::new(),
+            signals: Arc::clone(&signals),
+        };
         let handle = spawn(listener, options, Box::new(recorder)).unwrap();
-        Self { path, handle: Some(handle), stopped_at, calls }
+        Self { path, handle: Some(handle), stopped_at, calls, signals }
     }
 
     pub(crate) fn handle(&self) -> &BackendHandle {
@@ -144,6 +157,12 @@ impl Device {
     /// The calls so far that nobody has looked at.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.try_iter().collect()
+    }
+
+    /// Signals the driver of a ring, as the worker does.
+    pub(crate) fn signal(&self, index: usize) {
+        let signals = self.signals.lock().unwrap();
+        rustix::io::write(&signals[&index], &1_u64.to_ne_bytes()).unwrap();
     }
 
     /// Lets calls pass until the end of the attachment, and returns its reason.
