@@ -162,13 +162,14 @@ impl Node {
     /// # Errors
     /// Name or CID are taken, or a socket could not be made.
     pub fn add_guest(&self, options: GuestOptions) -> Result<(), NodeError> {
-        let GuestOptions { cid, memory_slots, .. } = options;
+        let cid = options.cid;
         let mut held = self.held();
         let socket = &options.socket;
         let front_door = listen(socket, SocketType::Stream).map_err(at(socket))?;
         let mut paths = vec![socket.clone()];
         let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
+        let device = device_options(&options);
         let (options, seed) = (Box::new(options), random_seed());
         let added = self.mailbox.call(|reply| Order::AddGuest { options, hybrid, seed, reply });
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
@@ -177,7 +178,6 @@ impl Node {
         if let Err(error) = check_signals() {
             self.journal.write(Some(Cid(cid)), Event::Failed(Failure::Signals(error)));
         }
-        let device = BackendOptions { memory_slots, ..BackendOptions::new(cid) };
         let port = GuestPort::new(self.mailbox.clone(), link);
         let spawned = spawn(front_door, device, Box::new(port));
         let control = match spawned {
@@ -256,7 +256,7 @@ impl Node {
 
     /// Changes the options of a guest while it runs. A new CID has the effects of [`set_guest_cid`](Self::set_guest_cid).
     /// Connections over a hybrid socket that is replaced stay open. New groups and aliases apply to new connections.
-    /// Name, socket and `memory_slots` keep their values.
+    /// Name, socket and the options about memory keep their values.
     ///
     /// # Errors
     /// There is no such guest, a CID is invalid or in use, or the hybrid socket could not be created. If so, nothing has
@@ -420,6 +420,17 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What a guest's device offers, and takes from its front end.
+fn device_options(options: &GuestOptions) -> BackendOptions {
+    let &GuestOptions { cid, memory_slots, file_memory, memory_limit_gib, .. } = options;
+    let usual = BackendOptions::new(cid);
+    let memory_limit = match memory_limit_gib {
+        0 => usual.memory_limit,
+        limit => u64::from(limit) << 30,
+    };
+    BackendOptions { memory_slots, file_memory, memory_limit, ..usual }
 }
 
 /// A listening Unix socket of the type that carries `kind`, for our own user: who may enter its directory is not all

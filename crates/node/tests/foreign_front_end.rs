@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use node_support::vmm::{CID, Vmm, exchange, exchange_from_guest, packet, switch};
 use node_support::{Directory, Listener, pattern, wait_until};
-use vsock_core::{Op, RawHeader};
+use vsock_core::Op;
 use vsock_virtio::link::driver::DriverOptions;
 use vsock_virtio::spec::QUEUE_COUNT;
 

@@ -29,7 +29,7 @@ mod message;
 mod rings;
 
 pub use attachment::{Attachment, Change, QueueStart};
-pub use backend::{BackendHandle, BackendOptions, spawn};
+pub use backend::{BackendHandle, BackendOptions, MEMORY_LIMIT, spawn};
 pub use control::BackendControl;
 pub use detach::Detach;
 pub use frontend::{Attached, ConfigSpace, FrontendError, FrontendOptions, RingSignals, attach};

@@ -323,13 +323,78 @@ fn memory_that_can_shrink_is_refused_where_seals_are_required() {
     assert_eq!(device.detach().counter(), "bad_memory");
 }
 
+/// A device whose front end may add and remove regions.
+fn with_slots() -> Device {
+    Device::with(BackendOptions { memory_slots: true, ..BackendOptions::new(42) })
+}
+
 #[test]
 fn region_that_is_not_there_cannot_be_removed() {
     let body = words(&[0, GUEST, LEN - 4096, USER, 0]);
-    let reason = fate_when_ready(|front| front.say(FrontendReq::REM_MEM_REG, &body, &[]));
+    let reason = fate_at(&with_slots(), |front| {
+        front.negotiate(FEATURES);
+        front.give_memory();
+        front.say(FrontendReq::REM_MEM_REG, &body, &[]);
+    });
     assert_eq!(reason.counter(), "bad_memory", "{reason}");
-    let reason = fate(|front| front.say(FrontendReq::REM_MEM_REG, &body, &[]));
+    let reason = fate_at(&with_slots(), |front| front.say(FrontendReq::REM_MEM_REG, &body, &[]));
     assert_eq!(reason.counter(), "bad_memory", "{reason}");
+}
+
+/// S11: 509 regions are for guests that were given memory slots.
+#[test]
+fn regions_come_and_go_one_by_one_only_where_that_was_negotiated() {
+    let body = words(&[0, GUEST, LEN, USER, 0]);
+    for request in [FrontendReq::ADD_MEM_REG, FrontendReq::REM_MEM_REG] {
+        let reason = fate(|front| {
+            front.negotiate(FEATURES);
+            front.say(request, &body, &[memory(LEN).as_fd()]);
+        });
+        assert_eq!(reason, Detach::Unsupported(request as u32));
+        let reason = fate_at(&with_slots(), |front| {
+            front.ask_number(FrontendReq::GET_FEATURES);
+            front.say(request, &body, &[memory(LEN).as_fd()]);
+        });
+        assert_eq!(reason, Detach::Unsupported(request as u32));
+    }
+}
+
+/// S5: the first look at a page of another file system may take as long as that pleases: a FUSE server need not answer.
+#[test]
+fn memory_in_a_file_that_is_no_memory_is_refused_unless_the_guest_may() {
+    // A file of procfs says whatever it likes about its size, as FUSE does.
+    let file = std::fs::File::open("/proc/self/maps").unwrap();
+    let body = table(&[[GUEST, LEN, USER, 0]]);
+    let reason = fate(|front| front.say(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd()]));
+    assert_eq!(reason.counter(), "bad_memory");
+    let text = reason.to_string();
+    assert!(text.contains("memory-backend-memfd") && text.contains("file_memory = true"), "{text}");
+    let trusting = BackendOptions { file_memory: true, ..BackendOptions::new(42) };
+    let reason = fate_at(&Device::with(trusting), |front| {
+        front.say(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd()]);
+    });
+    assert!(reason.to_string().contains("needs 1048576 bytes of a file of 0"), "{reason}");
+}
+
+/// S11: a file of any size costs nothing.
+#[test]
+fn memory_above_the_limit_is_refused_at_once_or_region_by_region() {
+    let limit = BackendOptions::new(42).memory_limit;
+    let file = memory(2 * limit);
+    let body = table(&[[0, limit, USER, 0], [limit, 4096, USER + limit, limit]]);
+    let reason = fate(|front| {
+        front.say(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd(), file.as_fd()]);
+    });
+    assert_eq!(reason.counter(), "bad_memory");
+    assert!(reason.to_string().contains("memory_limit_gib"), "{reason}");
+    let reason = fate_at(&with_slots(), |front| {
+        front.negotiate(FEATURES);
+        let half = |at: u64| words(&[0, at, limit / 2, USER + at, at]);
+        front.tell(FrontendReq::ADD_MEM_REG, &half(0), &[file.as_fd()]);
+        front.tell(FrontendReq::ADD_MEM_REG, &half(limit / 2), &[file.as_fd()]);
+        front.say(FrontendReq::ADD_MEM_REG, &half(limit), &[file.as_fd()]);
+    });
+    assert!(reason.to_string().contains("memory_limit_gib"), "{reason}");
 }
 
 #[test]

@@ -49,13 +49,29 @@ pub struct BackendOptions {
     pub memory_slots: bool,
     /// What to do with memory that its owner can shrink.
     pub memory_policy: MemoryPolicy,
+    /// Take memory in files of any file system. The first look at a page may then take as long as that file system
+    /// pleases, and everybody waits.
+    pub file_memory: bool,
+    /// Bytes of memory at most.
+    pub memory_limit: u64,
 }
 
+/// What a guest's memory may be at most, if nothing else is said: more than any guest of today has, and little enough that
+/// dozens of front ends that claim so much leave others room.
+pub const MEMORY_LIMIT: u64 = 1 << 40;
+
 impl BackendOptions {
-    /// The usual device with this CID: SEQPACKET on, memory slots off, any memory.
+    /// The usual device with this CID: SEQPACKET on, memory slots off, memory of up to [`MEMORY_LIMIT`] bytes in memory files.
     #[must_use]
     pub fn new(cid: u32) -> Self {
-        Self { cid, seqpacket: true, memory_slots: false, memory_policy: MemoryPolicy::default() }
+        Self {
+            cid,
+            seqpacket: true,
+            memory_slots: false,
+            memory_policy: MemoryPolicy::default(),
+            file_memory: false,
+            memory_limit: MEMORY_LIMIT,
+        }
     }
 
     /// The virtio features offered.

@@ -214,6 +214,7 @@ pub(crate) const ACK: u32 = 1 | 8;
 pub(crate) const REPLY_ACK: u64 = 1 << 3;
 pub(crate) const BACKEND_REQ: u64 = 1 << 5;
 pub(crate) const CONFIG: u64 = 1 << 9;
+pub(crate) const MEM_SLOTS: u64 = 1 << 15;
 
 /// Guest and user address of the one region that [`Speaker::give_memory`] gives.
 pub(crate) const GUEST: u64 = 0x10_0000;
@@ -342,7 +343,7 @@ impl Speaker {
     pub(crate) fn negotiate(&mut self, features: u64) {
         self.ask_number(FrontendReq::GET_FEATURES);
         let protocol = self.ask_number(FrontendReq::GET_PROTOCOL_FEATURES);
-        let wanted = protocol & (REPLY_ACK | BACKEND_REQ | CONFIG);
+        let wanted = protocol & (REPLY_ACK | BACKEND_REQ | CONFIG | MEM_SLOTS);
         self.say(FrontendReq::SET_PROTOCOL_FEATURES, &words(&[wanted]), &[]);
         self.tell(FrontendReq::SET_OWNER, &[], &[]);
         self.tell(FrontendReq::SET_FEATURES, &words(&[features]), &[]);
