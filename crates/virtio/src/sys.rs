@@ -85,7 +85,7 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
 }
 
 pub use aio::check as check_signals;
-pub(crate) use aio::signal_at_once;
+pub(crate) use aio::{prepare as prepare_signals, signal_at_once};
 
 /// Whether an fd is an eventfd: what the worker may touch of a front end's. The kernel has no call that says it without a
 /// side effect; the name of the file is the kernel's own, and no file with a path has such a name.

@@ -22,7 +22,7 @@ use super::packet::{
 };
 use crate::queue::{Chain, DeviceQueue, QueueConfig, QueueError};
 use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
-use crate::sys::signal_at_once;
+use crate::sys::{prepare_signals, signal_at_once};
 use vsock_guest_memory::GuestMemory;
 use vsock_guest_memory::slice::{self, Slice, Slices};
 
@@ -81,6 +81,8 @@ impl DeviceLink {
         if queue >= QUEUE_COUNT {
             return Err(QueueError::BadSize(0));
         }
+        // A thread that cannot signal says so with its first signal.
+        let _ = prepare_signals();
         let stopped_at = self.stop_queue(queue);
         self.bases[queue] = config.base;
         let virtqueue = DeviceQueue::new(Arc::clone(memory), config)?;

@@ -115,7 +115,7 @@ impl Drop for Context {
 }
 
 thread_local! {
-    /// Of the thread that signals; made with its first signal. A context of the whole process would not be there after a
+    /// Of the thread that signals. A context of the whole process would not be there after a
     /// fork.
     static CONTEXT: RefCell<Option<Context>> = const { RefCell::new(None) };
 }
@@ -125,12 +125,24 @@ thread_local! {
 /// # Errors
 /// EINVAL: the file is no eventfd. Else the kernel has no (more) AIO for us.
 pub(crate) fn signal_at_once(eventfd: BorrowedFd<'_>) -> io::Result<()> {
+    with_context(|context| context.signal(eventfd))
+}
+
+/// Makes what this thread signals with, so that its first signal costs no more than others.
+///
+/// # Errors
+/// The kernel has no (more) AIO for us.
+pub(crate) fn prepare() -> io::Result<()> {
+    with_context(|_| Ok(()))
+}
+
+fn with_context(act: impl FnOnce(&Context) -> io::Result<()>) -> io::Result<()> {
     CONTEXT.with_borrow_mut(|slot| {
         let context = match slot {
             Some(context) => context,
             None => slot.insert(Context::new()?),
         };
-        context.signal(eventfd)
+        act(context)
     })
 }
 
