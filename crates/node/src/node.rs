@@ -10,8 +10,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
@@ -29,6 +29,7 @@ use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
+use vsock_virtio::joinable::Joinable;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::F_EVENT_IDX;
@@ -46,6 +47,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long a guest that leaves may take to hear that its connections are over; all of them together when the node stops.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long the control thread of a guest may take to end after it was told to. A front end can make its guest's thread
+/// wait for as long as it likes.
+const THREAD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the worker may take to end. What it does last is to end all streams, which takes no time on an idle machine.
+const WORKER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a node did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +110,7 @@ struct Guest {
 struct Held {
     guests: HashMap<u32, Guest>,
     device: Option<Attached>,
-    worker: Option<JoinHandle<()>>,
+    worker: Option<Joinable>,
     paths: Vec<PathBuf>,
 }
 
@@ -111,6 +119,8 @@ pub struct Node {
     mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
+    /// Control threads that had not ended when their guests were removed.
+    threads_left: AtomicU64,
 }
 
 impl Node {
@@ -125,7 +135,8 @@ impl Node {
         let journal = Journal::new()?;
         let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let thread = std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
+        let builder = std::thread::Builder::new().name(format!("vsock-{cid}"));
+        let thread = Joinable::spawn(builder, move || {
             let worker_journal = its_journal.clone();
             let seed = random_seed();
             // All that the worker has is dropped with it, whether it returns or panics; see docs/decisions/0013-panics.md.
@@ -138,7 +149,7 @@ impl Node {
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
-        let node = Self { mailbox, journal, held };
+        let node = Self { mailbox, journal, held, threads_left: AtomicU64::new(0) };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -205,8 +216,16 @@ impl Node {
         let told = self.mailbox.ask(|told| Order::SayFarewell { link, told })?;
         // A guest that takes nothing has lost its connections all the same.
         let _ = told.recv_timeout(FAREWELL);
-        guest.control.stop();
+        self.stop_control(cid, guest.control, Instant::now() + THREAD_PATIENCE);
         Ok(self.mailbox.call(|reply| Order::RemoveGuest { link, reply })?)
+    }
+
+    /// Ends the control thread of a guest. One that does not end is counted: it can do no more harm, as its link is gone.
+    fn stop_control(&self, cid: u32, control: BackendHandle, deadline: Instant) {
+        if !control.stop(deadline) {
+            self.threads_left.fetch_add(1, Ordering::Relaxed);
+            self.journal.write(Some(Cid(cid)), Event::Failed(Failure::ThreadLeft));
+        }
     }
 
     /// How long at most the node looks for packets before it sleeps (see [`Polling`](crate::polling::Polling)); nothing: it sleeps at once.
@@ -360,7 +379,10 @@ impl Node {
     /// # Errors
     /// The node has been stopped.
     pub fn snapshot(&self) -> Result<Snapshot, NodeError> {
-        Ok(self.mailbox.call(|reply| Order::Snapshot { reply })?)
+        let mut snapshot = self.mailbox.call(|reply| Order::Snapshot { reply })?;
+        let threads_left = self.threads_left.load(Ordering::Relaxed);
+        snapshot.counters.push(("threads_left", threads_left));
+        Ok(snapshot)
     }
 
     /// What has happened since the last call.
@@ -402,14 +424,16 @@ impl Node {
             // One that takes nothing has lost its connections all the same.
             let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
-        for (_, guest) in guests {
+        guests.values().for_each(|guest| guest.control.tell_to_stop());
+        let until = Instant::now() + THREAD_PATIENCE;
+        for (cid, guest) in guests {
             unlink(&guest.paths);
-            guest.control.stop();
+            self.stop_control(cid, guest.control, until);
         }
         // A worker that ended on its own has said why in the journal.
         let _ = self.mailbox.post(Order::Stop);
-        if let Some(thread) = worker {
-            let _ = thread.join();
+        if worker.is_some_and(|thread| !thread.join(Instant::now() + WORKER_PATIENCE)) {
+            self.journal.write(None, Event::Failed(Failure::WorkerLeft));
         }
         // Last, as it gives the memory back that the worker used.
         drop(device);

@@ -5,12 +5,14 @@
 //! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
 //! | [`queue`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how queues and memory get here |
+//! | [`joinable`] | threads that are waited for with a deadline |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //!
 //! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
 
 #![deny(unsafe_code)]
 
+pub mod joinable;
 pub mod link;
 pub mod queue;
 pub mod spec;

@@ -112,7 +112,7 @@ fn stalled_front_end_does_not_keep_the_device_from_stopping() {
     let front = Speaker::connect(&device.path);
     front.send_bytes(&[1, 0, 0], &[]);
     assert!(matches!(device.call(), vhost_user_support::Call::Attached(_)));
-    device.handle.take().unwrap().stop();
+    device.stop();
     assert_eq!(device.detach(), Detach::Stopped);
 }
 

@@ -12,8 +12,7 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -23,6 +22,7 @@ use super::control::{BackendControl, Shared};
 use super::handler::Handler;
 use super::message::Inbox;
 use super::{Attachment, Detach, F_PROTOCOL_FEATURES};
+use crate::joinable::Joinable;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1};
 use vsock_guest_memory::MemoryPolicy;
 
@@ -34,6 +34,9 @@ const BATCH: usize = 64;
 
 /// How long the listener is left alone after it could not accept (no fds left).
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a thread may take to stop when its handle is dropped.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a guest's device offers.
 #[derive(Clone, Copy, Debug)]
@@ -115,20 +118,20 @@ pub fn spawn(
         probes: Probes::default(),
         is_listening: true,
     };
-    let thread = std::thread::Builder::new()
-        .name(format!("vhost-{}", options.cid))
-        .stack_size(STACK)
-        .spawn(move || guest.run())?;
+    let builder = std::thread::Builder::new().name(format!("vhost-{}", options.cid));
+    let thread = Joinable::spawn(builder.stack_size(STACK), move || guest.run())?;
     Ok(BackendHandle { control: BackendControl::new(shared), thread: Some(thread) })
 }
 
 /// A running control thread; stops it when dropped.
 ///
 /// Stopping waits for the thread, and the thread may be waiting for the worker inside an [`Attachment`] call: the
-/// worker itself must not do it.
+/// worker itself must not do it. A front end can make the thread wait as well: a descriptor that it sent may take long to
+/// close, or its memory's file system long to answer. So the wait has a deadline. A thread that is left behind ends
+/// its attachment as soon as it goes on.
 pub struct BackendHandle {
     control: BackendControl,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Joinable>,
 }
 
 impl BackendHandle {
@@ -146,23 +149,28 @@ impl BackendHandle {
         self.control.set_cid(cid)
     }
 
-    /// Ends the attachment (if any) with [`Detach::Stopped`], closes the socket and waits for the thread.
-    pub fn stop(mut self) {
-        self.join();
+    /// Tells the thread to stop and does not wait; for who stops many.
+    pub fn tell_to_stop(&self) {
+        self.control.stop();
     }
 
-    fn join(&mut self) {
+    /// Ends the attachment (if any) with [`Detach::Stopped`], closes the socket and waits for the thread until
+    /// `deadline`. False: the thread is left behind.
+    #[must_use]
+    pub fn stop(mut self, deadline: Instant) -> bool {
+        self.join(deadline)
+    }
+
+    fn join(&mut self, deadline: Instant) -> bool {
         self.control.stop();
-        if let Some(thread) = self.thread.take() {
-            // A panic outside the guarded calls has been printed; there is nothing left to end.
-            let _ = thread.join();
-        }
+        self.thread.take().is_none_or(|thread| thread.join(deadline))
     }
 }
 
 impl Drop for BackendHandle {
     fn drop(&mut self) {
-        self.join();
+        // One that is left behind holds nothing that anybody waits for.
+        let _ = self.join(Instant::now() + PATIENCE);
     }
 }
 

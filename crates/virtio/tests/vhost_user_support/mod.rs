@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -157,6 +157,11 @@ impl Device {
     /// The calls so far that nobody has looked at.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.try_iter().collect()
+    }
+
+    /// Stops the device, which takes no time.
+    pub(crate) fn stop(&mut self) {
+        assert!(self.handle.take().unwrap().stop(Instant::now() + PATIENCE));
     }
 
     /// Signals the driver of a ring, as the worker does.
