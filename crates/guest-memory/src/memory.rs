@@ -120,7 +120,9 @@ pub enum MemoryError {
         guest: u64,
     },
     /// All guests together would have more memory, or more regions, than this process has addresses for.
-    #[error("memory region at guest address {guest:#x} of {len} bytes: all guests' memory would be too much for one process")]
+    #[error(
+        "memory region at guest address {guest:#x} of {len} bytes: all guests' memory would be too much for one process"
+    )]
     NoRoom {
         /// Its guest address.
         guest: u64,

@@ -72,7 +72,8 @@ fn lingering_socket() -> (TcpStream, TcpStream) {
 fn stop_control_thread(socket: &Path) -> (UnixStream, TcpStream) {
     let (lingers, peer) = lingering_socket();
     let front_end = UnixStream::connect(socket).unwrap();
-    let [header, body] = [&[13_u32, 1, 8][..], &[0, 0]].map(|it| it.iter().map(|n| n.to_ne_bytes()));
+    let [header, body] =
+        [&[13_u32, 1, 8][..], &[0, 0]].map(|it| it.iter().map(|n| n.to_ne_bytes()));
     let header: Vec<u8> = header.flatten().collect();
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -54,7 +54,10 @@ mod tests {
     #[test]
     fn thread_that_does_not_end_is_left_behind() {
         let (go, wait) = channel::<()>();
-        let thread = Joinable::spawn(Builder::new(), move || drop(wait.recv())).unwrap();
+        let thread = Joinable::spawn(Builder::new(), move || {
+            let _ = wait.recv();
+        })
+        .unwrap();
         assert!(!thread.join(soon()));
         drop(go);
     }

@@ -104,8 +104,7 @@ pub(crate) fn is_pipe_or_stream(fd: impl AsFd) -> bool {
     if sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX) {
         return sockopt::socket_type(fd) == Ok(SocketType::STREAM);
     }
-    rustix::fs::fstat(fd)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
 }
 
 /// Signals on an eventfd, pipe or socket. One that is full has a signal waiting already.
@@ -204,7 +203,8 @@ mod tests {
         let (pipe, _) = rustix::pipe::pipe().unwrap();
         let (socket, _other) = UnixStream::pair().unwrap();
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
-        let name = std::env::temp_dir().join(format!("anon_inode:[eventfd]-{}", std::process::id()));
+        let name =
+            std::env::temp_dir().join(format!("anon_inode:[eventfd]-{}", std::process::id()));
         let file = std::fs::File::create(&name).unwrap();
         std::fs::remove_file(&name).unwrap();
         for fd in [pipe, socket.into(), epoll.unwrap(), file.into()] {

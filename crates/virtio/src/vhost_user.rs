@@ -22,6 +22,7 @@ pub mod detach;
 pub mod frontend;
 
 mod accept;
+mod budget;
 mod call;
 mod control;
 mod handler;

@@ -204,9 +204,12 @@ impl Guest {
                 self.detach(reason);
             }
             self.relay();
+            self.handler.complain();
+            if self.handler.pause().is_some() {
+                continue;
+            }
             // The attached one first: if it has just left, the next may be knocking already.
             let is_drained = self.serve();
-            self.handler.complain();
             self.is_listening = self.probes.accept(&self.listener).is_ok();
             if is_drained {
                 self.look_at_probes();
@@ -218,12 +221,15 @@ impl Guest {
     fn wait(&self) {
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut fds = vec![readable(self.shared.bell())];
-        fds.extend(self.is_listening.then(|| PollFd::new(&self.listener, PollFlags::IN)));
         fds.extend(self.handler.to_relay().map(readable));
-        fds.extend(self.attached.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)));
-        fds.extend(self.probes.iter().map(|probe| PollFd::new(&probe.socket, PollFlags::IN)));
+        let rest = self.handler.pause();
+        if rest.is_none() {
+            fds.extend(self.is_listening.then(|| PollFd::new(&self.listener, PollFlags::IN)));
+            fds.extend(self.attached.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)));
+            fds.extend(self.probes.iter().map(|probe| PollFd::new(&probe.socket, PollFlags::IN)));
+        }
         let pause = (!self.is_listening).then_some(PAUSE);
-        let timeout = pause.into_iter().chain(self.handler.patience()).min();
+        let timeout = pause.into_iter().chain(rest).chain(self.handler.patience()).min();
         let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
         // Interrupted or out of memory: everything is looked at, nothing is taken for granted.
         let _ = poll(&mut fds, timeout.as_ref());
@@ -279,6 +285,9 @@ impl Guest {
 /// Handles what messages are there; `false` if there may be more.
 fn serve_batch(attached: &mut Attached, handler: &mut Handler) -> Result<bool, Detach> {
     for _ in 0..BATCH {
+        if handler.pause().is_some() {
+            return Ok(false);
+        }
         let Some(message) = attached.inbox.receive(&attached.socket)? else {
             return Ok(true);
         };

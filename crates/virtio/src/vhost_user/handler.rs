@@ -21,6 +21,7 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
+use super::budget::Metered;
 use super::call::Signals;
 use super::control::Shared;
 use super::message::{Message, send_reply};
@@ -45,7 +46,7 @@ enum Answer {
 pub(super) struct Handler {
     options: BackendOptions,
     shared: Arc<Shared>,
-    attachment: Box<dyn Attachment>,
+    attachment: Metered,
     /// Some while a front end is attached.
     peer: Option<PeerCredentials>,
     /// Whether the front end has said anything yet.
@@ -68,7 +69,7 @@ impl Handler {
         Self {
             options,
             shared,
-            attachment,
+            attachment: Metered::new(attachment),
             peer: None,
             has_spoken: false,
             features: 0,
@@ -91,6 +92,11 @@ impl Handler {
             self.memory_due = None;
             self.attachment.apply(Change::WithoutMemory);
         }
+    }
+
+    /// How long front ends have to wait because they have asked for too much; `None`: they can be served.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        self.attachment.pause()
     }
 
     /// A front end has the device from now on.
@@ -121,6 +127,7 @@ impl Handler {
     /// Does what `message` asks and answers it on `socket`.
     pub(super) fn handle(&mut self, message: Message, socket: impl AsFd) -> Result<(), Detach> {
         let (request, needs_reply) = (message.request, message.needs_reply);
+        self.attachment.count_message();
         self.expect_resumption(request);
         let result = self.dispatch(message);
         let wants_ack = needs_reply && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);

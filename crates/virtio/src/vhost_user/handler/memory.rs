@@ -85,7 +85,8 @@ impl Handler {
         if len <= limit {
             return Ok(());
         }
-        let fault = format!("{len} bytes are more than the guest's memory_limit_gib allows ({limit})");
+        let fault =
+            format!("{len} bytes are more than the guest's memory_limit_gib allows ({limit})");
         Err(Detach::Memory(fault))
     }
 
@@ -94,7 +95,9 @@ impl Handler {
         let (guest, file) = (entry.guest_phys_addr, File::from(fd));
         let is_memory = self.options.file_memory || is_memory_file(&file)?;
         if !is_memory {
-            return Err(Detach::Memory(format!("the region at guest address {guest:#x} {NO_MEMORY}")));
+            return Err(Detach::Memory(format!(
+                "the region at guest address {guest:#x} {NO_MEMORY}"
+            )));
         }
         Ok(Region {
             guest,

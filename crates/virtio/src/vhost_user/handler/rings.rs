@@ -16,7 +16,8 @@ use crate::sys::is_eventfd;
 const NO_FD: u64 = 1 << 8;
 
 /// What is no eventfd may stop the worker, so a descriptor of which nothing is known is refused.
-const CANNOT_TELL: &str = "whether its descriptor is an eventfd cannot be told: there is no /proc here";
+const CANNOT_TELL: &str =
+    "whether its descriptor is an eventfd cannot be told: there is no /proc here";
 
 impl Handler {
     pub(super) fn get_vring_base(&mut self, message: &Message) -> Result<Answer, Detach> {
