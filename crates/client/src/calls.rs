@@ -19,7 +19,7 @@
 //! Before any call, the caller looks whether a connect under way has ended ([`Outcome`]). So the state
 //! [`State::Connecting`] means here that there is no outcome yet.
 
-use crate::options::{Options, Setting};
+use crate::options::Options;
 use crate::socket::{Flags, Socket, State};
 use crate::wire::{HELD_EXTRA, INHERITED_LEN, MESSAGE_LEN, Reply, Report, Request};
 use crate::{ANY, Address, CID_HOST, CID_LOCAL, Errno};
@@ -470,90 +470,4 @@ pub fn queue_len(socket: Socket) -> Result<(), Errno> {
 /// ENOTTY: this is a socket and not /dev/vsock.
 pub fn local_cid(socket: Socket) -> Result<(), Errno> {
     if socket.state == State::Device { Ok(()) } else { Err(Errno::NOTTY) }
-}
-
-/// `setsockopt` of level AF_VSOCK: keep the options, and tell the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SetOption {
-    /// The options from now on.
-    pub options: Options,
-    /// What to tell the node.
-    pub tell: Tell,
-}
-
-/// What to tell the node about changed options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tell {
-    /// Nothing.
-    Nothing,
-    /// What the next accepted sockets inherit: [`listen_message`], which is not answered.
-    Listener,
-    /// The new receive buffer of a connection.
-    Connection(u64),
-}
-
-impl SetOption {
-    /// A setting of a socket with these options.
-    ///
-    /// # Errors
-    /// ERANGE: not a valid timeout.
-    pub fn new(
-        socket: Socket,
-        before: Options,
-        setting: Setting,
-        tick: u64,
-    ) -> Result<Self, Errno> {
-        let set = before.set(setting, tick)?;
-        let is_resized = set.size != before.size;
-        let options = if socket.has_stream() && is_resized { set.of_connection() } else { set };
-        let tell = if socket.state == State::Listening {
-            Tell::Listener
-        } else if socket.has_stream() && options.size != before.size {
-            Tell::Connection(options.size.max(1))
-        } else {
-            Tell::Nothing
-        };
-        Ok(Self { options, tell })
-    }
-}
-
-/// SO_ZEROCOPY: the socket with the option or without.
-///
-/// # Errors
-/// EINVAL: neither 0 nor 1. EOPNOTSUPP: the socket is a connection.
-pub fn set_zerocopy(socket: Socket, value: i32) -> Result<Socket, Errno> {
-    match value {
-        0 | 1 if socket.has_stream() => Err(Errno::OPNOTSUPP),
-        0 | 1 => Ok(socket.set(Flags::ZEROCOPY, value == 1)),
-        _ => Err(Errno::INVAL),
-    }
-}
-
-/// SO_RCVLOWAT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetLowWater {
-    /// Keep the socket, and set the descriptor's own option.
-    Descriptor(Socket),
-    /// Keep the socket, and do not touch the descriptor's own option: while a connect is under way it holds the size of
-    /// the send buffer.
-    Flag(Socket),
-}
-
-impl SetLowWater {
-    /// SO_RCVLOWAT of this number of bytes; `size` reads SO_VM_SOCKETS_BUFFER_SIZE.
-    ///
-    /// # Errors
-    /// EINVAL: negative, or more than the buffer.
-    pub fn new(socket: Socket, bytes: i32, size: impl FnOnce() -> u64) -> Result<Self, Errno> {
-        if !socket.keeps_messages() {
-            let bytes = u64::try_from(bytes).map_err(|_| Errno::INVAL)?;
-            if bytes > size() {
-                return Err(Errno::INVAL);
-            }
-        }
-        let is_low = bytes == 0 || bytes == 1;
-        let next = socket.set(Flags::LOW_WATER, !is_low);
-        let is_held = socket.state == State::Connecting && is_low;
-        Ok(if is_held { Self::Flag(next) } else { Self::Descriptor(next) })
-    }
 }

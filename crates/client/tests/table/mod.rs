@@ -3,11 +3,11 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use vsock_client::calls::{
-    Attempt, Connect, Destination, Direction, Listen, OwnName, SetLowWater, SetOption, Shutdown,
-    Tell, Wait, accept, accepted, after_failure, after_silence, after_success, bind, bound,
-    local_cid, peer_name, queue_len, set_zerocopy, take_error,
+    Attempt, Connect, Destination, Direction, Listen, OwnName, Shutdown, Wait, accept, accepted,
+    after_failure, after_silence, after_success, bind, bound, local_cid, peer_name, queue_len,
+    take_error,
 };
-use vsock_client::options::Setting;
+use vsock_client::options::{SetLowWater, SetOption, Setting, Tell, set_zerocopy};
 use vsock_client::transfer::{MSG_ERRQUEUE, MSG_OOB, MSG_WAITALL, Receive, Send};
 use vsock_client::wire::{Reply, Request, op};
 use vsock_client::{Address, Errno, Flags, Options, Socket, State};
