@@ -289,8 +289,12 @@ pub fn after_failure(socket: Socket, has_address: bool) -> Socket {
 /// A blocking connect that waits for the outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Wait on.
+    /// Wait until the descriptor is writable.
     GoOn,
+    /// Pause, then look again: another thread or process has yet to send the request, and until then the descriptor is
+    /// writable. If the deadline of the connect passes before that, the other has ended, and so has the attempt:
+    /// [`after_silence`].
+    Pause,
     /// Return this, and keep the socket.
     Return(Result<(), Errno>, Socket),
 }
@@ -300,7 +304,8 @@ impl Wait {
     #[must_use]
     pub fn new(socket: Socket) -> Self {
         match socket.state {
-            State::Connecting => Self::GoOn,
+            State::Connecting if socket.awaits_outcome() => Self::GoOn,
+            State::Connecting => Self::Pause,
             State::Connected | State::ShutDown => Self::Return(Ok(()), socket),
             State::Fresh | State::Bound | State::Listening | State::Device => {
                 let (error, next) = take_error(socket);
@@ -413,7 +418,8 @@ impl Shutdown {
     }
 }
 
-/// The socket whose node has not answered in time. The answer may still come, so the descriptor cannot be used again.
+/// The socket whose node has not answered in time, or has not been asked. The answer may still come, so the descriptor cannot
+/// be used again.
 #[must_use]
 pub fn after_silence(socket: Socket) -> Socket {
     socket.in_state(State::ShutDown)

@@ -220,6 +220,11 @@ impl Fd {
         self.polled(events, milliseconds).map(|events| events != 0)
     }
 
+    /// Lets time pass, whatever is on any descriptor. A signal ends that with EINTR.
+    pub(crate) fn pause(milliseconds: u64) -> Answer<bool> {
+        Self(-1).poll(0, milliseconds)
+    }
+
     /// Whether the other end has been closed, or both directions are shut.
     pub(crate) fn has_hung_up(self) -> bool {
         self.polled(0, 0).is_ok_and(|events| events & libc::POLLHUP != 0)

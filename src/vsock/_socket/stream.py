@@ -280,6 +280,7 @@ class StreamSocket(socket):
         self._state.raise_error(self)
         if goes_on:
             raise TimeoutError("timed out")
+        self._state.abandon(self)
         raise transport_error(errno.ETIMEDOUT, f"connect to {self._state.theirs}")
 
     def finish_connect(self) -> None:

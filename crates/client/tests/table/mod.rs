@@ -67,6 +67,7 @@ pub(crate) const CALLS: &[(&str, Call)] = &[
     ("connect non-blocking", |socket| done(socket, connect(socket, true))),
     ("connect waits", |socket| match Wait::new(socket) {
         Wait::GoOn => ("waits".into(), socket),
+        Wait::Pause => ("pauses".into(), socket),
         Wait::Return(Ok(()), next) => ("returns".into(), next),
         Wait::Return(Err(error), next) => (name(error), next),
     }),
