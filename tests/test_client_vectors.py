@@ -256,11 +256,11 @@ def value_of(sock: vsock.socket, row: dict[str, Any], room: int) -> str:
 def test_option_does_the_same_on_a_socket_in_every_state(row):
     """The errno, or none; the state afterwards; and what the option is then. The rows come from the crate's table."""
     checked = 0
+    value = bytes.fromhex(row.get("value", ""))
     for does, got, names, changed in row["results"]:
         for name in SOCKETS.keys() & set(names):
             with made(name) as sock:
                 if "value" in row:
-                    value = bytes.fromhex(row["value"])
                     said = outcome(lambda: sock.setsockopt(row["level"], row["number"], value))
                     assert said == (does if re.fullmatch("E[A-Z]+", does) else "None"), name
                 after = value_of(sock, row, row.get("room", ENOUGH))
