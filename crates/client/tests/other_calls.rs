@@ -1,8 +1,8 @@
 //! What calls do that depends on more than the socket: addresses, replies, outcomes and options.
 
 use vsock_client::calls::{
-    Attempt, Beginning, Connect, Destination, Direction, Listen, Outcome, OwnName, Seen, Shutdown,
-    accepted, after_failure, after_success, bind, create, listen_message,
+    Beginning, Connect, Destination, Direction, HeldConnect, Listen, Outcome, OwnName, Seen,
+    Shutdown, accepted, after_failure, after_success, bind, create, listen_message,
 };
 use vsock_client::options::{SetLowWater, SetOption, Setting, Tell};
 use vsock_client::transfer::{MSG_WAITALL, Receive, Send, may_have_lost_data, needs_no_checks};
@@ -18,7 +18,7 @@ fn connected() -> Socket {
 }
 
 fn attempt(socket: Socket) -> Socket {
-    Attempt::new(socket, PEER, &Options::DEFAULT, TICK, false).next
+    HeldConnect::new(socket, PEER, &Options::DEFAULT, TICK, false).next
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn listen_has_the_backlog_and_what_is_inherited() {
 fn attempt_asks_with_timeout_and_buffer_and_is_prompt_if_the_socket_does_not_block() {
     let options = Options { size: 4096, connect_ticks: 1, ..Options::DEFAULT };
     for prompt in [false, true] {
-        let attempt = Attempt::new(Socket::STREAM, PEER, &options, 3333, prompt);
+        let attempt = HeldConnect::new(Socket::STREAM, PEER, &options, 3333, prompt);
         let expected = Request::Connect {
             to: PEER,
             is_named: false,

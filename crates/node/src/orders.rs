@@ -11,14 +11,20 @@ use std::time::Duration;
 use vsock_core::{Cid, SocketType};
 
 use crate::admission::Verdict;
+use crate::host::handshake::Handshake;
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::Reply;
 use crate::options::{AddError, GuestOptions};
 use crate::snapshot::Snapshot;
 use vsock_virtio::vhost_user::{BackendControl, Change};
 
-/// A hybrid socket of a guest: its path, and the socket itself.
-pub(crate) type HybridSocket = (PathBuf, UnixListener);
+/// A hybrid socket of a guest.
+pub(crate) struct HybridSocket {
+    pub(crate) path: PathBuf,
+    pub(crate) listener: UnixListener,
+    /// What is spoken on it.
+    pub(crate) handshake: &'static Handshake,
+}
 
 /// One thing to do.
 pub(crate) enum Order {

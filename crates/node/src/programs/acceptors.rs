@@ -11,6 +11,7 @@ use vsock_core::{Instant, SecondaryMap, SocketType};
 
 use crate::context::Context;
 use crate::events::Failure;
+use crate::host::handshake::Handshake;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
 use vsock_virtio::sys::PeerCredentials;
@@ -22,12 +23,12 @@ const PROGRAMS_PER_TURN: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is spoken on a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Speaks {
     /// The client protocol, for sockets of this type.
     Requests(SocketType),
-    /// `CONNECT` lines, for the guest of this link.
-    Hybrid(LinkId),
+    /// A VMM's convention, for the guest of this link.
+    Handshake(LinkId, &'static Handshake),
 }
 
 /// A program that has just connected.
