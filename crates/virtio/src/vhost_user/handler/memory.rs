@@ -18,7 +18,8 @@ use vsock_guest_memory::{GuestMemory, MemoryError, Region, is_memory_file};
 
 /// The usual case is QEMU with `memory-backend-file` on a disk.
 const NO_MEMORY: &str = "is a file on a disk or another file system that may make the switch wait. \
-    Use memory-backend-memfd, as `vsock qemu-args` prints, or a file in /dev/shm or on hugetlbfs; \
+    Use memory-backend-memfd, as `vsock qemu-args` prints, or a file in /dev/shm or on hugetlbfs \
+    (User-Mode Linux: TMPDIR=/dev/shm); \
     or, if you trust this file system, set file_memory = true for the guest";
 
 impl Handler {
