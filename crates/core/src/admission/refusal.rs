@@ -2,6 +2,7 @@
 
 use crate::endpoint::ConnectError;
 use crate::ports::{BindError, ListenError};
+use alloc::vec::Vec;
 
 /// Declares the reasons once: as variants, as names of counters, and in words.
 macro_rules! refusals {
@@ -112,6 +113,9 @@ impl From<ConnectError> for Refusal {
     }
 }
 
+/// [`RefusalCounts`] as plain data: reasons and how often each was given.
+pub type SavedRefusals = Vec<(Refusal, u64)>;
+
 /// How often each reason was given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusalCounts([u64; COUNT]);
@@ -126,6 +130,22 @@ impl RefusalCounts {
     #[must_use]
     pub fn of(&self, reason: Refusal) -> u64 {
         self.0[reason as usize]
+    }
+
+    /// As plain data.
+    #[must_use]
+    pub fn save(&self) -> SavedRefusals {
+        Refusal::ALL.into_iter().map(|reason| (reason, self.of(reason))).collect()
+    }
+
+    /// From plain data. A reason that is not there has not been given.
+    #[must_use]
+    pub fn restore(saved: &SavedRefusals) -> Self {
+        let mut counts = Self::default();
+        for &(reason, count) in saved {
+            counts.0[reason as usize] = count;
+        }
+        counts
     }
 
     /// Every count with its name.
