@@ -15,6 +15,9 @@ use alloc::vec::Vec;
 /// Slots as saved: for each its generation, and its value if it has one.
 pub type SavedSlots<S> = Vec<(u32, Option<S>)>;
 
+/// One count in each nanosecond for a hundred years.
+const MOST_COUNTED: u64 = u64::MAX / 4;
+
 /// Why saved state cannot be restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unfit {
@@ -26,7 +29,7 @@ pub enum Unfit {
     State,
     /// Numbers of a credit window that cannot be together.
     Credit,
-    /// More of something than the limits allow.
+    /// More of something than the limits allow, or than anybody can have counted.
     TooMany,
     /// A queue names what is not there, or leaves out what has to be in it.
     Queue,
@@ -66,6 +69,14 @@ pub fn due(wait: Option<Duration>, now: Instant) -> Option<Instant> {
 #[must_use]
 pub fn ago(age: Duration, now: Instant) -> Instant {
     Instant(now.0.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+/// Counters that are within reason: counting on from them never overflows.
+///
+/// # Errors
+/// [`Unfit::TooMany`]: one is beyond what anybody can have counted.
+pub fn check_counts(counts: impl IntoIterator<Item = u64>) -> Result<(), Unfit> {
+    check(counts.into_iter().all(|count| count <= MOST_COUNTED), Unfit::TooMany)
 }
 
 /// `true`, or this is unfit.

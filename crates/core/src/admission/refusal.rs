@@ -2,6 +2,7 @@
 
 use crate::endpoint::ConnectError;
 use crate::ports::{BindError, ListenError};
+use crate::saved::{Unfit, check_counts};
 use alloc::vec::Vec;
 
 /// Declares the reasons once: as variants, as names of counters, and in words.
@@ -139,13 +140,16 @@ impl RefusalCounts {
     }
 
     /// From plain data. A reason that is not there has not been given.
-    #[must_use]
-    pub fn restore(saved: &SavedRefusals) -> Self {
+    ///
+    /// # Errors
+    /// More than anybody can have counted.
+    pub fn restore(saved: &SavedRefusals) -> Result<Self, Unfit> {
+        check_counts(saved.iter().map(|(_, count)| *count))?;
         let mut counts = Self::default();
         for &(reason, count) in saved {
             counts.0[reason as usize] = count;
         }
-        counts
+        Ok(counts)
     }
 
     /// Every count with its name.

@@ -142,14 +142,16 @@ impl BackendHandle {
         self.join();
     }
 
-    /// Ends the thread between two messages of its front end, to which nothing is said. `None`: it has ended by itself.
+    /// Ends the thread between two messages of its front end, to which nothing is said.
     ///
     /// As with [`stop`](Self::stop), the worker itself must not call this, and must be running.
-    #[must_use]
-    pub fn pause(mut self) -> Option<Paused> {
+    ///
+    /// # Errors
+    /// The thread has ended by itself.
+    pub fn pause(mut self) -> Result<Paused, Self> {
         self.control.pause();
-        let guest = self.thread.take()?.join().ok()??;
-        Some(Paused::new(guest))
+        let guest = self.thread.take().and_then(|thread| thread.join().ok().flatten());
+        guest.map(Paused::new).ok_or(self)
     }
 
     fn join(&mut self) {

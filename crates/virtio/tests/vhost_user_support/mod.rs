@@ -135,7 +135,7 @@ impl Device {
 
     /// Stops the control thread between two messages.
     pub(crate) fn pause(&mut self) -> Paused {
-        self.handle.take().unwrap().pause().unwrap()
+        self.handle.take().unwrap().pause().ok().unwrap()
     }
 
     /// What goes on where `paused` was, after `spoil` has changed what is saved of it.

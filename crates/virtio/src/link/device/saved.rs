@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use vsock_core::saved::{Unfit, check};
+use vsock_core::saved::{Unfit, check, check_counts};
 
 use super::queue::RunningQueue;
 use super::{DeviceLink, ResetHandshake};
@@ -87,6 +87,7 @@ impl DeviceLink {
         fds: &mut Fds,
     ) -> Result<Self, Unfit> {
         let SavedDevice { queues, bases, reset, knows_driver, owes_reset, stats } = saved;
+        check_counts([stats.skipped, stats.signals])?;
         let reset = match reset {
             SavedReset::Done => ResetHandshake::Done,
             SavedReset::Pending => ResetHandshake::Pending,

@@ -84,7 +84,7 @@ impl Paused {
             listener,
             front_end,
             probes: probes.iter().map(|it| (fds.add(&it.socket), it.peer)).collect(),
-            detach: shared.ordered_detach(),
+            detach: self.ordered_detach(),
         }
     }
 
@@ -139,6 +139,12 @@ impl Paused {
     #[must_use]
     pub fn memory(&self) -> Option<&Arc<GuestMemory>> {
         self.guest.handler.memory()
+    }
+
+    /// The end of the attachment that has been ordered and waits for the thread to run.
+    #[must_use]
+    pub fn ordered_detach(&self) -> Option<Detach> {
+        self.guest.shared.ordered_detach()
     }
 
     /// Whether the front end takes this ring for running.
