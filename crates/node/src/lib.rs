@@ -43,6 +43,7 @@ pub mod polling;
 mod programs;
 mod reactor;
 mod report;
+pub mod saved;
 pub mod snapshot;
 mod timers;
 mod turn;

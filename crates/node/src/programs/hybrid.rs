@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
 use vsock_core::admission::Act;
+use vsock_core::saved::{Unfit, check};
 use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 use super::acceptors::{Acceptors, Speaks};
@@ -19,9 +20,11 @@ use crate::flows::stream::finish;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::program::Socket;
-use crate::links::{Entry, LinkId};
+use crate::links::{Entry, LinkId, Links};
 use crate::orders;
 use crate::reactor::{Owner, SourceId};
+use crate::saved::Restoring;
+use vsock_virtio::saved::{SavedFd, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
 /// A program on a hybrid socket that has not been connected yet.
@@ -73,8 +76,7 @@ impl Hybrids {
         let before = match socket {
             Some((path, listener)) => {
                 let acceptor = acceptors.add(cx, listener, Speaks::Hybrid(link))?;
-                let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
-                self.sockets.insert(link, HybridSocket { path, acceptor, helper })
+                self.insert(link, path, acceptor)
             }
             None => self.sockets.remove(link),
         };
@@ -82,6 +84,11 @@ impl Hybrids {
             acceptors.remove(cx, before.acceptor);
         }
         Ok(())
+    }
+
+    fn insert(&mut self, link: LinkId, path: PathBuf, acceptor: SourceId) -> Option<HybridSocket> {
+        let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
+        self.sockets.insert(link, HybridSocket { path, acceptor, helper })
     }
 
     /// Whether a guest has one.
@@ -190,4 +197,68 @@ fn connected(path: &Path) -> Result<OwnedFd, Refusal> {
         .and_then(|address| rustix::net::connect(&fd, &address))
         .map_err(|_| Refusal::NoHybridSocket)?;
     Ok(fd)
+}
+
+/// [`Hybrids`] as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedHybrids {
+    /// The hybrid sockets of guests: link, path, and the name of the socket on which programs connect.
+    pub sockets: Vec<(LinkId, PathBuf, SourceId)>,
+    /// Programs that have not been connected yet.
+    pub clients: Vec<SavedHybridClient>,
+    /// Lines that were none.
+    pub bad: u64,
+}
+
+/// A program on a hybrid socket, as plain data. What it has written of its line is still in its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedHybridClient {
+    /// Its name.
+    pub id: SourceId,
+    /// Its socket.
+    pub fd: SavedFd,
+    /// The guest that it wants to connect to.
+    pub link: LinkId,
+    /// Who it is.
+    pub peer: PeerCredentials,
+}
+
+impl Hybrids {
+    /// As plain data.
+    pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> SavedHybrids {
+        let mut client = |(id, it): (SourceId, &'a HybridClient)| SavedHybridClient {
+            id,
+            fd: fds.add(&it.fd),
+            link: it.link,
+            peer: it.peer,
+        };
+        let socket = |(link, it): (LinkId, &HybridSocket)| (link, it.path.clone(), it.acceptor);
+        SavedHybrids {
+            sockets: self.sockets.iter().map(socket).collect(),
+            clients: self.clients.iter().map(&mut client).collect(),
+            bad: self.bad,
+        }
+    }
+
+    /// From plain data, with the acceptors and links that there are.
+    pub(super) fn restore(
+        saved: SavedHybrids,
+        acceptors: &Acceptors,
+        links: &Links,
+        restoring: &mut Restoring,
+    ) -> Result<Self, Unfit> {
+        let mut hybrids = Self { bad: saved.bad, ..Self::new() };
+        let has_guest = |link| links.get(link).is_some_and(|it| it.guest().is_some());
+        for (link, path, acceptor) in saved.sockets {
+            let speaks = acceptors.speaks(acceptor);
+            check(has_guest(link) && speaks == Some(Speaks::Hybrid(link)), Unfit::State)?;
+            check(hybrids.insert(link, path, acceptor).is_none(), Unfit::State)?;
+        }
+        for SavedHybridClient { id, fd, link, peer } in saved.clients {
+            check(has_guest(link), Unfit::State)?;
+            let fd = restoring.claim(fd, id, Owner::HybridClient)?;
+            hybrids.add(id, HybridClient { fd, link, peer });
+        }
+        Ok(hybrids)
+    }
 }

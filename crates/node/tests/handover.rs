@@ -1,0 +1,375 @@
+//! A switch is given away as plain data in the midst of traffic, and another in the same process goes on with it: its
+//! programs and guests see nothing of that.
+
+#![allow(clippy::unwrap_used)] // helpers of tests panic as tests do
+
+mod node_support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use node_support::raw::RawGuest;
+use node_support::{
+    DEADLINE, Lab, Listener, ask, connect, connect_messages, guest_counter, node_counter, pattern,
+    request, transfer, wait_until,
+};
+use vsock_core::Op;
+use vsock_node::node::{Node, NodeError, SaveError};
+use vsock_node::snapshot::{FlowInfo, GuestState};
+
+/// Bytes of a stream that is long.
+const LEN: usize = 8_000_000;
+
+/// Gives the switch of a lab away, and goes on with another.
+fn hand_over(lab: &mut Lab) {
+    let (saved, fds) = lab.switch.save().unwrap();
+    assert!(matches!(lab.switch.snapshot(), Err(NodeError::Stopped(_))));
+    lab.switch = Node::restore(saved, fds).unwrap();
+}
+
+/// Sends all of it from another thread, then the end.
+fn send(mut from: UnixStream, data: Vec<u8>) -> JoinHandle<UnixStream> {
+    std::thread::spawn(move || {
+        from.write_all(&data).unwrap();
+        from.shutdown(std::net::Shutdown::Write).unwrap();
+        from
+    })
+}
+
+/// Reads at least `least` bytes.
+fn read_some(from: &mut UnixStream, got: &mut Vec<u8>, least: usize) {
+    let mut piece = vec![0; 65536];
+    let until = got.len() + least;
+    while got.len() < until {
+        let n = from.read(&mut piece).unwrap();
+        assert!(n > 0, "the stream ended early");
+        got.extend_from_slice(&piece[..n]);
+    }
+}
+
+fn flow_of(lab: &Lab, source: u32, destination: (u32, u32)) -> FlowInfo {
+    let flows = lab.switch.snapshot().unwrap().flows;
+    let is_it = |it: &FlowInfo| {
+        it.source.cid.0 == source && (it.destination.cid.0, it.destination.port.0) == destination
+    };
+    flows.into_iter().find(is_it).unwrap()
+}
+
+/// One stream of each kind, all of them long, with slow readers: most of each waits somewhere when the switch is given
+/// away, and that several times.
+#[test]
+fn streams_of_every_kind_go_on_over_many_hand_overs() {
+    let mut lab = Lab::new(2);
+    let (host, a, b) = (lab.path("host"), lab.path("a"), lab.path("b"));
+    let mut on_host = Listener::new(&host, 6000, 8);
+    let mut on_a = Listener::new(&a, 6000, 8);
+    let mut on_b = Listener::new(&b, 6000, 8);
+    let hybrid = UnixListener::bind(lab.path("a.vsock_6100")).unwrap();
+    let from_guest = connect(&a, 2, 6100).unwrap();
+    let ends = [
+        (connect(&host, 3, 6000).unwrap(), on_a.accept()),
+        (connect(&a, 2, 6000).unwrap(), on_host.accept()),
+        (connect(&a, 4, 6000).unwrap(), on_b.accept()),
+        (connect(&host, 2, 6000).unwrap(), on_host.accept()),
+        (from_guest, hybrid.accept().unwrap().0),
+    ];
+    let mut flows = Vec::new();
+    for (seed, (one, other)) in (0u32..).step_by(2).zip(ends) {
+        for (seed, from, to) in [(seed, &one, &other), (seed + 1, &other, &one)] {
+            let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+            to.set_read_timeout(Some(DEADLINE)).unwrap();
+            flows.push((send(from, pattern(LEN, seed)), to, Vec::new(), seed));
+        }
+    }
+    for step in 0..8 {
+        for (_, reader, got, seed) in &mut flows {
+            // Some have not read anything by the first time.
+            if step > 0 || *seed % 3 > 0 {
+                read_some(reader, got, 500_000);
+            }
+        }
+        hand_over(&mut lab);
+    }
+    for (sender, mut reader, mut got, seed) in flows {
+        reader.read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), LEN);
+        assert!(got == pattern(LEN, seed), "flow {seed}");
+        drop(sender.join().unwrap());
+    }
+    let switch = &lab.switch;
+    wait_until("all flows have ended", || switch.snapshot().unwrap().flows.is_empty());
+    transfer(connect(&host, 3, 6000).unwrap(), on_a.accept(), pattern(100_000, 1));
+}
+
+/// What a slow reader's guest has sent waits in the node itself, not only in sockets.
+#[test]
+fn bytes_that_the_node_holds_are_handed_over() {
+    let mut lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut listener = Listener::new(&lab.path("host"), 6000, 8);
+    guest.open(1024, (2, 6000));
+    let mut program = listener.accept();
+    let data = pattern(250_000, 1);
+    for part in data.chunks(4096) {
+        let header = guest.packet(Op::Rw, 1024, (2, 6000));
+        guest.send_data(&header, part);
+    }
+    wait_until("all is taken", || flow_of(&lab, 3, (2, 6000)).bytes_out == 250_000);
+    let before = flow_of(&lab, 3, (2, 6000));
+    let (saved, fds) = lab.switch.save().unwrap();
+    let vsock_node::saved::SavedBacklog::Bytes(held) = &saved.fabric.flows.flows[0].stream.backlog
+    else {
+        panic!("a stream has bytes")
+    };
+    assert!(!held.is_empty() && data.ends_with(held), "the test is to have some held here");
+    lab.switch = Node::restore(saved, fds).unwrap();
+    let after = flow_of(&lab, 3, (2, 6000));
+    assert_eq!((after.id, after.bytes_out, after.pid), (before.id, before.bytes_out, before.pid));
+    assert!(after.age >= before.age);
+    let end = guest.packet(Op::Shutdown, 1024, (2, 6000));
+    guest.send(&vsock_core::RawHeader { flags: 3, ..end }, &[]);
+    let mut got = Vec::new();
+    program.read_to_end(&mut got).unwrap();
+    assert!(got == data);
+    guest.expect(Op::Rst);
+}
+
+#[test]
+fn records_half_delivered_are_whole_with_the_successor() {
+    let mut lab = Lab::new(1);
+    let mut raw = RawGuest::join(&lab.path("b.sock"));
+    let mut on_host = Listener::of_messages(&lab.path("host"), 6000, 8);
+    let mut on_a = Listener::of_messages(&lab.path("a"), 6000, 8);
+    // From a guest: a record of which the first packet has come.
+    let packet =
+        |raw: &RawGuest, op| vsock_core::RawHeader { kind: 2, ..raw.packet(op, 1024, (2, 6000)) };
+    let ask = packet(&raw, Op::Request);
+    raw.send(&ask, &[]);
+    raw.expect(Op::Response);
+    let mut program = on_host.accept();
+    let part = packet(&raw, Op::Rw);
+    raw.send_data(&part, b"first half, ");
+    wait_until("it has come", || flow_of(&lab, 4, (2, 6000)).bytes_out == 12);
+    // To a guest: messages that are more than its window.
+    let mut sender = connect_messages(&lab.path("host"), 3, 6000);
+    let mut reader = on_a.accept();
+    let writer = std::thread::spawn(move || {
+        (0..60u8).for_each(|n| assert_eq!(sender.write(&[n; 20_000]).unwrap(), 20_000));
+    });
+    let mut message = vec![0; 20_001];
+    for n in 0..60u8 {
+        if n % 10 == 3 {
+            hand_over(&mut lab);
+        }
+        assert_eq!(reader.read(&mut message).unwrap(), 20_000);
+        assert!(message[..20_000].iter().all(|&byte| byte == n));
+    }
+    assert_eq!(reader.read(&mut message).unwrap(), 0);
+    writer.join().unwrap();
+    let rest = packet(&raw, Op::Rw);
+    raw.send_data(&vsock_core::RawHeader { flags: 1, ..rest }, b"second half");
+    assert_eq!(program.read(&mut message).unwrap(), 23);
+    assert_eq!(&message[..23], b"first half, second half");
+}
+
+#[test]
+fn listeners_and_those_who_wait_at_them_stay() {
+    let mut lab = Lab::new(1);
+    let mut listener = Listener::new(&lab.path("host"), 6000, 200);
+    // More than lie in the program's socket: some are kept by the node.
+    let clients: Vec<_> = (0..100u32)
+        .map(|number| {
+            let mut stream = connect(&lab.path("a"), 2, 6000).unwrap();
+            stream.write_all(&number.to_le_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let before = lab.switch.snapshot().unwrap().listeners;
+    hand_over(&mut lab);
+    assert_eq!(lab.switch.snapshot().unwrap().listeners, before);
+    for number in 0..100u32 {
+        let mut got = [0; 4];
+        let mut stream = listener.accept();
+        stream.read_exact(&mut got).unwrap();
+        assert_eq!(u32::from_le_bytes(got), number);
+    }
+    drop(clients);
+    let waiting = std::thread::spawn(move || {
+        let stream = listener.accept();
+        (listener, stream)
+    });
+    hand_over(&mut lab);
+    let ours = connect(&lab.path("a"), 2, 6000).unwrap();
+    let (listener, theirs) = waiting.join().unwrap();
+    transfer(ours, theirs, pattern(100_000, 2));
+    // The port is held until its program goes.
+    let mut other = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    assert_eq!(ask(&mut other, &request(1, u32::MAX, 6000, 0)).0, 98);
+    drop(listener);
+    wait_until("nobody listens", || lab.switch.snapshot().unwrap().listeners.is_empty());
+    assert_eq!(ask(&mut other, &request(1, u32::MAX, 6000, 0)).0, 0);
+}
+
+#[test]
+fn connect_without_an_answer_and_request_that_has_come_in_part_go_on() {
+    let mut lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut program = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    program.set_read_timeout(Some(DEADLINE)).unwrap();
+    program.write_all(&request(2, 3, 5000, 0)).unwrap();
+    let asked = guest.expect(Op::Request).header;
+    let mut half = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    half.write_all(&request(6, 0, 0, 0)[..20]).unwrap();
+    hand_over(&mut lab);
+    let answer = guest.packet(Op::Response, 5000, (2, asked.src_port));
+    guest.send(&answer, &[]);
+    let mut reply = [0; 32];
+    program.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[2..4], [0, 0]);
+    half.write_all(&request(6, 0, 0, 0)[20..]).unwrap();
+    half.read_exact(&mut reply).unwrap();
+    assert_eq!((reply[1], reply[4]), (6, 2));
+    program.write_all(b"hello").unwrap();
+    assert_eq!(guest.expect(Op::Rw).payload, b"hello");
+}
+
+#[test]
+fn hybrid_sockets_go_on_with_half_a_line() {
+    let mut lab = Lab::new(1);
+    let mut listener = Listener::new(&lab.path("a"), 5000, 8);
+    let mut program = UnixStream::connect(lab.path("a.vsock")).unwrap();
+    program.set_read_timeout(Some(DEADLINE)).unwrap();
+    program.write_all(b"CONN").unwrap();
+    hand_over(&mut lab);
+    program.write_all(b"ECT 5000\nhello").unwrap();
+    let mut theirs = listener.accept();
+    let mut answer = [0; 3];
+    program.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"OK ");
+    let mut hello = [0; 5];
+    theirs.read_exact(&mut hello).unwrap();
+    assert_eq!(&hello, b"hello");
+    let again = UnixStream::connect(lab.path("a.vsock")).unwrap();
+    drop(again);
+}
+
+#[test]
+fn datagram_socket_keeps_its_port_and_its_counts() {
+    let mut lab = Lab::new(1);
+    let of = |directory: std::path::PathBuf| {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+        let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&fd, &SocketAddrUnix::new(directory.join("dgram")).unwrap()).unwrap();
+        UnixStream::from(fd)
+    };
+    let (mut ours, mut theirs) = (of(lab.path("host")), of(lab.path("a")));
+    assert_eq!(ask(&mut ours, &request(1, u32::MAX, 7000, 0)).0, 0);
+    let (errno, reply) = ask(&mut theirs, &request(1, u32::MAX, 7000, 0));
+    assert_eq!(errno, 0);
+    let number = u64::from_le_bytes(reply[24..32].try_into().unwrap());
+    let mut asker = of(lab.path("a"));
+    let mut send = |text: &[u8; 5]| {
+        let mut datagram = request(9, 2, 7000, 0).to_vec();
+        datagram[16..24].copy_from_slice(&number.to_le_bytes());
+        datagram[24..28].copy_from_slice(&5u32.to_le_bytes());
+        datagram.extend_from_slice(text);
+        assert_eq!(ask(&mut asker, &datagram).0, 0);
+    };
+    let mut got = [0; 64];
+    send(b"first");
+    assert_eq!(ours.read(&mut got).unwrap(), 37);
+    let before = lab.switch.snapshot().unwrap().datagrams;
+    hand_over(&mut lab);
+    assert_eq!(lab.switch.snapshot().unwrap().datagrams, before);
+    send(b"after");
+    assert_eq!(ours.read(&mut got).unwrap(), 37);
+    assert_eq!(&got[32..37], b"after");
+    assert_eq!(lab.switch.snapshot().unwrap().datagrams[0].received, 2);
+}
+
+#[test]
+fn counters_guests_and_settings_stay() {
+    let mut lab = Lab::new(2);
+    assert_eq!(connect(&lab.path("host"), 77, 1).unwrap_err(), 19);
+    assert_eq!(connect(&lab.path("a"), 5, 1).unwrap_err(), 104);
+    drop(RawGuest::join(&lab.path("c.sock")));
+    wait_until("it has left", || node_counter(&lab.switch, "disconnected") == 1);
+    lab.switch.set_polling(Duration::from_micros(5)).unwrap();
+    let quiet = |lab: &Lab| {
+        let mut snapshot = lab.switch.snapshot().unwrap();
+        for guest in &mut snapshot.guests {
+            // A successor signals once, whether it is needed or not.
+            guest.counters.retain(|(name, _)| *name != "signals");
+        }
+        (snapshot.guests, snapshot.counters)
+    };
+    let before = quiet(&lab);
+    hand_over(&mut lab);
+    assert_eq!(quiet(&lab), before);
+    assert_eq!(lab.switch.snapshot().unwrap().guests[0].state, GuestState::Running);
+    // Guests are known by their CIDs, can be changed and removed, and their names and groups are taken.
+    lab.switch.set_guest_cid(3, 33).unwrap();
+    assert!(lab.switch.explain(33, 4).unwrap().is_allowed);
+    assert!(!lab.switch.explain(33, 5).unwrap().is_allowed);
+    lab.switch.remove_guest(4).unwrap();
+    assert!(!lab.path("b.sock").exists());
+    // A front end that comes later is served as ever.
+    let mut raw = RawGuest::join(&lab.path("c.sock"));
+    let mut listener = Listener::new(&lab.path("host"), 6000, 8);
+    raw.open(1024, (2, 6000));
+    let _ = listener.accept();
+    assert_eq!(guest_counter(&lab.switch, 5, "accepted"), 1);
+}
+
+#[test]
+fn program_that_closes_while_nothing_runs_has_its_last_words_heard() {
+    let mut lab = Lab::new(1);
+    let mut listener = Listener::new(&lab.path("a"), 5000, 8);
+    let mut ours = connect(&lab.path("host"), 3, 5000).unwrap();
+    let mut theirs = listener.accept();
+    let (saved, fds) = lab.switch.save().unwrap();
+    ours.write_all(b"last words").unwrap();
+    drop(ours);
+    let mut later = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    later.write_all(&request(6, 0, 0, 0)).unwrap();
+    lab.switch = Node::restore(saved, fds).unwrap();
+    let mut got = Vec::new();
+    theirs.read_to_end(&mut got).unwrap();
+    assert_eq!(got, b"last words");
+    // And one that connected meanwhile is let in.
+    let mut reply = [0; 32];
+    later.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[4], 2);
+}
+
+#[test]
+fn guest_that_loses_its_memory_meanwhile_loses_its_link_and_no_other_does() {
+    let mut lab = Lab::new(2);
+    let mut on_b = Listener::new(&lab.path("b"), 5000, 8);
+    let mut on_a = Listener::new(&lab.path("a"), 5000, 8);
+    let mut to_a = connect(&lab.path("host"), 3, 5000).unwrap();
+    let to_b = connect(&lab.path("host"), 4, 5000).unwrap();
+    let (_kept, from_b) = (on_a.accept(), on_b.accept());
+    let (mut saved, fds) = lab.switch.save().unwrap();
+    let guest = saved.guests.iter_mut().find(|it| it.cid == 3).unwrap();
+    let front_end = guest.control.front_end.as_mut().unwrap();
+    // As if the file had been made shorter since.
+    front_end.device.memory.as_mut().unwrap()[0].len *= 2;
+    lab.switch = Node::restore(saved, fds).unwrap();
+    to_a.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(to_a.read(&mut [0; 1]).unwrap(), 0);
+    wait_until("it is counted", || node_counter(&lab.switch, "bad_memory") == 1);
+    transfer(to_b, from_b, pattern(1_000_000, 6));
+}
+
+#[test]
+fn node_that_has_joined_a_device_is_not_saved_and_goes_on() {
+    let lab = Lab::new(1);
+    let error = lab.guests[0].save().err().unwrap();
+    assert!(matches!(error, SaveError::HasJoined));
+    let mut listener = Listener::new(&lab.path("host"), 6000, 8);
+    let ours = connect(&lab.path("a"), 2, 6000).unwrap();
+    transfer(ours, listener.accept(), pattern(100_000, 2));
+}
