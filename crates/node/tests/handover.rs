@@ -15,8 +15,10 @@ use node_support::{
     DEADLINE, Lab, Listener, ask, connect, connect_messages, guest_counter, node_counter, pattern,
     request, transfer, wait_until,
 };
-use vsock_core::Op;
+use vsock_client::wire::Request;
+use vsock_core::{Op, RawHeader};
 use vsock_node::node::{Node, NodeError, SaveError};
+use vsock_node::saved::{SavedBacklog, SavedRequest};
 use vsock_node::snapshot::{FlowInfo, GuestState};
 
 /// Bytes of a stream that is long.
@@ -119,8 +121,7 @@ fn bytes_that_the_node_holds_are_handed_over() {
     wait_until("all is taken", || flow_of(&lab, 3, (2, 6000)).bytes_out == 250_000);
     let before = flow_of(&lab, 3, (2, 6000));
     let (saved, fds) = lab.switch.save().unwrap();
-    let vsock_node::saved::SavedBacklog::Bytes(held) = &saved.fabric.flows.flows[0].stream.backlog
-    else {
+    let SavedBacklog::Bytes(held) = &saved.fabric.flows.flows[0].stream.backlog else {
         panic!("a stream has bytes")
     };
     assert!(!held.is_empty() && data.ends_with(held), "the test is to have some held here");
@@ -129,7 +130,7 @@ fn bytes_that_the_node_holds_are_handed_over() {
     assert_eq!((after.id, after.bytes_out, after.pid), (before.id, before.bytes_out, before.pid));
     assert!(after.age >= before.age);
     let end = guest.packet(Op::Shutdown, 1024, (2, 6000));
-    guest.send(&vsock_core::RawHeader { flags: 3, ..end }, &[]);
+    guest.send(&RawHeader { flags: 3, ..end }, &[]);
     let mut got = Vec::new();
     program.read_to_end(&mut got).unwrap();
     assert!(got == data);
@@ -143,8 +144,7 @@ fn records_half_delivered_are_whole_with_the_successor() {
     let mut on_host = Listener::of_messages(&lab.path("host"), 6000, 8);
     let mut on_a = Listener::of_messages(&lab.path("a"), 6000, 8);
     // From a guest: a record of which the first packet has come.
-    let packet =
-        |raw: &RawGuest, op| vsock_core::RawHeader { kind: 2, ..raw.packet(op, 1024, (2, 6000)) };
+    let packet = |raw: &RawGuest, op| RawHeader { kind: 2, ..raw.packet(op, 1024, (2, 6000)) };
     let ask = packet(&raw, Op::Request);
     raw.send(&ask, &[]);
     raw.expect(Op::Response);
@@ -169,7 +169,7 @@ fn records_half_delivered_are_whole_with_the_successor() {
     assert_eq!(reader.read(&mut message).unwrap(), 0);
     writer.join().unwrap();
     let rest = packet(&raw, Op::Rw);
-    raw.send_data(&vsock_core::RawHeader { flags: 1, ..rest }, b"second half");
+    raw.send_data(&RawHeader { flags: 1, ..rest }, b"second half");
     assert_eq!(program.read(&mut message).unwrap(), 23);
     assert_eq!(&message[..23], b"first half, second half");
 }
@@ -255,21 +255,23 @@ fn hybrid_sockets_go_on_with_half_a_line() {
     drop(again);
 }
 
+/// A connection to the socket for datagrams.
+fn datagrams(directory: &std::path::Path) -> UnixStream {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    connect(&fd, &SocketAddrUnix::new(directory.join("dgram")).unwrap()).unwrap();
+    fd.into()
+}
+
 #[test]
 fn datagram_socket_keeps_its_port_and_its_counts() {
     let mut lab = Lab::new(1);
-    let of = |directory: std::path::PathBuf| {
-        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
-        let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-        connect(&fd, &SocketAddrUnix::new(directory.join("dgram")).unwrap()).unwrap();
-        UnixStream::from(fd)
-    };
-    let (mut ours, mut theirs) = (of(lab.path("host")), of(lab.path("a")));
+    let (mut ours, mut theirs) = (datagrams(&lab.path("host")), datagrams(&lab.path("a")));
     assert_eq!(ask(&mut ours, &request(1, u32::MAX, 7000, 0)).0, 0);
     let (errno, reply) = ask(&mut theirs, &request(1, u32::MAX, 7000, 0));
     assert_eq!(errno, 0);
     let number = u64::from_le_bytes(reply[24..32].try_into().unwrap());
-    let mut asker = of(lab.path("a"));
+    let mut asker = datagrams(&lab.path("a"));
     let mut send = |text: &[u8; 5]| {
         let mut datagram = request(9, 2, 7000, 0).to_vec();
         datagram[16..24].copy_from_slice(&number.to_le_bytes());
@@ -342,6 +344,108 @@ fn program_that_closes_while_nothing_runs_has_its_last_words_heard() {
     let mut reply = [0; 32];
     later.read_exact(&mut reply).unwrap();
     assert_eq!(reply[4], 2);
+}
+
+#[test]
+fn packets_of_one_guest_that_wait_for_the_other_are_handed_over() {
+    let mut lab = Lab::new(1);
+    let mut slow = RawGuest::with_buffers(&lab.path("b.sock"), 4);
+    let path = lab.path("a");
+    let connecting = std::thread::spawn(move || connect(&path, 4, 5000).unwrap());
+    let asked = slow.expect(Op::Request).header;
+    let answer = slow.packet(Op::Response, 5000, (3, asked.src_port));
+    slow.send(&answer, &[]);
+    let program = connecting.join().unwrap();
+    let data = pattern(200_000, 3);
+    let sender = send(program, data.clone());
+    wait_until("much waits", || guest_counter(&lab.switch, 4, "waiting_bytes") > 50_000);
+    let mut got = Vec::new();
+    while got.len() < data.len() {
+        if got.len() % 7 == 0 {
+            hand_over(&mut lab);
+        }
+        let packet = slow.expect(Op::Rw);
+        let consumed = u32::try_from(got.len() + packet.payload.len()).unwrap();
+        got.extend(packet.payload);
+        let news = slow.packet(Op::CreditUpdate, 5000, (3, asked.src_port));
+        slow.send(&RawHeader { fwd_cnt: consumed, ..news }, &[]);
+    }
+    assert!(got == data);
+    sender.join().unwrap();
+}
+
+#[test]
+fn guest_that_has_not_heard_of_its_cid_hears_of_it_from_the_successor() {
+    let mut lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut listener = Listener::new(&lab.path("host"), 6000, 8);
+    lab.switch.set_guest_cid(3, 33).unwrap();
+    hand_over(&mut lab);
+    // What it still sends is late, and is not taken for its new self.
+    let late = guest.packet(Op::Request, 1024, (2, 6000));
+    guest.send(&late, &[]);
+    wait_until("it is dropped", || guest_counter(&lab.switch, 33, "late") == 1);
+    wait_until("the event", || guest.handle_event());
+    assert_eq!(guest.cid(), 33);
+    guest.open(1025, (2, 6000));
+    assert_eq!(listener.accept_with_addresses().1, [2, 6000, 33, 1025]);
+}
+
+#[test]
+fn datagram_of_which_a_part_has_come_is_whole_with_the_successor() {
+    let mut lab = Lab::new(0);
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let mut ours = datagrams(&lab.path("host"));
+    assert_eq!(ask(&mut ours, &request(1, u32::MAX, 7000, 0)).0, 0);
+    let packet = RawHeader { kind: 3, ..guest.packet(Op::Rw, 1024, (2, 7000)) };
+    guest.send_data(&packet, b"one ");
+    wait_until("it has come", || guest_counter(&lab.switch, 3, "packets_in") == 1);
+    hand_over(&mut lab);
+    guest.send_data(&RawHeader { flags: 1, ..packet }, b"whole");
+    let mut got = [0; 64];
+    assert_eq!(ours.read(&mut got).unwrap(), 41);
+    assert_eq!(&got[32..41], b"one whole");
+}
+
+#[test]
+fn program_that_left_lingers_on_and_is_given_up_in_time() {
+    let mut lab = Lab::new(0);
+    lab.switch.set_linger_timeout(Duration::from_millis(300)).unwrap();
+    let mut guest = RawGuest::join(&lab.path("a.sock"));
+    let path = lab.path("host");
+    let connecting = std::thread::spawn(move || connect(&path, 3, 5000).unwrap());
+    let asked = guest.expect(Op::Request).header;
+    let answer = guest.packet(Op::Response, 5000, (2, asked.src_port));
+    guest.send(&answer, &[]);
+    let mut program = connecting.join().unwrap();
+    // More than its window, and then it leaves.
+    program.write_all(&pattern(400_000, 1)).unwrap();
+    drop(program);
+    hand_over(&mut lab);
+    wait_until("it is given up", || {
+        while guest.poll().is_some() {}
+        node_counter(&lab.switch, "linger_timeouts") == 1
+    });
+    assert!(lab.switch.snapshot().unwrap().flows.is_empty());
+}
+
+#[test]
+fn request_that_waited_for_a_helper_is_answered_by_the_successor() {
+    let mut lab = Lab::new(0);
+    let mut program = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    assert_eq!(ask(&mut program, &request(6, 0, 0, 0)).0, 0);
+    let (mut saved, fds) = lab.switch.save().unwrap();
+    let client = saved.fabric.programs.requests.clients[0].0;
+    // As it is while the helper looks at the program. Whether it may have the port depends on who runs this.
+    let asked = Request::Bind(vsock_client::Address { cid: u32::MAX, port: 80 });
+    let waiting = SavedRequest { client, request: asked, extra: Vec::new() };
+    saved.fabric.programs.requests.waiting.push(waiting);
+    lab.switch = Node::restore(saved, fds).unwrap();
+    let mut reply = [0; 32];
+    program.read_exact(&mut reply).unwrap();
+    let mut other = UnixStream::connect(lab.path("host").join("stream")).unwrap();
+    let wanted = ask(&mut other, &request(1, u32::MAX, 81, 0)).0;
+    assert_eq!((reply[1], u16::from_le_bytes([reply[2], reply[3]])), (1, wanted));
 }
 
 #[test]
