@@ -203,3 +203,38 @@ impl Messages {
         Ok(messages)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: &[u8], packets: u32) -> SavedMessage {
+        SavedMessage { bytes: bytes.to_vec(), packets, ends_record: false }
+    }
+
+    #[test]
+    fn messages_wait_on_after_a_hand_over() {
+        let whole = vec![message(b"one", 2), message(b"", 1)];
+        let mut messages = Messages::restore(whole, message(b"half", 1)).unwrap();
+        let saved = messages.save();
+        assert_eq!((messages.len(), messages.packets(), messages.has_partial()), (7, 4, true));
+        assert_eq!((messages.take(), messages.take(), messages.take()), ((3, 2), (0, 1), (0, 0)));
+        messages.append(&[], 1, End::Record);
+        assert_eq!(messages.front(), Some((&b"half"[..], true)));
+        let SavedBacklog::Messages { whole, partial } = saved else { panic!() };
+        assert_eq!(Messages::restore(whole, partial).unwrap().len(), 7);
+    }
+
+    #[test]
+    fn messages_that_cannot_be_are_not_restored() {
+        let none = SavedMessage::default;
+        let restored = |whole, partial| Messages::restore(whole, partial).err();
+        assert_eq!(restored(vec![message(b"x", 0)], none()), Some(Unfit::Queue));
+        assert_eq!(restored(vec![none()], none()), Some(Unfit::Queue));
+        assert_eq!(restored(vec![], message(b"x", 0)), Some(Unfit::Queue));
+        let ended = SavedMessage { ends_record: true, ..message(b"x", 1) };
+        assert_eq!(restored(vec![], ended), Some(Unfit::Queue));
+        let many = message(b"x", u32::MAX);
+        assert_eq!(restored(vec![many.clone(), many], none()), Some(Unfit::TooMany));
+    }
+}
