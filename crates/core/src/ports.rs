@@ -239,6 +239,11 @@ impl Ports {
         }
     }
 
+    /// All bindings.
+    pub fn bindings(&self) -> impl Iterator<Item = Binding> + '_ {
+        self.bound.keys()
+    }
+
     /// All listeners, by port.
     pub fn listeners(&self) -> impl Iterator<Item = Listener> + '_ {
         self.by_port

@@ -7,6 +7,7 @@
 //! | `stream.rs`, `backlog.rs` | its socket, and what its program has not taken yet |
 //! | `linger.rs` | how long one may last whose program has closed |
 //! | `buffers.rs` | the budget for receive buffers above the default |
+//! | `saved.rs`, also below others | flows as plain data |
 //! | `record.rs`, `room.rs` | the end of a record, and the send buffer, of a Unix socket |
 //!
 //! A flow is known by the id of its socket in the reactor, and by its link and connection.

@@ -11,6 +11,7 @@
 //! | `filter.rs`, `ready.rs`, `store.rs`, `datagram.rs` | and theirs |
 //! | `forward.rs` | packets from one guest to another |
 //! | `cid_change.rs` | a guest gets another CID |
+//! | `saved.rs`, also below others | links as plain data |
 //!
 //! Nothing here knows of programs: what their connections send and receive goes through [`Sink`] and [`Source`].
 

@@ -9,6 +9,7 @@
 //! | `hybrid.rs`, `handshake.rs` | hybrid sockets, and the line that is spoken on them |
 //! | `datagrams.rs` | programs that send and receive datagrams |
 //! | `register.rs` | which connection a program's socket is, and how the last ones ended |
+//! | `saved.rs`, also below others | programs as plain data |
 
 mod accept_queue;
 mod acceptors;

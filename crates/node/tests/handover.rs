@@ -18,7 +18,7 @@ use node_support::{
 use vsock_client::wire::Request;
 use vsock_core::{Op, RawHeader};
 use vsock_node::node::{Node, NodeError, SaveError};
-use vsock_node::saved::{SavedBacklog, SavedRequest};
+use vsock_node::saved::{SavedBacklog, SavedLink, SavedRequest};
 use vsock_node::snapshot::{FlowInfo, GuestState};
 
 /// Bytes of a stream that is long.
@@ -465,6 +465,28 @@ fn guest_that_loses_its_memory_meanwhile_loses_its_link_and_no_other_does() {
     to_a.set_read_timeout(Some(DEADLINE)).unwrap();
     assert_eq!(to_a.read(&mut [0; 1]).unwrap(), 0);
     wait_until("it is counted", || node_counter(&lab.switch, "bad_memory") == 1);
+    transfer(to_b, from_b, pattern(1_000_000, 6));
+}
+
+#[test]
+fn guest_whose_kick_cannot_be_listened_to_any_more_loses_its_link_and_no_other_does() {
+    let mut lab = Lab::new(2);
+    let mut on_b = Listener::new(&lab.path("b"), 5000, 8);
+    let mut on_a = Listener::new(&lab.path("a"), 5000, 8);
+    let mut to_a = connect(&lab.path("host"), 3, 5000).unwrap();
+    let to_b = connect(&lab.path("host"), 4, 5000).unwrap();
+    let (_kept, from_b) = (on_a.accept(), on_b.accept());
+    let (saved, mut fds) = lab.switch.save().unwrap();
+    let links = saved.fabric.links.entries.iter().filter_map(|(_, it)| it.as_ref());
+    let link = links.into_iter().find(|it| it.options.cid == 3).unwrap();
+    let SavedLink::Device(device) = &link.interface.as_ref().unwrap().link else { panic!() };
+    let kick = device.queues[1].as_ref().unwrap().kick;
+    // As if it were an epoll descriptor that has got too many others in it since.
+    fds[kick.0 as usize] = std::fs::File::open("/dev/null").unwrap().into();
+    lab.switch = Node::restore(saved, fds).unwrap();
+    to_a.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(to_a.read(&mut [0; 1]).unwrap(), 0);
+    wait_until("it is counted", || node_counter(&lab.switch, "socket_error") == 1);
     transfer(to_b, from_b, pattern(1_000_000, 6));
 }
 

@@ -79,7 +79,7 @@ impl Fabric {
         let programs = Programs::restore(programs, &links, &flows, &mut restoring)?;
         let Restoring { fds, sources, .. } = restoring;
         fds.finish()?;
-        let cx = Context::going_on(sources.finish()?, journal, admission, now);
+        let cx = Context::going_on(sources.finish(), journal, admission, now);
         let mut fabric = Self {
             cx,
             links,

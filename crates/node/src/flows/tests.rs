@@ -288,7 +288,7 @@ impl Lab {
         let mut restoring = Restoring { fds, sources, now: self.cx.now };
         self.flows = Flows::restore(saved, &self.links, &mut restoring).unwrap();
         restoring.fds.finish().unwrap();
-        self.cx.sources = restoring.sources.finish().unwrap();
+        self.cx.sources = restoring.sources.finish();
     }
 }
 

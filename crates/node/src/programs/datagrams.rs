@@ -336,9 +336,15 @@ impl Datagrams {
             let socket = DatagramSocket { client, sent, received, dropped };
             datagrams.sockets.insert(bound.id, socket);
         }
+        // A program that is bound receives.
         let are_bound = |it: &&Client| it.kind == SocketType::Datagram && it.bound.is_some();
         let bound = clients.values().filter(are_bound).count();
         check(bound == datagrams.sockets.len(), Unfit::State)?;
         Ok(Self { ports, ..datagrams })
+    }
+
+    /// The ports, to change them.
+    pub(super) fn ports_mut(&mut self) -> &mut Ports {
+        &mut self.ports
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use vsock_core::ports::SavedPorts;
 use vsock_core::saved::{Unfit, check, check_counts};
 use vsock_core::{Binding, Ports};
 
@@ -68,17 +67,16 @@ impl Programs {
         let are_local = listeners.ports.local == local && datagrams.ports.local == local;
         check(are_local, Unfit::Address)?;
         // Each binding has one holder, who gives it back.
-        let mut connections = Holders::of(&listeners.ports);
-        let mut messages = Holders::of(&datagrams.ports);
-        let listeners = Listeners::restore(listeners, &mut connections, restoring)?;
+        let (mut connections, mut messages) = (Holders::default(), Holders::default());
+        let mut listeners = Listeners::restore(listeners, &mut connections, restoring)?;
         let (ports, table) = (listeners.ports(), flows.iter());
         for bound in table.filter_map(|(_, flow)| flow.holdings.binding) {
             connections.hold(ports, bound)?;
         }
         let requests = Requests::restore(requests, (ports, &mut connections), restoring)?;
-        let datagrams = Datagrams::restore(datagrams, &requests.clients, &mut messages)?;
-        connections.finish()?;
-        messages.finish()?;
+        let mut datagrams = Datagrams::restore(datagrams, &requests.clients, &mut messages)?;
+        connections.release_others(listeners.ports_mut());
+        messages.release_others(datagrams.ports_mut());
         let register = Register::restore(ends, flows)?;
         let services = Services { listeners, datagrams, register };
         Ok(Self { acceptors, requests, hybrids, services })
@@ -86,25 +84,21 @@ impl Programs {
 }
 
 /// Who holds the bindings of a table of ports.
-pub(super) struct Holders {
-    held: BTreeSet<Binding>,
-    bindings: usize,
-}
+#[derive(Default)]
+pub(super) struct Holders(BTreeSet<Binding>);
 
 impl Holders {
-    fn of(ports: &SavedPorts) -> Self {
-        let bindings = ports.bound.iter().filter(|(_, bound)| bound.is_some()).count();
-        Self { held: BTreeSet::new(), bindings }
-    }
-
     /// A binding has a holder.
     pub(super) fn hold(&mut self, ports: &Ports, bound: Bound) -> Result<(), Unfit> {
         check(ports.address(bound.id) == Some(bound.address), Unfit::Address)?;
-        check(self.held.insert(bound.id), Unfit::Address)
+        check(self.0.insert(bound.id), Unfit::Address)
     }
 
-    /// All have one.
-    fn finish(self) -> Result<(), Unfit> {
-        check(self.held.len() == self.bindings, Unfit::Address)
+    /// Frees bindings that nobody would ever give back.
+    fn release_others(self, ports: &mut Ports) {
+        let others: Vec<Binding> = ports.bindings().filter(|id| !self.0.contains(id)).collect();
+        for id in others {
+            ports.release(id);
+        }
     }
 }

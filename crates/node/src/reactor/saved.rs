@@ -35,7 +35,8 @@ impl Claims {
         Ok(Self { sources: Sources { owners, ..sources }, claimed: BTreeSet::new() })
     }
 
-    /// Listens to a descriptor under the key that it had.
+    /// Listens to a descriptor under the key that it had. If that fails for the descriptor's sake
+    /// ([`Unfit::Descriptor`]), nothing has the key any more.
     pub(crate) fn claim(&mut self, fd: impl AsFd, id: SourceId, owner: Owner) -> Result<(), Unfit> {
         check(self.sources.owner(id) == Some(owner), Unfit::State)?;
         check(self.claimed.insert(id), Unfit::State)?;
@@ -46,7 +47,11 @@ impl Claims {
             Owner::Device => return Err(Unfit::State),
         };
         let data = epoll::EventData::new_u64(id.to_bits());
-        epoll::add(&self.sources.epoll, fd, data, events).map_err(|_| Unfit::Descriptor)
+        epoll::add(&self.sources.epoll, fd, data, events).map_err(|_| {
+            self.claimed.remove(&id);
+            self.sources.remove(id);
+            Unfit::Descriptor
+        })
     }
 
     /// Forgets a key whose descriptor is not listened to any more.
@@ -57,10 +62,15 @@ impl Claims {
         Ok(())
     }
 
-    /// All owners are there.
-    pub(crate) fn finish(self) -> Result<Sources, Unfit> {
-        check(self.claimed.len() == self.sources.owners.len(), Unfit::State)?;
-        Ok(self.sources)
+    /// All owners are there. A key that none has claimed names nothing from now on.
+    pub(crate) fn finish(self) -> Sources {
+        let Self { mut sources, claimed } = self;
+        let unclaimed: Vec<SourceId> =
+            sources.owners.keys().filter(|id| !claimed.contains(id)).collect();
+        for id in unclaimed {
+            sources.remove(id);
+        }
+        sources
     }
 }
 
@@ -91,12 +101,12 @@ mod tests {
         assert_eq!(claims.claim(&ours, id, Owner::Client), Err(Unfit::State));
         claims.claim(&ours, id, Owner::Flow).unwrap();
         assert_eq!(claims.claim(&ours, id, Owner::Flow), Err(Unfit::State));
-        let sources = claims.finish().unwrap();
+        let sources = claims.finish();
         let mut out = Vec::new();
         sources.wait(Some(Duration::ZERO), &mut Events::new(), &mut out).unwrap();
         assert!(out.len() == 1 && out[0].source == id && out[0].readable);
 
         let claims = Claims::new(Sources::new().unwrap(), saved).unwrap();
-        assert!(matches!(claims.finish(), Err(Unfit::State)), "nobody owns the descriptor");
+        assert_eq!(claims.finish().owner(id), None, "nobody owns the descriptor");
     }
 }

@@ -1,5 +1,7 @@
 //! One link as plain data: who is at the other end, and its queues.
 
+use std::io::ErrorKind;
+
 use vsock_core::saved::{Unfit, ago, check, check_counts};
 use vsock_core::{Admission, Cid, Duration, Instant};
 
@@ -15,6 +17,7 @@ use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::saved::{Fds, SavedFds};
 use vsock_virtio::spec::QUEUE_COUNT;
 use vsock_virtio::sys::PeerCredentials;
+use vsock_virtio::vhost_user::Detach;
 
 /// One link of a node as plain data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +67,8 @@ impl Entry {
         check_counts([saved.faults])?;
         let mut interface = None;
         if let Some(saved) = saved.interface {
-            let link = restore_link(&saved.link, guest, &mut restoring.fds)?;
-            watch(&link, &mut sources, restoring)?;
+            let mut link = restore_link(&saved.link, guest, &mut restoring.fds)?;
+            watch(&mut link, &mut sources, guest, restoring)?;
             let (at, now) = ((role, local), restoring.now);
             interface = Some(Box::new(Interface::restore((saved, link), at, seed, now)?));
         }
@@ -106,15 +109,25 @@ fn restore_link(
     }
 }
 
-/// Listens for the other side's signals, as before.
+/// Listens for the other side's signals, as before. A front end whose eventfd cannot be listened to any more is sent away.
 fn watch(
-    link: &Link,
+    link: &mut Link,
     sources: &mut [Option<SourceId>; QUEUE_COUNT],
+    guest: Option<&RestoredGuest>,
     restoring: &mut Restoring,
 ) -> Result<(), Unfit> {
     for (queue, source) in sources.iter_mut().enumerate() {
         match (link.notify_fd(queue), *source) {
-            (Some(fd), Some(id)) => restoring.sources.claim(fd, id, Owner::Ring)?,
+            (Some(fd), Some(id)) => match (restoring.sources.claim(fd, id, Owner::Ring), guest) {
+                (Err(Unfit::Descriptor), Some(guest)) => {
+                    *source = None;
+                    if let Link::Device(device) = link {
+                        device.stop_queue(queue);
+                    }
+                    guest.control.detach(Detach::Socket(ErrorKind::InvalidInput));
+                }
+                (claimed, _) => claimed?,
+            },
             (Some(_), None) => return Err(Unfit::State),
             (None, Some(id)) => {
                 // Its memory could not be mapped again.

@@ -71,6 +71,11 @@ impl Listeners {
         Ok(listeners)
     }
 
+    /// The ports, to change them.
+    pub(in crate::programs) fn ports_mut(&mut self) -> &mut Ports {
+        &mut self.ports
+    }
+
     /// The ports.
     pub(in crate::programs) fn ports(&self) -> &Ports {
         &self.ports

@@ -69,12 +69,13 @@ impl Paused {
         let Guest { listener, shared, handler, attached, probes, .. } = &*self.guest;
         let listener = fds.add(listener);
         let front_end = attached.as_ref().and_then(|Attached { socket, inbox }| {
+            let device = handler.save(fds)?;
             let (bytes, its_fds) = inbox.parts();
             Some(SavedFrontEnd {
                 socket: fds.add(socket),
                 bytes: bytes.to_vec(),
                 fds: its_fds.iter().map(|fd| fds.add(fd)).collect(),
-                device: handler.save(fds)?,
+                device,
                 channel: self.channel.as_ref().map(|fd| fds.add(fd)),
             })
         });
