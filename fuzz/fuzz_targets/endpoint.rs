@@ -100,7 +100,7 @@ impl World {
                             assert!(info.unread <= 1 << 20, "{info:?}");
                         }
                     }
-                    _ => endpoint.reject(&raw),
+                    _ => endpoint.receive_unusable(&raw),
                 }
             }
             Step::Connect { port, to, seqpacket, timeout } => {

@@ -184,7 +184,7 @@ impl Destination {
 /// An attempt to connect: keep `next`, then send the request with the cookie and padding behind it. If that fails, keep the
 /// socket from before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attempt {
+pub struct HeldConnect {
     /// A held CONNECT.
     pub request: Request,
     /// The connecting socket. [`Flags::BEGUN`] is still missing: it is set once the request is sent or, if the request
@@ -192,7 +192,7 @@ pub struct Attempt {
     pub next: Socket,
 }
 
-impl Attempt {
+impl HeldConnect {
     /// The attempt of a socket with these options, prompt if the socket does not block.
     #[must_use]
     pub fn new(

@@ -1,7 +1,7 @@
 //! What calls do that depends on more than the socket: addresses, replies, outcomes and options.
 
 use vsock_client::calls::{
-    Attempt, Beginning, Connect, Destination, Direction, Listen, Outcome, OwnName, Seen,
+    Beginning, Connect, Destination, Direction, HeldConnect, Listen, Outcome, OwnName, Seen,
     SetLowWater, SetOption, Shutdown, Tell, accepted, after_failure, after_success, bind, create,
     listen_message,
 };
@@ -19,7 +19,7 @@ fn connected() -> Socket {
 }
 
 fn attempt(socket: Socket) -> Socket {
-    Attempt::new(socket, PEER, &Options::DEFAULT, TICK, false).next
+    HeldConnect::new(socket, PEER, &Options::DEFAULT, TICK, false).next
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn listen_has_the_backlog_and_what_is_inherited() {
 fn attempt_asks_with_timeout_and_buffer_and_is_prompt_if_the_socket_does_not_block() {
     let options = Options { size: 4096, connect_ticks: 1, ..Options::DEFAULT };
     for prompt in [false, true] {
-        let attempt = Attempt::new(Socket::STREAM, PEER, &options, 3333, prompt);
+        let attempt = HeldConnect::new(Socket::STREAM, PEER, &options, 3333, prompt);
         let expected = Request::Connect {
             to: PEER,
             is_named: false,

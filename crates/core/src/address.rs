@@ -97,14 +97,6 @@ pub struct FlowKey {
     pub theirs: Address,
 }
 
-impl FlowKey {
-    /// The same connection seen from the other end.
-    #[must_use]
-    pub const fn reversed(self) -> Self {
-        Self { ours: self.theirs, theirs: self.ours }
-    }
-}
-
 impl fmt::Display for FlowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} - {}", self.ours, self.theirs)

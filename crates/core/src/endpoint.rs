@@ -149,7 +149,7 @@ impl Endpoint {
     /// Answers a packet that could not be used: [`RawHeader::check`] failed, its payload was
     /// shorter than `len`, or its destination is nobody. Ends the connection, if it belongs to
     /// one, whose bytes are lost with it.
-    pub fn reject(&mut self, raw: &RawHeader) {
+    pub fn receive_unusable(&mut self, raw: &RawHeader) {
         self.stats.malformed += 1;
         // Only a wrong length leaves addresses and type that can be trusted.
         let named = match raw.check() {

@@ -409,16 +409,4 @@ impl GuestMemory {
             MappedRegion { guest, user, len, offset, file }
         })
     }
-
-    /// How many regions there are.
-    #[must_use]
-    pub fn region_count(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Number of bytes in all regions.
-    #[must_use]
-    pub fn total_len(&self) -> u64 {
-        self.entries.iter().map(|e| e.len).fold(0, u64::saturating_add)
-    }
 }

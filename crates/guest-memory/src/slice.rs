@@ -335,14 +335,6 @@ pub enum TransferError {
     Io(#[from] io::Error),
 }
 
-impl TransferError {
-    /// True when the fd has nothing to give or no room now.
-    #[must_use]
-    pub fn is_would_block(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-}
-
 /// The result of a system call as bytes moved; EINTR is left to `retry`.
 fn transferred(result: isize) -> Result<usize, TransferError> {
     usize::try_from(result).map_err(|_| {

@@ -123,15 +123,19 @@ pub enum Event {
         /// Which rule.
         bad: BadRequest,
     },
-    /// A program wrote something else than CONNECT to a hybrid socket.
+    /// A program wrote to a hybrid socket what is no request.
     BadLine {
         /// Its number.
         pid: u32,
+        /// The convention that is spoken there.
+        by: &'static str,
+        /// What a request is.
+        expected: &'static str,
     },
     /// A connection is open.
-    FlowOpened(Box<Attempt>),
+    FlowOpened(Box<FlowRecord>),
     /// A connection was asked for and did not come about.
-    FlowRefused(Box<Attempt>, NotOpened),
+    FlowRefused(Box<FlowRecord>, NotOpened),
     /// Something failed here.
     Failed(Failure),
     /// Of one sort of event, so many were only counted.
@@ -175,8 +179,8 @@ impl Event {
 
     /// Finds out what the program of a connection calls itself. This reads a file, so the worker must not do it.
     pub(crate) fn name_program(&mut self) {
-        if let Self::FlowOpened(attempt) | Self::FlowRefused(attempt, _) = self
-            && let Some(program) = &mut attempt.program
+        if let Self::FlowOpened(record) | Self::FlowRefused(record, _) = self
+            && let Some(program) = &mut record.program
         {
             program.name = name_of(program.pid);
         }
@@ -202,9 +206,11 @@ impl fmt::Display for Event {
             Self::NotHandedOver { at, error } => write!(f, "{at}: {error}"),
             Self::FlowReset { ours, theirs, error } => write!(f, "{ours} -> {theirs}: {error}"),
             Self::BadRequest { pid, bad } => write!(f, "request of pid {pid}: {bad}"),
-            Self::BadLine { pid } => write!(f, "hybrid line of pid {pid}: not CONNECT and a port"),
-            Self::FlowOpened(attempt) => attempt.fmt(f),
-            Self::FlowRefused(attempt, why) => write!(f, "{attempt}: {why}"),
+            Self::BadLine { pid, by, expected } => {
+                write!(f, "{by} line of pid {pid}: not {expected}")
+            }
+            Self::FlowOpened(record) => record.fmt(f),
+            Self::FlowRefused(record, why) => write!(f, "{record}: {why}"),
             Self::Failed(failure) => failure.fmt(f),
             Self::HeldBack { count, .. } => write!(f, "{count} more were not written"),
             Self::Lost(count) => write!(f, "{count} older records were not read in time"),
@@ -247,7 +253,7 @@ pub enum Failure {
 
 /// A connection, or the attempt.
 #[derive(Debug)]
-pub struct Attempt {
+pub struct FlowRecord {
     /// Who asked.
     pub source: Named,
     /// Who was asked.
@@ -256,11 +262,11 @@ pub struct Attempt {
     pub kind: SocketType,
     /// The program on this node, if there is one and it can be seen.
     pub program: Option<Program>,
-    /// It came, or would have come, over a hybrid socket.
-    pub is_hybrid: bool,
+    /// The convention of the hybrid socket over which it came, or would have come.
+    pub by: Option<&'static str>,
 }
 
-impl fmt::Display for Attempt {
+impl fmt::Display for FlowRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             SocketType::Stream => "stream",
@@ -271,7 +277,7 @@ impl fmt::Display for Attempt {
         if let Some(Program { pid, uid, name }) = &self.program {
             write!(f, " pid={pid} uid={uid} program={name:?}")?;
         }
-        f.write_str(if self.is_hybrid { " by=hybrid" } else { "" })
+        self.by.map_or(Ok(()), |by| write!(f, " by={by}"))
     }
 }
 
@@ -342,21 +348,21 @@ mod tests {
 
     use super::*;
 
-    fn attempt(program: Option<Program>) -> Box<Attempt> {
+    fn record(program: Option<Program>) -> Box<FlowRecord> {
         let at = |cid, port, guest: Option<&str>| Named {
             address: Address { cid: Cid(cid), port: Port(port) },
             guest: guest.map(str::to_owned),
         };
         let (source, destination) = (at(2, 7, None), at(3, 5000, Some("alpha")));
         let kind = SocketType::Stream;
-        Box::new(Attempt { source, destination, kind, program, is_hybrid: true })
+        Box::new(FlowRecord { source, destination, kind, program, by: Some("hybrid") })
     }
 
     #[test]
     fn connection_is_told_with_names_program_and_why_not() {
         let program = Program { pid: 9, uid: 1000, name: "curl".to_owned() };
         let why = NotOpened::Closed(CloseReason::TimedOut);
-        let event = Event::FlowRefused(attempt(Some(program)), why);
+        let event = Event::FlowRefused(record(Some(program)), why);
         let text = "from=2:7(host) to=3:5000(alpha) type=stream pid=9 uid=1000 program=\"curl\" \
             by=hybrid: no answer in time";
         assert_eq!((event.kind().word(), event.to_string().as_str()), ("flow-refused", text));
@@ -366,7 +372,7 @@ mod tests {
     fn program_gets_its_name_when_the_record_is_read() {
         let name = String::new();
         let program = Program { pid: std::process::id(), uid: 0, name };
-        let mut event = Event::FlowOpened(attempt(Some(program)));
+        let mut event = Event::FlowOpened(record(Some(program)));
         assert!(event.to_string().contains("program=\"\""));
         event.name_program();
         assert!(!event.to_string().contains("program=\"\""));

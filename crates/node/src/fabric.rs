@@ -8,10 +8,9 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use vsock_core::{Cid, Instant, Refusal};
+use vsock_core::{Cid, Instant};
 
 pub use self::saved::SavedFabric;
 use crate::context::Context;
@@ -23,7 +22,7 @@ use crate::links::{
 };
 use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
-use crate::programs::{Asked, Programs};
+use crate::programs::{Connected, Programs};
 use crate::reactor::{Owner, Readiness, SourceId};
 use crate::timers::Timers;
 use crate::turn::Turn;
@@ -108,7 +107,7 @@ impl Fabric {
     fn on_ready(&mut self, owner: Owner, ready: Readiness) {
         let Self { cx, links, flows, programs, .. } = self;
         match owner {
-            Owner::Ring => {
+            Owner::Queue => {
                 if let Some(id) = links.of_source(ready.source) {
                     links.activate(id);
                 }
@@ -137,8 +136,8 @@ impl Fabric {
         while let Some((client, is_privileged)) = self.programs.next_privilege() {
             self.privilege_known(client, is_privileged);
         }
-        while let Some((asked, connected)) = self.programs.next_connected() {
-            self.hybrid_connected(asked, connected);
+        while let Some(connected) = self.programs.next_connected() {
+            self.hybrid_connected(connected);
         }
     }
 
@@ -151,12 +150,13 @@ impl Fabric {
     }
 
     /// A program is there, or is not, for the connection that a guest asked for.
-    fn hybrid_connected(&mut self, asked: Asked, connected: Result<OwnedFd, Refusal>) {
-        self.with(asked.link, |turn, interface, _| {
+    fn hybrid_connected(&mut self, connected: Connected) {
+        let link = connected.asked.link;
+        self.with(link, |turn, interface, _| {
             let Turn { cx, links, flows, programs, .. } = turn;
-            programs.hybrid_connected(cx, links, flows, interface, (asked, connected));
+            programs.hybrid_connected(cx, links, flows, interface, connected);
         });
-        self.links.activate(asked.link);
+        self.links.activate(link);
         self.follow_up();
     }
 

@@ -6,8 +6,9 @@
 use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, Refused, SocketType, Verdict};
 
 use crate::context::Context;
-use crate::events::{Attempt, Event, Kind, Named, NotOpened, Program};
-use crate::flows::{Greeting, NotConnected, Parties};
+use crate::events::{Event, FlowRecord, Kind, Named, NotOpened, Program};
+use crate::flows::{NotConnected, Parties};
+use crate::host::handshake::Handshake;
 use crate::links::{Entry, LinkId, Links};
 use vsock_virtio::sys::PeerCredentials;
 
@@ -18,15 +19,16 @@ struct Who {
     kind: SocketType,
     /// The program on this node, if there is one and it can be seen.
     program: Option<PeerCredentials>,
-    is_hybrid: bool,
+    /// The convention by which the program was reached, or asked, if it was not the client protocol.
+    by: Option<&'static Handshake>,
 }
 
 impl Who {
     /// A program here, and the other side of a link.
-    fn of(parties: &Parties, is_hybrid: bool) -> Self {
+    fn of(parties: &Parties, by: Option<&'static Handshake>) -> Self {
         let program = (parties.peer.pid > 0).then_some(parties.peer);
         let between = Self::between(parties.source_and_destination(), parties.kind);
-        Self { program, is_hybrid, ..between }
+        Self { program, by, ..between }
     }
 
     /// `request` is what was asked, or would be; only addresses and type of it count.
@@ -35,7 +37,7 @@ impl Who {
     }
 
     fn between((source, destination): (Address, Address), kind: SocketType) -> Self {
-        Self { source, destination, kind, program: None, is_hybrid: false }
+        Self { source, destination, kind, program: None, by: None }
     }
 }
 
@@ -51,12 +53,11 @@ impl FlowLog<'_> {
         &self,
         (link, label): (LinkId, Cid),
         parties: &Parties,
-        greeting: Option<Greeting>,
+        by: Option<&'static Handshake>,
     ) {
         // What we ask ourselves is said where it was asked.
         if parties.is_outgoing || link != self.links.routes.loopback() {
-            let is_hybrid = greeting == Some(Greeting::Hybrid);
-            self.opened_by(label, &Who::of(parties, is_hybrid));
+            self.opened_by(label, &Who::of(parties, by));
         }
     }
 
@@ -64,18 +65,22 @@ impl FlowLog<'_> {
     pub(crate) fn not_connected(&self, attempt: &NotConnected) {
         let interface = self.links.get(attempt.link).and_then(Entry::interface);
         let label = interface.map_or(self.links.routes.local(), |it| it.role().label());
-        let is_hybrid = attempt.greeting == Greeting::Hybrid;
-        let why = NotOpened::Closed(attempt.reason);
-        self.refused(label, &Who::of(&attempt.parties, is_hybrid), why);
+        let who = Who::of(&attempt.parties, attempt.greeting.handshake());
+        self.refused(label, &who, NotOpened::Closed(attempt.reason));
     }
 
     /// A program's attempt did not even start.
-    pub(crate) fn denied(&self, parties: &Parties, is_hybrid: bool, refused: Refused) {
+    pub(crate) fn denied(
+        &self,
+        parties: &Parties,
+        by: Option<&'static Handshake>,
+        refused: Refused,
+    ) {
         let to = parties.theirs.cid;
         let guest =
             if self.links.routes.guest(to).is_some() { to } else { self.links.routes.local() };
         let why = NotOpened::Refused(refused.reason());
-        self.refused(guest, &Who::of(parties, is_hybrid), why);
+        self.refused(guest, &Who::of(parties, by), why);
     }
 
     /// The other side of a link, `label`, asked for a connection that nobody here took.
@@ -124,25 +129,25 @@ impl FlowLog<'_> {
     }
 
     fn opened_by(&self, guest: Cid, who: &Who) {
-        let event = || Event::FlowOpened(self.attempt(who));
+        let event = || Event::FlowOpened(self.record(who));
         self.cx.journal.write_of_flow(guest, Kind::Flow, event);
     }
 
     fn refused(&self, guest: Cid, who: &Who, why: NotOpened) {
-        let event = || Event::FlowRefused(self.attempt(who), why);
+        let event = || Event::FlowRefused(self.record(who), why);
         self.cx.journal.write_of_flow(guest, Kind::FlowRefused, event);
     }
 
     /// The same with names.
-    fn attempt(&self, who: &Who) -> Box<Attempt> {
+    fn record(&self, who: &Who) -> Box<FlowRecord> {
         let program =
             who.program.map(|it| Program { pid: it.pid, uid: it.uid, name: String::new() });
-        Box::new(Attempt {
+        Box::new(FlowRecord {
             source: self.named(who.source),
             destination: self.named(who.destination),
             kind: who.kind,
             program,
-            is_hybrid: who.is_hybrid,
+            by: who.by.map(|handshake| handshake.name),
         })
     }
 

@@ -33,8 +33,8 @@ use vsock_core::{Address, CloseReason, ConnectionId, Endpoint, Event, Instant, S
 pub use self::backlog::{SavedBacklog, SavedMessage};
 use self::buffers::{Budget, Share};
 use self::flow::State;
-pub(crate) use self::flow::{Flow, Holdings};
-pub use self::flow::{Greeting, Parties, SavedFlow, SavedMessageOut, SavedState};
+pub(crate) use self::flow::{Flow, Greeting, Holdings};
+pub use self::flow::{Parties, SavedFlow, SavedGreeting, SavedMessageOut, SavedState};
 pub use self::linger::SavedLinger;
 use self::linger::{LINGER_TIMEOUT, Linger};
 pub use self::saved::SavedFlows;

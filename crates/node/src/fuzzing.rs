@@ -1,7 +1,7 @@
 //! What fuzz targets call of parsers that are otherwise our own affair.
 
+use crate::host::handshake::{HYBRID, Parsed};
 use crate::host::wire::{MESSAGE_LEN, Request};
-use crate::programs::handshake::{Line, parse};
 
 /// It will never be a CONNECT line, whatever comes behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,10 +12,10 @@ pub struct NotALine;
 /// # Errors
 /// See [`NotALine`].
 pub fn hybrid_line(bytes: &[u8]) -> Result<Option<(u32, usize)>, NotALine> {
-    match parse(bytes) {
-        Line::Incomplete => Ok(None),
-        Line::Connect { port, len } => Ok(Some((port.0, len))),
-        Line::Bad => Err(NotALine),
+    match HYBRID.parse_head(bytes) {
+        Parsed::Incomplete => Ok(None),
+        Parsed::Request { port, len } => Ok(Some((port.0, len))),
+        Parsed::Bad => Err(NotALine),
     }
 }
 

@@ -212,7 +212,7 @@ impl AsFd for Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::Attempt;
+    use crate::events::FlowRecord;
     use vsock_virtio::sys::PeerCredentials;
     use vsock_virtio::vhost_user::Detach;
 
@@ -283,16 +283,16 @@ mod tests {
         let journal = Journal::new().unwrap();
         journal.write_of_flow(Cid(3), Kind::Flow, || unreachable!());
         journal.set_wants_flows(true);
-        journal.write_of_flow(Cid(3), Kind::Flow, || Event::FlowOpened(Box::new(attempt())));
+        journal.write_of_flow(Cid(3), Kind::Flow, || Event::FlowOpened(Box::new(record())));
         assert_eq!(journal.take().len(), 1);
     }
 
-    fn attempt() -> Attempt {
+    fn record() -> FlowRecord {
         use crate::events::Named;
         use vsock_core::{Address, Port, SocketType};
         let at = |cid| Named { address: Address { cid, port: Port(1) }, guest: None };
         let (source, destination) = (at(Cid(2)), at(Cid(3)));
         let kind = SocketType::Stream;
-        Attempt { source, destination, kind, program: None, is_hybrid: false }
+        FlowRecord { source, destination, kind, program: None, by: None }
     }
 }

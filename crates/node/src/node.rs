@@ -22,13 +22,14 @@ pub use self::saved::RestoreError;
 pub use crate::admission::Verdict;
 use crate::events::{Event, Failure};
 use crate::guest_port::GuestPort;
+use crate::host::handshake::HYBRID;
 use crate::journal::{Journal, Record};
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::AddError;
 pub use crate::options::GuestOptions;
-use crate::orders::Order;
 pub use crate::orders::SaveError;
+use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
@@ -274,7 +275,7 @@ impl Node {
             return Ok(());
         }
         let hybrid = hybrid_door(path)?;
-        let added: Vec<_> = hybrid.iter().map(|(path, _)| path.clone()).collect();
+        let added: Vec<_> = hybrid.iter().map(|it| it.path.clone()).collect();
         let link = guest.link;
         let set = self.mailbox.call(|reply| Order::SetHybrid { link, hybrid, reply });
         set.map_err(NodeError::from).and_then(|set| Ok(set?)).inspect_err(|_| unlink(&added))?;
@@ -447,10 +448,10 @@ fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
 }
 
 /// A listening hybrid socket at `path`, if there is to be one.
-fn hybrid_door(path: Option<PathBuf>) -> Result<Option<(PathBuf, UnixListener)>, NodeError> {
+fn hybrid_door(path: Option<PathBuf>) -> Result<Option<HybridSocket>, NodeError> {
     let Some(path) = path else { return Ok(None) };
-    let socket = listen(&path, SocketType::Stream).map_err(at(&path))?;
-    Ok(Some((path, socket)))
+    let listener = listen(&path, SocketType::Stream).map_err(at(&path))?;
+    Ok(Some(HybridSocket { path, listener, handshake: &HYBRID }))
 }
 
 fn unlink(paths: &[PathBuf]) {

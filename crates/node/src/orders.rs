@@ -13,6 +13,7 @@ use vsock_core::{Cid, SocketType};
 
 use crate::admission::Verdict;
 use crate::fabric::SavedFabric;
+use crate::host::handshake::Handshake;
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Reply, Stopped};
 use crate::options::{AddError, GuestOptions};
@@ -44,8 +45,13 @@ pub enum SaveError {
     Io(#[from] io::Error),
 }
 
-/// A hybrid socket of a guest: its path, and the socket itself.
-pub(crate) type HybridSocket = (PathBuf, UnixListener);
+/// A hybrid socket of a guest.
+pub(crate) struct HybridSocket {
+    pub(crate) path: PathBuf,
+    pub(crate) listener: UnixListener,
+    /// What is spoken on it.
+    pub(crate) handshake: &'static Handshake,
+}
 
 /// One thing to do.
 pub(crate) enum Order {

@@ -6,7 +6,7 @@
 //! | `requests.rs`, `connect.rs` | what a program asks is carried out |
 //! | `acceptors.rs` | the sockets on which programs connect |
 //! | `listeners.rs`, `accept_queue.rs`, `privilege.rs` | ports, and programs that take connections |
-//! | `hybrid.rs`, `handshake.rs` | hybrid sockets, and the line that is spoken on them |
+//! | `hybrid.rs` | hybrid sockets; what is spoken on them is in `host/handshake.rs` |
 //! | `datagrams.rs` | programs that send and receive datagrams |
 //! | `register.rs` | which connection a program's socket is, and how the last ones ended |
 //! | `saved.rs`, also below others | programs as plain data |
@@ -15,7 +15,6 @@ mod accept_queue;
 mod acceptors;
 mod connect;
 mod datagrams;
-pub(crate) mod handshake;
 mod hybrid;
 mod listeners;
 mod privilege;
@@ -32,10 +31,11 @@ use vsock_core::admission::{Act, Answerer, Attempt};
 use vsock_core::{Address, Cid, CloseReason, ConnectionId, FlowKey, Instant, Refusal, SocketType};
 
 pub use self::accept_queue::{SavedAcceptQueue, SavedKept};
-use self::acceptors::{Acceptors, Arrival};
-pub use self::acceptors::{SavedAcceptor, Speaks};
+use self::acceptors::{Acceptors, Arrival, Speaks};
+pub use self::acceptors::{SavedAcceptor, SavedSpeaks};
 use self::datagrams::Datagrams;
 pub use self::datagrams::{SavedDatagramSocket, SavedDatagrams};
+pub(crate) use self::hybrid::Connected;
 use self::hybrid::{HybridClient, Hybrids};
 pub use self::hybrid::{SavedHybridClient, SavedHybrids};
 use self::listeners::{Given, Listeners};
@@ -46,12 +46,13 @@ use self::requests::{Again, Requests};
 pub use self::requests::{SavedClient, SavedRequest, SavedRequests};
 pub use self::saved::SavedPrograms;
 use crate::context::Context;
-use crate::events::{Event, Failure};
+use crate::events::{Event, Failure, NotOpened};
 use crate::flow_log::FlowLog;
 use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
 use crate::host::client::Client;
+use crate::host::handshake::{Handshake, NoConnection};
 use crate::host::program::Socket;
-use crate::host::wire::{self, NOWHERE};
+use crate::host::wire::{self, NO_ADDRESS};
 use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
 use crate::orders::HybridSocket;
 use crate::reactor::{Owner, Readiness, SourceId};
@@ -154,10 +155,10 @@ impl Programs {
         match owner {
             Owner::Client => requests.read(&mut Parts { cx, links, flows, services }, id, ended),
             Owner::HybridClient => {
-                hybrids.read_line(&mut Parts { cx, links, flows, services }, id, ended);
+                hybrids.read_request(&mut Parts { cx, links, flows, services }, id, ended);
             }
             Owner::Listener => services.listeners.read(cx, id, ended),
-            Owner::Acceptor | Owner::Ring | Owner::Device | Owner::Flow => {}
+            Owner::Acceptor | Owner::Queue | Owner::Device | Owner::Flow => {}
         }
     }
 
@@ -182,7 +183,7 @@ impl Programs {
         let Arrival { fd, peer, speaks } = arrival;
         let owner = match speaks {
             Speaks::Requests(_) => Owner::Client,
-            Speaks::Hybrid(_) => Owner::HybridClient,
+            Speaks::Handshake(..) => Owner::HybridClient,
         };
         let added = cx.sources.add(&fd, owner);
         let id = added.map_err(|error| cx.failed(Failure::Watching(error))).ok()?;
@@ -190,7 +191,9 @@ impl Programs {
             Speaks::Requests(kind) => {
                 self.requests.clients.insert(id, Client::new(fd, kind, peer, None));
             }
-            Speaks::Hybrid(link) => self.hybrids.add(id, HybridClient { fd, link, peer }),
+            Speaks::Handshake(link, handshake) => {
+                self.hybrids.add(id, HybridClient { fd, link, peer, handshake });
+            }
         }
         Some(id)
     }
@@ -201,7 +204,7 @@ impl Programs {
     }
 
     /// The program's end of a connection that a guest asked for over its hybrid socket, or that nobody is there.
-    pub(crate) fn next_connected(&self) -> Option<(Asked, Result<OwnedFd, Refusal>)> {
+    pub(crate) fn next_connected(&self) -> Option<Connected> {
         self.hybrids.connected.try_recv().ok()
     }
 
@@ -299,13 +302,13 @@ impl Programs {
         links: &Links,
         flows: &mut Flows,
         interface: &mut Interface,
-        (asked, connected): (Asked, Result<OwnedFd, Refusal>),
+        Connected { asked, handshake, program }: Connected,
     ) {
-        let given = connected.and_then(|fd| {
+        let given = program.and_then(|fd| {
             if interface.endpoint().info(asked.connection).is_none() {
                 return Err(Refusal::GivenUp);
             }
-            Ok((self.give_hybrid(cx, flows, &asked, fd)?, Some(Greeting::Hybrid)))
+            Ok((self.give_hybrid(cx, flows, &asked, fd)?, Some(handshake)))
         });
         self.answer(cx, links, flows, interface, (asked, given));
     }
@@ -317,11 +320,11 @@ impl Programs {
         links: &Links,
         flows: &mut Flows,
         interface: &mut Interface,
-        (asked, given): (Asked, Result<(Given, Option<Greeting>), Refusal>),
+        (asked, given): (Asked, Result<(Given, Option<&'static Handshake>), Refusal>),
     ) {
         let Asked { link, connection, key, kind } = asked;
         let at = (link, interface.role().label());
-        let (Given { fd, source, peer, share, socket }, by_hybrid) = match given {
+        let (Given { fd, source, peer, share, socket }, by) = match given {
             Ok(given) => given,
             Err(reason) => {
                 let refused = cx.admission.refuse(reason);
@@ -330,7 +333,7 @@ impl Programs {
             }
         };
         let parties = Parties::incoming(key, kind, peer);
-        FlowLog { cx, links }.opened(at, &parties, by_hybrid);
+        FlowLog { cx, links }.opened(at, &parties, by);
         self.services.register.opened(socket, source);
         let holdings = Holdings { binding: None, socket, share };
         flows.begin(source, Flow::open((link, connection), parties, holdings, fd));
@@ -390,14 +393,17 @@ impl Programs {
         let held = match greeting {
             Greeting::Reply => 0,
             Greeting::Held(len) => len,
-            Greeting::Hybrid => {
+            Greeting::Handshake(handshake) => {
                 self.services.listeners.release(binding);
                 cx.sources.remove(id);
+                let words = (handshake.refused)(NoConnection::NotOpened(NotOpened::Closed(reason)));
+                // Fails only when the program has gone already.
+                let _ = stream.greet(0, &words);
                 return stream.finish();
             }
         };
         // The port stays bound, as the kernel keeps it after a connect that failed.
-        let ours = binding.map_or(NOWHERE, |bound| bound.address);
+        let ours = binding.map_or(NO_ADDRESS, |bound| bound.address);
         let reply = wire::not_connected(errno, ours, socket.cookie);
         let told = stream.greet(held, &reply.encode());
         if told.is_err() || stream.hung_up {

@@ -1,7 +1,7 @@
 //! One epoll instance: who listens to which file descriptor, and a waker for other threads.
 //!
 //! Everything is registered edge-triggered and once for its whole life: a descriptor costs one `epoll_ctl`, however
-//! much traffic it carries, and an eventfd of a ring never has to be read. The price is a rule that the worker keeps:
+//! much traffic it carries, and an eventfd of a queue never has to be read. The price is a rule that the worker keeps:
 //! whoever is told "readable" or "writable" remembers it until the kernel answers `EAGAIN`.
 //! Closing a descriptor takes it out of the set, as none of ours has a second owner.
 //!
@@ -26,8 +26,8 @@ pub use self::saved::SavedSources;
 /// To whom the events of a descriptor go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// A link: the other side has signalled a ring.
-    Ring,
+    /// A link: the other side has signalled a queue.
+    Queue,
     /// A driver link: readable means that the device has gone.
     Device,
     /// A Unix socket of ours on which programs connect.

@@ -14,7 +14,7 @@ use vsock_core::saved::Unfit;
 
 pub use crate::fabric::SavedFabric;
 pub use crate::flows::{
-    Ended, FlowId, Greeting, Parties, SavedBacklog, SavedFlow, SavedFlows, SavedLinger,
+    Ended, FlowId, Parties, SavedBacklog, SavedFlow, SavedFlows, SavedGreeting, SavedLinger,
     SavedMessage, SavedMessageOut, SavedState, SavedStream,
 };
 pub use crate::host::program::{Bound, Socket};
@@ -25,7 +25,7 @@ pub use crate::links::{
 pub use crate::programs::{
     SavedAcceptQueue, SavedAcceptor, SavedClient, SavedDatagramSocket, SavedDatagrams, SavedEnds,
     SavedHybridClient, SavedHybrids, SavedKept, SavedListener, SavedListeners, SavedPrograms,
-    SavedRequest, SavedRequests, Speaks,
+    SavedRequest, SavedRequests, SavedSpeaks,
 };
 use crate::reactor::Claims;
 pub use crate::reactor::{Owner, SavedSources, SourceId};

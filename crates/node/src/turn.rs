@@ -100,7 +100,8 @@ impl Turn<'_> {
                 self.flows.on_event(self.cx, self.id, interface, event)
             {
                 let log = FlowLog { cx: self.cx, links: self.links };
-                log.opened((self.id, interface.role().label()), &parties, Some(greeting));
+                let at = (self.id, interface.role().label());
+                log.opened(at, &parties, greeting.handshake());
             }
         }
     }

@@ -74,7 +74,7 @@ impl Worker {
         let (mut events, mut happened) = (Events::new(), Vec::new());
         while !self.stopping {
             happened.clear();
-            if let Err(error) = self.rest(&mut events, &mut happened) {
+            if let Err(error) = self.wait(&mut events, &mut happened) {
                 self.fabric.cx.failed(Failure::Waiting(error));
                 break;
             }
@@ -105,7 +105,7 @@ impl Worker {
     /// A link that was served has its notifications off. It stays so for as long as [`Polling`] says: its rings are
     /// looked at in every round, and its other side need not signal. With no such link left, the worker sleeps until the
     /// next timer.
-    fn rest(&mut self, events: &mut Events, happened: &mut Vec<Readiness>) -> io::Result<()> {
+    fn wait(&mut self, events: &mut Events, happened: &mut Vec<Readiness>) -> io::Result<()> {
         let Self { fabric, polling, awaited, .. } = self;
         let is_behind = fabric.flows.take_is_behind();
         let before = fabric.cx.clock();

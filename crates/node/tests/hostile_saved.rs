@@ -21,8 +21,8 @@ use vsock_core::state::State;
 use vsock_core::{CloseReason, Event, Key, Op, Port, RawHeader, Shutdown, SocketType};
 use vsock_node::node::{Node, RestoreError};
 use vsock_node::saved::{
-    Greeting, Owner, SavedBacklog, SavedEntry, SavedFlow, SavedInterface, SavedLink, SavedNode,
-    SavedState,
+    Owner, SavedBacklog, SavedEntry, SavedFlow, SavedGreeting, SavedInterface, SavedLink,
+    SavedNode, SavedState,
 };
 use vsock_virtio::link::device::{SavedDevice, SavedReset};
 use vsock_virtio::saved::SavedFd;
@@ -204,6 +204,7 @@ fn node_that_cannot_be_is_not_restored() {
     assert_eq!(programs(&|it| it.hybrids.sockets[0].2 = nowhere()), state);
     assert_eq!(programs(&|it| it.hybrids.clients[0].link = nowhere()), state);
     assert_eq!(programs(&|it| it.hybrids.sockets.swap(0, 1)), None);
+    assert_eq!(programs(&|it| it.hybrids.clients[0].handshake.clear()), state);
     assert_eq!(programs(&|it| it.datagrams.sockets[0].client = nowhere()), state);
     assert_eq!(programs(&|it| it.datagrams.sockets.clear()), state);
     let address = Some(Unfit::Address);
@@ -300,7 +301,7 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| messages(it).id = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).link = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).connection = Key::from_bits(n >> 1).unwrap(),
-    |it, n| messages(it).state = SavedState::Connecting(Greeting::Held(low(n) as usize)),
+    |it, n| messages(it).state = SavedState::Connecting(SavedGreeting::Held(low(n) as usize)),
     |it, _| messages(it).state = SavedState::Draining(CloseReason::Reset),
     |it, n| {
         let SavedBacklog::Messages { partial, .. } = &mut messages(it).stream.backlog else {

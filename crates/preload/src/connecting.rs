@@ -7,8 +7,8 @@
 //! processes that share the socket could both take.
 
 use vsock_client::calls::{
-    Attempt, Beginning, Connect, Destination, Outcome, Seen, Wait, after_failure, after_silence,
-    after_success,
+    Beginning, Connect, Destination, HeldConnect, Outcome, Seen, Wait, after_failure,
+    after_silence, after_success,
 };
 use vsock_client::wire::{MESSAGE_LEN, Reply, op};
 use vsock_client::{ANY, Address, Flags, Socket, State};
@@ -50,7 +50,7 @@ pub(crate) fn connect(
 fn begin(fd: Fd, mut socket: Socket, to: Address, is_nonblocking: bool) -> Answer<Socket> {
     node::attach(fd, &mut socket)?;
     let options = state::options(fd, &socket);
-    let attempt = Attempt::new(socket, to, &options, tick_us(), is_nonblocking);
+    let attempt = HeldConnect::new(socket, to, &options, tick_us(), is_nonblocking);
     let next = attempt.next;
     fd_hints::set(fd);
     let _lock = ConnectLock::take();

@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use vsock_client::calls::{
-    Attempt, Connect, Destination, Direction, Listen, OwnName, SetLowWater, SetOption, Shutdown,
-    Tell, Wait, accept, accepted, after_failure, after_silence, after_success, bind, bound,
-    local_cid, peer_name, queue_len, set_zerocopy, take_error,
+    Connect, Destination, Direction, HeldConnect, Listen, OwnName, SetLowWater, SetOption,
+    Shutdown, Tell, Wait, accept, accepted, after_failure, after_silence, after_success, bind,
+    bound, local_cid, peer_name, queue_len, set_zerocopy, take_error,
 };
 use vsock_client::options::Setting;
 use vsock_client::transfer::{MSG_ERRQUEUE, MSG_OOB, MSG_WAITALL, Receive, Send};
@@ -20,7 +20,7 @@ const OPTIONS: Options = Options::DEFAULT;
 pub(crate) fn sockets() -> Vec<(&'static str, Socket)> {
     let bound = bound(Socket::STREAM.with(Flags::ATTACHED));
     let listening = Listen::new(bound, 5).unwrap().next;
-    let attempt = |socket| Attempt::new(socket, PEER, &OPTIONS, TICK, false).next;
+    let attempt = |socket| HeldConnect::new(socket, PEER, &OPTIONS, TICK, false).next;
     let connecting = attempt(bound).with(Flags::BEGUN);
     let connected = after_success(connecting);
     let failed = |socket, errno| after_failure(socket, true).with_error(errno);
@@ -133,7 +133,7 @@ fn connect(socket: Socket, is_nonblocking: bool) -> Does {
         Connect::Report(error, _) => unreachable!("{error:?} is not in the table"),
         Connect::Begin(begun) => {
             let begun = destination.of(begun, not_asked)?;
-            let attempt = Attempt::new(begun, PEER, &OPTIONS, TICK, is_nonblocking);
+            let attempt = HeldConnect::new(begun, PEER, &OPTIONS, TICK, is_nonblocking);
             (sent(&attempt.request), attempt.next)
         }
     })

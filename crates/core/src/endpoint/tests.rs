@@ -13,6 +13,8 @@ use crate::state::CloseReason;
 use alloc::vec::Vec;
 
 const KEY: FlowKey = FlowKey { ours: Address::new(2, 5000), theirs: Address::new(3, 1024) };
+/// The same connection seen by the peer.
+const PEERS_KEY: FlowKey = FlowKey { ours: KEY.theirs, theirs: KEY.ours };
 const STREAM: SocketType = SocketType::Stream;
 const T0: Instant = Instant(1_000_000_000);
 const BUFFER: u32 = 262_144;
@@ -24,7 +26,7 @@ struct Bench {
 }
 
 fn packet(op: Op) -> Header {
-    Header { buf_alloc: BUFFER, ..Header::outbound(KEY.reversed(), STREAM, op) }
+    Header { buf_alloc: BUFFER, ..Header::outbound(PEERS_KEY, STREAM, op) }
 }
 
 fn rw(len: u32) -> Header {

@@ -1,12 +1,16 @@
-//! A panic in the turn of one link, without threads: the guests are ends of links that are played by hand.
+//! A node without threads: the guests are ends of links that are played by hand. Here: a panic in the turn of one link.
+
+mod handshake;
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use vsock_core::admission::Admission;
 use vsock_core::{
-    Address, ConnectionId, Endpoint, Event as Happened, FlowKey, Limits, Port, SocketType,
+    Address, ConnectionId, Endpoint, Event as Happened, FlowKey, Limits, Port, Refusal, SocketType,
 };
 use vsock_guest_memory::slice;
 use vsock_guest_memory::{GuestMemory, MemoryPolicy};
@@ -18,6 +22,7 @@ use vsock_virtio::vhost_user::QueueStart;
 
 use super::*;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
+use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::journal::Journal;
 use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
@@ -26,6 +31,9 @@ use crate::reactor::Sources;
 const ALPHA: Cid = Cid(3);
 const BETA: Cid = Cid(4);
 const LONG: usize = 1 << 20;
+
+/// Where guests refuse connections.
+const CLOSED: Port = Port(9);
 
 fn at(cid: Cid, port: u32) -> Address {
     Address { cid, port: Port(port) }
@@ -102,7 +110,7 @@ impl Guest {
         Self { interface, got: Got::default(), closed: 0 }
     }
 
-    /// Takes what has come, accepts all connections, and sends what there is to say.
+    /// Takes what has come, accepts connections (refuses those to [`CLOSED`]), and sends what there is to say.
     fn run(&mut self, now: Instant) {
         let mut scratch = Scratch::default();
         let budget = || Budget::new(LONG);
@@ -111,6 +119,10 @@ impl Guest {
                 self.interface.receive(now, &mut budget(), &mut scratch, &mut self.got).unwrap();
             while let Some(event) = self.interface.next_event() {
                 match event {
+                    Happened::Offered { id, key, .. } if key.ours.port == CLOSED => {
+                        let refused = Admission::default().refuse(Refusal::NoListener);
+                        self.interface.endpoint_mut().refuse(id, refused);
+                    }
                     Happened::Offered { id, .. } => self.interface.endpoint_mut().accept(id),
                     Happened::Closed { .. } => self.closed += 1,
                     Happened::Connected { .. }
@@ -175,7 +187,13 @@ impl Lab {
         let connecting = (link, connection);
         flows.begin(
             id,
-            Flow::connecting(connecting, parties, holdings, ours.into(), Greeting::Hybrid),
+            Flow::connecting(
+                connecting,
+                parties,
+                holdings,
+                ours.into(),
+                Greeting::Handshake(&HYBRID),
+            ),
         );
         self.run();
         let mut greeting = [0; 8];

@@ -19,11 +19,12 @@ use vsock_core::{
     Address, CloseReason, ConnectionId, EOM, EOR, Endpoint, FlowKey, Shutdown, SocketType,
 };
 
-pub use self::saved::{SavedFlow, SavedMessageOut, SavedState};
+pub use self::saved::{SavedFlow, SavedGreeting, SavedMessageOut, SavedState};
 use super::buffers::Share;
 use super::linger::Linger;
 use super::stream::{Read, Stream, Taken, reads_no_more};
 use crate::fault::sort_transfer;
+use crate::host::handshake::Handshake;
 use crate::host::program::{Bound, Socket};
 use crate::host::wire::{self, Reply, op};
 use crate::links::{End, Filled, LinkId, MemoryDead, Offer, Payload, Sends, Update};
@@ -32,14 +33,29 @@ use vsock_guest_memory::slice::{self, Slice, TransferError};
 use vsock_virtio::sys::PeerCredentials;
 
 /// How a program wants to hear that it is connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Greeting {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Greeting {
     /// A reply of the client protocol.
     Reply,
     /// The request, so many bytes, is taken out of its socket.
     Held(usize),
-    /// `OK <port>\n`.
-    Hybrid,
+    /// The answer of a VMM's convention.
+    Handshake(&'static Handshake),
+}
+
+impl Greeting {
+    /// The convention by which its program asked, if it is not the client protocol.
+    pub(crate) fn handshake(self) -> Option<&'static Handshake> {
+        match self {
+            Self::Reply | Self::Held(_) => None,
+            Self::Handshake(handshake) => Some(handshake),
+        }
+    }
+
+    /// Whether its program waits for it before it writes.
+    fn is_awaited(self) -> bool {
+        self.handshake().is_none_or(|handshake| handshake.program_waits)
+    }
 }
 
 /// Where a flow stands.
@@ -130,24 +146,27 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    fn new(
+        (link, connection): (LinkId, ConnectionId),
+        parties: Parties,
+        holdings: Holdings,
+        fd: OwnedFd,
+        state: State,
+    ) -> Self {
+        let stream = Stream::new(fd, parties.kind);
+        let (outgoing, linger) = (None, None);
+        Self { link, connection, parties, holdings, state, stream, outgoing, linger }
+    }
+
     /// A flow of a program that waits for its connection.
     pub(crate) fn connecting(
-        (link, connection): (LinkId, ConnectionId),
+        at: (LinkId, ConnectionId),
         parties: Parties,
         holdings: Holdings,
         fd: OwnedFd,
         greeting: Greeting,
     ) -> Self {
-        Self {
-            link,
-            connection,
-            parties,
-            holdings,
-            state: State::Connecting(greeting),
-            stream: Stream::new(fd, parties.kind),
-            outgoing: None,
-            linger: None,
-        }
+        Self::new(at, parties, holdings, fd, State::Connecting(greeting))
     }
 
     /// A flow that is open.
@@ -158,7 +177,7 @@ impl Flow {
         fd: OwnedFd,
     ) -> Self {
         let state = State::Open { ours: Shutdown::NONE, theirs: Shutdown::NONE };
-        Self { state, ..Self::connecting(at, parties, holdings, fd, Greeting::Hybrid) }
+        Self::new(at, parties, holdings, fd, state)
     }
 
     /// The socket, for registration.
@@ -191,8 +210,8 @@ impl Flow {
         let is_news = self.stream.note(ready);
         match self.state {
             State::Connecting(greeting) => {
-                // Without asking for the protocol, a program may have said all it has to say, and left.
-                let has_spoken = greeting == Greeting::Hybrid && self.stream.has_input();
+                // A program that does not wait may have written all it has to say, and left.
+                let has_spoken = !greeting.is_awaited() && self.stream.has_input();
                 if self.stream.hung_up && !has_spoken {
                     return self.abandon();
                 }
@@ -244,13 +263,13 @@ impl Flow {
 
     /// What the program took; that it receives no more is told once.
     fn took(&mut self, taken: Taken) -> Update {
-        let Taken { bytes, packets, refused } = taken;
-        let mut stops_receiving = false;
-        if refused && let State::Open { ours, .. } = &mut self.state {
-            stops_receiving = !ours.contains(Shutdown::RCV);
+        let Taken { bytes, packets, stops_receiving } = taken;
+        let mut update = Update { bytes, packets, ..Update::default() };
+        if stops_receiving && let State::Open { ours, .. } = &mut self.state {
+            update.stops_receiving = !ours.contains(Shutdown::RCV);
             *ours = ours.with(Shutdown::RCV);
         }
-        Update { bytes, packets, stops_receiving, sends: Sends::Nothing }
+        update
     }
 
     /// Something happened at the socket that nothing new explains: the program may have shut down its reading half.
@@ -258,7 +277,7 @@ impl Flow {
         // After the other side's end our half is shut, by ourselves.
         let may =
             matches!(self.state, State::Open { theirs, .. } if !theirs.contains(Shutdown::SEND));
-        let stopped = if may { self.stream.refuses() } else { None };
+        let stopped = if may { self.stream.stops_receiving() } else { None };
         stopped.map_or_else(Update::default, |taken| self.took(taken))
     }
 
@@ -383,15 +402,15 @@ impl Flow {
         let greeted = match greeting {
             Greeting::Reply => self.stream.greet(0, &reply.encode()),
             Greeting::Held(len) => self.stream.release(len),
-            Greeting::Hybrid => self.stream.greet(0, format!("OK {}\n", ours.port.0).as_bytes()),
+            Greeting::Handshake(it) => self.stream.greet(0, &(it.accepted)(ours.port)),
         };
         self.state = State::Open { ours: Shutdown::NONE, theirs: Shutdown::NONE };
         let more = Update::sends(Sends::More);
         match greeted {
             Ok(()) => more,
-            // A program that did not wait for OK reads no more, or is gone; what it has written is for the other side all
-            // the same, and the end after it.
-            Err(error) if greeting == Greeting::Hybrid && reads_no_more(&error) => {
+            // A program that did not wait reads no more, or is gone; what it has written is for the other side all the
+            // same, and the end after it.
+            Err(error) if !greeting.is_awaited() && reads_no_more(&error) => {
                 if self.stream.is_closed() {
                     return more;
                 }

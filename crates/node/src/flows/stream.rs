@@ -39,7 +39,7 @@ pub(crate) struct Stream {
     pub(crate) hung_up: bool,
     discarding: bool,
     /// Something happened, and that may have been more than the data there is to read.
-    may_refuse: bool,
+    may_have_stopped: bool,
     backlog: Backlog,
 }
 
@@ -57,7 +57,7 @@ impl Stream {
             read_closed: false,
             hung_up: false,
             discarding: false,
-            may_refuse: false,
+            may_have_stopped: false,
             backlog,
         }
     }
@@ -108,13 +108,13 @@ impl Stream {
         self.hung_up |= ready.hung_up;
         // What comes in while there is more to read is no news but most likely the cause. And a full socket is not
         // written to, so that no write finds out.
-        self.may_refuse |= ready.readable && !(is_news && self.writable);
+        self.may_have_stopped |= ready.readable && !(is_news && self.writable);
         is_news || ready.readable
     }
 
     /// Something happened that data did not explain for certain; once.
     pub(crate) fn take_suspicion(&mut self) -> bool {
-        std::mem::take(&mut self.may_refuse)
+        std::mem::take(&mut self.may_have_stopped)
     }
 
     /// The guest will send no more: the program reads the end once it has read the rest.

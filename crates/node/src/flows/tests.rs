@@ -8,6 +8,7 @@ use rustix::net::{SendFlags, send};
 use vsock_core::{Cid, Endpoint, FlowKey, Limits, Port, Shutdown, SocketType};
 
 use super::*;
+use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::journal::Journal;
 use crate::links::{End, Sends};
@@ -192,7 +193,8 @@ fn program_that_hangs_up_while_it_connects_is_given_up() {
 fn hybrid_program_that_has_spoken_and_left_is_connected_all_the_same() {
     let (ours, mut program) = UnixStream::pair().unwrap();
     let (parties, holdings) = parts();
-    let mut flow = Flow::connecting(ids(), parties, holdings, ours.into(), Greeting::Hybrid);
+    let mut flow =
+        Flow::connecting(ids(), parties, holdings, ours.into(), Greeting::Handshake(&HYBRID));
     program.write_all(b"all of it").unwrap();
     drop(program);
     assert_eq!(flow.on_ready(hung_up()), Update::default());

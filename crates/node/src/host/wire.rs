@@ -10,7 +10,7 @@ pub(crate) use vsock_client::wire::{
 };
 
 /// What a reply holds where no address applies.
-pub(crate) const NOWHERE: Address = Address { cid: Cid::ANY, port: Port::ANY };
+pub(crate) const NO_ADDRESS: Address = Address { cid: Cid::ANY, port: Port::ANY };
 
 /// An address for a message.
 pub(crate) fn to_wire(Address { cid, port }: Address) -> vsock_client::Address {

@@ -198,7 +198,7 @@ impl Entry {
         queue: usize,
     ) -> std::io::Result<Option<SourceId>> {
         let fd = self.interface().and_then(|it| it.link().notify_fd(queue));
-        let source = fd.map(|fd| cx.sources.add_input(fd, Owner::Ring)).transpose()?;
+        let source = fd.map(|fd| cx.sources.add_input(fd, Owner::Queue)).transpose()?;
         self.sources[queue] = source;
         Ok(source)
     }

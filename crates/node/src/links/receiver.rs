@@ -145,7 +145,7 @@ impl Receiver {
                 let link = inflow.link.link();
                 if !inflow.sink.foreign(&Foreign { header: &header, slices, payload, link }) {
                     self.drops.unroutable += 1;
-                    inflow.connections.endpoint.reject(&raw);
+                    inflow.connections.endpoint.receive_unusable(&raw);
                 }
             }
             Sorted::Datagram => {
@@ -168,7 +168,7 @@ impl Receiver {
             Sorted::Malformed => {
                 self.drops.malformed += 1;
                 if !self.lost(&raw).is_some_and(|header| inflow.sink.foreign_lost(&header)) {
-                    inflow.connections.endpoint.reject(&raw);
+                    inflow.connections.endpoint.receive_unusable(&raw);
                 }
             }
         }

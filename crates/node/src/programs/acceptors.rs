@@ -12,6 +12,7 @@ use vsock_core::{Instant, SecondaryMap, SocketType};
 
 use crate::context::Context;
 use crate::events::Failure;
+use crate::host::handshake::Handshake;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
 use crate::saved::Restoring;
@@ -25,12 +26,12 @@ const PROGRAMS_PER_TURN: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is spoken on a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speaks {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Speaks {
     /// The client protocol, for sockets of this type.
     Requests(SocketType),
-    /// `CONNECT` lines, for the guest of this link.
-    Hybrid(LinkId),
+    /// A VMM's convention, for the guest of this link.
+    Handshake(LinkId, &'static Handshake),
 }
 
 /// A program that has just connected.
@@ -119,21 +120,46 @@ fn accept(socket: &UnixListener) -> io::Result<Option<OwnedFd>> {
 }
 
 /// A socket on which programs connect, as plain data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedAcceptor {
     /// Its name.
     pub id: SourceId,
     /// The socket.
     pub socket: SavedFd,
     /// What is spoken on it.
-    pub speaks: Speaks,
+    pub speaks: SavedSpeaks,
+}
+
+/// What is spoken on a socket, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedSpeaks {
+    /// The client protocol, for sockets of this type.
+    Requests(SocketType),
+    /// The handshake of this name, for the guest of this link.
+    Handshake(LinkId, String),
+}
+
+impl SavedSpeaks {
+    fn of(speaks: Speaks) -> Self {
+        match speaks {
+            Speaks::Requests(kind) => Self::Requests(kind),
+            Speaks::Handshake(link, handshake) => Self::Handshake(link, handshake.name.to_owned()),
+        }
+    }
+
+    fn restore(self) -> Result<Speaks, Unfit> {
+        Ok(match self {
+            Self::Requests(kind) => Speaks::Requests(kind),
+            Self::Handshake(link, name) => Speaks::Handshake(link, Handshake::named(&name)?),
+        })
+    }
 }
 
 impl Acceptors {
     /// As plain data. Programs that wait are not: epoll tells of them again.
     pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> Vec<SavedAcceptor> {
         let mut one = |(id, (socket, speaks)): (SourceId, &'a (UnixListener, Speaks))| {
-            SavedAcceptor { id, socket: fds.add(socket), speaks: *speaks }
+            SavedAcceptor { id, socket: fds.add(socket), speaks: SavedSpeaks::of(*speaks) }
         };
         self.table.iter().map(&mut one).collect()
     }
@@ -147,7 +173,7 @@ impl Acceptors {
         for SavedAcceptor { id, socket, speaks } in saved {
             let socket = UnixListener::from(restoring.claim(socket, id, Owner::Acceptor)?);
             socket.set_nonblocking(true).map_err(|_| Unfit::Descriptor)?;
-            acceptors.table.insert(id, (socket, speaks));
+            acceptors.table.insert(id, (socket, speaks.restore()?));
         }
         Ok(acceptors)
     }

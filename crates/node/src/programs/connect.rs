@@ -11,9 +11,9 @@ use crate::host::wire::{COOKIE_LEN, MESSAGE_LEN, Report};
 use crate::links::{LinkId, Links};
 use crate::reactor::{Owner, SourceId};
 
-/// What a CONNECT asks for.
+/// Whom a CONNECT asks for, and how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attempt {
+pub(super) struct Target {
     pub(super) to: Address,
     /// How long the answer may take; `None`: the default.
     timeout: Option<Duration>,
@@ -21,7 +21,7 @@ pub(super) struct Attempt {
     pub(super) buffer: u32,
 }
 
-impl Attempt {
+impl Target {
     pub(super) fn new(to: Address, timeout_ms: u32, buffer: u32) -> Self {
         let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
         Self { to, timeout, buffer }
@@ -88,14 +88,14 @@ pub(super) fn start(
     links: &mut Links,
     link: LinkId,
     bound: Bound,
-    attempt: Attempt,
+    target: Target,
     kind: SocketType,
 ) -> Result<(ConnectionId, FlowKey), Refusal> {
     // Over loopback we are CID 1, whatever the other side was called.
     let cid = if link == links.routes.loopback() { Cid::LOCAL } else { links.routes.local() };
     let ours = Address { cid, port: bound.address.port };
-    let key = FlowKey { ours, theirs: attempt.to };
+    let key = FlowKey { ours, theirs: target.to };
     let endpoint = links.interface(link).ok_or(Refusal::NoRoute)?.endpoint_mut();
-    let connection = endpoint.connect(now, key, kind, attempt.timeout)?;
+    let connection = endpoint.connect(now, key, kind, target.timeout)?;
     Ok((connection, key))
 }

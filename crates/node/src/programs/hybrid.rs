@@ -1,24 +1,27 @@
-//! Hybrid sockets of guests: `CONNECT <port>` from programs, and `<path>_<port>` for the guest's connections.
+//! Hybrid sockets of guests: where programs ask for connections to one guest, and where its own connections go. What is
+//! said, and which path it is, is the affair of the socket's [`Handshake`].
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType as UnixType, send,
+};
 use vsock_core::admission::Act;
 use vsock_core::saved::{Unfit, check};
 use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 use super::acceptors::{Acceptors, Speaks};
-use super::connect::{Attempt, begin, start};
-use super::handshake::{self, Progress};
+use super::connect::{Target, begin, start};
 use super::{Asked, Parts};
 use crate::context::Context;
-use crate::events::Event;
+use crate::events::{Event, NotOpened};
 use crate::flow_log::FlowLog;
 use crate::flows::stream::finish;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
+use crate::host::handshake::{Handshake, NoConnection, Progress};
 use crate::host::program::Socket;
 use crate::links::{Entry, LinkId, Links};
 use crate::orders;
@@ -33,14 +36,27 @@ pub(super) struct HybridClient {
     pub(super) fd: OwnedFd,
     pub(super) link: LinkId,
     pub(super) peer: PeerCredentials,
+    pub(super) handshake: &'static Handshake,
 }
 
 /// The hybrid socket of a guest.
 struct HybridSocket {
     path: PathBuf,
+    handshake: &'static Handshake,
     acceptor: SourceId,
-    /// Connects to programs that listen beside it.
-    helper: Helper<(Asked, PathBuf), Connected>,
+    /// Connects to programs that take the guest's connections.
+    helper: Helper<ToConnect, Connected>,
+}
+
+/// A connection that a guest asks for, and the path of the program that is to take it.
+type ToConnect = (Asked, &'static Handshake, PathBuf);
+
+/// What became of that.
+pub(crate) struct Connected {
+    pub(crate) asked: Asked,
+    pub(crate) handshake: &'static Handshake,
+    /// The program's end, or that nobody is there.
+    pub(crate) program: Result<OwnedFd, Refusal>,
 }
 
 /// The hybrid sockets of all guests, and programs on them.
@@ -50,12 +66,9 @@ pub(super) struct Hybrids {
     /// Where the helpers answer.
     sender: Sender<Connected>,
     pub(super) connected: Receiver<Connected>,
-    /// Lines that were none.
+    /// Requests that were none.
     pub(super) bad: u64,
 }
-
-/// The program's end of a connection that a guest asked for, or that nobody is there.
-pub(super) type Connected = (Asked, Result<OwnedFd, Refusal>);
 
 impl Hybrids {
     /// No hybrid sockets.
@@ -74,9 +87,10 @@ impl Hybrids {
         socket: Option<orders::HybridSocket>,
     ) -> std::io::Result<()> {
         let before = match socket {
-            Some((path, listener)) => {
-                let acceptor = acceptors.add(cx, listener, Speaks::Hybrid(link))?;
-                self.insert(link, path, acceptor)
+            Some(orders::HybridSocket { path, listener, handshake }) => {
+                let speaks = Speaks::Handshake(link, handshake);
+                let acceptor = acceptors.add(cx, listener, speaks)?;
+                self.insert(link, path, handshake, acceptor)
             }
             None => self.sockets.remove(link),
         };
@@ -86,9 +100,15 @@ impl Hybrids {
         Ok(())
     }
 
-    fn insert(&mut self, link: LinkId, path: PathBuf, acceptor: SourceId) -> Option<HybridSocket> {
+    fn insert(
+        &mut self,
+        link: LinkId,
+        path: PathBuf,
+        handshake: &'static Handshake,
+        acceptor: SourceId,
+    ) -> Option<HybridSocket> {
         let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
-        self.sockets.insert(link, HybridSocket { path, acceptor, helper })
+        self.sockets.insert(link, HybridSocket { path, handshake, acceptor, helper })
     }
 
     /// Whether a guest has one.
@@ -100,12 +120,12 @@ impl Hybrids {
         self.clients.insert(id, client);
     }
 
-    /// A program has written more of its line, or left.
-    pub(super) fn read_line(&mut self, parts: &mut Parts<'_>, id: SourceId, ended: bool) {
+    /// A program has written more of its request, or left.
+    pub(super) fn read_request(&mut self, parts: &mut Parts<'_>, id: SourceId, ended: bool) {
         let Some(client) = self.clients.get(id) else { return };
-        let (link, peer) = (client.link, client.peer);
+        let HybridClient { link, peer, handshake, .. } = *client;
         let guest = parts.links.get(link).and_then(Entry::guest);
-        match handshake::advance(&client.fd, ended) {
+        match handshake.advance(&client.fd, ended) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Connect(port)) => {
                 let Some(cid) = guest else { return self.drop_client(parts.cx, id) };
@@ -115,35 +135,47 @@ impl Hybrids {
                     let ours = Address { cid: parts.links.routes.local(), port: Port::ANY };
                     let key = FlowKey { ours, theirs: to };
                     let parties = Parties::outgoing(key, SocketType::Stream, peer);
-                    FlowLog { cx: parts.cx, links: parts.links }.denied(&parties, true, refused);
-                    self.drop_client(parts.cx, id);
+                    let log = FlowLog { cx: parts.cx, links: parts.links };
+                    log.denied(&parties, Some(handshake), refused);
+                    self.refuse(parts.cx, id, NoConnection::NotOpened(NotOpened::Refused(reason)));
                 }
             }
             Ok(Progress::Bad) => {
-                parts.cx.note(guest, Event::BadLine { pid: peer.pid });
+                let Handshake { name: by, expected, .. } = *handshake;
+                parts.cx.note(guest, Event::BadLine { pid: peer.pid, by, expected });
                 self.bad += 1;
-                self.drop_client(parts.cx, id);
+                self.refuse(parts.cx, id, NoConnection::BadRequest);
             }
             Ok(Progress::Gone) | Err(_) => self.drop_client(parts.cx, id),
         }
     }
 
-    /// Starts the connection that a program's line asks for.
+    /// Starts the connection that a program's request asks for.
     fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Refusal> {
         let Parts { cx, links, flows, services } = parts;
         let link = self.clients.get(id).ok_or(Refusal::GivenUp)?.link;
         let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
         cx.admission.decide(&asked).limits()?;
         let bound = services.listeners.bind_ephemeral()?;
-        let started = start(cx.now, links, link, bound, Attempt::new(to, 0, 0), SocketType::Stream);
+        let started = start(cx.now, links, link, bound, Target::new(to, 0, 0), SocketType::Stream);
         let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
         let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
-        let at = (link, connection);
-        begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, Greeting::Hybrid));
+        let (at, greeting) = ((link, connection), Greeting::Handshake(client.handshake));
+        begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, greeting));
         Ok(())
+    }
+
+    /// Tells a program that it gets no connection, and ends its own to us.
+    fn refuse(&mut self, cx: &mut Context, id: SourceId, why: NoConnection) {
+        if let Some(HybridClient { fd, handshake, .. }) = self.clients.get(id) {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            // Fails only when the program has gone already.
+            let _ = send(fd, &(handshake.refused)(why), flags);
+        }
+        self.drop_client(cx, id);
     }
 
     /// Ends a program's connection: with something unread in it, a plain close would read as a reset.
@@ -166,24 +198,23 @@ impl Hybrids {
         }
     }
 
-    /// Begins to connect to the Unix socket `<path>_<port>` of a guest that connects to us.
+    /// Begins to connect to the program that takes connections of a guest to this port.
     ///
     /// A helper of the guest's own does it: looking up the path may take as long as the file systems on it please.
     ///
     /// # Errors
     /// There is no such socket, or too many connections wait for the helper.
     pub(super) fn connect_to(&mut self, cx: &Context, asked: Asked) -> Result<(), Refusal> {
-        let HybridSocket { path, helper, .. } =
+        let HybridSocket { path, handshake, helper, .. } =
             self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
-        let mut path = path.to_owned().into_os_string();
-        path.push(format!("_{}", asked.key.ours.port.0));
-        let is_given = helper.give(cx.sources.waker(), (asked, path.into()));
+        let path = (handshake.path)(path, asked.key.ours.port);
+        let is_given = helper.give(cx.sources.waker(), (asked, *handshake, path));
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }
 
-fn connect((asked, path): (Asked, PathBuf)) -> Connected {
-    (asked, connected(&path))
+fn connect((asked, handshake, path): ToConnect) -> Connected {
+    Connected { asked, handshake, program: connected(&path) }
 }
 
 /// A socket that is connected to a program.
@@ -206,12 +237,12 @@ pub struct SavedHybrids {
     pub sockets: Vec<(LinkId, PathBuf, SourceId)>,
     /// Programs that have not been connected yet.
     pub clients: Vec<SavedHybridClient>,
-    /// Lines that were none.
+    /// Requests that were none.
     pub bad: u64,
 }
 
-/// A program on a hybrid socket, as plain data. What it has written of its line is still in its socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A program on a hybrid socket, as plain data. What it has written of its request is still in its socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedHybridClient {
     /// Its name.
     pub id: SourceId,
@@ -221,6 +252,8 @@ pub struct SavedHybridClient {
     pub link: LinkId,
     /// Who it is.
     pub peer: PeerCredentials,
+    /// The name of the handshake that it speaks.
+    pub handshake: String,
 }
 
 impl Hybrids {
@@ -231,6 +264,7 @@ impl Hybrids {
             fd: fds.add(&it.fd),
             link: it.link,
             peer: it.peer,
+            handshake: it.handshake.name.to_owned(),
         };
         let socket = |(link, it): (LinkId, &HybridSocket)| (link, it.path.clone(), it.acceptor);
         SavedHybrids {
@@ -250,14 +284,17 @@ impl Hybrids {
         let mut hybrids = Self { bad: saved.bad, ..Self::new() };
         let has_guest = |link| links.get(link).is_some_and(|it| it.guest().is_some());
         for (link, path, acceptor) in saved.sockets {
-            let speaks = acceptors.speaks(acceptor);
-            check(has_guest(link) && speaks == Some(Speaks::Hybrid(link)), Unfit::State)?;
-            check(hybrids.insert(link, path, acceptor).is_none(), Unfit::State)?;
+            let Some(Speaks::Handshake(of, handshake)) = acceptors.speaks(acceptor) else {
+                return Err(Unfit::State);
+            };
+            check(of == link && has_guest(link), Unfit::State)?;
+            check(hybrids.insert(link, path, handshake, acceptor).is_none(), Unfit::State)?;
         }
-        for SavedHybridClient { id, fd, link, peer } in saved.clients {
+        for SavedHybridClient { id, fd, link, peer, handshake } in saved.clients {
             check(has_guest(link), Unfit::State)?;
             let fd = restoring.claim(fd, id, Owner::HybridClient)?;
-            hybrids.add(id, HybridClient { fd, link, peer });
+            let handshake = Handshake::named(&handshake)?;
+            hybrids.add(id, HybridClient { fd, link, peer, handshake });
         }
         Ok(hybrids)
     }

@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    const NOWHERE: Address = Address { cid: Cid::ANY, port: Port::ANY };
+    const NO_ADDRESS: Address = Address { cid: Cid::ANY, port: Port::ANY };
 
     fn socket(cookie: u64) -> Socket {
         Socket { uid: 1000, cookie }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     fn ended(reason: CloseReason) -> Ended {
-        Ended { ours: NOWHERE, theirs: NOWHERE, reason }
+        Ended { ours: NO_ADDRESS, theirs: NO_ADDRESS, reason }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use vsock_core::{Address, BindError, Cid, FlowKey, Port, Refusal, SecondaryMap, 
 pub use self::saved::{SavedClient, SavedRequest, SavedRequests};
 use super::Parts;
 use super::accept_queue::AcceptQueue;
-use super::connect::{Attempt, Denied, Held, begin, start};
+use super::connect::{Denied, Held, Target, begin, start};
 use super::datagrams::Clients;
 use super::listeners::Listener;
 use super::privilege::{Inquiry, is_privileged_unseen};
@@ -31,7 +31,7 @@ use crate::helper::Helper;
 use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
 use crate::host::wire::{
-    self, BadRequest, NOWHERE, Reply, Report, Request, from_wire, name_behind, op, to_wire,
+    self, BadRequest, NO_ADDRESS, Reply, Report, Request, from_wire, name_behind, op, to_wire,
 };
 use crate::links::{Links, Update};
 use crate::reactor::{Owner, SourceId};
@@ -228,7 +228,7 @@ impl Requests {
                 let admission = &mut cx.admission;
                 let sent =
                     services.datagrams.send(admission, links, &self.clients, from, to, extra);
-                sent.map(|()| wire::ok(op::SEND, NOWHERE)).map_err(|errno| (op::SEND, errno))
+                sent.map(|()| wire::ok(op::SEND, NO_ADDRESS)).map_err(|errno| (op::SEND, errno))
             }
             Request::Resolve { .. } => {
                 resolve(parts.links, extra).map_err(|errno| (op::RESOLVE, errno))
@@ -244,8 +244,8 @@ impl Requests {
                     };
                     to.cid = cid;
                 }
-                let attempt = Attempt::new(to, timeout_ms, clamp_buffer(buffer));
-                return match self.connect(parts, id, attempt, held) {
+                let target = Target::new(to, timeout_ms, clamp_buffer(buffer));
+                return match self.connect(parts, id, target, held) {
                     Ok(()) => Granted::Answered,
                     Err(Denied::Again) if attempted == Attempted::First => Granted::Again,
                     Err(denied) => self.deny(parts, id, to, held, denied.reason()),
@@ -392,13 +392,13 @@ impl Requests {
         &mut self,
         parts: &mut Parts<'_>,
         id: SourceId,
-        attempt: Attempt,
+        target: Target,
         request: Held,
     ) -> Result<(), Denied> {
         let Parts { cx, links, flows, services } = parts;
         let client = self.clients.get_mut(id).ok_or(Refusal::GivenUp)?;
         let kind = client.kind;
-        let asked = links.attempt_of_program(Act::Connect, attempt.to, kind);
+        let asked = links.attempt_of_program(Act::Connect, target.to, kind);
         let decided = cx.admission.decide(&asked).limits();
         // In the order of the kernel: what is known of the way, then a port, then whether anybody is there. The port
         // stays, also if nobody is.
@@ -411,8 +411,8 @@ impl Requests {
         let bound = own.map_or_else(|| services.listeners.bind_ephemeral(), Ok);
         let bound = bound.map_err(Refusal::from)?;
         let limits = decided.inspect_err(|_| client.bound = Some(bound))?;
-        let link = links.routes.to(attempt.to.cid).ok_or(Refusal::NoRoute)?;
-        let started = start(cx.now, links, link, bound, attempt, kind);
+        let link = links.routes.to(target.to.cid).ok_or(Refusal::NoRoute)?;
+        let started = start(cx.now, links, link, bound, target, kind);
         let (connection, key) = started.map_err(|reason| {
             if own.is_none() {
                 services.listeners.release(Some(bound));
@@ -429,7 +429,7 @@ impl Requests {
                     let begun =
                         wire::not_connected(Errno::INPROGRESS, bound.address, request.cookie);
                     // A program that named the guest learns the CID by this.
-                    let begun = Reply { theirs: to_wire(attempt.to), ..begun };
+                    let begun = Reply { theirs: to_wire(target.to), ..begun };
                     // Should it fail, the program is gone, which an event will tell.
                     let _ = client.reply(&begun);
                 }
@@ -439,7 +439,7 @@ impl Requests {
         let mut share = flows.share();
         if let Some(interface) = links.interface(link) {
             let endpoint = interface.endpoint_mut();
-            flows.set_buffer(&mut share, endpoint, connection, attempt.buffer.min(limits.buffer));
+            flows.set_buffer(&mut share, endpoint, connection, target.buffer.min(limits.buffer));
         }
         let parties = Parties::outgoing(key, kind, client.peer);
         let holdings = Holdings { binding: Some(bound), socket, share };
@@ -465,10 +465,10 @@ impl Requests {
         let key = FlowKey { ours: Address { cid: parts.links.routes.local(), port }, theirs: to };
         FlowLog { cx: parts.cx, links: parts.links }.denied(
             &Parties::outgoing(key, kind, peer),
-            false,
+            None,
             refused,
         );
-        let ours = bound.map_or(NOWHERE, |bound| bound.address);
+        let ours = bound.map_or(NO_ADDRESS, |bound| bound.address);
         let mut stream = Stream::new(fd, kind);
         let reply = wire::not_connected(errno(reason), ours, request.cookie);
         let told = stream.greet(request.unread(), &reply.encode());
@@ -533,5 +533,5 @@ fn resolve(links: &Links, name: &[u8]) -> Result<Reply, Errno> {
     let name = std::str::from_utf8(name).map_err(|_| Errno::INVAL)?;
     let cid = links.resolve(name).ok_or(Errno::NODEV)?;
     let theirs = to_wire(Address { cid, port: Port::ANY });
-    Ok(Reply { theirs, ..wire::ok(op::RESOLVE, NOWHERE) })
+    Ok(Reply { theirs, ..wire::ok(op::RESOLVE, NO_ADDRESS) })
 }

@@ -41,7 +41,7 @@ impl Claims {
         check(self.sources.owner(id) == Some(owner), Unfit::State)?;
         check(self.claimed.insert(id), Unfit::State)?;
         let events = match owner {
-            Owner::Ring | Owner::Acceptor => EventFlags::IN | EventFlags::ET,
+            Owner::Queue | Owner::Acceptor => EventFlags::IN | EventFlags::ET,
             Owner::Client | Owner::HybridClient | Owner::Listener | Owner::Flow => everything(),
             // The link to a device is not saved.
             Owner::Device => return Err(Unfit::State),

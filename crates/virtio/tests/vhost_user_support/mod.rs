@@ -74,6 +74,11 @@ impl Recorder {
     }
 }
 
+/// The bytes of all regions, which are multiples of [`LEN`] at [`GUEST`] and behind it.
+fn total_len(memory: &GuestMemory) -> u64 {
+    (0..8).filter(|n| memory.check_area(GUEST + n * LEN, LEN, 1).is_ok()).map(|_| LEN).sum()
+}
+
 impl Attachment for Recorder {
     fn apply(&mut self, change: Change) {
         let mut running = self.running.lock().unwrap();
@@ -86,7 +91,7 @@ impl Attachment for Recorder {
                 Call::Features(features)
             }
             Change::StartQueue(QueueStart { index, memory, config, call, .. }) => {
-                let len = memory.total_len();
+                let len = total_len(&memory);
                 assert!(running.insert(index, memory).is_none(), "ring {index} ran");
                 Call::Start { index, memory: len, config, has_call: call.is_some() }
             }

@@ -49,9 +49,9 @@ fn trap_14_other_type_is_answered_with_reset_and_leaves_the_connection() {
 fn trap_14_malformed_packets_are_answered_with_reset_of_their_type() {
     let mut bench = Bench::new();
     let raw = RawHeader { kind: 77, ..packet(Op::Request).raw() };
-    bench.endpoint.reject(&raw);
+    bench.endpoint.receive_unusable(&raw);
     assert_eq!(bench.packets(), [raw.reset_reply().unwrap()]);
-    bench.endpoint.reject(&RawHeader { op: Op::Rst.to_wire(), ..raw });
+    bench.endpoint.receive_unusable(&RawHeader { op: Op::Rst.to_wire(), ..raw });
     assert_eq!(bench.packets(), []);
     assert_eq!(bench.endpoint.stats().malformed, 2);
 }
@@ -60,11 +60,11 @@ fn trap_14_malformed_packets_are_answered_with_reset_of_their_type() {
 fn open_payload_of_wrong_length_ends_the_connection() {
     for len in [70_000, 10] {
         let (mut bench, id) = Bench::open();
-        bench.endpoint.reject(&RawHeader { len, ..rw(1).raw() });
+        bench.endpoint.receive_unusable(&RawHeader { len, ..rw(1).raw() });
         bench.assert_over(id, CloseReason::ProtocolError, &[Op::Rst]);
     }
     let (mut bench, id) = Bench::open();
-    bench.endpoint.reject(&RawHeader { kind: 9, ..rw(1).raw() });
+    bench.endpoint.receive_unusable(&RawHeader { kind: 9, ..rw(1).raw() });
     assert_eq!((bench.state(id), bench.ops()), ("open", alloc::vec![Op::Rst]));
 }
 

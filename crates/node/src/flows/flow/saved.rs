@@ -8,6 +8,7 @@ use crate::flows::FlowId;
 use crate::flows::buffers::Budget;
 use crate::flows::linger::{Linger, SavedLinger};
 use crate::flows::stream::{SavedStream, Stream};
+use crate::host::handshake::Handshake;
 use crate::host::program::{Bound, Socket};
 use crate::links::LinkId;
 use crate::reactor::Owner;
@@ -42,10 +43,10 @@ pub struct SavedFlow {
 }
 
 /// Where a flow stands, as plain data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SavedState {
     /// The program waits for the connection, and wants to hear of it like this.
-    Connecting(Greeting),
+    Connecting(SavedGreeting),
     /// Bytes flow.
     Open {
         /// What the other side has been told that the program has shut.
@@ -55,6 +56,35 @@ pub enum SavedState {
     },
     /// The connection is over; what the other side sent last still waits for the program.
     Draining(CloseReason),
+}
+
+/// How a program wants to hear that it is connected, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedGreeting {
+    /// A reply of the client protocol.
+    Reply,
+    /// The request, so many bytes, is taken out of its socket.
+    Held(usize),
+    /// The answer of the handshake of this name.
+    Handshake(String),
+}
+
+impl SavedGreeting {
+    fn of(greeting: Greeting) -> Self {
+        match greeting {
+            Greeting::Reply => Self::Reply,
+            Greeting::Held(len) => Self::Held(len),
+            Greeting::Handshake(handshake) => Self::Handshake(handshake.name.to_owned()),
+        }
+    }
+
+    fn restore(self) -> Result<Greeting, Unfit> {
+        Ok(match self {
+            Self::Reply => Greeting::Reply,
+            Self::Held(len) => Greeting::Held(len),
+            Self::Handshake(name) => Greeting::Handshake(Handshake::named(&name)?),
+        })
+    }
 }
 
 /// A message on its way to the other side, as plain data.
@@ -91,7 +121,7 @@ impl Flow {
             socket: *socket,
             share: share.bytes(),
             state: match &self.state {
-                State::Connecting(greeting) => SavedState::Connecting(*greeting),
+                State::Connecting(greeting) => SavedState::Connecting(SavedGreeting::of(*greeting)),
                 State::Open { ours, theirs } => SavedState::Open { ours: *ours, theirs: *theirs },
                 State::Draining(reason) | State::Over(reason) => SavedState::Draining(*reason),
                 State::Failed(_) => SavedState::Draining(CloseReason::Done),
@@ -117,7 +147,7 @@ impl Flow {
             parties,
             holdings: Holdings { binding, socket, share: budget.restore(saved.share)? },
             state: match saved.state {
-                SavedState::Connecting(greeting) => State::Connecting(greeting),
+                SavedState::Connecting(greeting) => State::Connecting(greeting.restore()?),
                 SavedState::Open { ours, theirs } => State::Open { ours, theirs },
                 SavedState::Draining(reason) => State::Draining(reason),
             },

@@ -23,7 +23,7 @@ pub(crate) struct Taken {
     /// Packets likewise.
     pub(crate) packets: u32,
     /// The program reads no more: everything from now on is discarded.
-    pub(crate) refused: bool,
+    pub(crate) stops_receiving: bool,
 }
 
 /// What became of data offered to the socket at once.
@@ -64,14 +64,14 @@ impl Stream {
     ) -> Result<Taken, TransferError> {
         let len = slice::total(payload);
         if self.discarding {
-            return Ok(Taken { bytes: narrow(len), packets, refused: true });
+            return Ok(Taken { bytes: narrow(len), packets, stops_receiving: true });
         }
         let direct = self.takes_at_once(end);
         let sent = if direct { self.send_now(payload)? } else { Sent::Later };
         let written = match sent {
             Sent::Now(n) => n,
             Sent::Later => 0,
-            Sent::Never => return Ok(Taken { bytes: narrow(len), packets, refused: true }),
+            Sent::Never => return Ok(Taken { bytes: narrow(len), packets, stops_receiving: true }),
         };
         match &mut self.backlog {
             Backlog::Bytes(bytes) => {
@@ -81,10 +81,10 @@ impl Stream {
                     self.writable &= !direct;
                 }
                 // Bytes lie in one row: their packets cost nothing once copied.
-                Ok(Taken { bytes: narrow(written), packets, refused: false })
+                Ok(Taken { bytes: narrow(written), packets, stops_receiving: false })
             }
             Backlog::Messages(_) if matches!(sent, Sent::Now(_)) => {
-                Ok(Taken { bytes: narrow(len), packets, refused: false })
+                Ok(Taken { bytes: narrow(len), packets, stops_receiving: false })
             }
             Backlog::Messages(messages) => {
                 messages.append(payload, packets, end);
@@ -178,7 +178,7 @@ impl Stream {
     ///
     /// epoll has no flag for this: it wakes us with nothing new. (Or together with something new, and where there is
     /// room the next write finds out.) An empty write puts nothing into a stream; into a socket of messages it would.
-    pub(crate) fn refuses(&mut self) -> Option<Taken> {
+    pub(crate) fn stops_receiving(&mut self) -> Option<Taken> {
         if self.discarding || !matches!(self.backlog, Backlog::Bytes(_)) {
             return None;
         }
@@ -196,7 +196,7 @@ impl Stream {
     }
 
     fn discard(&mut self, taken: &mut Taken) {
-        taken.refused = true;
+        taken.stops_receiving = true;
         taken.bytes += narrow(self.backlog());
         match &mut self.backlog {
             Backlog::Bytes(bytes) => *bytes = Bytes::default(),

@@ -50,7 +50,7 @@ fn full_socket_told_of_data_and_shut_rd_by_one_event_finds_both() {
     reactor.wait(no_time, &mut events, &mut happened).unwrap();
     assert_eq!(happened.len(), 1);
     assert!(stream.note(happened[0]));
-    assert!(stream.take_suspicion() && stream.refuses().is_some());
+    assert!(stream.take_suspicion() && stream.stops_receiving().is_some());
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn watch(
 ) -> Result<(), Unfit> {
     for (queue, source) in sources.iter_mut().enumerate() {
         match (link.notify_fd(queue), *source) {
-            (Some(fd), Some(id)) => match (restoring.sources.claim(fd, id, Owner::Ring), guest) {
+            (Some(fd), Some(id)) => match (restoring.sources.claim(fd, id, Owner::Queue), guest) {
                 (Err(Unfit::Descriptor), Some(guest)) => {
                     *source = None;
                     if let Link::Device(device) = link {
@@ -131,7 +131,7 @@ fn watch(
             (Some(_), None) => return Err(Unfit::State),
             (None, Some(id)) => {
                 // Its memory could not be mapped again.
-                restoring.sources.give_up(id, Owner::Ring)?;
+                restoring.sources.give_up(id, Owner::Queue)?;
                 *source = None;
             }
             (None, None) => {}
