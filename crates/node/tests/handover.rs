@@ -12,24 +12,16 @@ use std::time::Duration;
 
 use node_support::raw::RawGuest;
 use node_support::{
-    DEADLINE, Lab, Listener, ask, connect, connect_messages, guest_counter, node_counter, pattern,
-    request, transfer, wait_until,
+    DEADLINE, Lab, Listener, ask, connect, connect_datagrams, connect_messages, guest_counter,
+    node_counter, pattern, request, transfer, wait_until,
 };
-use vsock_client::wire::Request;
 use vsock_core::{Op, RawHeader};
-use vsock_node::node::{Node, NodeError, SaveError};
-use vsock_node::saved::{SavedBacklog, SavedLink, SavedRequest};
+use vsock_node::node::{Node, SaveError};
+use vsock_node::saved::{SavedBacklog, SavedLink};
 use vsock_node::snapshot::{FlowInfo, GuestState};
 
 /// Bytes of a stream that is long.
 const LEN: usize = 8_000_000;
-
-/// Gives the switch of a lab away, and goes on with another.
-fn hand_over(lab: &mut Lab) {
-    let (saved, fds) = lab.switch.save().unwrap();
-    assert!(matches!(lab.switch.snapshot(), Err(NodeError::Stopped(_))));
-    lab.switch = Node::restore(saved, fds).unwrap();
-}
 
 /// Sends all of it from another thread, then the end.
 fn send(mut from: UnixStream, data: Vec<u8>) -> JoinHandle<UnixStream> {
@@ -92,7 +84,7 @@ fn streams_of_every_kind_go_on_over_many_hand_overs() {
                 read_some(reader, got, 500_000);
             }
         }
-        hand_over(&mut lab);
+        lab.hand_over();
     }
     for (sender, mut reader, mut got, seed) in flows {
         reader.read_to_end(&mut got).unwrap();
@@ -161,7 +153,7 @@ fn records_half_delivered_are_whole_with_the_successor() {
     let mut message = vec![0; 20_001];
     for n in 0..60u8 {
         if n % 10 == 3 {
-            hand_over(&mut lab);
+            lab.hand_over();
         }
         assert_eq!(reader.read(&mut message).unwrap(), 20_000);
         assert!(message[..20_000].iter().all(|&byte| byte == n));
@@ -172,123 +164,6 @@ fn records_half_delivered_are_whole_with_the_successor() {
     raw.send_data(&RawHeader { flags: 1, ..rest }, b"second half");
     assert_eq!(program.read(&mut message).unwrap(), 23);
     assert_eq!(&message[..23], b"first half, second half");
-}
-
-#[test]
-fn listeners_and_those_who_wait_at_them_stay() {
-    let mut lab = Lab::new(1);
-    let mut listener = Listener::new(&lab.path("host"), 6000, 200);
-    // More than lie in the program's socket: some are kept by the node.
-    let clients: Vec<_> = (0..100u32)
-        .map(|number| {
-            let mut stream = connect(&lab.path("a"), 2, 6000).unwrap();
-            stream.write_all(&number.to_le_bytes()).unwrap();
-            stream
-        })
-        .collect();
-    let before = lab.switch.snapshot().unwrap().listeners;
-    hand_over(&mut lab);
-    assert_eq!(lab.switch.snapshot().unwrap().listeners, before);
-    for number in 0..100u32 {
-        let mut got = [0; 4];
-        let mut stream = listener.accept();
-        stream.read_exact(&mut got).unwrap();
-        assert_eq!(u32::from_le_bytes(got), number);
-    }
-    drop(clients);
-    let waiting = std::thread::spawn(move || {
-        let stream = listener.accept();
-        (listener, stream)
-    });
-    hand_over(&mut lab);
-    let ours = connect(&lab.path("a"), 2, 6000).unwrap();
-    let (listener, theirs) = waiting.join().unwrap();
-    transfer(ours, theirs, pattern(100_000, 2));
-    // The port is held until its program goes.
-    let mut other = UnixStream::connect(lab.path("host").join("stream")).unwrap();
-    assert_eq!(ask(&mut other, &request(1, u32::MAX, 6000, 0)).0, 98);
-    drop(listener);
-    wait_until("nobody listens", || lab.switch.snapshot().unwrap().listeners.is_empty());
-    assert_eq!(ask(&mut other, &request(1, u32::MAX, 6000, 0)).0, 0);
-}
-
-#[test]
-fn connect_without_an_answer_and_request_that_has_come_in_part_go_on() {
-    let mut lab = Lab::new(0);
-    let mut guest = RawGuest::join(&lab.path("a.sock"));
-    let mut program = UnixStream::connect(lab.path("host").join("stream")).unwrap();
-    program.set_read_timeout(Some(DEADLINE)).unwrap();
-    program.write_all(&request(2, 3, 5000, 0)).unwrap();
-    let asked = guest.expect(Op::Request).header;
-    let mut half = UnixStream::connect(lab.path("host").join("stream")).unwrap();
-    half.write_all(&request(6, 0, 0, 0)[..20]).unwrap();
-    hand_over(&mut lab);
-    let answer = guest.packet(Op::Response, 5000, (2, asked.src_port));
-    guest.send(&answer, &[]);
-    let mut reply = [0; 32];
-    program.read_exact(&mut reply).unwrap();
-    assert_eq!(reply[2..4], [0, 0]);
-    half.write_all(&request(6, 0, 0, 0)[20..]).unwrap();
-    half.read_exact(&mut reply).unwrap();
-    assert_eq!((reply[1], reply[4]), (6, 2));
-    program.write_all(b"hello").unwrap();
-    assert_eq!(guest.expect(Op::Rw).payload, b"hello");
-}
-
-#[test]
-fn hybrid_sockets_go_on_with_half_a_line() {
-    let mut lab = Lab::new(1);
-    let mut listener = Listener::new(&lab.path("a"), 5000, 8);
-    let mut program = UnixStream::connect(lab.path("a.vsock")).unwrap();
-    program.set_read_timeout(Some(DEADLINE)).unwrap();
-    program.write_all(b"CONN").unwrap();
-    hand_over(&mut lab);
-    program.write_all(b"ECT 5000\nhello").unwrap();
-    let mut theirs = listener.accept();
-    let mut answer = [0; 3];
-    program.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"OK ");
-    let mut hello = [0; 5];
-    theirs.read_exact(&mut hello).unwrap();
-    assert_eq!(&hello, b"hello");
-    let again = UnixStream::connect(lab.path("a.vsock")).unwrap();
-    drop(again);
-}
-
-/// A connection to the socket for datagrams.
-fn datagrams(directory: &std::path::Path) -> UnixStream {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
-    let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-    connect(&fd, &SocketAddrUnix::new(directory.join("dgram")).unwrap()).unwrap();
-    fd.into()
-}
-
-#[test]
-fn datagram_socket_keeps_its_port_and_its_counts() {
-    let mut lab = Lab::new(1);
-    let (mut ours, mut theirs) = (datagrams(&lab.path("host")), datagrams(&lab.path("a")));
-    assert_eq!(ask(&mut ours, &request(1, u32::MAX, 7000, 0)).0, 0);
-    let (errno, reply) = ask(&mut theirs, &request(1, u32::MAX, 7000, 0));
-    assert_eq!(errno, 0);
-    let number = u64::from_le_bytes(reply[24..32].try_into().unwrap());
-    let mut asker = datagrams(&lab.path("a"));
-    let mut send = |text: &[u8; 5]| {
-        let mut datagram = request(9, 2, 7000, 0).to_vec();
-        datagram[16..24].copy_from_slice(&number.to_le_bytes());
-        datagram[24..28].copy_from_slice(&5u32.to_le_bytes());
-        datagram.extend_from_slice(text);
-        assert_eq!(ask(&mut asker, &datagram).0, 0);
-    };
-    let mut got = [0; 64];
-    send(b"first");
-    assert_eq!(ours.read(&mut got).unwrap(), 37);
-    let before = lab.switch.snapshot().unwrap().datagrams;
-    hand_over(&mut lab);
-    assert_eq!(lab.switch.snapshot().unwrap().datagrams, before);
-    send(b"after");
-    assert_eq!(ours.read(&mut got).unwrap(), 37);
-    assert_eq!(&got[32..37], b"after");
-    assert_eq!(lab.switch.snapshot().unwrap().datagrams[0].received, 2);
 }
 
 #[test]
@@ -308,7 +183,7 @@ fn counters_guests_and_settings_stay() {
         (snapshot.guests, snapshot.counters)
     };
     let before = quiet(&lab);
-    hand_over(&mut lab);
+    lab.hand_over();
     assert_eq!(quiet(&lab), before);
     assert_eq!(lab.switch.snapshot().unwrap().guests[0].state, GuestState::Running);
     // Guests are known by their CIDs, can be changed and removed, and their names and groups are taken.
@@ -323,27 +198,6 @@ fn counters_guests_and_settings_stay() {
     raw.open(1024, (2, 6000));
     let _ = listener.accept();
     assert_eq!(guest_counter(&lab.switch, 5, "accepted"), 1);
-}
-
-#[test]
-fn program_that_closes_while_nothing_runs_has_its_last_words_heard() {
-    let mut lab = Lab::new(1);
-    let mut listener = Listener::new(&lab.path("a"), 5000, 8);
-    let mut ours = connect(&lab.path("host"), 3, 5000).unwrap();
-    let mut theirs = listener.accept();
-    let (saved, fds) = lab.switch.save().unwrap();
-    ours.write_all(b"last words").unwrap();
-    drop(ours);
-    let mut later = UnixStream::connect(lab.path("host").join("stream")).unwrap();
-    later.write_all(&request(6, 0, 0, 0)).unwrap();
-    lab.switch = Node::restore(saved, fds).unwrap();
-    let mut got = Vec::new();
-    theirs.read_to_end(&mut got).unwrap();
-    assert_eq!(got, b"last words");
-    // And one that connected meanwhile is let in.
-    let mut reply = [0; 32];
-    later.read_exact(&mut reply).unwrap();
-    assert_eq!(reply[4], 2);
 }
 
 #[test]
@@ -362,7 +216,7 @@ fn packets_of_one_guest_that_wait_for_the_other_are_handed_over() {
     let mut got = Vec::new();
     while got.len() < data.len() {
         if got.len() % 7 == 0 {
-            hand_over(&mut lab);
+            lab.hand_over();
         }
         let packet = slow.expect(Op::Rw);
         let consumed = u32::try_from(got.len() + packet.payload.len()).unwrap();
@@ -380,7 +234,7 @@ fn guest_that_has_not_heard_of_its_cid_hears_of_it_from_the_successor() {
     let mut guest = RawGuest::join(&lab.path("a.sock"));
     let mut listener = Listener::new(&lab.path("host"), 6000, 8);
     lab.switch.set_guest_cid(3, 33).unwrap();
-    hand_over(&mut lab);
+    lab.hand_over();
     // What it still sends is late, and is not taken for its new self.
     let late = guest.packet(Op::Request, 1024, (2, 6000));
     guest.send(&late, &[]);
@@ -395,12 +249,12 @@ fn guest_that_has_not_heard_of_its_cid_hears_of_it_from_the_successor() {
 fn datagram_of_which_a_part_has_come_is_whole_with_the_successor() {
     let mut lab = Lab::new(0);
     let mut guest = RawGuest::join(&lab.path("a.sock"));
-    let mut ours = datagrams(&lab.path("host"));
+    let mut ours = connect_datagrams(&lab.path("host"));
     assert_eq!(ask(&mut ours, &request(1, u32::MAX, 7000, 0)).0, 0);
     let packet = RawHeader { kind: 3, ..guest.packet(Op::Rw, 1024, (2, 7000)) };
     guest.send_data(&packet, b"one ");
     wait_until("it has come", || guest_counter(&lab.switch, 3, "packets_in") == 1);
-    hand_over(&mut lab);
+    lab.hand_over();
     guest.send_data(&RawHeader { flags: 1, ..packet }, b"whole");
     let mut got = [0; 64];
     assert_eq!(ours.read(&mut got).unwrap(), 41);
@@ -421,31 +275,12 @@ fn program_that_left_lingers_on_and_is_given_up_in_time() {
     // More than its window, and then it leaves.
     program.write_all(&pattern(400_000, 1)).unwrap();
     drop(program);
-    hand_over(&mut lab);
+    lab.hand_over();
     wait_until("it is given up", || {
         while guest.poll().is_some() {}
         node_counter(&lab.switch, "linger_timeouts") == 1
     });
     assert!(lab.switch.snapshot().unwrap().flows.is_empty());
-}
-
-#[test]
-fn request_that_waited_for_a_helper_is_answered_by_the_successor() {
-    let mut lab = Lab::new(0);
-    let mut program = UnixStream::connect(lab.path("host").join("stream")).unwrap();
-    assert_eq!(ask(&mut program, &request(6, 0, 0, 0)).0, 0);
-    let (mut saved, fds) = lab.switch.save().unwrap();
-    let client = saved.fabric.programs.requests.clients[0].0;
-    // As it is while the helper looks at the program. Whether it may have the port depends on who runs this.
-    let asked = Request::Bind(vsock_client::Address { cid: u32::MAX, port: 80 });
-    let waiting = SavedRequest { client, request: asked, extra: Vec::new() };
-    saved.fabric.programs.requests.waiting.push(waiting);
-    lab.switch = Node::restore(saved, fds).unwrap();
-    let mut reply = [0; 32];
-    program.read_exact(&mut reply).unwrap();
-    let mut other = UnixStream::connect(lab.path("host").join("stream")).unwrap();
-    let wanted = ask(&mut other, &request(1, u32::MAX, 81, 0)).0;
-    assert_eq!((reply[1], u16::from_le_bytes([reply[2], reply[3]])), (1, wanted));
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use node_support::raw::RawGuest;
 use node_support::{
-    DEADLINE, Lab, Listener, ask, connect, connect_messages, guest_counter, pattern, request,
-    wait_until,
+    DEADLINE, Lab, Listener, ask, connect, connect_datagrams, connect_messages, guest_counter,
+    pattern, request, wait_until,
 };
 use vsock_core::connection::SavedConnection;
 use vsock_core::saved::Unfit;
@@ -91,13 +91,6 @@ fn everything() -> Saved {
     wait_until("the attempt is under way", || infos().iter().any(|it| it.state == "connecting"));
     let (saved, fds) = lab.switch.save().unwrap();
     Saved { saved, fds, _raw: raw, _programs: programs, _listeners: listeners, _lab: lab }
-}
-
-fn connect_datagrams(directory: &std::path::Path) -> UnixStream {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
-    let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-    connect(&fd, &SocketAddrUnix::new(directory.join("dgram")).unwrap()).unwrap();
-    fd.into()
 }
 
 impl Saved {
