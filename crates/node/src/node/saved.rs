@@ -87,10 +87,19 @@ impl Node {
                 }
                 Ok(saved)
             }
-            Err(error) => {
+            Err(mut error) => {
                 for guest in paused {
-                    let (cid, guest) = guest.resume()?;
-                    held.guests.insert(cid, guest);
+                    let link = guest.link;
+                    match guest.resume() {
+                        Ok((cid, guest)) => {
+                            held.guests.insert(cid, guest);
+                        }
+                        Err(no_thread) => {
+                            // Nobody serves its front end any more. A worker that is gone has no link either.
+                            let _ = self.mailbox.call(|reply| Order::RemoveGuest { link, reply });
+                            error = no_thread.into();
+                        }
+                    }
                 }
                 Err(error)
             }
@@ -110,7 +119,7 @@ impl Node {
         }
         let mut fds = list.duplicate()?;
         let (links, before) = (paused.iter().map(|it| it.link).collect(), fds.len());
-        // Nothing can fail after this.
+        // Nothing can fail once the worker has given its state away.
         let saved = self.mailbox.call(|reply| Order::Save { guests: links, before, reply })??;
         let SavedWorker { fabric, polling, fds: rest } = saved;
         fds.extend(rest);
