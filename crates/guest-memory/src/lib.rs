@@ -19,7 +19,7 @@ pub mod slice;
 
 pub use mapping::is_memory_file;
 pub use memory::{
-    GuestMemory, MAX_REGIONS, MemoryError, MemoryPolicy, OutsideMemory, Region, SharedRegion,
-    sealed_memory,
+    GuestMemory, MAX_REGIONS, MappedRegion, MemoryError, MemoryPolicy, OutsideMemory, Region,
+    SharedRegion, sealed_memory,
 };
 pub use pinned::{Pinned, Shared};

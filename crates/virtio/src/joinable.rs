@@ -6,24 +6,29 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 /// A running thread.
-pub struct Joinable {
-    thread: JoinHandle<()>,
+pub struct Joinable<T = ()> {
+    thread: JoinHandle<T>,
     /// Hangs up when the thread has done its work, or has panicked.
     ended: Receiver<()>,
 }
 
-impl Joinable {
+impl<T: Send + 'static> Joinable<T> {
     /// Starts a thread.
     ///
     /// # Errors
     /// The kernel gives none.
-    pub fn spawn(builder: Builder, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub fn spawn(builder: Builder, run: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
         let (alive, ended): (Sender<()>, _) = channel();
         let thread = builder.spawn(move || {
             let _alive = alive;
-            run();
+            run()
         })?;
         Ok(Self { thread, ended })
+    }
+
+    /// Waits for the thread without a deadline; `None`: it has panicked.
+    pub fn wait(self) -> Option<T> {
+        self.thread.join().ok()
     }
 
     /// Waits for the thread until `deadline`. False: it is left behind, and ends by itself or never.

@@ -6,6 +6,7 @@
 //! | [`queue`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how queues and memory get here |
 //! | [`joinable`] | threads that are waited for with a deadline |
+//! | [`saved`] | descriptors beside saved state |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //!
 //! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
@@ -15,6 +16,7 @@
 pub mod joinable;
 pub mod link;
 pub mod queue;
+pub mod saved;
 pub mod spec;
 #[allow(unsafe_code, reason = "calls that no library has in a safe form")]
 pub mod sys;

@@ -9,6 +9,8 @@
 //! Whoever connects may say nothing: tools and tests knock at sockets to see whether somebody is there. So a
 //! connection becomes *the* attachment only with its first byte (`accept.rs`).
 
+mod saved;
+
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
+pub use self::saved::{Paused, SavedBackend, SavedFrontEnd};
 use super::accept::{Probe, Probes};
 use super::control::{BackendControl, Shared};
 use super::handler::Handler;
@@ -39,7 +42,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a guest's device offers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendOptions {
     /// The guest's CID, as in the configuration space.
     pub cid: u32,
@@ -118,9 +121,15 @@ pub fn spawn(
         probes: Probes::default(),
         is_listening: true,
     };
-    let builder = std::thread::Builder::new().name(format!("vhost-{}", options.cid));
+    start(Box::new(guest))
+}
+
+/// Begins to serve front ends, or goes on with it.
+fn start(guest: Box<Guest>) -> std::io::Result<BackendHandle> {
+    let control = BackendControl::new(Arc::clone(&guest.shared));
+    let builder = std::thread::Builder::new().name(format!("vhost-{}", guest.shared.cid()));
     let thread = Joinable::spawn(builder.stack_size(STACK), move || guest.run())?;
-    Ok(BackendHandle { control: BackendControl::new(shared), thread: Some(thread) })
+    Ok(BackendHandle { control, thread: Some(thread) })
 }
 
 /// A running control thread; stops it when dropped.
@@ -131,7 +140,7 @@ pub fn spawn(
 /// its attachment as soon as it goes on.
 pub struct BackendHandle {
     control: BackendControl,
-    thread: Option<Joinable>,
+    thread: Option<Joinable<Option<Box<Guest>>>>,
 }
 
 impl BackendHandle {
@@ -161,9 +170,23 @@ impl BackendHandle {
         self.join(deadline)
     }
 
+    /// Ends the thread between two messages of its front end, to which nothing is said.
+    ///
+    /// As with [`stop`](Self::stop), the worker itself must not call this, and must be running. A front end that makes its
+    /// thread wait makes this wait.
+    ///
+    /// # Errors
+    /// The thread has ended by itself.
+    pub fn pause(mut self) -> Result<Paused, Self> {
+        self.control.pause();
+        let guest = self.thread.take().and_then(Joinable::wait).flatten();
+        guest.map(Paused::new).ok_or(self)
+    }
+
     fn join(&mut self, deadline: Instant) -> bool {
+        let Some(thread) = self.thread.take() else { return true };
         self.control.stop();
-        self.thread.take().is_none_or(|thread| thread.join(deadline))
+        thread.join(deadline)
     }
 }
 
@@ -192,16 +215,20 @@ struct Guest {
 }
 
 impl Guest {
-    fn run(mut self) {
+    /// Serves until it is told to stop or to pause; what is left then of a guest that pauses.
+    fn run(mut self: Box<Self>) -> Option<Box<Self>> {
         loop {
             self.wait();
             let order = self.shared.take_order();
             if order.stop {
                 self.detach(Detach::Stopped);
-                return;
+                return None;
             }
             if let Some(reason) = order.detach {
                 self.detach(reason);
+            }
+            if order.pause {
+                return Some(self);
             }
             self.relay();
             self.handler.complain();

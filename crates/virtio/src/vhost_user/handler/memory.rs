@@ -117,6 +117,6 @@ impl Handler {
     }
 }
 
-fn bad_memory(error: MemoryError) -> Detach {
+pub(super) fn bad_memory(error: MemoryError) -> Detach {
     Detach::Memory(error.to_string())
 }
