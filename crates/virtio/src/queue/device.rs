@@ -37,6 +37,8 @@ pub struct Chain {
     pub readable_len: u32,
     /// Bytes in the writable pieces.
     pub writable_len: u32,
+    /// Descriptors that it consists of: what it has cost to pop, whatever lies in it.
+    pub descriptors: u32,
 }
 
 /// The device's side of a split virtqueue.
@@ -239,12 +241,13 @@ struct Walk<'a> {
     writable: Option<usize>,
     readable_len: u32,
     total: u32,
+    descriptors: u32,
 }
 
 impl<'a> Walk<'a> {
     fn new(slices: &'a mut Slices) -> Self {
         let start = slices.len();
-        Self { slices, start, writable: None, readable_len: 0, total: 0 }
+        Self { slices, start, writable: None, readable_len: 0, total: 0, descriptors: 0 }
     }
 
     /// Follows the chain from `head`.
@@ -294,6 +297,7 @@ impl<'a> Walk<'a> {
         memory: &Arc<GuestMemory>,
         descriptor: &Descriptor,
     ) -> Result<(), QueueError> {
+        self.descriptors += 1;
         if descriptor.has(WRITE) {
             self.writable.get_or_insert(self.slices.len());
         } else if self.writable.is_some() {
@@ -319,6 +323,7 @@ impl<'a> Walk<'a> {
             writable: middle..end,
             readable_len: self.readable_len,
             writable_len: self.total - self.readable_len,
+            descriptors: self.descriptors,
         }
     }
 }
