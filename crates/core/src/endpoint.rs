@@ -320,6 +320,12 @@ impl Endpoint {
         self.events.pop_front()
     }
 
+    /// Whether there is an event to be carried out.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// When [`Endpoint::expire`] is due; may be earlier than anything happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
