@@ -88,7 +88,7 @@ impl Sender {
         while out.budget.has_bytes() {
             match self.send_control(out)? {
                 Sent::All => {}
-                ended => return Ok(ended),
+                ended @ (Sent::Budget | Sent::Full) => return Ok(ended),
             }
             match self.send_stored(out)? {
                 Turn::Again(bytes) => out.budget.spend(bytes),
