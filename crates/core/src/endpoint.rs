@@ -320,6 +320,12 @@ impl Endpoint {
         self.events.pop_front()
     }
 
+    /// Whether there is an event to be carried out.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The events that are still to come, without taking them.
     pub fn coming_events(&self) -> impl Iterator<Item = &Event> {
         self.events.iter()

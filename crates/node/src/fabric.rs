@@ -18,7 +18,7 @@ use crate::events::{Event, Failure};
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
     CidRead, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum,
-    Scratch, Sends, Sent, Update,
+    Scratch, Sends, Sent, TIME_PER_ROUND, Update,
 };
 use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
@@ -86,13 +86,38 @@ impl Fabric {
         self.timers.next()
     }
 
-    /// Carries out what happened at one descriptor. A panic there, on behalf of one program, drops that program and its flow,
-    /// and must not end the others.
+    /// Carries out what happened at one descriptor, or lets a program stand in line until it can be carried out.
     pub(crate) fn dispatch(&mut self, ready: Readiness) {
-        let Some(owner) = self.cx.sources.owner(ready.source) else { return };
-        self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
+        match self.cx.sources.owner(ready.source) {
+            Some(owner @ (Owner::Queue | Owner::Device | Owner::Flow)) => {
+                self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
+            }
+            Some(Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener) => {
+                self.programs.pending.push(ready);
+            }
+            None => {}
+        }
     }
 
+    /// Serves programs that stand in line, for no longer than a link is served in a round.
+    pub(crate) fn serve_programs(&mut self) {
+        let until = self.cx.clock() + TIME_PER_ROUND;
+        while let Some(ready) = self.programs.pending.pop() {
+            if let Some(owner) = self.cx.sources.owner(ready.source) {
+                self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
+            }
+            if self.cx.clock() >= until {
+                break;
+            }
+        }
+    }
+
+    /// Whether there is something to do before anything else happens.
+    pub(crate) fn has_work(&self) -> bool {
+        self.links.active() > 0 || !self.programs.pending.is_empty()
+    }
+
+    /// A panic on behalf of one program drops that program and its flow, and must not end the others.
     fn guard(&mut self, source: SourceId, act: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| act(self))).is_err() {
             let Self { cx, links, flows, programs, .. } = self;
@@ -118,11 +143,7 @@ impl Fabric {
                 }
             }
             Owner::Flow => flows.on_ready(cx, links, ready),
-            Owner::Acceptor => {
-                let newcomers = programs.accept(cx, ready.source);
-                self.welcome(newcomers);
-            }
-            Owner::Client | Owner::HybridClient | Owner::Listener => {
+            Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener => {
                 programs.on_ready(cx, links, flows, (owner, ready));
             }
         }
@@ -171,19 +192,15 @@ impl Fabric {
         self.follow_up();
     }
 
-    /// Programs have connected; each may have said something already. What goes wrong with one is not the others' affair.
-    fn welcome(&mut self, newcomers: Vec<SourceId>) {
-        for source in newcomers {
-            self.dispatch(Readiness::readable(source));
-        }
-    }
-
     /// What owners have left to be done when none of them is in the middle of something.
     pub(crate) fn follow_up(&mut self) {
         self.follow_outcomes();
         while let Some(again) = self.programs.next_again() {
+            let loopback = self.links.routes.loopback();
             for _ in 0..OWN_ANSWERS {
-                self.serve(self.links.routes.loopback());
+                if self.serve(loopback) {
+                    self.links.activate(loopback);
+                }
             }
             self.programs.try_again(&mut self.cx, &mut self.links, &mut self.flows, &again);
         }
@@ -203,16 +220,29 @@ impl Fabric {
         }
     }
 
+    /// Serves each link that has work for the same time, however much it moves in that.
     pub(crate) fn serve_active(&mut self) {
         for _ in 0..self.links.active() {
             let Some(id) = self.links.next_active() else { break };
-            self.serve(id);
-            self.follow_up();
+            let is_shared = self.quantum.is_shared(self.cx.now);
+            let mut has_more = true;
+            if !is_shared || self.links.has_time(id, self.cx.clock()) {
+                let until = self.cx.clock() + TIME_PER_ROUND;
+                has_more = self.serve(id);
+                self.follow_up();
+                while has_more && is_shared && self.cx.clock() < until {
+                    has_more = self.serve(id);
+                    self.follow_up();
+                }
+            }
+            if has_more {
+                self.links.activate(id);
+            }
         }
     }
 
-    /// One turn of one link.
-    fn serve(&mut self, id: LinkId) {
+    /// One turn of one link. True: there is more to do.
+    fn serve(&mut self, id: LinkId) -> bool {
         let quantum = self.quantum.bytes(self.cx.now);
         #[cfg(test)]
         let panics = self.panics_at == Some(id);
@@ -228,12 +258,13 @@ impl Fabric {
                 if self.links.note_work(id, self.cx.now) {
                     self.quantum.note(id, self.cx.now);
                 }
-                if has_more {
-                    self.links.activate(id);
-                }
+                has_more
             }
-            Some(Err(fault)) => self.links.report_fault(id, fault),
-            None => {}
+            Some(Err(fault)) => {
+                self.links.report_fault(id, fault);
+                false
+            }
+            None => false,
         }
     }
 
@@ -246,10 +277,14 @@ impl Fabric {
         act: impl FnOnce(&mut Turn<'_>, &mut Interface, &mut Scratch) -> R,
     ) -> Option<R> {
         let mut interface = self.links.take(id)?;
+        let is_shared = self.quantum.is_shared(self.cx.now);
         let Self { cx, links, forwarder, flows, programs, scratch, .. } = self;
         let guest = interface.role().guest();
-        let mut turn = Turn { cx, links, forwarder, flows, programs, id, guest };
+        let began = cx.clock();
+        let until = began + self.quantum.time(cx.now);
+        let mut turn = Turn { cx, links, forwarder, flows, programs, id, guest, until };
         let acted = catch_unwind(AssertUnwindSafe(|| act(&mut turn, &mut interface, scratch)));
+        self.links.spend(id, is_shared.then(|| self.cx.clock().since(began)));
         let done = acted.ok();
         if done.is_some() {
             self.timers.set(Due::Link(id), interface.endpoint().deadline());
@@ -295,10 +330,7 @@ impl Fabric {
                 }
                 Due::Linger(id) => timers.set(due, flows.look_at_linger(cx, links, id)),
                 Due::Relay => forwarder.expire(cx.now, links),
-                Due::Acceptors => {
-                    let newcomers = programs.resume(cx);
-                    self.welcome(newcomers);
-                }
+                Due::Acceptors => programs.resume(),
             }
             self.follow_up();
         }

@@ -52,7 +52,7 @@ pub use self::entry::{Entry, SavedEntry};
 pub use self::filter::{FormerCid, Role};
 pub(crate) use self::forward::Forwarder;
 pub use self::interface::{Budget, Interface, SavedInterface, SavedLink, Scratch};
-pub(crate) use self::quantum::Quantum;
+pub(crate) use self::quantum::{Quantum, TIME_PER_ROUND};
 pub use self::receiver::{Drained, Drops};
 use self::routes::Routes;
 pub use self::saved::SavedLinks;
@@ -443,10 +443,20 @@ impl Links {
         self.schedule.next()
     }
 
-    /// After a turn: whether there was anything to do in it.
+    /// Whether a link that shares the worker has time left in this round.
+    pub(crate) fn has_time(&mut self, id: LinkId, now: Instant) -> bool {
+        self.schedule.has_time(id, now)
+    }
+
+    /// A link has taken this time; none, if it does not share the worker.
+    pub(crate) fn spend(&mut self, id: LinkId, time: Option<Duration>) {
+        self.schedule.spend(id, time);
+    }
+
+    /// After a turn: whether there was anything to do in it. Chains of no use are work as well.
     pub(crate) fn note_work(&mut self, id: LinkId, now: Instant) -> bool {
         let interface = self.get(id).and_then(Entry::interface);
-        let packets = interface.map_or(0, |it| it.traffic().packets());
+        let packets = interface.map_or(0, |it| it.traffic().packets() + it.link().stats().skipped);
         self.schedule.note_work(id, packets, now)
     }
 

@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `programs.rs` | which program an event is about; what a guest asks goes to a program |
+//! | `pending.rs` | programs that wait for their turn |
 //! | `requests.rs`, `connect.rs` | what a program asks is carried out |
 //! | `acceptors.rs` | the sockets on which programs connect |
 //! | `listeners.rs`, `accept_queue.rs`, `privilege.rs` | ports, and programs that take connections |
@@ -17,6 +18,7 @@ mod connect;
 mod datagrams;
 mod hybrid;
 mod listeners;
+mod pending;
 mod privilege;
 mod register;
 mod requests;
@@ -40,6 +42,7 @@ use self::hybrid::{HybridClient, Hybrids};
 pub use self::hybrid::{SavedHybridClient, SavedHybrids};
 use self::listeners::{Given, Listeners};
 pub use self::listeners::{SavedListener, SavedListeners};
+use self::pending::Pending;
 use self::register::Register;
 pub use self::register::SavedEnds;
 use self::requests::{Again, Requests};
@@ -88,6 +91,8 @@ struct Parts<'a> {
 
 /// All programs of a node, but for their connections.
 pub(crate) struct Programs {
+    /// At whose descriptors something has happened.
+    pub(crate) pending: Pending,
     acceptors: Acceptors,
     requests: Requests,
     hybrids: Hybrids,
@@ -104,6 +109,7 @@ impl Programs {
             register: Register::default(),
         };
         Self {
+            pending: Pending::default(),
             acceptors: Acceptors::default(),
             requests: Requests::new(),
             hybrids: Hybrids::new(),
@@ -142,7 +148,7 @@ impl Programs {
         self.hybrids.forget(cx, &mut self.acceptors, link);
     }
 
-    /// Something happened at a program's descriptor.
+    /// Carries out what happened at a program's descriptor, or where programs connect.
     pub(crate) fn on_ready(
         &mut self,
         cx: &mut Context,
@@ -150,6 +156,9 @@ impl Programs {
         flows: &mut Flows,
         (owner, ready): (Owner, Readiness),
     ) {
+        if owner == Owner::Acceptor {
+            return self.accept(cx, ready.source);
+        }
         let Self { requests, hybrids, services, .. } = self;
         let (id, ended) = (ready.source, ready.read_closed);
         match owner {
@@ -168,15 +177,23 @@ impl Programs {
     }
 
     /// Lets in programs that wait at a socket of ours. Each may have said something already.
-    pub(crate) fn accept(&mut self, cx: &mut Context, id: SourceId) -> Vec<SourceId> {
-        let arrivals = self.acceptors.accept(cx, id);
-        arrivals.into_iter().filter_map(|arrival| self.let_in(cx, arrival)).collect()
+    fn accept(&mut self, cx: &mut Context, id: SourceId) {
+        let (arrivals, has_more) = self.acceptors.accept(cx, id);
+        for arrival in arrivals {
+            if let Some(source) = self.let_in(cx, arrival) {
+                self.pending.push(Readiness::readable(source));
+            }
+        }
+        if has_more {
+            self.pending.push(Readiness::readable(id));
+        }
     }
 
-    /// Lets in programs that could not be let in before.
-    pub(crate) fn resume(&mut self, cx: &mut Context) -> Vec<SourceId> {
-        let acceptors = self.acceptors.resume();
-        acceptors.into_iter().flat_map(|id| self.accept(cx, id)).collect()
+    /// Programs that could not be let in before are to be let in now.
+    pub(crate) fn resume(&mut self) {
+        for id in self.acceptors.resume() {
+            self.pending.push(Readiness::readable(id));
+        }
     }
 
     fn let_in(&mut self, cx: &mut Context, arrival: Arrival) -> Option<SourceId> {

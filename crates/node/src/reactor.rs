@@ -69,6 +69,14 @@ impl Readiness {
         let (readable, writable, read_closed, hung_up) = (true, false, false, false);
         Self { source, readable, writable, read_closed, hung_up }
     }
+
+    /// The same descriptor has been told of once more.
+    pub(crate) fn merge(&mut self, later: Self) {
+        self.readable |= later.readable;
+        self.writable |= later.writable;
+        self.read_closed |= later.read_closed;
+        self.hung_up |= later.hung_up;
+    }
 }
 
 /// Wakes the worker from any thread.

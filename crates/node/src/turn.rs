@@ -2,7 +2,8 @@
 
 use vsock_core::admission::Act;
 use vsock_core::{
-    Address, Cid, CloseReason, ConnectionId, Endpoint, Event, Header, Op, RawHeader, Verdict,
+    Address, Cid, CloseReason, ConnectionId, Endpoint, Event, Header, Instant, Op, RawHeader,
+    Verdict,
 };
 
 use crate::context::Context;
@@ -26,10 +27,13 @@ pub(crate) struct Turn<'a> {
     pub(crate) id: LinkId,
     /// The guest behind it.
     pub(crate) guest: Option<Cid>,
+    /// When the time of the turn is over.
+    pub(crate) until: Instant,
 }
 
 impl Turn<'_> {
-    /// All of it: what came, what that caused, what can go out, one signal. True: there is more.
+    /// All of it: what came, what that caused, what can go out, one signal. If the first has taken all the time, sending is
+    /// the next turn. True: there is more.
     pub(crate) fn serve(
         &mut self,
         interface: &mut Interface,
@@ -40,8 +44,21 @@ impl Turn<'_> {
             // Nothing is taken, sent or signalled before our CID is known.
             return Ok(false);
         }
-        let drained = self.receive(interface, quantum, scratch)?;
-        let sent = self.transmit(interface, quantum, scratch)?;
+        if !self.settle(interface) {
+            // What has happened must be carried out before anything more is taken.
+            return Ok(true);
+        }
+        let drained = if interface.take_owes_sending() {
+            Drained::Budget
+        } else {
+            self.receive(interface, quantum, scratch)?
+        };
+        let sent = if self.is_time_over() {
+            interface.set_owes_sending();
+            Sent::Budget
+        } else {
+            self.transmit(interface, quantum, scratch)?
+        };
         interface.publish()?;
         Ok(interface.has_more(drained, sent, self.accepts_packets()))
     }
@@ -67,10 +84,10 @@ impl Turn<'_> {
         let mut budget = Budget::new(quantum);
         loop {
             let drained = interface.receive(self.cx.now, &mut budget, scratch, self);
-            self.settle(interface);
-            if !matches!(drained, Ok(Drained::Event)) {
+            let is_settled = self.settle(interface);
+            if !is_settled || !matches!(drained, Ok(Drained::Event)) {
                 self.forwarder.release_memory();
-                return drained;
+                return drained.map(|drained| if is_settled { drained } else { Drained::Budget });
             }
         }
     }
@@ -88,27 +105,43 @@ impl Turn<'_> {
         sent
     }
 
-    /// Carries out what has happened to connections.
-    pub(crate) fn settle(&mut self, interface: &mut Interface) {
+    /// Carries out what has happened to connections, each at the cost of some system calls. False: the time of the turn is
+    /// over, and there is more.
+    fn settle(&mut self, interface: &mut Interface) -> bool {
         while let Some(event) = interface.next_event() {
-            if let Event::Offered { id: connection, key, kind } = event {
-                let asked = Asked { link: self.id, connection, key, kind };
-                self.programs.offered(self.cx, self.links, self.flows, interface, asked);
-                continue;
-            }
-            if let Some((parties, greeting)) =
-                self.flows.on_event(self.cx, self.id, interface, event)
-            {
-                let log = FlowLog { cx: self.cx, links: self.links };
-                let at = (self.id, interface.role().label());
-                log.opened(at, &parties, greeting.handshake());
+            self.carry_out(interface, event);
+            if self.is_time_over() {
+                return !interface.endpoint().has_event();
             }
         }
+        true
+    }
+
+    fn settle_all(&mut self, interface: &mut Interface) {
+        while let Some(event) = interface.next_event() {
+            self.carry_out(interface, event);
+        }
+    }
+
+    fn carry_out(&mut self, interface: &mut Interface, event: Event) {
+        if let Event::Offered { id: connection, key, kind } = event {
+            let asked = Asked { link: self.id, connection, key, kind };
+            return self.programs.offered(self.cx, self.links, self.flows, interface, asked);
+        }
+        if let Some((parties, greeting)) = self.flows.on_event(self.cx, self.id, interface, event) {
+            let log = FlowLog { cx: self.cx, links: self.links };
+            let at = (self.id, interface.role().label());
+            log.opened(at, &parties, greeting.handshake());
+        }
+    }
+
+    fn is_time_over(&self) -> bool {
+        self.cx.clock() >= self.until
     }
 
     /// Connections have ended: their flows, and those to other guests, follow.
     pub(crate) fn connections_ended(&mut self, interface: &mut Interface) {
-        self.settle(interface);
+        self.settle_all(interface);
         if let Some(guest) = self.guest {
             self.forwarder.forget(self.links, guest);
         }
@@ -148,6 +181,11 @@ impl Sink for Turn<'_> {
     #[inline]
     fn payload(&mut self, id: ConnectionId, payload: Payload<'_>) -> Result<Update, MemoryDead> {
         self.flows.deliver(self.cx, (self.id, id), payload)
+    }
+
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.is_time_over()
     }
 
     #[inline]
@@ -197,6 +235,11 @@ impl Sink for Turn<'_> {
 }
 
 impl Source for Turn<'_> {
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.is_time_over()
+    }
+
     fn next(&mut self, id: ConnectionId, endpoint: &Endpoint) -> Offer {
         self.flows.next(self.cx, (self.id, id), endpoint)
     }

@@ -6,8 +6,8 @@
 //!                                    └── link at a time    └─ Forwarder ─► another guest's Interface
 //! ```
 //!
-//! A round is: carry out what happened (`reactor`), carry out the orders of other threads (`orders`), serve each link that has
-//! work, with a budget, and signal each link once, then let timers expire. Before it sleeps, it looks at the links served
+//! A round is: hear what happened (`reactor`), serve programs that ask for something, carry out the orders of other threads
+//! (`orders`), serve each link that has work, all for a limited time, and signal each link once, then let timers expire. Before it sleeps, it looks at the links served
 //! since for a while, then asks for notifications, and looks again, so that nothing is missed.
 //!
 //! No state is shared: other threads come in through the mailbox only. What a guest does wrong ends that guest's
@@ -81,6 +81,7 @@ impl Worker {
             for ready in &happened {
                 self.fabric.dispatch(*ready);
             }
+            self.fabric.serve_programs();
             self.carry_out_orders();
             if self.is_given_away {
                 return true;
@@ -112,7 +113,7 @@ impl Worker {
         if fabric.links.has_unarmed() {
             fabric.links.poll_unarmed(before, polling.window());
         }
-        let has_work = fabric.links.active() > 0;
+        let has_work = fabric.has_work();
         if has_work || fabric.links.has_unarmed() {
             // A program that has not kept up may be waiting for this very processor.
             if is_behind || !has_work {

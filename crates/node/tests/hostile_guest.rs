@@ -174,6 +174,7 @@ fn connections_opened_and_reset_in_a_storm_leave_nothing() {
             assert_eq!(program.read(&mut [0; 1]).unwrap(), 0);
         }
     }
+    attack.is_heard_out();
     attack.ends_well();
 }
 

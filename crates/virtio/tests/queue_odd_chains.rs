@@ -144,6 +144,28 @@ fn odd_chains_without_end_do_not_keep_us() {
 }
 
 #[test]
+fn what_a_packet_has_cost_is_told_with_it_and_long_chains_of_no_use_end_the_search_soon() {
+    const LONG: u16 = 200;
+    let guest = Guest::new(256, true);
+    // A chain of one header and many empty descriptors, and one of empty ones alone.
+    let mut list = vec![desc(LOW, 44, NEXT, 1)];
+    list.extend((1..LONG).map(|n| desc(LOW, 0, if n + 1 < LONG { NEXT } else { 0 }, n + 1)));
+    guest.descriptors(&list);
+    for (position, head) in [(0, 0), (1, 1), (2, 1), (3, 1), (4, 0)] {
+        guest.head(position, head);
+    }
+    guest.avail_idx(5);
+    let (mut link, mut slices) = (link(&guest, TX_QUEUE), Slices::new());
+    let packet = link.next_inbound(&mut slices).unwrap().unwrap();
+    assert_eq!(packet.steps, u32::from(LONG));
+    assert_eq!(link.next_inbound(&mut slices), Ok(None), "others have their turn");
+    link.finish_inbound(packet.token);
+    assert_eq!(link.stats().skipped, 2, "after so many descriptors, not after so many chains");
+    let packet = link.next_inbound(&mut slices).unwrap().unwrap();
+    assert_eq!(packet.steps, 2 * u32::from(LONG) - 1, "those of no use before it are its cost");
+}
+
+#[test]
 fn returned_space_takes_the_odd_chains_behind_it_along() {
     let guest = offering(&[
         desc(LOW, 54, WRITE, 0),

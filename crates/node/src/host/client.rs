@@ -60,18 +60,11 @@ impl Client {
         }
     }
 
-    /// Looks at what the program has written.
+    /// Looks at what the program has written. Of a datagram the kernel tells the length, and it is read when that is known.
     pub(crate) fn hear(&self) -> io::Result<Heard> {
-        let mut room = [0; MESSAGE_LEN + MAX_EXTRA];
-        let mut large = Vec::new();
-        let bytes = if self.kind == SocketType::Datagram {
-            large.resize(MESSAGE_LEN + MAX_DATAGRAM, 0);
-            large.as_mut_slice()
-        } else {
-            room.as_mut_slice()
-        };
+        let mut bytes = [0; MESSAGE_LEN + MAX_EXTRA];
         let is_message = self.kind != SocketType::Stream;
-        let (len, has_descriptor) = match peek(&self.fd, self.kind, bytes) {
+        let (len, has_descriptor) = match peek(&self.fd, self.kind, &mut bytes) {
             // An empty message reads as the end does.
             Ok((0, _)) if is_message && polled(&self.fd, PollFlags::RDHUP).is_empty() => {
                 return Ok(Heard::Bad(0, BadRequest::Length));
@@ -94,15 +87,20 @@ impl Client {
             Err(bad) => return Ok(Heard::Bad(bytes[1], bad)),
         };
         let whole = MESSAGE_LEN + request.extra();
-        if (is_message && len != whole) || len < whole || whole > bytes.len() {
+        let most = if self.kind == SocketType::Datagram { MAX_DATAGRAM } else { MAX_EXTRA };
+        if (is_message && len != whole) || len < whole || request.extra() > most {
             return Ok(Heard::Bad(bytes[1], BadRequest::Length));
         }
-        let extra = bytes[MESSAGE_LEN..whole].to_vec();
-        let is_held = matches!(request, Request::Connect { report: Report::Held { .. }, .. });
-        if !is_held {
-            recv(&self.fd, &mut bytes[..whole], RecvFlags::DONTWAIT)?;
+        if matches!(request, Request::Connect { report: Report::Held { .. }, .. }) {
+            let extra = bytes.get(MESSAGE_LEN..whole);
+            return Ok(extra.map_or(Heard::Bad(bytes[1], BadRequest::Length), |extra| {
+                Heard::Request(request, extra.to_vec())
+            }));
         }
-        Ok(Heard::Request(request, extra))
+        let mut message = vec![0; whole];
+        recv(&self.fd, &mut message, RecvFlags::DONTWAIT)?;
+        message.drain(..MESSAGE_LEN);
+        Ok(Heard::Request(request, message))
     }
 
     /// Writes a reply.

@@ -29,19 +29,34 @@ use vsock_virtio::spec::TRANSPORT_RESET;
 /// Packets taken in one turn.
 const PACKETS_PER_TURN: usize = 256;
 
-/// What one turn may move.
+/// Steps after which a turn asks whether its time is over: a step takes some 25 ns, and so does the look at a clock.
+const STEPS_PER_LOOK: u32 = 64;
+
+/// Steps that a packet takes besides the descriptors of its chain.
+const STEPS_OF_PACKET: u32 = 4;
+
+/// Steps that a call of a user takes, who makes system calls.
+const STEPS_OF_CALL: u32 = STEPS_PER_LOOK;
+
+/// What one turn may move, and for how long.
+///
+/// The other side chooses what a packet costs: how many descriptors its chain has, how many chains of no use stand before
+/// it, what is done because of it. So a turn is not counted in packets and bytes alone. It counts steps, and every few of
+/// them it asks its user whether its time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     turn: usize,
     bytes: usize,
     packets: usize,
+    /// Steps since the last look at the time.
+    steps: u32,
 }
 
 impl Budget {
     /// A turn of so many bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self { turn: bytes, bytes, packets: PACKETS_PER_TURN }
+        Self { turn: bytes, bytes, packets: PACKETS_PER_TURN, steps: 0 }
     }
 
     /// Bytes of a whole turn.
@@ -64,6 +79,28 @@ impl Budget {
     pub(super) fn spend_packet(&mut self, bytes: usize) {
         self.packets -= 1;
         self.spend(bytes);
+    }
+
+    /// A packet has been found in a chain, after so many descriptors. `is_over` says whether the turn's time is over.
+    #[inline]
+    pub(super) fn work_packet(&mut self, descriptors: u32, is_over: impl FnOnce() -> bool) {
+        self.work(descriptors + STEPS_OF_PACKET, is_over);
+    }
+
+    /// A user has been called.
+    pub(super) fn work_call(&mut self, is_over: impl FnOnce() -> bool) {
+        self.work(STEPS_OF_CALL, is_over);
+    }
+
+    #[inline]
+    fn work(&mut self, steps: u32, is_over: impl FnOnce() -> bool) {
+        self.steps += steps;
+        if self.steps >= STEPS_PER_LOOK {
+            self.steps = 0;
+            if is_over() {
+                self.bytes = 0;
+            }
+        }
     }
 }
 
@@ -102,6 +139,8 @@ pub struct Interface {
     is_paused: bool,
     /// Of a userspace guest: the device has been asked what our CID is.
     awaits_cid: bool,
+    /// There was no time to send in the last turn.
+    owes_sending: bool,
 }
 
 impl Interface {
@@ -115,6 +154,7 @@ impl Interface {
             sender: Sender::default(),
             is_paused: false,
             awaits_cid: false,
+            owes_sending: false,
         }
     }
 
@@ -131,7 +171,7 @@ impl Interface {
     ) -> Result<Drained, LinkFault> {
         let Self { link, connections, receiver, .. } = self;
         let Scratch { slices, run, .. } = scratch;
-        receiver.receive(&mut Inflow { link, connections, run, sink, now }, budget, slices)
+        receiver.receive(&mut Inflow { link, connections, run, sink, budget, now }, slices)
     }
 
     /// Fills the ring with what waits, up to a budget.
@@ -146,8 +186,8 @@ impl Interface {
         source: &mut S,
     ) -> Result<Sent, LinkFault> {
         let Self { link, connections, sender, .. } = self;
-        let mut out = Outflow { link, connections, scratch, source, now };
-        let sent = sender.transmit(&mut out, budget);
+        let sent =
+            sender.transmit(&mut Outflow { link, connections, scratch, source, budget, now });
         scratch.clear();
         sent
     }
@@ -243,7 +283,10 @@ impl Interface {
             Drained::Budget | Drained::Event => true,
             Drained::Paused => can_answer,
         };
-        more_inbound || sent == Sent::Budget || (self.has_outbound() && !self.sender.is_blocked)
+        let has_event = self.connections.endpoint.has_event();
+        let more_outbound =
+            sent == Sent::Budget || (self.has_outbound() && !self.sender.is_blocked);
+        more_inbound || more_outbound || has_event
     }
 
     /// Something waits for room in the ring.
@@ -278,6 +321,16 @@ impl Interface {
     /// Whether the device has been asked what our CID is, and has not answered.
     pub(crate) fn awaits_cid(&self) -> bool {
         self.awaits_cid
+    }
+
+    /// There was no time to send in this turn: the next one begins with that.
+    pub(crate) fn set_owes_sending(&mut self) {
+        self.owes_sending = true;
+    }
+
+    /// Whether this turn is for sending alone.
+    pub(crate) fn take_owes_sending(&mut self) -> bool {
+        std::mem::take(&mut self.owes_sending)
     }
 
     /// Until the device has answered, there is nothing to do here: turns end at once, and nothing is news.

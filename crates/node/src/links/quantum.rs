@@ -1,8 +1,9 @@
-//! How many bytes each way one link may move before the next has its turn.
+//! How much one link may do before the next has its turn, in bytes each way and in time.
 //!
 //! A link that has the worker for itself gets as much as one call into the kernel moves well. Once another link had work
 //! too, and for a while after, turns are short: that one's packets wait for no more than a short turn, and its share does
-//! not depend on how much the first has queued.
+//! not depend on how much the first has queued. Links share time, not packets or bytes: what a packet costs is for the
+//! other side of its link to choose.
 
 use std::time::Duration;
 
@@ -15,6 +16,15 @@ const ALONE: usize = 128 * 1024;
 
 /// For one of several.
 const SHARED: usize = 32 * 1024;
+
+/// Time of one turn for a link alone.
+const TIME_ALONE: Duration = Duration::from_micros(100);
+
+/// For one of several: about what [`SHARED`] bytes take one way.
+const TIME_SHARED: Duration = Duration::from_micros(20);
+
+/// Time that each of several links has in a round: some turns of one that moves bytes.
+pub(crate) const TIME_PER_ROUND: Duration = Duration::from_micros(40);
 
 /// How long a link that had work counts as one that has some: longer than the round trip of somebody who asks and waits.
 const MEMORY: Duration = Duration::from_millis(1);
@@ -34,9 +44,19 @@ impl Quantum {
         }
     }
 
+    /// Whether links share the worker.
+    pub(crate) fn is_shared(&self, now: Instant) -> bool {
+        now < self.shared_until
+    }
+
     /// Bytes each way in one turn.
     pub(crate) fn bytes(&self, now: Instant) -> usize {
-        if now < self.shared_until { SHARED } else { ALONE }
+        if self.is_shared(now) { SHARED } else { ALONE }
+    }
+
+    /// How long a turn may take.
+    pub(crate) fn time(&self, now: Instant) -> Duration {
+        if self.is_shared(now) { TIME_SHARED } else { TIME_ALONE }
     }
 }
 

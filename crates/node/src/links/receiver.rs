@@ -72,6 +72,7 @@ pub(super) struct Inflow<'a, S> {
     pub(super) connections: &'a mut Connections,
     pub(super) run: &'a mut Run,
     pub(super) sink: &'a mut S,
+    pub(super) budget: &'a mut Budget,
     pub(super) now: Instant,
 }
 
@@ -84,10 +85,9 @@ impl Receiver {
     pub(super) fn receive<S: Sink>(
         &mut self,
         inflow: &mut Inflow<'_, S>,
-        budget: &mut Budget,
         slices: &mut Slices,
     ) -> Result<Drained, LinkFault> {
-        let drained = self.take_packets(inflow, budget, slices);
+        let drained = self.take_packets(inflow, slices);
         let handed = hand_over(inflow);
         slices.clear();
         handed.and(drained)
@@ -96,10 +96,9 @@ impl Receiver {
     fn take_packets<S: Sink>(
         &mut self,
         inflow: &mut Inflow<'_, S>,
-        budget: &mut Budget,
         slices: &mut Slices,
     ) -> Result<Drained, LinkFault> {
-        while budget.has_packets() {
+        while inflow.budget.has_packets() {
             let is_full =
                 !inflow.connections.endpoint.accepts_packets() || !inflow.sink.accepts_packets();
             if is_full && self.can_pause() {
@@ -107,7 +106,8 @@ impl Receiver {
             }
             slices.truncate(0);
             let Some(inbound) = inflow.link.receive(slices)? else { return Ok(Drained::Empty) };
-            budget.spend_packet(inbound.payload_len as usize);
+            inflow.budget.spend_packet(inbound.payload_len as usize);
+            inflow.budget.work_packet(inbound.steps, || inflow.sink.is_over());
             let has_event = self.take_packet(inflow, &inbound, slices)?;
             inflow.run.buffers.push(inbound.token);
             if has_event {
@@ -143,6 +143,9 @@ impl Receiver {
             }
             Sorted::Foreign(header) => {
                 let link = inflow.link.link();
+                if header.op != Op::Rw {
+                    inflow.budget.work_call(|| inflow.sink.is_over());
+                }
                 if !inflow.sink.foreign(&Foreign { header: &header, slices, payload, link }) {
                     self.drops.unroutable += 1;
                     inflow.connections.endpoint.receive_unusable(&raw);
@@ -152,6 +155,7 @@ impl Receiver {
                 match self.datagram.take(&raw, inbound.payload_len, &slices[payload]) {
                     Assembled::Nothing => {}
                     Assembled::Whole(datagram) => {
+                        inflow.budget.work_call(|| inflow.sink.is_over());
                         let is_ours = self.filter.is_ours(datagram.to.cid);
                         inflow.sink.datagram(datagram.from, datagram.to, &datagram.bytes, is_ours);
                     }
@@ -191,8 +195,9 @@ fn take_ours<S: Sink>(
     (slices, payload): (&Slices, Range<usize>),
 ) -> Result<bool, LinkFault> {
     let Received::Data(id) = inflow.connections.endpoint.receive(inflow.now, header) else {
-        // Its user must hear that it is connected before it gets data, which may be the next packet.
-        return Ok(header.op == Op::Response);
+        // Its user must hear that it is connected before it gets data, which may be the next packet. What else begins or
+        // ends a connection makes system calls, and the time of the turn is looked at after each.
+        return Ok(matches!(header.op, Op::Request | Op::Response | Op::Rst | Op::Shutdown));
     };
     if inflow.run.connection != Some(id) {
         hand_over_payload(inflow)?;
@@ -221,6 +226,7 @@ fn hand_over_payload<S: Sink>(inflow: &mut Inflow<'_, S>) -> Result<(), LinkFaul
     let handed = if inflow.link.link().is_dead() {
         Err(MemoryDead)
     } else {
+        inflow.budget.work_call(|| inflow.sink.is_over());
         inflow.sink.payload(id, Payload { pieces: &run.pieces, packets, end })
     };
     run.pieces.clear();

@@ -3,13 +3,20 @@
 //! A link that was served has its notifications off, and they stay off as long as packets come: its queues are looked at in
 //! every round. Only when it has been quiet for long enough, notifications are asked for, and its queues looked at once
 //! more, as something may have come in between.
+//!
+//! Links that share the worker get the same time in each round. A turn ends only between two steps, so it may take longer
+//! than that; what a link has taken too much, it waits in later rounds.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use vsock_core::{Instant, SecondaryMap, Slots};
 
+use super::quantum::TIME_PER_ROUND;
 use super::{Entry, LinkId};
+
+/// The most time that a link can owe: a processor that was away for long is not its fault.
+const MOST_SPENT: Duration = Duration::from_millis(1);
 
 /// What is known of a link's work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +28,10 @@ struct Work {
     /// When the last packet came or went, and how many had by then.
     worked_at: Instant,
     packets: u64,
+    /// Time taken and not yet made up for by rounds.
+    spent: Duration,
+    /// When a round came to it last.
+    visited_at: Instant,
 }
 
 /// Which links have work.
@@ -71,6 +82,24 @@ impl Schedule {
             }
         }
         Some(id)
+    }
+
+    /// A round has come to a link that has work. False: it has taken so much time in earlier ones that it must wait. A round
+    /// makes up for no more time than it took itself: one in which nobody else had anything to do makes up for nothing.
+    pub(super) fn has_time(&mut self, id: LinkId, now: Instant) -> bool {
+        self.work.get_mut(id).is_none_or(|work| {
+            let round = now.since(work.visited_at).min(TIME_PER_ROUND);
+            work.visited_at = now;
+            work.spent = work.spent.saturating_sub(round);
+            work.spent < TIME_PER_ROUND
+        })
+    }
+
+    /// A link has taken this time; none, if there is nobody with whom it has to share.
+    pub(super) fn spend(&mut self, id: LinkId, time: Option<Duration>) {
+        if let Some(work) = self.work.get_mut(id) {
+            work.spent = time.map_or(Duration::ZERO, |time| (work.spent + time).min(MOST_SPENT));
+        }
     }
 
     /// After a turn, when so many packets had come and gone: whether there was anything to do in it.
@@ -144,6 +173,33 @@ mod tests {
         schedule.activate(id);
         schedule.remove(id);
         assert_eq!((schedule.next(), schedule.has_unarmed()), (None, false));
+    }
+
+    #[test]
+    fn link_that_has_taken_too_much_time_waits_until_rounds_have_made_up_for_it() {
+        let (mut schedule, _, id) = one_link();
+        let mut now = Instant(1_000_000_000);
+        let mut round = |schedule: &mut Schedule, took: Duration| {
+            now = now + took;
+            schedule.has_time(id, now)
+        };
+        assert!(round(&mut schedule, TIME_PER_ROUND));
+        schedule.spend(id, Some(3 * TIME_PER_ROUND));
+        let waits = [(); 4].map(|()| !round(&mut schedule, TIME_PER_ROUND));
+        assert_eq!(waits, [true, true, false, false]);
+        // As much as one has in a round costs no round.
+        schedule.spend(id, Some(TIME_PER_ROUND));
+        assert!(round(&mut schedule, TIME_PER_ROUND));
+        // Rounds that take no time make up for none, and long ones for no more than a share.
+        schedule.spend(id, Some(2 * TIME_PER_ROUND));
+        assert!((0..100).all(|_| !round(&mut schedule, Duration::ZERO)));
+        assert!(!round(&mut schedule, Duration::from_secs(1)));
+        schedule.spend(id, Some(Duration::from_secs(1)));
+        let rounds = (0..).take_while(|_| !round(&mut schedule, TIME_PER_ROUND)).count();
+        assert!(TIME_PER_ROUND * u32::try_from(rounds).unwrap() <= MOST_SPENT, "{rounds} rounds");
+        schedule.spend(id, Some(3 * TIME_PER_ROUND));
+        schedule.spend(id, None);
+        assert!(round(&mut schedule, Duration::ZERO));
     }
 
     #[test]

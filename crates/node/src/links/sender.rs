@@ -32,6 +32,12 @@ const BUFFERS_PER_READ: usize = 256;
 /// Buffers of a receiver that one packet of another guest may fill at once.
 const BUFFERS_PER_PACKET: usize = 64;
 
+/// Descriptors that may be looked at for one read: a buffer is one or two, unless its driver wants to keep us busy.
+const STEPS_PER_READ: u32 = 1024;
+
+/// Descriptors of a receiver that may be looked at for one packet of another guest.
+const STEPS_PER_PACKET: u32 = 256;
+
 /// How filling the ring ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
@@ -59,6 +65,7 @@ pub(super) struct Outflow<'a, S> {
     pub(super) connections: &'a mut Connections,
     pub(super) scratch: &'a mut Scratch,
     pub(super) source: &'a mut S,
+    pub(super) budget: &'a mut Budget,
     pub(super) now: Instant,
 }
 
@@ -77,14 +84,14 @@ impl Sender {
     pub(super) fn transmit<S: Source>(
         &mut self,
         out: &mut Outflow<'_, S>,
-        budget: &mut Budget,
     ) -> Result<Sent, LinkFault> {
-        while budget.has_bytes() {
-            if !self.send_control(out)? {
-                return Ok(Sent::Full);
+        while out.budget.has_bytes() {
+            match self.send_control(out)? {
+                Sent::All => {}
+                ended @ (Sent::Budget | Sent::Full) => return Ok(ended),
             }
-            match self.send_stored(out, budget.turn())? {
-                Turn::Again(bytes) => budget.spend(bytes),
+            match self.send_stored(out)? {
+                Turn::Again(bytes) => out.budget.spend(bytes),
                 Turn::NoRoom => return Ok(Sent::Full),
                 Turn::Done => {}
             }
@@ -94,9 +101,10 @@ impl Sender {
                 }
                 continue;
             };
-            match self.send_of(out, id, budget.turn())? {
+            out.budget.work_call(|| out.source.is_over());
+            match self.send_of(out, id)? {
                 Turn::Again(bytes) => {
-                    budget.spend(bytes + TURN_COST);
+                    out.budget.spend(bytes + TURN_COST);
                     out.connections.ready.push(id, &out.connections.endpoint);
                 }
                 Turn::Done => {}
@@ -109,14 +117,15 @@ impl Sender {
         Ok(Sent::Budget)
     }
 
-    /// All control packets; false when the ring is full.
-    fn send_control<S: Source>(&mut self, out: &mut Outflow<'_, S>) -> Result<bool, LinkFault> {
-        loop {
+    /// All control packets.
+    fn send_control<S: Source>(&mut self, out: &mut Outflow<'_, S>) -> Result<Sent, LinkFault> {
+        while out.budget.has_bytes() {
             let is_of_others = out.source.has_packet();
             if !is_of_others && !out.connections.endpoint.has_packet() {
-                return Ok(true);
+                return Ok(Sent::All);
             }
-            let Some(buffer) = self.reserve(out.link, out.scratch)? else { return Ok(false) };
+            let Some(buffer) = self.reserve(out.link, out.scratch)? else { return Ok(Sent::Full) };
+            out.budget.work_packet(buffer.steps, || out.source.is_over());
             // What others say was queued before what they send later; both queues are short.
             let packet = if is_of_others {
                 out.source.next_packet()
@@ -130,6 +139,7 @@ impl Sender {
                 None => out.link.link_mut().return_buffers(1),
             }
         }
+        Ok(Sent::Budget)
     }
 
     /// Room for one packet.
@@ -145,12 +155,13 @@ impl Sender {
     }
 
     /// Packets of other guests that found no room before, a quantum of them.
-    fn send_stored<S>(&mut self, out: &mut Outflow<'_, S>, turn: usize) -> Result<Turn, LinkFault> {
+    fn send_stored<S: Source>(&mut self, out: &mut Outflow<'_, S>) -> Result<Turn, LinkFault> {
         let mut bytes = 0;
-        while !self.store.is_empty() {
+        while !self.store.is_empty() && out.budget.has_bytes() {
             let Some(buffer) = self.reserve(out.link, out.scratch)? else {
                 return Ok(Turn::NoRoom);
             };
+            out.budget.work_packet(buffer.steps, || out.source.is_over());
             let Some(stored) = self.store.front() else { break };
             let piece = stored.next_piece(buffer.capacity);
             let from = stored.take(piece.len as usize);
@@ -161,7 +172,7 @@ impl Sender {
             if stored.is_sent() {
                 self.store.pop();
             }
-            if bytes >= QUANTUM.min(turn) {
+            if bytes >= QUANTUM.min(out.budget.turn()) {
                 return Ok(Turn::Again(bytes));
             }
         }
@@ -173,14 +184,13 @@ impl Sender {
         &mut self,
         out: &mut Outflow<'_, S>,
         id: ConnectionId,
-        turn: usize,
     ) -> Result<Turn, LinkFault> {
         match out.source.next(id, &out.connections.endpoint) {
             Offer::Nothing(update) => {
                 out.connections.update(out.now, id, update);
                 Ok(if update.sends == Sends::More { Turn::Again(0) } else { Turn::Done })
             }
-            Offer::Bytes => self.send_bytes(out, id, turn),
+            Offer::Bytes => self.send_bytes(out, id),
             Offer::Message { len, flags } => self.send_message(out, id, len, flags),
         }
     }
@@ -190,9 +200,9 @@ impl Sender {
         &mut self,
         out: &mut Outflow<'_, S>,
         id: ConnectionId,
-        turn: usize,
     ) -> Result<Turn, LinkFault> {
         let window = out.connections.endpoint.window(id);
+        let turn = out.budget.turn();
         let quantum = if out.connections.ready.is_empty() { turn } else { QUANTUM.min(turn) };
         let room = quantum.min(window.bytes as usize);
         let packets = BUFFERS_PER_READ.min(window.packets as usize);
@@ -241,6 +251,10 @@ impl Sender {
             out.source.fill(id, pieces)?;
             out.link.transmit(&buffer, slices, &header.encode(), header.len);
             sent += part;
+            out.budget.work_call(|| out.source.is_over());
+            if !out.budget.has_bytes() {
+                break;
+            }
         }
         Ok(Turn::Again(sent))
     }
@@ -255,9 +269,10 @@ impl Sender {
     ) -> Result<bool, LinkFault> {
         scratch.empty();
         let Scratch { slices, pieces, buffers, .. } = scratch;
-        let mut left = room;
-        while left > 0 && buffers.len() < packets {
+        let (mut left, mut steps) = (room, 0);
+        while left > 0 && buffers.len() < packets && steps < STEPS_PER_READ {
             let Some(buffer) = link.reserve(slices)? else { break };
+            steps += buffer.steps;
             let len = left.min(buffer.capacity as usize);
             pieces.gather(slices, buffer.payload.clone(), len);
             left -= len;
@@ -281,12 +296,16 @@ impl Sender {
         let Scratch { slices, pieces, .. } = scratch;
         pieces.gather(packet.slices, packet.payload.clone(), header.len as usize);
         let mut rest = 0..pieces.len();
-        let mut sent = 0;
+        let (mut sent, mut steps) = (0, 0);
         // A receiver with tiny buffers must not cost the sender its turn: the rest goes in the receiver's own.
         let buffers = if is_free && self.store.is_empty() { BUFFERS_PER_PACKET } else { 0 };
         for _ in 0..buffers {
             slices.truncate(0);
+            if steps >= STEPS_PER_PACKET {
+                break;
+            }
             let Some(buffer) = link.reserve(slices)? else { break };
+            steps += buffer.steps;
             let piece = header.piece(sent, buffer.capacity);
             slice::copy(&slices[buffer.payload.clone()], &pieces[rest.clone()]);
             // Of a sender whose memory died nothing is passed on; its own turn ends with that fault.
@@ -350,7 +369,7 @@ fn send_filled<S>(out: &mut Outflow<'_, S>, id: ConnectionId, mut left: usize) {
     out.link.link_mut().return_buffers(unused);
 }
 
-/// Sends a datagram; false when there is no room for all of it.
+/// Sends a datagram; false when there is no room for all of it, or none that is found soon.
 pub(super) fn send_datagram(
     link: &mut Transceiver,
     (from, to): (Address, Address),
@@ -362,13 +381,16 @@ pub(super) fn send_datagram(
     let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     // First whether there is room for all of it.
     let mut fits = Split::new(from, to, len);
+    let mut steps = 0;
     while !fits.is_done() {
-        let Some(buffer) = link.reserve(slices)? else {
+        let buffer = if steps < STEPS_PER_READ { link.reserve(slices)? } else { None };
+        let Some(buffer) = buffer else {
             let reserved = u16::try_from(buffers.len()).unwrap_or(u16::MAX);
             link.link_mut().return_buffers(reserved);
             return Ok(false);
         };
         let _ = fits.next(buffer.capacity);
+        steps += buffer.steps;
         buffers.push(buffer);
     }
     let mut packets = Split::new(from, to, len);

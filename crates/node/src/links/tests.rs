@@ -1,5 +1,6 @@
 //! Interfaces against each other, without sockets, threads or a clock.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
@@ -62,6 +63,9 @@ struct Users {
     /// Takes no byte, but accepts all.
     takes_nothing: bool,
     fails: bool,
+    /// The time of every turn is over when it is looked at, which is counted.
+    has_no_time: bool,
+    looks: Cell<usize>,
     foreign: Vec<Header>,
     spoofed: Vec<u64>,
 }
@@ -82,6 +86,11 @@ impl Sink for Users {
         Ok(Update { bytes, packets, ..Update::default() })
     }
 
+    fn is_over(&self) -> bool {
+        self.looks.set(self.looks.get() + 1);
+        self.has_no_time
+    }
+
     fn foreign(&mut self, packet: &Foreign<'_>) -> bool {
         self.foreign.push(*packet.header);
         packet.header.dst.port == Port(77)
@@ -93,6 +102,10 @@ impl Sink for Users {
 }
 
 impl Source for Users {
+    fn is_over(&self) -> bool {
+        Sink::is_over(self)
+    }
+
     fn next(&mut self, id: ConnectionId, _: &Endpoint) -> Offer {
         self.turns.push(id);
         match (self.to_send.get(&id).map_or(0, Vec::len), self.message) {
@@ -282,6 +295,55 @@ fn turn_ends_with_its_budget_both_ways() {
     assert_eq!(host.receive(NOW, &mut budget, scratch, on_host).unwrap(), Drained::Budget);
     assert_eq!(on_host.handed.len(), 1);
     assert_eq!(ends.host_takes(), Drained::Empty);
+}
+
+#[test]
+fn turn_ends_when_its_time_is_over_both_ways_and_nothing_is_lost() {
+    let options = DriverOptions { tx_payload: 200, ..DriverOptions::default() };
+    let mut ends = Ends::with(&options);
+    let (ours, theirs) = ends.open(SocketType::Stream, 1024);
+    let (_, other) = ends.open(SocketType::Stream, 1025);
+    ends.on_guest.turns.clear();
+    ends.on_guest.has_no_time = true;
+    ends.send_from_guest(theirs, &data(30_000));
+    ends.send_from_guest(other, b"more");
+    assert_eq!(ends.guest_sends(), Sent::Budget);
+    assert_eq!(ends.on_guest.turns, [theirs], "the other connection has its own in the next turn");
+
+    ends.on_guest.has_no_time = false;
+    ends.guest_sends();
+    ends.on_host.has_no_time = true;
+    let (mut turns, mut before) = (0, 0);
+    while ends.host_takes() == Drained::Budget {
+        turns += 1;
+        let got = ends.on_host.got.get(&ours).map_or(0, Vec::len);
+        assert!((before..before + 3_000).contains(&got), "{before}, then {got}");
+        before = got;
+    }
+    assert!(turns > 1, "{turns}");
+    ends.on_host.has_no_time = false;
+    for _ in 0..60 {
+        ends.guest_sends();
+        ends.host_takes();
+        ends.host_sends();
+        ends.guest_takes();
+    }
+    assert_eq!(ends.on_host.got[&ours].len(), 30_000);
+    assert!(ends.on_host.got[&ours] == data(30_000));
+}
+
+#[test]
+fn time_is_looked_at_once_for_many_packets_of_one_connection() {
+    let options = DriverOptions { tx_payload: 1000, ..DriverOptions::default() };
+    let mut ends = Ends::with(&options);
+    let (_, theirs) = ends.open(SocketType::Stream, 1024);
+    ends.on_host.looks.set(0);
+    let before = ends.host.traffic().packets_in;
+    ends.send_from_guest(theirs, &data(60_000));
+    ends.guest_sends();
+    ends.host_takes();
+    let packets = usize::try_from(ends.host.traffic().packets_in - before).unwrap();
+    assert!(packets > 8 && ends.on_host.looks.get() <= 2 + packets / 8, "{packets} packets");
 }
 
 #[test]

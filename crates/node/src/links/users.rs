@@ -128,6 +128,11 @@ pub trait Sink {
     /// The memory in which it lies is gone.
     fn payload(&mut self, id: ConnectionId, payload: Payload<'_>) -> Result<Update, MemoryDead>;
 
+    /// Whether the time of this turn is over; asked every few steps.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// Whether there is room for what one more packet for somebody else may cause.
     fn accepts_packets(&self) -> bool {
         true
@@ -172,6 +177,11 @@ pub trait Source {
 
     /// There is no room for what it has; what it has done otherwise.
     fn stalled(&mut self, id: ConnectionId) -> Update;
+
+    /// Whether the time of this turn is over; asked every few steps.
+    fn is_over(&self) -> bool {
+        false
+    }
 
     /// Whether there is a control packet of others for the other side.
     fn has_packet(&self) -> bool {

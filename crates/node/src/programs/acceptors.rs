@@ -20,7 +20,7 @@ use vsock_virtio::saved::{SavedFd, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
 /// Programs let in on one socket before others have their turn.
-const PROGRAMS_PER_TURN: usize = 64;
+const PROGRAMS_PER_TURN: usize = 8;
 
 /// How long nobody is let in after the process ran out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -45,7 +45,7 @@ pub(super) struct Arrival {
 #[derive(Debug, Default)]
 pub(super) struct Acceptors {
     table: SecondaryMap<Owner, (UnixListener, Speaks)>,
-    /// Those on which programs wait of which epoll will not tell again.
+    /// Those on which programs wait that could not be let in. Epoll will not tell of them again.
     paused: Vec<SourceId>,
     /// When these are looked at.
     resume_at: Option<Instant>,
@@ -69,30 +69,29 @@ impl Acceptors {
         cx.sources.remove(id);
     }
 
-    /// Lets in programs that wait on a socket.
-    pub(super) fn accept(&mut self, cx: &Context, id: SourceId) -> Vec<Arrival> {
+    /// Lets in programs that wait on a socket. True: more may wait.
+    pub(super) fn accept(&mut self, cx: &Context, id: SourceId) -> (Vec<Arrival>, bool) {
         let mut arrivals = Vec::new();
-        let Some((socket, speaks)) = self.table.get(id) else { return arrivals };
+        let Some((socket, speaks)) = self.table.get(id) else { return (arrivals, false) };
         for _ in 0..PROGRAMS_PER_TURN {
             match accept(socket) {
                 Ok(Some(fd)) => {
                     let Ok(peer) = PeerCredentials::of(fd.as_fd()) else { continue };
                     arrivals.push(Arrival { fd, peer, speaks: *speaks });
                 }
-                Ok(None) => return arrivals,
+                Ok(None) => return (arrivals, false),
                 Err(error) => {
                     // No descriptors are left: tries again a little later, as the edge will not come again.
                     cx.failed(Failure::Accepting(error));
-                    self.paused.push(id);
+                    if !self.paused.contains(&id) {
+                        self.paused.push(id);
+                    }
                     self.resume_at.get_or_insert(cx.now + PAUSE);
-                    return arrivals;
+                    return (arrivals, false);
                 }
             }
         }
-        // More may wait.
-        self.paused.push(id);
-        self.resume_at = Some(cx.now);
-        arrivals
+        (arrivals, true)
     }
 
     /// When [`resume`](Self::resume) is due.

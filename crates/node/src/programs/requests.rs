@@ -37,7 +37,7 @@ use crate::links::{Links, Update};
 use crate::reactor::{Owner, SourceId};
 
 /// Requests of one program before others have their turn.
-pub(super) const REQUESTS_PER_TURN: usize = 32;
+pub(super) const REQUESTS_PER_TURN: usize = 4;
 
 /// A request that is to be tried again when the node has taken in what it has told itself.
 #[derive(Debug)]

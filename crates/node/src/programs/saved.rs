@@ -12,6 +12,7 @@ use super::acceptors::{Acceptors, SavedAcceptor};
 use super::datagrams::{Datagrams, SavedDatagrams};
 use super::hybrid::{Hybrids, SavedHybrids};
 use super::listeners::{Listeners, SavedListeners};
+use super::pending::Pending;
 use super::register::{Register, SavedEnds};
 use super::requests::{Requests, SavedRequests};
 use super::{Programs, Services};
@@ -79,7 +80,9 @@ impl Programs {
         messages.release_others(datagrams.ports_mut());
         let register = Register::restore(ends, flows)?;
         let services = Services { listeners, datagrams, register };
-        Ok(Self { acceptors, requests, hybrids, services })
+        // epoll tells all that has happened once more.
+        let pending = Pending::default();
+        Ok(Self { pending, acceptors, requests, hybrids, services })
     }
 }
 

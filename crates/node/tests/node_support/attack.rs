@@ -5,8 +5,9 @@
 use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use vsock_core::{Op, RawHeader};
+use vsock_core::{Op, Port, RawHeader};
 use vsock_node::node::Node;
+use vsock_node::snapshot::ListenerInfo;
 
 use super::raw::RawGuest;
 use super::{
@@ -69,6 +70,20 @@ impl Attack {
         let theirs = self.listener.accept();
         transfer(ours.try_clone().unwrap(), theirs.try_clone().unwrap(), pattern(200_000, 1));
         transfer(theirs, ours, pattern(200_000, 2));
+    }
+
+    /// The switch has carried out all that the attacker has sent so far, and the listener's queue is empty.
+    pub(crate) fn is_heard_out(&mut self) {
+        let (port, nowhere) = (0xfffe, (HOST, PORT + 1));
+        let last = self.raw.packet(Op::Request, port, nowhere);
+        self.raw.send(&last, &[]);
+        while self.raw.receive().header.dst_port != port {}
+        let is_ours = |it: &ListenerInfo| it.address.port == Port(PORT) && it.waiting > 0;
+        while self.lab.switch.snapshot().unwrap().listeners.iter().any(is_ours) {
+            while self.listener.has_waiting() {
+                self.listener.accept();
+            }
+        }
     }
 
     /// The attacker has taken all that was sent to it, and a connection of its own works.

@@ -222,7 +222,7 @@ impl DeviceLink {
         let mut slices = Slices::new();
         let holds_id = |chain: &Chain| chain.writable_len >= 4 && chain.readable_len == 0;
         let popped = queue.pop_useful(EVENT_QUEUE, &mut slices, &mut self.stats, holds_id)?;
-        let Some(chain) = popped else { return Ok(false) };
+        let Some((chain, _)) = popped else { return Ok(false) };
         slice::copy_in(&slices[chain.writable], &id.to_le_bytes());
         self.stats.skipped += queue.complete(chain.head, 4);
         Ok(true)
@@ -236,11 +236,11 @@ impl DeviceLink {
         let is_packet =
             |chain: &Chain| chain.readable_len >= HEADER_BYTES && chain.writable_len == 0;
         let popped = queue.pop_useful(TX_QUEUE, slices, &mut self.stats, is_packet)?;
-        let Some(chain) = popped else { return Ok(None) };
+        let Some((chain, steps)) = popped else { return Ok(None) };
         let (header, payload) = take_header(slices, chain.readable);
         let token = BufferToken { index: chain.head, epoch: self.epochs[TX_QUEUE] };
         let payload_len = chain.readable_len - HEADER_BYTES;
-        Ok(Some(Inbound { header, payload, payload_len, token }))
+        Ok(Some(Inbound { header, payload, payload_len, token, steps }))
     }
 
     pub(crate) fn finish_inbound(&mut self, token: BufferToken) {
@@ -263,11 +263,11 @@ impl DeviceLink {
         let has_room = |chain: &Chain| chain.writable_len > HEADER_BYTES && chain.readable_len == 0;
         let popped = queue.pop_useful(RX_QUEUE, slices, &mut self.stats, has_room)?;
         self.starved = popped.is_none();
-        let Some(chain) = popped else { return Ok(None) };
+        let Some((chain, steps)) = popped else { return Ok(None) };
         let (header, payload) = split_header(slices, chain.writable.start);
         let capacity = (chain.writable_len - HEADER_BYTES).min(MAX_PAYLOAD);
         let token = BufferToken { index: chain.head, epoch: self.epochs[RX_QUEUE] };
-        Ok(Some(OutboundBuffer { header, payload, capacity, token }))
+        Ok(Some(OutboundBuffer { header, payload, capacity, token, steps }))
     }
 
     pub(crate) fn return_buffers(&mut self, n: u16) {

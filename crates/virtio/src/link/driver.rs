@@ -235,7 +235,13 @@ impl DriverLink {
             let end = slices.len();
             let (header, payload) = take_header(slices, start..end);
             let token = BufferToken { index: buffer, epoch: 0 };
-            return Ok(Some(Inbound { header, payload, payload_len: len - HEADER_BYTES, token }));
+            return Ok(Some(Inbound {
+                header,
+                payload,
+                payload_len: len - HEADER_BYTES,
+                token,
+                steps: 1,
+            }));
         }
         Ok(None)
     }
@@ -268,7 +274,7 @@ impl DriverLink {
         let capacity = buffers.len - HEADER_BYTES;
         let (header, payload) = split_header(slices, start);
         let token = BufferToken { index: buffer, epoch: 0 };
-        Ok(Some(OutboundBuffer { header, payload, capacity, token }))
+        Ok(Some(OutboundBuffer { header, payload, capacity, token, steps: 1 }))
     }
 
     /// Takes back the transmit buffers that the device is done with.

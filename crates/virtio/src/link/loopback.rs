@@ -83,7 +83,7 @@ impl LoopbackLink {
         let end = slices.len();
         let (header, payload) = take_header(slices, start..end);
         let token = BufferToken { index: buffer, epoch: 0 };
-        Ok(Some(Inbound { header, payload, payload_len: len - HEADER_BYTES, token }))
+        Ok(Some(Inbound { header, payload, payload_len: len - HEADER_BYTES, token, steps: 1 }))
     }
 
     pub(crate) fn finish_inbound(&mut self, token: BufferToken) {
@@ -104,7 +104,7 @@ impl LoopbackLink {
         self.slice(buffer, HEADER_BYTES + MAX_PAYLOAD, slices)?;
         let (header, payload) = split_header(slices, start);
         let token = BufferToken { index: buffer, epoch: 0 };
-        Ok(Some(OutboundBuffer { header, payload, capacity: MAX_PAYLOAD, token }))
+        Ok(Some(OutboundBuffer { header, payload, capacity: MAX_PAYLOAD, token, steps: 1 }))
     }
 
     pub(crate) fn return_buffers(&mut self, n: u16) {

@@ -31,6 +31,8 @@ pub struct Inbound {
     pub payload_len: u32,
     /// For [`Link::finish_inbound`](super::Link::finish_inbound).
     pub token: BufferToken,
+    /// Descriptors looked at to find it: the other side chooses how many.
+    pub steps: u32,
 }
 
 /// Room for one packet to the other side.
@@ -44,6 +46,8 @@ pub struct OutboundBuffer {
     pub capacity: u32,
     /// What the link knows it by.
     pub token: BufferToken,
+    /// Descriptors looked at to find it: the other side chooses how many.
+    pub steps: u32,
 }
 
 /// Why a link cannot go on: the attachment must be ended.

@@ -40,6 +40,8 @@ pub struct Chain {
     pub readable_len: u32,
     /// Bytes in the writable pieces.
     pub writable_len: u32,
+    /// Descriptors that it consists of: what it has cost to pop, whatever lies in it.
+    pub descriptors: u32,
 }
 
 /// The device's side of a split virtqueue.
@@ -250,12 +252,13 @@ struct Walk<'a> {
     writable: Option<usize>,
     readable_len: u32,
     total: u32,
+    descriptors: u32,
 }
 
 impl<'a> Walk<'a> {
     fn new(slices: &'a mut Slices) -> Self {
         let start = slices.len();
-        Self { slices, start, writable: None, readable_len: 0, total: 0 }
+        Self { slices, start, writable: None, readable_len: 0, total: 0, descriptors: 0 }
     }
 
     /// Follows the chain from `head`.
@@ -305,6 +308,7 @@ impl<'a> Walk<'a> {
         memory: &Arc<GuestMemory>,
         descriptor: &Descriptor,
     ) -> Result<(), QueueError> {
+        self.descriptors += 1;
         if descriptor.has(WRITE) {
             self.writable.get_or_insert(self.slices.len());
         } else if self.writable.is_some() {
@@ -330,6 +334,7 @@ impl<'a> Walk<'a> {
             writable: middle..end,
             readable_len: self.readable_len,
             writable_len: self.total - self.readable_len,
+            descriptors: self.descriptors,
         }
     }
 }

@@ -101,6 +101,7 @@ impl Interface {
             sender: Sender { store: Store::restore(store)?, overflows, ..Sender::default() },
             is_paused: false,
             awaits_cid: false,
+            owes_sending: false,
         })
     }
 }

@@ -10,8 +10,9 @@ use super::super::packet::{LinkError, LinkStats};
 use crate::queue::{Chain, DeviceQueue, QueueError};
 use vsock_guest_memory::slice::Slices;
 
-/// Chains of no use in a row before others have their turn: a driver may offer them as fast as they are given back.
-const MOST_SKIPPED: u32 = 256;
+/// Descriptors looked at in chains of no use, in a row, before others have their turn: a driver may offer such chains as
+/// fast as they are given back, and chooses how long they are.
+const MOST_STEPS: u32 = 256;
 
 /// Chains of no use that wait for older ones, at most: what is kept of them must not grow with the size of the queue,
 /// which the guest chooses.
@@ -36,7 +37,8 @@ impl RunningQueue {
     }
 
     /// Pops the next chain that is of use; those before it are given back and counted, and what they added to `slices` is
-    /// taken out. Where nothing sensible comes, the cause may be memory that is gone.
+    /// taken out. Also returns how many descriptors were looked at. Where nothing sensible comes, the cause may be memory that is
+    /// gone.
     #[inline]
     pub(super) fn pop_useful(
         &mut self,
@@ -44,11 +46,16 @@ impl RunningQueue {
         slices: &mut Slices,
         stats: &mut LinkStats,
         is_useful: impl Fn(&Chain) -> bool,
-    ) -> Result<Option<Chain>, LinkError> {
-        for _ in 0..=MOST_SKIPPED {
+    ) -> Result<Option<(Chain, u32)>, LinkError> {
+        let mut steps = 0;
+        while steps < MOST_STEPS {
             match self.pop(slices) {
-                Ok(Some(chain)) if is_useful(&chain) => return Ok(Some(chain)),
+                Ok(Some(chain)) if is_useful(&chain) => {
+                    steps += chain.descriptors;
+                    return Ok(Some((chain, steps)));
+                }
                 Ok(Some(chain)) => {
+                    steps += chain.descriptors;
                     slices.truncate(chain.readable.start);
                     if self.skipped.len() >= MOST_WAITING {
                         self.popped = self.popped.wrapping_sub(1);
