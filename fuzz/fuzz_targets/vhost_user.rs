@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vsock_virtio::vhost_user::{Attachment, BackendHandle, BackendOptions, Change, spawn};
 
 #[derive(Debug, Arbitrary)]
@@ -61,18 +61,16 @@ impl Attachment for Watched {
     }
 }
 
-fn backend() -> &'static (PathBuf, Arc<Mutex<Plane>>, BackendHandle) {
-    static BACKEND: OnceLock<(PathBuf, Arc<Mutex<Plane>>, BackendHandle)> = OnceLock::new();
-    BACKEND.get_or_init(|| {
-        let path = std::env::temp_dir().join(format!("vsock-fuzz-{}", std::process::id()));
-        let _ = std::fs::remove_file(&path);
-        let door = UnixListener::bind(&path).unwrap();
-        let plane = Arc::new(Mutex::new(Plane::default()));
-        let mut options = BackendOptions::new(3);
-        options.memory_slots = true;
-        let handle = spawn(door, options, Box::new(Watched(Arc::clone(&plane)))).unwrap();
-        (path, plane, handle)
-    })
+/// A new one for each input: a guest's budget of requests, which comes back with time, would make the fuzzer wait.
+fn backend() -> (PathBuf, Arc<Mutex<Plane>>, BackendHandle) {
+    let path = std::env::temp_dir().join(format!("vsock-fuzz-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let door = UnixListener::bind(&path).unwrap();
+    let plane = Arc::new(Mutex::new(Plane::default()));
+    let mut options = BackendOptions::new(3);
+    options.memory_slots = true;
+    let handle = spawn(door, options, Box::new(Watched(Arc::clone(&plane)))).unwrap();
+    (path, plane, handle)
 }
 
 fn memory() -> &'static OwnedFd {
@@ -101,7 +99,7 @@ impl Said {
 }
 
 fuzz_target!(|said: Vec<Said>| {
-    let (path, plane, _) = backend();
+    let (path, plane, handle) = backend();
     let mut front_end = UnixStream::connect(path).unwrap();
     front_end.set_nonblocking(true).unwrap();
     for said in &said {
@@ -133,6 +131,9 @@ fuzz_target!(|said: Vec<Said>| {
     }
     drop(front_end);
     // The attachment ends before the socket closes.
-    let plane = plane.lock().unwrap();
-    assert!(!plane.attached && plane.running == [false; 3]);
+    {
+        let plane = plane.lock().unwrap();
+        assert!(!plane.attached && plane.running == [false; 3]);
+    }
+    assert!(handle.stop(Instant::now() + Duration::from_secs(10)), "the control thread does not end");
 });

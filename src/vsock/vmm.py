@@ -90,7 +90,7 @@ def uml_args(
 
     `socket_path` is the device's vhost-user socket. `name` becomes UML's own id (`umid=`),
     under which `uml_mconsole` finds the guest.
-    UML's memory is a file in `$TMPDIR` or /dev/shm and is always shared.
+    UML's memory is a file in `$TMPDIR` or /dev/shm and is always shared; the switch takes it if that is a tmpfs.
 
     Raises ValueError for a path, name or size that a kernel command line cannot carry.
     """

@@ -253,3 +253,15 @@ def test_memory_slots_is_true_or_false() -> None:
     assert not parse(guest + "false\n").guests[0].memory_slots
     with pytest.raises(ConfigError, match=r":4: .*memory_slots must be true or false, not 1"):
         parse(guest + "1\n")
+
+
+def test_memory_limit_is_a_number_of_gib() -> None:
+    """`memory_limit_gib` has a default and a range; `file_memory` is a boolean."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\n'
+    alpha = parse(guest).guests[0]
+    assert (alpha.memory_limit_gib, alpha.file_memory) == (1024, False)
+    alpha = parse(guest + "memory_limit_gib = 8\nfile_memory = true\n").guests[0]
+    assert (alpha.memory_limit_gib, alpha.file_memory) == (8, True)
+    for wrong in (0, 32769):
+        reason = f"memory_limit_gib must be 1 to 32768 GiB, not {wrong}"
+        assert faults_of(f"{guest}memory_limit_gib = {wrong}\n") == [f"c.toml:4: {reason}"]

@@ -62,6 +62,8 @@ def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
         ({"groups": ("lab",)}, True),
         ({"cid": 9, "groups": ("lab",)}, True),
         ({"memory_slots": True}, False),
+        ({"file_memory": True}, False),
+        ({"memory_limit_gib": 2}, False),
         ({"socket": Path("/run/x")}, False),
         ({"hybrid": Path("/run/x")}, True),
         ({"description": "Ada's"}, True),

@@ -294,6 +294,37 @@ def test_memory_slots_are_offered_to_the_guest_that_asks(runtime_dir: Path) -> N
     assert [bool(features & 1 << 15) for features in offered] == [True, False]
 
 
+def test_memory_of_a_guest_is_limited_as_it_is_said(
+    runtime_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S5, S11: `memory_limit_gib` and `file_memory` reach the device, and the log says what to write."""
+    small = GuestSpec(name="small", cid=3, memory_limit_gib=1)
+    trusted = GuestSpec(name="trusted", cid=4, file_memory=True)
+    with (
+        caplog.at_level(logging.INFO, "vsock.switch"),
+        Switch([small, trusted], runtime_dir=runtime_dir) as switch,
+        Path("/proc/self/maps").open() as file,
+        os.fdopen(os.memfd_create("guest"), "w") as memfd,
+    ):
+        os.truncate(memfd.fileno(), 2 << 30)
+        _give_memory(switch.socket_path("small"), memfd.fileno(), 2 << 30)
+        _give_memory(switch.socket_path("small"), file.fileno(), 4096)
+        _give_memory(switch.socket_path("trusted"), file.fileno(), 4096)
+    faults = [line for line in caplog.messages if "guest memory cannot be used" in line]
+    said = ["memory_limit_gib", "file_memory = true", "4096 bytes of a file of 0"]
+    assert [text in line for text, line in zip(said, faults, strict=True)] == [True] * 3
+
+
+def _give_memory(path: Path, fd: int, length: int) -> None:
+    """Gives a vhost-user device memory with SET_MEM_TABLE (5) that it does not take."""
+    body = struct.pack("<II4Q", 1, 0, 0, length, 0, 0)
+    with socket.socket(socket.AF_UNIX) as front_end:
+        front_end.settimeout(10)
+        front_end.connect(str(path))
+        socket.send_fds(front_end, [struct.pack("<III", 5, 1, len(body)) + body], [fd])
+        assert front_end.recv(1) == b""
+
+
 def _protocol_features(path: Path) -> int:
     """Ask a vhost-user device with GET_PROTOCOL_FEATURES (15), version 1."""
     with socket.socket(socket.AF_UNIX) as front_end:

@@ -17,6 +17,7 @@ mod pinned;
 mod sigbus;
 pub mod slice;
 
+pub use mapping::is_memory_file;
 pub use memory::{
     GuestMemory, MAX_REGIONS, MappedRegion, MemoryError, MemoryPolicy, OutsideMemory, Region,
     SharedRegion, sealed_memory,

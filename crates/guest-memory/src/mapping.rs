@@ -1,7 +1,8 @@
-//! One mapped file range: checks, guard pages, seals.
+//! One mapped file range: checks, guard pages, seals, and what all ranges together may take.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
@@ -12,6 +13,56 @@ use crate::slice::Slice;
 
 /// f_type of hugetlbfs: its files are mapped in whole huge pages only.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// f_type of tmpfs, which memfds are in too.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// Bytes of guest memory that this process maps at most, for all guests: half of the 47 bits of addresses that a process has
+/// on x86-64 (and fewer have on other machines). A file may claim any size at no cost to whoever made it, and without addresses
+/// nothing here works any more: no stack for a thread, no memory for the interpreter.
+const MOST_BYTES: u64 = 64 << 40;
+
+/// Regions mapped at most: each takes three mappings (two are guards), of the 65,530 that the kernel lets a process have.
+const MOST_MAPPINGS: u64 = 16_384;
+
+/// What all mappings of this process take.
+static TAKEN: Taken = Taken { bytes: AtomicU64::new(0), mappings: AtomicU64::new(0) };
+
+struct Taken {
+    bytes: AtomicU64,
+    mappings: AtomicU64,
+}
+
+impl Taken {
+    /// A share for one mapping, if there is so much left.
+    fn take(&'static self, bytes: u64) -> Option<Share> {
+        let add = |sum: &AtomicU64, more: u64, most: u64| {
+            let added = |sum: u64| sum.checked_add(more).filter(|sum| *sum <= most);
+            sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, added).is_ok()
+        };
+        if !add(&self.mappings, 1, MOST_MAPPINGS) {
+            return None;
+        }
+        if !add(&self.bytes, bytes, MOST_BYTES) {
+            self.mappings.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Share { of: self, bytes })
+    }
+}
+
+/// What one mapping takes; given back when it is dropped.
+struct Share {
+    of: &'static Taken,
+    bytes: u64,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.mappings.fetch_sub(1, Ordering::Relaxed);
+        self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 /// A shared mapping of `len` bytes of a file, between guard pages.
 pub(crate) struct Mapping {
@@ -27,6 +78,8 @@ pub(crate) struct Mapping {
     offset: u64,
     /// None only while dropping: the registry must forget the range before it is unmapped.
     registration: Option<Registration>,
+    /// Given back when all is unmapped.
+    _share: Share,
 }
 
 // SAFETY: the pointers name a mapping that belongs to this value alone and stays where it is; all access to
@@ -45,6 +98,7 @@ impl Mapping {
         policy: MemoryPolicy,
     ) -> Result<Self, MemoryError> {
         let sealed = check_file(guest, &file, offset, len, policy)?;
+        let share = TAKEN.take(len).ok_or(MemoryError::NoRoom { guest, len })?;
         let page = page_size(&file)?;
         let overflow = || MemoryError::Overflow { guest };
         // The file is mapped from the page that holds the first byte.
@@ -73,6 +127,7 @@ impl Mapping {
             file,
             offset,
             registration: None,
+            _share: share,
         };
         // SAFETY: `base..base+mapped` lies inside our own reservation (skip + mapped <= reserved_len - page),
         // so MAP_FIXED replaces nothing but our guard.
@@ -156,6 +211,16 @@ fn check_file(
     }
 }
 
+/// Whether a file is in a file system that is nothing but memory (tmpfs, where memfds are too, or hugetlbfs). The first look
+/// at a page of any other may take as long as its disk, its server or its FUSE process pleases.
+///
+/// # Errors
+/// The kernel does not say.
+pub fn is_memory_file(file: &File) -> std::io::Result<bool> {
+    let kind = u64::try_from(fstatfs(file)?.f_type);
+    Ok(kind.is_ok_and(|kind| [TMPFS_MAGIC, HUGETLBFS_MAGIC].contains(&kind)))
+}
+
 /// The unit in which the file can be mapped.
 fn page_size(file: &File) -> Result<usize, MemoryError> {
     let page = rustix::param::page_size();
@@ -163,4 +228,22 @@ fn page_size(file: &File) -> Result<usize, MemoryError> {
     let huge = u64::try_from(system.f_type).is_ok_and(|kind| kind == HUGETLBFS_MAGIC);
     let block = usize::try_from(system.f_bsize).unwrap_or(page);
     Ok(if huge && block.is_power_of_two() { block.max(page) } else { page })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_limited_by_number_and_by_bytes() {
+        static TAKEN: Taken = Taken { bytes: AtomicU64::new(0), mappings: AtomicU64::new(0) };
+        let many: Vec<_> = (0..MOST_MAPPINGS).map(|_| TAKEN.take(1).unwrap()).collect();
+        assert!(TAKEN.take(1).is_none());
+        drop(many);
+        let all = TAKEN.take(MOST_BYTES).unwrap();
+        assert!(TAKEN.take(1).is_none() && TAKEN.take(u64::MAX).is_none());
+        drop(all);
+        // What did not fit has taken nothing.
+        assert!(TAKEN.take(MOST_BYTES).is_some());
+    }
 }

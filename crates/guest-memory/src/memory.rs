@@ -88,7 +88,7 @@ pub enum MemoryPolicy {
     RecordSeals,
 }
 
-/// Why a memory table was refused: always the front end's fault, but for `Map`.
+/// Why a memory table was refused: always the front end's fault, but for `Map` and `NoRoom`.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// More regions than [`MAX_REGIONS`].
@@ -133,6 +133,16 @@ pub enum MemoryError {
     Unsealed {
         /// Its guest address.
         guest: u64,
+    },
+    /// All guests together would have more memory, or more regions, than this process has addresses for.
+    #[error(
+        "memory region at guest address {guest:#x} of {len} bytes: all guests' memory would be too much for one process"
+    )]
+    NoRoom {
+        /// Its guest address.
+        guest: u64,
+        /// Its length.
+        len: u64,
     },
     /// Removal of a region that is not there.
     #[error("no memory region at guest address {guest:#x} with that length and user address")]
@@ -387,6 +397,19 @@ impl GuestMemory {
             let offset = user.checked_sub(e.user).filter(|offset| *offset < e.len)?;
             Some(e.guest + offset)
         })
+    }
+
+    /// The bytes of all regions.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        // Each region ends within 64 bits, and none overlaps another.
+        self.entries.iter().map(|e| e.len).fold(0, u64::saturating_add)
+    }
+
+    /// True when there is no region.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// True once any region was found without its backing. The attachment must be ended: what was read may be

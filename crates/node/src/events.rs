@@ -246,6 +246,18 @@ pub enum Failure {
     /// A fault in our own code, met on behalf of one program, which is let go.
     #[error("internal error while serving a program")]
     ServingProgram,
+    /// The control thread of a guest that is removed does not end.
+    #[error("its control thread is left behind: something that its front end sent makes it wait")]
+    ThreadLeft,
+    /// The worker does not end.
+    #[error("the worker is left behind: it waits for something that does not come")]
+    WorkerLeft,
+    /// The kernel has no signals that do not wait.
+    #[error(
+        "guests are signalled by way of their control threads, which is slower: the kernel has no AIO for us \
+         (io_setup: {0}), and the worker may not wait for a front end"
+    )]
+    Signals(io::Error),
     /// The link of the node to itself could not be made anew.
     #[error("connections to ourselves are over: {0}")]
     Loopback(io::Error),

@@ -12,8 +12,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
@@ -33,10 +33,12 @@ use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
+use vsock_virtio::joinable::Joinable;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::F_EVENT_IDX;
 use vsock_virtio::spec::QUEUE_COUNT;
+use vsock_virtio::sys::check_signals;
 use vsock_virtio::vhost_user::{
     Attached, BackendHandle, BackendOptions, FrontendError, FrontendOptions, attach, spawn,
 };
@@ -49,6 +51,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long a guest that leaves may take to hear that its connections are over; all of them together when the node stops.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long the control thread of a guest may take to end after it was told to. A front end can make its guest's thread
+/// wait for as long as it likes.
+const THREAD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the worker may take to end. What it does last is to end all streams, which takes no time on an idle machine.
+const WORKER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a node did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +114,7 @@ struct Guest {
 struct Held {
     guests: HashMap<u32, Guest>,
     device: Option<Attached>,
-    worker: Option<JoinHandle<()>>,
+    worker: Option<Joinable>,
     paths: Vec<PathBuf>,
 }
 
@@ -114,6 +123,8 @@ pub struct Node {
     mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
+    /// Control threads that had not ended when their guests were removed.
+    threads_left: AtomicU64,
 }
 
 impl Node {
@@ -134,7 +145,7 @@ impl Node {
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
-        let node = Self { mailbox, journal, held };
+        let node = Self { mailbox, journal, held, threads_left: AtomicU64::new(0) };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -158,19 +169,22 @@ impl Node {
     /// # Errors
     /// Name or CID are taken, or a socket could not be made.
     pub fn add_guest(&self, options: GuestOptions) -> Result<(), NodeError> {
-        let GuestOptions { cid, memory_slots, .. } = options;
+        let cid = options.cid;
         let mut held = self.held();
         let socket = &options.socket;
         let front_door = listen(socket, SocketType::Stream).map_err(at(socket))?;
         let mut paths = vec![socket.clone()];
         let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
+        let device = device_options(&options);
         let (options, seed) = (Box::new(options), random_seed());
         let added = self.mailbox.call(|reply| Order::AddGuest { options, hybrid, seed, reply });
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
             unlink(&paths);
         })?;
-        let device = BackendOptions { memory_slots, ..BackendOptions::new(cid) };
+        if let Err(error) = check_signals() {
+            self.journal.write(Some(Cid(cid)), Event::Failed(Failure::Signals(error)));
+        }
         let port = GuestPort::new(self.mailbox.clone(), link);
         let spawned = spawn(front_door, device, Box::new(port));
         let control = match spawned {
@@ -198,8 +212,16 @@ impl Node {
         let told = self.mailbox.ask(|told| Order::SayFarewell { link, told })?;
         // A guest that takes nothing has lost its connections all the same.
         let _ = told.recv_timeout(FAREWELL);
-        guest.control.stop();
+        self.stop_control(cid, guest.control, Instant::now() + THREAD_PATIENCE);
         Ok(self.mailbox.call(|reply| Order::RemoveGuest { link, reply })?)
+    }
+
+    /// Ends the control thread of a guest. One that does not end is counted: it can do no more harm, as its link is gone.
+    fn stop_control(&self, cid: u32, control: BackendHandle, deadline: Instant) {
+        if !control.stop(deadline) {
+            self.threads_left.fetch_add(1, Ordering::Relaxed);
+            self.journal.write(Some(Cid(cid)), Event::Failed(Failure::ThreadLeft));
+        }
     }
 
     /// How long at most the node looks for packets before it sleeps (see [`Polling`](crate::polling::Polling)); nothing: it sleeps at once.
@@ -249,7 +271,7 @@ impl Node {
 
     /// Changes the options of a guest while it runs. A new CID has the effects of [`set_guest_cid`](Self::set_guest_cid).
     /// Connections over a hybrid socket that is replaced stay open. New groups and aliases apply to new connections.
-    /// Name, socket and `memory_slots` keep their values.
+    /// Name, socket and the options about memory keep their values.
     ///
     /// # Errors
     /// There is no such guest, a CID is invalid or in use, or the hybrid socket could not be created. If so, nothing has
@@ -353,7 +375,10 @@ impl Node {
     /// # Errors
     /// The node has been stopped.
     pub fn snapshot(&self) -> Result<Snapshot, NodeError> {
-        Ok(self.mailbox.call(|reply| Order::Snapshot { reply })?)
+        let mut snapshot = self.mailbox.call(|reply| Order::Snapshot { reply })?;
+        let threads_left = self.threads_left.load(Ordering::Relaxed);
+        snapshot.counters.push(("threads_left", threads_left));
+        Ok(snapshot)
     }
 
     /// What has happened since the last call.
@@ -395,14 +420,16 @@ impl Node {
             // One that takes nothing has lost its connections all the same.
             let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
-        for (_, guest) in guests {
+        guests.values().for_each(|guest| guest.control.tell_to_stop());
+        let until = Instant::now() + THREAD_PATIENCE;
+        for (cid, guest) in guests {
             unlink(&guest.paths);
-            guest.control.stop();
+            self.stop_control(cid, guest.control, until);
         }
         // A worker that ended on its own has said why in the journal.
         let _ = self.mailbox.post(Order::Stop);
-        if let Some(thread) = worker {
-            let _ = thread.join();
+        if worker.is_some_and(|thread| !thread.join(Instant::now() + WORKER_PATIENCE)) {
+            self.journal.write(None, Event::Failed(Failure::WorkerLeft));
         }
         // Last, as it gives the memory back that the worker used.
         drop(device);
@@ -415,13 +442,24 @@ impl Drop for Node {
     }
 }
 
+/// What a guest's device offers, and takes from its front end.
+fn device_options(options: &GuestOptions) -> BackendOptions {
+    let &GuestOptions { cid, memory_slots, file_memory, memory_limit_gib, .. } = options;
+    let usual = BackendOptions::new(cid);
+    let memory_limit = match memory_limit_gib {
+        0 => usual.memory_limit,
+        limit => u64::from(limit) << 30,
+    };
+    BackendOptions { memory_slots, file_memory, memory_limit, ..usual }
+}
+
 /// Starts the thread of a worker, which is made there; if it is made, and ends otherwise than by an order, it is said.
 fn spawn_worker(
     cid: u32,
     journal: Journal,
     make: impl FnOnce() -> Option<Worker> + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
+) -> io::Result<Joinable> {
+    Joinable::spawn(std::thread::Builder::new().name(format!("vsock-{cid}")), move || {
         // All that the worker has is dropped with it, whether it returns or panics; see docs/decisions/0013-panics.md.
         let ran = catch_unwind(AssertUnwindSafe(|| make().is_none_or(Worker::run)));
         if !matches!(ran, Ok(true)) {

@@ -38,6 +38,11 @@ macro_rules! guest_options {
             /// Let its front end add and remove memory regions one by one; see
             /// [`BackendOptions::memory_slots`](vsock_virtio::vhost_user::BackendOptions::memory_slots).
             memory_slots: bool,
+            /// Take its memory in files of any file system; see
+            /// [`BackendOptions::file_memory`](vsock_virtio::vhost_user::BackendOptions::file_memory).
+            file_memory: bool,
+            /// Its memory at most, in GiB; 0: [`MEMORY_LIMIT`](vsock_virtio::vhost_user::MEMORY_LIMIT).
+            memory_limit_gib: u32,
             /// Other CIDs by which it reaches this node, as software in a Nitro enclave reaches its parent by CID 3.
             /// The node takes packets that the guest sends to one of them, even if another guest has that CID, and
             /// answers from it.

@@ -5,6 +5,7 @@
 //! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
 //! | [`queue`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how queues and memory get here |
+//! | [`joinable`] | threads that are waited for with a deadline |
 //! | [`saved`] | descriptors beside saved state |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //!
@@ -12,6 +13,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod joinable;
 pub mod link;
 pub mod queue;
 pub mod saved;

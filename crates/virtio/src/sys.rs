@@ -1,11 +1,15 @@
-//! What is asked of the kernel about descriptors: who is at the other end, whether one can be signalled on, how much is
-//! unread. Where no library has a call in a safe form it is made here; there is no other unsafe code in this crate.
+//! What is asked of the kernel about descriptors: who is at the other end, what sort of file it is, how much is unread; and
+//! signals on them. Where no library has a call in a safe form it is made here; there is no other unsafe code in this
+//! crate.
+
+mod aio;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Who is at the other end of a Unix socket, as the kernel knows it.
@@ -80,19 +84,35 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
     if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
-/// Whether an fd can be one to signal on: an eventfd, a pipe, or a socket (as User-Mode Linux has). A write to
-/// anything else may take as long as a file system pleases, which may be the front end's own (FUSE).
-pub(crate) fn can_signal(fd: impl AsFd) -> bool {
-    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    // An eventfd has no file type.
-    matches!(kind, Ok(FileType::Fifo | FileType::Socket | FileType::Unknown))
+pub use aio::check as check_signals;
+pub(crate) use aio::{prepare as prepare_signals, signal_at_once};
+
+/// Whether an fd is an eventfd: what the worker may touch of a front end's. The kernel has no call that says it without a
+/// side effect; the name of the file is the kernel's own, and no file with a path has such a name.
+///
+/// # Errors
+/// There is no `/proc` to tell.
+pub(crate) fn is_eventfd(fd: impl AsFd) -> std::io::Result<bool> {
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let name = rustix::fs::readlink(path, Vec::new())?;
+    Ok(name.as_bytes() == b"anon_inode:[eventfd]")
+}
+
+/// Whether an fd is one of those that User-Mode Linux is signalled on: a pipe, or a Unix stream socket.
+pub(crate) fn is_pipe_or_stream(fd: impl AsFd) -> bool {
+    let fd = fd.as_fd();
+    if sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX) {
+        return sockopt::socket_type(fd) == Ok(SocketType::STREAM);
+    }
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
 }
 
 /// Signals on an eventfd, pipe or socket. One that is full has a signal waiting already.
 ///
 /// The other side shares the open file description and may read from it: a thread that waits in read(2) would fail
-/// with EAGAIN if we set `O_NONBLOCK`, and the other side can take that back. So we look for room before each write;
-/// only who fills it at that very moment could make us wait.
+/// with EAGAIN if we set `O_NONBLOCK`, and the other side can take that back. So we look for room before each write. The
+/// other side can make this wait all the same: it fills the file at that very moment, or holds the lock of a pipe. So this is for
+/// threads that serve that one other side; where others would wait too, it is [`signal_at_once`].
 pub(crate) fn signal(fd: &OwnedFd) -> std::io::Result<()> {
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut room = [PollFd::new(fd, PollFlags::OUT)];
@@ -165,7 +185,7 @@ mod tests {
         let socket = OwnedFd::from(socket);
         fill(&socket);
         for fd in [counter, pipe, socket] {
-            assert!(is_blocking(&fd) && can_signal(&fd));
+            assert!(is_blocking(&fd));
             signal_in_time(fd);
         }
     }
@@ -178,9 +198,33 @@ mod tests {
     }
 
     #[test]
-    fn file_is_nothing_to_signal_on() {
+    fn eventfd_is_told_from_other_files() {
+        assert!(is_eventfd(eventfd(0, EventfdFlags::empty()).unwrap()).unwrap());
+        let (pipe, _) = rustix::pipe::pipe().unwrap();
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
+        let name =
+            std::env::temp_dir().join(format!("anon_inode:[eventfd]-{}", std::process::id()));
+        let file = std::fs::File::create(&name).unwrap();
+        std::fs::remove_file(&name).unwrap();
+        for fd in [pipe, socket.into(), epoll.unwrap(), file.into()] {
+            assert!(!is_eventfd(fd).unwrap());
+        }
+    }
+
+    #[test]
+    fn pipe_or_stream_is_told_from_other_files() {
+        let (_reader, pipe) = rustix::pipe::pipe().unwrap();
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert!(is_pipe_or_stream(pipe) && is_pipe_or_stream(stream));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let datagrams = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let counter = eventfd(0, EventfdFlags::empty()).unwrap();
+        for fd in [OwnedFd::from(tcp), datagrams.into(), counter] {
+            assert!(!is_pipe_or_stream(fd));
+        }
         for path in ["/proc/self/exe", "/dev/null", "/"] {
-            assert!(!can_signal(std::fs::File::open(path).unwrap()), "{path}");
+            assert!(!is_pipe_or_stream(std::fs::File::open(path).unwrap()), "{path}");
         }
     }
 }

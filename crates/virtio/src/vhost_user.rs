@@ -22,13 +22,17 @@ pub mod detach;
 pub mod frontend;
 
 mod accept;
+mod budget;
+mod call;
 mod control;
 mod handler;
 mod message;
 mod rings;
 
 pub use attachment::{Attachment, Change, QueueStart};
-pub use backend::{BackendHandle, BackendOptions, Paused, SavedBackend, SavedFrontEnd, spawn};
+pub use backend::{
+    BackendHandle, BackendOptions, MEMORY_LIMIT, Paused, SavedBackend, SavedFrontEnd, spawn,
+};
 pub use control::BackendControl;
 pub use detach::Detach;
 pub use frontend::{Attached, ConfigSpace, FrontendError, FrontendOptions, RingSignals, attach};

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use vhost::vhost_user::message::FrontendReq;
 use vhost_user_support::{
-    ACK, Device, GUEST, LEN, PLAIN, Speaker, USER, addresses, event, memory, pair, table, words,
+    ACK, Call, Device, GUEST, LEN, PLAIN, Speaker, USER, addresses, event, memory, pair, table,
+    words,
 };
 use vsock_guest_memory::MemoryPolicy;
 use vsock_virtio::spec::{F_EVENT_IDX, F_VERSION_1};
@@ -112,7 +113,7 @@ fn stalled_front_end_does_not_keep_the_device_from_stopping() {
     let front = Speaker::connect(&device.path);
     front.send_bytes(&[1, 0, 0], &[]);
     assert!(matches!(device.call(), vhost_user_support::Call::Attached(_)));
-    device.handle.take().unwrap().stop();
+    device.stop();
     assert_eq!(device.detach(), Detach::Stopped);
 }
 
@@ -224,6 +225,49 @@ fn ring_with_a_file_to_signal_on_is_refused() {
     }
 }
 
+/// S3: poll(2) of an epoll set looks into the set, whose lock its owner may hold; a pipe and a socket have locks too.
+#[test]
+fn ring_whose_kick_is_no_eventfd_is_refused() {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    for fd in [reader.as_fd(), writer.as_fd(), socket.as_fd(), epoll.as_fd()] {
+        let request = FrontendReq::SET_VRING_KICK;
+        let reason = fate_when_ready(|front| front.say(request, &words(&[0]), &[fd]));
+        assert!(wrong_fds(&reason, request), "{reason}");
+    }
+}
+
+/// S24: bytes from a process with the switch's rights go to nobody but a front end.
+#[test]
+fn ring_whose_call_is_another_socket_or_anonymous_file_is_refused() {
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let datagrams = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    for fd in [tcp.as_fd(), datagrams.as_fd(), epoll.as_fd()] {
+        let request = FrontendReq::SET_VRING_CALL;
+        let reason = fate_when_ready(|front| front.say(request, &words(&[0]), &[fd]));
+        assert!(wrong_fds(&reason, request), "{reason}");
+    }
+}
+
+/// The control thread finds out that nobody reads any more.
+#[test]
+fn signal_that_nobody_can_receive_ends_the_attachment() {
+    let device = Device::new();
+    let mut front = Speaker::connect(&device.path);
+    front.negotiate(FEATURES);
+    front.give_memory();
+    front.set_up(0, 128, 0);
+    let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    front.tell(FrontendReq::SET_VRING_CALL, &words(&[0]), &[socket.as_fd()]);
+    front.enable(0, true);
+    drop((socket, other));
+    device.signal(0);
+    front.expect_hang_up();
+    assert_eq!(device.detach(), Detach::Socket(std::io::ErrorKind::BrokenPipe));
+}
+
 #[test]
 fn memory_larger_than_its_file_is_refused() {
     let file = memory(LEN);
@@ -280,13 +324,78 @@ fn memory_that_can_shrink_is_refused_where_seals_are_required() {
     assert_eq!(device.detach().counter(), "bad_memory");
 }
 
+/// A device whose front end may add and remove regions.
+fn with_slots() -> Device {
+    Device::with(BackendOptions { memory_slots: true, ..BackendOptions::new(42) })
+}
+
 #[test]
 fn region_that_is_not_there_cannot_be_removed() {
     let body = words(&[0, GUEST, LEN - 4096, USER, 0]);
-    let reason = fate_when_ready(|front| front.say(FrontendReq::REM_MEM_REG, &body, &[]));
+    let reason = fate_at(&with_slots(), |front| {
+        front.negotiate(FEATURES);
+        front.give_memory();
+        front.say(FrontendReq::REM_MEM_REG, &body, &[]);
+    });
     assert_eq!(reason.counter(), "bad_memory", "{reason}");
-    let reason = fate(|front| front.say(FrontendReq::REM_MEM_REG, &body, &[]));
+    let reason = fate_at(&with_slots(), |front| front.say(FrontendReq::REM_MEM_REG, &body, &[]));
     assert_eq!(reason.counter(), "bad_memory", "{reason}");
+}
+
+/// S11: 509 regions are for guests that were given memory slots.
+#[test]
+fn regions_come_and_go_one_by_one_only_where_that_was_negotiated() {
+    let body = words(&[0, GUEST, LEN, USER, 0]);
+    for request in [FrontendReq::ADD_MEM_REG, FrontendReq::REM_MEM_REG] {
+        let reason = fate(|front| {
+            front.negotiate(FEATURES);
+            front.say(request, &body, &[memory(LEN).as_fd()]);
+        });
+        assert_eq!(reason, Detach::Unsupported(request as u32));
+        let reason = fate_at(&with_slots(), |front| {
+            front.ask_number(FrontendReq::GET_FEATURES);
+            front.say(request, &body, &[memory(LEN).as_fd()]);
+        });
+        assert_eq!(reason, Detach::Unsupported(request as u32));
+    }
+}
+
+/// S5: the first look at a page of another file system may take as long as that pleases: a FUSE server need not answer.
+#[test]
+fn memory_in_a_file_that_is_no_memory_is_refused_unless_the_guest_may() {
+    // A file of procfs says whatever it likes about its size, as FUSE does.
+    let file = std::fs::File::open("/proc/self/maps").unwrap();
+    let body = table(&[[GUEST, LEN, USER, 0]]);
+    let reason = fate(|front| front.say(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd()]));
+    assert_eq!(reason.counter(), "bad_memory");
+    let text = reason.to_string();
+    assert!(text.contains("memory-backend-memfd") && text.contains("file_memory = true"), "{text}");
+    let trusting = BackendOptions { file_memory: true, ..BackendOptions::new(42) };
+    let reason = fate_at(&Device::with(trusting), |front| {
+        front.say(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd()]);
+    });
+    assert!(reason.to_string().contains("needs 1048576 bytes of a file of 0"), "{reason}");
+}
+
+/// S11: a file of any size costs nothing.
+#[test]
+fn memory_above_the_limit_is_refused_at_once_or_region_by_region() {
+    let limit = BackendOptions::new(42).memory_limit;
+    let file = memory(2 * limit);
+    let body = table(&[[0, limit, USER, 0], [limit, 4096, USER + limit, limit]]);
+    let reason = fate(|front| {
+        front.say(FrontendReq::SET_MEM_TABLE, &body, &[file.as_fd(), file.as_fd()]);
+    });
+    assert_eq!(reason.counter(), "bad_memory");
+    assert!(reason.to_string().contains("memory_limit_gib"), "{reason}");
+    let reason = fate_at(&with_slots(), |front| {
+        front.negotiate(FEATURES);
+        let half = |at: u64| words(&[0, at, limit / 2, USER + at, at]);
+        front.tell(FrontendReq::ADD_MEM_REG, &half(0), &[file.as_fd()]);
+        front.tell(FrontendReq::ADD_MEM_REG, &half(limit / 2), &[file.as_fd()]);
+        front.say(FrontendReq::ADD_MEM_REG, &half(limit), &[file.as_fd()]);
+    });
+    assert!(reason.to_string().contains("memory_limit_gib"), "{reason}");
 }
 
 #[test]
@@ -399,6 +508,26 @@ fn front_end_that_reads_no_replies_is_sent_away() {
     let error = std::iter::repeat_with(|| front.socket.write_all(&question)).find_map(Result::err);
     assert_ne!(error.unwrap().kind(), std::io::ErrorKind::WouldBlock);
     assert_eq!(device.detach(), Detach::NotReading);
+}
+
+/// S18: each of these costs the worker two orders. What is counted is orders for the time that they took, by the clock that the
+/// device has, so a slow machine only makes them fewer.
+#[test]
+fn front_end_that_asks_without_end_is_paced() {
+    let device = Device::new();
+    let mut front = Speaker::connect(&device.path);
+    front.negotiate(FEATURES);
+    front.give_memory();
+    front.set_up(0, 128, 0);
+    let start = std::time::Instant::now();
+    for _ in 0..400 {
+        front.enable(0, true);
+        front.enable(0, false);
+    }
+    // 800 orders are 3200 units and 800 messages are 800, of which 2048 were there; one comes back in half a millisecond.
+    let least = std::time::Duration::from_micros(500) * (4000 - 2048);
+    assert!(start.elapsed() >= least, "{:?}", start.elapsed());
+    assert_eq!(device.calls().iter().filter(|call| matches!(call, Call::Stop(0))).count(), 400);
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn attached_front_end_whose_signals_are_in_use_when_dropped_has_its_rings_back()
 fn attached_front_end_sees_the_device_stop() {
     let mut device = Device::new();
     let attached = attach_to(&device, &rings(2)).unwrap();
-    device.handle.take().unwrap().stop();
+    device.stop();
     let mut fds = [PollFd::new(&attached, PollFlags::IN)];
     poll(&mut fds, None).unwrap();
     assert!(fds[0].revents().intersects(PollFlags::IN | PollFlags::HUP));

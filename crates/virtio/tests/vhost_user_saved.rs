@@ -176,3 +176,22 @@ fn control_thread_that_cannot_be_is_not_restored() {
     let other = device.restore(&paused, |it| it.front_end = None).err();
     assert_eq!(other, descriptor);
 }
+
+/// What User-Mode Linux is signalled on is not what the worker signals, and goes along.
+#[test]
+fn signals_are_passed_on_to_a_socket_after_a_hand_over() {
+    let mut device = Device::new();
+    let mut front = Speaker::connect(&device.path);
+    front.negotiate(FEATURES);
+    front.give_memory();
+    front.set_up(0, 128, 0);
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    front.tell(FrontendReq::SET_VRING_CALL, &words(&[0]), &[theirs.as_fd()]);
+    front.enable(0, true);
+    device.hand_over();
+    device.signal(0);
+    ours.set_read_timeout(Some(vhost_user_support::PATIENCE)).unwrap();
+    let mut signal = [0; 8];
+    std::io::Read::read_exact(&mut &ours, &mut signal).unwrap();
+    assert_eq!(u64::from_ne_bytes(signal), 1);
+}

@@ -12,6 +12,8 @@
     hybrid = true                 # optional: a path, or true for the usual place
     socket = "/run/vm/alpha.sock" # optional: where the VMM connects
     memory_slots = true           # optional: for a guest with more than 8 memory regions
+    file_memory = true            # optional: its memory may be in files on any file system
+    memory_limit_gib = 64         # optional: its memory at most
     host_aliases = [3]            # optional: CIDs by which it reaches the host besides 2
 
 Each fault says file, line, what is wrong and what would be right. `tomllib` keeps no line

@@ -38,17 +38,25 @@ LINGER_TIMEOUT: Final = 600.0
 LONGEST_LINGER_TIMEOUT: Final = 86_400.0
 """A day."""
 
+MEMORY_LIMIT_GIB: Final = 1024
+"""Memory of a guest at most, if nothing else is said: more than any guest has that we know."""
+
+LARGEST_MEMORY_LIMIT_GIB: Final = 32 * 1024
+"""Half of what a switch maps for all guests together."""
+
 LONGEST_PORT_SUFFIX: Final = f"_{0xFFFFFFFF}"
 """A program that listens on a port of a hybrid socket has a socket whose path is the hybrid one's and this."""
 
 __all__ = [
     "FIRST_GUEST_CID",
+    "LARGEST_MEMORY_LIMIT_GIB",
     "LAST_GUEST_CID",
     "LINGER_TIMEOUT",
     "LONGEST_LINGER_TIMEOUT",
     "LONGEST_POLL_US",
     "LONGEST_PORT_SUFFIX",
     "LONGEST_TEXT",
+    "MEMORY_LIMIT_GIB",
     "POLL_US",
     "DatagramRecord",
     "FlowRecord",
@@ -113,6 +121,12 @@ def _wrong_poll(microseconds: int) -> str | None:
     return f"must be 0 to {LONGEST_POLL_US} microseconds, not {microseconds}"
 
 
+def _wrong_memory_limit(gib: int) -> str | None:
+    if 1 <= gib <= LARGEST_MEMORY_LIMIT_GIB:
+        return None
+    return f"must be 1 to {LARGEST_MEMORY_LIMIT_GIB} GiB, not {gib}"
+
+
 def _wrong_linger(seconds: float) -> str | None:
     if 0 < seconds <= LONGEST_LINGER_TIMEOUT:
         return None
@@ -120,6 +134,7 @@ def _wrong_linger(seconds: float) -> str | None:
 
 
 _CID_RANGE: Final = (("minimum", FIRST_GUEST_CID), ("maximum", LAST_GUEST_CID))
+_MEMORY_LIMIT_RANGE: Final = (("minimum", 1), ("maximum", LARGEST_MEMORY_LIMIT_GIB))
 _ABSOLUTE: Final = (("pattern", "^/"),)
 
 Name = Annotated[str, Rule(_wrong_name)]
@@ -142,7 +157,8 @@ class GuestSpec:
     If `socket` is None, it is `guests/NAME.sock` in the runtime directory. `hybrid` is the path of a hybrid
     socket, True for `guests/NAME.vsock`, and None or False for none. With `memory_slots`, QEMU sends memory
     regions one by one, and does not send them again to a restarted switch: a reboot of the guest then no
-    longer brings its vsock device back. `host_aliases` exist for software for Nitro enclaves,
+    longer brings its vsock device back. Without `file_memory`, guest memory must be in tmpfs (as a memfd is) or
+    hugetlbfs, because all guests wait while the switch reads a page from anywhere else. `host_aliases` exist for software for Nitro enclaves,
     which connects to its parent as CID 3.
     """
 
@@ -178,6 +194,18 @@ class GuestSpec:
     memory_slots: Annotated[
         bool, About("For more than 8 memory regions (hot-plug).", is_fixed=True)
     ] = False
+    file_memory: Annotated[
+        bool,
+        About(
+            "Take its memory in files on any file system; a slow one makes all guests wait.",
+            is_fixed=True,
+        ),
+    ] = False
+    memory_limit_gib: Annotated[
+        int,
+        Rule(_wrong_memory_limit, json_schema=_MEMORY_LIMIT_RANGE),
+        About("Its memory at most, in GiB.", is_fixed=True),
+    ] = MEMORY_LIMIT_GIB
     host_aliases: Annotated[
         tuple[Alias, ...],
         Rule(_too_many, json_schema=(("maxItems", MOST_ALIASES),)),

@@ -52,8 +52,9 @@ def open_lab(step: Step) -> Iterator[Lab]:
         runtime_dir = Path(tempfile.mkdtemp(prefix="vsock-demo-"))
         stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
         switch = stack.enter_context(Switch(runtime_dir=runtime_dir, control=True))
-        for name, cid, _ in GUESTS:
-            switch.add_guest(name, cid, groups=["demo"])
+        for name, cid, vmm in GUESTS:
+            # User-Mode Linux has its memory in /tmp where /dev/shm is small, as in many containers.
+            switch.add_guest(name, cid, groups=["demo"], file_memory=vmm == "uml")
         host = ProcessPlace("host", CID_HOST, runtime_dir)
         stack.callback(host.end)
         lab = Lab(runtime_dir, host, host, host, [], [])

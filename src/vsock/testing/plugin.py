@@ -93,7 +93,9 @@ def vsock_switch(vsock_runtime_dir: Path) -> Iterator[Switch]:
     """A switch with an entry for each kind of guest; all may connect to each other."""
     with Switch(runtime_dir=vsock_runtime_dir) as switch:
         for number, kind in enumerate(KINDS + NEWER_KINDS):
-            switch.add_guest(kind, FIRST_CID + number, groups=["tests"])
+            # User-Mode Linux has its memory in /tmp where /dev/shm is small, as in many containers.
+            is_uml = kind.startswith("uml")
+            switch.add_guest(kind, FIRST_CID + number, groups=["tests"], file_memory=is_uml)
         yield switch
 
 

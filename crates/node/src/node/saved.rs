@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use vsock_core::saved::{Unfit, check};
@@ -83,7 +84,7 @@ impl Node {
             Ok(saved) => {
                 if let Some(thread) = std::mem::take(&mut *held).worker {
                     // It has given away what there is, so it can only end well.
-                    let _ = thread.join();
+                    let _ = thread.wait();
                 }
                 Ok(saved)
             }
@@ -171,7 +172,8 @@ impl Node {
         // Without an answer it has panicked.
         outcome.recv().map_err(|_| RestoreError::Internal)??;
         let held = Held { worker: Some(worker), paths, ..Held::default() };
-        let node = Self { mailbox, journal, held: Mutex::new(held) };
+        let node =
+            Self { mailbox, journal, held: Mutex::new(held), threads_left: AtomicU64::new(0) };
         for (_, guest) in paused {
             let (cid, guest) = guest.resume()?;
             node.held().guests.insert(cid, guest);

@@ -5,6 +5,7 @@
 
 pub(crate) mod attack;
 pub(crate) mod raw;
+pub(crate) mod vmm;
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;

@@ -24,7 +24,7 @@ use super::packet::{
 };
 use crate::queue::{Chain, DeviceQueue, QueueConfig, QueueError};
 use crate::spec::{EVENT_QUEUE, QUEUE_COUNT, RX_QUEUE, TRANSPORT_RESET, TX_QUEUE};
-use crate::sys::signal;
+use crate::sys::{prepare_signals, signal_at_once};
 use vsock_guest_memory::GuestMemory;
 use vsock_guest_memory::slice::{self, Slice, Slices};
 
@@ -83,6 +83,8 @@ impl DeviceLink {
         if queue >= QUEUE_COUNT {
             return Err(QueueError::BadSize(0));
         }
+        // A thread that cannot signal says so with its first signal.
+        let _ = prepare_signals();
         let stopped_at = self.stop_queue(queue);
         self.bases[queue] = config.base;
         let virtqueue = DeviceQueue::new(Arc::clone(memory), config)?;
@@ -143,8 +145,8 @@ impl DeviceLink {
             queue.call = call;
             if let Some(call) = &queue.call {
                 self.stats.signals += 1;
-                // An fd that cannot be written will say so again at the next publish.
-                let _ = signal(call);
+                // An fd that cannot be signalled will say so again at the next publish.
+                let _ = signal_at_once(call.as_fd());
             }
         }
     }
@@ -309,7 +311,7 @@ impl DeviceLink {
             && let Some(call) = &queue.call
         {
             self.stats.signals += 1;
-            signal(call)?;
+            signal_at_once(call.as_fd())?;
         }
         Ok(())
     }

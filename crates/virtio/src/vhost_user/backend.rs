@@ -4,6 +4,8 @@
 //! after the data plane has applied it; a slow guest then waits for itself alone. The thread sleeps in `poll` and has
 //! a small stack, so a thousand idle guests cost memory for a thousand small stacks and no time.
 //!
+//! It also writes to those files of its front end that the worker must not touch (`call.rs`).
+//!
 //! Whoever connects may say nothing: tools and tests knock at sockets to see whether somebody is there. So a
 //! connection becomes *the* attachment only with its first byte (`accept.rs`).
 
@@ -12,8 +14,7 @@ mod saved;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -24,6 +25,7 @@ use super::control::{BackendControl, Shared};
 use super::handler::Handler;
 use super::message::Inbox;
 use super::{Attachment, Detach, F_PROTOCOL_FEATURES};
+use crate::joinable::Joinable;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1};
 use vsock_guest_memory::MemoryPolicy;
 
@@ -35,6 +37,9 @@ const BATCH: usize = 64;
 
 /// How long the listener is left alone after it could not accept (no fds left).
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a thread may take to stop when its handle is dropped.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a guest's device offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +55,29 @@ pub struct BackendOptions {
     pub memory_slots: bool,
     /// What to do with memory that its owner can shrink.
     pub memory_policy: MemoryPolicy,
+    /// Take memory in files of any file system. The first look at a page may then take as long as that file system
+    /// pleases, and everybody waits.
+    pub file_memory: bool,
+    /// Bytes of memory at most.
+    pub memory_limit: u64,
 }
 
+/// What a guest's memory may be at most, if nothing else is said: more than any guest of today has, and little enough that
+/// dozens of front ends that claim so much leave others room.
+pub const MEMORY_LIMIT: u64 = 1 << 40;
+
 impl BackendOptions {
-    /// The usual device with this CID: SEQPACKET on, memory slots off, any memory.
+    /// The usual device with this CID: SEQPACKET on, memory slots off, memory of up to [`MEMORY_LIMIT`] bytes in memory files.
     #[must_use]
     pub fn new(cid: u32) -> Self {
-        Self { cid, seqpacket: true, memory_slots: false, memory_policy: MemoryPolicy::default() }
+        Self {
+            cid,
+            seqpacket: true,
+            memory_slots: false,
+            memory_policy: MemoryPolicy::default(),
+            file_memory: false,
+            memory_limit: MEMORY_LIMIT,
+        }
     }
 
     /// The virtio features offered.
@@ -106,20 +127,20 @@ pub fn spawn(
 /// Begins to serve front ends, or goes on with it.
 fn start(guest: Box<Guest>) -> std::io::Result<BackendHandle> {
     let control = BackendControl::new(Arc::clone(&guest.shared));
-    let thread = std::thread::Builder::new()
-        .name(format!("vhost-{}", guest.shared.cid()))
-        .stack_size(STACK)
-        .spawn(move || guest.run())?;
+    let builder = std::thread::Builder::new().name(format!("vhost-{}", guest.shared.cid()));
+    let thread = Joinable::spawn(builder.stack_size(STACK), move || guest.run())?;
     Ok(BackendHandle { control, thread: Some(thread) })
 }
 
 /// A running control thread; stops it when dropped.
 ///
 /// Stopping waits for the thread, and the thread may be waiting for the worker inside an [`Attachment`] call: the
-/// worker itself must not do it.
+/// worker itself must not do it. A front end can make the thread wait as well: a descriptor that it sent may take long to
+/// close, or its memory's file system long to answer. So the wait has a deadline. A thread that is left behind ends
+/// its attachment as soon as it goes on.
 pub struct BackendHandle {
     control: BackendControl,
-    thread: Option<JoinHandle<Option<Box<Guest>>>>,
+    thread: Option<Joinable<Option<Box<Guest>>>>,
 }
 
 impl BackendHandle {
@@ -137,34 +158,42 @@ impl BackendHandle {
         self.control.set_cid(cid)
     }
 
-    /// Ends the attachment (if any) with [`Detach::Stopped`], closes the socket and waits for the thread.
-    pub fn stop(mut self) {
-        self.join();
+    /// Tells the thread to stop and does not wait; for who stops many.
+    pub fn tell_to_stop(&self) {
+        self.control.stop();
+    }
+
+    /// Ends the attachment (if any) with [`Detach::Stopped`], closes the socket and waits for the thread until
+    /// `deadline`. False: the thread is left behind.
+    #[must_use]
+    pub fn stop(mut self, deadline: Instant) -> bool {
+        self.join(deadline)
     }
 
     /// Ends the thread between two messages of its front end, to which nothing is said.
     ///
-    /// As with [`stop`](Self::stop), the worker itself must not call this, and must be running.
+    /// As with [`stop`](Self::stop), the worker itself must not call this, and must be running. A front end that makes its
+    /// thread wait makes this wait.
     ///
     /// # Errors
     /// The thread has ended by itself.
     pub fn pause(mut self) -> Result<Paused, Self> {
         self.control.pause();
-        let guest = self.thread.take().and_then(|thread| thread.join().ok().flatten());
+        let guest = self.thread.take().and_then(Joinable::wait).flatten();
         guest.map(Paused::new).ok_or(self)
     }
 
-    fn join(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
+    fn join(&mut self, deadline: Instant) -> bool {
+        let Some(thread) = self.thread.take() else { return true };
         self.control.stop();
-        // A panic outside the guarded calls has been printed; there is nothing left to end.
-        let _ = thread.join();
+        thread.join(deadline)
     }
 }
 
 impl Drop for BackendHandle {
     fn drop(&mut self) {
-        self.join();
+        // One that is left behind holds nothing that anybody waits for.
+        let _ = self.join(Instant::now() + PATIENCE);
     }
 }
 
@@ -201,9 +230,13 @@ impl Guest {
             if order.pause {
                 return Some(self);
             }
+            self.relay();
+            self.handler.complain();
+            if self.handler.pause().is_some() {
+                continue;
+            }
             // The attached one first: if it has just left, the next may be knocking already.
             let is_drained = self.serve();
-            self.handler.complain();
             self.is_listening = self.probes.accept(&self.listener).is_ok();
             if is_drained {
                 self.look_at_probes();
@@ -215,14 +248,25 @@ impl Guest {
     fn wait(&self) {
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut fds = vec![readable(self.shared.bell())];
-        fds.extend(self.is_listening.then(|| PollFd::new(&self.listener, PollFlags::IN)));
-        fds.extend(self.attached.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)));
-        fds.extend(self.probes.iter().map(|probe| PollFd::new(&probe.socket, PollFlags::IN)));
+        fds.extend(self.handler.to_relay().map(readable));
+        let rest = self.handler.pause();
+        if rest.is_none() {
+            fds.extend(self.is_listening.then(|| PollFd::new(&self.listener, PollFlags::IN)));
+            fds.extend(self.attached.iter().map(|one| PollFd::new(&one.socket, PollFlags::IN)));
+            fds.extend(self.probes.iter().map(|probe| PollFd::new(&probe.socket, PollFlags::IN)));
+        }
         let pause = (!self.is_listening).then_some(PAUSE);
-        let timeout = pause.into_iter().chain(self.handler.patience()).min();
+        let timeout = pause.into_iter().chain(rest).chain(self.handler.patience()).min();
         let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
         // Interrupted or out of memory: everything is looked at, nothing is taken for granted.
         let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    /// Passes signals on to a front end that has no eventfds for them.
+    fn relay(&mut self) {
+        if let Err(reason) = self.handler.relay() {
+            self.detach(reason);
+        }
     }
 
     /// Serves the attached front end; `false` if it may have more to say.
@@ -268,6 +312,9 @@ impl Guest {
 /// Handles what messages are there; `false` if there may be more.
 fn serve_batch(attached: &mut Attached, handler: &mut Handler) -> Result<bool, Detach> {
     for _ in 0..BATCH {
+        if handler.pause().is_some() {
+            return Ok(false);
+        }
         let Some(message) = attached.inbox.receive(&attached.socket)? else {
             return Ok(true);
         };

@@ -23,6 +23,8 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 
 pub use self::saved::{SavedHandler, SavedRegion};
+use super::budget::Metered;
+use super::call::Signals;
 use super::control::Shared;
 use super::message::{Message, send_reply};
 use super::rings::RingSetup;
@@ -46,7 +48,7 @@ enum Answer {
 pub(super) struct Handler {
     options: BackendOptions,
     shared: Arc<Shared>,
-    attachment: Box<dyn Attachment>,
+    attachment: Metered,
     /// Some while a front end is attached.
     peer: Option<PeerCredentials>,
     /// Whether the front end has said anything yet.
@@ -57,6 +59,7 @@ pub(super) struct Handler {
     /// When to complain that there is no memory, though there is a driver.
     memory_due: Option<Instant>,
     rings: [RingSetup; QUEUE_COUNT],
+    signals: Signals,
 }
 
 impl Handler {
@@ -68,7 +71,7 @@ impl Handler {
         Self {
             options,
             shared,
-            attachment,
+            attachment: Metered::new(attachment),
             peer: None,
             has_spoken: false,
             features: 0,
@@ -76,6 +79,7 @@ impl Handler {
             memory: None,
             memory_due: None,
             rings: Default::default(),
+            signals: Signals::of_this_kernel(),
         }
     }
 
@@ -95,6 +99,11 @@ impl Handler {
             self.memory_due = None;
             self.attachment.apply(Change::WithoutMemory);
         }
+    }
+
+    /// How long front ends have to wait because they have asked for too much; `None`: they can be served.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        self.attachment.pause()
     }
 
     /// A front end has the device from now on.
@@ -125,6 +134,7 @@ impl Handler {
     /// Does what `message` asks and answers it on `socket`.
     pub(super) fn handle(&mut self, message: Message, socket: impl AsFd) -> Result<(), Detach> {
         let (request, needs_reply) = (message.request, message.needs_reply);
+        self.attachment.count_message();
         self.expect_resumption(request);
         let result = self.dispatch(message);
         let wants_ack = needs_reply && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
@@ -187,8 +197,7 @@ impl Handler {
             FrontendReq::SET_VRING_ENABLE => self.set_vring_enable(&message),
             FrontendReq::SET_VRING_KICK => self.set_vring_kick(message),
             FrontendReq::SET_VRING_CALL => self.set_vring_call(message),
-            // For errors we end the attachment, so there is never one to signal.
-            FrontendReq::SET_VRING_ERR => self.vring_fd(message).map(|_| Answer::Done),
+            FrontendReq::SET_VRING_ERR => Self::set_vring_err(message),
             _ => Err(Detach::Unsupported(message.request)),
         }
     }

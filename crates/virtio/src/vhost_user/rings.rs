@@ -12,6 +12,7 @@ use vhost::vhost_user::message::VhostUserVringAddr;
 
 pub use self::saved::SavedRing;
 use super::Detach;
+use super::call::Call;
 use crate::queue::{MAX_QUEUE_SIZE, QueueConfig};
 use vsock_guest_memory::GuestMemory;
 
@@ -33,8 +34,8 @@ pub(super) struct RingSetup {
     base: u16,
     /// Its kick eventfd; a ring without one is stopped.
     pub(super) kick: Option<OwnedFd>,
-    /// Its call eventfd; without one the driver polls.
-    pub(super) call: Option<OwnedFd>,
+    /// How its driver is signalled; without this the driver polls.
+    pub(super) call: Option<Call>,
     /// What SET_VRING_ENABLE said last, if anything.
     pub(super) enabled: Option<bool>,
     /// Whether the data plane was given it and not told to stop it: nobody else keeps this.

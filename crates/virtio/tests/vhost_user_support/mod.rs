@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -65,7 +65,11 @@ struct Recorder {
     base: Arc<AtomicU16>,
     /// The rings that run, and the memory they hold.
     running: Arc<Mutex<BTreeMap<usize, Arc<GuestMemory>>>>,
+    signals: Signals,
 }
+
+/// What each ring is to be signalled on.
+type Signals = Arc<Mutex<BTreeMap<usize, OwnedFd>>>;
 
 impl Recorder {
     fn note(&self, call: Call) {
@@ -92,6 +96,9 @@ impl Attachment for Recorder {
             }
             Change::StartQueue(QueueStart { index, memory, config, call, .. }) => {
                 let len = total_len(&memory);
+                if let Some(call) = &call {
+                    self.signals.lock().unwrap().insert(index, call.try_clone().unwrap());
+                }
                 assert!(running.insert(index, memory).is_none(), "ring {index} ran");
                 Call::Start { index, memory: len, config, has_call: call.is_some() }
             }
@@ -133,7 +140,8 @@ impl Device {
         let (sender, calls) = channel();
         let stopped_at = Arc::new(AtomicU16::new(STOPPED_AT));
         let base = Arc::clone(&stopped_at);
-        let recorder = Recorder { calls: sender, base, running: Arc::default() };
+        let (running, signals) = (Arc::default(), Arc::default());
+        let recorder = Recorder { calls: sender, base, running, signals };
         let handle = spawn(listener, options, Box::new(recorder.clone())).unwrap();
         Self { path, handle: Some(handle), stopped_at, calls, recorder }
     }
@@ -178,6 +186,17 @@ impl Device {
     /// The calls so far that nobody has looked at.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.try_iter().collect()
+    }
+
+    /// Stops the device, which takes no time.
+    pub(crate) fn stop(&mut self) {
+        assert!(self.handle.take().unwrap().stop(Instant::now() + PATIENCE));
+    }
+
+    /// Signals the driver of a ring, as the worker does.
+    pub(crate) fn signal(&self, index: usize) {
+        let signals = self.recorder.signals.lock().unwrap();
+        rustix::io::write(&signals[&index], &1_u64.to_ne_bytes()).unwrap();
     }
 
     /// Lets calls pass until the end of the attachment, and returns its reason.
@@ -229,6 +248,7 @@ pub(crate) const ACK: u32 = 1 | 8;
 pub(crate) const REPLY_ACK: u64 = 1 << 3;
 pub(crate) const BACKEND_REQ: u64 = 1 << 5;
 pub(crate) const CONFIG: u64 = 1 << 9;
+pub(crate) const MEM_SLOTS: u64 = 1 << 15;
 
 /// Guest and user address of the one region that [`Speaker::give_memory`] gives.
 pub(crate) const GUEST: u64 = 0x10_0000;
@@ -357,7 +377,7 @@ impl Speaker {
     pub(crate) fn negotiate(&mut self, features: u64) {
         self.ask_number(FrontendReq::GET_FEATURES);
         let protocol = self.ask_number(FrontendReq::GET_PROTOCOL_FEATURES);
-        let wanted = protocol & (REPLY_ACK | BACKEND_REQ | CONFIG);
+        let wanted = protocol & (REPLY_ACK | BACKEND_REQ | CONFIG | MEM_SLOTS);
         self.say(FrontendReq::SET_PROTOCOL_FEATURES, &words(&[wanted]), &[]);
         self.tell(FrontendReq::SET_OWNER, &[], &[]);
         self.tell(FrontendReq::SET_FEATURES, &words(&[features]), &[]);

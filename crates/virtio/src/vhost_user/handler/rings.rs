@@ -1,18 +1,23 @@
 //! Requests about rings, and the starting and stopping that follows from them.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use vhost::vhost_user::message::{VhostUserU64, VhostUserVringAddr, VhostUserVringState};
 use vm_memory::ByteValued;
 
+use super::super::call::Call;
 use super::super::message::Message;
 use super::super::{Change, Detach, F_PROTOCOL_FEATURES, QueueStart};
 use super::{Answer, Handler};
 use crate::spec::{F_EVENT_IDX, QUEUE_COUNT};
-use crate::sys::can_signal;
+use crate::sys::is_eventfd;
 
 /// Bit 8 of the vring fd messages: no fd comes with it.
 const NO_FD: u64 = 1 << 8;
+
+/// What is no eventfd may stop the worker, so a descriptor of which nothing is known is refused.
+const CANNOT_TELL: &str =
+    "whether its descriptor is an eventfd cannot be told: there is no /proc here";
 
 impl Handler {
     pub(super) fn get_vring_base(&mut self, message: &Message) -> Result<Answer, Detach> {
@@ -70,42 +75,62 @@ impl Handler {
     }
 
     pub(super) fn set_vring_kick(&mut self, message: Message) -> Result<Answer, Detach> {
-        let missing = message.wrong_fds("rings that are polled for want of a kick eventfd");
-        let (index, fd) = self.vring_fd(message)?;
+        let fault = |fault| Detach::WrongFds { request: message.request, fault };
+        let missing = fault("rings that are polled for want of a kick eventfd");
+        let (wrong, unknown) = (fault("the kick is no eventfd"), fault(CANNOT_TELL));
+        let (index, fd) = vring_fd(message)?;
         let kick = fd.ok_or(missing)?;
+        if !is_eventfd(&kick).map_err(|_| unknown)? {
+            return Err(wrong);
+        }
         self.stop_ring(index);
         self.rings[index].kick = Some(kick);
         self.start_ready_ring(index)
     }
 
     pub(super) fn set_vring_call(&mut self, message: Message) -> Result<Answer, Detach> {
-        let (index, call) = self.vring_fd(message)?;
+        let fault = |fault| Detach::WrongFds { request: message.request, fault };
+        let wrong = fault("the call is no eventfd, pipe or Unix stream socket");
+        let unknown = fault(CANNOT_TELL);
+        let (index, fd) = vring_fd(message)?;
+        let call = match fd {
+            Some(fd) => Some(Call::new(fd, self.signals).map_err(|_| unknown)?.ok_or(wrong)?),
+            None => None,
+        };
         let ring = &mut self.rings[index];
         if ring.running {
-            let call = duplicate(call.as_ref())?;
+            let call = duplicate(call.as_ref().map(Call::eventfd))?;
             self.attachment.apply(Change::SetCall { index, call });
         }
         ring.call = call;
         Ok(Answer::Done)
     }
 
-    /// The ring and the eventfd of a SET_VRING_KICK, _CALL or _ERR.
-    pub(super) fn vring_fd(
-        &self,
-        mut message: Message,
-    ) -> Result<(usize, Option<OwnedFd>), Detach> {
-        let value = message.body::<VhostUserU64>()?.value;
-        let index = ring_index(u32::from(value.to_le_bytes()[0]))?;
-        if value & NO_FD != 0 {
-            message.expect_no_fds()?;
-            return Ok((index, None));
-        }
-        let fd = message.take_fd()?;
-        if !can_signal(&fd) {
-            return Err(message.wrong_fds("the fd is no eventfd, pipe or socket"));
-        }
-        Ok((index, Some(fd)))
+    /// SET_VRING_ERR: for errors we end the attachment, so there is never one to signal.
+    pub(super) fn set_vring_err(message: Message) -> Result<Answer, Detach> {
+        vring_fd(message).map(|_| Answer::Done)
     }
+
+    /// Descriptors that are readable when there is a signal to pass on to the front end.
+    pub(in super::super) fn to_relay(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.rings.iter().filter_map(|ring| ring.call.as_ref()?.to_relay())
+    }
+
+    /// Passes on to the front end what the worker has signalled.
+    pub(in super::super) fn relay(&self) -> Result<(), Detach> {
+        Ok(self.rings.iter().filter_map(|ring| ring.call.as_ref()).try_for_each(Call::relay)?)
+    }
+}
+
+/// The ring and the descriptor of a SET_VRING_KICK, _CALL or _ERR.
+fn vring_fd(mut message: Message) -> Result<(usize, Option<OwnedFd>), Detach> {
+    let value = message.body::<VhostUserU64>()?.value;
+    let index = ring_index(u32::from(value.to_le_bytes()[0]))?;
+    if value & NO_FD != 0 {
+        message.expect_no_fds()?;
+        return Ok((index, None));
+    }
+    Ok((index, Some(message.take_fd()?)))
 }
 
 /// Starting and stopping.
@@ -140,7 +165,7 @@ impl Handler {
         let Some(memory) = self.memory.clone() else { return Ok(false) };
         let Some(config) = ring.locate(&memory, event_idx) else { return Ok(false) };
         if let Some(kick) = duplicate(ring.kick.as_ref())? {
-            let call = duplicate(ring.call.as_ref())?;
+            let call = duplicate(ring.call.as_ref().map(Call::eventfd))?;
             let start = QueueStart { index, memory, config, kick, call };
             self.attachment.apply(Change::StartQueue(start));
             ring.running = true;

@@ -1,0 +1,77 @@
+//! A thread that is waited for with a deadline: one that serves somebody hostile may never end.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+/// A running thread.
+pub struct Joinable<T = ()> {
+    thread: JoinHandle<T>,
+    /// Hangs up when the thread has done its work, or has panicked.
+    ended: Receiver<()>,
+}
+
+impl<T: Send + 'static> Joinable<T> {
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn spawn(builder: Builder, run: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
+        let (alive, ended): (Sender<()>, _) = channel();
+        let thread = builder.spawn(move || {
+            let _alive = alive;
+            run()
+        })?;
+        Ok(Self { thread, ended })
+    }
+
+    /// Waits for the thread without a deadline; `None`: it has panicked.
+    pub fn wait(self) -> Option<T> {
+        self.thread.join().ok()
+    }
+
+    /// Waits for the thread until `deadline`. False: it is left behind, and ends by itself or never.
+    #[must_use]
+    pub fn join(self, deadline: Instant) -> bool {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        match self.ended.recv_timeout(patience) {
+            Err(RecvTimeoutError::Timeout) => false,
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                // A panic has been printed; there is nothing left to end.
+                let _ = self.thread.join();
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    #[test]
+    fn thread_that_does_not_end_is_left_behind() {
+        let (go, wait) = channel::<()>();
+        let thread = Joinable::spawn(Builder::new(), move || {
+            let _ = wait.recv();
+        })
+        .unwrap();
+        assert!(!thread.join(soon()));
+        drop(go);
+    }
+
+    #[test]
+    fn thread_that_ends_or_panics_is_joined() {
+        let late = Instant::now() + Duration::from_secs(20);
+        assert!(Joinable::spawn(Builder::new(), || ()).unwrap().join(late));
+        let panics = Joinable::spawn(Builder::new(), || std::panic::resume_unwind(Box::new(())));
+        assert!(panics.unwrap().join(late));
+    }
+}
