@@ -1,0 +1,71 @@
+"""How an attack is started and stopped.
+
+An attacker is a context manager that attacks while it is entered. `process` is one process of
+`vsock-hostile`. An attacker inside a booted guest (QEMU, User-Mode Linux) is another function of the
+same form, and a line of `BY`.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from bench.agents import Agent, AgentError
+from bench.hostile.arena import Arena, beside_the_switch
+
+__all__ = ["BY", "Attack", "UnplayedError", "busy_loop", "names"]
+
+
+class UnplayedError(Exception):
+    """The attacker did not get to attack."""
+
+
+class Attack:
+    """An attack that goes on."""
+
+    steps = 0
+    """What it did, once it is over."""
+
+
+Attacker = Callable[[Path, Arena, str], AbstractContextManager[Attack]]
+
+
+@contextmanager
+def process(hostile: Path, arena: Arena, name: str) -> Iterator[Attack]:
+    """A process with rings, front ends or sockets of its own."""
+    sockets = [str(seat.socket) for seat in arena.attackers]
+    cids = [str(arena.neighbour.cid), str(arena.accomplice.cid)]
+    try:
+        with beside_the_switch():
+            agent = Agent(hostile, name, str(arena.run), *cids, *sockets)
+    except AgentError as error:
+        raise UnplayedError(str(error).rpartition(": ")[2]) from error
+    with agent:
+        attack = Attack()
+        yield attack
+        try:
+            attack.steps = agent.ask("stop", timeout=4)["count"]
+        except AgentError as error:
+            raise UnplayedError(str(error).rpartition(": ")[2]) from error
+
+
+BY: dict[str, Attacker] = {"process": process}
+
+
+@contextmanager
+def busy_loop() -> Iterator[None]:
+    """What the control run has in the attacker's place."""
+    with beside_the_switch():
+        loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
+
+
+def names(hostile: Path) -> list[str]:
+    """The attacks that there are."""
+    done = subprocess.run([hostile, "list"], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()

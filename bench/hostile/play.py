@@ -1,0 +1,130 @@
+"""Plays one case: control and attack in rounds, then the wait for what the switch gives back."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.hostile.arena import LOST, Arena, ArenaError, Times
+from bench.hostile.attackers import BY, UnplayedError, busy_loop
+from bench.hostile.cases import Case
+from bench.hostile.judge import (
+    BACK_DESCRIPTORS,
+    BACK_MEMORY,
+    Played,
+    Resources,
+    Round,
+    Sample,
+)
+
+__all__ = ["Length", "Player"]
+
+BACK = 4.0
+"""Seconds within which the switch gives back what the attack took."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much is measured of a case."""
+
+    rounds: int
+    times: Times
+
+
+class Player:
+    """Plays cases on one switch, and on a new one after a case that hurt it."""
+
+    def __init__(self, make: Callable[[], Arena], hostile: Path, length: Length) -> None:
+        self._make = make
+        self._hostile = hostile
+        self._length = length
+        self._arena: Arena | None = None
+
+    def close(self) -> None:
+        """Ends the switch."""
+        if self._arena:
+            self._arena.__exit__()
+        self._arena = None
+
+    def play(self, case: Case) -> Played:
+        """Measures one case."""
+        if self._arena is None:
+            self._arena = self._make()
+        arena = self._arena
+        before, log = arena.resources(), arena.log_size()
+        tally = _Tally(before)
+        try:
+            for _ in range(self._length.rounds):
+                self._round(arena, case, tally)
+            after = _given_back(arena, before)
+        except (ArenaError, UnplayedError) as error:
+            where = tally.broken if isinstance(error, ArenaError) else tally.unplayed
+            where.append(str(error))
+            after = before
+        logged = arena.log_size() - log
+        played = Played(
+            tally.rounds,
+            before,
+            tally.most,
+            after,
+            logged,
+            tally.steps,
+            tally.broken,
+            " ".join(tally.unplayed),
+        )
+        if tally.broken or tally.unplayed or not _is_back(after, before):
+            self.close()
+        return played
+
+    def _round(self, arena: Arena, case: Case, tally: "_Tally") -> None:
+        times = self._length.times
+        with busy_loop():
+            control = arena.sample(times)
+        with BY[case.by](self._hostile, arena, case.attack or case.name) as attack:
+            try:
+                sample = arena.sample(times)
+            except ArenaError:
+                tally.rounds.append(Round(control, _lost(control)))
+                raise
+            finally:
+                tally.note(arena)
+        tally.steps += attack.steps
+        tally.rounds.append(Round(control, sample))
+
+
+class _Tally:
+    """What was seen so far."""
+
+    def __init__(self, before: Resources) -> None:
+        self.rounds: list[Round] = []
+        self.most = before
+        self.steps = 0
+        self.broken: list[str] = []
+        self.unplayed: list[str] = []
+
+    def note(self, arena: Arena) -> None:
+        now = arena.resources()
+        self.most = Resources(
+            max(self.most.memory, now.memory), max(self.most.descriptors, now.descriptors)
+        )
+
+
+def _lost(control: Sample) -> Sample:
+    """A neighbour that did not get through."""
+    rates = tuple(0.0 for _ in control.rates)
+    return Sample(LOST, LOST, LOST, LOST, rates, connect=LOST, api=LOST)
+
+
+def _is_back(after: Resources, before: Resources) -> bool:
+    return (
+        after.memory - before.memory <= BACK_MEMORY
+        and after.descriptors - before.descriptors <= BACK_DESCRIPTORS
+    )
+
+
+def _given_back(arena: Arena, before: Resources) -> Resources:
+    """What the switch holds once it has given back what it can, or after a deadline."""
+    deadline = time.monotonic() + BACK
+    while not _is_back(after := arena.resources(), before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return after

@@ -1,0 +1,199 @@
+//! A front end that was taken over, by what it hands over as kick and call.
+//!
+//! Each attachment has one ring whose every chain makes the device call, so that the descriptor is used all the time.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::pipe::pipe;
+use vsock_core::{Op, RawHeader};
+use vsock_load::Result;
+
+use crate::bounds::Bounds;
+use crate::front_end::{FrontEnd, event, request};
+use crate::ring::{BUFFERS, MEMORY, Ring, config, memory};
+use crate::stage::{Attack, HOST, Stage};
+
+/// How long a device that gives nothing back is held up before it is let go.
+const HELD: Duration = Duration::from_secs(2);
+
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack { name: "call-full", play: call_full },
+    Attack { name: "call-full-always", play: call_full_always },
+    Attack { name: "call-pipe", play: call_pipe },
+    Attack { name: "call-socket", play: call_socket },
+    Attack { name: "call-epoll", play: call_epoll },
+    Attack { name: "kick-pipe", play: kick_pipe },
+    Attack { name: "kick-epoll", play: kick_epoll },
+    Attack { name: "kick-never-empty", play: kick_never_empty },
+    Attack { name: "call-lingers", play: call_lingers },
+];
+
+/// An attachment with one ring (tx).
+struct Signalled {
+    ring: Ring,
+    front: FrontEnd,
+    kick: Option<OwnedFd>,
+}
+
+impl Signalled {
+    /// Attaches with these descriptors; `kick` is an eventfd if it is `None`.
+    fn new(stage: &Stage, kick: Option<BorrowedFd<'_>>, call: BorrowedFd<'_>) -> Result<Self> {
+        let (file, memory) = memory(MEMORY)?;
+        let ring = Ring::new(&memory, config(1, 256));
+        let header = RawHeader {
+            src_cid: 0,
+            dst_cid: HOST.into(),
+            kind: 1,
+            op: Op::Rst.to_wire(),
+            ..RawHeader::default()
+        };
+        memory.write(BUFFERS, &header.encode());
+        ring.fill((BUFFERS, 44), 0);
+        ring.want_calls(true);
+        let own = event()?;
+        let mut front = FrontEnd::connect(stage.plain_guest()?)?;
+        front.negotiate()?;
+        front.give_memory(file.as_fd(), MEMORY)?;
+        front.start(1, 256, kick.unwrap_or(own.as_fd()), call)?;
+        // A device that refuses hangs up: that is as well, and the rest of the attack is no harm.
+        let _ = front.ask(request::GET_FEATURES, &[]);
+        Ok(Self { ring, front, kick: kick.is_none().then_some(own) })
+    }
+
+    /// Keeps chains in the ring, one at a time so that each makes a call.
+    fn feed(&mut self) {
+        if self.ring.under_way() == 0 {
+            self.ring.offer(0);
+            self.ring.publish();
+            if let Some(kick) = &self.kick {
+                // Full means that it was kicked.
+                let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+            }
+        } else {
+            std::thread::yield_now();
+        }
+    }
+
+    fn feed_until_over(&mut self, bounds: &mut Bounds) {
+        Bounds::ready();
+        while bounds.another() {
+            self.feed();
+        }
+    }
+}
+
+/// A call eventfd that blocks who writes to it, emptied and filled between the device's poll and its write; left full as
+/// soon as no chain comes back.
+fn call_full(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let call = eventfd(0, EventfdFlags::CLOEXEC)?;
+    let mut device = Signalled::new(stage, None, call.as_fd())?;
+    let fill = (u64::MAX - 1).to_ne_bytes();
+    rustix::io::write(&call, &fill)?;
+    let (mut last, mut moved_at) = (device.ring.under_way(), Instant::now());
+    Bounds::ready();
+    while bounds.another() {
+        device.feed();
+        let under_way = device.ring.under_way();
+        if under_way != last {
+            (last, moved_at) = (under_way, Instant::now());
+        }
+        let stuck = moved_at.elapsed();
+        if stuck > Duration::from_millis(20) && stuck < HELD {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        if stuck > HELD {
+            moved_at = Instant::now();
+        }
+        // It has a value: whatever the device added, or what we filled in.
+        rustix::io::read(&call, &mut [0; 8])?;
+        // Whoever writes to a full one waits, so that one is filled once only.
+        rustix::io::write(&call, &fill)?;
+    }
+    let _ = rustix::io::read(&call, &mut [0; 8]);
+    Ok(())
+}
+
+/// A call eventfd that is full and stays so.
+fn call_full_always(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let call = eventfd(0, EventfdFlags::CLOEXEC)?;
+    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes())?;
+    Signalled::new(stage, None, call.as_fd())?.feed_until_over(bounds);
+    let _ = rustix::io::read(&call, &mut [0; 8]);
+    Ok(())
+}
+
+/// A pipe that nobody reads.
+fn call_pipe(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let (_reader, writer) = pipe()?;
+    Signalled::new(stage, None, writer.as_fd())?.feed_until_over(bounds);
+    Ok(())
+}
+
+/// A socket that nobody reads.
+fn call_socket(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair()?;
+    Signalled::new(stage, None, ours.as_fd())?.feed_until_over(bounds);
+    Ok(())
+}
+
+/// A descriptor that cannot be written.
+fn call_epoll(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    Signalled::new(stage, None, set.as_fd())?.feed_until_over(bounds);
+    Ok(())
+}
+
+/// A pipe that is full of bytes: readable at every look.
+fn kick_pipe(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let (reader, writer) = pipe()?;
+    rustix::io::ioctl_fionbio(&writer, true)?;
+    let call = event()?;
+    let mut device = Signalled::new(stage, Some(reader.as_fd()), call.as_fd())?;
+    Bounds::ready();
+    while bounds.another() {
+        // Full is what it is to be.
+        let _ = rustix::io::write(&writer, &[1; 4096]);
+        device.feed();
+    }
+    Ok(())
+}
+
+/// An epoll set over many descriptors that are ready: each look at it goes through them.
+fn kick_epoll(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut ready = Vec::new();
+    for index in 0..512 {
+        let fd = eventfd(1, EventfdFlags::CLOEXEC)?;
+        epoll::add(&set, &fd, epoll::EventData::new_u64(index), epoll::EventFlags::IN)?;
+        ready.push(fd);
+    }
+    let call = event()?;
+    Signalled::new(stage, Some(set.as_fd()), call.as_fd())?.feed_until_over(bounds);
+    Ok(())
+}
+
+/// A kick in semaphore mode with the highest value: readable at every look.
+fn kick_never_empty(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE;
+    let kick = eventfd(0, flags)?;
+    rustix::io::write(&kick, &(u64::MAX - 1).to_ne_bytes())?;
+    let call = event()?;
+    Signalled::new(stage, Some(kick.as_fd()), call.as_fd())?.feed_until_over(bounds);
+    Ok(())
+}
+
+/// A TCP connection with unsent data and SO_LINGER as call, and a hang-up: whoever closes it last waits.
+fn call_lingers(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    Bounds::ready();
+    while bounds.another() {
+        let (lingering, _peer) = crate::passing::lingering(HELD)?;
+        // While the last one is being closed nobody answers.
+        let Ok(device) = Signalled::new(stage, None, lingering.as_fd()) else { continue };
+        drop(lingering);
+        drop(device.front);
+    }
+    Ok(())
+}
