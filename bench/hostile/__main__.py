@@ -55,8 +55,8 @@ def _play(player: Player, cases: list[Case]) -> list[table.Result]:
     print(table.HEAD)
     for case in cases:
         print(f"{case.name:{table.NAME}}", end="", flush=True)
-        if case.skip:
-            print(f" skipped: {case.skip}")
+        if why_not := case.why_not():
+            print(f" not played: {why_not}")
             results.append((case, None, None))
             continue
         played = player.play(case)

@@ -140,11 +140,12 @@ class Arena:
         """
         process = Path(f"/proc/{self.switch.pid}")
         try:
-            pages = int((process / "statm").read_text().split()[1])
+            mapped, resident, *_ = map(int, (process / "statm").read_text().split())
             descriptors = len(list((process / "fd").iterdir()))
-        except (OSError, IndexError) as error:
+        except (OSError, ValueError) as error:
             raise ArenaError("the switch has ended") from error
-        return Resources(pages * os.sysconf("SC_PAGE_SIZE"), descriptors)
+        page = os.sysconf("SC_PAGE_SIZE")
+        return Resources(resident * page, descriptors, mapped * page)
 
     def log_size(self) -> int:
         """Bytes that the switch has logged."""

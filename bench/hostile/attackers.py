@@ -8,13 +8,13 @@ same form, and a line of `BY`.
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from bench.agents import Agent, AgentError
 from bench.hostile.arena import Arena, beside_the_switch
 
-__all__ = ["BY", "Attack", "UnplayedError", "busy_loop", "names"]
+__all__ = ["BY", "Attack", "UnplayedError", "busy_loops"]
 
 
 class UnplayedError(Exception):
@@ -54,18 +54,12 @@ BY: dict[str, Attacker] = {"process": process}
 
 
 @contextmanager
-def busy_loop() -> Iterator[None]:
+def busy_loops(count: int) -> Iterator[None]:
     """What the control run has in the attacker's place."""
-    with beside_the_switch():
-        loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
+    with ExitStack() as stack:
+        for _ in range(count):
+            with beside_the_switch():
+                loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(loop.wait)
+            stack.callback(loop.kill)
         yield
-    finally:
-        loop.kill()
-        loop.wait()
-
-
-def names(hostile: Path) -> list[str]:
-    """The attacks that there are."""
-    done = subprocess.run([hostile, "list"], check=True, stdout=subprocess.PIPE, text=True)
-    return done.stdout.split()

@@ -2,8 +2,10 @@
 
 A case is played by the attack of its name in `src/`, or by `attack` (NAME:NUMBER). `finding` is its
 number in the security review, where it has one. A case with `skip` is not played, and says why.
+
 """
 
+import os
 from dataclasses import dataclass, replace
 
 from bench.hostile.judge import Limits
@@ -25,7 +27,14 @@ class Case:
     limits: Limits = USUAL
     by: str = "process"
     """A name in `attackers.BY`."""
+    threads: int = 1
+    """How many processors it would take, accomplice included: so many busy loops has the control run."""
+    needs_root: bool = False
     skip: str = ""
+
+    def why_not(self) -> str:
+        """Why the case cannot be played here, or nothing."""
+        return "needs root" if self.needs_root and os.geteuid() != 0 else self.skip
 
 
 WHO = {
@@ -39,7 +48,6 @@ WHO = {
 }
 """Who attacks, in the order of the table."""
 
-USERFAULTFD = "needs userfaultfd: a page that does not come while a lock is held"
 FUSE = "needs a FUSE server: guest memory that answers no read"
 CGROUP = "needs root and a memory group of its own, and ends the switch"
 
@@ -76,16 +84,22 @@ CASES: dict[str, list[Case]] = {
         Case("request-absent", "REQUESTs to a CID that no guest has"),
         Case("request-unattached", "REQUESTs to a guest that is not there"),
         Case("request-rst-silent", "REQUEST and RST in a row, where nobody listens"),
-        Case("request-rst", "REQUEST and RST in a row, where somebody accepts", "S1"),
-        Case("request-accepted-rst", "REQUEST, and RST when accepted", "S1"),
+        Case("request-rst", "REQUEST and RST in a row, where somebody accepts", "S1", threads=2),
+        Case("request-accepted-rst", "REQUEST, and RST when accepted", "S1", threads=2),
         Case("request-unaccepted", "REQUESTs to a listener that accepts nothing"),
         Case("request-hybrid-unaccepted", "the same at a hybrid path"),
-        Case("connects-128", "128 connects of an ordinary program under way", "S1", "connects:128"),
+        Case(
+            "connects-128",
+            "128 connects of an ordinary program under way",
+            "S1",
+            "connects:128",
+            threads=2,
+        ),
         Case("unknown-flows", "packets of no connection, each answered with RST"),
         Case("spoofed", "REQUESTs in the neighbour's name"),
         Case("wrong-types", "socket types that nobody knows"),
         Case("wrong-lengths", "lengths beyond the packet"),
-        Case("random-packets", "every field at random"),
+        Case("random-packets", "every field at random", threads=2),
         Case("to-neighbour-requests", "REQUESTs to the neighbour, refused", "S10"),
         Case("to-neighbour-connects", "connections to the neighbour, reset when open", "S10"),
         Case("to-neighbour-rst", "RSTs to the neighbour", "S10"),
@@ -96,12 +110,14 @@ CASES: dict[str, list[Case]] = {
         Case("empty-data", "RW without a byte"),
         Case("shutdowns", "SHUTDOWNs on one connection"),
         Case("responses", "RESPONSEs on an open connection"),
-        Case("bytes-read", "one byte a packet, to a program that reads"),
+        Case("bytes-read", "one byte a packet, to a program that reads", threads=2),
         Case("bytes-unread", "one byte a packet, to a program that does not"),
-        Case("over-credit", "data beyond credit, on one connection after the other"),
-        Case("repeated-request", "a REQUEST that replaces its connection each time", "S1"),
-        Case("window-of-one", "credit for one byte at a time"),
-        Case("greedy-to-host", "all bytes that credit allows"),
+        Case("over-credit", "data beyond credit, on one connection after the other", threads=2),
+        Case(
+            "repeated-request", "a REQUEST that replaces its connection each time", "S1", threads=2
+        ),
+        Case("window-of-one", "credit for one byte at a time", threads=2),
+        Case("greedy-to-host", "all bytes that credit allows", threads=2),
         Case("hoard", "500 connections full of bytes that nobody reads", "S15", "hoard:500"),
         Case("message-marks", "one-byte records with end marks, 64 unread programs", "S13"),
         Case("message-pieces", "pieces of a message without bytes or an end"),
@@ -111,12 +127,17 @@ CASES: dict[str, list[Case]] = {
         Case("between-credit-requests", "CREDIT_REQUESTs, both ways", "S10"),
         Case("between-bytes", "one byte a packet, both ways", "S1"),
         Case("between-bulk", "bytes without end, both ways", "S10"),
-        Case("between-requests", "REQUESTs that the other guest refuses", "S10"),
-        Case("between-connects", "connections that the other guest accepts, then RST", "S10"),
+        Case("between-requests", "REQUESTs that the other guest refuses", "S10", threads=2),
+        Case(
+            "between-connects",
+            "connections that the other guest accepts, then RST",
+            "S10",
+            threads=2,
+        ),
         Case("between-shutdowns", "SHUTDOWNs, both ways"),
         Case("between-unread", "REQUESTs to a guest that takes nothing", "S10"),
         Case("between-random", "random packets, both ways"),
-        Case("between-datagrams", "datagrams to another guest"),
+        Case("between-datagrams", "datagrams to another guest", threads=2),
         Case("to-neighbour-datagrams", "datagrams to the neighbour", "S10"),
     ],
     "front end": [
@@ -147,17 +168,17 @@ CASES: dict[str, list[Case]] = {
         Case("kick-epoll", "an epoll set over 512 ready descriptors as kick", "S3"),
         Case("kick-never-empty", "a kick eventfd in semaphore mode"),
         Case("call-lingers", "a lingering TCP connection as call, and a hang-up", "S7"),
-        Case("call-pipe-held", "a pipe whose lock a thread holds", "S3", skip=USERFAULTFD),
-        Case("kick-epoll-held", "an epoll set whose lock a thread holds", "S3", skip=USERFAULTFD),
+        Case("call-pipe-held", "a pipe whose lock a thread holds", "S3", needs_root=True),
+        Case("kick-epoll-held", "an epoll set whose lock a thread holds", "S3", needs_root=True),
         Case("memory-fuse", "guest memory on a file system of its own", "S5", skip=FUSE),
     ],
     "program": [
         Case("connect-close", "connects and closes", "S12"),
         Case("connect-close-messages", "the same at the socket for SEQPACKET", "S12"),
         Case("connect-close-datagrams", "the same at the socket for datagrams", "S12"),
-        Case("hybrid-connect-close", "the same at a hybrid socket", "S12"),
+        Case("hybrid-connect-close", "the same at a hybrid socket", "S12", threads=2),
         Case("hybrid-silent", "400 hybrid connections that say nothing", "S14"),
-        Case("hybrid-refused", "hybrid connects that the guest refuses"),
+        Case("hybrid-refused", "hybrid connects that the guest refuses", threads=2),
         Case("hybrid-garbage", "lines that are no CONNECT"),
         Case("silent-1500", "1500 connections that say nothing", "S14", "silent:1500"),
         Case("half-requests", "400 connections that have said half a request", "S14"),
@@ -170,25 +191,25 @@ CASES: dict[str, list[Case]] = {
         Case("bind-taken", "BIND of a taken port on 256 connections", "S12"),
         Case("bind-privileged", "BIND of a privileged port on 256 connections", "S12"),
         Case("listen-close", "listens and closes"),
-        Case("connect-refused", "128 connects at once that the guest refuses"),
-        Case("connect-greeted", "128 connections at once, closed unread"),
-        Case("connect-given-up", "connects that are given up at once"),
+        Case("connect-refused", "128 connects at once that the guest refuses", threads=2),
+        Case("connect-greeted", "128 connections at once, closed unread", threads=2),
+        Case("connect-given-up", "connects that are given up at once", threads=2),
         Case("half-open", "512 connects to a silent guest, patience of 49 days", "S19"),
         Case("never-accepts", "a listener that accepts none of 1000"),
-        Case("loopback-connects", "connections from program to program"),
-        Case("loopback-bulk", "bytes from program to program"),
-        Case("echo-unread", "64 connections to an echo, never read"),
-        Case("urgent-bytes", "MSG_OOB between ordinary bytes", "S20"),
-        Case("descriptors", "200 descriptors with every byte", "S6"),
+        Case("loopback-connects", "connections from program to program", threads=2),
+        Case("loopback-bulk", "bytes from program to program", threads=2),
+        Case("echo-unread", "64 connections to an echo, never read", threads=2),
+        Case("urgent-bytes", "MSG_OOB between ordinary bytes", "S20", threads=2),
+        Case("descriptors", "200 descriptors with every byte", "S6", threads=2),
         Case("descriptors-request", "200 descriptors with every request", "S6"),
         Case("descriptors-memory", "64 MiB of memory that only the message holds", "S6"),
-        Case("descriptors-sockets", "sockets that hold descriptors themselves", "S6"),
+        Case("descriptors-sockets", "sockets that hold descriptors themselves", "S6", threads=2),
         Case("descriptors-linger", "TCP connections whose last close waits 1 s", "S6"),
         Case("datagrams-unowned", "SENDs from no socket on 256 connections", "S12"),
         Case("datagrams-16", "the same on 16", "S12", "datagrams-unowned:16"),
         Case("datagrams-unread", "datagrams of 64 KiB to a socket that nobody reads", "S12"),
         Case("datagrams-short", "datagrams of one byte to it", "S12"),
-        Case("datagrams-to-guest", "datagrams of 64 KiB to a guest"),
+        Case("datagrams-to-guest", "datagrams of 64 KiB to a guest", threads=2),
         Case("datagrams-nobody", "datagrams to a port that nobody has"),
         Case("datagram-sockets", "binds datagram ports and closes"),
     ],

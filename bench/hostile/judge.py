@@ -46,6 +46,8 @@ class Resources:
     memory: int
     """Resident bytes."""
     descriptors: int
+    mapped: int = 0
+    """Bytes of address space."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Limits:
     """Growth during the attack, the attacker's guest memory included."""
     descriptors: int = 1024
     """Growth during the attack."""
+    mapped: int = 2 << 40
+    """Growth of the address space during the attack, of which there are 128 TiB for all guests."""
     log: int = 256 << 10
     """Bytes that the switch may log about it."""
     slack: float = 1.0
@@ -160,6 +164,8 @@ def _held(played: Played, limits: Limits) -> list[str]:
         faults.append(f"memory +{(during.memory - before.memory) // MIB} MiB")
     if during.descriptors - before.descriptors > limits.descriptors:
         faults.append(f"descriptors +{during.descriptors - before.descriptors}")
+    if during.mapped - before.mapped > limits.mapped:
+        faults.append(f"address space +{(during.mapped - before.mapped) >> 40} TiB")
     if after.memory - before.memory > BACK_MEMORY:
         faults.append(f"memory afterwards +{(after.memory - before.memory) // MIB} MiB")
     if after.descriptors - before.descriptors > BACK_DESCRIPTORS:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.hostile.arena import LOST, Arena, ArenaError, Times
-from bench.hostile.attackers import BY, UnplayedError, busy_loop
+from bench.hostile.attackers import BY, UnplayedError, busy_loops
 from bench.hostile.cases import Case
 from bench.hostile.judge import (
     BACK_DESCRIPTORS,
@@ -78,7 +78,7 @@ class Player:
 
     def _round(self, arena: Arena, case: Case, tally: "_Tally") -> None:
         times = self._length.times
-        with busy_loop():
+        with busy_loops(case.threads):
             control = arena.sample(times)
         with BY[case.by](self._hostile, arena, case.attack or case.name) as attack:
             try:
@@ -105,7 +105,9 @@ class _Tally:
     def note(self, arena: Arena) -> None:
         now = arena.resources()
         self.most = Resources(
-            max(self.most.memory, now.memory), max(self.most.descriptors, now.descriptors)
+            max(self.most.memory, now.memory),
+            max(self.most.descriptors, now.descriptors),
+            max(self.most.mapped, now.mapped),
         )
 
 

@@ -55,12 +55,9 @@ Result = tuple[Case, Played | None, Verdict | None]
 
 def _cells(case: Case, played: Played | None, verdict: Verdict | None) -> list[str]:
     about = [f"`{case.name}`", case.how, case.finding]
-    if case.skip:
-        return [*about, "", "", "", "", "", "", "", f"not played: {case.skip}"]
-    if played is None or verdict is None:
-        return [*about, "", "", "", "", "", "", "", "not played"]
-    if played.unplayed:
-        return [*about, "", "", "", "", "", "", "", f"not played: {played.unplayed}"]
+    if played is None or verdict is None or played.unplayed:
+        why_not = played.unplayed if played else case.why_not()
+        return [*about, *[""] * 7, f"not played: {why_not}".removesuffix(": ")]
     return [
         *about,
         _ratio(verdict.p50),
@@ -106,7 +103,7 @@ def as_json(results: list[Result]) -> list[dict[str, Any]]:
             "name": case.name,
             "finding": case.finding,
             "limits": asdict(case.limits) if case.limits != USUAL else "usual",
-            "skip": case.skip,
+            "not_played": case.why_not(),
             "played": asdict(played) if played else None,
             "verdict": asdict(verdict) if verdict else None,
         }

@@ -67,6 +67,7 @@ def test_slack_widens_all_ratios():
     [
         ({"during": Resources(180 << 20, 40)}, "memory +130 MiB"),
         ({"during": Resources(50 << 20, 2000)}, "descriptors +1960"),
+        ({"during": Resources(50 << 20, 40, 64 << 40)}, "address space +64 TiB"),
         ({"after": Resources(90 << 20, 40)}, "memory afterwards +40 MiB"),
         ({"after": Resources(50 << 20, 50)}, "descriptors afterwards +10"),
         ({"log": 1 << 20}, "log 1024 KiB"),

@@ -1,17 +1,21 @@
 //! A guest with a sound driver that misuses connections it has with host programs.
 
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use vsock_core::{EOM, EOR, Op, RawHeader};
 use vsock_load::Result;
 use vsock_load::programs::{Kind, accept, listen};
 
 use crate::bounds::Bounds;
-use crate::guest::Guest;
+use crate::guest::{BUFFER, Guest};
 use crate::stage::{Attack, HOST, PORT, Stage};
 
 const STREAM: u16 = 1;
 const SEQPACKET: u16 = 2;
+
+/// What moves no more for so long is full.
+const FULL: Duration = Duration::from_millis(300);
 
 /// The most a packet carries here: what one buffer of a Linux guest holds.
 static PAYLOAD: [u8; 4096] = [7; 4096];
@@ -73,9 +77,13 @@ impl Credit {
         self.most = header.fwd_cnt.wrapping_add(header.buf_alloc);
     }
 
-    fn take(&mut self, bytes: u32) -> bool {
+    fn has(&self, bytes: u32) -> bool {
         let left = self.most.wrapping_sub(self.sent);
-        let is_enough = left >= bytes && left < 1 << 30;
+        left >= bytes && left < 1 << 30
+    }
+
+    fn take(&mut self, bytes: u32) -> bool {
+        let is_enough = self.has(bytes);
         if is_enough {
             self.sent = self.sent.wrapping_add(bytes);
         }
@@ -166,11 +174,25 @@ fn hoard(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
             break;
         }
         programs.push(accept(&mut listener)?);
-        for _ in 0..64 {
-            let packet = RawHeader { len: 4096, ..guest.packet(Op::Rw, port, (HOST, PORT)) };
-            while bounds.another() && !guest.try_send(&packet, &PAYLOAD)? {
-                guest.publish()?;
-                std::thread::yield_now();
+    }
+    let mut credits: Vec<Credit> =
+        programs.iter().map(|_| Credit { sent: 0, most: BUFFER }).collect();
+    let mut moved_at = Instant::now();
+    while bounds.another() && moved_at.elapsed() < FULL {
+        let mut to_fill = (0..).zip(&mut credits).filter(|(_, credit)| credit.has(4096));
+        let mut next = |guest: &Guest| {
+            let (port, credit) = to_fill.next()?;
+            credit.take(4096);
+            let packet = guest.packet(Op::Rw, port, (HOST, PORT));
+            Some((RawHeader { len: 4096, ..packet }, &PAYLOAD[..]))
+        };
+        let mut heard = Vec::new();
+        if guest.step(&mut next, &mut |_, header| heard.push(*header))? {
+            moved_at = Instant::now();
+        }
+        for header in heard {
+            if let Some(credit) = credits.get_mut(header.dst_port as usize) {
+                credit.hear(&header);
             }
         }
     }

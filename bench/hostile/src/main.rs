@@ -28,6 +28,7 @@ mod ring;
 mod rings;
 mod signals;
 mod stage;
+mod stuck;
 
 use std::process::ExitCode;
 

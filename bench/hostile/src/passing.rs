@@ -16,6 +16,7 @@ use vsock_load::programs::{Kind, connect_to, connecting, open};
 
 use crate::bounds::Bounds;
 use crate::front_end::event;
+use crate::guest::Guest;
 use crate::stage::{Attack, Service, Stage};
 
 pub(crate) const ATTACKS: &[Attack] = &[
@@ -78,17 +79,27 @@ fn descriptors_request(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     Ok(())
 }
 
+/// Sends a descriptor behind a CONNECT that nobody answers, and closes both: what the socket still holds is for the
+/// switch to close, and its close is the last.
+fn leave_behind(stage: &Stage, silent: &Guest, fd: OwnedFd) -> Result<()> {
+    let mut node = open(&stage.run, Kind::Stream)?;
+    node.write_all(&connecting(Address { cid: silent.cid(), port: 9 }, 20_000).encode())?;
+    pass(&node, b"x", &[fd.as_fd()]);
+    drop(fd);
+    Ok(())
+}
+
 /// 64 MiB of memory that only the message holds: whoever drops it frees the pages.
 fn descriptors_memory(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let stream = stream(stage)?;
-    let page = vec![1; 1 << 20];
+    let silent = Guest::join(stage.plain_guest()?)?;
+    let part = vec![1; 1 << 20];
     Bounds::ready();
     while bounds.another() {
         let file = memfd_create("vsock-hostile", MemfdFlags::CLOEXEC)?;
         for _ in 0..64 {
-            rustix::io::write(&file, &page)?;
+            rustix::io::write(&file, &part)?;
         }
-        pass(&stream, b"x", &[file.as_fd()]);
+        leave_behind(stage, &silent, file)?;
     }
     Ok(())
 }
@@ -117,18 +128,16 @@ pub(crate) fn lingering(time: Duration) -> Result<(OwnedFd, TcpStream)> {
     Ok((ours.into(), theirs))
 }
 
-/// Such a connection behind a byte of a stream, our own copy closed.
+/// Such connections, left for the switch to close.
 fn descriptors_linger(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let stream = stream(stage)?;
-    Bounds::ready();
+    let silent = Guest::join(stage.plain_guest()?)?;
     let mut peers = Vec::new();
-    while bounds.another() && peers.len() < 16 {
+    Bounds::ready();
+    while bounds.another() && peers.len() < 64 {
         let (lingering, peer) = lingering(Duration::from_secs(1))?;
         peers.push(peer);
-        pass(&stream, b"x", &[lingering.as_fd()]);
-        // Our own close must not be the last.
-        std::thread::sleep(Duration::from_millis(100));
-        drop(lingering);
+        leave_behind(stage, &silent, lingering)?;
+        std::thread::sleep(Duration::from_millis(200));
     }
     bounds.hold();
     Ok(())

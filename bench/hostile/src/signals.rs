@@ -3,9 +3,11 @@
 //! Each attachment has one ring whose every chain makes the device call, so that the descriptor is used all the time.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::pipe::pipe;
 use vsock_core::{Op, RawHeader};
 use vsock_load::Result;
@@ -14,9 +16,13 @@ use crate::bounds::Bounds;
 use crate::front_end::{FrontEnd, event, request};
 use crate::ring::{BUFFERS, MEMORY, Ring, config, memory};
 use crate::stage::{Attack, HOST, Stage};
+use crate::stuck::StuckPage;
 
 /// How long a device that gives nothing back is held up before it is let go.
 const HELD: Duration = Duration::from_secs(2);
+
+/// Calls that the device may make while its eventfd is filled.
+const ROOM: u64 = 64;
 
 pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "call-full", play: call_full },
@@ -27,6 +33,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "kick-pipe", play: kick_pipe },
     Attack { name: "kick-epoll", play: kick_epoll },
     Attack { name: "kick-never-empty", play: kick_never_empty },
+    Attack { name: "call-pipe-held", play: call_pipe_held },
+    Attack { name: "kick-epoll-held", play: kick_epoll_held },
     Attack { name: "call-lingers", play: call_lingers },
 ];
 
@@ -76,6 +84,14 @@ impl Signalled {
         }
     }
 
+    /// Feeds for [`HELD`] at most.
+    fn feed_while_held(&mut self, bounds: &mut Bounds) {
+        let begin = Instant::now();
+        while begin.elapsed() < HELD && bounds.another() {
+            self.feed();
+        }
+    }
+
     fn feed_until_over(&mut self, bounds: &mut Bounds) {
         Bounds::ready();
         while bounds.another() {
@@ -84,36 +100,58 @@ impl Signalled {
     }
 }
 
-/// A call eventfd that blocks who writes to it, emptied and filled between the device's poll and its write; left full as
-/// soon as no chain comes back.
+/// A call eventfd that blocks whoever writes to it when it is full, emptied and filled between the device's poll and its
+/// write. Whoever is caught, the device or ourselves, is let go by a thread that sees no step for [`HELD`].
 fn call_full(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let call = eventfd(0, EventfdFlags::CLOEXEC)?;
+    let call = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
     let mut device = Signalled::new(stage, None, call.as_fd())?;
-    let fill = (u64::MAX - 1).to_ne_bytes();
-    rustix::io::write(&call, &fill)?;
-    let (mut last, mut moved_at) = (device.ring.under_way(), Instant::now());
+    let given_back = Arc::new(AtomicU64::new(0));
+    std::thread::spawn({
+        let (call, given_back) = (Arc::clone(&call), Arc::clone(&given_back));
+        move || let_go(&call, &given_back)
+    });
     Bounds::ready();
     while bounds.another() {
+        if device.ring.under_way() == 0 {
+            given_back.fetch_add(1, Ordering::Relaxed);
+        }
         device.feed();
-        let under_way = device.ring.under_way();
-        if under_way != last {
-            (last, moved_at) = (under_way, Instant::now());
+        if is_ready(&call, PollFlags::IN) {
+            rustix::io::read(&*call, &mut [0; 8])?;
         }
-        let stuck = moved_at.elapsed();
-        if stuck > Duration::from_millis(20) && stuck < HELD {
-            std::thread::sleep(Duration::from_millis(1));
-            continue;
+        // Room for what the device may add meanwhile; the last of it one by one.
+        rustix::io::write(&*call, &(u64::MAX - 1 - ROOM).to_ne_bytes())?;
+        while is_ready(&call, PollFlags::OUT) {
+            rustix::io::write(&*call, &1u64.to_ne_bytes())?;
         }
-        if stuck > HELD {
-            moved_at = Instant::now();
-        }
-        // It has a value: whatever the device added, or what we filled in.
-        rustix::io::read(&call, &mut [0; 8])?;
-        // Whoever writes to a full one waits, so that one is filled once only.
-        rustix::io::write(&call, &fill)?;
+        // Full: a device that polled before is caught in its write.
+        std::thread::yield_now();
     }
-    let _ = rustix::io::read(&call, &mut [0; 8]);
     Ok(())
+}
+
+/// Empties `call` whenever nothing was given back for [`HELD`].
+fn let_go(call: &OwnedFd, given_back: &AtomicU64) {
+    let (mut last, mut moved_at) = (0, Instant::now());
+    loop {
+        std::thread::sleep(Duration::from_millis(10));
+        let count = given_back.load(Ordering::Relaxed);
+        if count != last {
+            (last, moved_at) = (count, Instant::now());
+        } else if moved_at.elapsed() > HELD {
+            moved_at = Instant::now();
+            if is_ready(call, PollFlags::IN) {
+                // Who waits to write goes on.
+                let _ = rustix::io::read(call, &mut [0; 8]);
+            }
+        }
+    }
+}
+
+fn is_ready(fd: &OwnedFd, how: PollFlags) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::new(fd, how)];
+    poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0)
 }
 
 /// A call eventfd that is full and stays so.
@@ -194,6 +232,46 @@ fn call_lingers(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
         let Ok(device) = Signalled::new(stage, None, lingering.as_fd()) else { continue };
         drop(lingering);
         drop(device.front);
+    }
+    Ok(())
+}
+
+/// A pipe that a thread of ours writes to from a page that does not come: it sleeps with the pipe's lock.
+fn call_pipe_held(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let (page, faults) = StuckPage::new()?;
+    drop((page, faults)); // whether it can be done at all
+    Bounds::ready();
+    while bounds.another() {
+        let (reader, writer) = pipe()?;
+        let mut device = Signalled::new(stage, None, writer.as_fd())?;
+        let (page, faults) = StuckPage::new()?;
+        let holder = std::thread::spawn(move || page.write_to(&writer));
+        device.feed_while_held(bounds);
+        drop((faults, reader));
+        // Its write may have failed, now that nobody reads.
+        let _ = holder.join();
+    }
+    Ok(())
+}
+
+/// An epoll set on which a thread of ours waits, its event to be written into such a page: it sleeps with the set's lock.
+fn kick_epoll_held(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let (page, faults) = StuckPage::new()?;
+    drop((page, faults));
+    Bounds::ready();
+    while bounds.another() {
+        let set = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        let (ready, call) = (eventfd(1, EventfdFlags::CLOEXEC)?, event()?);
+        epoll::add(&*set, &ready, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        let (mut page, faults) = StuckPage::new()?;
+        let holder = std::thread::spawn({
+            let set = Arc::clone(&set);
+            move || page.wait_for(&*set)
+        });
+        let mut device = Signalled::new(stage, Some(set.as_fd()), call.as_fd())?;
+        device.feed_while_held(bounds);
+        drop(faults);
+        let _ = holder.join();
     }
     Ok(())
 }

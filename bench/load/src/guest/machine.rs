@@ -217,9 +217,9 @@ impl Machine {
                 }
                 Event::Closed { id, reason } => {
                     let flow = self.users.flows.remove(id);
-                    if flow.is_some_and(|flow| {
-                        flow.is_open && self.users.job.is_some() && flow.service != Service::Greet
-                    }) {
+                    let job = self.users.job.as_ref();
+                    let is_needed = |flow: Flow| job.is_some_and(|job| job.needs(&flow));
+                    if flow.is_some_and(|flow| flow.is_open && is_needed(flow)) {
                         return Err(format!("a flow in use ended: {reason:?}").into());
                     }
                 }
