@@ -14,8 +14,11 @@ use crate::stage::{Attack, HOST, PORT, Stage};
 const STREAM: u16 = 1;
 const SEQPACKET: u16 = 2;
 
-/// What moves no more for so long is full.
-const FULL: Duration = Duration::from_millis(300);
+/// What moves no more for so long is full, or has to be asked for its credit.
+const FULL: Duration = Duration::from_millis(100);
+
+/// How often all connections are asked.
+const QUESTIONS: u32 = 4;
 
 /// The most a packet carries here: what one buffer of a Linux guest holds.
 static PAYLOAD: [u8; 4096] = [7; 4096];
@@ -177,8 +180,8 @@ fn hoard(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     }
     let mut credits: Vec<Credit> =
         programs.iter().map(|_| Credit { sent: 0, most: BUFFER }).collect();
-    let mut moved_at = Instant::now();
-    while bounds.another() && moved_at.elapsed() < FULL {
+    let (mut moved_at, mut questions) = (Instant::now(), 0);
+    while bounds.another() && questions < QUESTIONS {
         let mut to_fill = (0..).zip(&mut credits).filter(|(_, credit)| credit.has(4096));
         let mut next = |guest: &Guest| {
             let (port, credit) = to_fill.next()?;
@@ -189,6 +192,10 @@ fn hoard(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
         let mut heard = Vec::new();
         if guest.step(&mut next, &mut |_, header| heard.push(*header))? {
             moved_at = Instant::now();
+        } else if moved_at.elapsed() > FULL {
+            (moved_at, questions) = (Instant::now(), questions + 1);
+            let ask = |port| guest.packet(Op::CreditRequest, port, (HOST, PORT));
+            guest.due = (0..u32::try_from(credits.len())?).map(ask).collect();
         }
         for header in heard {
             if let Some(credit) = credits.get_mut(header.dst_port as usize) {

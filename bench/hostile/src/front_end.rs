@@ -90,6 +90,13 @@ impl FrontEnd {
         self.say(request::SET_FEATURES, &words(&[FEATURES]), &[])
     }
 
+    /// The CID in the configuration space.
+    pub(crate) fn cid(&mut self) -> Result<u64> {
+        let answer = self.ask(request::GET_CONFIG, &config_space())?;
+        let cid = answer.get(12..20).and_then(|bytes| bytes.first_chunk().copied());
+        Ok(cid.map(u64::from_le_bytes).ok_or("no configuration space")?)
+    }
+
     /// One region.
     pub(crate) fn give_memory(&self, file: BorrowedFd<'_>, len: u64) -> Result<()> {
         let body = [pair(1, 0), words(&[BASE, len, BASE, 0])].concat();
@@ -118,6 +125,11 @@ impl FrontEnd {
 /// A body of 64-bit numbers.
 pub(crate) fn words(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+}
+
+/// The body of GET_CONFIG for the whole configuration space: offset, size, flags, and room for it.
+pub(crate) fn config_space() -> Vec<u8> {
+    [pair(0, 8), vec![0; 4 + 8]].concat()
 }
 
 /// A body of two 32-bit numbers.

@@ -57,11 +57,10 @@ fn connect_hang_up(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 /// GET_FEATURES and GET_CONFIG, one after the other.
 fn questions(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     let mut front = FrontEnd::connect(stage.plain_guest()?)?;
-    let space = [words(&[8 << 32]), vec![0; 12]].concat();
     Bounds::ready();
     while bounds.another() {
         front.ask(request::GET_FEATURES, &[])?;
-        front.ask(request::GET_CONFIG, &space)?;
+        front.cid()?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::stuck::StuckPage;
 const HELD: Duration = Duration::from_secs(2);
 
 /// Calls that the device may make while its eventfd is filled.
-const ROOM: u64 = 64;
+const ROOM: u64 = 2;
 
 pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "call-full", play: call_full },
@@ -50,8 +50,11 @@ impl Signalled {
     fn new(stage: &Stage, kick: Option<BorrowedFd<'_>>, call: BorrowedFd<'_>) -> Result<Self> {
         let (file, memory) = memory(MEMORY)?;
         let ring = Ring::new(&memory, config(1, 256));
+        let own = event()?;
+        let mut front = FrontEnd::connect(stage.plain_guest()?)?;
+        front.negotiate()?;
         let header = RawHeader {
-            src_cid: 0,
+            src_cid: front.cid()?,
             dst_cid: HOST.into(),
             kind: 1,
             op: Op::Rst.to_wire(),
@@ -60,9 +63,6 @@ impl Signalled {
         memory.write(BUFFERS, &header.encode());
         ring.fill((BUFFERS, 44), 0);
         ring.want_calls(true);
-        let own = event()?;
-        let mut front = FrontEnd::connect(stage.plain_guest()?)?;
-        front.negotiate()?;
         front.give_memory(file.as_fd(), MEMORY)?;
         front.start(1, 256, kick.unwrap_or(own.as_fd()), call)?;
         // A device that refuses hangs up: that is as well, and the rest of the attack is no harm.
@@ -101,49 +101,75 @@ impl Signalled {
 }
 
 /// A call eventfd that blocks whoever writes to it when it is full, emptied and filled between the device's poll and its
-/// write. Whoever is caught, the device or ourselves, is let go by a thread that sees no step for [`HELD`].
+/// write; left full as soon as the device gives nothing back.
 fn call_full(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let call = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-    let mut device = Signalled::new(stage, None, call.as_fd())?;
-    let given_back = Arc::new(AtomicU64::new(0));
+    let call =
+        Arc::new(Blocking { call: eventfd(0, EventfdFlags::CLOEXEC)?, fills: AtomicU64::new(0) });
+    let mut device = Signalled::new(stage, None, call.call.as_fd())?;
     std::thread::spawn({
-        let (call, given_back) = (Arc::clone(&call), Arc::clone(&given_back));
-        move || let_go(&call, &given_back)
+        let call = Arc::clone(&call);
+        move || call.free_the_filler()
     });
     Bounds::ready();
     while bounds.another() {
-        if device.ring.under_way() == 0 {
-            given_back.fetch_add(1, Ordering::Relaxed);
-        }
         device.feed();
-        if is_ready(&call, PollFlags::IN) {
-            rustix::io::read(&*call, &mut [0; 8])?;
+        for _ in 0..32 {
+            call.empty()?;
+            call.fill()?;
         }
-        // Room for what the device may add meanwhile; the last of it one by one.
-        rustix::io::write(&*call, &(u64::MAX - 1 - ROOM).to_ne_bytes())?;
-        while is_ready(&call, PollFlags::OUT) {
-            rustix::io::write(&*call, &1u64.to_ne_bytes())?;
+        let full_at = Instant::now();
+        while device.ring.under_way() != 0 && full_at.elapsed() < HELD && bounds.another() {
+            std::thread::yield_now();
         }
-        // Full: a device that polled before is caught in its write.
-        std::thread::yield_now();
     }
-    Ok(())
+    call.empty()
 }
 
-/// Empties `call` whenever nothing was given back for [`HELD`].
-fn let_go(call: &OwnedFd, given_back: &AtomicU64) {
-    let (mut last, mut moved_at) = (0, Instant::now());
-    loop {
-        std::thread::sleep(Duration::from_millis(10));
-        let count = given_back.load(Ordering::Relaxed);
-        if count != last {
-            (last, moved_at) = (count, Instant::now());
-        } else if moved_at.elapsed() > HELD {
-            moved_at = Instant::now();
-            if is_ready(call, PollFlags::IN) {
-                // Who waits to write goes on.
-                let _ = rustix::io::read(call, &mut [0; 8]);
+/// An eventfd that blocks.
+struct Blocking {
+    call: OwnedFd,
+    /// Writes begun and ended; odd while one is under way.
+    fills: AtomicU64,
+}
+
+impl Blocking {
+    fn empty(&self) -> Result<()> {
+        if is_ready(&self.call, PollFlags::IN) {
+            rustix::io::read(&self.call, &mut [0; 8])?;
+        }
+        Ok(())
+    }
+
+    /// Fills it up, with room for what the device may add meanwhile; the last of it one by one.
+    fn fill(&self) -> Result<()> {
+        self.add(u64::MAX - 1 - ROOM)?;
+        for _ in 0..ROOM {
+            if is_ready(&self.call, PollFlags::OUT) {
+                self.add(1)?;
             }
+        }
+        Ok(())
+    }
+
+    fn add(&self, count: u64) -> Result<()> {
+        self.fills.fetch_add(1, Ordering::SeqCst);
+        let written = rustix::io::write(&self.call, &count.to_ne_bytes());
+        self.fills.fetch_add(1, Ordering::SeqCst);
+        written?;
+        Ok(())
+    }
+
+    /// Empties it when a write of ours has been under way for long: the device was quicker.
+    fn free_the_filler(&self) {
+        let mut before = 0;
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            let fills = self.fills.load(Ordering::SeqCst);
+            if fills == before && fills % 2 == 1 {
+                // Nothing to read means that the write is over.
+                let _ = self.empty();
+            }
+            before = fills;
         }
     }
 }
