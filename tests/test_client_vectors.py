@@ -1,8 +1,8 @@
 """The messages and decisions of `vsock` as a client are those of the crate `vsock-client`, byte by byte.
 
 The node and the preload library use the crate; Python has a copy of its own. `crates/client/tests/vectors.json` is written
-by the crate's tests. The messages are compared directly; all else through sockets, as programs use them: the
-state is written to a plain Unix socket, of which `socket.from_fd` makes a VSOCK socket.
+by the crate's tests. Messages, and what stands behind them, are compared directly; all else through sockets, as programs
+use them: the state is written to a plain Unix socket, of which `socket.from_fd` makes a VSOCK socket.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 import vsock
-from vsock._client import Reply, Request, held
+from vsock._client import INHERITED_SIZE, Reply, Request, held
+from vsock._socket.options import VsockOptions
 
 VECTORS = json.loads(
     (Path(__file__).parent.parent / "crates/client/tests/vectors.json").read_text(encoding="utf-8")
@@ -34,6 +35,8 @@ SO_ZEROCOPY = 60
 MSG_ERRQUEUE = 0x2000
 PEER = (3, 5000)
 BUFFER = 262144
+ENOUGH = 64
+"""Bytes of room for any option."""
 
 
 def fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -239,13 +242,44 @@ def test_every_call_of_the_vectors_is_made():
 # Options
 
 
-@pytest.mark.parametrize("name", VECTORS["refused_options"])
-def test_option_that_only_unix_sockets_have_is_refused(name):
-    """It would tell that this is one, hold what the socket keeps of itself, or filter what the node says."""
+def value_of(sock: vsock.socket, row: dict[str, Any], room: int) -> str:
+    """An option as `getsockopt` returns it to a caller with this room, or the name of the errno."""
+    return outcome(lambda: sock.getsockopt(row["level"], row["number"], room).hex())
+
+
+@pytest.mark.usefixtures("runtime_dir")
+@pytest.mark.parametrize(
+    "row",
+    VECTORS["option_calls"],
+    ids=lambda row: f"{row['option']}-{row.get('value', row.get('room'))}",
+)
+def test_option_does_the_same_on_a_socket_in_every_state(row):
+    """The errno, or none; the state afterwards; and what the option is then. The rows come from the crate's table."""
+    checked = 0
+    value = bytes.fromhex(row.get("value", ""))
+    for does, got, names, changed in row["results"]:
+        for name in SOCKETS.keys() & set(names):
+            with made(name) as sock:
+                if "value" in row:
+                    said = outcome(lambda: sock.setsockopt(row["level"], row["number"], value))
+                    assert said == (does if re.fullmatch("E[A-Z]+", does) else "None"), name
+                after = value_of(sock, row, row.get("room", ENOUGH))
+                if got in ("descriptor", "held buffer"):
+                    assert re.fullmatch("([0-9a-f]{2})+", after), name
+                else:
+                    assert after == got, (name, does)
+                assert word_of(sock) == changed.get(name, SOCKETS[name]["word"]), (name, does)
+            checked += 1
+    assert checked == len(SOCKETS)
+
+
+@pytest.mark.parametrize(("level", "number"), VECTORS["unknown_options"])
+def test_option_that_af_vsock_does_not_have_is_unknown(level, number):
+    """Also if Python has it and the crate has not."""
     with vsock.socket() as sock:
-        assert outcome(lambda: sock.getsockopt(SOL, name)) == "EOPNOTSUPP"
-        assert outcome(lambda: sock.setsockopt(SOL, name, 1)) == "EOPNOTSUPP"
-        assert outcome(lambda: sock.setsockopt(SOL, name, bytes(16))) == "EOPNOTSUPP"
+        assert outcome(lambda: sock.getsockopt(level, number, ENOUGH)) == "ENOPROTOOPT"
+        assert outcome(lambda: sock.setsockopt(level, number, 1)) == "ENOPROTOOPT"
+        assert outcome(lambda: sock.setsockopt(level, number, bytes(ENOUGH))) == "ENOPROTOOPT"
 
 
 HZ = round(1 / time.clock_getres(6))  # CLOCK_MONOTONIC_COARSE
@@ -295,3 +329,15 @@ def test_setting_of_an_option_has_the_same_effect(row):
                 for part in divmod(time, 10**9)
             ]
             assert times == row["times"]
+
+
+@pytest.mark.parametrize("row", OPTIONS, ids=range(len(OPTIONS)))
+def test_options_that_accepted_sockets_inherit_are_the_same_bytes(row):
+    """They stand behind a LISTEN, and behind each ACCEPT."""
+    before = bytes.fromhex(row["before"])
+    assert len(before) == INHERITED_SIZE
+    options = VsockOptions.decode(before)
+    assert options.encode() == before
+    if "errno" not in row:
+        options.set(row["name"], bytes.fromhex(row["value"]))
+        assert options.encode().hex() == row["inherited"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import vsock
-from vsock.control.model import GuestSpec
+from vsock.control.model import GuestSpec, SwitchSpec, settings
+from vsock.control.schema import fields_of
 from vsock.errors import ConnectRefused, NoSuchGuest, TransportError, UsageError
 from vsock.guest import Guest
 from vsock.sockets import create_connection
@@ -214,6 +215,21 @@ def test_linger_timeout_is_checked_and_can_be_set(runtime_dir: Path) -> None:
     with Switch(runtime_dir=runtime_dir, linger_timeout=5) as switch:
         switch.set_linger_timeout(86400)
         assert switch.info().counters["linger_timeouts"] == 0
+
+
+def test_every_setting_of_a_specification_is_one_of_a_switch(runtime_dir: Path) -> None:
+    """Before the start and while it runs; the directory stays, and other names are errors."""
+    usual = settings(SwitchSpec())
+    assert usual.keys() | {"runtime_dir"} == fields_of(SwitchSpec).keys()
+    with pytest.raises(UsageError, match="poll_uss"):
+        Switch(runtime_dir=runtime_dir, poll_uss=5)
+    with Switch(runtime_dir=runtime_dir, **usual) as switch:
+        switch.change_settings(**usual)
+        switch.change_settings(poll_us=0, linger_timeout=None)
+        wrong: dict[str, object] = {"runtime_dir": "/", "poll_uss": 5, "poll_us": 1001}
+        for name, value in wrong.items():
+            with pytest.raises(UsageError, match=name):
+                switch.change_settings(**{name: value})
 
 
 def test_explain_answers_for_host_and_guests(switch: Switch) -> None:

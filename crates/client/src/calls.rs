@@ -19,7 +19,7 @@
 //! Before any call, the caller looks whether a connect under way has ended ([`Outcome`]). So the state
 //! [`State::Connecting`] means here that there is no outcome yet.
 
-use crate::options::{Options, Setting};
+use crate::options::Options;
 use crate::socket::{Flags, Socket, State};
 use crate::wire::{HELD_EXTRA, INHERITED_LEN, MESSAGE_LEN, Reply, Report, Request};
 use crate::{ANY, Address, CID_HOST, CID_LOCAL, Errno};
@@ -289,8 +289,12 @@ pub fn after_failure(socket: Socket, has_address: bool) -> Socket {
 /// A blocking connect that waits for the outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Wait on.
+    /// Wait until the descriptor is writable.
     GoOn,
+    /// Pause, then look again: another thread or process has yet to send the request, and until then the descriptor is
+    /// writable. If the deadline of the connect passes before that, the other has ended, and so has the attempt:
+    /// [`after_silence`].
+    Pause,
     /// Return this, and keep the socket.
     Return(Result<(), Errno>, Socket),
 }
@@ -300,7 +304,8 @@ impl Wait {
     #[must_use]
     pub fn new(socket: Socket) -> Self {
         match socket.state {
-            State::Connecting => Self::GoOn,
+            State::Connecting if socket.awaits_outcome() => Self::GoOn,
+            State::Connecting => Self::Pause,
             State::Connected | State::ShutDown => Self::Return(Ok(()), socket),
             State::Fresh | State::Bound | State::Listening | State::Device => {
                 let (error, next) = take_error(socket);
@@ -413,7 +418,8 @@ impl Shutdown {
     }
 }
 
-/// The socket whose node has not answered in time. The answer may still come, so the descriptor cannot be used again.
+/// The socket whose node has not answered in time, or has not been asked. The answer may still come, so the descriptor cannot
+/// be used again.
 #[must_use]
 pub fn after_silence(socket: Socket) -> Socket {
     socket.in_state(State::ShutDown)
@@ -470,90 +476,4 @@ pub fn queue_len(socket: Socket) -> Result<(), Errno> {
 /// ENOTTY: this is a socket and not /dev/vsock.
 pub fn local_cid(socket: Socket) -> Result<(), Errno> {
     if socket.state == State::Device { Ok(()) } else { Err(Errno::NOTTY) }
-}
-
-/// `setsockopt` of level AF_VSOCK: keep the options, and tell the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SetOption {
-    /// The options from now on.
-    pub options: Options,
-    /// What to tell the node.
-    pub tell: Tell,
-}
-
-/// What to tell the node about changed options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tell {
-    /// Nothing.
-    Nothing,
-    /// What the next accepted sockets inherit: [`listen_message`], which is not answered.
-    Listener,
-    /// The new receive buffer of a connection.
-    Connection(u64),
-}
-
-impl SetOption {
-    /// A setting of a socket with these options.
-    ///
-    /// # Errors
-    /// ERANGE: not a valid timeout.
-    pub fn new(
-        socket: Socket,
-        before: Options,
-        setting: Setting,
-        tick: u64,
-    ) -> Result<Self, Errno> {
-        let set = before.set(setting, tick)?;
-        let is_resized = set.size != before.size;
-        let options = if socket.has_stream() && is_resized { set.of_connection() } else { set };
-        let tell = if socket.state == State::Listening {
-            Tell::Listener
-        } else if socket.has_stream() && options.size != before.size {
-            Tell::Connection(options.size.max(1))
-        } else {
-            Tell::Nothing
-        };
-        Ok(Self { options, tell })
-    }
-}
-
-/// SO_ZEROCOPY: the socket with the option or without.
-///
-/// # Errors
-/// EINVAL: neither 0 nor 1. EOPNOTSUPP: the socket is a connection.
-pub fn set_zerocopy(socket: Socket, value: i32) -> Result<Socket, Errno> {
-    match value {
-        0 | 1 if socket.has_stream() => Err(Errno::OPNOTSUPP),
-        0 | 1 => Ok(socket.set(Flags::ZEROCOPY, value == 1)),
-        _ => Err(Errno::INVAL),
-    }
-}
-
-/// SO_RCVLOWAT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetLowWater {
-    /// Keep the socket, and set the descriptor's own option.
-    Descriptor(Socket),
-    /// Keep the socket, and do not touch the descriptor's own option: while a connect is under way it holds the size of
-    /// the send buffer.
-    Flag(Socket),
-}
-
-impl SetLowWater {
-    /// SO_RCVLOWAT of this number of bytes; `size` reads SO_VM_SOCKETS_BUFFER_SIZE.
-    ///
-    /// # Errors
-    /// EINVAL: negative, or more than the buffer.
-    pub fn new(socket: Socket, bytes: i32, size: impl FnOnce() -> u64) -> Result<Self, Errno> {
-        if !socket.keeps_messages() {
-            let bytes = u64::try_from(bytes).map_err(|_| Errno::INVAL)?;
-            if bytes > size() {
-                return Err(Errno::INVAL);
-            }
-        }
-        let is_low = bytes == 0 || bytes == 1;
-        let next = socket.set(Flags::LOW_WATER, !is_low);
-        let is_held = socket.state == State::Connecting && is_low;
-        Ok(if is_held { Self::Flag(next) } else { Self::Descriptor(next) })
-    }
 }

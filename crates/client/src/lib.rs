@@ -6,8 +6,8 @@
 //! | [`wire`] | requests and replies of the client protocol, encoded and decoded |
 //! | [`socket`] | what every holder of a socket has to agree on, in 64 bits |
 //! | [`name`] | a socket's own address, as the name of its Unix socket |
-//! | [`options`] | the options of level AF_VSOCK |
-//! | [`calls`] | what each call does to a socket: the state machine |
+//! | [`options`] | the table of socket options, and what `getsockopt` and `setsockopt` do |
+//! | [`calls`] | what each other call does to a socket: the state machine |
 //! | [`transfer`] | what a receive or a send checks before data moves |
 //!
 //! The node decodes requests with it and the preload library encodes them, so neither has a copy of the format. The

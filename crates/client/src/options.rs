@@ -1,297 +1,373 @@
-//! The options of level AF_VSOCK, with the rules of `vsock_connectible_setsockopt` in Linux.
+//! `getsockopt` and `setsockopt`: [`TABLE`] has every option that AF_VSOCK treats in another way than a Unix socket does,
+//! with its rule.
 //!
-//! Sizes have 64 bits, and the connect timeout is counted in ticks of the kernel, whose length the caller passes. Options
-//! have three forms: the times of the socket's inode, the bytes behind a LISTEN, which accepted sockets inherit, and the
-//! values of `getsockopt`.
+//! A new option is a line of the table. A new rule is a variant of [`Rule`], whose `get` and `set` are below; one that needs
+//! another kind of I/O is a variant of [`Get`] or [`Set`] too, which the caller carries out.
+//!
+//! ```
+//! use vsock_client::options::{Get, SocketOption, Value};
+//! use vsock_client::{Errno, Options, Socket};
+//!
+//! let size = SocketOption::find(40, 0)?.unwrap();
+//! let value = size.get(Socket::STREAM, || Options::DEFAULT, 4000)?;
+//! assert_eq!(value, Get::Value(Value::Number(262_144)));
+//! assert_eq!(SocketOption::find(40, 3).err(), Some(Errno::NOPROTOOPT));
+//! # Ok::<(), Errno>(())
+//! ```
+
+mod kept;
 
 use crate::Errno;
-use crate::wire::INHERITED_LEN;
+use crate::calls::take_error;
+use crate::socket::{Flags, Socket, State};
 
-/// SO_VM_SOCKETS_BUFFER_SIZE.
-pub const BUFFER_SIZE: i32 = 0;
-/// SO_VM_SOCKETS_BUFFER_MIN_SIZE.
-pub const BUFFER_MIN_SIZE: i32 = 1;
-/// SO_VM_SOCKETS_BUFFER_MAX_SIZE.
-pub const BUFFER_MAX_SIZE: i32 = 2;
-/// SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD.
-pub const CONNECT_TIMEOUT_OLD: i32 = 6;
-/// SO_VM_SOCKETS_CONNECT_TIMEOUT_NEW: on 64-bit machines the same structure.
-pub const CONNECT_TIMEOUT_NEW: i32 = 8;
+pub(crate) use kept::INHERITED;
+pub use kept::{InodeTime, Options, Setting};
 
-/// Whether an option of level SOL_SOCKET gives EOPNOTSUPP although Unix sockets have it.
+const SOL_SOCKET: i32 = 1;
+const AF_VSOCK: i32 = 40;
+
+/// An option that AF_VSOCK treats in another way than a Unix socket does.
+#[derive(Debug)]
+pub struct SocketOption {
+    /// Its level.
+    pub level: i32,
+    /// Its number.
+    pub number: i32,
+    /// Its name in C.
+    pub name: &'static str,
+    rule: Rule,
+}
+
+/// What `getsockopt` and `setsockopt` do.
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    /// A number of 64 bits among the socket's [`Options`].
+    Size(fn(u64) -> Setting, fn(&Options) -> u64),
+    /// A `struct timeval` among the socket's [`Options`].
+    ConnectTimeout,
+    /// EOPNOTSUPP, although Unix sockets have it.
+    Refused,
+    /// Always this number; it cannot be set.
+    Fixed(i32),
+    /// SO_ACCEPTCONN.
+    IsListener,
+    /// SO_ERROR.
+    Error,
+    /// SO_SNDBUF, which during a connect is not the descriptor's own.
+    SendBuffer,
+    /// SO_RCVLOWAT, which during a connect holds the size of the send buffer.
+    LowWater,
+    /// SO_ZEROCOPY.
+    Zerocopy,
+    /// Only sockets of the internet can have it on.
+    InternetOnly,
+}
+
+/// All options with a rule of their own, by level and number.
 ///
-/// SO_PASSCRED (16), SO_PASSSEC (34), SO_PEEK_OFF (42) and SO_PASSPIDFD (76) are for Unix sockets only.
-/// SO_MAX_PACING_RATE (47) and SO_INCOMING_CPU (49) hold the socket's state. AF_VSOCK never runs the filters of
-/// SO_ATTACH_FILTER (26), SO_DETACH_FILTER (27), SO_LOCK_FILTER (44) and SO_ATTACH_BPF (50), and Unix sockets of messages
-/// would.
-#[must_use]
-pub fn is_refused(name: i32) -> bool {
-    matches!(name, 16 | 34 | 42 | 76 | 47 | 49 | 26 | 27 | 44 | 50)
+/// Refused are: SO_PASSCRED, SO_PASSSEC, SO_PEEK_OFF and SO_PASSPIDFD, which are for Unix sockets only; SO_MAX_PACING_RATE and
+/// SO_INCOMING_CPU, which hold the socket's state; and SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_LOCK_FILTER and SO_ATTACH_BPF:
+/// AF_VSOCK never runs the filters, and Unix sockets of messages would.
+pub const TABLE: &[SocketOption] = &[
+    generic(4, "SO_ERROR", Rule::Error),
+    generic(7, "SO_SNDBUF", Rule::SendBuffer),
+    generic(15, "SO_REUSEPORT", Rule::InternetOnly),
+    generic(16, "SO_PASSCRED", Rule::Refused),
+    generic(18, "SO_RCVLOWAT", Rule::LowWater),
+    generic(26, "SO_ATTACH_FILTER", Rule::Refused),
+    generic(27, "SO_DETACH_FILTER", Rule::Refused),
+    generic(30, "SO_ACCEPTCONN", Rule::IsListener),
+    generic(34, "SO_PASSSEC", Rule::Refused),
+    generic(38, "SO_PROTOCOL", Rule::Fixed(0)),
+    generic(39, "SO_DOMAIN", Rule::Fixed(AF_VSOCK)),
+    generic(42, "SO_PEEK_OFF", Rule::Refused),
+    generic(44, "SO_LOCK_FILTER", Rule::Refused),
+    generic(47, "SO_MAX_PACING_RATE", Rule::Refused),
+    generic(49, "SO_INCOMING_CPU", Rule::Refused),
+    generic(50, "SO_ATTACH_BPF", Rule::Refused),
+    generic(60, "SO_ZEROCOPY", Rule::Zerocopy),
+    generic(76, "SO_PASSPIDFD", Rule::Refused),
+    own(0, "SO_VM_SOCKETS_BUFFER_SIZE", Rule::Size(Setting::Size, |options| options.size)),
+    own(1, "SO_VM_SOCKETS_BUFFER_MIN_SIZE", Rule::Size(Setting::Min, |options| options.min)),
+    own(2, "SO_VM_SOCKETS_BUFFER_MAX_SIZE", Rule::Size(Setting::Max, |options| options.max)),
+    own(6, "SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD", Rule::ConnectTimeout),
+    own(8, "SO_VM_SOCKETS_CONNECT_TIMEOUT_NEW", Rule::ConnectTimeout), // on 64-bit machines the same structure
+];
+
+/// An option of level SOL_SOCKET.
+const fn generic(number: i32, name: &'static str, rule: Rule) -> SocketOption {
+    SocketOption { level: SOL_SOCKET, number, name, rule }
 }
 
-/// The default of SO_VM_SOCKETS_BUFFER_SIZE and of its maximum.
-const DEFAULT_SIZE: u64 = 262_144;
-const DEFAULT_MIN: u64 = 128;
-const DEFAULT_TIMEOUT_US: u64 = 2_000_000;
-/// The largest number that fits into the nanoseconds of an inode's time.
-const MAX_IN_NANOSECONDS: u64 = (1 << 29) - 1;
-/// The largest buffer of a connection.
-const MAX_CONNECTION_BUFFER: u64 = u32::MAX as u64;
-const SECOND_US: u64 = 1_000_000;
+/// An option of level AF_VSOCK.
+const fn own(number: i32, name: &'static str, rule: Rule) -> SocketOption {
+    SocketOption { level: AF_VSOCK, number, name, rule }
+}
 
-/// SO_VM_SOCKETS_BUFFER_SIZE, _MIN_SIZE, _MAX_SIZE and _CONNECT_TIMEOUT of one socket.
+/// `getsockopt`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// The receive buffer in bytes.
-    pub size: u64,
-    /// The size that a smaller one is raised to.
-    pub min: u64,
-    /// The size that a larger one is cut to.
-    pub max: u64,
-    /// The connect timeout in ticks of the kernel; 0: the default.
-    pub connect_ticks: u64,
+pub enum Get {
+    /// The descriptor answers.
+    Descriptor,
+    /// Return this.
+    Value(Value),
+    /// SO_ERROR: return the errno as a number, and keep the socket.
+    Error(Errno, Socket),
+    /// Return the size that the send buffer will have after the connect under way.
+    HeldBuffer,
 }
 
-/// A time of an inode: seconds and nanoseconds.
-pub type InodeTime = (i64, u32);
-
-/// What `setsockopt` sets.
+/// `setsockopt`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setting {
-    /// SO_VM_SOCKETS_BUFFER_SIZE.
-    Size(u64),
-    /// SO_VM_SOCKETS_BUFFER_MIN_SIZE.
-    Min(u64),
-    /// SO_VM_SOCKETS_BUFFER_MAX_SIZE.
-    Max(u64),
-    /// SO_VM_SOCKETS_CONNECT_TIMEOUT: seconds and microseconds of a `struct timeval`.
-    ConnectTimeout([i64; 2]),
+pub enum Set {
+    /// Set the descriptor's own option.
+    Descriptor,
+    /// Keep the socket.
+    Socket(Socket),
+    /// Keep options, and tell the node.
+    Options(SetOption),
+    /// SO_RCVLOWAT.
+    LowWater(SetLowWater),
+    /// Set the size that the send buffer will have after the connect under way.
+    HeldBuffer(u32),
 }
 
-impl Options {
-    /// The options of a new socket.
-    pub const DEFAULT: Self =
-        Self { size: DEFAULT_SIZE, min: DEFAULT_MIN, max: DEFAULT_SIZE, connect_ticks: 0 };
-
-    /// `setsockopt`, for a tick of `tick` microseconds.
+impl SocketOption {
+    /// The option of a level with a number; `None` if a Unix socket does what AF_VSOCK does.
     ///
     /// # Errors
-    /// ERANGE: a negative timeout, or one that is too long.
-    pub fn set(self, setting: Setting, tick: u64) -> Result<Self, Errno> {
-        let changed = match setting {
-            Setting::Size(size) => Self { size, ..self },
-            Setting::Min(min) => Self { min, ..self },
-            Setting::Max(max) => Self { max, ..self },
-            Setting::ConnectTimeout(timeval) => {
-                Self { connect_ticks: ticks(timeval, tick)?, ..self }
+    /// ENOPROTOOPT: AF_VSOCK does not have it.
+    pub fn find(level: i32, number: i32) -> Result<Option<&'static Self>, Errno> {
+        let found = TABLE.iter().find(|option| (option.level, option.number) == (level, number));
+        if found.is_none() && level != SOL_SOCKET { Err(Errno::NOPROTOOPT) } else { Ok(found) }
+    }
+
+    /// How many bytes of a value [`Self::set`] reads; less is EINVAL.
+    #[must_use]
+    pub fn value_len(&self) -> usize {
+        match self.rule {
+            Rule::Size(..) => size_of::<u64>(),
+            Rule::ConnectTimeout => size_of::<[i64; 2]>(),
+            Rule::Refused => 0,
+            Rule::Fixed(_)
+            | Rule::IsListener
+            | Rule::Error
+            | Rule::SendBuffer
+            | Rule::LowWater
+            | Rule::Zerocopy
+            | Rule::InternetOnly => size_of::<i32>(),
+        }
+    }
+
+    /// `getsockopt` of a socket; `options` reads what it keeps, and a tick has `tick` microseconds.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP.
+    pub fn get(
+        &self,
+        socket: Socket,
+        options: impl FnOnce() -> Options,
+        tick: u64,
+    ) -> Result<Get, Errno> {
+        let is_connecting = socket.state == State::Connecting;
+        let has_low_water = socket.flags.has(Flags::LOW_WATER);
+        Ok(match self.rule {
+            Rule::Size(_, get) => Get::Value(Value::Number(get(&options()))),
+            Rule::ConnectTimeout => Get::Value(Value::Timeval(options().connect_timeval(tick))),
+            Rule::Refused => return Err(Errno::OPNOTSUPP),
+            Rule::Fixed(number) => Get::Value(Value::Int(number)),
+            Rule::IsListener => Get::Value(Value::flag(socket.state == State::Listening)),
+            Rule::Error => {
+                let (error, next) = take_error(socket);
+                Get::Error(error, next)
+            }
+            Rule::Zerocopy => Get::Value(Value::flag(socket.flags.has(Flags::ZEROCOPY))),
+            Rule::SendBuffer if is_connecting => Get::HeldBuffer,
+            Rule::LowWater if is_connecting && !has_low_water => Get::Value(Value::Int(1)),
+            Rule::SendBuffer | Rule::LowWater | Rule::InternetOnly => Get::Descriptor,
+        })
+    }
+
+    /// `setsockopt` of a socket that keeps what `options` reads, for a tick of `tick` microseconds. `value` may be longer than
+    /// [`Self::value_len`].
+    ///
+    /// # Errors
+    /// EINVAL: the value is too short, or none that the option can have. ENOPROTOOPT: it can only be read. EOPNOTSUPP.
+    /// ERANGE: not a valid timeout.
+    pub fn set(
+        &self,
+        socket: Socket,
+        value: &[u8],
+        options: impl FnOnce() -> Options,
+        tick: u64,
+    ) -> Result<Set, Errno> {
+        let set_kept = |setting, options| SetOption::new(socket, options, setting, tick);
+        match self.rule {
+            Rule::Size(setting, _) => {
+                set_kept(setting(number(value)?), options()).map(Set::Options)
+            }
+            Rule::ConnectTimeout => {
+                set_kept(Setting::ConnectTimeout(timeval(value)?), options()).map(Set::Options)
+            }
+            Rule::Refused => Err(Errno::OPNOTSUPP),
+            Rule::Fixed(_) | Rule::IsListener | Rule::Error => {
+                int(value).and(Err(Errno::NOPROTOOPT))
+            }
+            Rule::SendBuffer => {
+                let size = int(value)?.cast_unsigned();
+                let is_connecting = socket.state == State::Connecting;
+                Ok(if is_connecting { Set::HeldBuffer(size) } else { Set::Descriptor })
+            }
+            Rule::LowWater => {
+                SetLowWater::new(socket, int(value)?, || options().size).map(Set::LowWater)
+            }
+            Rule::Zerocopy => set_zerocopy(socket, int(value)?).map(Set::Socket),
+            Rule::InternetOnly if int(value)? != 0 => Err(Errno::OPNOTSUPP),
+            Rule::InternetOnly => Ok(Set::Descriptor),
+        }
+    }
+}
+
+fn int(value: &[u8]) -> Result<i32, Errno> {
+    value.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)).ok_or(Errno::INVAL)
+}
+
+fn number(value: &[u8]) -> Result<u64, Errno> {
+    value.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).ok_or(Errno::INVAL)
+}
+
+fn timeval(value: &[u8]) -> Result<[i64; 2], Errno> {
+    let halves = value.as_chunks().0.first_chunk::<2>().ok_or(Errno::INVAL)?;
+    Ok(halves.map(i64::from_ne_bytes))
+}
+
+/// The length of the longest value.
+pub const VALUE_MAX: usize = 16;
+
+/// What `getsockopt` returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// An int, which is cut to the room that the program has.
+    Int(i32),
+    /// A number of 64 bits.
+    Number(u64),
+    /// Seconds and microseconds of a `struct timeval`.
+    Timeval([i64; 2]),
+}
+
+impl Value {
+    fn flag(is_set: bool) -> Self {
+        Self::Int(i32::from(is_set))
+    }
+
+    /// The value for a program with `room` bytes: how many of these bytes it gets.
+    ///
+    /// # Errors
+    /// EINVAL: there is less room than the value needs.
+    pub fn cut_to(self, room: usize) -> Result<([u8; VALUE_MAX], usize), Errno> {
+        let mut bytes = [0; VALUE_MAX];
+        let words = bytes.as_chunks_mut().0;
+        let len = match self {
+            Self::Int(value) => {
+                bytes[..4].copy_from_slice(&value.to_ne_bytes());
+                4.min(room)
+            }
+            Self::Number(value) => {
+                words[0] = value.to_ne_bytes();
+                8
+            }
+            Self::Timeval(halves) => {
+                words.copy_from_slice(&halves.map(i64::to_ne_bytes));
+                VALUE_MAX
             }
         };
-        // In this order the maximum wins over a minimum above it.
-        Ok(Self { size: changed.size.max(changed.min).min(changed.max), ..changed })
+        if room < len { Err(Errno::INVAL) } else { Ok((bytes, len)) }
     }
+}
 
-    /// The connect timeout in microseconds.
-    #[must_use]
-    pub fn connect_timeout_us(&self, tick: u64) -> u64 {
-        let per_second = per_second(tick);
-        match self.connect_ticks {
-            0 => DEFAULT_TIMEOUT_US,
-            // A second has a whole number of ticks, a tick not always a whole number of microseconds.
-            ticks => (ticks / per_second)
-                .saturating_mul(SECOND_US)
-                .saturating_add(ticks % per_second * tick),
-        }
-    }
+/// `setsockopt` of level AF_VSOCK: keep the options, and tell the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetOption {
+    /// The options from now on.
+    pub options: Options,
+    /// What to tell the node.
+    pub tell: Tell,
+}
 
-    /// The connect timeout as `getsockopt` gives it: seconds and microseconds.
-    #[must_use]
-    pub fn connect_timeval(&self, tick: u64) -> [i64; 2] {
-        let microseconds = self.connect_timeout_us(tick);
-        [microseconds / SECOND_US, microseconds % SECOND_US]
-            .map(|part| i64::try_from(part).unwrap_or(i64::MAX))
-    }
+/// What to tell the node about changed options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// Nothing.
+    Nothing,
+    /// What the next accepted sockets inherit: [`listen_message`], which is not answered.
+    Listener,
+    /// The new receive buffer of a connection.
+    Connection(u64),
+}
 
-    /// The connect timeout as a CONNECT gives it, in milliseconds.
-    #[must_use]
-    pub fn connect_timeout_ms(&self, tick: u64) -> u32 {
-        u32::try_from(self.connect_timeout_us(tick).div_ceil(1000)).unwrap_or(u32::MAX)
-    }
-
-    /// The receive buffer as a CONNECT gives it; 0 is the node's own default.
-    #[must_use]
-    pub fn connect_buffer(&self) -> u64 {
-        if self.size == DEFAULT_SIZE { 0 } else { self.listen_buffer() }
-    }
-
-    /// The receive buffer as a LISTEN gives it.
-    #[must_use]
-    pub fn listen_buffer(&self) -> u64 {
-        self.size.clamp(1, MAX_CONNECTION_BUFFER)
-    }
-
-    /// The options of a connection: its buffer has at most 32 bits.
-    #[must_use]
-    pub fn of_connection(self) -> Self {
-        Self { size: self.size.min(MAX_CONNECTION_BUFFER), ..self }
-    }
-
-    /// Access and modification time of the inode that keep them.
+impl SetOption {
+    /// A setting of a socket with these options.
     ///
-    /// Seconds of the access time are the size, its nanoseconds the minimum; seconds of the modification time are the
-    /// maximum, its nanoseconds the timeout in ticks. A minimum and a timeout above 2^29 - 1 are cut to that.
-    #[must_use]
-    pub fn to_times(&self) -> [InodeTime; 2] {
-        let nanoseconds = |value: u64| u32::try_from(value.min(MAX_IN_NANOSECONDS)).unwrap_or(0);
-        [
-            (self.size.cast_signed(), nanoseconds(self.min)),
-            (self.max.cast_signed(), nanoseconds(self.connect_ticks)),
-        ]
-    }
-
-    /// Reads what [`Self::to_times`] gave.
-    #[must_use]
-    pub fn from_times([(size, min), (max, connect_ticks)]: [InodeTime; 2]) -> Self {
-        Self {
-            size: size.cast_unsigned(),
-            min: min.into(),
-            max: max.cast_unsigned(),
-            connect_ticks: connect_ticks.into(),
-        }
-    }
-
-    /// The bytes behind a LISTEN and behind each ACCEPT, which accepted sockets inherit: the three sizes, and the connect
-    /// timeout in microseconds.
-    #[must_use]
-    pub fn to_inherited(&self, tick: u64) -> [u8; INHERITED_LEN] {
-        let mut bytes = [0; INHERITED_LEN];
-        let numbers = [self.size, self.min, self.max, self.connect_timeout_us(tick)];
-        for (place, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
-            *place = number.to_le_bytes();
-        }
-        bytes
-    }
-
-    /// Reads the bytes behind an ACCEPT.
-    #[must_use]
-    pub fn from_inherited(bytes: &[u8; INHERITED_LEN], tick: u64) -> Self {
-        let mut numbers = [0; INHERITED_LEN / 8];
-        for (number, place) in numbers.iter_mut().zip(bytes.as_chunks().0) {
-            *number = u64::from_le_bytes(*place);
-        }
-        let [size, min, max, timeout] = numbers;
-        let ticks = (timeout / SECOND_US).saturating_mul(per_second(tick));
-        let ticks = ticks.saturating_add(timeout % SECOND_US / tick);
-        Self { size, min, max, connect_ticks: unless_default(ticks, tick) }
+    /// # Errors
+    /// ERANGE: not a valid timeout.
+    pub fn new(
+        socket: Socket,
+        before: Options,
+        setting: Setting,
+        tick: u64,
+    ) -> Result<Self, Errno> {
+        let set = before.set(setting, tick)?;
+        let is_resized = set.size != before.size;
+        let options = if socket.has_stream() && is_resized { set.of_connection() } else { set };
+        let tell = if socket.state == State::Listening {
+            Tell::Listener
+        } else if socket.has_stream() && options.size != before.size {
+            Tell::Connection(options.size.max(1))
+        } else {
+            Tell::Nothing
+        };
+        Ok(Self { options, tell })
     }
 }
 
-/// How many ticks a second has.
-fn per_second(tick: u64) -> u64 {
-    SECOND_US / tick.clamp(1, SECOND_US)
+/// SO_ZEROCOPY: the socket with the option or without.
+///
+/// # Errors
+/// EINVAL: neither 0 nor 1. EOPNOTSUPP: the socket is a connection.
+pub fn set_zerocopy(socket: Socket, value: i32) -> Result<Socket, Errno> {
+    match value {
+        0 | 1 if socket.has_stream() => Err(Errno::OPNOTSUPP),
+        0 | 1 => Ok(socket.set(Flags::ZEROCOPY, value == 1)),
+        _ => Err(Errno::INVAL),
+    }
 }
 
-/// A timeout in ticks; 0 if it is the default.
-fn unless_default(ticks: u64, tick: u64) -> u64 {
-    if ticks == DEFAULT_TIMEOUT_US / SECOND_US * per_second(tick) { 0 } else { ticks }
+/// SO_RCVLOWAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetLowWater {
+    /// Keep the socket, and set the descriptor's own option.
+    Descriptor(Socket),
+    /// Keep the socket, and do not touch the descriptor's own option: while a connect is under way it holds the size of
+    /// the send buffer.
+    Flag(Socket),
 }
 
-/// A `struct timeval` in ticks, rounded up; 0 is the default.
-fn ticks([seconds, microseconds]: [i64; 2], tick: u64) -> Result<u64, Errno> {
-    let per_second = per_second(tick);
-    let longest = i64::MAX / i64::try_from(per_second).unwrap_or(1) - 1;
-    if !(0..longest).contains(&seconds) || microseconds >= 1_000_000 {
-        return Err(Errno::RANGE);
-    }
-    // As in the kernel, negative microseconds pass the check as a huge number.
-    let rest = microseconds.cast_unsigned().wrapping_add(tick - 1) / tick;
-    Ok(unless_default(seconds.unsigned_abs() * per_second + rest, tick))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TICK: u64 = 4000;
-
-    #[test]
-    fn connect_timeout_is_rounded_up_to_ticks() {
-        let table = [
-            ([1, 1], Ok(251)),
-            ([5, 0], Ok(1250)),
-            ([0, 0], Ok(0)),
-            ([2, 0], Ok(0)),
-            ([1, 999_999], Ok(0)),
-            ([2, 1], Ok(501)),
-            ([5, -1], Ok(1250)),
-            ([-1, 0], Err(Errno::RANGE)),
-            ([0, 1_000_000], Err(Errno::RANGE)),
-            ([i64::MAX / 250, 0], Err(Errno::RANGE)),
-        ];
-        for (timeval, expected) in table {
-            let set = Options::DEFAULT.set(Setting::ConnectTimeout(timeval), TICK);
-            assert_eq!(set.map(|options| options.connect_ticks), expected, "{timeval:?}");
+impl SetLowWater {
+    /// SO_RCVLOWAT of this number of bytes; `size` reads SO_VM_SOCKETS_BUFFER_SIZE.
+    ///
+    /// # Errors
+    /// EINVAL: negative, or more than the buffer.
+    pub fn new(socket: Socket, bytes: i32, size: impl FnOnce() -> u64) -> Result<Self, Errno> {
+        if !socket.keeps_messages() {
+            let bytes = u64::try_from(bytes).map_err(|_| Errno::INVAL)?;
+            if bytes > size() {
+                return Err(Errno::INVAL);
+            }
         }
-    }
-
-    #[test]
-    fn maximum_wins_over_a_minimum_above_it() {
-        let options = Options::DEFAULT.set(Setting::Max(64), TICK).unwrap();
-        assert_eq!((options.size, options.min), (64, 128));
-        let options = options.set(Setting::Min(1000), TICK).unwrap();
-        assert_eq!(options.size, 64);
-        let options = options.set(Setting::Max(1 << 40), TICK).unwrap();
-        assert_eq!(options.size, 1000, "raised to the minimum when the maximum allows it");
-    }
-
-    #[test]
-    fn new_sockets_wait_two_seconds_whatever_the_tick_is() {
-        for tick in [1000, 3333, 4000, 10_000] {
-            assert_eq!(Options::DEFAULT.connect_timeval(tick), [2, 0]);
-            assert_eq!(Options::DEFAULT.connect_timeout_ms(tick), 2000);
-        }
-    }
-
-    #[test]
-    fn whole_seconds_stay_whole_whatever_the_tick_is() {
-        for tick in [1000, 3333, 4000, 10_000] {
-            let set = Options::DEFAULT.set(Setting::ConnectTimeout([100_005, 0]), tick).unwrap();
-            assert_eq!(set.connect_timeval(tick), [100_005, 0]);
-            assert_eq!(Options::from_inherited(&set.to_inherited(tick), tick), set);
-        }
-    }
-
-    #[test]
-    fn timeout_too_long_for_a_request_is_the_longest() {
-        let options = Options { connect_ticks: u64::MAX, ..Options::DEFAULT };
-        assert_eq!(options.connect_timeout_ms(TICK), u32::MAX);
-    }
-
-    #[test]
-    fn buffer_in_a_request_is_neither_zero_nor_above_32_bits() {
-        let of = |size| Options { size, ..Options::DEFAULT };
-        for (size, connect, listen) in
-            [(0, 1, 1), (262_144, 0, 262_144), (5, 5, 5), (1 << 40, 0xffff_ffff, 0xffff_ffff)]
-        {
-            assert_eq!((of(size).connect_buffer(), of(size).listen_buffer()), (connect, listen));
-        }
-        assert_eq!(of(1 << 40).of_connection().size, 0xffff_ffff);
-    }
-
-    #[test]
-    fn times_keep_all_but_what_does_not_fit_into_nanoseconds() {
-        let options = Options { size: u64::MAX, min: 3, max: 1 << 63, connect_ticks: 250 };
-        assert_eq!(Options::from_times(options.to_times()), options);
-        let large = Options { min: u64::MAX, connect_ticks: u64::MAX, ..options };
-        let kept = Options::from_times(large.to_times());
-        let most = MAX_IN_NANOSECONDS;
-        assert_eq!(kept, Options { min: most, connect_ticks: most, ..options });
-    }
-
-    #[test]
-    fn inherited_options_are_those_of_the_listener() {
-        let options = Options { size: 1 << 20, min: 3, max: 1 << 21, connect_ticks: 250 };
-        for options in [options, Options::DEFAULT] {
-            assert_eq!(Options::from_inherited(&options.to_inherited(TICK), TICK), options);
-        }
+        let is_low = bytes == 0 || bytes == 1;
+        let next = socket.set(Flags::LOW_WATER, !is_low);
+        let is_held = socket.state == State::Connecting && is_low;
+        Ok(if is_held { Self::Flag(next) } else { Self::Descriptor(next) })
     }
 }

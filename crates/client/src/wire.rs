@@ -6,6 +6,7 @@
 
 use core::fmt;
 
+use crate::options::INHERITED;
 use crate::{Address, Errno};
 
 /// Bytes in a request and in a reply.
@@ -25,7 +26,7 @@ pub const HELD_EXTRA: usize = 2016;
 pub const MAX_EXTRA: usize = 4096;
 
 /// Bytes that accepted sockets inherit: left with a LISTEN, given back with each ACCEPT.
-pub const INHERITED_LEN: usize = 32;
+pub const INHERITED_LEN: usize = size_of::<[u64; INHERITED]>();
 
 /// Longest datagram: 17 pages less a header, as in VMCI.
 pub const MAX_DATAGRAM: usize = 17 * 4096 - 24;

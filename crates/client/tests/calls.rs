@@ -67,7 +67,8 @@ const EXPECTED: &[(&str, Groups)] = &[
     (
         "connect waits",
         &[
-            ("waits", &[CONNECTING]),
+            ("waits", &["connecting"]),
+            ("pauses", &["starting"]),
             ("returns", &[CONNECTED, SHUT, SPENT]),
             ("ECONNRESET → forgets its error", &["refused"]),
             ("ETIMEDOUT → forgets its error", &["timed-out"]),

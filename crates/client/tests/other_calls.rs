@@ -2,10 +2,9 @@
 
 use vsock_client::calls::{
     Beginning, Connect, Destination, Direction, HeldConnect, Listen, Outcome, OwnName, Seen,
-    SetLowWater, SetOption, Shutdown, Tell, accepted, after_failure, after_success, bind, create,
-    listen_message,
+    Shutdown, accepted, after_failure, after_success, bind, create, listen_message,
 };
-use vsock_client::options::Setting;
+use vsock_client::options::{SetLowWater, SetOption, Setting, Tell};
 use vsock_client::transfer::{MSG_WAITALL, Receive, Send, may_have_lost_data, needs_no_checks};
 use vsock_client::wire::{INHERITED_LEN, MESSAGE_LEN, Reply, Report, Request, op};
 use vsock_client::{ANY, Address, Errno, Flags, Options, Socket, State};

@@ -4,12 +4,13 @@
 //! anew after a change that is meant.
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod option_calls;
 mod table;
 
 use std::fmt::Write;
 use std::path::Path;
 
-use vsock_client::options::{Setting, is_refused};
+use vsock_client::options::Setting;
 use vsock_client::wire::{MESSAGE_LEN, Reply, Report, Request, held_message, op};
 use vsock_client::{ANY, Address, Errno, Options, Socket, State, name};
 
@@ -156,11 +157,6 @@ fn names() -> Vec<String> {
         .into()
 }
 
-/// Options of level SOL_SOCKET that give EOPNOTSUPP.
-fn refused_options() -> Vec<String> {
-    (0..200).filter(|name| is_refused(*name)).map(|name| name.to_string()).collect()
-}
-
 /// Options after one setting of the options before, with what is kept and sent of them.
 fn options() -> Vec<String> {
     let small = Options { size: 100, min: 3, max: 200, connect_ticks: 0 };
@@ -242,7 +238,7 @@ fn calls() -> Vec<String> {
     table::CALLS.iter().map(row).collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").unwrap();
         text
@@ -258,7 +254,8 @@ fn json() -> String {
         ("sockets", sockets()),
         ("names", names()),
         ("options", options()),
-        ("refused_options", refused_options()),
+        ("option_calls", option_calls::known()),
+        ("unknown_options", option_calls::unknown()),
     ];
     let objects = [("states", states()), ("flags", flags()), ("calls", calls())];
     let mut parts = Vec::new();

@@ -21,8 +21,8 @@ use crate::{fd_hints, send_buffer, state};
 /// Another thread has closed the descriptor, or put something else in its place.
 const CLOSED: Errno = Errno(libc::EBADF);
 
-/// How often a wait checks that the descriptor is still open: poll keeps the socket with which it began, and does not
-/// notice a close.
+/// How often a wait checks that the descriptor is still open, as poll keeps the socket with which it began and does not
+/// notice a close; and how often it looks whether another process has begun.
 const LOOK_MS: u64 = 100;
 
 /// `connect`.
@@ -93,9 +93,7 @@ fn await_beginning(fd: Fd, socket: Socket) -> Answer<()> {
         }
         let left = deadline.saturating_sub(now_ms());
         if left == 0 {
-            fd.shut_down(libc::SHUT_RDWR)?;
-            send_buffer::restore(fd, &socket)?;
-            state::store(fd, &after_silence(socket))?;
+            give_up(fd, socket)?;
             return Err(Errno::NODEV);
         }
         match fd.poll(libc::POLLIN, left.min(LOOK_MS)) {
@@ -112,18 +110,37 @@ fn wait(fd: Fd, mut socket: Socket) -> Answer<()> {
     let deadline = now_ms().saturating_add(timeout + ANSWER_MS);
     loop {
         socket = finish_connect(fd, socket)?;
-        if let Wait::Return(result, next) = Wait::new(socket) {
-            if next != socket {
-                state::store(fd, &next)?;
-            }
-            return result;
-        }
         let left = deadline.saturating_sub(now_ms());
-        if left == 0 {
-            return Err(Errno::TIMEDOUT);
-        }
-        fd.poll(libc::POLLOUT, left)?;
+        match Wait::new(socket) {
+            Wait::Return(result, next) => {
+                if next != socket {
+                    state::store(fd, &next)?;
+                }
+                return result;
+            }
+            Wait::GoOn | Wait::Pause if left == 0 => {
+                abandon(fd)?;
+                return Err(Errno::TIMEDOUT);
+            }
+            Wait::GoOn => fd.poll(libc::POLLOUT, left)?,
+            Wait::Pause => Fd::pause(left.min(LOOK_MS))?,
+        };
     }
+}
+
+/// Gives the socket up if its connect has not begun by now: the process that was about to begin it has ended. Whether it
+/// sent the request is not known, so an answer may still come.
+fn abandon(fd: Fd) -> Answer<()> {
+    let _lock = ConnectLock::take();
+    let socket = state::load(fd).ok_or(CLOSED)?;
+    if Wait::new(socket) == Wait::Pause { give_up(fd, socket) } else { Ok(()) }
+}
+
+/// Shuts the descriptor down for good.
+fn give_up(fd: Fd, socket: Socket) -> Answer<()> {
+    fd.shut_down(libc::SHUT_RDWR)?;
+    send_buffer::restore(fd, &socket)?;
+    state::store(fd, &after_silence(socket))
 }
 
 /// Finishes a connect under way if its outcome is known, and returns the socket's state.

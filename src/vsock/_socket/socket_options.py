@@ -14,6 +14,7 @@ from socket import (
     SO_PASSCRED,
     SO_PROTOCOL,
     SO_RCVLOWAT,
+    SO_REUSEPORT,
     SO_SNDBUF,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -91,6 +92,9 @@ def get_common(sock: Base, name: int, room: int) -> int | bytes:
 
 def set_common(sock: Base, name: int, value: Any, *length: int) -> None:
     """Set an option of SOL_SOCKET that the descriptor knows."""
+    if name == SO_REUSEPORT and _as_integer(value):
+        # Older kernels let Unix sockets have it.
+        raise state_error(errno.EOPNOTSUPP)
     if isinstance(value, int):
         # Sockets of AF_VSOCK pass numbers of 64 bits on, and the kernel reads the lower half.
         Base.setsockopt(sock, SOL_SOCKET, name, (value + (1 << 31)) % (1 << 32) - (1 << 31))

@@ -45,6 +45,8 @@ from vsock.errors import transport_error
 
 UNKNOWN: Final = Address(CID_ANY, PORT_ANY)
 LARGEST_BUFFER: Final = 0xFFFFFFFF
+_BEGINNING_PAUSE: Final = 0.1
+"""Seconds until the next look whether another process has begun a connect, which wakes nobody."""
 
 
 class SocketState:
@@ -152,7 +154,7 @@ class SocketState:
             # A connection can have no more.
             self.options.size = min(self.options.size, LARGEST_BUFFER)
         is_kept = metadata.write_options(sock, self.options)
-        kept = self.metadata
+        kept = self.load(sock)
         self.store(sock, kept.plus(OPTIONS) if is_kept else kept.minus(OPTIONS))
 
     def take_name(self, sock: Base, reply: Reply) -> None:
@@ -266,13 +268,29 @@ class SocketState:
         send_buffer.end_hold(sock, self.has_low_water)
         self.store(sock, kept._replace(state=State.SHUT_DOWN))
 
-    def finish_connect(self, sock: Base, deadline: float | None) -> Steps[bool]:
+    def finish_connect(self, sock: Base, deadline: float) -> Steps[bool]:
         """Wait for the outcome of a connect under way; False if it has not come by `deadline`."""
-        self.load(sock)
-        while self.state is State.CONNECTING and not self._take_outcome(sock):
-            if not (yield Wait(sock, select.POLLOUT, deadline)):
+        # What `load` returns counts. Another thread that has read the socket before a change may write `metadata` after it.
+        while self.load(sock).state is State.CONNECTING and not self._take_outcome(sock):
+            now = time.monotonic()
+            if now >= deadline:
                 return False
+            if self.load(sock).flags & BEGUN:
+                yield Wait(sock, select.POLLOUT, deadline)
+            else:
+                # Another process has yet to send the request, and until then the socket is writable.
+                yield Wait(None, 0, min(now + _BEGINNING_PAUSE, deadline))
         return True
+
+    def abandon(self, sock: Base) -> None:
+        """Give the socket up if its connect has not begun by the deadline: the process that was about to begin it has ended.
+
+        Whether it sent the request is not known, so an answer may still come.
+        """
+        with self._locked():
+            kept = self.load(sock)
+            if kept.state is State.CONNECTING and not kept.flags & BEGUN:
+                self._give_up(sock, kept)
 
     def update(self, sock: Base) -> None:
         """Read what the socket is now; if a connect is under way and has ended, take its outcome."""
@@ -321,7 +339,7 @@ class SocketState:
 
     def raise_error(self, sock: Base) -> None:
         """Raise why the last connect came to nothing, if nobody has asked yet."""
-        code = self.metadata.error
+        code = self.load(sock).error
         if code:
             error = self._error
             self.clear_error(sock)
@@ -331,11 +349,11 @@ class SocketState:
 
     def clear_error(self, sock: Base) -> int:
         """Return the errno of the last connect, if nobody has asked yet, and forget it; 0 if there is none."""
-        code = self.metadata.error
-        if code:
+        kept = self.load(sock)
+        if kept.error:
             self._error = None
-            self.store(sock, self.metadata._replace(code=0))
-        return code
+            self.store(sock, kept._replace(code=0))
+        return kept.error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

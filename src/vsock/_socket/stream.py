@@ -275,11 +275,12 @@ class StreamSocket(socket):
             goes_on: after that the attempt goes on, and only our user's patience is at its end.
         """
         yield from self._state.finish_connect(self, time.monotonic() + seconds)
-        if self._state.has_stream:
+        if self._state.load(self).has_stream:
             return
         self._state.raise_error(self)
         if goes_on:
             raise TimeoutError("timed out")
+        self._state.abandon(self)
         raise transport_error(errno.ETIMEDOUT, f"connect to {self._state.theirs}")
 
     def finish_connect(self) -> None:

@@ -8,10 +8,14 @@ greenlet); `vsock.aio.run` does so in an event loop.
 import select
 import time
 from collections.abc import Generator
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from vsock._system.green import Base, is_patched
 from vsock._system.green import wait as wait_green
+
+SIGNAL_SECONDS: Final = 0.5
+"""Seconds by which a signal may be delayed. A signal that arrives after Python last checked for signals and before
+the thread sleeps does not wake the thread, so a wait of which the end is not known is made of waits of this length."""
 
 _T = TypeVar("_T")
 

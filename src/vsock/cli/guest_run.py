@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from vsock._system.waiting import SIGNAL_SECONDS
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import runtime_dir_option
 from vsock.control.client import ControlClient
@@ -27,8 +28,6 @@ _NOT_FOUND: Final = 127
 _CANNOT: Final = 126
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE: Final = 10.0  # seconds between SIGTERM and SIGKILL
-_SIGNAL_MILLISECONDS: Final = 500
-"""Milliseconds by which a signal may be delayed: one that arrives just before a wait does not end the wait."""
 _RETRY_MILLISECONDS: Final = 200
 _JOIN_SECONDS: Final = 5.0
 
@@ -108,7 +107,7 @@ class _Attachment:
             poll.register(pidfd, select.POLLIN)
             poll.register(self._guest, select.POLLIN)
             while child.poll() is None:
-                poll.poll(_SIGNAL_MILLISECONDS)
+                poll.poll(SIGNAL_SECONDS * 1000)
                 if child.poll() is None and self._guest.wait(0) is not None:
                     if not self._reconnect:
                         return self._end(child)

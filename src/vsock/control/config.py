@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from vsock.control.model import GuestSpec, SwitchSpec, conflicts, with_paths
+from vsock.control.model import GuestSpec, SwitchSpec, conflicts, settings, with_paths
 from vsock.control.schema import Fault, SchemaError, faults, read, unknown
 from vsock.control.toml_lines import Place, line_of
 from vsock.errors import UsageError
@@ -127,7 +127,7 @@ class _Reader:
             self.found.append((("guest",), "write [[guest]], with two brackets, once per guest"))
             tables = []
         guests = self._guests(tables, RuntimeFiles(directory.absolute()))
-        return Config(directory, switch.poll_us, switch.linger_timeout, guests)
+        return Config(runtime_dir=directory, guests=guests, **settings(switch))
 
     def _guests(self, tables: list[object], files: RuntimeFiles) -> tuple[GuestSpec, ...]:
         guests: list[GuestSpec] = []

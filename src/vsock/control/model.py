@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from vsock.address import CID_ANY, CID_HOST, WELL_KNOWN_CIDS, is_name
-from vsock.control.schema import About, Fault, Rule
+from vsock.control.schema import About, Fault, Rule, about, fields_of
 from vsock.runtime import LONGEST_SOCKET_PATH, RuntimeFiles
 
 FIRST_GUEST_CID: Final = CID_HOST + 1
@@ -58,6 +58,7 @@ __all__ = [
     "SwitchRecord",
     "SwitchSpec",
     "conflicts",
+    "settings",
     "with_paths",
 ]
 
@@ -210,12 +211,14 @@ class GuestRecord(GuestSpec):
 
 @dataclass(frozen=True, slots=True)
 class SwitchSpec:
-    """A switch as somebody wants it; docs/reference/tuning.md says what the numbers do.
+    """A switch as somebody wants it; docs/reference/tuning.md says what its settings do.
 
-    `runtime_dir` is None for the user's usual one.
+    `runtime_dir` is None for the user's usual one. All other fields are settings (`settings`).
     """
 
-    runtime_dir: Path | None = None
+    runtime_dir: Annotated[Path | None, About("The directory of its sockets.", is_fixed=True)] = (
+        None
+    )
     poll_us: Annotated[int, Rule(_wrong_poll)] = POLL_US
     linger_timeout: Annotated[float, Rule(_wrong_linger)] = LINGER_TIMEOUT
 
@@ -280,6 +283,12 @@ class FlowRecord:
     age: float
     pid: int | None
     program: str | None = None
+
+
+def settings(switch: SwitchSpec) -> dict[str, Any]:
+    """Returns the settings of a switch by name, which can change while it runs."""
+    names = [name for name, field in fields_of(SwitchSpec).items() if not about(field).is_fixed]
+    return {name: getattr(switch, name) for name in names}
 
 
 def with_paths(guest: GuestSpec, files: RuntimeFiles) -> GuestSpec:

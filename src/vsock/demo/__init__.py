@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
 
+from vsock._system.waiting import SIGNAL_SECONDS
 from vsock.demo.checks import CHECKS, Check
 from vsock.demo.lab import Lab, open_lab
 from vsock.demo.places import LinuxPlace
@@ -23,9 +23,6 @@ from vsock.demo.screen import SHELL_PORT, Screen
 from vsock.errors import VsockError
 
 __all__ = ["main"]
-
-_SIGNAL_SECONDS: Final = 0.5
-"""Longest wait in seconds: a signal that arrives just before a wait does not end it."""
 
 
 def main(*, keep: bool = False, as_json: bool = False) -> int:
@@ -91,7 +88,7 @@ def _keep(lab: Lab, screen: Screen) -> None:
     screen.rest()
     never = threading.Event()
     try:
-        while not never.wait(_SIGNAL_SECONDS):
+        while not never.wait(SIGNAL_SECONDS):
             pass
     except KeyboardInterrupt:
         return

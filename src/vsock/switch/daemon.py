@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from vsock.control.config import Config
+from vsock.control.model import settings
 from vsock.control.steps import Change, Remove, steps
 from vsock.errors import NoSuchGuest, TransportError, VsockError
 from vsock.switch.notify import notify, watchdog_interval
@@ -58,8 +59,7 @@ class _Daemon:
             config.guests,
             runtime_dir=config.runtime_dir,
             control=True,
-            poll_us=config.poll_us,
-            linger_timeout=config.linger_timeout,
+            **settings(config),
         )
         self._over = asyncio.Event()
         self._reading = asyncio.Lock()
@@ -132,8 +132,7 @@ class _Daemon:
         """Takes the steps to a new config; guests that the control API has added stay."""
         if config.runtime_dir.absolute() != self._switch.runtime_dir:
             _log.warning("config: a new runtime_dir needs a restart of the switch")
-        self._switch.set_polling(config.poll_us)
-        self._switch.set_linger_timeout(config.linger_timeout)
+        self._switch.change_settings(**settings(config))
         failed: list[GuestSpec] = []
         unchanged: list[GuestSpec] = []
         changes = steps(config.guests, self._configured)

@@ -25,8 +25,6 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 from vsock import _native
 from vsock.address import CID_HOST
 from vsock.control.model import (
-    LINGER_TIMEOUT,
-    POLL_US,
     DatagramRecord,
     FlowRecord,
     GuestRecord,
@@ -65,10 +63,8 @@ class Switch:
         guests: CIDs by name, or specifications (`vsock.control.model.GuestSpec`).
         runtime_dir: the directory of the switch's sockets; by default the user's usual one.
         control: also serve the control API, which the `vsock` command uses. This needs `vsock[switch]`.
-        poll_us: the longest time to poll for packets before the data plane blocks, in microseconds
-            (docs/reference/tuning.md).
-        linger_timeout: how long data of a closed socket may wait, in seconds, until the peer takes some
-            of it. Then the connection is reset. Time in which a guest is paused does not count.
+        settings: fields of `vsock.control.model.SwitchSpec`, such as `poll_us`, in microseconds, or `linger_timeout`,
+            in seconds (docs/reference/tuning.md).
 
     `with`, `async with` or `start` starts a switch. It can be started only once.
 
@@ -86,13 +82,12 @@ class Switch:
         *,
         runtime_dir: str | os.PathLike[str] | None = None,
         control: bool = False,
-        poll_us: int = POLL_US,
-        linger_timeout: float = LINGER_TIMEOUT,
+        **settings: object,
     ) -> None:
         """Make a switch without starting it; the class describes the arguments."""
         self._first_guests = _specs(guests)
         directory = Path(runtime_dir) if runtime_dir is not None else default_runtime_dir()
-        self._wanted = checked(SwitchSpec(directory.absolute(), poll_us, linger_timeout))
+        self._wanted = read(SwitchSpec, {"runtime_dir": directory.absolute(), **settings})
         self._files = RuntimeFiles(directory.absolute())
         self._server = self._make_server() if control else None
         # Never modified, only replaced: other threads read it while guests are added and removed.
@@ -101,6 +96,7 @@ class Switch:
         self._claim: RuntimeClaim | None = None
         self._started = 0.0
         self._changing = threading.Lock()
+        self._setting = threading.Lock()
         self._attendant: Attendant | None = None
         self._thread: AttendantThread | None = None
 
@@ -121,8 +117,7 @@ class Switch:
         self._claim = RuntimeClaim(self.runtime_dir, option=self._directory_option)
         try:
             self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
-            self._node.set_polling(self._wanted.poll_us)
-            self._node.set_linger_timeout(self._wanted.linger_timeout)
+            _tell(self._node, self._wanted)
             self._node.set_wants_flows(_log.isEnabledFor(logging.DEBUG))
             self._started = time.monotonic()
             for guest in self._first_guests:
@@ -144,15 +139,28 @@ class Switch:
         if self._claim:
             self._claim.release()
 
+    def change_settings(self, **changes: object) -> None:
+        """Changes settings, also while the switch runs.
+
+        Args:
+            changes: fields of `SwitchSpec`, such as `poll_us` or `linger_timeout`. None keeps a value.
+
+        Raises:
+            UsageError: a value is invalid, or there is no such setting.
+        """
+        wanted = read_changes(SwitchSpec, changes)
+        with self._setting:
+            self._wanted = replace(self._wanted, **wanted)
+            if self._node:
+                _tell(self._node, self._wanted)
+
     def set_polling(self, microseconds: int) -> None:
-        """Changes `poll_us` of a running switch; 0 disables polling.
+        """Changes `poll_us`; 0 disables polling.
 
         Raises:
             UsageError: `microseconds` is not 0 to 1000.
         """
-        self._wanted = checked(replace(self._wanted, poll_us=microseconds))
-        if self._node:
-            self._node.set_polling(self._wanted.poll_us)
+        self.change_settings(poll_us=microseconds)
 
     def set_linger_timeout(self, seconds: float) -> None:
         """Changes `linger_timeout` for sockets that are closed from now on.
@@ -160,9 +168,7 @@ class Switch:
         Raises:
             UsageError: `seconds` is not above 0 and at most a day.
         """
-        self._wanted = checked(replace(self._wanted, linger_timeout=seconds))
-        if self._node:
-            self._node.set_linger_timeout(self._wanted.linger_timeout)
+        self.change_settings(linger_timeout=seconds)
 
     def __enter__(self) -> Self:
         self.start()
@@ -431,6 +437,12 @@ class Switch:
             events, {CID_HOST: HOST_NAME} | {it.cid: it.name for it in self._guests.values()}
         )
         return bool(events)
+
+
+def _tell(node: _native.Node, wanted: SwitchSpec) -> None:
+    """Give a node its settings: an order for each."""
+    node.set_polling(wanted.poll_us)
+    node.set_linger_timeout(wanted.linger_timeout)
 
 
 def _is_host(who: str | int) -> bool:

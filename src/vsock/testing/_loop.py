@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
+from vsock._system.waiting import SIGNAL_SECONDS
+
 T = TypeVar("T")
 
 Calls = SimpleQueue[Callable[[], object] | None]
@@ -14,10 +16,6 @@ Calls = SimpleQueue[Callable[[], object] | None]
 
 _CLEANING_SECONDS: Final = 5.0
 """Seconds that a cancelled coroutine may take to clean up."""
-
-_SIGNAL_SECONDS: Final = 0.5
-"""Seconds by which a signal may be delayed. A signal that arrives after Python last checked for signals and before
-the thread sleeps does not wake the thread, so every wait has a limit."""
 
 
 class LoopThread:
@@ -52,7 +50,7 @@ class LoopThread:
         try:
             while not over.is_set():
                 try:
-                    wanted = calls.get(timeout=_SIGNAL_SECONDS)
+                    wanted = calls.get(timeout=SIGNAL_SECONDS)
                 except Empty:
                     continue
                 if wanted is not None:

@@ -3,11 +3,11 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use vsock_client::calls::{
-    Connect, Destination, Direction, HeldConnect, Listen, OwnName, SetLowWater, SetOption,
-    Shutdown, Tell, Wait, accept, accepted, after_failure, after_silence, after_success, bind,
-    bound, local_cid, peer_name, queue_len, set_zerocopy, take_error,
+    Connect, Destination, Direction, HeldConnect, Listen, OwnName, Shutdown, Wait, accept,
+    accepted, after_failure, after_silence, after_success, bind, bound, local_cid, peer_name,
+    queue_len, take_error,
 };
-use vsock_client::options::Setting;
+use vsock_client::options::{SetLowWater, SetOption, Setting, Tell, set_zerocopy};
 use vsock_client::transfer::{MSG_ERRQUEUE, MSG_OOB, MSG_WAITALL, Receive, Send};
 use vsock_client::wire::{Reply, Request, op};
 use vsock_client::{Address, Errno, Flags, Options, Socket, State};
@@ -67,6 +67,7 @@ pub(crate) const CALLS: &[(&str, Call)] = &[
     ("connect non-blocking", |socket| done(socket, connect(socket, true))),
     ("connect waits", |socket| match Wait::new(socket) {
         Wait::GoOn => ("waits".into(), socket),
+        Wait::Pause => ("pauses".into(), socket),
         Wait::Return(Ok(()), next) => ("returns".into(), next),
         Wait::Return(Err(error), next) => (name(error), next),
     }),
