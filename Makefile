@@ -141,12 +141,12 @@ PATHS := target/release/vsock-paths
 HOSTILE := target/release/vsock-hostile
 
 .PHONY: bench
-bench: build $(LOAD) ## Measure and compare with limits and peers, 10 minutes; QUICK=1: under 2; results in bench/results
+bench: build $(LOAD) $(HOSTILE) ## Measure and compare with limits and peers, 15 minutes; QUICK=1: under 2; results in bench/results
 	@guests/fetch
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: hostile
-hostile: build $(LOAD) $(HOSTILE) ## Attack a running switch and measure a neighbour, 10 minutes; QUICK=1: ten cases
+hostile: build $(LOAD) $(HOSTILE) ## Attack a running switch and measure a neighbour, 15 minutes; QUICK=1: ten cases
 	$(BIN)/python -m bench.hostile $(if $(QUICK),--quick) $(CASES)
 
 .PHONY: bench-peers

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from bench.hostile.judge import Limits
 
-__all__ = ["CASES", "QUICK", "USUAL", "WHO", "Case", "with_slack"]
+__all__ = ["CASES", "QUICK", "USUAL", "WHO", "Case", "playable", "with_slack"]
 
 
 USUAL = Limits()
@@ -28,7 +28,8 @@ class Case:
     by: str = "process"
     """A name in `attackers.BY`."""
     threads: int = 1
-    """How many processors it would take, accomplice included: so many busy loops has the control run."""
+    """How many busy loops the control run has: one for each thread of the attacker and its accomplice that
+    computes, none for an attacker that mostly sleeps or waits for answers."""
     needs_root: bool = False
     skip: str = ""
 
@@ -72,10 +73,10 @@ CASES: dict[str, list[Case]] = {
         Case("event-queue", "chains of 1024 descriptors in the event queue"),
         Case("kicks", "kicks on all queues without an end"),
         Case("calls", "a call wanted for each packet"),
-        Case("index-jumps", "an available index beyond the queue; then attaches again"),
-        Case("chain-loops", "a chain that comes back to its start; then attaches again"),
-        Case("outside-memory", "buffers outside memory; then attaches again"),
-        Case("random-rings", "random writes to all rings; then attaches again"),
+        Case("index-jumps", "an available index beyond the queue; then attaches again", threads=0),
+        Case("chain-loops", "a chain that comes back to its start; then attaches again", threads=0),
+        Case("outside-memory", "buffers outside memory; then attaches again", threads=0),
+        Case("random-rings", "random writes to all rings; then attaches again", threads=0),
         Case("rx-untouched-group", "the same beside a memory limit", "S2", skip=CGROUP),
     ],
     "packets": [
@@ -118,7 +119,13 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("window-of-one", "credit for one byte at a time", threads=2),
         Case("greedy-to-host", "all bytes that credit allows", threads=2),
-        Case("hoard", "500 connections full of bytes that nobody reads", "S15", "hoard:500"),
+        Case(
+            "hoard",
+            "500 connections full of bytes that nobody reads",
+            "S15",
+            "hoard:500",
+            threads=0,
+        ),
         Case("message-marks", "one-byte records with end marks, 64 unread programs", "S13"),
         Case("message-pieces", "pieces of a message without bytes or an end"),
     ],
@@ -141,24 +148,24 @@ CASES: dict[str, list[Case]] = {
         Case("to-neighbour-datagrams", "datagrams to the neighbour", "S10"),
     ],
     "front end": [
-        Case("attach-detach", "attaches and leaves"),
-        Case("connect-hang-up", "connects and hangs up"),
-        Case("questions", "questions without end", "S18"),
-        Case("questions-unread", "questions whose answers nobody reads", "S18"),
-        Case("half-messages", "half a header and a hang-up"),
-        Case("message-bytes", "messages byte by byte"),
-        Case("wrong-messages", "random messages"),
-        Case("message-descriptors", "32 descriptors with a message that takes one"),
-        Case("rings-enable", "SET_VRING_ENABLE off and on", "S18"),
+        Case("attach-detach", "attaches and leaves", threads=0),
+        Case("connect-hang-up", "connects and hangs up", threads=0),
+        Case("questions", "questions without end", "S18", threads=0),
+        Case("questions-unread", "questions whose answers nobody reads", "S18", threads=0),
+        Case("half-messages", "half a header and a hang-up", threads=0),
+        Case("message-bytes", "messages byte by byte", threads=0),
+        Case("wrong-messages", "random messages", threads=0),
+        Case("message-descriptors", "32 descriptors with a message that takes one", threads=0),
+        Case("rings-enable", "SET_VRING_ENABLE off and on", "S18", threads=0),
         Case("rings-enable-4", "the same by four front ends", "S18", "rings-enable:4"),
-        Case("rings-stop-start", "stops and starts a ring", "S18"),
-        Case("features-again", "SET_FEATURES while rings run", "S18"),
-        Case("call-again", "a new call eventfd with every message", "S18"),
-        Case("memory-again", "the memory table again and again", "S18"),
-        Case("memory-huge", "one region of 64 TiB", "S11"),
-        Case("memory-regions", "ADD_MEM_REG, not negotiated, for 128 TiB", "S11"),
-        Case("memory-shrinks", "memory that shrinks to nothing under running rings"),
-        Case("channel-full", "a channel for the device's requests that is full"),
+        Case("rings-stop-start", "stops and starts a ring", "S18", threads=0),
+        Case("features-again", "SET_FEATURES while rings run", "S18", threads=0),
+        Case("call-again", "a new call eventfd with every message", "S18", threads=0),
+        Case("memory-again", "the memory table again and again", "S18", threads=0),
+        Case("memory-huge", "one region of 64 TiB", "S11", threads=0),
+        Case("memory-regions", "ADD_MEM_REG, not negotiated, for 128 TiB", "S11", threads=0),
+        Case("memory-shrinks", "memory that shrinks to nothing under running rings", threads=0),
+        Case("channel-full", "a channel for the device's requests that is full", threads=0),
         Case("call-full", "a call eventfd that fills up between poll and write", "S4"),
         Case("call-full-always", "a call eventfd that is full"),
         Case("call-pipe", "a pipe as call", "S3"),
@@ -167,7 +174,7 @@ CASES: dict[str, list[Case]] = {
         Case("kick-pipe", "a pipe as kick", "S3"),
         Case("kick-epoll", "an epoll set over 512 ready descriptors as kick", "S3"),
         Case("kick-never-empty", "a kick eventfd in semaphore mode"),
-        Case("call-lingers", "a lingering TCP connection as call, and a hang-up", "S7"),
+        Case("call-lingers", "a lingering TCP connection as call, and a hang-up", "S7", threads=0),
         Case("call-pipe-held", "a pipe whose lock a thread holds", "S3", needs_root=True),
         Case("kick-epoll-held", "an epoll set whose lock a thread holds", "S3", needs_root=True),
         Case("memory-fuse", "guest memory on a file system of its own", "S5", skip=FUSE),
@@ -177,25 +184,25 @@ CASES: dict[str, list[Case]] = {
         Case("connect-close-messages", "the same at the socket for SEQPACKET", "S12"),
         Case("connect-close-datagrams", "the same at the socket for datagrams", "S12"),
         Case("hybrid-connect-close", "the same at a hybrid socket", "S12", threads=2),
-        Case("hybrid-silent", "400 hybrid connections that say nothing", "S14"),
+        Case("hybrid-silent", "400 hybrid connections that say nothing", "S14", threads=0),
         Case("hybrid-refused", "hybrid connects that the guest refuses", threads=2),
         Case("hybrid-garbage", "lines that are no CONNECT"),
-        Case("silent-1500", "1500 connections that say nothing", "S14", "silent:1500"),
-        Case("half-requests", "400 connections that have said half a request", "S14"),
+        Case("silent-1500", "1500 connections that say nothing", "S14", "silent:1500", threads=0),
+        Case("half-requests", "400 connections that have said half a request", "S14", threads=0),
         Case("request-bytes", "requests byte by byte on 64 connections"),
         Case("garbage", "requests at random"),
         Case("cid-questions", "LOCAL_CID on 256 connections", "S12"),
         Case("flow-questions", "FLOW of unknown sockets on 256 connections", "S12"),
         Case("replies-unread", "questions whose replies nobody reads"),
-        Case("bind-close", "binds any port and closes"),
+        Case("bind-close", "binds any port and closes", threads=0),
         Case("bind-taken", "BIND of a taken port on 256 connections", "S12"),
-        Case("bind-privileged", "BIND of a privileged port on 256 connections", "S12"),
+        Case("bind-privileged", "BIND of a privileged port on 256 connections", "S12", threads=0),
         Case("listen-close", "listens and closes"),
         Case("connect-refused", "128 connects at once that the guest refuses", threads=2),
         Case("connect-greeted", "128 connections at once, closed unread", threads=2),
         Case("connect-given-up", "connects that are given up at once", threads=2),
-        Case("half-open", "512 connects to a silent guest, patience of 49 days", "S19"),
-        Case("never-accepts", "a listener that accepts none of 1000"),
+        Case("half-open", "512 connects to a silent guest, patience of 49 days", "S19", threads=0),
+        Case("never-accepts", "a listener that accepts none of 1000", threads=0),
         Case("loopback-connects", "connections from program to program", threads=2),
         Case("loopback-bulk", "bytes from program to program", threads=2),
         Case("echo-unread", "64 connections to an echo, never read", threads=2),
@@ -204,7 +211,7 @@ CASES: dict[str, list[Case]] = {
         Case("descriptors-request", "200 descriptors with every request", "S6"),
         Case("descriptors-memory", "64 MiB of memory that only the message holds", "S6"),
         Case("descriptors-sockets", "sockets that hold descriptors themselves", "S6", threads=2),
-        Case("descriptors-linger", "TCP connections whose last close waits 1 s", "S6"),
+        Case("descriptors-linger", "TCP connections whose last close waits 1 s", "S6", threads=0),
         Case("datagrams-unowned", "SENDs from no socket on 256 connections", "S12"),
         Case("datagrams-16", "the same on 16", "S12", "datagrams-unowned:16"),
         Case("datagrams-unread", "datagrams of 64 KiB to a socket that nobody reads", "S12"),
@@ -214,13 +221,13 @@ CASES: dict[str, list[Case]] = {
         Case("datagram-sockets", "binds datagram ports and closes"),
     ],
     "control API": [
-        Case("api-silent", "400 connections that say nothing", "S14"),
-        Case("api-half", "400 that have said half a request", "S14"),
-        Case("api-slow", "400 that say a byte at a time", "S22"),
-        Case("api-body", "bodies of 256 MiB", "S22"),
-        Case("api-connect-close", "connects and closes", "S14"),
-        Case("api-lists", "the list of flows without end"),
-        Case("api-garbage", "what is no HTTP"),
+        Case("api-silent", "400 connections that say nothing", "S14", threads=0),
+        Case("api-half", "400 that have said half a request", "S14", threads=0),
+        Case("api-slow", "400 that say a byte at a time", "S22", threads=0),
+        Case("api-body", "bodies of 256 MiB", "S22", threads=0),
+        Case("api-connect-close", "connects and closes", "S14", threads=0),
+        Case("api-lists", "the list of flows without end", threads=0),
+        Case("api-garbage", "what is no HTTP", threads=0),
     ],
 }
 
@@ -237,6 +244,11 @@ QUICK = [
     "descriptors-linger",
 ]
 """What `--quick` plays: one of each kind that was worst."""
+
+
+def playable() -> list[Case]:
+    """The cases that can be played here, in the order of the table."""
+    return [case for cases in CASES.values() for case in cases if not case.why_not()]
 
 
 def with_slack(case: Case, slack: float) -> Case:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["Limits", "Played", "Resources", "Round", "Sample", "Verdict", "judge"]
+__all__ = ["Limits", "Played", "Resources", "Round", "Sample", "Verdict", "judge", "worse_rates"]
 
 MIB = 1 << 20
 
@@ -122,9 +122,15 @@ def _median_ratio(rounds: list[Round], of: Callable[[Sample], float]) -> float:
     return statistics.median(of(one.attack) / max(of(one.control), 1e-9) for one in rounds)
 
 
-def _worst_rate(one: Round) -> float:
+def worse_rates(one: Round) -> tuple[float, float]:
+    """Attack and control of the direction that lost more."""
     pairs = zip(one.attack.rates, one.control.rates, strict=True)
-    return min(attack / max(control, 1e-9) for attack, control in pairs)
+    return min(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-9))
+
+
+def _worst_rate(one: Round) -> float:
+    attack, control = worse_rates(one)
+    return attack / max(control, 1e-9)
 
 
 def judge(played: Played, limits: Limits) -> Verdict:

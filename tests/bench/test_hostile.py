@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench.hostile.arena import LOST
@@ -17,7 +18,7 @@ QUIET = Sample(
 IDLE = Resources(memory=50 << 20, descriptors=40)
 
 
-def _played(*attacks: Sample, **changes: object) -> Played:
+def _played(*attacks: Sample, **changes: Any) -> Played:
     rounds = [Round(QUIET, attack) for attack in attacks]
     return replace(Played(rounds, IDLE, IDLE, IDLE, log=0), **changes)
 
@@ -42,7 +43,7 @@ def test_neighbour_as_in_the_control_run_is_well():
         ({"api": LOST}, "control API answers in 5.0 s"),
     ],
 )
-def test_figure_over_its_limit_is_the_fault(suffered: dict[str, float], fault: str):
+def test_figure_over_its_limit_is_the_fault(suffered: dict[str, Any], fault: str):
     """Each figure alone makes its own fault, with value and limit."""
     worse = replace(QUIET, **suffered)
     assert judge(_played(worse, worse, worse), Limits()).faults == [fault]
@@ -74,7 +75,7 @@ def test_slack_widens_all_ratios():
         ({"broken": ["the switch has ended"]}, "the switch has ended"),
     ],
 )
-def test_what_the_switch_keeps_is_a_fault(changes: dict[str, object], fault: str):
+def test_what_the_switch_keeps_is_a_fault(changes: dict[str, Any], fault: str):
     """Memory, descriptors and log count beside a neighbour that is well."""
     assert judge(_played(QUIET, **changes), Limits()).faults == [fault]
 
