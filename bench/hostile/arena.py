@@ -73,7 +73,6 @@ class Arena:
 
     def __init__(self, vsock: Path, load: Path) -> None:
         raise_descriptor_limit()
-        self._closing = ExitStack()
         with ExitStack() as stack:
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vsock-hostile-"))
             with _on(_processors()[0]):
@@ -86,12 +85,14 @@ class Arena:
             with beside_the_switch():
                 host = stack.enter_context(Agent(load, "host"))
                 guest = stack.enter_context(Agent(load, "guest", str(self.neighbour.socket)))
-                stack.enter_context(Agent(load, "guest", str(self.accomplice.socket)))
+                accomplice = Agent(load, "guest", str(self.accomplice.socket))
+                self.accomplice_pid = stack.enter_context(accomplice).pid
             self._site = GuestSite("n", self.switch, self.neighbour, host, guest, endpoint=True)
+            assert self.switch.programs
+            self.run = self.switch.programs
+            # Opens the flows, and warms up.
+            self.usual = self.sample(Times(0.1, 0.05, 0.05))
             self._closing = stack.pop_all()
-        assert self.switch.programs
-        self.run = self.switch.programs
-        self.sample(Times(0.1, 0.05, 0.05))  # opens the flows, and warms up
 
     def __enter__(self) -> Self:
         return self

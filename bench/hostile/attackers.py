@@ -5,13 +5,14 @@ An attacker is a context manager that attacks while it is entered. `process` is 
 same form, and a line of `BY`.
 """
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from bench.agents import Agent, AgentError
+from bench.agents import Agent, AgentError, cpu_seconds
 from bench.hostile.arena import Arena, beside_the_switch
 
 __all__ = ["BY", "Attack", "UnplayedError", "busy_loops"]
@@ -26,6 +27,13 @@ class Attack:
 
     steps = 0
     """What it did, once it is over."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = pids  # of all that works for the attacker
+
+    def processor_time(self) -> float:
+        """Seconds that the attacker has computed."""
+        return sum(cpu_seconds(pid) for pid in self._pids)
 
 
 Attacker = Callable[[Path, Arena, str], AbstractContextManager[Attack]]
@@ -42,7 +50,7 @@ def process(hostile: Path, arena: Arena, name: str) -> Iterator[Attack]:
     except AgentError as error:
         raise UnplayedError(str(error).rpartition(": ")[2]) from error
     with agent:
-        attack = Attack()
+        attack = Attack([agent.pid, arena.accomplice_pid])
         yield attack
         try:
             attack.steps = agent.ask("stop", timeout=4)["count"]
@@ -53,13 +61,26 @@ def process(hostile: Path, arena: Arena, name: str) -> Iterator[Attack]:
 BY: dict[str, Attacker] = {"process": process}
 
 
+LOOP = """
+import sys, time
+share, begin = float(sys.argv[1]), time.monotonic()
+while True:
+    if time.thread_time() < share * (time.monotonic() - begin):
+        for _ in range(1000):
+            pass
+    else:
+        time.sleep(0.001)
+"""
+
+
 @contextmanager
-def busy_loops(count: int) -> Iterator[None]:
-    """What the control run has in the attacker's place."""
+def busy_loops(share: float) -> Iterator[None]:
+    """What the control run has in the attacker's place: loops that take this part of a processor."""
+    count = math.ceil(share)
     with ExitStack() as stack:
         for _ in range(count):
             with beside_the_switch():
-                loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                loop = subprocess.Popen([sys.executable, "-c", LOOP, str(share / count)])
             stack.callback(loop.wait)
             stack.callback(loop.kill)
         yield

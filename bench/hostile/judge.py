@@ -1,7 +1,7 @@
 """Judges what a neighbour suffered: pure, from samples to faults.
 
-Every figure is the median over rounds of the ratio to the control run of the same round, in which a
-busy loop runs in the attacker's place.
+Every figure is the median over rounds of the ratio to the control run of the same round, in which busy
+loops run in the attacker's place.
 """
 
 import statistics
@@ -59,7 +59,9 @@ class Limits:
     mean: float = 5.0
     rate: float = 0.45
     stall: float = 250_000.0
-    """µs; a longer stall counts if it is also 10 times that of the control run."""
+    """µs, of most rounds; a longer stall counts if it is also 10 times that of the control run."""
+    worst: float = 1_500_000.0
+    """µs; a stall that counts in any round."""
     connect: float = 20.0
     api: float = 2_000_000.0
     """µs."""
@@ -155,6 +157,8 @@ def judge(played: Played, limits: Limits) -> Verdict:
         faults.append(f"bulk {rate:.2f} < {limits.rate / slack:.2g} of control")
     if stall > max(limits.stall, 10 * usual) * slack:
         faults.append(f"stall {stall / 1000:.0f} ms; control {usual / 1000:.0f} ms")
+    elif (worst := max((one.attack.stall for one in rounds), default=0.0)) > limits.worst * slack:
+        faults.append(f"stall {worst / 1000:.0f} ms in one round")
     if connect > limits.connect * slack:
         faults.append(f"connect {connect:.1f} > {limits.connect * slack:g} x control")
     if api > limits.api * slack:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.agents import AgentError
+from bench.devices import DeviceError
 from bench.hostile.arena import LOST, Arena, ArenaError, Times
 from bench.hostile.attackers import BY, UnplayedError, busy_loops
 from bench.hostile.cases import Case
@@ -48,10 +50,13 @@ class Player:
 
     def play(self, case: Case) -> Played:
         """Measures one case."""
-        if self._arena is None:
-            self._arena = self._make()
-        arena = self._arena
-        before, log = arena.resources(), arena.log_size()
+        try:
+            arena = self._arena = self._arena or self._make()
+            before, log = arena.resources(), arena.log_size()
+        except (ArenaError, AgentError, DeviceError) as error:
+            self.close()
+            nothing = Resources(0, 0)
+            return Played([], nothing, nothing, nothing, log=0, unplayed=f"no switch: {error}")
         tally = _Tally(before)
         try:
             for _ in range(self._length.rounds):
@@ -78,17 +83,19 @@ class Player:
 
     def _round(self, arena: Arena, case: Case, tally: "_Tally") -> None:
         times = self._length.times
-        with busy_loops(case.threads):
-            control = arena.sample(times)
         with BY[case.by](self._hostile, arena, case.attack or case.name) as attack:
+            before, begin = attack.processor_time(), time.monotonic()
             try:
                 sample = arena.sample(times)
             except ArenaError:
-                tally.rounds.append(Round(control, _lost(control)))
+                tally.rounds.append(Round(arena.usual, _lost(arena.usual)))
                 raise
             finally:
                 tally.note(arena)
+            share = (attack.processor_time() - before) / (time.monotonic() - begin)
         tally.steps += attack.steps
+        with busy_loops(share):
+            control = arena.sample(times)
         tally.rounds.append(Round(control, sample))
 
 

@@ -51,9 +51,16 @@ def test_figure_over_its_limit_is_the_fault(suffered: dict[str, Any], fault: str
 
 def test_one_bad_round_of_three_is_no_fault():
     """A disturbance by others than the attacker does not decide."""
-    bad = replace(QUIET, p50=LOST, p99=LOST, mean=LOST, stall=LOST, rates=(0.0, 0.0))
+    bad = replace(QUIET, p50=LOST, p99=LOST, mean=LOST, stall=1e6, rates=(0.0, 0.0))
     assert judge(_played(QUIET, bad, QUIET), Limits()).ok
     assert not judge(_played(bad, QUIET, bad), Limits()).ok
+
+
+def test_long_stall_in_one_round_of_three_is_a_fault():
+    """An attack that works now and then is still one."""
+    stuck = replace(QUIET, stall=3e6)
+    faults = judge(_played(QUIET, stuck, QUIET), Limits()).faults
+    assert faults == ["stall 3000 ms in one round"]
 
 
 def test_slack_widens_all_ratios():

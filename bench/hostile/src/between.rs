@@ -18,8 +18,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "between-credit-requests", play: |s, b| pair(s, b, Op::CreditRequest, 0) },
     Attack { name: "between-bytes", play: |s, b| pair(s, b, Op::Rw, 1) },
     Attack { name: "between-bulk", play: |s, b| pair(s, b, Op::Rw, 4096) },
-    Attack { name: "between-requests", play: requests },
-    Attack { name: "between-connects", play: connects },
+    Attack { name: "between-requests", play: |s, b| requests(s, b, 7) },
+    Attack { name: "between-connects", play: |s, b| requests(s, b, Service::Greet as u32) },
     Attack { name: "between-shutdowns", play: |s, b| pair(s, b, Op::Shutdown, 0) },
     Attack { name: "between-unread", play: unread },
     Attack { name: "between-random", play: random_between },
@@ -71,54 +71,18 @@ fn pair(stage: &Stage, bounds: &mut Bounds, op: Op, len: u32) -> Result<()> {
     Ok(())
 }
 
-/// REQUESTs to a guest that refuses.
-fn requests(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let (mut guest, mut port) = (Guest::join(stage.plain_guest()?)?, 1000);
-    let to = (stage.accomplice, 7);
+/// REQUESTs to a port of the accomplice; RST where one is accepted.
+fn requests(stage: &Stage, bounds: &mut Bounds, port: u32) -> Result<()> {
+    let mut guest = Guest::join(stage.plain_guest()?)?;
     Bounds::ready();
-    guest.flood(
-        bounds,
-        |guest| {
-            port += 1;
-            Some((guest.packet(Op::Request, port, to), &[]))
-        },
-        |_, _| {},
-    )
-}
-
-/// Connections to a guest that accepts, reset when they are open.
-fn connects(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let (mut guest, mut port) = (Guest::join(stage.plain_guest()?)?, 1000);
-    let to = (stage.accomplice, Service::Greet as u32);
-    Bounds::ready();
-    guest.flood(
-        bounds,
-        |guest| {
-            port += 1;
-            Some((guest.packet(Op::Request, port, to), &[]))
-        },
-        |guest, header| {
-            if Op::from_wire(header.op) == Op::Response {
-                let reset = guest.answer(Op::Rst, header);
-                guest.due.push_back(reset);
-            }
-        },
-    )
+    guest.requests(bounds, (stage.accomplice, port))
 }
 
 /// A guest that takes nothing out of its queue, and one that sends it all it can.
 fn unread(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     let (mut one, two) = (Guest::join(stage.guest(0)?)?, Guest::join(stage.plain_guest()?)?);
-    let (to, mut port) = ((two.cid(), 20), 1000);
     Bounds::ready();
-    one.flood(
-        bounds,
-        |guest| {
-            port += 1;
-            Some((guest.packet(Op::Request, port, to), &[]))
-        },
-        |_, _| {},
-    )
+    one.requests(bounds, (two.cid(), 20))
 }
 
 /// Two guests that send each other whatever chance says, on a few connections.

@@ -131,8 +131,7 @@ fn greedy(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 
 /// Data beyond credit, which ends the connection; then the next.
 fn over_credit(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let mut listener = listen(&stage.run, Kind::Stream, PORT, 1024)?;
-    std::thread::spawn(move || while accept(&mut listener).is_ok() {});
+    stage.accept_and_close()?;
     let mut guest = Guest::join(stage.plain_guest()?)?;
     let mut count = 0u32;
     Bounds::ready();

@@ -132,6 +132,24 @@ impl Guest {
         Ok(())
     }
 
+    /// REQUESTs from one port after the other; RST where one is accepted.
+    pub(crate) fn requests(&mut self, bounds: &mut Bounds, to: To) -> Result<()> {
+        let mut port = 1000;
+        self.flood(
+            bounds,
+            |guest| {
+                port += 1;
+                Some((guest.packet(Op::Request, port, to), &[]))
+            },
+            |guest, header| {
+                if Op::from_wire(header.op) == Op::Response {
+                    let reset = guest.answer(Op::Rst, header);
+                    guest.due.push_back(reset);
+                }
+            },
+        )
+    }
+
     /// Opens a connection; false when it is refused or the attack is over before.
     pub(crate) fn open(
         &mut self,

@@ -2,7 +2,7 @@
 
 use vsock_core::{Op, RawHeader};
 use vsock_load::Result;
-use vsock_load::programs::{Kind, accept, listen};
+use vsock_load::programs::{Kind, listen};
 
 use crate::bounds::Bounds;
 use crate::guest::{Guest, To};
@@ -31,8 +31,11 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "wrong-types", play: wrong_types },
     Attack { name: "wrong-lengths", play: wrong_lengths },
     Attack { name: "random-packets", play: random_packets },
-    Attack { name: "to-neighbour-requests", play: to_neighbour_requests },
-    Attack { name: "to-neighbour-connects", play: to_neighbour_connects },
+    Attack { name: "to-neighbour-requests", play: |s, b| requests(s, b, (s.neighbour, 7), false) },
+    Attack {
+        name: "to-neighbour-connects",
+        play: |s, b| requests(s, b, (s.neighbour, Service::Discard as u32), false),
+    },
     Attack { name: "to-neighbour-rst", play: to_neighbour_rst },
 ];
 
@@ -50,12 +53,11 @@ fn ports() -> impl FnMut() -> u32 {
     }
 }
 
-/// REQUESTs from new ports to an address that refuses.
+/// REQUESTs by a guest with or without a hybrid socket; RST where one is accepted.
 fn requests(stage: &Stage, bounds: &mut Bounds, to: To, hybrid: bool) -> Result<()> {
     let mut guest = if hybrid { Guest::join(stage.guest(0)?)? } else { plain(stage)? };
-    let mut port = ports();
     Bounds::ready();
-    guest.flood(bounds, |guest| Some((guest.packet(Op::Request, port(), to), &[])), |_, _| {})
+    guest.requests(bounds, to)
 }
 
 /// To a guest that is known and not there.
@@ -84,36 +86,15 @@ fn pairs(mut guest: Guest, bounds: &mut Bounds, to: To) -> Result<()> {
     )
 }
 
-/// A program that accepts at [`PORT`] and closes.
-fn accepting(stage: &Stage) -> Result<()> {
-    let mut listener = listen(&stage.run, Kind::Stream, PORT, 1024)?;
-    std::thread::spawn(move || {
-        // Ends with the switch or after a time without connections.
-        while accept(&mut listener).is_ok() {}
-    });
-    Ok(())
-}
-
 /// REQUEST to a port where somebody listens; RST as soon as it is accepted.
 fn request_accepted_rst(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    accepting(stage)?;
-    let (mut guest, mut port) = (plain(stage)?, ports());
-    Bounds::ready();
-    guest.flood(
-        bounds,
-        |guest| Some((guest.packet(Op::Request, port(), (HOST, PORT)), &[])),
-        |guest, header| {
-            if Op::from_wire(header.op) == Op::Response {
-                let reset = guest.answer(Op::Rst, header);
-                guest.due.push_back(reset);
-            }
-        },
-    )
+    stage.accept_and_close()?;
+    requests(stage, bounds, (HOST, PORT), false)
 }
 
 /// REQUEST and RST in a row, to a port where somebody listens.
 fn request_rst(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    accepting(stage)?;
+    stage.accept_and_close()?;
     pairs(plain(stage)?, bounds, (HOST, PORT))
 }
 
@@ -135,7 +116,7 @@ fn request_hybrid_unaccepted(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 
 /// What an ordinary program of a guest can do: so many connects under way, each closed when it is open.
 fn connects(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    accepting(stage)?;
+    stage.accept_and_close()?;
     let mut guest = plain(stage)?;
     let requests =
         (0..stage.number_or(128)).map(|n| guest.packet(Op::Request, 1000 + n, (HOST, PORT)));
@@ -171,52 +152,41 @@ fn unknown_flows(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     )
 }
 
-/// REQUESTs in the neighbour's name.
-fn spoofed(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+/// One packet with a spoilt header, from new ports.
+fn spoilt(
+    stage: &Stage,
+    bounds: &mut Bounds,
+    op: Op,
+    spoil: impl Fn(RawHeader) -> RawHeader,
+) -> Result<()> {
     let (mut guest, mut port) = (plain(stage)?, ports());
-    let neighbour = u64::from(stage.neighbour);
     Bounds::ready();
     guest.flood(
         bounds,
-        |guest| {
-            let request = guest.packet(Op::Request, port(), (HOST, NOBODY));
-            Some((RawHeader { src_cid: neighbour, ..request }, &[]))
-        },
+        |guest| Some((spoil(guest.packet(op, port(), (HOST, NOBODY))), b"four")),
         |_, _| {},
     )
+}
+
+/// REQUESTs in the neighbour's name.
+fn spoofed(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let src_cid = u64::from(stage.neighbour);
+    spoilt(stage, bounds, Op::Request, |header| RawHeader { src_cid, ..header })
 }
 
 /// Socket types that nobody knows.
 fn wrong_types(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let (mut guest, mut port) = (plain(stage)?, ports());
-    Bounds::ready();
-    guest.flood(
-        bounds,
-        |guest| {
-            let request = guest.packet(Op::Request, port(), (HOST, NOBODY));
-            Some((RawHeader { kind: 77, ..request }, &[]))
-        },
-        |_, _| {},
-    )
+    spoilt(stage, bounds, Op::Request, |header| RawHeader { kind: 77, ..header })
 }
 
 /// Lengths beyond what is there.
 fn wrong_lengths(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let (mut guest, mut port) = (plain(stage)?, ports());
-    Bounds::ready();
-    guest.flood(
-        bounds,
-        |guest| {
-            let data = guest.packet(Op::Rw, port(), (HOST, NOBODY));
-            Some((RawHeader { len: u32::MAX, ..data }, b"four"))
-        },
-        |_, _| {},
-    )
+    spoilt(stage, bounds, Op::Rw, |header| RawHeader { len: u32::MAX, ..header })
 }
 
 /// Every field at random, from a seed that is always the same; answers are answered at random as well.
 fn random_packets(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    accepting(stage)?;
+    stage.accept_and_close()?;
     let mut guest = plain(stage)?;
     let mut seed = 0x2545_f491_4f6c_dd1d;
     let cids = [HOST, stage.accomplice, guest.cid(), 0, 1, ABSENT];
@@ -249,28 +219,6 @@ fn random_packets(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
             Some((packet, b"four"))
         },
         |_, _| {},
-    )
-}
-
-/// REQUESTs to the neighbour itself, at a port that it does not serve.
-fn to_neighbour_requests(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    requests(stage, bounds, (stage.neighbour, 7), false)
-}
-
-/// Connections to the neighbour that are reset once they are open.
-fn to_neighbour_connects(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let (mut guest, mut port) = (plain(stage)?, ports());
-    let to = (stage.neighbour, Service::Discard as u32);
-    Bounds::ready();
-    guest.flood(
-        bounds,
-        |guest| Some((guest.packet(Op::Request, port(), to), &[])),
-        |guest, header| {
-            if Op::from_wire(header.op) == Op::Response {
-                let reset = guest.answer(Op::Rst, header);
-                guest.due.push_back(reset);
-            }
-        },
     )
 }
 

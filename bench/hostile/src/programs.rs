@@ -182,15 +182,19 @@ fn garbage(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 /// One question on many connections, all answers read.
 fn ask_all(stage: &Stage, bounds: &mut Bounds, request: &Request) -> Result<()> {
     let mut nodes = connections(stage, Kind::Stream, 256)?;
-    let request = request.encode();
     Bounds::ready();
     while bounds.another() {
-        for node in &mut nodes {
-            node.write_all(&request)?;
-        }
-        for node in &mut nodes {
-            node.read_exact(&mut [0; MESSAGE_LEN])?;
-        }
+        ask_each(&mut nodes, request)?;
+    }
+    Ok(())
+}
+
+fn ask_each(nodes: &mut [UnixStream], request: &Request) -> Result<()> {
+    for node in &mut *nodes {
+        node.write_all(&request.encode())?;
+    }
+    for node in nodes {
+        node.read_exact(&mut [0; MESSAGE_LEN])?;
     }
     Ok(())
 }
@@ -227,18 +231,7 @@ fn bind_close(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 /// BIND of one port by many: one has it, the others ask again.
 fn bind_refused(stage: &Stage, bounds: &mut Bounds, port: u32) -> Result<()> {
     let _owner = bind(&stage.run, Kind::Stream, port)?;
-    let mut nodes = connections(stage, Kind::Stream, 256)?;
-    let request = Request::Bind(Address { cid: ANY, port }).encode();
-    Bounds::ready();
-    while bounds.another() {
-        for node in &mut nodes {
-            node.write_all(&request)?;
-        }
-        for node in &mut nodes {
-            node.read_exact(&mut [0; MESSAGE_LEN])?;
-        }
-    }
-    Ok(())
+    ask_all(stage, bounds, &Request::Bind(Address { cid: ANY, port }))
 }
 
 fn listen_close(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
@@ -260,17 +253,12 @@ fn connect_greeted(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 }
 
 fn connect_many(stage: &Stage, bounds: &mut Bounds, port: u32) -> Result<()> {
-    let request = connecting(Address { cid: stage.accomplice, port }, 0).encode();
+    let request = connecting(Address { cid: stage.accomplice, port }, 0);
     Bounds::ready();
     while bounds.another() {
         let mut nodes = connections(stage, Kind::Stream, 128)?;
-        for node in &mut nodes {
-            node.write_all(&request)?;
-        }
-        for node in &mut nodes {
-            // A hang-up is an answer as well.
-            let _ = node.read_exact(&mut [0; MESSAGE_LEN]);
-        }
+        // A hang-up is an answer as well.
+        let _ = ask_each(&mut nodes, &request);
     }
     Ok(())
 }
@@ -317,8 +305,7 @@ fn never_accepts(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 
 /// Connections from program to program, closed at once.
 fn loopback_connects(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let mut listener = listen(&stage.run, Kind::Stream, PORT, 1024)?;
-    std::thread::spawn(move || while accept(&mut listener).is_ok() {});
+    stage.accept_and_close()?;
     let to = Address { cid: 1, port: PORT };
     Bounds::ready();
     while bounds.another() {

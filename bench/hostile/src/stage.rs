@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use vsock_load::Result;
+use vsock_load::programs::{Kind, accept, listen};
 
 use crate::bounds::Bounds;
 
@@ -71,6 +72,14 @@ impl Stage {
     /// The socket of the first guest without a hybrid socket.
     pub(crate) fn plain_guest(&self) -> Result<&Path> {
         self.guest(2)
+    }
+
+    /// A program that accepts at [`PORT`] and closes, in a thread.
+    pub(crate) fn accept_and_close(&self) -> Result<()> {
+        let mut listener = listen(&self.run, Kind::Stream, PORT, 1024)?;
+        // Ends with the switch, or after a time without connections.
+        std::thread::spawn(move || while accept(&mut listener).is_ok() {});
+        Ok(())
     }
 
     /// How many, if the case does not say.
