@@ -138,16 +138,16 @@ fuzz: $(VENV)/.tools ## Fuzz the parsers for FUZZ_SECONDS (60) in total
 
 LOAD := target/release/vsock-load
 PATHS := target/release/vsock-paths
-HOSTILE := target/release/vsock-hostile
+ATTACKER := target/release/vsock-hostile
 
 .PHONY: bench
-bench: build $(LOAD) $(HOSTILE) ## Measure and compare with limits and peers, 15 minutes; QUICK=1: under 2; results in bench/results
+bench: build $(LOAD) $(ATTACKER) ## Measure and compare with limits and peers, 15 minutes; QUICK=1: under 2; results in bench/results
 	@guests/fetch
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: hostile
-hostile: build $(LOAD) $(HOSTILE) ## Attack a running switch and measure a neighbour, 15 minutes; QUICK=1: ten cases
-	$(BIN)/python -m bench.hostile $(if $(QUICK),--quick) $(CASES)
+hostile: build $(LOAD) $(ATTACKER) ## Attack a running switch and measure a neighbour, 15 minutes; QUICK=1: ten cases
+	$(BIN)/python -m bench.hostile $(if $(QUICK),--quick) $(HOSTILE)
 
 .PHONY: bench-peers
 bench-peers: ## Unpack Debian's vhost-device-vsock in build/peers, for `make bench` to compare with
@@ -176,7 +176,7 @@ $(LOAD): $(BENCH_SOURCES)
 	cargo build $(IN_BENCH) --release --locked --package vsock-load
 	@touch $@
 
-$(HOSTILE): $(BENCH_SOURCES)
+$(ATTACKER): $(BENCH_SOURCES)
 	cargo build $(IN_BENCH) --release --locked --package vsock-hostile
 	@touch $@
 
