@@ -23,7 +23,7 @@ use crate::address::{Cid, Port, SocketType};
 use crate::ports::Listener;
 use alloc::string::String;
 use alloc::vec::Vec;
-pub use refusal::{Refusal, RefusalCounts};
+pub use refusal::{Refusal, RefusalCounts, SavedRefusals};
 use rules::{Action, Compiled, Rule, RuleId};
 
 /// A group of guests; [`Admission::group`] gives each name its number.
@@ -284,6 +284,11 @@ impl Admission {
     pub fn refuse(&mut self, reason: Refusal) -> Refused {
         self.counts.count(reason);
         Refused(reason)
+    }
+
+    /// Counts on from what a predecessor has counted.
+    pub fn set_refusals(&mut self, counts: RefusalCounts) {
+        self.counts = counts;
     }
 
     /// How many attempts were refused, by reason.

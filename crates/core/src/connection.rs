@@ -7,7 +7,7 @@ use crate::address::{FlowKey, SocketType};
 use crate::credit::{Acknowledged, Inbound, Outbound, SavedInbound, SavedOutbound, Window};
 use crate::endpoint::ConnectionId;
 use crate::packet::{EOM, Header, Op, Shutdown};
-use crate::saved::{Unfit, ago, check, due, left};
+use crate::saved::{Unfit, ago, check, check_counts, due, left};
 use crate::state::{Input, State};
 use crate::time::{Duration, Instant};
 
@@ -48,6 +48,14 @@ pub struct ConnectionInfo {
     pub unread: u32,
     /// Whether our user waits for credit.
     pub is_stalled: bool,
+}
+
+impl ConnectionInfo {
+    /// Whether the peer has asked for it, and our user has not answered.
+    #[must_use]
+    pub fn is_offered(&self) -> bool {
+        self.state == State::Offered { theirs: Shutdown::NONE }.name()
+    }
 }
 
 /// Packets that a connection has to send, as a set.
@@ -436,6 +444,7 @@ impl Connection {
     pub(crate) fn restore(saved: &SavedConnection, now: Instant) -> Result<Self, Unfit> {
         let SavedConnection { key, kind, state, shutdown, .. } = *saved;
         check(kind != SocketType::Datagram, Unfit::State)?;
+        check_counts(saved.bytes.into_iter().chain(saved.packets))?;
         let is_waiting = match state {
             State::Closed => return Err(Unfit::State),
             State::Offered { theirs } | State::Closing { theirs } => {

@@ -10,6 +10,7 @@
 
 use crate::address::{Address, FlowKey, SocketType};
 use crate::packet::{EOM, Header, MAX_PAYLOAD, Malformed, Op, RawHeader};
+use crate::saved::{Unfit, check as holds};
 
 /// The most bytes of a datagram, as with VMCI.
 pub const MAX_DATAGRAM: u32 = 17 * 4096 - 24;
@@ -122,6 +123,47 @@ impl Reassembly {
     }
 }
 
+/// A [`Reassembly`] as plain data: the datagram under way, if there is one.
+pub type SavedReassembly = Option<SavedDatagram>;
+
+/// A datagram of which not all packets have come, as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedDatagram {
+    /// Its sender.
+    pub from: Address,
+    /// Its receiver.
+    pub to: Address,
+    /// Bytes that have come.
+    pub len: u32,
+    /// It is too long.
+    pub is_lost: bool,
+}
+
+impl Reassembly {
+    /// As plain data.
+    #[must_use]
+    pub fn save(&self) -> SavedReassembly {
+        let UnderWay { from, to, len, is_lost } = *self.under_way.as_ref()?;
+        Some(SavedDatagram { from, to, len, is_lost })
+    }
+
+    /// From plain data.
+    ///
+    /// # Errors
+    /// It is longer than a datagram can be.
+    pub fn restore(saved: SavedReassembly) -> Result<Self, Unfit> {
+        let len = saved.map_or(0, |it| it.len);
+        holds(len <= MAX_DATAGRAM, Unfit::TooMany)?;
+        let under_way = saved.map(|SavedDatagram { from, to, len, is_lost }| UnderWay {
+            from,
+            to,
+            len,
+            is_lost,
+        });
+        Ok(Self { under_way })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +181,17 @@ mod tests {
     fn packets(len: u32, mut room: impl FnMut() -> u32) -> Vec<Header> {
         let mut split = Split::new(A, B, len);
         core::iter::from_fn(|| split.next(room())).collect()
+    }
+
+    #[test]
+    fn datagram_under_way_goes_on_from_its_saved_form() {
+        let mut before = Reassembly::default();
+        let _ = before.receive(&part(A, 100, 0));
+        let mut after = Reassembly::restore(before.save()).unwrap();
+        assert_eq!(after.receive(&part(A, 5, EOM)), Arrived::Part { at: 100, is_last: true });
+        assert_eq!(after.save(), None);
+        let long = before.save().map(|it| SavedDatagram { len: MAX_DATAGRAM + 1, ..it });
+        assert_eq!(Reassembly::restore(long).err(), Some(Unfit::TooMany));
     }
 
     #[test]

@@ -320,6 +320,11 @@ impl Endpoint {
         self.events.pop_front()
     }
 
+    /// The events that are still to come, without taking them.
+    pub fn coming_events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter()
+    }
+
     /// When [`Endpoint::expire`] is due; may be earlier than anything happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {

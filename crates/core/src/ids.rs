@@ -154,6 +154,12 @@ impl<T> Slots<T> {
         Key::new(slot, NonZeroU32::MIN)
     }
 
+    /// Whether a key names a slot that there is, whatever is in it.
+    #[must_use]
+    pub fn has_slot(&self, key: Key<T>) -> bool {
+        key.index() < self.slots.len()
+    }
+
     /// Whether the value of this key is there.
     #[must_use]
     pub fn contains(&self, key: Key<T>) -> bool {
@@ -221,24 +227,25 @@ impl<T> Slots<T> {
     }
 
     /// All slots as plain data, each value saved by `save`.
-    pub fn save<S>(&self, mut save: impl FnMut(&T) -> S) -> SavedSlots<S> {
-        let one = |slot: &Slot<T>| (slot.generation.get(), slot.value.as_ref().map(&mut save));
+    pub fn save<'a, S>(&'a self, mut save: impl FnMut(&'a T) -> S) -> SavedSlots<S> {
+        let one = |slot: &'a Slot<T>| (slot.generation.get(), slot.value.as_ref().map(&mut save));
         self.slots.iter().map(one).collect()
     }
 
-    /// Slots from plain data, each value restored by `restore`. Keys are what they were.
+    /// Slots from plain data, each value restored by `restore`, which gets its key. Keys are what they were.
     ///
     /// # Errors
     /// What `restore` says, or the slots cannot be.
     pub fn restore<S>(
         saved: SavedSlots<S>,
-        mut restore: impl FnMut(S) -> Result<T, Unfit>,
+        mut restore: impl FnMut(Key<T>, S) -> Result<T, Unfit>,
     ) -> Result<Self, Unfit> {
         let mut slots = Self::new();
         for (generation, value) in saved {
             let generation = NonZeroU32::new(generation).ok_or(Unfit::Slots)?;
             let place = u32::try_from(slots.slots.len()).map_err(|_| Unfit::Slots)?;
-            let value = value.map(&mut restore).transpose()?;
+            let key = Key::new(place, generation);
+            let value = value.map(|value| restore(key, value)).transpose()?;
             slots.len += usize::from(value.is_some());
             // One with the last generation may be used up, so it stays empty.
             if value.is_none() && generation != NonZeroU32::MAX {
@@ -419,14 +426,14 @@ mod tests {
         let keys = [slots.insert('a'), slots.insert('b'), slots.insert('c')];
         slots.remove(keys[1]);
         let saved = slots.save(|value| *value);
-        let mut restored = Slots::restore(saved.clone(), Ok).unwrap();
+        let mut restored = Slots::restore(saved.clone(), |_, it| Ok(it)).unwrap();
         assert_eq!(restored.save(|value| *value), saved);
         assert_eq!(keys.map(|key| restored.get(key).copied()), [Some('a'), None, Some('c')]);
         assert_eq!(restored.len(), 2);
         let next = restored.insert('d');
         assert!(next.index() == 1 && next != keys[1]);
         let impossible = alloc::vec![(0, Some('a'))];
-        assert_eq!(Slots::restore(impossible, Ok).err(), Some(Unfit::Slots));
+        assert_eq!(Slots::restore(impossible, |_, it| Ok(it)).err(), Some(Unfit::Slots));
     }
 
     #[test]

@@ -181,6 +181,13 @@ impl Ports {
         self.bound.get(binding).map(|bound| bound.address)
     }
 
+    /// Whether a binding listens for connections of a type.
+    #[must_use]
+    pub fn is_listening(&self, binding: Binding, kind: SocketType) -> bool {
+        let listening = self.bound.get(binding).and_then(|bound| bound.listening.as_ref());
+        listening.is_some_and(|listening| listening.kind == kind)
+    }
+
     /// Who is bound to a destination, whether it listens or not.
     #[must_use]
     pub fn holder(&self, dst: Address) -> Option<Binding> {
@@ -232,6 +239,11 @@ impl Ports {
         }
     }
 
+    /// All bindings.
+    pub fn bindings(&self) -> impl Iterator<Item = Binding> + '_ {
+        self.bound.keys()
+    }
+
     /// All listeners, by port.
     pub fn listeners(&self) -> impl Iterator<Item = Listener> + '_ {
         self.by_port
@@ -280,7 +292,7 @@ impl Ports {
     pub fn restore(saved: SavedPorts) -> Result<Self, Unfit> {
         let SavedPorts { local, bound, next_ephemeral } = saved;
         let mut ports = Self { next_ephemeral, ..Self::new(local, 0) };
-        let bound = Slots::restore(bound, |SavedBinding { address, listening }| {
+        let bound = Slots::restore(bound, |_, SavedBinding { address, listening }| {
             check(address.port != Port::ANY, Unfit::Address)?;
             let datagrams = listening.is_some_and(|(kind, ..)| kind == SocketType::Datagram);
             check(!datagrams, Unfit::State)?;

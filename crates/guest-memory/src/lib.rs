@@ -18,7 +18,7 @@ mod sigbus;
 pub mod slice;
 
 pub use memory::{
-    GuestMemory, MAX_REGIONS, MemoryError, MemoryPolicy, OutsideMemory, Region, SharedRegion,
-    sealed_memory,
+    GuestMemory, MAX_REGIONS, MappedRegion, MemoryError, MemoryPolicy, OutsideMemory, Region,
+    SharedRegion, sealed_memory,
 };
 pub use pinned::{Pinned, Shared};

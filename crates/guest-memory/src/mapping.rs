@@ -1,7 +1,7 @@
 //! One mapped file range: checks, guard pages, seals.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
@@ -22,6 +22,9 @@ pub(crate) struct Mapping {
     start: *mut u8,
     len: usize,
     sealed: bool,
+    /// What is mapped, from where on: a successor maps it again.
+    file: File,
+    offset: u64,
     /// None only while dropping: the registry must forget the range before it is unmapped.
     registration: Option<Registration>,
 }
@@ -36,13 +39,13 @@ impl Mapping {
     /// Checks `len` bytes at `offset` of `file` against the file as it really is, and maps them.
     pub(crate) fn new(
         guest: u64,
-        file: &File,
+        file: File,
         offset: u64,
         len: u64,
         policy: MemoryPolicy,
     ) -> Result<Self, MemoryError> {
-        let sealed = check_file(guest, file, offset, len, policy)?;
-        let page = page_size(file)?;
+        let sealed = check_file(guest, &file, offset, len, policy)?;
+        let page = page_size(&file)?;
         let overflow = || MemoryError::Overflow { guest };
         // The file is mapped from the page that holds the first byte.
         let lead = usize::try_from(offset % page as u64).map_err(|_| overflow())?;
@@ -67,6 +70,8 @@ impl Mapping {
             start: base.wrapping_add(lead),
             len,
             sealed,
+            file,
+            offset,
             registration: None,
         };
         // SAFETY: `base..base+mapped` lies inside our own reservation (skip + mapped <= reserved_len - page),
@@ -74,7 +79,7 @@ impl Mapping {
         unsafe {
             let prot = ProtFlags::READ | ProtFlags::WRITE;
             let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
-            mmap(base.cast(), mapped, prot, flags, file.as_fd(), offset - lead as u64)
+            mmap(base.cast(), mapped, prot, flags, &mapping.file, offset - lead as u64)
                 .map_err(std::io::Error::from)?;
             // Guest memory in a core dump of ours would be a leak; a kernel without the advice still runs.
             let _ = madvise(base.cast(), mapped, Advice::LinuxDontDump);
@@ -90,6 +95,11 @@ impl Mapping {
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.len - offset);
         // SAFETY: inside `start..start+len`, which is mapped as long as we live; no reference to it is made.
         unsafe { Slice::new(self.start.add(offset), len) }
+    }
+
+    /// What is mapped, and from where on.
+    pub(crate) fn source(&self) -> (BorrowedFd<'_>, u64) {
+        (self.file.as_fd(), self.offset)
     }
 
     pub(crate) fn is_dead(&self) -> bool {

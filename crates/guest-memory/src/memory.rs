@@ -40,6 +40,21 @@ pub struct Region {
     pub file: File,
 }
 
+/// One region of a table, to be mapped again elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct MappedRegion<'a> {
+    /// First guest address.
+    pub guest: u64,
+    /// First address in the front end's own address space.
+    pub user: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// Where the region starts in `file`.
+    pub offset: u64,
+    /// The memory itself.
+    pub file: BorrowedFd<'a>,
+}
+
 /// Memory of our own that is lent to a device: one whole file. Its user addresses are its guest addresses, so that where
 /// it is mapped here stays our own affair.
 #[derive(Debug, Clone, Copy)]
@@ -254,7 +269,7 @@ impl GuestMemory {
         if self.entries.iter().any(|e| meet(guest, e.guest, e.len) || meet(user, e.user, e.len)) {
             return Err(MemoryError::Overlap { guest });
         }
-        let mapping = Arc::new(Mapping::new(guest, &file, offset, len, policy)?);
+        let mapping = Arc::new(Mapping::new(guest, file, offset, len, policy)?);
         let place = self.entries.partition_point(|e| e.guest < guest);
         self.entries.insert(place, Entry { guest, user, len, mapping });
         Ok(())
@@ -385,5 +400,13 @@ impl GuestMemory {
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.entries.iter().all(|e| e.mapping.is_sealed())
+    }
+
+    /// All regions, by guest address.
+    pub fn regions(&self) -> impl Iterator<Item = MappedRegion<'_>> {
+        self.entries.iter().map(|&Entry { guest, user, len, ref mapping }| {
+            let (file, offset) = mapping.source();
+            MappedRegion { guest, user, len, offset, file }
+        })
     }
 }

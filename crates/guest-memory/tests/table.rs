@@ -178,6 +178,26 @@ fn table_with_a_region_removed_shares_the_rest() {
 }
 
 #[test]
+fn table_mapped_again_from_its_regions_is_the_same_memory() {
+    let file = memfd(REGION_LEN);
+    let odd = Region { offset: 100, file, ..region(LOW, REGION_LEN - 100) };
+    let before = map(vec![region(HIGH, PAGE), odd]).unwrap();
+    let regions = before.regions().map(|it| Region {
+        guest: it.guest,
+        user: it.user,
+        len: it.len,
+        offset: it.offset,
+        file: it.file.try_clone_to_owned().unwrap().into(),
+    });
+    let after = map(regions.collect()).unwrap();
+    for at in [HIGH, LOW + 7] {
+        write(&before, at, b"the same");
+        assert_eq!(read(&after, at, 8), b"the same");
+        assert_eq!(after.user_to_guest(at + (1 << 40)), Some(at));
+    }
+}
+
+#[test]
 fn copy_between_pieces_of_any_size_keeps_the_bytes() {
     let memory = memory();
     let text: Vec<u8> = (0..100).collect();

@@ -16,19 +16,30 @@ pub(crate) struct Context {
     /// Asked wherever something begins.
     pub(crate) admission: Admission,
     started: std::time::Instant,
+    /// What time it was then.
+    started_at: Instant,
 }
 
 impl Context {
     /// Of a node that starts now.
     pub(crate) fn new(sources: Sources, journal: Journal) -> Self {
+        Self::going_on(sources, journal, Admission::default(), Instant::default())
+    }
+
+    /// Of a node that goes on where another was at this time.
+    pub(crate) fn going_on(
+        sources: Sources,
+        journal: Journal,
+        admission: Admission,
+        now: Instant,
+    ) -> Self {
         let started = std::time::Instant::now();
-        let admission = Admission::default();
-        Self { now: Instant::default(), sources, journal, admission, started }
+        Self { now, sources, journal, admission, started, started_at: now }
     }
 
     /// The time at this very moment.
     pub(crate) fn clock(&self) -> Instant {
-        Instant(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        self.started_at + self.started.elapsed()
     }
 
     /// Writes down something that failed here, for no guest in particular.

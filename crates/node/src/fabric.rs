@@ -4,6 +4,7 @@
 //! concerns several (the connections over a link end, and so do flows of programs and flows to other guests) it is put
 //! together here.
 
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vsock_core::{Cid, Instant};
 
+pub use self::saved::SavedFabric;
 use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flows::{FlowId, Flows, Outcome};

@@ -7,6 +7,7 @@
 //! | `stream.rs`, `backlog.rs` | its socket, and what its program has not taken yet |
 //! | `linger.rs` | how long one may last whose program has closed |
 //! | `buffers.rs` | the budget for receive buffers above the default |
+//! | `saved.rs`, also below others | flows as plain data |
 //! | `record.rs`, `room.rs` | the end of a record, and the send buffer, of a Unix socket |
 //!
 //! A flow is known by the id of its socket in the reactor, and by its link and connection.
@@ -17,6 +18,7 @@ mod flow;
 mod linger;
 pub(crate) mod record;
 pub(crate) mod room;
+mod saved;
 pub(crate) mod stream;
 
 #[cfg(test)]
@@ -28,10 +30,15 @@ use std::time::Duration;
 use vsock_core::connection::Connection;
 use vsock_core::{Address, CloseReason, ConnectionId, Endpoint, Event, Instant, SecondaryMap};
 
+pub use self::backlog::{SavedBacklog, SavedMessage};
 use self::buffers::{Budget, Share};
 use self::flow::State;
-pub(crate) use self::flow::{Flow, Greeting, Holdings, Parties};
+pub(crate) use self::flow::{Flow, Greeting, Holdings};
+pub use self::flow::{Parties, SavedFlow, SavedGreeting, SavedMessageOut, SavedState};
+pub use self::linger::SavedLinger;
 use self::linger::{LINGER_TIMEOUT, Linger};
+pub use self::saved::SavedFlows;
+pub use self::stream::SavedStream;
 use self::stream::Stream;
 use crate::context::Context;
 use crate::events;
@@ -40,7 +47,7 @@ use crate::reactor::{Owner, Readiness, SourceId};
 use vsock_guest_memory::slice::{self, Slice};
 
 /// Names a flow: its socket in the reactor.
-pub(crate) type FlowId = SourceId;
+pub type FlowId = SourceId;
 
 /// What has become of a flow that is none any more.
 #[derive(Debug)]
@@ -53,10 +60,13 @@ pub(crate) enum Outcome {
 
 /// A connection that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
-    pub(crate) ours: Address,
-    pub(crate) theirs: Address,
-    pub(crate) reason: CloseReason,
+pub struct Ended {
+    /// The program's end.
+    pub ours: Address,
+    /// The other end.
+    pub theirs: Address,
+    /// Why it is over.
+    pub reason: CloseReason,
 }
 
 /// An attempt that came to nothing.
@@ -261,11 +271,7 @@ impl Flows {
         interface: &mut Interface,
         event: Event,
     ) -> Option<(Parties, Greeting)> {
-        let (Event::Offered { id: connection, .. }
-        | Event::Connected { id: connection }
-        | Event::Writable { id: connection }
-        | Event::TheirsShutDown { id: connection, .. }
-        | Event::Closed { id: connection, .. }) = event;
+        let connection = event.id();
         let id = self.of(link, connection)?;
         let flow = self.table.get_mut(id)?;
         let mut opened = None;

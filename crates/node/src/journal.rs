@@ -153,9 +153,14 @@ impl Journal {
         self.wants_flows.store(wanted, Ordering::Relaxed);
     }
 
+    /// Whether records of single connections are wanted.
+    pub fn wants_flows(&self) -> bool {
+        self.wants_flows.load(Ordering::Relaxed)
+    }
+
     /// Adds a record of one connection if such are wanted. The event, of this kind, is made only if it will be written.
     pub fn write_of_flow(&self, about: Cid, kind: Kind, event: impl FnOnce() -> Event) {
-        if self.wants_flows.load(Ordering::Relaxed) {
+        if self.wants_flows() {
             self.add(Some(about), kind, event);
         }
     }

@@ -13,6 +13,7 @@
 //! | `orders`, `mailbox` | what other threads tell the worker to do, and how |
 //! | `helper` | threads that do for the worker what may block |
 //! | `reactor`, `timers`, `awaited`, [`polling`] | what happened, deadlines, threads that wait, busy-polling |
+//! | [`saved`] | all of it as plain data, for a successor |
 //! | [`events`], [`journal`], `flow_log`, `report`, [`snapshot`] | what is told upwards |
 //!
 //! Virtqueues and vhost-user are in `crates/virtio`, guest memory in `crates/guest-memory`, the protocol in `crates/core`.
@@ -43,6 +44,7 @@ pub mod polling;
 mod programs;
 mod reactor;
 mod report;
+pub mod saved;
 pub mod snapshot;
 mod timers;
 mod turn;

@@ -11,6 +11,7 @@
 //! | `filter.rs`, `ready.rs`, `store.rs`, `datagram.rs` | and theirs |
 //! | `forward.rs` | packets from one guest to another |
 //! | `cid_change.rs` | a guest gets another CID |
+//! | `saved.rs`, also below others | links as plain data |
 //!
 //! Nothing here knows of programs: what their connections send and receive goes through [`Sink`] and [`Source`].
 
@@ -25,6 +26,7 @@ mod quantum;
 mod ready;
 mod receiver;
 mod routes;
+mod saved;
 mod schedule;
 mod sender;
 mod store;
@@ -44,15 +46,19 @@ use std::time::Duration;
 use vsock_core::{Address, Admission, Cid, Instant, Key, Limits, SecondaryMap, Slots};
 
 pub(crate) use self::cid_change::Ending;
-pub(crate) use self::entry::{Entry, NewUplink};
-pub use self::filter::Role;
+pub use self::datagram::SavedIncoming;
+pub(crate) use self::entry::NewUplink;
+pub use self::entry::{Entry, SavedEntry};
+pub use self::filter::{FormerCid, Role};
 pub(crate) use self::forward::Forwarder;
-pub use self::interface::{Budget, Interface, Scratch};
+pub use self::interface::{Budget, Interface, SavedInterface, SavedLink, Scratch};
 pub(crate) use self::quantum::Quantum;
 pub use self::receiver::{Drained, Drops};
 use self::routes::Routes;
+pub use self::saved::SavedLinks;
 use self::schedule::Schedule;
 pub use self::sender::Sent;
+pub use self::store::SavedPacket;
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;
@@ -84,15 +90,18 @@ fn read_cid((link, config): (LinkId, Arc<ConfigSpace>)) -> CidRead {
     CidRead { link, result: config.cid(CONFIG_WAIT).map(Cid) }
 }
 
-fn loopback_limits() -> Limits {
-    Limits { max_connections: LOOPBACK_ENDS, ..Limits::default() }
+fn limits_of(role: Role) -> Limits {
+    match role {
+        Role::Loopback => Limits { max_connections: LOOPBACK_ENDS, ..Limits::default() },
+        Role::Guest(_) | Role::Uplink => Limits::default(),
+    }
 }
 
 /// How long a device may take to say what our CID is.
 const CONFIG_WAIT: Duration = Duration::from_secs(1);
 
 /// Names a link for ever.
-pub(crate) type LinkId = Key<Entry>;
+pub type LinkId = Key<Entry>;
 
 /// All links of a node.
 pub(crate) struct Links {
@@ -112,17 +121,22 @@ pub(crate) struct Links {
 impl Links {
     /// The links of a new node: the one to itself.
     pub(crate) fn new(local: Cid, loopback: LoopbackLink, seed: u64) -> Self {
-        let link = Link::Loopback(loopback);
-        let (cid_sender, cids_read) = channel();
-        let interface = Interface::new(link, Role::Loopback, local, loopback_limits(), seed);
+        let (link, role) = (Link::Loopback(loopback), Role::Loopback);
+        let interface = Interface::new(link, role, local, limits_of(role), seed);
         let mut entries = Slots::new();
         let loopback = entries.insert(Entry::new(GuestOptions::default(), interface));
-        let mut schedule = Schedule::default();
-        schedule.add(loopback);
+        let mut links = Self { entries, ..Self::around(Routes::new(local, loopback)) };
+        links.schedule.add(loopback);
+        links
+    }
+
+    /// No links yet.
+    fn around(routes: Routes) -> Self {
+        let (cid_sender, cids_read) = channel();
         Self {
-            entries,
-            routes: Routes::new(local, loopback),
-            schedule,
+            entries: Slots::new(),
+            routes,
+            schedule: Schedule::default(),
             sources: SecondaryMap::new(),
             faults: Vec::new(),
             detach_reasons: HashMap::new(),
@@ -156,16 +170,16 @@ impl Links {
         let role = torn.role();
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.drop_interface(cx, torn);
-        let (link, limits) = match role {
-            Role::Guest(_) => (Link::Device(DeviceLink::new()), Limits::default()),
+        let link = match role {
+            Role::Guest(_) => Link::Device(DeviceLink::new()),
             Role::Loopback => match LoopbackLink::new() {
-                Ok(link) => (Link::Loopback(link), loopback_limits()),
+                Ok(link) => Link::Loopback(link),
                 Err(error) => return cx.failed(Failure::Loopback(error)),
             },
             Role::Uplink => return,
         };
         let seed = RandomState::new().hash_one(id.to_bits());
-        entry.set_interface(Interface::new(link, role, local, limits, seed));
+        entry.set_interface(Interface::new(link, role, local, limits_of(role), seed));
     }
 
     /// Ends the turn.

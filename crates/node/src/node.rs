@@ -3,6 +3,8 @@
 //! The switch is a node with CID 2 and guests; a userspace guest is a node that has joined a device. Everything here
 //! is rare and may block; the packets are the worker's (`worker.rs`).
 
+mod saved;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use vsock_core::{Cid, SocketType};
 
+pub use self::saved::RestoreError;
 pub use crate::admission::Verdict;
 use crate::events::{Event, Failure};
 use crate::guest_port::GuestPort;
@@ -25,6 +28,7 @@ use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::AddError;
 pub use crate::options::GuestOptions;
+pub use crate::orders::SaveError;
 use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
@@ -124,16 +128,9 @@ impl Node {
         let journal = Journal::new()?;
         let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let thread = std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
-            let worker_journal = its_journal.clone();
+        let thread = spawn_worker(cid, journal.clone(), move || {
             let seed = random_seed();
-            // All that the worker has is dropped with it, whether it returns or panics; see docs/decisions/0013-panics.md.
-            let ran = catch_unwind(AssertUnwindSafe(|| {
-                Worker::new(Cid(cid), worker_journal, sources, its_mailbox, loopback, seed).run()
-            }));
-            if !matches!(ran, Ok(true)) {
-                its_journal.write(None, Event::Ended);
-            }
+            Some(Worker::new(Cid(cid), its_journal, sources, its_mailbox, loopback, seed))
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
@@ -416,6 +413,21 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Starts the thread of a worker, which is made there; if it is made, and ends otherwise than by an order, it is said.
+fn spawn_worker(
+    cid: u32,
+    journal: Journal,
+    make: impl FnOnce() -> Option<Worker> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("vsock-{cid}")).spawn(move || {
+        // All that the worker has is dropped with it, whether it returns or panics; see docs/decisions/0013-panics.md.
+        let ran = catch_unwind(AssertUnwindSafe(|| make().is_none_or(Worker::run)));
+        if !matches!(ran, Ok(true)) {
+            journal.write(None, Event::Ended);
+        }
+    })
 }
 
 /// A listening Unix socket of the type that carries `kind`, for our own user: who may enter its directory is not all

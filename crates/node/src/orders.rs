@@ -4,6 +4,7 @@
 //! worker carries out one order after the other between two rounds (`worker.rs`).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,12 +12,38 @@ use std::time::Duration;
 use vsock_core::{Cid, SocketType};
 
 use crate::admission::Verdict;
+use crate::fabric::SavedFabric;
 use crate::host::handshake::Handshake;
 use crate::links::{LinkId, NewUplink};
-use crate::mailbox::Reply;
+use crate::mailbox::{Reply, Stopped};
 use crate::options::{AddError, GuestOptions};
 use crate::snapshot::Snapshot;
 use vsock_virtio::vhost_user::{BackendControl, Change};
+
+/// What a worker gives away: all that it has, and the descriptors beside it.
+pub(crate) struct SavedWorker {
+    pub(crate) fabric: SavedFabric,
+    /// How long it looks for packets before it sleeps.
+    pub(crate) polling: Duration,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// Why a node cannot be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// It has joined a device, and that link has no saved form.
+    #[error("a node that has joined a device cannot be saved")]
+    HasJoined,
+    /// The control thread of a guest has ended by itself.
+    #[error("the control thread of guest {0} is gone")]
+    NoControl(u32),
+    /// It has been stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// There are no descriptors left to hand over, or no thread for a guest.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
 
 /// A hybrid socket of a guest.
 pub(crate) struct HybridSocket {
@@ -69,6 +96,9 @@ pub(crate) enum Order {
     Explain { from: Cid, to: Cid, reply: Reply<Verdict> },
     /// Say how everything is now.
     Snapshot { reply: Reply<Snapshot> },
+    /// Give everything away as plain data, and end: nobody is told anything. Only these guests are saved; their control
+    /// threads do not run, and have `before` descriptors of the list. A node that cannot be saved goes on.
+    Save { guests: Vec<LinkId>, before: usize, reply: Reply<Result<SavedWorker, SaveError>> },
     /// End after this round.
     Stop,
     /// Panic.

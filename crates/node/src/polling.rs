@@ -47,6 +47,12 @@ impl Default for Polling {
 }
 
 impl Polling {
+    /// How long it looks at most.
+    #[must_use]
+    pub const fn most(&self) -> Duration {
+        self.most
+    }
+
     /// Never looks for longer than `most`.
     #[must_use]
     pub const fn up_to(most: Duration) -> Self {

@@ -9,6 +9,7 @@
 //! | `hybrid.rs` | hybrid sockets; what is spoken on them is in `host/handshake.rs` |
 //! | `datagrams.rs` | programs that send and receive datagrams |
 //! | `register.rs` | which connection a program's socket is, and how the last ones ended |
+//! | `saved.rs`, also below others | programs as plain data |
 
 mod accept_queue;
 mod acceptors;
@@ -19,6 +20,7 @@ mod listeners;
 mod privilege;
 mod register;
 mod requests;
+mod saved;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,13 +30,21 @@ use rustix::io::Errno;
 use vsock_core::admission::{Act, Answerer, Attempt};
 use vsock_core::{Address, Cid, CloseReason, ConnectionId, FlowKey, Instant, Refusal, SocketType};
 
+pub use self::accept_queue::{SavedAcceptQueue, SavedKept};
 use self::acceptors::{Acceptors, Arrival, Speaks};
+pub use self::acceptors::{SavedAcceptor, SavedSpeaks};
 use self::datagrams::Datagrams;
+pub use self::datagrams::{SavedDatagramSocket, SavedDatagrams};
 pub(crate) use self::hybrid::Connected;
 use self::hybrid::{HybridClient, Hybrids};
+pub use self::hybrid::{SavedHybridClient, SavedHybrids};
 use self::listeners::{Given, Listeners};
+pub use self::listeners::{SavedListener, SavedListeners};
 use self::register::Register;
+pub use self::register::SavedEnds;
 use self::requests::{Again, Requests};
+pub use self::requests::{SavedClient, SavedRequest, SavedRequests};
+pub use self::saved::SavedPrograms;
 use crate::context::Context;
 use crate::events::{Event, Failure, NotOpened};
 use crate::flow_log::FlowLog;
@@ -209,6 +219,12 @@ impl Programs {
         let Self { requests, services, .. } = self;
         let parts = &mut Parts { cx, links, flows, services };
         requests.privilege_known(parts, client, is_privileged);
+    }
+
+    /// Asks again what helpers of a predecessor were asked for programs.
+    pub(crate) fn ask_again(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows) {
+        let Self { requests, services, .. } = self;
+        requests.ask_again(&mut Parts { cx, links, flows, services });
     }
 
     /// A request to be tried again.

@@ -9,6 +9,8 @@
 //! client, and becomes a listener's or a flow's when its request is granted. Each owner knows by this id what the
 //! descriptor is to it; an event of an id that has been removed, in the same round, finds nothing.
 
+mod saved;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -18,9 +20,12 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use vsock_core::{Key, Slots};
 
+pub(crate) use self::saved::Claims;
+pub use self::saved::SavedSources;
+
 /// To whom the events of a descriptor go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub enum Owner {
     /// A link: the other side has signalled a queue.
     Queue,
     /// A driver link: readable means that the device has gone.
@@ -38,7 +43,7 @@ pub(crate) enum Owner {
 }
 
 /// Names a descriptor that is listened to.
-pub(crate) type SourceId = Key<Owner>;
+pub type SourceId = Key<Owner>;
 
 /// What epoll knows the waker by: no key has this number.
 const WAKER: u64 = u64::MAX;

@@ -33,7 +33,7 @@ pub enum GuestState {
 }
 
 /// One guest of a switch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestInfo {
     /// Its CID.
     pub cid: u32,
@@ -62,7 +62,7 @@ pub struct GuestInfo {
 }
 
 /// One listening program.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerInfo {
     /// Where it listens.
     pub address: Address,
@@ -79,7 +79,7 @@ pub struct ListenerInfo {
 }
 
 /// One datagram socket.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatagramInfo {
     /// What it is bound to.
     pub address: Address,
@@ -96,7 +96,7 @@ pub struct DatagramInfo {
 }
 
 /// One connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowInfo {
     /// Its number.
     pub id: u64,

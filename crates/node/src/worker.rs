@@ -24,12 +24,14 @@ use crate::context::Context;
 use crate::events::Failure;
 use crate::fabric::Fabric;
 use crate::journal::Journal;
+use crate::links::LinkId;
 use crate::mailbox::Mailbox;
-use crate::orders::Order;
+use crate::orders::{Order, SaveError, SavedWorker};
 use crate::polling::Polling;
 use crate::reactor::{Events, Readiness, Sources};
 use crate::report::snapshot;
 use vsock_virtio::link::loopback::LoopbackLink;
+use vsock_virtio::saved::SavedFds;
 
 /// The thread's state; see the module's description.
 pub(crate) struct Worker {
@@ -41,6 +43,8 @@ pub(crate) struct Worker {
     pub(crate) awaited: Awaited,
     mailbox: Mailbox<Order>,
     stopping: bool,
+    /// Others have all that is here, and go on with it.
+    is_given_away: bool,
 }
 
 impl Worker {
@@ -54,17 +58,18 @@ impl Worker {
         seed: u64,
     ) -> Self {
         let cx = Context::new(sources, journal);
-        Self {
-            fabric: Fabric::new(cx, local, loopback, seed),
-            polling: Polling::default(),
-            awaited: Awaited::default(),
-            mailbox,
-            stopping: false,
-        }
+        Self::of(Fabric::new(cx, local, loopback, seed), Polling::default(), mailbox)
     }
 
-    /// Runs until it is told to [`Stop`](Order::Stop); false: it has ended by itself, and has said why. Then every stream ends, so that programs read an end and not a reset. A
-    /// program that waits for a verdict gets none: that no switch is there is not for the switch to say.
+    /// A worker that has this.
+    pub(crate) fn of(fabric: Fabric, polling: Polling, mailbox: Mailbox<Order>) -> Self {
+        let awaited = Awaited::default();
+        Self { fabric, polling, awaited, mailbox, stopping: false, is_given_away: false }
+    }
+
+    /// Runs until it is told to [`Stop`](Order::Stop); false: it has ended by itself, and has said why. Then every stream
+    /// ends, so that programs read an end and not a reset. A program that waits for a verdict gets none: that no switch is
+    /// there is not for the switch to say. After a [`Save`](Order::Save) nothing ends.
     pub(crate) fn run(mut self) -> bool {
         let (mut events, mut happened) = (Events::new(), Vec::new());
         while !self.stopping {
@@ -77,6 +82,9 @@ impl Worker {
                 self.fabric.dispatch(*ready);
             }
             self.carry_out_orders();
+            if self.is_given_away {
+                return true;
+            }
             self.fabric.take_answers();
             // Before timers: an answer that is late for both comes before its deadline.
             self.fabric.serve_active();
@@ -124,7 +132,9 @@ impl Worker {
     }
 
     fn carry_out_orders(&mut self) {
-        while let Some(order) = self.mailbox.take() {
+        while !self.is_given_away
+            && let Some(order) = self.mailbox.take()
+        {
             self.carry_out(order);
             self.fabric.follow_up();
         }
@@ -180,10 +190,37 @@ impl Worker {
                 reply.send(explain(&fabric.cx, &fabric.links, from, to));
             }
             Order::Snapshot { reply } => reply.send(snapshot(fabric)),
+            Order::Save { guests, before, reply } => {
+                let saved = self.save(&guests, before);
+                self.is_given_away = saved.is_ok();
+                reply.send(saved);
+            }
             Order::Stop => self.stopping = true,
             #[cfg(test)]
             Order::Panic => panic!("a test asks for this panic"),
         }
+    }
+}
+
+impl Worker {
+    /// All as plain data, but for guests that are not among these: they are about to be removed.
+    fn save(&mut self, guests: &[LinkId], before: usize) -> Result<SavedWorker, SaveError> {
+        let fabric = &mut self.fabric;
+        if fabric.links.iter().any(|(_, entry)| entry.is_uplink()) {
+            return Err(SaveError::HasJoined);
+        }
+        // What helpers have found out is not asked again.
+        fabric.take_answers();
+        let ids =
+            fabric.links.iter().filter(|(_, entry)| entry.guest().is_some()).map(|(id, _)| id);
+        let leaving: Vec<LinkId> = ids.filter(|id| !guests.contains(id)).collect();
+        for id in leaving {
+            fabric.remove_guest(id);
+            fabric.follow_up();
+        }
+        let mut fds = SavedFds::following(before);
+        let saved = self.fabric.save(&mut fds);
+        Ok(SavedWorker { fabric: saved, polling: self.polling.most(), fds: fds.duplicate()? })
     }
 }
 

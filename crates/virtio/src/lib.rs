@@ -5,6 +5,7 @@
 //! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
 //! | [`queue`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how queues and memory get here |
+//! | [`saved`] | descriptors beside saved state |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //!
 //! Guest memory itself, and all pointers to it, are in `crates/guest-memory`. Unsafe code is in [`sys`] alone.
@@ -13,6 +14,7 @@
 
 pub mod link;
 pub mod queue;
+pub mod saved;
 pub mod spec;
 #[allow(unsafe_code, reason = "calls that no library has in a safe form")]
 pub mod sys;

@@ -27,7 +27,7 @@ mod device;
 mod driver;
 mod layout;
 
-pub use device::{Chain, DeviceQueue};
+pub use device::{Chain, DeviceQueue, SavedQueue};
 pub use driver::{DriverQueue, QueueFull};
 pub use layout::{MAX_QUEUE_SIZE, QueueLayout};
 

@@ -28,10 +28,12 @@ mod message;
 mod rings;
 
 pub use attachment::{Attachment, Change, QueueStart};
-pub use backend::{BackendHandle, BackendOptions, spawn};
+pub use backend::{BackendHandle, BackendOptions, Paused, SavedBackend, SavedFrontEnd, spawn};
 pub use control::BackendControl;
 pub use detach::Detach;
 pub use frontend::{Attached, ConfigSpace, FrontendError, FrontendOptions, RingSignals, attach};
+pub use handler::{SavedHandler, SavedRegion};
+pub use rings::SavedRing;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`, which is not for the driver; rings start disabled.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;

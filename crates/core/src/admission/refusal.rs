@@ -2,6 +2,8 @@
 
 use crate::endpoint::ConnectError;
 use crate::ports::{BindError, ListenError};
+use crate::saved::{Unfit, check_counts};
+use alloc::vec::Vec;
 
 /// Declares the reasons once: as variants, as names of counters, and in words.
 macro_rules! refusals {
@@ -112,6 +114,9 @@ impl From<ConnectError> for Refusal {
     }
 }
 
+/// [`RefusalCounts`] as plain data: reasons and how often each was given.
+pub type SavedRefusals = Vec<(Refusal, u64)>;
+
 /// How often each reason was given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusalCounts([u64; COUNT]);
@@ -126,6 +131,25 @@ impl RefusalCounts {
     #[must_use]
     pub fn of(&self, reason: Refusal) -> u64 {
         self.0[reason as usize]
+    }
+
+    /// As plain data.
+    #[must_use]
+    pub fn save(&self) -> SavedRefusals {
+        Refusal::ALL.into_iter().map(|reason| (reason, self.of(reason))).collect()
+    }
+
+    /// From plain data. A reason that is not there has not been given.
+    ///
+    /// # Errors
+    /// More than anybody can have counted.
+    pub fn restore(saved: &SavedRefusals) -> Result<Self, Unfit> {
+        check_counts(saved.iter().map(|(_, count)| *count))?;
+        let mut counts = Self::default();
+        for &(reason, count) in saved {
+            counts.0[reason as usize] = count;
+        }
+        Ok(counts)
     }
 
     /// Every count with its name.

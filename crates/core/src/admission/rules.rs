@@ -231,6 +231,7 @@ impl Compiled {
 
     /// The first rule that matches.
     #[must_use]
+    #[inline] // with its iterators, wherever the compiler puts those that others use as well
     pub fn first_match(&self, attempt: &Attempt<'_>) -> Option<(RuleId, &Rule)> {
         let Attempt { act, from, to, port, kind, .. } = attempt;
         let mut first: Option<RuleId> = None;

@@ -136,6 +136,11 @@ fn refusals_are_counted_by_reason() {
     assert_eq!(admission.refusals().of(Refusal::QueueFull), 3);
     let counted: Vec<_> = admission.refusals().named().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counted, [("refused_leaving", 1), ("refused_queue_full", 3)]);
+    let saved = admission.refusals().save();
+    let mut successor = Admission::default();
+    successor.set_refusals(RefusalCounts::restore(&saved).unwrap());
+    assert!(RefusalCounts::restore(&alloc::vec![(Refusal::Leaving, u64::MAX)]).is_err());
+    assert_eq!(successor.refusals(), admission.refusals());
 }
 
 #[test]

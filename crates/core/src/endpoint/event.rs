@@ -61,3 +61,17 @@ pub enum Event {
         reason: CloseReason,
     },
 }
+
+impl Event {
+    /// The connection that it is about.
+    #[must_use]
+    pub const fn id(&self) -> ConnectionId {
+        match *self {
+            Self::Offered { id, .. }
+            | Self::Connected { id }
+            | Self::Writable { id }
+            | Self::TheirsShutDown { id, .. }
+            | Self::Closed { id, .. } => id,
+        }
+    }
+}

@@ -4,7 +4,7 @@ use super::{Connection, ConnectionId, Endpoint, EndpointStats, Event, Limits};
 use crate::connection::SavedConnection;
 use crate::ids::Slots;
 use crate::packet::RawHeader;
-use crate::saved::{SavedSlots, Unfit, check};
+use crate::saved::{SavedSlots, Unfit, check, check_counts};
 use crate::state::State;
 use crate::time::Instant;
 use alloc::vec::Vec;
@@ -55,7 +55,7 @@ impl Endpoint {
     ) -> Result<Self, Unfit> {
         let mut endpoint = Self::new(limits, hash_seed);
         endpoint.now = now;
-        let restore = |saved: SavedConnection| Connection::restore(&saved, now);
+        let restore = |_, saved: SavedConnection| Connection::restore(&saved, now);
         endpoint.connections = Slots::restore(saved.connections, restore)?;
         check(endpoint.connections.len() <= limits.max_connections, Unfit::TooMany)?;
         let found: Vec<_> =
@@ -72,7 +72,11 @@ impl Endpoint {
         check(endpoint.offered <= limits.max_half_open, Unfit::TooMany)?;
         check(endpoint.connecting <= limits.max_half_open, Unfit::TooMany)?;
         endpoint.restore_outbox(&saved.speakers, saved.last_words, saved.replies)?;
+        // What they name may be gone, but it was here.
+        let was_here = |event: &Event| endpoint.connections.has_slot(event.id());
+        check(saved.events.iter().all(was_here), Unfit::Queue)?;
         endpoint.events = saved.events.into();
+        check_counts(saved.stats.named().map(|(_, count)| count))?;
         endpoint.stats = saved.stats;
         Ok(endpoint)
     }

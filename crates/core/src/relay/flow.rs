@@ -5,7 +5,7 @@ use super::{FlowId, RelayLimits};
 use crate::address::{Address, Cid, FlowKey, SocketType};
 use crate::credit::{Acknowledged, Flight, Position, SavedFlight};
 use crate::packet::{EOM, Header, Op, RawHeader, Shutdown};
-use crate::saved::{Unfit, ago, check, due, left};
+use crate::saved::{Unfit, ago, check, check_counts, due, left};
 use crate::time::{Duration, Instant};
 
 /// Bytes of credit per packet that a STREAM sender may have unacknowledged. Linux senders know
@@ -244,6 +244,7 @@ impl Way {
         let flight = Flight::restore(&saved.flight)?;
         let is_allowed = edge.is_at_or_after(flight.sent()) && announced <= grant;
         check(is_allowed, Unfit::Credit)?;
+        check_counts([bytes, packets])?;
         Ok(Self { flight, edge, announced, is_asked, bytes, packets })
     }
 }

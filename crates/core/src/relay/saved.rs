@@ -5,7 +5,7 @@ use super::guests::SavedGuest;
 use super::{Relay, RelayLimits, RelayStats, pair_key};
 use crate::address::Cid;
 use crate::ids::Slots;
-use crate::saved::{SavedSlots, Unfit, check};
+use crate::saved::{SavedSlots, Unfit, check, check_counts};
 use crate::time::Instant;
 use alloc::vec::Vec;
 
@@ -47,7 +47,7 @@ impl Relay {
         now: Instant,
     ) -> Result<Self, Unfit> {
         let mut relay = Self::new(limits, hash_seed);
-        relay.flows = Slots::restore(saved.flows, |flow| Flow::restore(&flow, &limits, now))?;
+        relay.flows = Slots::restore(saved.flows, |_, flow| Flow::restore(&flow, &limits, now))?;
         for (id, flow) in relay.flows.iter() {
             let key = pair_key(flow.source, flow.destination);
             check(relay.table.get(key).is_none(), Unfit::Address)?;
@@ -63,6 +63,7 @@ impl Relay {
             }
         }
         relay.guests.restore(saved.guests, saved.ready, &limits)?;
+        check_counts(saved.stats.named().map(|(_, count)| count))?;
         relay.stats = saved.stats;
         Ok(relay)
     }

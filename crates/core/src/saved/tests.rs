@@ -102,6 +102,11 @@ fn endpoint_that_cannot_be_is_not_restored() {
         spoiled(|it| it.speakers = alloc::vec![ConnectionId::from_bits(99).unwrap()]),
         queue
     );
+    let many = Some(Unfit::TooMany);
+    assert_eq!(spoiled(|it| it.stats.bytes_in = u64::MAX), many);
+    assert_eq!(spoiled(|it| first(it).packets[1] = u64::MAX), many);
+    let nobody = ConnectionId::from_bits(u64::from(u32::MAX)).unwrap();
+    assert_eq!(spoiled(|it| it.events.push(Event::Connected { id: nobody })), queue);
     let slots = Some(Unfit::Slots);
     assert_eq!(spoiled(|it| it.connections[1].0 = 0), slots);
     let twice = |it: &mut SavedEndpoint| it.connections.push(it.connections[0].clone());

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vsock_core::saved::Unfit;
 use vsock_core::{ConnectionId, Endpoint};
 
 /// Receive buffer of a connection whose program asks for none, bytes; what the core announces, too.
@@ -38,6 +39,13 @@ impl Budget {
         Share { budget: self.clone(), bytes: 0 }
     }
 
+    /// A part of it that a predecessor has given away, in bytes.
+    pub(crate) fn restore(&self, bytes: u64) -> Result<Share, Unfit> {
+        let mut share = self.share();
+        share.take(bytes).map_err(|()| Unfit::TooMany)?;
+        Ok(share)
+    }
+
     #[cfg(test)]
     fn left(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -59,17 +67,25 @@ impl Share {
     /// The buffer that a flow gets that asks for `wanted` bytes: all of it, or at most the default and what it has had.
     fn grant(&mut self, wanted: u32) -> u32 {
         let above = u64::from(wanted.saturating_sub(DEFAULT_BUFFER));
-        let more = above.saturating_sub(self.bytes);
-        let taken = self
-            .budget
-            .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(more));
-        if taken.is_err() {
+        if self.take(above.saturating_sub(self.bytes)).is_err() {
             // Less than it asked for, but not less than was announced before it did.
             return DEFAULT_BUFFER + u32::try_from(self.bytes).unwrap_or(0);
         }
-        self.bytes += more;
         wanted
+    }
+
+    /// Takes more of the budget.
+    fn take(&mut self, more: u64) -> Result<(), ()> {
+        let budget = &self.budget.0;
+        let take = |left: u64| left.checked_sub(more);
+        budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| ())?;
+        self.bytes += more;
+        Ok(())
+    }
+
+    /// Bytes of the budget.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 

@@ -10,6 +10,8 @@
 //! | `Open` | has a turn to send, unless it has ended its data | the backlog goes there | its data go first, then the close |
 //! | `Draining` | is not read | the backlog goes there; then the flow is over | the flow is over |
 
+mod saved;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,6 +19,7 @@ use vsock_core::{
     Address, CloseReason, ConnectionId, EOM, EOR, Endpoint, FlowKey, Shutdown, SocketType,
 };
 
+pub use self::saved::{SavedFlow, SavedGreeting, SavedMessageOut, SavedState};
 use super::buffers::Share;
 use super::linger::Linger;
 use super::stream::{Read, Stream, Taken, reads_no_more};
@@ -85,15 +88,18 @@ struct Outgoing {
 }
 
 /// Between whom a flow is, and how it came about.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Parties {
-    pub(crate) ours: Address,
-    pub(crate) theirs: Address,
-    pub(crate) kind: SocketType,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parties {
+    /// The program's end.
+    pub ours: Address,
+    /// The other end.
+    pub theirs: Address,
+    /// Socket type.
+    pub kind: SocketType,
     /// The program; its number is 0 if it cannot be seen.
-    pub(crate) peer: PeerCredentials,
+    pub peer: PeerCredentials,
     /// The program opened it (else the other side did).
-    pub(crate) is_outgoing: bool,
+    pub is_outgoing: bool,
 }
 
 impl Parties {

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use vsock_core::Instant;
+use vsock_core::saved::ago;
 
 /// How long nothing may be taken, unless the node was told otherwise.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(600);
@@ -26,6 +27,11 @@ impl Linger {
         Self { bytes_out, since: now }
     }
 
+    /// When it is to be looked at.
+    pub(super) fn due(&self, timeout: Duration) -> Instant {
+        self.since + timeout
+    }
+
     /// Looks at what has been sent by now, to somebody who could take it since `receives_since`. Returns when to look
     /// again; `None`: nothing was taken for the whole of `timeout`.
     pub(super) fn look(
@@ -40,6 +46,27 @@ impl Linger {
         self.bytes_out = bytes_out;
         let next = self.since + timeout;
         (next > now).then_some(next)
+    }
+}
+
+/// The watch over a flow as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedLinger {
+    /// What had been sent when it was looked at last.
+    pub bytes_out: u64,
+    /// How long no more has been sent.
+    pub age: Duration,
+}
+
+impl Linger {
+    /// As plain data.
+    pub(super) fn save(&self, now: Instant) -> SavedLinger {
+        SavedLinger { bytes_out: self.bytes_out, age: now.since(self.since) }
+    }
+
+    /// From plain data.
+    pub(super) fn restore(saved: SavedLinger, now: Instant) -> Self {
+        Self { bytes_out: saved.bytes_out, since: ago(saved.age, now) }
     }
 }
 
@@ -65,6 +92,15 @@ mod tests {
         let mut linger = Linger::new(at(100), 50);
         assert_eq!(linger.look(at(700), 51, at(0), TIMEOUT), Some(at(1300)));
         assert_eq!(linger.look(at(1300), 51, at(0), TIMEOUT), None);
+    }
+
+    #[test]
+    fn watch_goes_on_from_its_saved_form() {
+        let saved = Linger::new(at(100), 50).save(at(300));
+        let mut after = Linger::restore(saved, at(1000));
+        assert_eq!(after.due(TIMEOUT), at(1400));
+        assert_eq!(after.look(at(1399), 50, at(0), TIMEOUT), Some(at(1400)));
+        assert_eq!(after.look(at(1400), 50, at(0), TIMEOUT), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod delivery;
 mod reading;
+mod saved;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,6 +20,7 @@ use vsock_core::SocketType;
 use self::delivery::Backlog;
 pub(crate) use self::delivery::{Taken, reads_no_more};
 pub(crate) use self::reading::Read;
+pub use self::saved::SavedStream;
 use super::backlog::{Bytes, Messages};
 use crate::host::client::has_hung_up;
 use crate::host::wire::{MAX_EXTRA, MESSAGE_LEN};

@@ -12,10 +12,12 @@ use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::journal::Journal;
 use crate::links::{End, Sends};
-use crate::reactor::Sources;
+use crate::reactor::{Claims, Sources};
+use crate::saved::Restoring;
 use vsock_guest_memory::sealed_memory;
 use vsock_guest_memory::slice::{Slices, copy_in};
 use vsock_virtio::link::loopback::LoopbackLink;
+use vsock_virtio::saved::{Fds, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
 const NOW: Instant = Instant(1);
@@ -276,4 +278,65 @@ fn attempt_that_comes_to_nothing_gives_its_program_back() {
     let Some(Outcome::NotConnected(who, attempt)) = lab.flows.next_outcome() else { panic!() };
     assert_eq!((who, attempt.reason), (id, CloseReason::Refused));
     assert_eq!(lab.flows.iter().count(), 0);
+}
+
+impl Lab {
+    /// Other flows go on where these were.
+    fn hand_over(&mut self) {
+        let mut list = SavedFds::new();
+        let saved = self.flows.save(self.cx.now, &mut list);
+        let fds = Fds::new(list.duplicate().unwrap());
+        let sources = Claims::new(Sources::new().unwrap(), self.cx.sources.save()).unwrap();
+        let mut restoring = Restoring { fds, sources, now: self.cx.now };
+        self.flows = Flows::restore(saved, &self.links, &mut restoring).unwrap();
+        restoring.fds.finish().unwrap();
+        self.cx.sources = restoring.sources.finish();
+    }
+}
+
+#[test]
+fn flow_that_drains_does_so_after_a_hand_over_and_its_program_sees_one_end() {
+    let mut lab = Lab::new();
+    let (id, mut program) = lab.open();
+    let flow = lab.flows.get_mut(id).unwrap();
+    flow.deliver(Packet::new(&much()).payload()).unwrap();
+    flow.closed(CloseReason::Reset);
+    let (mut got, mut scratch) = (0, vec![0; 65536]);
+    let outcome = loop {
+        lab.hand_over();
+        got += program.read(&mut scratch).unwrap();
+        lab.on_ready(id, Readiness { writable: true, ..nothing_new() });
+        if let Some(outcome) = lab.flows.next_outcome() {
+            break outcome;
+        }
+    };
+    scratch.clear();
+    got += program.read_to_end(&mut scratch).unwrap();
+    assert_eq!(got, 900_000);
+    let Outcome::Ended(ended, _, how) = outcome else { panic!() };
+    assert_eq!((ended, how.reason), (id, CloseReason::Reset));
+}
+
+#[test]
+fn program_that_reads_no_more_is_known_to_do_so_after_a_hand_over() {
+    let mut lab = Lab::new();
+    let (id, _program) = lab.open();
+    assert!(lab.flows.get_mut(id).unwrap().stop_receiving().stops_receiving);
+    lab.hand_over();
+    let flow = lab.flows.get_mut(id).unwrap();
+    let update = flow.deliver(Packet::new(b"unwanted").payload()).unwrap();
+    assert_eq!((update.bytes, update.stops_receiving), (8, false), "told once");
+}
+
+#[test]
+fn buffers_that_were_given_away_are_so_after_a_hand_over() {
+    let mut lab = Lab::new();
+    let (id, _program) = lab.open();
+    let link = lab.links.routes.loopback();
+    let endpoint = lab.links.interface(link).unwrap().endpoint_mut();
+    lab.flows.set_buffer_of(id, endpoint, 1 << 20);
+    let share = |lab: &mut Lab| lab.flows.get_mut(id).unwrap().holdings.share.bytes();
+    let before = share(&mut lab);
+    lab.hand_over();
+    assert_eq!((share(&mut lab), before), (before, (1 << 20) - 262_144));
 }

@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{RecvFlags, recv};
+use vsock_core::saved::Unfit;
 use vsock_core::{Port, SocketType};
 
 use super::client::peek;
@@ -84,6 +85,9 @@ pub(crate) static HYBRID: Handshake = Handshake {
     },
 };
 
+/// All that there are.
+static ALL: [&Handshake; 1] = [&HYBRID];
+
 /// Reads a CONNECT line.
 fn connect_line(bytes: &[u8]) -> Parsed {
     let Some(end) = bytes.iter().position(|&b| b == b'\n') else { return Parsed::Incomplete };
@@ -115,6 +119,11 @@ pub(crate) enum Progress {
 }
 
 impl Handshake {
+    /// The one of this name, by which saved state knows it.
+    pub(crate) fn named(name: &str) -> Result<&'static Self, Unfit> {
+        ALL.into_iter().find(|it| it.name == name).ok_or(Unfit::State)
+    }
+
     /// Reads a request from the start of `bytes`.
     pub(crate) fn parse_head(&self, bytes: &[u8]) -> Parsed {
         let head = &bytes[..bytes.len().min(MAX_REQUEST)];

@@ -7,18 +7,20 @@ use vsock_core::{Address, Binding};
 
 /// A port that is held for a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bound {
-    pub(crate) id: Binding,
-    pub(crate) address: Address,
+pub struct Bound {
+    /// What the port table knows it by.
+    pub id: Binding,
+    /// Its address.
+    pub address: Address,
 }
 
 /// One socket of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Socket {
+pub struct Socket {
     /// Whose program it is.
-    pub(crate) uid: u32,
+    pub uid: u32,
     /// Its SO_COOKIE; 0: not known.
-    pub(crate) cookie: u64,
+    pub cookie: u64,
 }
 
 impl Socket {

@@ -1,5 +1,6 @@
 //! The connections over a link, and which of them have something to send.
 
+use vsock_core::saved::{Unfit, check};
 use vsock_core::{ConnectionId, Endpoint, Instant, Limits, Shutdown};
 
 use super::ready::Ready;
@@ -14,6 +15,16 @@ pub(super) struct Connections {
 impl Connections {
     pub(super) fn new(limits: Limits, seed: u64) -> Self {
         Self { endpoint: Endpoint::new(limits, seed), ready: Ready::default() }
+    }
+
+    /// From plain data: the connections, and those with something to send, by turns.
+    pub(super) fn restore(endpoint: Endpoint, turns: Vec<ConnectionId>) -> Result<Self, Unfit> {
+        let mut ready = Ready::default();
+        for id in turns {
+            check(endpoint.info(id).is_some() && !ready.contains(id), Unfit::Queue)?;
+            ready.push(id, &endpoint);
+        }
+        Ok(Self { endpoint, ready })
     }
 
     /// Does what the user of a connection asks for by what it has done.

@@ -1,6 +1,7 @@
 //! The datagram that comes in over a link: the core says which packets it is made of, here are its bytes.
 
-use vsock_core::datagram::{Arrived, Reassembly, check};
+use vsock_core::datagram::{Arrived, Reassembly, SavedReassembly, check};
+use vsock_core::saved::{self, Unfit};
 use vsock_core::{Address, RawHeader};
 
 use vsock_guest_memory::slice::{self, Slice};
@@ -60,5 +61,30 @@ impl Incoming {
         }
         let bytes = std::mem::take(&mut self.bytes);
         Assembled::Whole(Datagram { from: header.src, to: header.dst, bytes })
+    }
+}
+
+/// The datagram of which not all packets have come, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedIncoming {
+    /// Which packets have come.
+    pub packets: SavedReassembly,
+    /// Their bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Incoming {
+    /// As plain data.
+    pub(super) fn save(&self) -> SavedIncoming {
+        SavedIncoming { packets: self.packets.save(), bytes: self.bytes.clone() }
+    }
+
+    /// From plain data.
+    pub(super) fn restore(saved: SavedIncoming) -> Result<Self, Unfit> {
+        let SavedIncoming { packets, bytes } = saved;
+        // Of one that is too long nothing is kept.
+        let len = packets.filter(|it| !it.is_lost).map_or(0, |it| it.len as usize);
+        saved::check(bytes.len() == len, Unfit::Queue)?;
+        Ok(Self { packets: Reassembly::restore(packets)?, bytes })
     }
 }

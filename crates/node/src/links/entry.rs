@@ -3,6 +3,8 @@
 //! What becomes of the connections over a link when it goes is the worker's to carry out: each call says whether there
 //! is something of that kind to do.
 
+mod saved;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use vsock_core::admission::GroupId;
 use vsock_core::{Admission, Cid, Instant};
 
+pub use self::saved::SavedEntry;
 use super::{Interface, LinkFault, Role};
 use crate::context::Context;
 use crate::events::Event;
@@ -35,7 +38,7 @@ pub(crate) struct NewUplink {
 }
 
 /// One link of the node.
-pub(crate) struct Entry {
+pub struct Entry {
     /// What the guest was told to be; of another link, its socket.
     pub(super) options: GuestOptions,
     /// Its groups, as rules know them.
@@ -65,6 +68,10 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(super) fn new(options: GuestOptions, interface: Interface) -> Self {
+        Self::of(options, Some(Box::new(interface)))
+    }
+
+    fn of(options: GuestOptions, interface: Option<Box<Interface>>) -> Self {
         Self {
             options,
             groups: Vec::new(),
@@ -78,7 +85,7 @@ impl Entry {
             device: None,
             config: None,
             faults: 0,
-            interface: Some(Box::new(interface)),
+            interface,
         }
     }
 
@@ -194,6 +201,11 @@ impl Entry {
         let source = fd.map(|fd| cx.sources.add_input(fd, Owner::Queue)).transpose()?;
         self.sources[queue] = source;
         Ok(source)
+    }
+
+    /// The ids of its queues' eventfds.
+    pub(super) fn sources(&self) -> impl Iterator<Item = SourceId> + use<> {
+        self.sources.into_iter().flatten()
     }
 
     /// The id of the vhost-user connection of a driver link.
@@ -332,6 +344,11 @@ impl Entry {
     /// Where a userspace guest reads its CID.
     pub(super) fn config(&self) -> Option<Arc<ConfigSpace>> {
         self.config.clone()
+    }
+
+    /// Whether it leads, or led, to a device.
+    pub(crate) fn is_uplink(&self) -> bool {
+        self.config.is_some()
     }
 
     /// Process id of the front end; 0: there is none, or it cannot be seen.

@@ -39,7 +39,7 @@ impl Role {
 
 /// What packets from a guest's earlier CID are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FormerCid {
+pub enum FormerCid {
     /// Late: their connections are over.
     Dropped(Cid),
     /// The guest's, which does not know its new CID yet.
@@ -112,6 +112,16 @@ impl Filter {
             }
             (_, former) => former,
         };
+    }
+
+    /// What packets from the guest's earlier CID are.
+    pub(super) fn former(&self) -> Option<FormerCid> {
+        self.former
+    }
+
+    /// The guest has been given its CID by a predecessor.
+    pub(super) fn set_former(&mut self, former: Option<FormerCid>) {
+        self.former = former;
     }
 
     /// The guest knows its CID.

@@ -5,6 +5,8 @@
 //! flows their progress and nobody else's anything.
 
 use vsock_core::admission::Act;
+use vsock_core::relay::SavedRelay;
+use vsock_core::saved::Unfit;
 use vsock_core::{
     Admission, Cid, FlowKey, Header, Instant, Op, RawHeader, Relay, RelayLimits, Verdict,
 };
@@ -32,6 +34,17 @@ impl Forwarder {
     pub(crate) fn new(seed: u64) -> Self {
         let relay = Relay::new(RelayLimits::default(), seed);
         Self { relay, scratch: Scratch::default(), target: None }
+    }
+
+    /// The flows as plain data. What a packet is being written to is nothing between two turns.
+    pub(crate) fn save(&self, now: Instant) -> SavedRelay {
+        self.relay.save(now)
+    }
+
+    /// Flows that go on where others were.
+    pub(crate) fn restore(saved: SavedRelay, seed: u64, now: Instant) -> Result<Self, Unfit> {
+        let relay = Relay::restore(saved, RelayLimits::default(), seed, now)?;
+        Ok(Self { relay, scratch: Scratch::default(), target: None })
     }
 
     /// The relay, to look at.

@@ -9,8 +9,11 @@
 //! Here are no sockets, no threads and no clock: users of connections are behind [`Sink`] and [`Source`], and the time is
 //! an argument. Both directions have a [`Budget`], so that one link does not keep the others waiting.
 
+mod saved;
+
 use vsock_core::{Address, Cid, ConnectionId, Endpoint, Event, Header, Instant, Limits};
 
+pub use self::saved::{SavedInterface, SavedLink};
 use super::connections::Connections;
 use super::filter::{Filter, Role};
 use super::receiver::{Drained, Drops, Inflow, Receiver, Run};

@@ -28,6 +28,16 @@ impl Ready {
         self.queue.is_empty()
     }
 
+    /// Those that wait, in the order of their turns.
+    pub(super) fn iter(&self) -> impl Iterator<Item = ConnectionId> {
+        self.queue.iter().copied()
+    }
+
+    /// Whether a connection waits.
+    pub(super) fn contains(&self, id: ConnectionId) -> bool {
+        self.queued.get(id).is_some()
+    }
+
     /// A connection has something to send, after the others.
     pub(super) fn push(&mut self, id: ConnectionId, endpoint: &Endpoint) {
         if self.queued.insert(id, ()).is_some() {

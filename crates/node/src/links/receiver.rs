@@ -62,7 +62,7 @@ pub(super) struct Run {
 /// What a link receives.
 pub(super) struct Receiver {
     pub(super) filter: Filter,
-    datagram: Incoming,
+    pub(super) datagram: Incoming,
     pub(super) drops: Drops,
 }
 

@@ -14,6 +14,7 @@ use vsock_guest_memory::slice::{self, Slice, Slices};
 use vsock_guest_memory::{GuestMemory, MemoryPolicy};
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
+use vsock_virtio::saved::{Fds, SavedFds};
 use vsock_virtio::spec::QUEUE_COUNT;
 
 const HOST: Cid = Cid::HOST;
@@ -168,6 +169,20 @@ impl Ends {
         drained
     }
 
+    /// Another interface goes on where the host's was, with the same memory.
+    fn hand_over(&mut self) {
+        let Link::Driver(driver) = self.guest.link() else { panic!() };
+        let region = driver.region().to_region().unwrap();
+        let memory = GuestMemory::map(vec![region], MemoryPolicy::RequireSeals).unwrap();
+        let mut list = SavedFds::new();
+        let saved = self.host.save(NOW, &mut list).unwrap();
+        let mut fds = Fds::new(list.duplicate().unwrap());
+        let SavedLink::Device(device) = &saved.link else { panic!() };
+        let device = DeviceLink::restore(device.clone(), Some(&memory), &mut fds).unwrap();
+        let (link, at) = (Link::Device(device), (Role::Guest(GUEST), HOST));
+        self.host = Interface::restore((saved, link), at, 3, NOW).unwrap();
+    }
+
     /// A connection that the guest opens to a port of the host; both ids.
     fn open(&mut self, kind: SocketType, from: u32) -> (ConnectionId, ConnectionId) {
         let key = FlowKey { ours: at(GUEST, from), theirs: at(HOST, 5000) };
@@ -225,6 +240,31 @@ fn response_with_data_right_behind_it_is_an_event_first() {
     assert_eq!(ends.host.next_event(), Some(Event::Connected { id: ours }));
     assert_eq!(ends.host_takes(), Drained::Empty);
     assert_eq!(ends.on_host.got[&ours], b"at once");
+}
+
+#[test]
+fn interface_goes_on_where_another_was_in_the_midst_of_both_directions() {
+    let options = DriverOptions { rx_buffers: 4, rx_payload: 1000, ..DriverOptions::default() };
+    let mut ends = Ends::with(&options);
+    let (ours, theirs) = ends.open(SocketType::Stream, 1024);
+    ends.send_from_guest(theirs, &data(100_000));
+    ends.on_host.to_send.insert(ours, data(100_000));
+    ends.host.update(NOW, ours, Update::sends(Sends::More));
+    let has_all = |users: &Users, id| users.got.get(&id).is_some_and(|got| got.len() == 100_000);
+    let mut times_full = 0;
+    while !has_all(&ends.on_host, ours) || !has_all(&ends.on_guest, theirs) {
+        ends.hand_over();
+        times_full += u32::from(ends.host_sends() == Sent::Full);
+        ends.hand_over();
+        ends.guest_takes();
+        ends.guest_sends();
+        ends.hand_over();
+        ends.host_takes();
+    }
+    assert!(times_full > 10, "its turn is kept while there is no room");
+    assert!(ends.on_host.got[&ours] == data(100_000));
+    assert!(ends.on_guest.got[&theirs] == data(100_000));
+    assert_eq!(ends.host.traffic().bytes_out, 100_000);
 }
 
 #[test]

@@ -34,7 +34,12 @@ pub(super) struct Transceiver {
 
 impl Transceiver {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, traffic: Traffic::default() }
+        Self::counting_on(link, Traffic::default())
+    }
+
+    /// A link over which so much went before.
+    pub(super) fn counting_on(link: Link, traffic: Traffic) -> Self {
+        Self { link, traffic }
     }
 
     /// The link, for all but its packets.

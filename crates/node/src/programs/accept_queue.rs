@@ -12,6 +12,8 @@ use rustix::io::Errno;
 
 use crate::host::client::Client;
 use crate::host::wire::Reply;
+use vsock_core::saved::Unfit;
+use vsock_virtio::saved::{Fds, SavedFd, SavedFds};
 
 /// The most connections that lie in the program's socket.
 const AT_ONCE: u32 = 64;
@@ -77,4 +79,46 @@ impl AcceptQueue {
 /// The program's socket, or what the kernel lets be under way in sockets, has no room until some are taken.
 fn is_full(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::AGAIN | Errno::TOOMANYREFS))
+}
+
+/// Connections that a listener has not taken, as plain data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedAcceptQueue {
+    /// Those that are kept here, the oldest first.
+    pub kept: Vec<SavedKept>,
+    /// How many the program has been handed and has not taken.
+    pub untaken: u32,
+}
+
+/// A connection that is kept for a listener, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedKept {
+    /// What the program is told with it.
+    pub reply: Reply,
+    /// What the program wants back with it.
+    pub inherited: Vec<u8>,
+    /// The program's end of the stream.
+    pub theirs: SavedFd,
+}
+
+impl AcceptQueue {
+    /// As plain data.
+    pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> SavedAcceptQueue {
+        let mut one = |Kept { reply, inherited, theirs }: &'a Kept| SavedKept {
+            reply: *reply,
+            inherited: inherited.clone(),
+            theirs: fds.add(theirs),
+        };
+        let kept = self.kept.iter().map(&mut one).collect();
+        SavedAcceptQueue { kept, untaken: self.untaken }
+    }
+
+    /// From plain data.
+    pub(super) fn restore(saved: SavedAcceptQueue, fds: &mut Fds) -> Result<Self, Unfit> {
+        let one = |SavedKept { reply, inherited, theirs }| {
+            Ok(Kept { reply, inherited, theirs: fds.take(theirs)? })
+        };
+        let kept = saved.kept.into_iter().map(one).collect::<Result<_, Unfit>>()?;
+        Ok(Self { kept, untaken: saved.untaken })
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
+use vsock_core::saved::Unfit;
 use vsock_core::{Instant, SecondaryMap, SocketType};
 
 use crate::context::Context;
@@ -14,6 +15,8 @@ use crate::events::Failure;
 use crate::host::handshake::Handshake;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
+use crate::saved::Restoring;
+use vsock_virtio::saved::{SavedFd, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
 /// Programs let in on one socket before others have their turn.
@@ -113,5 +116,70 @@ fn accept(socket: &UnixListener) -> io::Result<Option<OwnedFd>> {
             Err(Errno::INTR | Errno::CONNABORTED) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// A socket on which programs connect, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedAcceptor {
+    /// Its name.
+    pub id: SourceId,
+    /// The socket.
+    pub socket: SavedFd,
+    /// What is spoken on it.
+    pub speaks: SavedSpeaks,
+}
+
+/// What is spoken on a socket, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedSpeaks {
+    /// The client protocol, for sockets of this type.
+    Requests(SocketType),
+    /// The handshake of this name, for the guest of this link.
+    Handshake(LinkId, String),
+}
+
+impl SavedSpeaks {
+    fn of(speaks: Speaks) -> Self {
+        match speaks {
+            Speaks::Requests(kind) => Self::Requests(kind),
+            Speaks::Handshake(link, handshake) => Self::Handshake(link, handshake.name.to_owned()),
+        }
+    }
+
+    fn restore(self) -> Result<Speaks, Unfit> {
+        Ok(match self {
+            Self::Requests(kind) => Speaks::Requests(kind),
+            Self::Handshake(link, name) => Speaks::Handshake(link, Handshake::named(&name)?),
+        })
+    }
+}
+
+impl Acceptors {
+    /// As plain data. Programs that wait are not: epoll tells of them again.
+    pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> Vec<SavedAcceptor> {
+        let mut one = |(id, (socket, speaks)): (SourceId, &'a (UnixListener, Speaks))| {
+            SavedAcceptor { id, socket: fds.add(socket), speaks: SavedSpeaks::of(*speaks) }
+        };
+        self.table.iter().map(&mut one).collect()
+    }
+
+    /// From plain data.
+    pub(super) fn restore(
+        saved: Vec<SavedAcceptor>,
+        restoring: &mut Restoring,
+    ) -> Result<Self, Unfit> {
+        let mut acceptors = Self::default();
+        for SavedAcceptor { id, socket, speaks } in saved {
+            let socket = UnixListener::from(restoring.claim(socket, id, Owner::Acceptor)?);
+            socket.set_nonblocking(true).map_err(|_| Unfit::Descriptor)?;
+            acceptors.table.insert(id, (socket, speaks.restore()?));
+        }
+        Ok(acceptors)
+    }
+
+    /// What is spoken on a socket.
+    pub(super) fn speaks(&self, id: SourceId) -> Option<Speaks> {
+        self.table.get(id).map(|(_, speaks)| *speaks)
     }
 }

@@ -11,11 +11,14 @@ use std::io::IoSlice;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use vsock_core::admission::{Act, Answerer, Attempt};
+use vsock_core::ports::SavedPorts;
+use vsock_core::saved::{Unfit, check, check_counts};
 use vsock_core::{
     Address, Admission, BindError, Binding, Cid, FlowKey, Port, Ports, Refusal, SecondaryMap,
     SocketType,
 };
 
+use super::saved::Holders;
 use crate::host::client::{Client, has_hung_up};
 use crate::host::program::Bound;
 use crate::host::wire::{self, Reply, op};
@@ -266,5 +269,82 @@ impl Datagrams {
             ("datagrams_received", self.received),
             ("datagrams_dropped", self.dropped),
         ]
+    }
+}
+
+/// [`Datagrams`] as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedDatagrams {
+    /// Who is bound to which port.
+    pub ports: SavedPorts,
+    /// Programs that are bound.
+    pub sockets: Vec<SavedDatagramSocket>,
+    /// Datagrams of programs that have left this node.
+    pub sent: u64,
+    /// Datagrams for programs.
+    pub received: u64,
+    /// Lost for want of room, or of somebody to receive them.
+    pub dropped: u64,
+}
+
+/// A program that is bound to a datagram port, as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedDatagramSocket {
+    /// The program.
+    pub client: SourceId,
+    /// Datagrams by it.
+    pub sent: u64,
+    /// Datagrams for it.
+    pub received: u64,
+    /// Datagrams for it that were lost because it did not receive.
+    pub dropped: u64,
+}
+
+impl Datagrams {
+    /// As plain data.
+    pub(super) fn save(&self) -> SavedDatagrams {
+        let one = |it: &DatagramSocket| SavedDatagramSocket {
+            client: it.client,
+            sent: it.sent,
+            received: it.received,
+            dropped: it.dropped,
+        };
+        SavedDatagrams {
+            ports: self.ports.save(),
+            sockets: self.sockets.values().map(one).collect(),
+            sent: self.sent,
+            received: self.received,
+            dropped: self.dropped,
+        }
+    }
+
+    /// From plain data, with the programs that there are.
+    pub(super) fn restore(
+        saved: SavedDatagrams,
+        clients: &Clients,
+        holders: &mut Holders,
+    ) -> Result<Self, Unfit> {
+        let SavedDatagrams { ports, sockets, sent, received, dropped } = saved;
+        check_counts([sent, received, dropped])?;
+        let ports = Ports::restore(ports)?;
+        let mut datagrams = Self { sent, received, dropped, ..Self::new(Cid::ANY, 0) };
+        for SavedDatagramSocket { client, sent, received, dropped } in sockets {
+            let program = clients.get(client).filter(|it| it.kind == SocketType::Datagram);
+            let bound = program.and_then(|it| it.bound).ok_or(Unfit::State)?;
+            holders.hold(&ports, bound)?;
+            check_counts([sent, received, dropped])?;
+            let socket = DatagramSocket { client, sent, received, dropped };
+            datagrams.sockets.insert(bound.id, socket);
+        }
+        // A program that is bound receives.
+        let are_bound = |it: &&Client| it.kind == SocketType::Datagram && it.bound.is_some();
+        let bound = clients.values().filter(are_bound).count();
+        check(bound == datagrams.sockets.len(), Unfit::State)?;
+        Ok(Self { ports, ..datagrams })
+    }
+
+    /// The ports, to change them.
+    pub(super) fn ports_mut(&mut self) -> &mut Ports {
+        &mut self.ports
     }
 }

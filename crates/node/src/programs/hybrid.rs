@@ -9,6 +9,7 @@ use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType as UnixType, send,
 };
 use vsock_core::admission::Act;
+use vsock_core::saved::{Unfit, check};
 use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 use super::acceptors::{Acceptors, Speaks};
@@ -22,9 +23,11 @@ use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::handshake::{Handshake, NoConnection, Progress};
 use crate::host::program::Socket;
-use crate::links::{Entry, LinkId};
+use crate::links::{Entry, LinkId, Links};
 use crate::orders;
 use crate::reactor::{Owner, SourceId};
+use crate::saved::Restoring;
+use vsock_virtio::saved::{SavedFd, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
 /// A program on a hybrid socket that has not been connected yet.
@@ -87,8 +90,7 @@ impl Hybrids {
             Some(orders::HybridSocket { path, listener, handshake }) => {
                 let speaks = Speaks::Handshake(link, handshake);
                 let acceptor = acceptors.add(cx, listener, speaks)?;
-                let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
-                self.sockets.insert(link, HybridSocket { path, handshake, acceptor, helper })
+                self.insert(link, path, handshake, acceptor)
             }
             None => self.sockets.remove(link),
         };
@@ -96,6 +98,17 @@ impl Hybrids {
             acceptors.remove(cx, before.acceptor);
         }
         Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        link: LinkId,
+        path: PathBuf,
+        handshake: &'static Handshake,
+        acceptor: SourceId,
+    ) -> Option<HybridSocket> {
+        let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
+        self.sockets.insert(link, HybridSocket { path, handshake, acceptor, helper })
     }
 
     /// Whether a guest has one.
@@ -215,4 +228,74 @@ fn connected(path: &Path) -> Result<OwnedFd, Refusal> {
         .and_then(|address| rustix::net::connect(&fd, &address))
         .map_err(|_| Refusal::NoHybridSocket)?;
     Ok(fd)
+}
+
+/// [`Hybrids`] as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedHybrids {
+    /// The hybrid sockets of guests: link, path, and the name of the socket on which programs connect.
+    pub sockets: Vec<(LinkId, PathBuf, SourceId)>,
+    /// Programs that have not been connected yet.
+    pub clients: Vec<SavedHybridClient>,
+    /// Requests that were none.
+    pub bad: u64,
+}
+
+/// A program on a hybrid socket, as plain data. What it has written of its request is still in its socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedHybridClient {
+    /// Its name.
+    pub id: SourceId,
+    /// Its socket.
+    pub fd: SavedFd,
+    /// The guest that it wants to connect to.
+    pub link: LinkId,
+    /// Who it is.
+    pub peer: PeerCredentials,
+    /// The name of the handshake that it speaks.
+    pub handshake: String,
+}
+
+impl Hybrids {
+    /// As plain data.
+    pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> SavedHybrids {
+        let mut client = |(id, it): (SourceId, &'a HybridClient)| SavedHybridClient {
+            id,
+            fd: fds.add(&it.fd),
+            link: it.link,
+            peer: it.peer,
+            handshake: it.handshake.name.to_owned(),
+        };
+        let socket = |(link, it): (LinkId, &HybridSocket)| (link, it.path.clone(), it.acceptor);
+        SavedHybrids {
+            sockets: self.sockets.iter().map(socket).collect(),
+            clients: self.clients.iter().map(&mut client).collect(),
+            bad: self.bad,
+        }
+    }
+
+    /// From plain data, with the acceptors and links that there are.
+    pub(super) fn restore(
+        saved: SavedHybrids,
+        acceptors: &Acceptors,
+        links: &Links,
+        restoring: &mut Restoring,
+    ) -> Result<Self, Unfit> {
+        let mut hybrids = Self { bad: saved.bad, ..Self::new() };
+        let has_guest = |link| links.get(link).is_some_and(|it| it.guest().is_some());
+        for (link, path, acceptor) in saved.sockets {
+            let Some(Speaks::Handshake(of, handshake)) = acceptors.speaks(acceptor) else {
+                return Err(Unfit::State);
+            };
+            check(of == link && has_guest(link), Unfit::State)?;
+            check(hybrids.insert(link, path, handshake, acceptor).is_none(), Unfit::State)?;
+        }
+        for SavedHybridClient { id, fd, link, peer, handshake } in saved.clients {
+            check(has_guest(link), Unfit::State)?;
+            let fd = restoring.claim(fd, id, Owner::HybridClient)?;
+            let handshake = Handshake::named(&handshake)?;
+            hybrids.add(id, HybridClient { fd, link, peer, handshake });
+        }
+        Ok(hybrids)
+    }
 }

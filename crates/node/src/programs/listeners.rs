@@ -1,5 +1,7 @@
 //! Ports of programs, and the programs that take connections on them.
 
+mod saved;
+
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -11,6 +13,7 @@ use vsock_core::{
     SecondaryMap, SocketType,
 };
 
+pub use self::saved::{SavedListener, SavedListeners};
 use super::accept_queue::AcceptQueue;
 use super::requests::{REQUESTS_PER_TURN, clamp_buffer, refuse};
 use crate::context::Context;

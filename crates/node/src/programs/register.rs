@@ -9,8 +9,9 @@ use std::collections::{HashMap, VecDeque};
 
 use rustix::io::Errno;
 use vsock_core::CloseReason;
+use vsock_core::saved::{Unfit, check};
 
-use crate::flows::{Ended, FlowId};
+use crate::flows::{Ended, FlowId, Flows};
 use crate::host::program::Socket;
 
 /// How many connections that came to a good end are remembered, and how many that were lost: of a guest with many
@@ -55,7 +56,13 @@ impl Register {
 
     /// A socket's flow is over.
     pub(super) fn closed(&mut self, socket: Socket, ended: Ended) {
-        if self.open.remove(&socket).is_none() || self.ended.insert(socket, ended).is_some() {
+        if self.open.remove(&socket).is_some() {
+            self.remember(socket, ended);
+        }
+    }
+
+    fn remember(&mut self, socket: Socket, ended: Ended) {
+        if self.ended.insert(socket, ended).is_some() {
             return;
         }
         let (order, most) = match end_errno(ended.reason) {
@@ -78,6 +85,30 @@ impl Register {
     /// How the flow of a socket ended, if it is one of the last.
     pub(super) fn ended(&self, socket: Socket) -> Option<Ended> {
         self.ended.get(&socket).copied()
+    }
+}
+
+/// How the last connections ended, as plain data: for each kind of end the oldest first.
+pub type SavedEnds = Vec<(Socket, Ended)>;
+
+impl Register {
+    /// How the last connections ended, as plain data. Those that are open are known by their flows.
+    pub(super) fn save(&self) -> SavedEnds {
+        let known = |socket: &Socket| Some((*socket, *self.ended.get(socket)?));
+        self.well.iter().chain(&self.lost).filter_map(known).collect()
+    }
+
+    /// From plain data, and from the flows that are there.
+    pub(super) fn restore(saved: SavedEnds, flows: &Flows) -> Result<Self, Unfit> {
+        let mut register = Self::default();
+        check(saved.len() <= REMEMBERED + REMEMBERED_LOST, Unfit::TooMany)?;
+        for (socket, ended) in saved {
+            register.remember(socket, ended);
+        }
+        for (id, flow) in flows.iter() {
+            register.opened(flow.holdings.socket, id);
+        }
+        Ok(register)
     }
 }
 
@@ -156,6 +187,22 @@ mod tests {
             Some(Errno::CONNRESET)
         );
         assert_eq!(sockets.ended.len(), REMEMBERED + REMEMBERED_LOST);
+    }
+
+    #[test]
+    fn ends_are_known_to_a_successor_in_the_order_in_which_they_came() {
+        let mut before = Register::default();
+        for (cookie, reason) in
+            [(3, CloseReason::Done), (2, CloseReason::LinkGone), (1, CloseReason::Done)]
+        {
+            before.opened(socket(cookie), id(cookie));
+            before.closed(socket(cookie), ended(reason));
+        }
+        let after = Register::restore(before.save(), &Flows::new()).unwrap();
+        assert_eq!((&after.well, &after.lost), (&before.well, &before.lost));
+        assert_eq!(after.ended, before.ended);
+        let many = vec![before.save()[0]; REMEMBERED + REMEMBERED_LOST + 1];
+        assert!(Register::restore(many, &Flows::new()).is_err());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! `vsock_client::wire` and `docs/reference/client-protocol.md` say what the requests mean.
 
+mod saved;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
@@ -11,6 +13,7 @@ use rustix::io::Errno;
 use vsock_core::admission::{self, Act, FlowLimits, Party};
 use vsock_core::{Address, BindError, Cid, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
+pub use self::saved::{SavedClient, SavedRequest, SavedRequests};
 use super::Parts;
 use super::accept_queue::AcceptQueue;
 use super::connect::{Denied, Held, Target, begin, start};

@@ -80,6 +80,13 @@ impl Lab {
     pub(crate) fn path(&self, of: &str) -> PathBuf {
         self.directory.0.join(of)
     }
+
+    /// Gives the switch away as plain data, and goes on with another.
+    pub(crate) fn hand_over(&mut self) {
+        let (saved, fds) = self.switch.save().unwrap();
+        assert!(self.switch.snapshot().is_err(), "it is over");
+        self.switch = Node::restore(saved, fds).unwrap();
+    }
 }
 
 /// A request of the client protocol.
@@ -196,9 +203,19 @@ pub(crate) fn connect_messages(directory: &Path, cid: u32, port: u32) -> UnixStr
 }
 
 fn message_client(directory: &Path) -> UnixStream {
+    connect_unix(&directory.join("seqpacket"))
+}
+
+/// A connection to the socket for datagrams.
+pub(crate) fn connect_datagrams(directory: &Path) -> UnixStream {
+    connect_unix(&directory.join("dgram"))
+}
+
+/// Connects to a Unix socket that keeps messages.
+fn connect_unix(path: &Path) -> UnixStream {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
     let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-    connect(&fd, &SocketAddrUnix::new(directory.join("seqpacket")).unwrap()).unwrap();
+    connect(&fd, &SocketAddrUnix::new(path).unwrap()).unwrap();
     fd.into()
 }
 

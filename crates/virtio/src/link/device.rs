@@ -8,6 +8,7 @@
 //! hands it over.
 
 mod queue;
+mod saved;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
 
 use self::queue::RunningQueue;
+pub use self::saved::{SavedDevice, SavedReset, SavedRunningQueue};
 use super::packet::{
     BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
     take_header,

@@ -7,12 +7,15 @@
 //! The buffers are our own memory and few: who is sent to faster than it takes in waits for room, like behind a queue.
 //! The last freed is used first, because its memory is still in the cache.
 
+mod saved;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use vsock_core::{HEADER_LEN, MAX_PAYLOAD};
 
+pub use self::saved::SavedLoopback;
 use super::packet::{
     BufferToken, HEADER_BYTES, Inbound, LinkError, LinkStats, OutboundBuffer, split_header,
     take_header,
@@ -144,6 +147,8 @@ impl LoopbackLink {
 
 #[cfg(test)]
 mod tests {
+    use vsock_core::saved::Unfit;
+
     use super::*;
 
     fn send(link: &mut LoopbackLink, mark: u8, payload: &[u8]) -> bool {
@@ -182,6 +187,34 @@ mod tests {
         assert!(!send(&mut link, 1, b"x"));
         link.finish_inbound(inbound.token);
         assert!(send(&mut link, 1, b"x"));
+    }
+
+    #[test]
+    fn packets_under_way_come_back_over_a_restored_link() {
+        let mut before = LoopbackLink::new().unwrap();
+        assert!(send(&mut before, 1, b"first") && send(&mut before, 2, b""));
+        let saved = before.save();
+        let mut after = LoopbackLink::new().unwrap().restore(&saved).unwrap();
+        assert_eq!(after.save(), saved);
+        let mut slices = Slices::new();
+        let first = after.next_inbound(&mut slices).unwrap().unwrap();
+        assert_eq!((first.header, first.payload_len), ([1; HEADER_LEN], 5));
+        let second = after.next_inbound(&mut slices).unwrap().unwrap();
+        after.finish_inbound(first.token);
+        after.finish_inbound(second.token);
+        for _ in 0..BUFFERS {
+            assert!(send(&mut after, 3, b"x"));
+        }
+        assert!(!send(&mut after, 3, b"x"));
+    }
+
+    #[test]
+    fn packets_that_cannot_be_are_not_restored() {
+        let restored = |sent| LoopbackLink::new().unwrap().restore(&SavedLoopback { sent }).err();
+        assert_eq!(restored(vec![vec![0; HEADER_LEN - 1]]), Some(Unfit::Queue));
+        assert_eq!(restored(vec![vec![0; HEADER_LEN + 65537]]), Some(Unfit::Queue));
+        assert_eq!(restored(vec![vec![0; HEADER_LEN]; 65]), Some(Unfit::TooMany));
+        assert_eq!(restored(vec![vec![0; HEADER_LEN + 65536]; 64]), None);
     }
 
     #[test]

@@ -8,10 +8,13 @@
 //! state of the queue, and a successor goes on from it alone: what a front end believes the next chain to be may be
 //! behind chains that a lost device took and never gave back.
 
+mod saved;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+pub use self::saved::SavedQueue;
 use super::layout::{Areas, Descriptor, INDIRECT, NEXT, NO_SIGNAL, Table, WRITE, passes_event};
 use super::{QueueConfig, QueueError};
 use vsock_guest_memory::GuestMemory;
@@ -43,6 +46,8 @@ pub struct Chain {
 pub struct DeviceQueue {
     areas: Areas,
     event_idx: bool,
+    /// What it was made from.
+    config: QueueConfig,
     /// Index of the next available entry to pop.
     next_avail: u16,
     /// The driver's index as last read.
@@ -69,17 +74,23 @@ impl DeviceQueue {
     pub fn new(memory: Arc<GuestMemory>, config: &QueueConfig) -> Result<Self, QueueError> {
         let areas = Areas::resolve(memory, config)?;
         let used = areas.used_idx();
-        Ok(Self {
+        Ok(Self::at(areas, *config, used))
+    }
+
+    /// Goes on at this index in both rings.
+    fn at(areas: Areas, config: QueueConfig, index: u16) -> Self {
+        Self {
             areas,
             event_idx: config.event_idx,
-            next_avail: used,
-            avail_idx: used,
-            next_used: used,
-            published: used,
+            config,
+            next_avail: index,
+            avail_idx: index,
+            next_used: index,
+            published: index,
             in_flight: 0,
             first_signal: true,
             broken: None,
-        })
+        }
     }
 
     /// Takes the next chain and appends its pieces to `slices`; `None` when the driver offers none.

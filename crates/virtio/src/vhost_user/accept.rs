@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
+use vsock_core::saved::{Unfit, check};
 
 use crate::sys::PeerCredentials;
 
@@ -93,6 +94,12 @@ impl Probes {
             }
         }
         speaking
+    }
+
+    /// Connections that a predecessor has taken.
+    pub(super) fn restore(waiting: VecDeque<Probe>) -> Result<Self, Unfit> {
+        check(waiting.len() <= MOST, Unfit::TooMany)?;
+        Ok(Self { waiting })
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Probe> {

@@ -7,6 +7,8 @@
 //! Whoever connects may say nothing: tools and tests knock at sockets to see whether somebody is there. So a
 //! connection becomes *the* attachment only with its first byte (`accept.rs`).
 
+mod saved;
+
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
+pub use self::saved::{Paused, SavedBackend, SavedFrontEnd};
 use super::accept::{Probe, Probes};
 use super::control::{BackendControl, Shared};
 use super::handler::Handler;
@@ -34,7 +37,7 @@ const BATCH: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a guest's device offers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendOptions {
     /// The guest's CID, as in the configuration space.
     pub cid: u32,
@@ -97,11 +100,17 @@ pub fn spawn(
         probes: Probes::default(),
         is_listening: true,
     };
+    start(Box::new(guest))
+}
+
+/// Begins to serve front ends, or goes on with it.
+fn start(guest: Box<Guest>) -> std::io::Result<BackendHandle> {
+    let control = BackendControl::new(Arc::clone(&guest.shared));
     let thread = std::thread::Builder::new()
-        .name(format!("vhost-{}", options.cid))
+        .name(format!("vhost-{}", guest.shared.cid()))
         .stack_size(STACK)
         .spawn(move || guest.run())?;
-    Ok(BackendHandle { control: BackendControl::new(shared), thread: Some(thread) })
+    Ok(BackendHandle { control, thread: Some(thread) })
 }
 
 /// A running control thread; stops it when dropped.
@@ -110,7 +119,7 @@ pub fn spawn(
 /// worker itself must not do it.
 pub struct BackendHandle {
     control: BackendControl,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<Box<Guest>>>>,
 }
 
 impl BackendHandle {
@@ -133,12 +142,23 @@ impl BackendHandle {
         self.join();
     }
 
+    /// Ends the thread between two messages of its front end, to which nothing is said.
+    ///
+    /// As with [`stop`](Self::stop), the worker itself must not call this, and must be running.
+    ///
+    /// # Errors
+    /// The thread has ended by itself.
+    pub fn pause(mut self) -> Result<Paused, Self> {
+        self.control.pause();
+        let guest = self.thread.take().and_then(|thread| thread.join().ok().flatten());
+        guest.map(Paused::new).ok_or(self)
+    }
+
     fn join(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
         self.control.stop();
-        if let Some(thread) = self.thread.take() {
-            // A panic outside the guarded calls has been printed; there is nothing left to end.
-            let _ = thread.join();
-        }
+        // A panic outside the guarded calls has been printed; there is nothing left to end.
+        let _ = thread.join();
     }
 }
 
@@ -166,16 +186,20 @@ struct Guest {
 }
 
 impl Guest {
-    fn run(mut self) {
+    /// Serves until it is told to stop or to pause; what is left then of a guest that pauses.
+    fn run(mut self: Box<Self>) -> Option<Box<Self>> {
         loop {
             self.wait();
             let order = self.shared.take_order();
             if order.stop {
                 self.detach(Detach::Stopped);
-                return;
+                return None;
             }
             if let Some(reason) = order.detach {
                 self.detach(reason);
+            }
+            if order.pause {
+                return Some(self);
             }
             // The attached one first: if it has just left, the next may be knocking already.
             let is_drained = self.serve();

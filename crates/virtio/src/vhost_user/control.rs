@@ -24,6 +24,8 @@ pub(super) struct Shared {
 pub(super) struct Order {
     /// End the thread.
     pub(super) stop: bool,
+    /// End the thread, and leave everything as it is.
+    pub(super) pause: bool,
     /// End the attachment, if there is one.
     pub(super) detach: Option<Detach>,
 }
@@ -56,14 +58,29 @@ impl Shared {
         lock(&self.order).detach = None;
     }
 
+    /// The end of the attachment that is ordered and not carried out; it stays ordered.
+    pub(super) fn ordered_detach(&self) -> Option<Detach> {
+        lock(&self.order).detach.clone()
+    }
+
     /// The configuration space: le64 guest_cid, of which the upper half is zero.
     pub(super) fn config_space(&self) -> [u8; 8] {
-        u64::from(self.cid.load(Ordering::SeqCst)).to_le_bytes()
+        u64::from(self.cid()).to_le_bytes()
     }
 
     /// Where to announce changes of the configuration space from now on.
     pub(super) fn set_channel(&self, channel: Option<OwnedFd>) {
         *lock(&self.channel) = channel;
+    }
+
+    /// The CID in the configuration space.
+    pub(super) fn cid(&self) -> u32 {
+        self.cid.load(Ordering::SeqCst)
+    }
+
+    /// Takes out where changes are announced.
+    pub(super) fn take_channel(&self) -> Option<OwnedFd> {
+        lock(&self.channel).take()
     }
 
     fn give(&self, change: impl FnOnce(&mut Order)) {
@@ -110,6 +127,10 @@ impl BackendControl {
     /// Ends the attachment for `reason`, if there is one; the guest's socket takes the next front end.
     pub fn detach(&self, reason: Detach) {
         self.shared.give(|order| order.detach = Some(reason));
+    }
+
+    pub(super) fn pause(&self) {
+        self.shared.give(|order| order.pause = true);
     }
 
     pub(super) fn stop(&self) {

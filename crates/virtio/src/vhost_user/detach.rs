@@ -105,11 +105,38 @@ impl Detach {
         }
     }
 
+    /// The counter of this name, as [`counter`](Self::counter) gives it.
+    pub fn counter_named(name: &str) -> Option<&'static str> {
+        COUNTERS.into_iter().find(|counter| *counter == name)
+    }
+
     /// Whether the front end did something wrong, as opposed to going away or being sent away.
     pub fn is_fault(&self) -> bool {
         !matches!(self, Self::Disconnected | Self::Stopped | Self::Reset)
     }
 }
+
+/// What [`Detach::counter`] gives.
+const COUNTERS: [&str; 18] = [
+    "disconnected",
+    "stopped",
+    "reset",
+    "socket_error",
+    "not_reading",
+    "truncated_message",
+    "malformed_message",
+    "unsupported_request",
+    "wrong_fds",
+    "unoffered_features",
+    "bad_memory",
+    "ring_index",
+    "ring_size",
+    "ring_running",
+    "ring_outside_memory",
+    "ring_broken",
+    "memory_dead",
+    "internal",
+];
 
 /// Features by the names that the virtio specification gives them, with what turns them on in a VMM.
 fn feature_names(features: u64) -> String {
@@ -131,6 +158,34 @@ impl From<std::io::Error> for Detach {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counter_of_every_reason_is_found_by_its_name() {
+        let (fault, index) = (String::new(), 0);
+        let reasons = [
+            Detach::Disconnected,
+            Detach::Stopped,
+            Detach::Reset,
+            Detach::Socket(std::io::ErrorKind::BrokenPipe),
+            Detach::NotReading,
+            Detach::Truncated,
+            Detach::Malformed { request: 1, fault: "" },
+            Detach::Unsupported(1),
+            Detach::WrongFds { request: 1, fault: "" },
+            Detach::UnofferedFeatures(1),
+            Detach::Memory(fault.clone()),
+            Detach::RingIndex(9),
+            Detach::RingSize { index, size: 3 },
+            Detach::RingRunning(index),
+            Detach::RingOutsideMemory(index),
+            Detach::RingBroken { index, fault },
+            Detach::MemoryDead,
+            Detach::Internal,
+        ];
+        assert_eq!(reasons.each_ref().map(Detach::counter), COUNTERS);
+        assert_eq!(Detach::counter_named("ring_size"), Some("ring_size"));
+        assert_eq!(Detach::counter_named("nothing"), None);
+    }
 
     /// F9: a user who gave QEMU `packed=on` looks for that word.
     #[test]

@@ -10,6 +10,7 @@
 
 mod memory;
 mod rings;
+mod saved;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
+pub use self::saved::{SavedHandler, SavedRegion};
 use super::control::Shared;
 use super::message::{Message, send_reply};
 use super::rings::RingSetup;
@@ -75,6 +77,11 @@ impl Handler {
             memory_due: None,
             rings: Default::default(),
         }
+    }
+
+    /// What the device offers.
+    pub(super) fn options(&self) -> BackendOptions {
+        self.options
     }
 
     /// How long until [`Handler::complain`] has something to do.
@@ -214,9 +221,7 @@ impl Handler {
 
     fn set_channel(&mut self, mut message: Message) -> Result<Answer, Detach> {
         let fd = message.take_fd()?;
-        let domain = sockopt::socket_domain(&fd);
-        if domain != Ok(AddressFamily::UNIX) || sockopt::socket_type(&fd) != Ok(SocketType::STREAM)
-        {
+        if !is_unix_stream(&fd) {
             return Err(message.wrong_fds("the fd is not a Unix stream socket"));
         }
         self.shared.set_channel(Some(fd));
@@ -249,6 +254,12 @@ impl Handler {
         }
         Ok(Answer::Done)
     }
+}
+
+/// Whether requests of ours can be sent over this.
+pub(super) fn is_unix_stream(fd: impl AsFd) -> bool {
+    sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&fd) == Ok(SocketType::STREAM)
 }
 
 /// Requests whose reply is not the plain acknowledgement.

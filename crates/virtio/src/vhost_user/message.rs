@@ -18,6 +18,7 @@ use vhost::vhost_user::message::{
     MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag, VhostUserMsgValidator,
 };
 use vm_memory::ByteValued;
+use vsock_core::saved::{Unfit, check};
 
 use super::Detach;
 
@@ -121,6 +122,28 @@ impl Inbox {
                 return Ok(None);
             }
         }
+    }
+
+    /// What is there of a message: bytes and descriptors.
+    pub(super) fn parts(&self) -> (&[u8], &[OwnedFd]) {
+        (&self.bytes, &self.fds)
+    }
+
+    /// What was there of a message.
+    pub(super) fn restore(bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Self, Unfit> {
+        check(fds.len() <= MAX_ATTACHED_FD_ENTRIES, Unfit::TooMany)?;
+        let inbox = Self { bytes, fds };
+        let whole = match inbox.bytes.first_chunk::<HEADER>() {
+            Some(header) => {
+                HEADER
+                    + usize::try_from(split_header(header).2)
+                        .unwrap_or(usize::MAX)
+                        .min(MAX_MSG_SIZE)
+            }
+            None => HEADER,
+        };
+        check(inbox.bytes.len() <= whole, Unfit::TooMany)?;
+        Ok(inbox)
     }
 
     /// Bytes missing until the header, then until the message is complete.

@@ -4,10 +4,13 @@
 //! front end to front end. Addresses are kept as the front end's own (user) addresses and translated at every start,
 //! because they outlive the memory table they were first used with.
 
+mod saved;
+
 use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::VhostUserVringAddr;
 
+pub use self::saved::SavedRing;
 use super::Detach;
 use crate::queue::{MAX_QUEUE_SIZE, QueueConfig};
 use vsock_guest_memory::GuestMemory;

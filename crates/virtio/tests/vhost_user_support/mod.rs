@@ -9,20 +9,23 @@ use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::vhost_user::message::FrontendReq;
+use vsock_core::saved::Unfit;
 use vsock_guest_memory::GuestMemory;
 use vsock_virtio::queue::QueueConfig;
+use vsock_virtio::saved::{Fds, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 use vsock_virtio::vhost_user::{
-    Attachment, BackendHandle, BackendOptions, Change, Detach, QueueStart, spawn,
+    Attachment, BackendHandle, BackendOptions, Change, Detach, Paused, QueueStart, SavedBackend,
+    spawn,
 };
 
 /// Longer than anything here takes on a loaded machine: reached only when a test fails.
@@ -56,11 +59,12 @@ pub(crate) enum Call {
 /// The index at which rings say they stopped, unless a test sets another.
 pub(crate) const STOPPED_AT: u16 = 7;
 
+#[derive(Clone)]
 struct Recorder {
     calls: Sender<Call>,
     base: Arc<AtomicU16>,
     /// The rings that run, and the memory they hold.
-    running: BTreeMap<usize, Arc<GuestMemory>>,
+    running: Arc<Mutex<BTreeMap<usize, Arc<GuestMemory>>>>,
 }
 
 impl Recorder {
@@ -77,32 +81,33 @@ fn total_len(memory: &GuestMemory) -> u64 {
 
 impl Attachment for Recorder {
     fn apply(&mut self, change: Change) {
+        let mut running = self.running.lock().unwrap();
         let call = match change {
             Change::Attached(peer) => Call::Attached(peer),
             Change::Refused(peer) => Call::Refused(peer),
             Change::WithoutMemory => return,
             Change::Features(features) => {
-                assert!(self.running.is_empty(), "features of a running ring");
+                assert!(running.is_empty(), "features of a running ring");
                 Call::Features(features)
             }
             Change::StartQueue(QueueStart { index, memory, config, call, .. }) => {
                 let len = total_len(&memory);
-                assert!(self.running.insert(index, memory).is_none(), "ring {index} ran");
+                assert!(running.insert(index, memory).is_none(), "ring {index} ran");
                 Call::Start { index, memory: len, config, has_call: call.is_some() }
             }
             Change::SetCall { index, call } => {
-                assert!(self.running.contains_key(&index), "ring {index} did not run");
+                assert!(running.contains_key(&index), "ring {index} did not run");
                 Call::NewSignal { index, has_call: call.is_some() }
             }
             Change::Detached(reason) => {
-                Call::Detached(reason, std::mem::take(&mut self.running).into_keys().collect())
+                Call::Detached(reason, std::mem::take(&mut *running).into_keys().collect())
             }
         };
         self.note(call);
     }
 
     fn stop_queue(&mut self, index: usize) -> u16 {
-        assert!(self.running.remove(&index).is_some(), "ring {index} did not run");
+        assert!(self.running.lock().unwrap().remove(&index).is_some(), "ring {index} did not run");
         self.note(Call::Stop(index));
         self.base.load(Ordering::SeqCst)
     }
@@ -114,6 +119,7 @@ pub(crate) struct Device {
     pub(crate) handle: Option<BackendHandle>,
     pub(crate) stopped_at: Arc<AtomicU16>,
     calls: Receiver<Call>,
+    recorder: Recorder,
 }
 
 impl Device {
@@ -126,10 +132,38 @@ impl Device {
         let listener = UnixListener::bind(&path).unwrap();
         let (sender, calls) = channel();
         let stopped_at = Arc::new(AtomicU16::new(STOPPED_AT));
-        let recorder =
-            Recorder { calls: sender, base: Arc::clone(&stopped_at), running: BTreeMap::new() };
-        let handle = spawn(listener, options, Box::new(recorder)).unwrap();
-        Self { path, handle: Some(handle), stopped_at, calls }
+        let base = Arc::clone(&stopped_at);
+        let recorder = Recorder { calls: sender, base, running: Arc::default() };
+        let handle = spawn(listener, options, Box::new(recorder.clone())).unwrap();
+        Self { path, handle: Some(handle), stopped_at, calls, recorder }
+    }
+
+    /// Stops the control thread between two messages.
+    pub(crate) fn pause(&mut self) -> Paused {
+        self.handle.take().unwrap().pause().ok().unwrap()
+    }
+
+    /// What goes on where `paused` was, after `spoil` has changed what is saved of it.
+    pub(crate) fn restore(
+        &self,
+        paused: &Paused,
+        spoil: impl FnOnce(&mut SavedBackend),
+    ) -> Result<Paused, Unfit> {
+        let mut list = SavedFds::new();
+        let mut saved = paused.save(&mut list);
+        let mut fds = Fds::new(list.duplicate().unwrap());
+        spoil(&mut saved);
+        let restored = Paused::restore(saved, Box::new(self.recorder.clone()), &mut fds)?;
+        fds.finish()?;
+        Ok(restored)
+    }
+
+    /// Saves the control thread, and goes on with another.
+    pub(crate) fn hand_over(&mut self) {
+        let paused = self.pause();
+        let restored = self.restore(&paused, |_| {}).unwrap();
+        drop(paused);
+        self.handle = Some(restored.resume().unwrap());
     }
 
     pub(crate) fn handle(&self) -> &BackendHandle {

@@ -76,6 +76,6 @@ fn region(entry: &VhostUserMemoryRegion, fd: OwnedFd) -> Region {
     }
 }
 
-fn bad_memory(error: MemoryError) -> Detach {
+pub(super) fn bad_memory(error: MemoryError) -> Detach {
     Detach::Memory(error.to_string())
 }

@@ -1,0 +1,61 @@
+//! A ring's set-up as plain data.
+
+use vsock_core::saved::{Unfit, check};
+
+use super::{Parts, RingSetup};
+use crate::queue::MAX_QUEUE_SIZE;
+use crate::saved::{Fds, SavedFd, SavedFds};
+use crate::sys::can_signal;
+
+/// What a front end has said about one ring, as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedRing {
+    /// Its size; 0 while not set.
+    pub size: u16,
+    /// Descriptor table, available ring and used ring, in the front end's address space.
+    pub parts: Option<[u64; 3]>,
+    /// Where it goes on when it starts.
+    pub base: u16,
+    /// Its kick eventfd.
+    pub kick: Option<SavedFd>,
+    /// Its call eventfd.
+    pub call: Option<SavedFd>,
+    /// What SET_VRING_ENABLE said last.
+    pub enabled: Option<bool>,
+    /// The data plane runs it.
+    pub running: bool,
+}
+
+impl RingSetup {
+    /// As plain data.
+    pub(in super::super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> SavedRing {
+        let Self { size, parts, base, kick, call, enabled, running } = self;
+        SavedRing {
+            size: *size,
+            parts: parts.map(|Parts { desc, avail, used }| [desc, avail, used]),
+            base: *base,
+            kick: kick.as_ref().map(|fd| fds.add(fd)),
+            call: call.as_ref().map(|fd| fds.add(fd)),
+            enabled: *enabled,
+            running: *running,
+        }
+    }
+
+    /// From plain data.
+    pub(in super::super) fn restore(saved: SavedRing, fds: &mut Fds) -> Result<Self, Unfit> {
+        let SavedRing { size, parts, base, kick, call, enabled, running } = saved;
+        let is_size = size == 0 || (size.is_power_of_two() && size <= MAX_QUEUE_SIZE);
+        check(is_size, Unfit::Queue)?;
+        let mut signal = |place: Option<SavedFd>| {
+            let fd = place.map(|place| fds.take(place)).transpose()?;
+            check(fd.as_ref().is_none_or(can_signal), Unfit::Descriptor)?;
+            Ok(fd)
+        };
+        let (kick, call) = (signal(kick)?, signal(call)?);
+        let parts = parts.map(|[desc, avail, used]| Parts { desc, avail, used });
+        let ring = Self { size, parts, base, kick, call, enabled, running };
+        // What runs was ready to.
+        check(!running || ring.is_ready(true), Unfit::State)?;
+        Ok(ring)
+    }
+}
