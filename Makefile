@@ -138,11 +138,16 @@ fuzz: $(VENV)/.tools ## Fuzz the parsers for FUZZ_SECONDS (60) in total
 
 LOAD := target/release/vsock-load
 PATHS := target/release/vsock-paths
+ATTACKER := target/release/vsock-hostile
 
 .PHONY: bench
-bench: build $(LOAD) ## Measure and compare with limits and peers, 10 minutes; QUICK=1: under 2; results in bench/results
+bench: build $(LOAD) $(ATTACKER) ## Measure and compare with limits and peers, 15 minutes; QUICK=1: under 2; results in bench/results
 	@guests/fetch
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
+.PHONY: hostile
+hostile: build $(LOAD) $(ATTACKER) ## Attack a running switch and measure a neighbour, 15 minutes; QUICK=1: ten cases
+	$(BIN)/python -m bench.hostile $(if $(QUICK),--quick) $(HOSTILE)
 
 .PHONY: bench-peers
 bench-peers: ## Unpack Debian's vhost-device-vsock in build/peers, for `make bench` to compare with
@@ -169,6 +174,10 @@ $(VENV)/.tools: $(VENV)/.base
 
 $(LOAD): $(BENCH_SOURCES)
 	cargo build $(IN_BENCH) --release --locked --package vsock-load
+	@touch $@
+
+$(ATTACKER): $(BENCH_SOURCES)
+	cargo build $(IN_BENCH) --release --locked --package vsock-hostile
 	@touch $@
 
 $(PATHS): $(BENCH_SOURCES)

@@ -11,6 +11,7 @@ ratio of values that were measured alternately in the same run.
 | `rows` | alternate measuring, medians, spread, ratios |
 | `lab` | all that runs meanwhile, and how it is put up again |
 | `figures`, `scale`, `real` | the figures: one flow or a few; many guests and flows; real guests |
+| `hostile` | what a neighbour of an attacker suffers; a command of its own too |
 | `goals` | what is to be reached, and whether it is |
 | `report` | `latest.json` and `latest.md` |
 | `instructions` | instruction counts of the per-packet paths; a command of its own |

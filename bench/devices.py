@@ -44,7 +44,7 @@ class Device:
         self.command = command
         self.seats = seats
         self.programs = programs  # directory of the switch's own sockets for programs
-        self._log = log
+        self.log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT
@@ -60,7 +60,7 @@ class Device:
         deadline = time.monotonic() + seconds
         while not all(seat.socket.exists() for seat in self.seats):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                words = self._log.read_text(errors="replace")[-400:]
+                words = self.log.read_text(errors="replace")[-400:]
                 raise DeviceError(f"{self.name} did not start: {words}")
             time.sleep(0.01)
         time.sleep(0.05)  # between bind and listen
@@ -100,14 +100,22 @@ def node(load: Path, directory: Path, guests: int) -> Device:
     return Device("ours", command, seats, directory / "log", programs=directory)
 
 
-def switch(vsock: Path, directory: Path, guests: int) -> Device:
-    """The product: `vsock switch`."""
+def switch(
+    vsock: Path,
+    directory: Path,
+    guests: int,
+    *,
+    without_hybrid: int = 0,
+    log_level: str = "warning",
+) -> Device:
+    """The product: `vsock switch`; the last guests may be without a hybrid socket."""
     directory.mkdir(parents=True, exist_ok=True)
     cids = range(FIRST_CID, FIRST_CID + guests)
     config = directory / "vsock.toml"
     tables = [
-        f'[[guest]]\nname = "g{cid}"\ncid = {cid}\ngroups = ["all"]\nhybrid = true\n'
-        for cid in cids
+        f'[[guest]]\nname = "g{cid}"\ncid = {cid}\ngroups = ["all"]\n'
+        + ("hybrid = true\n" if number < guests - without_hybrid else "")
+        for number, cid in enumerate(cids)
     ]
     config.write_text("\n".join(tables))
     run = directory / "run"
@@ -115,7 +123,7 @@ def switch(vsock: Path, directory: Path, guests: int) -> Device:
     inside = run / "guests"
     seats = [Seat(cid, inside / f"g{cid}.sock", inside / f"g{cid}.vsock") for cid in cids]
     command = [str(vsock), "switch", "--config", str(config), "--runtime-dir", str(run)]
-    command += ["--log-level", "warning"]
+    command += ["--log-level", log_level]
     return Device("ours", command, seats, directory / "log", programs=run, start=60)
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from bench.agents import once
 from bench.busy import busy
+from bench.hostile.rows import hostile
 from bench.lab import Lab
 from bench.plan import Plan
 from bench.real import real_guests
@@ -212,4 +213,5 @@ FIGURES: dict[str, Figure] = {
     "many-flows": many_flows,
     "content": content,
     "real": real_guests,
+    "hostile": hostile,
 }

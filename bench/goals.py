@@ -7,6 +7,8 @@ plain Unix pair in place of the switch. A goal beyond its limit cannot be reache
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.hostile.cases import Case, playable
+from bench.hostile.rows import ATTACKED, CONTROL, row_name
 from bench.rows import Row
 
 __all__ = ["Goal", "judge"]
@@ -162,6 +164,18 @@ _RULES = [
 ]
 
 
+def _hostile_rules(case: Case) -> list[_Rule]:
+    def rule(figure: str, bound: float, *, at_most: bool) -> _Rule:
+        value = _ratio(row_name(case, figure), CONTROL, of=ATTACKED)
+        return _Rule(f"13 {figure} beside {case.name}", value, bound, at_most)
+
+    return [
+        rule("p50", case.limits.p50, at_most=True),
+        rule("p99", case.limits.p99, at_most=True),
+        rule("bulk", case.limits.rate, at_most=False),
+    ]
+
+
 def _peer_rules(peer: str) -> list[_Rule]:
     rules = []
     for direction in ("h2g", "g2h", "g2g"):
@@ -196,6 +210,7 @@ def judge(rows: list[Row], peers: list[str]) -> list[Goal]:
     """Every goal, in the order of the list of goals."""
     by_name = {row.name: row for row in rows}
     rules = [*_RULES, *(rule for peer in peers for rule in _peer_rules(peer))]
+    rules += [rule for case in playable() for rule in _hostile_rules(case)]
     goals = []
     for rule in sorted(rules, key=lambda rule: int(rule.name.split()[0])):
         value = rule.value(by_name)

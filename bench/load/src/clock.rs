@@ -6,32 +6,33 @@ use std::time::{Duration, Instant};
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Now; never 0.
-pub(crate) fn now() -> u64 {
+pub fn now() -> u64 {
     u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 /// Seconds as nanoseconds.
-pub(crate) fn nanoseconds(seconds: f64) -> u64 {
+pub fn nanoseconds(seconds: f64) -> u64 {
     u64::try_from(Duration::from_secs_f64(seconds.clamp(0.0, 3600.0)).as_nanos()).unwrap_or(0)
 }
 
 /// Nanoseconds as seconds.
 #[allow(clippy::cast_precision_loss)] // nobody measures longer than 100 days
-pub(crate) fn seconds(nanoseconds: u64) -> f64 {
+pub fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
 
 /// Durations of single operations.
 #[derive(Default)]
-pub(crate) struct Durations(Vec<u64>);
+pub struct Durations(Vec<u64>);
 
 impl Durations {
-    pub(crate) fn note(&mut self, nanoseconds: u64) {
+    /// Notes one duration.
+    pub fn note(&mut self, nanoseconds: u64) {
         self.0.push(nanoseconds);
     }
 
     /// Count and percentiles as members of a JSON object, in microseconds.
-    pub(crate) fn json(mut self, elapsed: u64) -> String {
+    pub fn json(mut self, elapsed: u64) -> String {
         self.0.sort_unstable();
         let at = |part: usize| {
             // `part` thousandths of the list; the last for small lists.

@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     answer("\"ready\": true");
     let mut lines = Lines::default();
     while lines.read()? {
-        while let Some(order) = lines.next() {
+        for order in lines.by_ref() {
             host.obey(&order).unwrap_or_else(|error| answer_error(&error));
         }
     }

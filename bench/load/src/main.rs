@@ -14,20 +14,17 @@
 //! they end when their standard input does. Nothing is measured that was not ordered, so that the caller can measure
 //! alternately.
 
-mod clock;
 mod device;
 mod guest;
 mod host;
 mod limits;
-mod orders;
 mod pattern;
 mod serve;
 mod service;
 
 use std::process::ExitCode;
 
-/// What can go wrong in a role; the caller prints it and ends.
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+use vsock_load::{Result, clock, joining, orders, programs};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -6,60 +6,60 @@ use std::io::{self, Read, Write};
 use crate::Result;
 
 /// The words of one order.
-pub(crate) struct Order(Vec<String>);
+pub struct Order(Vec<String>);
 
 impl Order {
     /// Splits a line.
-    pub(crate) fn parse(line: &str) -> Self {
+    pub fn parse(line: &str) -> Self {
         Self(line.split_whitespace().map(str::to_owned).collect())
     }
 
     /// The first word.
-    pub(crate) fn verb(&self) -> &str {
+    pub fn verb(&self) -> &str {
         self.0.first().map_or("", String::as_str)
     }
 
     /// A word by its place; the verb is word 0.
-    pub(crate) fn word(&self, index: usize) -> Result<&str> {
+    pub fn word(&self, index: usize) -> Result<&str> {
         let word = self.0.get(index).map(String::as_str);
         word.ok_or_else(|| format!("{}: word {index} is missing", self.verb()).into())
     }
 
     /// All words from a place on.
-    pub(crate) fn rest(&self, index: usize) -> Vec<&str> {
+    pub fn rest(&self, index: usize) -> Vec<&str> {
         self.0.iter().skip(index).map(String::as_str).collect()
     }
 
     /// A number by its place.
-    pub(crate) fn number<T: std::str::FromStr>(&self, index: usize) -> Result<T> {
+    pub fn number<T: std::str::FromStr>(&self, index: usize) -> Result<T> {
         let word = self.word(index)?;
         word.parse().map_err(|_| format!("{}: {word:?} is not such a number", self.verb()).into())
     }
 }
 
 /// Prints one answer: the members of a JSON object.
-pub(crate) fn answer(members: &str) {
+pub fn answer(members: &str) {
     let mut out = io::stdout().lock();
     // The caller is gone: so are we, with the end of our input.
     let _ = writeln!(out, "{{{members}}}").and_then(|()| out.flush());
 }
 
 /// Prints that an order failed.
-pub(crate) fn answer_error(error: &dyn std::fmt::Display) {
+pub fn answer_error(error: &dyn std::fmt::Display) {
     let text = error.to_string().replace(['"', '\\', '\n'], "'");
     answer(&format!("\"error\": \"{text}\""));
 }
 
 /// Lines out of standard input that is looked at when it is readable.
 #[derive(Default)]
-pub(crate) struct Lines {
+pub struct Lines {
     partial: Vec<u8>,
     whole: VecDeque<Order>,
 }
 
 impl Lines {
     /// Takes in what is there, waiting if it is nothing; false at the end.
-    pub(crate) fn read(&mut self) -> io::Result<bool> {
+    pub fn read(&mut self) -> io::Result<bool> {
         let mut bytes = [0; 4096];
         let n = io::stdin().lock().read(&mut bytes)?;
         for byte in &bytes[..n] {
@@ -72,9 +72,13 @@ impl Lines {
         }
         Ok(n > 0)
     }
+}
+
+impl Iterator for Lines {
+    type Item = Order;
 
     /// The next whole order.
-    pub(crate) fn next(&mut self) -> Option<Order> {
+    fn next(&mut self) -> Option<Order> {
         self.whole.pop_front()
     }
 }

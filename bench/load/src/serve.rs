@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     answer(&format!("\"ready\": true, \"tcp\": {{{}}}", ports.join(", ")));
     let mut lines = Lines::default();
     while lines.read()? {
-        while let Some(order) = lines.next() {
+        for order in lines.by_ref() {
             served.obey(&order).unwrap_or_else(|error| answer_error(&error));
         }
     }

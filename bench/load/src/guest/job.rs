@@ -2,6 +2,7 @@
 
 use vsock_core::ConnectionId;
 
+use super::flow::Flow;
 use crate::Result;
 use crate::clock::{self, Durations};
 use crate::orders::Order;
@@ -30,6 +31,14 @@ impl Job {
         let start = clock::now();
         let end = start + clock::nanoseconds(order.number(3)?);
         Ok(Self::Source { group: order.number(1)?, size: order.number(2)?, start, end, bytes: 0 })
+    }
+
+    /// Whether the order needs a flow: it cannot be carried out when that ends.
+    pub(super) fn needs(&self, flow: &Flow) -> bool {
+        match self {
+            Self::Dial { group, .. } | Self::Source { group, .. } => flow.group == *group,
+            Self::Ping { id, .. } => flow.id == *id,
+        }
     }
 
     /// When its time is over.

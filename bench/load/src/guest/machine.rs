@@ -6,17 +6,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use vsock_core::{
     Address, Admission, Cid, Event, FlowKey, Instant, Limits, Port, Refusal, Shutdown, SocketType,
 };
 use vsock_node::links::{Budget, Drained, Interface, Role, Scratch, Sends, Update};
 use vsock_virtio::link::Link;
-use vsock_virtio::link::driver::DriverLink;
-use vsock_virtio::spec::F_EVENT_IDX;
-use vsock_virtio::spec::QUEUE_COUNT;
-use vsock_virtio::vhost_user::{Attached, FrontendOptions, attach};
+use vsock_virtio::vhost_user::Attached;
 
 use super::Plan;
 use super::flow::{Flow, Tally};
@@ -24,6 +20,7 @@ use super::job::Job;
 use super::users::Users;
 use crate::Result;
 use crate::clock::{self, Durations};
+use crate::joining::join;
 use crate::service::{self, Service};
 
 /// Bytes taken in, and sent, before the other direction has its turn and the device hears of it.
@@ -47,15 +44,7 @@ pub(super) struct Machine {
 impl Machine {
     /// Joins the device behind `socket`.
     pub(super) fn join(socket: &Path, plan: &Plan) -> Result<Self> {
-        let mut link = DriverLink::new(&plan.options)?;
-        let rings: Vec<_> = (0..QUEUE_COUNT).filter_map(|queue| link.queue_config(queue)).collect();
-        let front_end =
-            FrontendOptions { timeout: Duration::from_secs(20), ..FrontendOptions::default() };
-        let mut attached = attach(socket, link.region(), &rings, front_end)?;
-        link.set_event_idx(attached.features & F_EVENT_IDX != 0);
-        for (queue, signals) in attached.rings.drain(..).enumerate() {
-            link.connect(queue, signals.kick, signals.call)?;
-        }
+        let (link, attached) = join(socket, &plan.options)?;
         let limits = Limits {
             buf_alloc: plan.buffer,
             max_connections: 1 << 20,
@@ -228,9 +217,9 @@ impl Machine {
                 }
                 Event::Closed { id, reason } => {
                     let flow = self.users.flows.remove(id);
-                    if flow.is_some_and(|flow| {
-                        flow.is_open && self.users.job.is_some() && flow.service != Service::Greet
-                    }) {
+                    let job = self.users.job.as_ref();
+                    let is_needed = |flow: Flow| job.is_some_and(|job| job.needs(&flow));
+                    if flow.is_some_and(|flow| flow.is_open && is_needed(flow)) {
                         return Err(format!("a flow in use ended: {reason:?}").into());
                     }
                 }

@@ -4,13 +4,16 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use vsock_client::Address;
 
 use crate::Result;
 use crate::clock;
 use crate::pattern;
+use crate::programs::{Kind, connect_to};
 
 /// What stops for so long will not go on.
 const STALL: Duration = Duration::from_secs(5);
@@ -90,7 +93,10 @@ impl Stream {
             }
             ["hybrid", path, port] => hybrid(path, port),
             ["endpoint", directory, cid, port] => {
-                Ok((endpoint(directory, cid.parse()?, port.parse()?)?, 0))
+                let to = Address { cid: cid.parse()?, port: port.parse()? };
+                let stream = connect_to(Path::new(directory), Kind::Stream, to)?;
+                stream.set_read_timeout(None)?;
+                Ok((stream.into(), 0))
             }
             _ => Err(format!("not an address: {address:?}").into()),
         }
@@ -141,22 +147,6 @@ fn hybrid(path: &str, port: &str) -> Result<(Stream, usize)> {
         return Err("no OK line".into());
     }
     Ok((stream.into(), len - end - 1))
-}
-
-fn endpoint(directory: &str, cid: u32, port: u32) -> Result<Stream> {
-    const CONNECT: u8 = 2;
-    let mut stream = UnixStream::connect(format!("{directory}/stream"))?;
-    let mut request = [0; 32];
-    request[..2].copy_from_slice(&[1, CONNECT]);
-    request[4..8].copy_from_slice(&cid.to_le_bytes());
-    request[8..12].copy_from_slice(&port.to_le_bytes());
-    stream.write_all(&request)?;
-    let mut reply = [0; 32];
-    stream.read_exact(&mut reply)?;
-    match u16::from_le_bytes([reply[2], reply[3]]) {
-        0 => Ok(stream.into()),
-        errno => Err(io::Error::from_raw_os_error(errno.into()).into()),
-    }
 }
 
 /// Writes `size` bytes at a time to all streams by turns, for a time; answers with bytes and seconds.
