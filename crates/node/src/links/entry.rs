@@ -117,10 +117,11 @@ impl Entry {
     pub(super) fn set_options(&mut self, admission: &mut Admission, options: GuestOptions) {
         self.groups = options.groups.iter().map(|name| admission.group(name)).collect();
         self.options = options;
-        self.set_aliases();
+        self.configure_interface();
     }
 
-    fn set_aliases(&mut self) {
+    /// What the guest's settings mean for its interface. One that is made anew, after a panic, is told again.
+    fn configure_interface(&mut self) {
         if let Some(interface) = &mut self.interface {
             let aliases = self.options.host_aliases.iter().copied().map(Cid).collect();
             interface.filter_mut().set_aliases(aliases);
@@ -139,7 +140,7 @@ impl Entry {
     /// New connections in place of those that were dropped, and new queues, which are all stopped.
     pub(super) fn set_interface(&mut self, interface: Interface) {
         self.interface = Some(Box::new(interface));
-        self.set_aliases();
+        self.configure_interface();
     }
 
     /// The connections of the link; `None` while it has its turn.
