@@ -292,12 +292,17 @@ impl<T, V> SecondaryMap<T, V> {
 
     /// Puts a value under a key, and returns what this key had before.
     pub fn insert(&mut self, key: Key<T>, value: V) -> Option<V> {
+        self.replace(key, value).filter(|(before, _)| *before == key).map(|(_, value)| value)
+    }
+
+    /// The same, and returns what any key of this slot had before, with that key.
+    pub fn replace(&mut self, key: Key<T>, value: V) -> Option<(Key<T>, V)> {
         if key.index() >= self.places.len() {
             self.places.resize_with(key.index() + 1, || None);
         }
         let before = self.places[key.index()].replace((key.generation, value));
         self.len += usize::from(before.is_none());
-        before.filter(|(generation, _)| *generation == key.generation).map(|(_, value)| value)
+        before.map(|(generation, value)| (Key::new(key.slot, generation), value))
     }
 
     /// What is under a key.

@@ -24,7 +24,7 @@ pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use vsock_core::connection::Connection;
@@ -85,6 +85,8 @@ pub(crate) struct Flows {
     table: SecondaryMap<Owner, Box<Flow>>,
     /// The flow of each connection, by link.
     by_connection: SecondaryMap<Entry, SecondaryMap<Connection, FlowId>>,
+    /// Flows whose connections are over, as they are still to be told, and whose places there others have by now.
+    displaced: HashMap<(LinkId, ConnectionId), FlowId>,
     /// What receive buffers may have above the default.
     buffers: Budget,
     /// Receive buffers that are smaller than asked for.
@@ -109,6 +111,7 @@ impl Flows {
         Self {
             table: SecondaryMap::new(),
             by_connection: SecondaryMap::new(),
+            displaced: HashMap::new(),
             buffers: Budget::default(),
             buffers_cut: 0,
             linger_timeout: LINGER_TIMEOUT,
@@ -130,7 +133,16 @@ impl Flows {
 
     /// The flow of a connection.
     fn of(&self, link: LinkId, connection: ConnectionId) -> Option<FlowId> {
-        self.by_connection.get(link)?.get(connection).copied()
+        let known = self.by_connection.get(link)?.get(connection);
+        known.or_else(|| self.displaced.get(&(link, connection))).copied()
+    }
+
+    /// A connection has no flow any more.
+    fn forget(&mut self, link: LinkId, connection: ConnectionId) {
+        if let Some(connections) = self.by_connection.get_mut(link) {
+            connections.remove(connection);
+        }
+        self.displaced.remove(&(link, connection));
     }
 
     /// Nothing of the budget for receive buffers yet.
@@ -162,8 +174,10 @@ impl Flows {
         if self.by_connection.get(flow.link).is_none() {
             self.by_connection.insert(flow.link, SecondaryMap::new());
         }
-        if let Some(connections) = self.by_connection.get_mut(flow.link) {
-            connections.insert(flow.connection, id);
+        if let Some(connections) = self.by_connection.get_mut(flow.link)
+            && let Some((before, displaced)) = connections.replace(flow.connection, id)
+        {
+            self.displaced.insert((flow.link, before), displaced);
         }
         self.table.insert(id, Box::new(flow));
     }
@@ -322,17 +336,13 @@ impl Flows {
             return self.end(cx, id);
         }
         // The flow goes on without it.
-        if let Some(connections) = self.by_connection.get_mut(link) {
-            connections.remove(connection);
-        }
+        self.forget(link, connection);
     }
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let flow = *self.table.remove(id)?;
-        if let Some(connections) = self.by_connection.get_mut(flow.link)
-            && connections.get(flow.connection) == Some(&id)
-        {
-            connections.remove(flow.connection);
+        if self.of(flow.link, flow.connection) == Some(id) {
+            self.forget(flow.link, flow.connection);
         }
         Some(flow)
     }
@@ -378,12 +388,13 @@ impl Flows {
                 self.lose(cx, id);
             }
         }
-        self.by_connection.remove(link);
+        self.forget_link(link);
     }
 
     /// A link is gone: its connections have ended before.
     pub(crate) fn forget_link(&mut self, link: LinkId) {
         self.by_connection.remove(link);
+        self.displaced.retain(|(of, _), _| *of != link);
     }
 
     /// Whether a program has not kept up with its guest since this was asked last.

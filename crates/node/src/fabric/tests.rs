@@ -2,7 +2,7 @@
 
 mod handshake;
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use vsock_core::admission::Admission;
 use vsock_core::{
-    Address, ConnectionId, Endpoint, Event as Happened, FlowKey, Limits, Port, Refusal, SocketType,
+    Address, CloseReason, ConnectionId, Endpoint, Event as Happened, FlowKey, Limits, Port,
+    Refusal, SocketType,
 };
 use vsock_guest_memory::slice;
 use vsock_guest_memory::{GuestMemory, MemoryPolicy};
@@ -254,4 +255,40 @@ fn panic_in_the_turn_of_one_link_drops_all_of_it_and_leaves_the_other_guests_goi
     lab.fabric.panics_at = None;
     lab.guests[0] = Guest::attach(&mut lab.fabric, lab.links[0], ALPHA);
     lab.connect(0);
+}
+
+/// What happens to connections is carried out only as far as the time of a turn goes, and a program may connect before the
+/// rest is.
+#[test]
+fn flow_hears_its_end_also_if_another_has_the_place_of_its_connection_by_then() {
+    let mut lab = Lab::new();
+    let mut first = lab.connect(0);
+    let interface = lab.fabric.links.interface(lab.links[0]).unwrap();
+    let connection = interface.endpoint().connections().next().unwrap().id;
+    interface.endpoint_mut().reset(connection);
+    assert_eq!(interface.endpoint().connections().count(), 0);
+
+    let (cx, links) = (&mut lab.fabric.cx, &mut lab.fabric.links);
+    let (ours, _second) = UnixStream::pair().unwrap();
+    let key = FlowKey { ours: at(Cid::HOST, 1025), theirs: at(ALPHA, 22) };
+    let id = cx.sources.add(&ours, Owner::Flow).unwrap();
+    let endpoint = links.interface(lab.links[0]).unwrap().endpoint_mut();
+    let another = endpoint.connect(cx.now, key, SocketType::Stream, None).unwrap();
+    let slot = |id: ConnectionId| id.to_bits() & u64::from(u32::MAX);
+    assert!(another != connection && slot(another) == slot(connection));
+    let peer = PeerCredentials { pid: 7, uid: 0, gid: 0 };
+    let parties = Parties::outgoing(key, SocketType::Stream, peer);
+    let socket = Socket { uid: 0, cookie: 0 };
+    let holdings = Holdings { binding: None, socket, share: lab.fabric.flows.share() };
+    let at = (lab.links[0], another);
+    let flow = Flow::connecting(at, parties, holdings, ours.into(), Greeting::Reply);
+    lab.fabric.flows.begin(id, flow);
+
+    let closed = Happened::Closed { id: connection, reason: CloseReason::Reset };
+    lab.fabric.with(lab.links[0], |turn, interface, _| {
+        turn.flows.on_event(turn.cx, turn.id, interface, closed)
+    });
+    first.set_nonblocking(true).unwrap();
+    assert!(!matches!(first.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock));
+    assert_eq!(lab.fabric.flows.iter().map(|(id, _)| id).collect::<Vec<_>>(), [id]);
 }
