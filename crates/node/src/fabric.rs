@@ -9,7 +9,9 @@ mod saved;
 mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use vsock_core::{Cid, Instant};
 
 pub use self::saved::SavedFabric;
@@ -30,8 +32,9 @@ use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::TX_QUEUE;
 use vsock_virtio::vhost_user::Change;
 
-/// Turns of taking packets from a ring that is stopped, or of filling it: far more than it can hold at a time.
-const LAST_TURNS: usize = 64;
+/// Time for taking what is left in a ring that is stopped, or for filling it: far more than is there, unless its other side
+/// wants to keep us busy.
+const LAST_TIME: Duration = Duration::from_millis(1);
 
 /// From a close to the end of a connection to ourselves: SHUTDOWN goes out, comes in, and so does RST.
 const OWN_ANSWERS: usize = 3;
@@ -47,6 +50,24 @@ enum Due {
     Relay,
     /// Programs that could not be let in.
     Acceptors,
+}
+
+/// The time of last turns, as this thread's processor counts it: one that is busy elsewhere must not cost what is left.
+struct LastTime(Duration);
+
+impl LastTime {
+    fn begin() -> Self {
+        Self(Self::now())
+    }
+
+    fn is_over(&self) -> bool {
+        Self::now().saturating_sub(self.0) >= LAST_TIME
+    }
+
+    fn now() -> Duration {
+        // Never negative.
+        Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+    }
 }
 
 /// All parts of a node.
@@ -197,7 +218,8 @@ impl Fabric {
         self.follow_outcomes();
         while let Some(again) = self.programs.next_again() {
             let loopback = self.links.routes.loopback();
-            for _ in 0..OWN_ANSWERS {
+            // Each comes in and goes out, which may be two turns.
+            for _ in 0..2 * OWN_ANSWERS {
                 if self.serve(loopback) {
                     self.links.activate(loopback);
                 }
@@ -395,7 +417,8 @@ impl Fabric {
     /// A ring is about to be stopped, perhaps because its guest leaves: what the guest has put there is taken first.
     fn receive_rest(&mut self, id: LinkId, queue: usize) {
         let quantum = self.quantum.bytes(self.cx.now);
-        for _ in 0..if queue == TX_QUEUE { LAST_TURNS } else { 0 } {
+        let time = LastTime::begin();
+        while queue == TX_QUEUE && !time.is_over() {
             let drained =
                 self.with(id, |turn, interface, scratch| turn.receive(interface, quantum, scratch));
             // A ring that is broken has said all that can be understood.
@@ -409,7 +432,8 @@ impl Fabric {
     /// What programs have sent a guest goes into its ring, as far as there is room.
     fn transmit_rest(&mut self, id: LinkId) {
         let quantum = self.quantum.bytes(self.cx.now);
-        for _ in 0..LAST_TURNS {
+        let time = LastTime::begin();
+        while !time.is_over() {
             let sent = self
                 .with(id, |turn, interface, scratch| turn.transmit(interface, quantum, scratch));
             if !matches!(sent, Some(Ok(Sent::Budget))) {

@@ -44,10 +44,6 @@ impl Turn<'_> {
             // Nothing is taken, sent or signalled before our CID is known.
             return Ok(false);
         }
-        if !self.settle(interface) {
-            // What has happened must be carried out before anything more is taken.
-            return Ok(true);
-        }
         let drained = if interface.take_owes_sending() {
             Drained::Budget
         } else {
@@ -81,14 +77,20 @@ impl Turn<'_> {
         quantum: usize,
         scratch: &mut Scratch,
     ) -> Result<Drained, LinkFault> {
+        if !self.settle(interface) {
+            // What has happened must be carried out before anything more is taken.
+            return Ok(Drained::Budget);
+        }
         let mut budget = Budget::new(quantum);
         loop {
             let drained = interface.receive(self.cx.now, &mut budget, scratch, self);
             let is_settled = self.settle(interface);
-            if !is_settled || !matches!(drained, Ok(Drained::Event)) {
-                self.forwarder.release_memory();
-                return drained.map(|drained| if is_settled { drained } else { Drained::Budget });
+            let is_event = matches!(drained, Ok(Drained::Event));
+            if is_event && is_settled && !self.is_time_over() {
+                continue;
             }
+            self.forwarder.release_memory();
+            return drained.map(|drained| if is_settled { drained } else { Drained::Budget });
         }
     }
 

@@ -32,6 +32,7 @@ use crate::reactor::{Events, Readiness, Sources};
 use crate::report::snapshot;
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::saved::SavedFds;
+use vsock_virtio::sys::{check_signals, prepare_signals};
 
 /// The thread's state; see the module's description.
 pub(crate) struct Worker {
@@ -71,6 +72,12 @@ impl Worker {
     /// ends, so that programs read an end and not a reset. A program that waits for a verdict gets none: that no switch is
     /// there is not for the switch to say. After a [`Save`](Order::Save) nothing ends.
     pub(crate) fn run(mut self) -> bool {
+        // Before other processes use up what the kernel has of it.
+        if check_signals().is_ok()
+            && let Err(error) = prepare_signals()
+        {
+            self.fabric.cx.failed(Failure::Signals(error));
+        }
         let (mut events, mut happened) = (Events::new(), Vec::new());
         while !self.stopping {
             happened.clear();

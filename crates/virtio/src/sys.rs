@@ -84,8 +84,8 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
     if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
-pub use aio::check as check_signals;
-pub(crate) use aio::{prepare as prepare_signals, signal_at_once};
+pub(crate) use aio::signal_at_once;
+pub use aio::{check as check_signals, prepare as prepare_signals};
 
 /// Whether an fd is an eventfd: what the worker may touch of a front end's. The kernel has no call that says it without a
 /// side effect; the name of the file is the kernel's own, and no file with a path has such a name.
@@ -113,9 +113,9 @@ pub(crate) fn is_pipe_or_stream(fd: impl AsFd) -> bool {
 /// with EAGAIN if we set `O_NONBLOCK`, and the other side can take that back. So we look for room before each write. The
 /// other side can make this wait all the same: it fills the file at that very moment, or holds the lock of a pipe. So this is for
 /// threads that serve that one other side; where others would wait too, it is [`signal_at_once`].
-pub(crate) fn signal(fd: &OwnedFd) -> std::io::Result<()> {
+pub(crate) fn signal(fd: impl AsFd) -> std::io::Result<()> {
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut room = [PollFd::new(fd, PollFlags::OUT)];
+    let mut room = [PollFd::new(&fd, PollFlags::OUT)];
     retry_on_intr(|| poll(&mut room, Some(&at_once)))?;
     if !room[0].revents().contains(PollFlags::OUT) {
         return Ok(());

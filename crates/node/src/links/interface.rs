@@ -35,6 +35,9 @@ const STEPS_PER_LOOK: u32 = 64;
 /// Steps that a packet takes besides the descriptors of its chain.
 const STEPS_OF_PACKET: u32 = 4;
 
+/// Steps that passing on a packet takes, on average.
+const STEPS_OF_FOREIGN: u32 = 16;
+
 /// Steps that a call of a user takes, who makes system calls.
 const STEPS_OF_CALL: u32 = STEPS_PER_LOOK;
 
@@ -85,6 +88,11 @@ impl Budget {
     #[inline]
     pub(super) fn work_packet(&mut self, descriptors: u32, is_over: impl FnOnce() -> bool) {
         self.work(descriptors + STEPS_OF_PACKET, is_over);
+    }
+
+    /// A packet goes to somebody else: what that costs in his ring is for him to choose, up to a limit.
+    pub(super) fn work_foreign(&mut self, is_data: bool, is_over: impl FnOnce() -> bool) {
+        self.work(if is_data { STEPS_OF_FOREIGN } else { STEPS_OF_CALL }, is_over);
     }
 
     /// A user has been called.

@@ -21,7 +21,7 @@ const SHARED: usize = 32 * 1024;
 const TIME_ALONE: Duration = Duration::from_micros(100);
 
 /// For one of several: about what [`SHARED`] bytes take one way.
-const TIME_SHARED: Duration = Duration::from_micros(20);
+pub(super) const TIME_SHARED: Duration = Duration::from_micros(20);
 
 /// Time that each of several links has in a round: some turns of one that moves bytes.
 pub(crate) const TIME_PER_ROUND: Duration = Duration::from_micros(40);

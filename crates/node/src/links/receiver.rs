@@ -143,9 +143,7 @@ impl Receiver {
             }
             Sorted::Foreign(header) => {
                 let link = inflow.link.link();
-                if header.op != Op::Rw {
-                    inflow.budget.work_call(|| inflow.sink.is_over());
-                }
+                inflow.budget.work_foreign(header.op == Op::Rw, || inflow.sink.is_over());
                 if !inflow.sink.foreign(&Foreign { header: &header, slices, payload, link }) {
                     self.drops.unroutable += 1;
                     inflow.connections.endpoint.receive_unusable(&raw);

@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use vsock_core::{Instant, SecondaryMap, Slots};
 
-use super::quantum::TIME_PER_ROUND;
+use super::quantum::{TIME_PER_ROUND, TIME_SHARED};
 use super::{Entry, LinkId};
 
 /// The most time that a link can owe: a processor that was away for long is not its fault.
-const MOST_SPENT: Duration = Duration::from_millis(1);
+const MOST_SPENT: Duration = Duration::from_micros(320);
+
+/// The most time that one round makes up for: what a link has in it, and the step in which that ends.
+const MOST_PER_ROUND: Duration = TIME_PER_ROUND.saturating_add(TIME_SHARED);
 
 /// What is known of a link's work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,7 +91,7 @@ impl Schedule {
     /// makes up for no more time than it took itself: one in which nobody else had anything to do makes up for nothing.
     pub(super) fn has_time(&mut self, id: LinkId, now: Instant) -> bool {
         self.work.get_mut(id).is_none_or(|work| {
-            let round = now.since(work.visited_at).min(TIME_PER_ROUND);
+            let round = now.since(work.visited_at).min(MOST_PER_ROUND);
             work.visited_at = now;
             work.spent = work.spent.saturating_sub(round);
             work.spent < TIME_PER_ROUND
@@ -191,7 +194,7 @@ mod tests {
         schedule.spend(id, Some(TIME_PER_ROUND));
         assert!(round(&mut schedule, TIME_PER_ROUND));
         // Rounds that take no time make up for none, and long ones for no more than a share.
-        schedule.spend(id, Some(2 * TIME_PER_ROUND));
+        schedule.spend(id, Some(3 * TIME_PER_ROUND));
         assert!((0..100).all(|_| !round(&mut schedule, Duration::ZERO)));
         assert!(!round(&mut schedule, Duration::from_secs(1)));
         schedule.spend(id, Some(Duration::from_secs(1)));

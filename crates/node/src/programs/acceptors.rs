@@ -66,6 +66,7 @@ impl Acceptors {
 
     pub(super) fn remove(&mut self, cx: &mut Context, id: SourceId) {
         self.table.remove(id);
+        self.paused.retain(|&paused| paused != id);
         cx.sources.remove(id);
     }
 

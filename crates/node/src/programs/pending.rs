@@ -30,7 +30,12 @@ impl Pending {
 
     /// The next program, and all that has happened at it.
     pub(crate) fn pop(&mut self) -> Option<Readiness> {
-        self.happened.remove(self.queue.pop_front()?)
+        loop {
+            let id = self.queue.pop_front()?;
+            if let Some(ready) = self.happened.remove(id) {
+                return Some(ready);
+            }
+        }
     }
 
     /// Nobody stands in line.

@@ -120,11 +120,15 @@ thread_local! {
     static CONTEXT: RefCell<Option<Context>> = const { RefCell::new(None) };
 }
 
-/// Signals on an eventfd without waiting, whatever the state of its counter; a full counter stays full.
+/// Signals on an eventfd without waiting, whatever the state of its counter; a full counter stays full. If [`check`] says
+/// that this process has no AIO, `eventfd` must be one of our own that does not block.
 ///
 /// # Errors
-/// EINVAL: the file is no eventfd. Else the kernel has no (more) AIO for us.
+/// EINVAL: the file is no eventfd. Else the kernel has no more AIO for us.
 pub(crate) fn signal_at_once(eventfd: BorrowedFd<'_>) -> io::Result<()> {
+    if check().is_err() {
+        return super::signal(eventfd);
+    }
     with_context(|context| context.signal(eventfd))
 }
 
@@ -132,7 +136,7 @@ pub(crate) fn signal_at_once(eventfd: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// # Errors
 /// The kernel has no (more) AIO for us.
-pub(crate) fn prepare() -> io::Result<()> {
+pub fn prepare() -> io::Result<()> {
     with_context(|_| Ok(()))
 }
 

@@ -50,11 +50,16 @@ impl Call {
         Ok(Some(Self { eventfd, relayed_to: Some(theirs) }))
     }
 
-    /// One that was saved; `None`: the files are not such as front ends can have.
-    pub(super) fn restore(eventfd: OwnedFd, relayed_to: Option<OwnedFd>) -> Option<Self> {
+    /// One that was saved; `None`: the files are not such as front ends can have, or the worker may not signal this one here.
+    pub(super) fn restore(
+        eventfd: OwnedFd,
+        relayed_to: Option<OwnedFd>,
+        signals: Signals,
+    ) -> Option<Self> {
         let is_known = |fd: &OwnedFd| is_eventfd(fd).is_ok_and(|is_eventfd| is_eventfd);
         let can_relay = |fd: &OwnedFd| is_known(fd) || is_pipe_or_stream(fd);
-        let fits = is_known(&eventfd) && relayed_to.as_ref().is_none_or(can_relay);
+        let may_signal = relayed_to.is_some() || signals == Signals::AtOnce;
+        let fits = may_signal && is_known(&eventfd) && relayed_to.as_ref().is_none_or(can_relay);
         fits.then_some(Self { eventfd, relayed_to })
     }
 

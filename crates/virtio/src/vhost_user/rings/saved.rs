@@ -8,7 +8,7 @@ use super::{Parts, RingSetup};
 use crate::queue::MAX_QUEUE_SIZE;
 use crate::saved::{Fds, SavedFd, SavedFds};
 use crate::sys::is_eventfd;
-use crate::vhost_user::call::Call;
+use crate::vhost_user::call::{Call, Signals};
 
 /// What a front end has said about one ring, as plain data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,9 @@ impl RingSetup {
         let (kick, call, relayed_to) = (take(kick)?, take(call)?, take(relayed_to)?);
         check(kick.as_ref().is_none_or(is_known_eventfd), Unfit::Descriptor)?;
         check(call.is_some() || relayed_to.is_none(), Unfit::Descriptor)?;
-        let call = call.map(|call| Call::restore(call, relayed_to).ok_or(Unfit::Descriptor));
+        let signals = Signals::of_this_kernel();
+        let call =
+            call.map(|call| Call::restore(call, relayed_to, signals).ok_or(Unfit::Descriptor));
         let call = call.transpose()?;
         let parts = parts.map(|[desc, avail, used]| Parts { desc, avail, used });
         let ring = Self { size, parts, base, kick, call, enabled, running };
