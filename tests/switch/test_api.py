@@ -19,6 +19,7 @@ from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
 from vsock.guest import Guest
 from vsock.runtime import RuntimeFiles
 from vsock.switch import Switch
+from vsock.switch.api import MOST_BODY
 
 
 @pytest.fixture
@@ -65,6 +66,32 @@ def test_guest_added_by_the_api_can_be_joined(switch: Switch, client: ControlCli
     client.remove_guest("delta")
     with pytest.raises(NoSuchGuest, match="delta"):
         client.guest("delta")
+
+
+def test_body_that_is_too_long_is_not_read_to_its_end(
+    switch: Switch, client: ControlClient
+) -> None:
+    """S22: with a length or in chunks, a client cannot make the switch keep what it sends."""
+    piece = b" " * (1 << 16)
+    for way in ({"Content-Length": str(1 << 40)}, {"Transfer-Encoding": "chunked"}):
+        connection = http.client.HTTPConnection("switch", timeout=30)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(30)
+        connection.sock.connect(str(RuntimeFiles(switch.runtime_dir).control))
+        connection.putrequest("POST", "/v1/guests")
+        for name, value in {"Content-Type": JSON, **way}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        for _ in range(MOST_BODY // len(piece) + 1):
+            chunk = b"%x\r\n%b\r\n" % (len(piece), piece)
+            connection.send(chunk if "Transfer-Encoding" in way else piece)
+        response = connection.getresponse()
+        assert (response.status, json.load(response)) == (
+            413,
+            {"error": f"POST /v1/guests: the body is longer than {MOST_BODY} bytes"},
+        )
+        connection.close()
+    assert client.switch().guests == 3
 
 
 def test_groups_and_cid_of_a_running_guest_change(

@@ -14,11 +14,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from fastapi import Body, FastAPI, Request
+from fastapi import HTTPException as Refused
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vsock.control.model import (
     DatagramRecord,
@@ -41,6 +43,30 @@ _log: Final = logging.getLogger("vsock.switch.api")
 
 PEER: Final = "vsock.peer"
 """The key in a request's scope under which the server puts the client's process."""
+
+
+MOST_BODY: Final = 1 << 20
+"""Bytes of a request's body, at most: a guest's settings are a thousandth of that."""
+
+
+class _BoundedBodies:
+    """Reads no more of a request than it may have, so that no client decides how much memory the switch takes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = MOST_BODY
+
+        async def receive_within() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise Refused(413, f"the body is longer than {MOST_BODY} bytes")
+            return message
+
+        await self._app(scope, receive_within, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +122,9 @@ def make_app(switch: "Switch") -> FastAPI:
         version="1",
         docs_url=None,
         redoc_url=None,
-        responses={status: {"model": Refusal} for status in (404, 409, 415, 422)},
+        responses={status: {"model": Refusal} for status in (404, 409, 413, 415, 422)},
     )
+    app.add_middleware(_BoundedBodies)
     _add_questions(app, switch)
     _add_changes(app, switch)
     app.exception_handler(UsageError)(lambda _, error: _error_response(422, str(error)))
