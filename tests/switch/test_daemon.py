@@ -1,5 +1,6 @@
 """The daemon as a process: ready, reloaded, stopped, and its errors when it cannot start."""
 
+import os
 import queue
 import re
 import signal
@@ -225,3 +226,44 @@ def test_config_with_faults_lists_them_and_does_not_start(runtime_dir: Path, con
         daemon.wait_for(r"vsock\.toml:3: ")
         assert daemon.process.wait(DEADLINE) == 2
     assert [path.name for path in runtime_dir.iterdir()] == ["vsock.toml"]
+
+
+LOSES_ITS_DATA_PLANE = """
+import os, sys, threading
+from pathlib import Path
+from vsock.cli.main import main
+
+def is_epoll(link):
+    return link.is_symlink() and os.readlink(link) == "anon_inode:[eventpoll]"
+
+def lose():
+    sys.stdin.readline()
+    with os.scandir("/proc/self/fd") as links:
+        fds = [int(link.name) for link in links if is_epoll(Path(link.path))]
+    # asyncio has made its own before.
+    os.dup2(os.open("/dev/null", os.O_RDONLY), max(fds))
+
+threading.Thread(target=lose, daemon=True).start()
+sys.exit(main())
+"""
+
+
+def test_daemon_whose_data_plane_has_ended_ends_with_an_error(tmp_path: Path) -> None:
+    """S9: nobody is left behind a switch that does nothing any more; a service manager starts another."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOSES_ITS_DATA_PLANE, "switch", "--runtime-dir", tmp_path / "run"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"WATCHDOG_USEC": "400000"},
+    ) as daemon:
+        assert daemon.stderr
+        try:
+            while "ready" not in (line := daemon.stderr.readline()):
+                assert line, "it ended before it was ready"
+            log = daemon.communicate("\n", timeout=DEADLINE)[1]
+        finally:
+            daemon.kill()
+    assert daemon.returncode == 1
+    assert "CRITICAL vsock.switch: ended" in log
+    assert log.splitlines()[-1] == "vsock: the data plane is gone: the node is stopped"

@@ -1,6 +1,6 @@
 """The daemon: runs one switch from a config until a signal.
 
-SIGTERM and SIGINT stop it cleanly. SIGHUP reads the config file again and takes the steps from the old
+SIGTERM and SIGINT stop it cleanly. A data plane that has ended by itself ends it with an error. SIGHUP reads the config file again and takes the steps from the old
 config to the new one; a file with faults changes nothing. The daemon sends READY, RELOADING, STOPPING and
 the watchdog's messages to systemd.
 """
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _log: Final = logging.getLogger("vsock.switch")
+_LOOK_SECONDS: Final = 5.0
+"""Time between two looks whether the data plane is there, in seconds, if systemd does not want to know more often."""
 _ENDING_SECONDS: Final = 3.0
 """How long a starting daemon waits for one that is stopping in the same directory, in seconds."""
 
@@ -41,7 +43,7 @@ def run(config: Config, *, reload: Callable[[], Config] | None = None, level: st
         level: the level of the log on standard error.
 
     Raises:
-        VsockError: the switch could not be started.
+        VsockError: the switch could not be started, or its data plane has ended by itself.
     """
     _log_to_stderr(level)
     asyncio.run(_Daemon(config, reload).run())
@@ -62,6 +64,7 @@ class _Daemon:
             **settings(config),
         )
         self._over = asyncio.Event()
+        self._failure: TransportError | None = None
         self._reading = asyncio.Lock()
 
     async def run(self) -> None:
@@ -79,12 +82,14 @@ class _Daemon:
             await self._start(stack)
             _log.info("ready: runtime_dir=%s", self._switch.runtime_dir)
             notify("READY=1", f"STATUS={len(self._configured)} guests")
-            beat = asyncio.create_task(_beat())
+            watch = asyncio.create_task(self._watch())
             await self._over.wait()
             loop.remove_signal_handler(signal.SIGHUP)
             await asyncio.gather(*readings)
-            beat.cancel()
+            watch.cancel()
             notify("STOPPING=1")
+        if self._failure:
+            raise self._failure
         _log.info("stopped")
 
     async def _start(self, stack: AsyncExitStack) -> None:
@@ -108,6 +113,23 @@ class _Daemon:
     def _end(self, number: signal.Signals) -> None:
         _log.info("stopping: signal=%s", number.name)
         self._over.set()
+
+    async def _watch(self) -> None:
+        """Asks the data plane for a sign of life, and passes it on to systemd, which may restart one that gives none."""
+        interval = watchdog_interval() or _LOOK_SECONDS
+        while True:
+            asking = asyncio.ensure_future(asyncio.to_thread(self._switch.info))
+            while not (await asyncio.wait({asking}, timeout=interval))[0]:
+                _log.error("the data plane has not answered for %.0f s", interval)
+            try:
+                await asking
+            except RuntimeError as error:  # the node is there no more
+                self._failure = TransportError(errno.EIO, f"the data plane is gone: {error}")
+                self._over.set()
+                return
+            if watchdog_interval():
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
 
     async def _read_again(self) -> None:
         if self._reload is None:
@@ -163,13 +185,6 @@ class _Daemon:
             self._switch.change(guest)
         except NoSuchGuest:  # the control API has removed it
             self._switch.add(guest)
-
-
-async def _beat() -> None:
-    interval = watchdog_interval()
-    while interval:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(interval)
 
 
 def _log_to_stderr(level: str) -> None:
