@@ -1,6 +1,7 @@
 """Accepting connections: none is lost if descriptors run out (A4), and nothing spins (A5b)."""
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -195,3 +196,24 @@ def _serve_with_one_descriptor(listener: socket.socket) -> None:
                     connection.sendall(b"served")
     finally:
         os._exit(1)
+
+
+def test_process_that_keeps_the_lock_of_a_listener_costs_the_others_time_only(waiting):
+    """Also one that was stopped there, and with one descriptor for what is peeked at and what is taken (A4)."""
+    listener, clients = waiting
+    held, holds = os.pipe()
+    child = os.fork()
+    if child == 0:
+        fcntl.lockf(listener, fcntl.LOCK_EX)
+        os.write(holds, b"!")
+        signal.pause()
+    try:
+        os.read(held, 1)
+        with room_for(1), listener.accept()[0] as connection:
+            connection.sendall(b"served")
+        assert clients[0].recv(10) == b"served"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(held)
+        os.close(holds)

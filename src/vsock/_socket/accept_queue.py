@@ -39,8 +39,10 @@ from vsock._system.green import Base
 from vsock._system.waiting import wait
 from vsock.errors import SwitchGone, state_error
 
-_TRIES: Final = 1000
-"""How often to try to lock the listener: a process that was stopped while it held the lock must not stop all others."""
+_PATIENCE: Final = 1.0
+"""How long to try to lock the listener, in seconds: a process that was stopped while it held the lock must not stop all others."""
+_YIELDS: Final = 1000
+"""How often to try before each further attempt waits a millisecond: one that is only behind needs the processor."""
 _EPOLL_CTL_DEL: Final = 2
 _lock = threading.Lock()
 
@@ -103,12 +105,17 @@ def take_message(sock: Base) -> Message | None:
         OSError: EMFILE, ENFILE: no descriptor is left; the message stays.
     """
     with _lock:
-        tries = 0
-        while not _lock_file(sock, fcntl.LOCK_EX | fcntl.LOCK_NB) and tries < _TRIES:
-            os.sched_yield()
+        tries, deadline = 0, time.monotonic() + _PATIENCE
+        while not (is_alone := _lock_file(sock, fcntl.LOCK_EX | fcntl.LOCK_NB)):
+            if time.monotonic() > deadline:
+                break
+            if tries < _YIELDS:
+                os.sched_yield()
+            else:
+                time.sleep(0.001)
             tries += 1
         try:
-            return _take(sock)
+            return _take(sock, is_alone)
         finally:
             _lock_file(sock, fcntl.LOCK_UN)
 
@@ -127,7 +134,7 @@ def _lock_file(sock: Base, how: int) -> bool:
     return True
 
 
-def _take(sock: Base) -> Message | None:
+def _take(sock: Base, is_alone: bool) -> Message | None:
     """Take a message with its descriptor, both or none of them; None if nothing is there."""
     # With a timeout, Python's own calls would wait in spite of MSG_DONTWAIT.
     if Base.gettimeout(sock) and not wait(sock, select.POLLIN, 0.0):
@@ -136,9 +143,13 @@ def _take(sock: Base) -> Message | None:
         seen = _receive(sock, MSG_PEEK)
         if seen.was_cut and not seen.fds:
             raise _no_descriptor()
+        if not is_alone:  # the next message may be another one, and its descriptor needs the place
+            seen.close()
         taken = _receive(sock, 0)
     except BlockingIOError:
         return None
+    if not is_alone:
+        return taken
     if not taken.fds and taken.data == seen.data:  # there was room for one descriptor only
         return seen
     seen.close()
