@@ -21,9 +21,11 @@ from vsock import CID_LOCAL, SOCK_SEQPACKET, SOCK_STREAM
 PORT = 5000
 WAITING = 10
 MANY = 120
+MOST_WAITING = 50
+"""How many connections LISTENING lets wait."""
 
-SERVER = """
-import resource, socket, sys
+LISTENING = """
+import fcntl, os, resource, signal, socket, sys
 import vsock
 
 def say(*words):
@@ -43,13 +45,16 @@ def hold():
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 kind, room = int(sys.argv[1]), int(sys.argv[2])
 if sys.argv[3] == 'vsock':
-    listener = vsock.create_server(5000, type=kind)
+    listener = vsock.create_server(5000, type=kind, backlog=50)
 else:
     listener = socket.socket(socket.AF_VSOCK, kind)
     listener.bind((0xffffffff, 5000))
     listener.listen(50)
 say('listening')
 input()
+"""
+
+SERVER = """
 held = hold()
 served = []
 for _ in range(room):
@@ -71,16 +76,67 @@ for connection in served:
 say('done')
 """
 
+NEIGHBOUR = """
+held, holds = os.pipe()
+child = os.fork()
+if child == 0:
+    fcntl.lockf(listener, fcntl.LOCK_EX)
+    os.write(holds, b'!')
+    signal.pause()
+os.read(held, 1)
+files = hold()
+for file in files[:room]:
+    file.close()
+try:
+    listener.accept()[0].sendall(b'served')
+    say('done')
+finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+"""Accepts while another process keeps the lock of the listener, with room for `room` descriptors."""
+
+THREADS = """
+import threading
+listener.settimeout(0.2)
+got = []
+
+def work():
+    while True:
+        try:
+            connection = listener.accept()[0]
+        except TimeoutError:
+            return
+        except OSError as error:
+            if error.errno != 24:
+                got.append(str(error))
+        else:
+            with connection:
+                got.append(connection.recv(10).decode())
+
+files = hold()
+for file in files[:room]:
+    file.close()
+threads = [threading.Thread(target=work) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+say(*got)
+"""
+"""Six threads accept with room for `room` descriptors, and say what they received."""
+
 
 @pytest.fixture(params=["vsock", "run"])
 def serve(
     request, runtime_dir: Path, start_preloaded
 ) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Starts SERVER, with `vsock.socket` or under `vsock run`."""
+    """Starts a script after LISTENING, with `vsock.socket` or under `vsock run`."""
     with ExitStack() as stack:
 
-        def serve(kind: int, room: int) -> "subprocess.Popen[str]":
-            command = [sys.executable, "-c", SERVER, str(int(kind)), str(room), request.param]
+        def serve(script: str, kind: int, room: int) -> "subprocess.Popen[str]":
+            words = [str(int(kind)), str(room), request.param]
+            command = [sys.executable, "-c", LISTENING + script, *words]
             pipe = subprocess.PIPE
             if request.param == "run":
                 process: subprocess.Popen[str] = start_preloaded(*command, stdin=pipe)
@@ -96,7 +152,7 @@ def serve(
 @pytest.mark.parametrize("room", [0, 1])
 def test_connections_wait_while_the_server_has_no_descriptor(switch, serve, kind, room):
     """Each accept is EMFILE, and all waiting clients are served when descriptors are free (A4)."""
-    server = serve(kind, room)
+    server = serve(SERVER, kind, room)
     assert server.stdout.readline() == "listening\n"
     with ExitStack() as stack:
         clients = [
@@ -128,6 +184,19 @@ def room_for(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_threads_that_share_the_last_descriptors_lose_no_connection(switch, serve):
+    """Threads that find no free descriptor get EMFILE; each connection is accepted once (A4)."""
+    server = serve(THREADS, SOCK_STREAM, room=2)
+    assert server.stdout.readline() == "listening\n"
+    with ExitStack() as stack:
+        for number in range(MOST_WAITING):
+            client = stack.enter_context(vsock.create_connection((CID_LOCAL, PORT), 30))
+            client.sendall(b"%d" % number)
+        print(file=server.stdin, flush=True)
+        said = server.stdout.readline().split()
+        assert sorted(said) == sorted(str(number) for number in range(MOST_WAITING))
+
+
 @pytest.fixture
 def waiting(switch) -> Iterator[tuple[socket.socket, list[vsock.socket]]]:
     """A listener, and the clients in its queue; each has sent its number."""
@@ -138,31 +207,6 @@ def waiting(switch) -> Iterator[tuple[socket.socket, list[vsock.socket]]]:
             clients.append(stack.enter_context(vsock.create_connection((CID_LOCAL, PORT), 30)))
             clients[-1].sendall(b"%d" % number)
         yield listener, clients
-
-
-def test_threads_that_share_the_last_descriptors_lose_no_connection(waiting):
-    """Threads that find no free descriptor get EMFILE; each connection is accepted once (A4)."""
-    listener, clients = waiting
-    listener.settimeout(0.2)
-    got: list[bytes] = []
-
-    def work() -> None:
-        while True:
-            try:
-                with listener.accept()[0] as connection:
-                    got.append(connection.recv(10))
-            except TimeoutError:
-                return
-            except OSError as error:
-                assert error.errno == errno.EMFILE
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    with room_for(2):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert sorted(got) == sorted(b"%d" % number for number in range(len(clients)))
 
 
 def test_processes_that_share_a_listener_lose_no_connection(waiting):
@@ -198,22 +242,11 @@ def _serve_with_one_descriptor(listener: socket.socket) -> None:
         os._exit(1)
 
 
-def test_process_that_keeps_the_lock_of_a_listener_costs_the_others_time_only(waiting):
+def test_process_that_keeps_the_lock_of_a_listener_costs_the_others_time_only(switch, serve):
     """Also one that was stopped there, and with one descriptor for what is peeked at and what is taken (A4)."""
-    listener, clients = waiting
-    held, holds = os.pipe()
-    child = os.fork()
-    if child == 0:
-        fcntl.lockf(listener, fcntl.LOCK_EX)
-        os.write(holds, b"!")
-        signal.pause()
-    try:
-        os.read(held, 1)
-        with room_for(1), listener.accept()[0] as connection:
-            connection.sendall(b"served")
-        assert clients[0].recv(10) == b"served"
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(held)
-        os.close(holds)
+    server = serve(NEIGHBOUR, SOCK_STREAM, room=1)
+    assert server.stdout.readline() == "listening\n"
+    with vsock.create_connection((CID_LOCAL, PORT), 30) as client:
+        print(file=server.stdin, flush=True)
+        assert client.recv(10) == b"served"
+    assert server.stdout.readline() == "done\n"

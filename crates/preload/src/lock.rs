@@ -1,42 +1,52 @@
 //! Locks with an end to the waiting: among the threads that begin a connect or look at its outcome; and, at a listener,
 //! among the threads and processes that look at a connection and take it.
 //!
-//! A lock that a fork copies is never given free in the child, and a process may be stopped while it holds one. So after
-//! a number of tries a caller goes on without: what it does is then no longer one step, but nobody waits for ever.
+//! A process may be stopped while it holds one. So after a time a caller goes on without: what it does is then no longer
+//! one step, but nobody waits for ever. A lock says which process and thread holds it: a fork copies the locks of threads
+//! that the child does not have, and a signal handler may find one that its own thread holds.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sys::{Answer, Errno, Fd, yield_now};
+use crate::sys::{self, Answer, Errno, Fd};
 
-const TRIES: u32 = 1000;
+/// How long to try. One that is only behind, on a busy machine, is waited for.
+const PATIENCE_MS: u64 = 1000;
+/// How often to try before each further try waits a millisecond, as one that is behind needs the processor.
+const YIELDS: u32 = 1000;
 
-static CONNECTING: AtomicBool = AtomicBool::new(false);
-static ACCEPTING: AtomicBool = AtomicBool::new(false);
+static CONNECTING: ThreadLock = ThreadLock::new();
+static ACCEPTING: ThreadLock = ThreadLock::new();
 
 /// Held by the thread that begins a connect or looks at its outcome, until it is dropped.
 pub(crate) struct ConnectLock {
-    _among_threads: ThreadLock,
+    _among_threads: Held,
 }
 
 impl ConnectLock {
     /// Waits for the lock.
     pub(crate) fn take() -> Self {
-        Self { _among_threads: ThreadLock::take(&CONNECTING) }
+        Self { _among_threads: CONNECTING.take() }
     }
 }
 
 /// Held at a listener, until it is dropped.
 pub(crate) struct ListenerLock {
     listener: Fd,
-    _among_threads: ThreadLock,
+    is_alone: bool,
+    _among_threads: Held,
 }
 
 impl ListenerLock {
     /// Waits for the lock at `listener`: first among the threads, then among the processes that share it.
     pub(crate) fn take(listener: Fd) -> Self {
-        let among_threads = ThreadLock::take(&ACCEPTING);
-        try_until(|| !is_held_by_another(listener.lock(libc::F_WRLCK)));
-        Self { listener, _among_threads: among_threads }
+        let among_threads = ACCEPTING.take();
+        let is_alone = try_until(|| !is_held_by_another(listener.lock(libc::F_WRLCK)));
+        Self { listener, is_alone, _among_threads: among_threads }
+    }
+
+    /// Whether no other process has the lock.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.is_alone
     }
 }
 
@@ -46,27 +56,60 @@ impl Drop for ListenerLock {
     }
 }
 
-struct ThreadLock(&'static AtomicBool);
+/// The process and the thread that hold it, 0 if none does.
+struct ThreadLock(AtomicU64);
+
+/// Gives the lock back when it is dropped.
+struct Held(Option<&'static AtomicU64>);
 
 impl ThreadLock {
-    fn take(is_taken: &'static AtomicBool) -> Self {
-        try_until(|| !is_taken.swap(true, Ordering::Acquire));
-        Self(is_taken)
+    const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    fn take(&'static self) -> Held {
+        let (process, thread) = (sys::process_id(), sys::thread_id());
+        let me = u64::from(process) << 32 | u64::from(thread);
+        let mut is_mine = false;
+        try_until(|| {
+            let holder = self.0.load(Ordering::Relaxed);
+            if holder == me {
+                return true; // this is a signal handler
+            }
+            let is_free = holder >> 32 != u64::from(process);
+            is_mine = is_free
+                && self.0.compare_exchange(holder, me, Ordering::Acquire, Ordering::Relaxed).is_ok();
+            is_mine
+        });
+        Held(is_mine.then_some(&self.0))
     }
 }
 
-impl Drop for ThreadLock {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        if let Some(holder) = self.0 {
+            holder.store(0, Ordering::Release);
+        }
     }
 }
 
-fn try_until(mut is_taken: impl FnMut() -> bool) {
+/// Tries until it succeeds or patience ends; false in the latter case.
+fn try_until(mut attempt: impl FnMut() -> bool) -> bool {
     let mut tries = 0;
-    while !is_taken() && tries < TRIES {
-        yield_now();
-        tries += 1;
+    let mut end = None;
+    while !attempt() {
+        let now = sys::now_ms();
+        if now >= *end.get_or_insert(now + PATIENCE_MS) {
+            return false;
+        }
+        if tries < YIELDS {
+            sys::yield_now();
+            tries += 1;
+        } else {
+            let _ = Fd::pause(1); // a signal only makes the next try come sooner
+        }
     }
+    true
 }
 
 fn is_held_by_another(answer: Answer<()>) -> bool {

@@ -290,6 +290,20 @@ pub(crate) fn is_alive(pid: c_int) -> bool {
     !matches!(call!(libc::SYS_kill, pid, 0), Err(Errno(libc::ESRCH)))
 }
 
+/// The number of this process.
+pub(crate) fn process_id() -> u32 {
+    number(call!(libc::SYS_getpid))
+}
+
+/// The number of this thread.
+pub(crate) fn thread_id() -> u32 {
+    number(call!(libc::SYS_gettid))
+}
+
+fn number(answer: Answer<c_long>) -> u32 {
+    answer.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0) // neither call can fail
+}
+
 /// Milliseconds of a clock that only goes forward.
 pub(crate) fn now_ms() -> u64 {
     let (seconds, nanoseconds) = clock(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC);

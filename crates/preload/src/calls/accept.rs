@@ -95,8 +95,8 @@ fn receive(listener: Fd, is_cloexec: bool) -> Answer<(Reply, [u8; INHERITED_LEN]
 /// MSG_CTRUNC.
 fn take(listener: Fd, is_cloexec: bool) -> Answer<Message> {
     let flags = libc::MSG_DONTWAIT | if is_cloexec { libc::MSG_CMSG_CLOEXEC } else { 0 };
-    let _lock = ListenerLock::take(listener); // what was looked at is what is taken
-    let seen = receive_one(listener, flags | libc::MSG_PEEK)?;
+    let lock = ListenerLock::take(listener); // what was looked at is what is taken
+    let mut seen = receive_one(listener, flags | libc::MSG_PEEK)?;
     if seen.was_cut && seen.fd.is_none() {
         // EMFILE or ENFILE, unless a descriptor has been closed meanwhile.
         return Err(Fd::blank().map_or_else(
@@ -107,10 +107,14 @@ fn take(listener: Fd, is_cloexec: bool) -> Answer<Message> {
             },
         ));
     }
+    if !lock.is_alone() {
+        // The next message may be another one, and its descriptor needs the place.
+        seen.fd.take().into_iter().for_each(Fd::close);
+    }
     let taken = receive_one(listener, flags);
     match taken {
         // There was room for one descriptor only.
-        Ok(Message { bytes, fd: None, .. }) if bytes == seen.bytes => Ok(seen),
+        Ok(Message { bytes, fd: None, .. }) if seen.fd.is_some() && bytes == seen.bytes => Ok(seen),
         taken => {
             if let Some(fd) = seen.fd {
                 fd.close();
