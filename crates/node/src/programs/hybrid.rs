@@ -15,6 +15,7 @@ use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 use super::acceptors::{Acceptors, Speaks};
 use super::connect::{Target, begin, start};
 use super::{Asked, Parts};
+use crate::admission::program;
 use crate::context::Context;
 use crate::events::{Event, NotOpened};
 use crate::flow_log::FlowLog;
@@ -153,8 +154,8 @@ impl Hybrids {
     /// Starts the connection that a program's request asks for.
     fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Refusal> {
         let Parts { cx, links, flows, services } = parts;
-        let link = self.clients.get(id).ok_or(Refusal::GivenUp)?.link;
-        let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
+        let &HybridClient { link, peer, .. } = self.clients.get(id).ok_or(Refusal::GivenUp)?;
+        let asked = links.attempt_of_program(program(peer), Act::Connect, to, SocketType::Stream);
         cx.admission.decide(&asked).limits()?;
         let bound = services.listeners.bind_ephemeral()?;
         let started = start(cx.now, links, link, bound, Target::new(to, 0, 0), SocketType::Stream);
