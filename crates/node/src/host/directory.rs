@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chmod, chownat, fstat, openat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chmod, chownat, fcntl_getfl, fstat, openat,
+};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
@@ -50,8 +52,9 @@ impl Directory {
 
     /// One that a predecessor has opened.
     pub(crate) fn restore(fd: OwnedFd) -> Result<Self, Unfit> {
-        let stat = fstat(&fd).map_err(|_| Unfit::Descriptor)?;
-        check(FileType::from_raw_mode(stat.st_mode).is_dir(), Unfit::Descriptor)?;
+        // fstat could wait for the file system, and this is not a helper's thread.
+        let flags = fcntl_getfl(&fd).map_err(|_| Unfit::Descriptor)?;
+        check(flags.contains(OFlags::PATH | OFlags::DIRECTORY), Unfit::Descriptor)?;
         Ok(Self(Arc::new(fd)))
     }
 
