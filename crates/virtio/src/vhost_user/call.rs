@@ -45,7 +45,8 @@ impl Call {
         if is_eventfd && signals == Signals::AtOnce {
             return Ok(Some(Self { eventfd: theirs, relayed_to: None }));
         }
-        if !is_eventfd && !(is_pipe_or_stream(&theirs) && is_of(&theirs, uid)) {
+        let can_relay = is_eventfd || (is_pipe_or_stream(&theirs) && is_of(&theirs, uid));
+        if !can_relay {
             return Ok(None);
         }
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
