@@ -163,6 +163,7 @@ pub(crate) fn errno(refusal: Refusal) -> Errno {
         Refusal::Leaving
         | Refusal::NoListener
         | Refusal::NoHybridSocket
+        | Refusal::ForeignSocket
         | Refusal::ListenerType
         | Refusal::QueueFull
         | Refusal::ListenerGone
