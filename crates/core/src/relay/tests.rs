@@ -93,7 +93,7 @@ impl Bench {
     fn assert_forgotten(&mut self) {
         assert_eq!(self.relay.flows().count(), 0);
         assert_eq!(self.relay.stats().flows, 0);
-        assert!(self.relay.grants.granted.is_empty());
+        assert!(self.relay.grants.granted.is_empty() && self.relay.grants.of_guest.is_empty());
         assert_eq!(self.relay.guests.flows(A.cid), 0);
         assert_eq!(self.relay.guests.half_open(A.cid), 0);
         self.wait(Duration::from_secs(3600));
