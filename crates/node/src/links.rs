@@ -58,7 +58,7 @@ use self::routes::Routes;
 pub use self::saved::SavedLinks;
 use self::schedule::Schedule;
 pub use self::sender::Sent;
-pub use self::store::SavedPacket;
+pub use self::store::{SavedPacket, SavedSender};
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;

@@ -224,10 +224,11 @@ impl Interface {
         sent
     }
 
-    /// Keeps a packet that ends a connection of another guest behind all that waits. False: nothing waits, or there is no
-    /// room for it.
+    /// Keeps a packet that ends a connection of another guest behind what waits of that. False: nothing waits, or there is
+    /// no room for it.
     pub(super) fn store_last(&mut self, header: Option<Header>) -> bool {
-        !self.sender.store.is_empty() && self.store_reset(header)
+        header.is_some_and(|header| self.sender.store.has_packet_of(&header))
+            && self.store_reset(header)
     }
 
     /// Does what the user of a connection asks for by what it has done.

@@ -14,7 +14,7 @@ use crate::links::filter::{Filter, FormerCid, Role};
 use crate::links::limits_of;
 use crate::links::receiver::{Drops, Receiver};
 use crate::links::sender::Sender;
-use crate::links::store::{SavedPacket, Store};
+use crate::links::store::{SavedSender, Store};
 use crate::links::transceiver::{Traffic, Transceiver};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::SavedDevice;
@@ -38,8 +38,8 @@ pub struct SavedInterface {
     pub datagram: SavedIncoming,
     /// What was not taken of what came.
     pub drops: Drops,
-    /// Packets of other guests that wait for room in the ring.
-    pub store: Vec<SavedPacket>,
+    /// Packets of other guests that wait for room in the ring, by sender.
+    pub store: Vec<SavedSender>,
 }
 
 /// The queues of a link as plain data.
