@@ -12,7 +12,9 @@
 //! the sender has forgotten it (see `state.rs`): the old flow ends, the new request is looked at.
 //!
 //! The caller sends what [`Relay::next_packet`] has for a guest before what is forwarded to that
-//! guest later; otherwise packets of a flow keep the order in which they were forwarded.
+//! guest later; otherwise packets of a flow keep the order in which they were forwarded. One guest
+//! can cause resets for another as often as it likes, so a caller that keeps packets of one guest
+//! for another by turns puts these resets among them ([`Relay::take_resets`]).
 //!
 //! | file | what it does |
 //! | --- | --- |
@@ -393,8 +395,20 @@ impl Relay {
         flow.is_some_and(|flow| flow.state.is_asked() && flow.destination == header.src)
     }
 
+    /// Offers the resets for a guest to `take`, the oldest first; what it does not take stays here.
+    pub fn take_resets(&mut self, to: Cid, mut take: impl FnMut(RawHeader) -> bool) {
+        let Self { guests, stats, .. } = self;
+        guests.take_notices(to, |notice| {
+            let is_taken = notice.op == Op::Rst.to_wire() && take(notice);
+            stats.packets_sent += u64::from(is_taken);
+            is_taken
+        });
+    }
+
     /// The caller could not pass a packet of this flow on: it ends for both sides. False: there is no such flow.
-    /// A RST has ended its flow already; that one side has to be told all the same.
+    ///
+    /// A RST has ended its flow already, and its other side has to be told all the same. Of a REQUEST the
+    /// other side knows nothing.
     pub fn reset_flow(&mut self, header: &Header) -> bool {
         if header.op == Op::Rst {
             let is_kept = self.guests.notify(header.dst.cid, header.raw(), &self.limits);
@@ -402,8 +416,13 @@ impl Relay {
             return is_kept;
         }
         let Some(id) = self.table.get(key(header)) else { return false };
+        let Some(flow) = self.flows.get(id) else { return false };
+        let (after, mut effects) = step(flow.state, Input::GivenUp);
+        if header.op == Op::Request {
+            effects.reset = Reset::One(flow.side_of(header.src));
+        }
         // It ends, so no timer is set and the time does not matter.
-        self.apply(Instant::default(), id, Input::GivenUp);
+        self.follow(Instant::default(), id, after, &effects);
         true
     }
 

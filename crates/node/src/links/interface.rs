@@ -224,13 +224,6 @@ impl Interface {
         sent
     }
 
-    /// Keeps a packet that ends a connection of another guest behind what waits of that. False: nothing waits, or there is
-    /// no room for it.
-    pub(super) fn store_last(&mut self, header: Option<Header>) -> bool {
-        header.is_some_and(|header| self.sender.store.has_packet_of(&header))
-            && self.store_reset(header)
-    }
-
     /// Does what the user of a connection asks for by what it has done.
     pub fn update(&mut self, now: Instant, id: ConnectionId, update: Update) {
         self.connections.update(now, id, update);
@@ -370,7 +363,7 @@ impl Interface {
         self.sender.store.clear();
     }
 
-    /// Keeps a packet that ends a connection of another guest; false: there is no room for it.
+    /// Keeps a packet that ends a connection of another guest behind what waits of that. False: there is no room for it.
     pub(super) fn store_reset(&mut self, header: Option<Header>) -> bool {
         header.is_some_and(|header| self.sender.store.push(Stored::new(header, Vec::new())))
     }

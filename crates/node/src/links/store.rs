@@ -8,15 +8,16 @@
 //! soon, and it must not take the room that a turn of another sender needs.
 //!
 //! What one sender may store depends on what all have stored: half of what is left of [`LIMIT`]. One alone gets a third of
-//! the whole, and several share it, and a part is always left for the next. The relay grants credit by a like rule
-//! (`core/relay/grants.rs`), so the limit is for packets that need no credit.
+//! the whole, and several share it, and a part is always left for the next, and for every RST: a connection that has ended
+//! must not look open. The relay grants credit by a like rule (`core/relay/grants.rs`), so the limit is for packets that
+//! need no credit.
 
 mod queue;
 mod saved;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use vsock_core::{Cid, Header};
+use vsock_core::{Cid, Op};
 
 use self::queue::Queue;
 pub(super) use self::queue::Stored;
@@ -50,11 +51,6 @@ impl Store {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// Whether a packet of the same flow and direction waits.
-    pub(super) fn has_packet_of(&self, header: &Header) -> bool {
-        self.queues.get(&header.src.cid).is_some_and(|queue| queue.has_packet_of(header))
     }
 
     /// The packet that goes next.
@@ -105,13 +101,14 @@ impl Store {
         if queue.is_some_and(|queue| queue.merge(stored.header())) {
             return true;
         }
-        let cost = stored.cost();
-        let own = self.queues.get(&sender).map_or(0, Queue::bytes) + cost;
-        if 2 * own > LIMIT.saturating_sub(self.bytes + cost) {
-            return false;
+        let left = LIMIT.checked_sub(self.bytes + stored.cost());
+        let own = self.queues.get(&sender).map_or(0, Queue::bytes) + stored.cost();
+        let is_reset = stored.header().op == Op::Rst;
+        let has_room = left.is_some_and(|left| is_reset || own <= left / 2);
+        if has_room {
+            self.add(stored);
         }
-        self.add(stored);
-        true
+        has_room
     }
 
     /// Puts a packet behind the others of its sender.

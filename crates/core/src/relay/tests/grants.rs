@@ -111,13 +111,3 @@ fn all_pairs_of_a_guest_share_its_budget_and_leave_a_part_for_the_next() {
         "eight greedy peers leave enough"
     );
 }
-
-#[test]
-fn reset_that_cannot_be_passed_on_is_told_to_the_other_side() {
-    let mut bench = Bench::open();
-    let reset = bench.pass(from_a(Op::Rst));
-    assert!(bench.relay.reset_flow(&reset));
-    assert_eq!(bench.packets(B), [reset.raw()]);
-    assert_eq!(bench.packets(A), []);
-    bench.assert_forgotten();
-}

@@ -150,11 +150,6 @@ impl Queue {
         self.left = left;
     }
 
-    /// Whether a packet of this flow waits whose connection has not been reset behind it.
-    pub(super) fn has_packet_of(&self, header: &Header) -> bool {
-        self.tails.contains_key(&flow(header))
-    }
-
     /// Whether the next packet may go in the sender's turn.
     pub(super) fn has_turn(&self) -> bool {
         self.left > 0 && !self.packets.is_empty()

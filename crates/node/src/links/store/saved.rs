@@ -1,10 +1,13 @@
 //! What waits for room in a ring as plain data. Which packets may be merged follows from their order.
 
-use vsock_core::RawHeader;
 use vsock_core::saved::{Unfit, check};
+use vsock_core::{MAX_PAYLOAD, RawHeader};
 
 use super::queue::{Queue, Stored};
-use super::{LIMIT, Store, TURN};
+use super::{LIMIT, PACKET_COST, Store, TURN};
+
+/// What a turn can have cost too much: the longest packet.
+const MOST_SPENT: i64 = MAX_PAYLOAD as i64 + PACKET_COST as i64;
 
 /// What of one sender waits for room in a ring, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,9 +70,8 @@ impl Store {
             check(store.turns.len() == before + 1, Unfit::Queue)?;
             let queue = store.turns.back().and_then(|sender| store.queues.get_mut(sender));
             let queue = queue.ok_or(Unfit::Queue)?;
-            // How many turns it skips bounds a loop: no more than one packet can have cost.
-            check((-i64::from(u32::MAX)..=TURN).contains(&left), Unfit::Queue)?;
-            check(queue.bytes() <= LIMIT / 3, Unfit::TooMany)?;
+            // How many turns it skips bounds a loop: no more than what one packet can have cost.
+            check((-MOST_SPENT..=TURN).contains(&left), Unfit::Queue)?;
             queue.set_left(left);
         }
         check(store.bytes <= LIMIT, Unfit::TooMany)?;

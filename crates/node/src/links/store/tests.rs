@@ -139,11 +139,9 @@ fn what_follows_a_reset_belongs_to_another_connection() {
         control(&mut store, Op::Request, 0);
         control(&mut store, Op::Rst, 0);
     }
-    assert!(!store.has_packet_of(&packet(3, 1, Op::Rst, 0)));
     control(&mut store, Op::Request, 0);
     let mut other = packet(3, 1, Op::Request, 0);
     other.kind = SocketType::SeqPacket;
-    assert!(store.has_packet_of(&other));
     assert!(push(&mut store, other, &[]));
     let ops: Vec<Op> = drain(&mut store).into_iter().map(|it| it.1).collect();
     use Op::{Request, Rst};
@@ -167,7 +165,10 @@ fn senders_that_store_all_they_may_leave_a_part_for_the_next() {
         left -= own;
     }
     assert!(push(&mut store, packet(9, 1, Op::Request, 0), &[]));
-    assert!(store.bytes() <= LIMIT);
+    // What ends a connection has more room, but not all of the memory.
+    let before = store.bytes();
+    while push(&mut store, packet(3, 1, Op::Rst, 0), &[]) {}
+    assert!(store.bytes() > before + LIMIT / 20 && store.bytes() <= LIMIT);
 }
 
 /// A packet that a guest may send on one of its flows.
@@ -302,7 +303,7 @@ fn packets_that_cannot_be_are_not_restored() {
     assert_eq!(spoiled(&|it| it[0].packets[0].header.src_cid = 4), Some(Unfit::Queue));
     assert_eq!(spoiled(&|it| it[0].packets.clear()), Some(Unfit::Queue));
     assert_eq!(spoiled(&|it| it[0].left = TURN + 1), Some(Unfit::Queue));
-    assert_eq!(spoiled(&|it| it[0].left = i64::MIN), Some(Unfit::Queue));
+    assert_eq!(spoiled(&|it| it[0].left = -70_000), Some(Unfit::Queue));
     assert_eq!(spoiled(&|it| it.push(it[0].clone())), Some(Unfit::Queue));
     let many = |it: &mut Vec<SavedSender>| {
         let big = SavedPacket {
@@ -310,7 +311,7 @@ fn packets_that_cannot_be_are_not_restored() {
             payload: vec![0; 65_536],
             sent: 0,
         };
-        it[0].packets.resize(LIMIT / 3 / 65_536 + 1, big);
+        it[0].packets.resize(LIMIT / 65_536 + 1, big);
     };
     assert_eq!(spoiled(&many), Some(Unfit::TooMany));
 }
