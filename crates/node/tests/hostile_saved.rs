@@ -227,7 +227,7 @@ fn node_that_cannot_be_is_not_restored() {
     };
     assert_eq!(it.refused(more), Some(Unfit::Credit));
     let queue = Some(Unfit::Queue);
-    assert_eq!(it.refused(|it| interface(it, 4).store[0].sent = 1 << 20), queue);
+    assert_eq!(it.refused(|it| interface(it, 4).store[0].packets[0].sent = 1 << 20), queue);
     assert_eq!(it.refused(|it| interface(it, 4).ready.push(nowhere())), queue);
     assert_eq!(it.refused(|it| interface(it, 4).datagram.bytes.push(1)), queue);
 }
@@ -245,9 +245,10 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| interface(it, 4).traffic.bytes_out = n,
     |it, n| interface(it, 3).drops.spoofed = n,
     |it, n| interface(it, 3).endpoint.stats.packets_in = n,
-    |it, n| interface(it, 4).store[0].header.len = low(n),
-    |it, n| interface(it, 4).store[0].header.dst_cid = n,
-    |it, n| interface(it, 4).store[0].sent = usize::try_from(n).unwrap(),
+    |it, n| interface(it, 4).store[0].left = n.cast_signed(),
+    |it, n| interface(it, 4).store[0].packets[0].header.len = low(n),
+    |it, n| interface(it, 4).store[0].packets[0].header.dst_cid = n,
+    |it, n| interface(it, 4).store[0].packets[0].sent = usize::try_from(n).unwrap(),
     |it, n| connection(it, 3).due = low(n).to_le_bytes()[0],
     |it, n| connection(it, 3).bytes[0] = n,
     |it, n| connection(it, 3).inbound.received = low(n),

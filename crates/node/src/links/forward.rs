@@ -153,9 +153,10 @@ impl Forwarder {
     /// A guest's connections to other guests end: it was removed, or its device reset.
     pub(crate) fn forget(&mut self, links: &mut Links, guest: Cid) {
         self.relay.remove_guest(guest, |to, reset| {
-            let target = links.routes.guest(to).and_then(|id| links.interface(id));
+            let Some(id) = links.routes.guest(to) else { return false };
+            links.activate(id);
             // What the guest has sent may wait there; its end must not overtake that.
-            target.is_some_and(|target| target.store_reset(reset.check().ok()))
+            links.interface(id).is_some_and(|target| target.store_reset(reset.check().ok()))
         });
         self.activate_ready(links);
     }

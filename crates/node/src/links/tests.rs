@@ -1,6 +1,7 @@
 //! Interfaces against each other, without sockets, threads or a clock.
 
 mod between;
+mod rate;
 
 use std::cell::Cell;
 use std::collections::HashMap;
