@@ -292,6 +292,7 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| front_end(it, 4).bytes = n.to_le_bytes().to_vec(),
     |it, n| messages(it).stream.fd = SavedFd(low(n)),
     |it, n| messages(it).share = n,
+    |it, n| messages(it).held = low(n),
     |it, n| messages(it).id = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).link = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).connection = Key::from_bits(n >> 1).unwrap(),

@@ -14,6 +14,7 @@ mod saved;
 use vsock_core::{Address, Cid, ConnectionId, Endpoint, Event, Header, Instant, Limits};
 
 pub use self::saved::{SavedInterface, SavedLink};
+use super::buffers::Buffers;
 use super::connections::Connections;
 use super::filter::{Filter, Role};
 use super::rate::Rate;
@@ -163,6 +164,7 @@ pub struct Interface {
     receiver: Receiver,
     sender: Sender,
     rate: Rate,
+    buffers: Buffers,
     /// Packets stay in the ring until there is room for the answers they may cause, or the rate allows more.
     is_paused: bool,
     /// Of a userspace guest: the device has been asked what our CID is.
@@ -181,6 +183,7 @@ impl Interface {
             receiver: Receiver::new(Filter::new(role, local)),
             sender: Sender::default(),
             rate: Rate::default(),
+            buffers: Buffers::default(),
             is_paused: false,
             awaits_cid: false,
             owes_sending: false,
@@ -278,6 +281,11 @@ impl Interface {
     /// So many bytes may go over the link in a second each way; 0: as many as there are.
     pub(super) fn set_rate(&mut self, bytes_per_second: u64) {
         self.rate.set(bytes_per_second, self.link.traffic());
+    }
+
+    /// What the receive buffers of its connections have together.
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// The connections.

@@ -1,6 +1,6 @@
 //! An interface as plain data. Saved between two turns: no buffer of the ring is in use then.
 //!
-//! Its addresses and options follow from its link's. What it knows of its ring (whether there was room, whether packets are
+//! Its addresses and options follow from its link's, and its flows know what they have of its buffers. What it knows of its ring (whether there was room, whether packets are
 //! left in it) is found out anew in its first turn.
 
 use vsock_core::endpoint::SavedEndpoint;
@@ -8,6 +8,7 @@ use vsock_core::saved::{Unfit, check_counts};
 use vsock_core::{Cid, ConnectionId, Endpoint, Instant};
 
 use super::Interface;
+use crate::links::buffers::Buffers;
 use crate::links::connections::Connections;
 use crate::links::datagram::{Incoming, SavedIncoming};
 use crate::links::filter::{Filter, FormerCid, Role};
@@ -101,6 +102,7 @@ impl Interface {
             receiver: Receiver { filter, datagram: Incoming::restore(datagram)?, drops },
             sender: Sender { store: Store::restore(store)?, overflows, ..Sender::default() },
             rate: Rate::default(),
+            buffers: Buffers::default(),
             is_paused: false,
             awaits_cid: false,
             owes_sending: false,
