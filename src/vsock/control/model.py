@@ -246,7 +246,9 @@ class GuestSpec:
     buffer_limit_mib: Annotated[
         int,
         Rule(_wrong_buffer_limit, json_schema=_BUFFER_LIMIT_RANGE),
-        About("What the switch keeps of what it sends to host programs that do not read, at most, in MiB."),
+        About(
+            "What the switch keeps of what it sends to host programs that do not read, at most, in MiB."
+        ),
     ] = BUFFER_LIMIT_MIB
     bytes_per_second: Annotated[
         int,
