@@ -162,10 +162,12 @@ impl Hybrids {
         let bound = services.listeners.bind_ephemeral()?;
         let started = start(cx.now, links, link, bound, Target::new(to, 0, 0), SocketType::Stream);
         let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
+        let interface = links.interface(link).ok_or(Refusal::NoRoute)?;
+        let share = flows.share(interface, connection, 0);
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
-        let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
+        let holdings = Holdings { binding: Some(bound), socket, share };
         let (at, greeting) = ((link, connection), Greeting::Handshake(client.handshake));
         begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, greeting));
         Ok(())
