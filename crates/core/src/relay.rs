@@ -23,9 +23,11 @@
 //! | `flow.rs` | one flow: its state, and what each side may send |
 //! | `grants.rs` | the credit that flows get out of the budgets of pairs and guests |
 //! | `guests.rs` | what is kept per guest |
+//! | `events.rs` | what became of requests |
 //! | `stats.rs` | counters |
 //! | `saved.rs` | all of it as plain data |
 
+mod events;
 mod flow;
 mod grants;
 mod guests;
@@ -41,6 +43,8 @@ use crate::table::Table;
 use crate::time::{Duration, Instant};
 use crate::timers::Timers;
 use alloc::vec::Vec;
+use events::Events;
+pub use events::{Asked, RelayEvent};
 use flow::Flow;
 pub use flow::{FlowInfo, SavedFlow, SavedWay};
 use grants::Grants;
@@ -117,6 +121,7 @@ pub struct Relay {
     guests: Guests,
     grants: Grants,
     timers: Timers<FlowId>,
+    events: Events,
     stats: RelayStats,
 }
 
@@ -144,6 +149,7 @@ impl Relay {
             guests: Guests::default(),
             grants: Grants::default(),
             timers: Timers::default(),
+            events: Events::default(),
             stats: RelayStats::default(),
         }
     }
@@ -290,6 +296,9 @@ impl Relay {
 
     /// Changes the state of a flow and does what follows from it, but for the packet.
     fn follow(&mut self, now: Instant, id: FlowId, after: State, effects: &Effects) {
+        if let Some(flow) = self.flows.get(id) {
+            self.events.note(flow, effects);
+        }
         match effects.reset {
             Reset::Nobody => {}
             Reset::One(side) => self.reset_one(id, side),
@@ -336,7 +345,7 @@ impl Relay {
             End::OverPackets => stats.over_packets += 1,
             End::TimedOut => stats.timeouts += 1,
             End::GivenUp => stats.given_up += 1,
-            End::Reset | End::Gone => {}
+            End::Refused | End::Reset | End::Gone => {}
         }
     }
 
@@ -388,11 +397,10 @@ impl Relay {
         self.guests.next_ready()
     }
 
-    /// Whether this packet is of the destination of a flow that has not answered yet.
-    #[must_use]
-    pub fn is_asked(&self, header: &Header) -> bool {
-        let flow = self.table.get(key(header)).and_then(|id| self.flows.get(id));
-        flow.is_some_and(|flow| flow.state.is_asked() && flow.destination == header.src)
+    /// What has become of a request, the oldest first. Each call that ends flows, or passes on a
+    /// packet that opens one, leaves one here for each of these.
+    pub fn next_event(&mut self) -> Option<RelayEvent> {
+        self.events.next()
     }
 
     /// Offers the resets for a guest to `take`, the oldest first; what it does not take stays here.
