@@ -181,6 +181,9 @@ impl Fabric {
         while let Some(connected) = self.programs.next_connected() {
             self.hybrid_connected(connected);
         }
+        if self.cx.sockets.take_has_room() {
+            self.flows.on_room(&self.cx);
+        }
     }
 
     /// It is known whether a program that waits for that may bind ports below 1024.

@@ -3,4 +3,5 @@
 pub(crate) mod client;
 pub(crate) mod handshake;
 pub(crate) mod program;
+pub(crate) mod socket;
 pub(crate) mod wire;

@@ -8,7 +8,7 @@ mod saved;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -20,14 +20,16 @@ use vsock_core::{Cid, SocketType};
 
 pub use self::saved::RestoreError;
 pub use crate::admission::Verdict;
+use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::guest_port::GuestPort;
 use crate::host::handshake::HYBRID;
+use crate::host::socket::{Sockets, prepare};
 use crate::journal::{Journal, Record};
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::AddError;
-pub use crate::options::GuestOptions;
+pub use crate::options::{GuestOptions, NodeOptions};
 pub use crate::orders::SaveError;
 use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
@@ -120,6 +122,7 @@ struct Held {
 
 /// A running node.
 pub struct Node {
+    options: NodeOptions,
     mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
@@ -133,6 +136,14 @@ impl Node {
     /// # Errors
     /// The kernel refuses a socket, an eventfd or a thread.
     pub fn start(cid: u32, directory: &Path) -> Result<Self, NodeError> {
+        Self::start_with(cid, directory, NodeOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(cid: u32, directory: &Path, options: NodeOptions) -> Result<Self, NodeError> {
         raise_descriptor_limit();
         let sources = Sources::new()?;
         let mailbox = Mailbox::new(sources.waker());
@@ -140,12 +151,13 @@ impl Node {
         let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
         let thread = spawn_worker(cid, journal.clone(), move || {
-            let seed = random_seed();
-            Some(Worker::new(Cid(cid), its_journal, sources, its_mailbox, loopback, seed))
+            let sockets = Sockets::new(sources.reaper(), options.refuse_descriptors);
+            let cx = Context::new(sources, sockets, its_journal);
+            Some(Worker::new(cx, Cid(cid), its_mailbox, loopback, random_seed()))
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
-        let node = Self { mailbox, journal, held, threads_left: AtomicU64::new(0) };
+        let node = Self { options, mailbox, journal, held, threads_left: AtomicU64::new(0) };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -153,11 +165,23 @@ impl Node {
         ];
         for (name, kind) in sockets {
             let path = directory.join(name);
-            let socket = listen(&path, kind).map_err(at(&path))?;
+            let socket = node.listen(&path, kind).map_err(at(&path))?;
             node.held().paths.push(path);
             node.mailbox.call(|reply| Order::AddAcceptor { socket, kind, reply })??;
         }
         Ok(node)
+    }
+
+    /// A listening socket for programs.
+    fn listen(&self, path: &Path, kind: SocketType) -> io::Result<UnixListener> {
+        listen(path, kind, |fd| prepare(fd, kind, self.options.refuse_descriptors))
+    }
+
+    /// A listening hybrid socket at `path`, if there is to be one.
+    fn hybrid_door(&self, path: Option<PathBuf>) -> Result<Option<HybridSocket>, NodeError> {
+        let Some(path) = path else { return Ok(None) };
+        let listener = self.listen(&path, SocketType::Stream).map_err(at(&path))?;
+        Ok(Some(HybridSocket { path, listener, handshake: &HYBRID }))
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -172,9 +196,9 @@ impl Node {
         let cid = options.cid;
         let mut held = self.held();
         let socket = &options.socket;
-        let front_door = listen(socket, SocketType::Stream).map_err(at(socket))?;
+        let front_door = listen(socket, SocketType::Stream, |_| Ok(())).map_err(at(socket))?;
         let mut paths = vec![socket.clone()];
-        let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
+        let hybrid = self.hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
         let device = device_options(&options);
         let (options, seed) = (Box::new(options), random_seed());
@@ -296,7 +320,7 @@ impl Node {
         if guest.paths.get(1) == path.as_ref() {
             return Ok(());
         }
-        let hybrid = hybrid_door(path)?;
+        let hybrid = self.hybrid_door(path)?;
         let added: Vec<_> = hybrid.iter().map(|it| it.path.clone()).collect();
         let link = guest.link;
         let set = self.mailbox.call(|reply| Order::SetHybrid { link, hybrid, reply });
@@ -469,8 +493,12 @@ fn spawn_worker(
 }
 
 /// A listening Unix socket of the type that carries `kind`, for our own user: who may enter its directory is not all
-/// that keeps others out, and the umask is somebody else's choice.
-fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
+/// that keeps others out, and the umask is somebody else's choice. `prepare` is called before anybody can connect.
+fn listen(
+    path: &Path,
+    kind: SocketType,
+    prepare: impl FnOnce(&OwnedFd) -> io::Result<()>,
+) -> io::Result<UnixListener> {
     use rustix::fs::Mode;
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
     let unix = match kind {
@@ -480,16 +508,10 @@ fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
     let fd = rustix::net::socket_with(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
     // Before the socket has a name, which gets this mode: nobody comes in between.
     rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
+    prepare(&fd)?;
     rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&fd, BACKLOG)?;
     Ok(fd.into())
-}
-
-/// A listening hybrid socket at `path`, if there is to be one.
-fn hybrid_door(path: Option<PathBuf>) -> Result<Option<HybridSocket>, NodeError> {
-    let Some(path) = path else { return Ok(None) };
-    let listener = listen(&path, SocketType::Stream).map_err(at(&path))?;
-    Ok(Some(HybridSocket { path, listener, handshake: &HYBRID }))
 }
 
 fn unlink(paths: &[PathBuf]) {

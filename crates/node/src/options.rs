@@ -1,6 +1,20 @@
-//! The options of a guest: its link stores them whole, and snapshots return them.
+//! The options of a node; and those of a guest: its link stores them whole, and snapshots return them.
 
 use vsock_core::Cid;
+
+/// What a node does that not every machine can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeOptions {
+    /// Refuse descriptors that programs send along with their bytes. Where the kernel cannot (before Linux 6.16), and if not,
+    /// they are received, and closed on threads of their own.
+    pub refuse_descriptors: bool,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self { refuse_descriptors: true }
+    }
+}
 
 /// Why there is no such guest.
 #[derive(Debug, thiserror::Error)]

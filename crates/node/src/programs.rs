@@ -25,7 +25,7 @@ mod requests;
 mod saved;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 
 use rustix::io::Errno;
@@ -55,6 +55,7 @@ use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parti
 use crate::host::client::Client;
 use crate::host::handshake::{Handshake, NoConnection};
 use crate::host::program::Socket;
+use crate::host::socket::ProgramSocket;
 use crate::host::wire::{self, NO_ADDRESS};
 use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
 use crate::orders::HybridSocket;
@@ -363,7 +364,7 @@ impl Programs {
         cx: &mut Context,
         flows: &mut Flows,
         asked: &Asked,
-        fd: OwnedFd,
+        fd: ProgramSocket,
     ) -> Result<Given, Refusal> {
         let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
         let source = cx.sources.add(&fd, Owner::Flow);

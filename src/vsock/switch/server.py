@@ -5,13 +5,14 @@ who may connect. All code that overrides uvicorn's internals is here; pyproject.
 """
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from vsock.switch.switch import Switch
 
 __all__ = ["ControlServer"]
+
+_SO_PASSRIGHTS: Final = 83
+"""Of Linux; the module socket does not have it."""
 
 _Scope = MutableMapping[str, Any]
 _Asgi = Callable[[_Scope, Any, Any], Awaitable[None]]
@@ -49,6 +53,7 @@ class ControlServer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.fchmod(listener.fileno(), 0o600)  # before it has a name, which gets this mode
+            _refuse_descriptors(listener)
             listener.bind(str(self._path))
         except OSError:
             listener.close()
@@ -71,6 +76,18 @@ class ControlServer:
         if self._serving:
             await self._serving
         self._path.unlink(missing_ok=True)
+
+
+def _refuse_descriptors(listener: socket.socket) -> None:
+    """Clients cannot send descriptors, the close of which may hang: connections inherit this.
+
+    Before Linux 6.16 they can.
+    """
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
 
 
 class _Server(uvicorn.Server):

@@ -25,6 +25,7 @@ use super::*;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
+use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
 use crate::reactor::Sources;
@@ -160,7 +161,9 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap());
+        let sources = Sources::new().unwrap();
+        let sockets = Sockets::new(sources.reaper(), true);
+        let cx = Context::new(sources, sockets, Journal::new().unwrap());
         let mut fabric = Fabric::new(cx, Cid::HOST, LoopbackLink::new().unwrap(), 1);
         let links = [(ALPHA, "alpha"), (BETA, "beta")].map(|(cid, name)| {
             let (name, groups) = (name.to_owned(), vec!["both".to_owned()]);
@@ -203,7 +206,7 @@ impl Lab {
                 connecting,
                 parties,
                 holdings,
-                ours.into(),
+                Sockets::alone().adopt(ours.into()),
                 Greeting::Handshake(&HYBRID),
             ),
         );
@@ -281,7 +284,13 @@ fn flow_hears_its_end_also_if_another_has_the_place_of_its_connection_by_then() 
     let socket = Socket { uid: 0, cookie: 0 };
     let holdings = Holdings { binding: None, socket, share: lab.fabric.flows.share() };
     let at = (lab.links[0], another);
-    let flow = Flow::connecting(at, parties, holdings, ours.into(), Greeting::Reply);
+    let flow = Flow::connecting(
+        at,
+        parties,
+        holdings,
+        Sockets::alone().adopt(ours.into()),
+        Greeting::Reply,
+    );
     lab.fabric.flows.begin(id, flow);
 
     let closed = Happened::Closed { id: connection, reason: CloseReason::Reset };

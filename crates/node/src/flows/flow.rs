@@ -13,7 +13,7 @@
 mod saved;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use vsock_core::{
     Address, CloseReason, ConnectionId, EOM, EOR, Endpoint, FlowKey, Shutdown, SocketType,
@@ -26,6 +26,7 @@ use super::stream::{Read, Stream, Taken, reads_no_more};
 use crate::fault::sort_transfer;
 use crate::host::handshake::Handshake;
 use crate::host::program::{Bound, Socket};
+use crate::host::socket::ProgramSocket;
 use crate::host::wire::{self, Reply, op};
 use crate::links::{End, Filled, LinkId, MemoryDead, Offer, Payload, Sends, Update};
 use crate::reactor::Readiness;
@@ -150,7 +151,7 @@ impl Flow {
         (link, connection): (LinkId, ConnectionId),
         parties: Parties,
         holdings: Holdings,
-        fd: OwnedFd,
+        fd: ProgramSocket,
         state: State,
     ) -> Self {
         let stream = Stream::new(fd, parties.kind);
@@ -163,7 +164,7 @@ impl Flow {
         at: (LinkId, ConnectionId),
         parties: Parties,
         holdings: Holdings,
-        fd: OwnedFd,
+        fd: ProgramSocket,
         greeting: Greeting,
     ) -> Self {
         Self::new(at, parties, holdings, fd, State::Connecting(greeting))
@@ -174,7 +175,7 @@ impl Flow {
         at: (LinkId, ConnectionId),
         parties: Parties,
         holdings: Holdings,
-        fd: OwnedFd,
+        fd: ProgramSocket,
     ) -> Self {
         let state = State::Open { ours: Shutdown::NONE, theirs: Shutdown::NONE };
         Self::new(at, parties, holdings, fd, state)
@@ -465,6 +466,11 @@ impl Flow {
         self.stream.refuse_data();
         self.stream.readable = true;
         Update::sends(Sends::More)
+    }
+
+    /// Whether something was left unread until descriptors can be received; once.
+    pub(super) fn take_awaits_room(&mut self) -> bool {
+        self.stream.take_awaits_room()
     }
 
     /// The socket, of a flow that never opened: its stream, to say why, and what it held.

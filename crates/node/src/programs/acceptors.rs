@@ -13,6 +13,7 @@ use vsock_core::{Instant, SecondaryMap, SocketType};
 use crate::context::Context;
 use crate::events::Failure;
 use crate::host::handshake::Handshake;
+use crate::host::socket::ProgramSocket;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
 use crate::saved::Restoring;
@@ -36,7 +37,7 @@ pub(super) enum Speaks {
 
 /// A program that has just connected.
 pub(super) struct Arrival {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ProgramSocket,
     pub(super) peer: PeerCredentials,
     pub(super) speaks: Speaks,
 }
@@ -44,7 +45,7 @@ pub(super) struct Arrival {
 /// All sockets on which programs connect.
 #[derive(Debug, Default)]
 pub(super) struct Acceptors {
-    table: SecondaryMap<Owner, (UnixListener, Speaks)>,
+    table: SecondaryMap<Owner, (ProgramSocket, Speaks)>,
     /// Those on which programs wait that could not be let in. Epoll will not tell of them again.
     paused: Vec<SourceId>,
     /// When these are looked at.
@@ -59,6 +60,7 @@ impl Acceptors {
         speaks: Speaks,
     ) -> io::Result<SourceId> {
         socket.set_nonblocking(true)?;
+        let socket = cx.sockets.adopt(socket.into());
         let id = cx.sources.add_input(&socket, Owner::Acceptor)?;
         self.table.insert(id, (socket, speaks));
         Ok(id)
@@ -77,6 +79,7 @@ impl Acceptors {
         for _ in 0..PROGRAMS_PER_TURN {
             match accept(socket) {
                 Ok(Some(fd)) => {
+                    let fd = cx.sockets.adopt(fd);
                     let Ok(peer) = PeerCredentials::of(fd.as_fd()) else { continue };
                     arrivals.push(Arrival { fd, peer, speaks: *speaks });
                 }
@@ -108,7 +111,7 @@ impl Acceptors {
 }
 
 /// The next connection on a socket; `None` when nobody waits.
-fn accept(socket: &UnixListener) -> io::Result<Option<OwnedFd>> {
+fn accept(socket: &ProgramSocket) -> io::Result<Option<OwnedFd>> {
     loop {
         match accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(fd) => return Ok(Some(fd)),
@@ -158,7 +161,7 @@ impl SavedSpeaks {
 impl Acceptors {
     /// As plain data. Programs that wait are not: epoll tells of them again.
     pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> Vec<SavedAcceptor> {
-        let mut one = |(id, (socket, speaks)): (SourceId, &'a (UnixListener, Speaks))| {
+        let mut one = |(id, (socket, speaks)): (SourceId, &'a (ProgramSocket, Speaks))| {
             SavedAcceptor { id, socket: fds.add(socket), speaks: SavedSpeaks::of(*speaks) }
         };
         self.table.iter().map(&mut one).collect()
@@ -171,8 +174,8 @@ impl Acceptors {
     ) -> Result<Self, Unfit> {
         let mut acceptors = Self::default();
         for SavedAcceptor { id, socket, speaks } in saved {
-            let socket = UnixListener::from(restoring.claim(socket, id, Owner::Acceptor)?);
-            socket.set_nonblocking(true).map_err(|_| Unfit::Descriptor)?;
+            let socket = restoring.claim_socket(socket, id, Owner::Acceptor)?;
+            rustix::io::ioctl_fionbio(&socket, true).map_err(|_| Unfit::Descriptor)?;
             acceptors.table.insert(id, (socket, speaks.restore()?));
         }
         Ok(acceptors)

@@ -1,7 +1,6 @@
 //! Hybrid sockets of guests: where programs ask for connections to one guest, and where its own connections go. What is
 //! said, and which path it is, is the affair of the socket's [`Handshake`].
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -18,11 +17,11 @@ use super::{Asked, Parts};
 use crate::context::Context;
 use crate::events::{Event, NotOpened};
 use crate::flow_log::FlowLog;
-use crate::flows::stream::finish;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::handshake::{Handshake, NoConnection, Progress};
 use crate::host::program::Socket;
+use crate::host::socket::{ProgramSocket, Sockets};
 use crate::links::{Entry, LinkId, Links};
 use crate::orders;
 use crate::reactor::{Owner, SourceId};
@@ -33,7 +32,7 @@ use vsock_virtio::sys::PeerCredentials;
 /// A program on a hybrid socket that has not been connected yet.
 #[derive(Debug)]
 pub(super) struct HybridClient {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ProgramSocket,
     pub(super) link: LinkId,
     pub(super) peer: PeerCredentials,
     pub(super) handshake: &'static Handshake,
@@ -49,14 +48,14 @@ struct HybridSocket {
 }
 
 /// A connection that a guest asks for, and the path of the program that is to take it.
-type ToConnect = (Asked, &'static Handshake, PathBuf);
+type ToConnect = (Asked, &'static Handshake, PathBuf, Sockets);
 
 /// What became of that.
 pub(crate) struct Connected {
     pub(crate) asked: Asked,
     pub(crate) handshake: &'static Handshake,
     /// The program's end, or that nobody is there.
-    pub(crate) program: Result<OwnedFd, Refusal>,
+    pub(crate) program: Result<ProgramSocket, Refusal>,
 }
 
 /// The hybrid sockets of all guests, and programs on them.
@@ -181,7 +180,7 @@ impl Hybrids {
     /// Ends a program's connection: with something unread in it, a plain close would read as a reset.
     pub(super) fn drop_client(&mut self, cx: &mut Context, id: SourceId) {
         if let Some(client) = self.clients.remove(id) {
-            finish(&client.fd);
+            client.fd.finish();
             cx.sources.remove(id);
         }
     }
@@ -208,26 +207,28 @@ impl Hybrids {
         let HybridSocket { path, handshake, helper, .. } =
             self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
         let path = (handshake.path)(path, asked.key.ours.port);
-        let is_given = helper.give(cx.sources.waker(), (asked, *handshake, path));
+        let is_given =
+            helper.give(cx.sources.waker(), (asked, *handshake, path, cx.sockets.clone()));
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }
 
-fn connect((asked, handshake, path): ToConnect) -> Connected {
-    Connected { asked, handshake, program: connected(&path) }
+fn connect((asked, handshake, path, sockets): ToConnect) -> Connected {
+    Connected { asked, handshake, program: connected(&path, &sockets) }
 }
 
 /// A socket that is connected to a program.
 ///
 /// A program whose backlog is full counts as a refusal: waiting for it would keep the guest's other connections waiting.
-fn connected(path: &Path) -> Result<OwnedFd, Refusal> {
+fn connected(path: &Path, sockets: &Sockets) -> Result<ProgramSocket, Refusal> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
         .map_err(|_| Refusal::OutOfDescriptors)?;
+    let socket = sockets.prepare(fd, SocketType::Stream).map_err(|_| Refusal::NoHybridSocket)?;
     SocketAddrUnix::new(path)
-        .and_then(|address| rustix::net::connect(&fd, &address))
+        .and_then(|address| rustix::net::connect(&socket, &address))
         .map_err(|_| Refusal::NoHybridSocket)?;
-    Ok(fd)
+    Ok(socket)
 }
 
 /// [`Hybrids`] as plain data.
@@ -292,7 +293,7 @@ impl Hybrids {
         }
         for SavedHybridClient { id, fd, link, peer, handshake } in saved.clients {
             check(has_guest(link), Unfit::State)?;
-            let fd = restoring.claim(fd, id, Owner::HybridClient)?;
+            let fd = restoring.claim_socket(fd, id, Owner::HybridClient)?;
             let handshake = Handshake::named(&handshake)?;
             hybrids.add(id, HybridClient { fd, link, peer, handshake });
         }

@@ -22,6 +22,7 @@ use crate::flows::buffers::Share;
 use crate::flows::{Flows, room};
 use crate::host::client::{Client, Heard, has_hung_up};
 use crate::host::program::{Bound, Socket};
+use crate::host::socket::{ProgramSocket, Sockets};
 use crate::host::wire::{self, BadRequest, Reply, Request, op};
 use crate::links::Interface;
 use crate::reactor::{Owner, SourceId};
@@ -47,7 +48,7 @@ pub(super) struct Listener {
 /// A stream for a connection that a listening program gets.
 pub(super) struct Given {
     /// Our end.
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ProgramSocket,
     pub(super) source: SourceId,
     pub(super) peer: PeerCredentials,
     pub(super) share: Share,
@@ -198,7 +199,7 @@ impl Listeners {
         let buffer = listener.buffer.min(limits.buffer);
         flows.set_buffer(&mut share, interface.endpoint_mut(), connection, buffer);
         let peer = listener.client.peer;
-        let handed = stream_pair(kind).and_then(|(ours, theirs)| {
+        let handed = stream_pair(&cx.sockets, kind).and_then(|(ours, theirs)| {
             let source = cx.sources.add(&ours, Owner::Flow)?;
             let reply = Reply {
                 theirs: wire::to_wire(key.theirs),
@@ -246,7 +247,7 @@ impl Listeners {
 }
 
 /// A connected pair of Unix sockets of the kind: our end, and the program's.
-fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+fn stream_pair(sockets: &Sockets, kind: SocketType) -> io::Result<(ProgramSocket, OwnedFd)> {
     let unix = match kind {
         SocketType::Stream => UnixType::STREAM,
         SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
@@ -254,5 +255,5 @@ fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
     room::for_messages(&theirs, kind);
-    Ok((ours, theirs))
+    Ok((sockets.prepare(ours, kind)?, theirs))
 }

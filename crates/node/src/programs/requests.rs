@@ -25,7 +25,7 @@ use crate::admission::errno;
 use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
-use crate::flows::stream::{Stream, finish};
+use crate::flows::stream::Stream;
 use crate::flows::{Ended, Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::client::{Client, Heard, has_hung_up};
@@ -520,7 +520,7 @@ pub(super) fn refuse(cx: &Context, client: &Client, op: u8, bad: BadRequest) {
     cx.note(None, Event::BadRequest { pid: client.peer.pid, bad });
     // It may not even read; the connection ends all the same.
     let _ = client.reply(&wire::error(op, Errno::PROTO));
-    finish(&client.fd);
+    client.fd.finish();
 }
 
 /// A buffer size as programs say it: cut to what one flow may hold of our memory.

@@ -139,7 +139,7 @@ impl Flow {
         restoring: &mut Restoring,
     ) -> Result<Self, Unfit> {
         let SavedFlow { id, link, connection, parties, binding, socket, .. } = saved;
-        let fd = restoring.claim(saved.stream.fd, id, Owner::Flow)?;
+        let fd = restoring.claim_socket(saved.stream.fd, id, Owner::Flow)?;
         let outgoing = saved.outgoing.map(|message| outgoing(message, parties.kind)).transpose()?;
         Ok(Self {
             link,

@@ -67,7 +67,7 @@ impl SavedClient {
         restoring: &mut Restoring,
     ) -> Result<Client, Unfit> {
         let Self { fd, kind, peer, bound } = self;
-        Ok(Client::new(restoring.claim(fd, id, owner)?, kind, peer, bound))
+        Ok(Client::new(restoring.claim_socket(fd, id, owner)?, kind, peer, bound))
     }
 }
 
