@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod handshake;
+pub(crate) mod places;
 pub(crate) mod program;
 pub(crate) mod socket;
 pub(crate) mod wire;

@@ -151,7 +151,7 @@ impl Node {
         let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
         let thread = spawn_worker(cid, journal.clone(), move || {
-            let sockets = Sockets::new(sources.reaper(), options.refuse_descriptors);
+            let sockets = Sockets::new(sources.reaper(), options);
             let cx = Context::new(sources, sockets, its_journal);
             Some(Worker::new(cx, Cid(cid), its_mailbox, loopback, random_seed()))
         })?;

@@ -20,6 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::event::epoll;
 use rustix::process::{Resource, getrlimit};
 
+use crate::host::places::Place;
 use crate::reactor::Waker;
 
 /// So many closes may hang before others wait for them.
@@ -70,7 +71,7 @@ struct State {
 
 #[derive(Debug)]
 enum Task {
-    Socket(OwnedFd),
+    Socket(OwnedFd, Option<Place>),
     Received(Vec<OwnedFd>),
 }
 
@@ -88,11 +89,11 @@ impl Reaper {
         Self(Arc::new(Owner { queue: Arc::new(queue), epoll, most }))
     }
 
-    /// Closes a socket, of which nothing more is heard from now on.
-    pub(crate) fn close(&self, socket: OwnedFd) {
+    /// Closes a socket, of which nothing more is heard from now on; then it is nobody's.
+    pub(crate) fn close(&self, socket: OwnedFd, place: Option<Place>) {
         // It may never have been listened to.
         let _ = epoll::delete(&*self.0.epoll, &socket);
-        self.give(Task::Socket(socket), 0);
+        self.give(Task::Socket(socket, place), 0);
     }
 
     /// Closes descriptors that have come with a message.
@@ -151,7 +152,10 @@ impl Queue {
     fn run(&self) {
         while let Some(task) = self.next() {
             match task {
-                Task::Socket(socket) => drop(socket),
+                Task::Socket(socket, place) => {
+                    drop(socket);
+                    drop(place);
+                }
                 Task::Received(descriptors) => {
                     for descriptor in descriptors {
                         drop(descriptor);
@@ -233,7 +237,7 @@ pub(crate) mod tests {
         reaper.close_received(vec![descriptor]);
         for _ in 0..3 * THREADS {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
-            reaper.close(ours.into());
+            reaper.close(ours.into(), None);
             assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
         }
         assert_eq!(reaper.0.queue.lock().received, 1);
@@ -252,7 +256,7 @@ pub(crate) mod tests {
         reaper.await_room();
         assert!(!reaper.take_has_room());
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        reaper.close(ours.into());
+        reaper.close(ours.into(), None);
         assert_eq!(reaper.0.queue.lock().threads, THREADS);
         drop(peers);
         assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "it is closed after all");
@@ -269,7 +273,7 @@ pub(crate) mod tests {
         let reaper = reaper_for(MOST);
         let queue = Arc::clone(&reaper.0.queue);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        reaper.close(ours.into());
+        reaper.close(ours.into(), None);
         drop(reaper);
         assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);

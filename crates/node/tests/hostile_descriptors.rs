@@ -35,7 +35,8 @@ fn labs(joined: usize) -> impl Iterator<Item = (Lab, bool)> {
     let (one, _other) = UnixStream::pair().unwrap();
     let can_refuse = refuse_descriptors(one.as_fd()).unwrap();
     [true, false].into_iter().map(move |refuse_descriptors| {
-        let lab = Lab::with(joined, NodeOptions { refuse_descriptors });
+        let options = NodeOptions { refuse_descriptors, ..NodeOptions::default() };
+        let lab = Lab::with(joined, options);
         (lab, !(refuse_descriptors && can_refuse))
     })
 }

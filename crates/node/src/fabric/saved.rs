@@ -71,7 +71,7 @@ impl Fabric {
         let SavedFabric { now, sources: saved_sources, refusals, links, relay, flows, programs } =
             saved;
         check(now <= LATEST, Unfit::State)?;
-        let sockets = Sockets::new(sources.reaper(), NodeOptions::default().refuse_descriptors);
+        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
         let sources = Claims::new(sources, saved_sources)?;
         let mut restoring = Restoring { fds, sources, now, sockets };
         let mut admission = vsock_core::Admission::default();

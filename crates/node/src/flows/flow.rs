@@ -25,6 +25,7 @@ use super::linger::Linger;
 use super::stream::{Read, Stream, Taken, reads_no_more};
 use crate::fault::sort_transfer;
 use crate::host::handshake::Handshake;
+use crate::host::places::Place;
 use crate::host::program::{Bound, Socket};
 use crate::host::socket::ProgramSocket;
 use crate::host::wire::{self, Reply, op};
@@ -144,6 +145,8 @@ pub(crate) struct Flow {
     outgoing: Option<Outgoing>,
     /// Its program is gone, and it has more to send.
     pub(super) linger: Option<Linger>,
+    /// As long as the connection has no answer.
+    attempt: Option<Place>,
 }
 
 impl Flow {
@@ -155,8 +158,8 @@ impl Flow {
         state: State,
     ) -> Self {
         let stream = Stream::new(fd, parties.kind);
-        let (outgoing, linger) = (None, None);
-        Self { link, connection, parties, holdings, state, stream, outgoing, linger }
+        let (outgoing, linger, attempt) = (None, None, None);
+        Self { link, connection, parties, holdings, state, stream, outgoing, linger, attempt }
     }
 
     /// A flow of a program that waits for its connection.
@@ -168,6 +171,11 @@ impl Flow {
         greeting: Greeting,
     ) -> Self {
         Self::new(at, parties, holdings, fd, State::Connecting(greeting))
+    }
+
+    /// The same, with what its attempt to connect takes.
+    pub(crate) fn answered_in(self, attempt: impl Into<Option<Place>>) -> Self {
+        Self { attempt: attempt.into(), ..self }
     }
 
     /// A flow that is open.
@@ -406,6 +414,7 @@ impl Flow {
             Greeting::Handshake(it) => self.stream.greet(0, &(it.accepted)(ours.port)),
         };
         self.state = State::Open { ours: Shutdown::NONE, theirs: Shutdown::NONE };
+        self.attempt = None;
         let more = Update::sends(Sends::More);
         match greeted {
             Ok(()) => more,

@@ -13,6 +13,7 @@ use crate::host::program::Socket;
 use crate::host::socket::{ProgramSocket, Sockets};
 use crate::journal::Journal;
 use crate::links::{End, Sends};
+use crate::options::NodeOptions;
 use crate::reactor::{Claims, Sources};
 use crate::saved::Restoring;
 use vsock_guest_memory::sealed_memory;
@@ -217,7 +218,7 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let sources = Sources::new().unwrap();
-        let sockets = Sockets::new(sources.reaper(), true);
+        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
         let cx = Context::new(sources, sockets, Journal::new().unwrap());
         let links = Links::new(Cid::HOST, LoopbackLink::new().unwrap(), 1);
         Self { cx, links, flows: Flows::new() }

@@ -15,6 +15,8 @@ use rustix::net::{
 };
 use vsock_core::SocketType;
 
+use super::places::{Place, Places};
+use crate::options::NodeOptions;
 use crate::reaper::Reaper;
 use vsock_guest_memory::slice::{self, Slice, TransferError};
 use vsock_virtio::sys::{refuse_descriptors, takes_descriptors};
@@ -25,6 +27,8 @@ const MAX_DESCRIPTORS: usize = 253;
 /// How sockets of programs become ours.
 #[derive(Clone, Debug)]
 pub(crate) struct Sockets {
+    /// How many there may be.
+    pub(crate) places: Places,
     reaper: Reaper,
     /// Sockets refuse descriptors, where the kernel can.
     refuse: bool,
@@ -32,20 +36,21 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Sockets that are closed by this reaper, if need be.
-    pub(crate) fn new(reaper: Reaper, refuse: bool) -> Self {
-        Self { reaper, refuse }
+    pub(crate) fn new(reaper: Reaper, options: NodeOptions) -> Self {
+        let NodeOptions { refuse_descriptors: refuse, descriptors } = options;
+        Self { places: Places::within(descriptors), reaper, refuse }
     }
 
     /// Of a test, without a node.
     #[cfg(test)]
     pub(crate) fn alone() -> Self {
-        Self::new(crate::reactor::Sources::new().unwrap().reaper(), true)
+        Self::new(crate::reactor::Sources::new().unwrap().reaper(), NodeOptions::default())
     }
 
     /// A socket that a program may have used already. What it refuses was decided when it was made.
     pub(crate) fn adopt(&self, fd: OwnedFd) -> ProgramSocket {
         let reaper = takes_descriptors(fd.as_fd()).then(|| self.reaper.clone());
-        ProgramSocket { fd: Some(fd), reaper }
+        ProgramSocket { fd: Some(fd), reaper, place: None }
     }
 
     /// Descriptors can be received again, which was not so when some were to be; once.
@@ -78,9 +83,17 @@ pub(crate) struct ProgramSocket {
     fd: Option<OwnedFd>,
     /// Closes it, and descriptors that come by it; `None`: it refuses them.
     reaper: Option<Reaper>,
+    /// Whose it is counted as; `None`: nobody's.
+    place: Option<Place>,
 }
 
 impl ProgramSocket {
+    /// The same, counted as somebody's until it is closed.
+    pub(crate) fn counted(mut self, place: impl Into<Option<Place>>) -> Self {
+        self.place = place.into();
+        self
+    }
+
     /// Receives without waiting: how long it was, and whether descriptors came with it. Of a message that is its real length,
     /// which may be more than there was room for, if `flags` say so.
     ///
@@ -153,7 +166,7 @@ impl ProgramSocket {
 impl Drop for ProgramSocket {
     fn drop(&mut self) {
         if let (Some(fd), Some(reaper)) = (self.fd.take(), &self.reaper) {
-            reaper.close(fd);
+            reaper.close(fd, self.place.take());
         }
     }
 }
@@ -233,7 +246,8 @@ mod tests {
     /// A socket that takes descriptors, and its program.
     fn pair(reaper: &Reaper) -> (ProgramSocket, UnixStream) {
         let (ours, program) = UnixStream::pair().unwrap();
-        let sockets = Sockets::new(reaper.clone(), false);
+        let options = NodeOptions { refuse_descriptors: false, ..NodeOptions::default() };
+        let sockets = Sockets::new(reaper.clone(), options);
         (sockets.prepare(ours.into(), SocketType::Stream).unwrap(), program)
     }
 
@@ -292,16 +306,17 @@ mod tests {
         let reaper = Sources::new().unwrap().reaper();
         let (one, _) = UnixStream::pair().unwrap();
         let can_refuse = refuse_descriptors(one.as_fd()).unwrap();
-        for (kind, refuse) in [
+        for (kind, refuse_descriptors) in [
             (SocketType::Stream, true),
             (SocketType::Datagram, true),
             (SocketType::Stream, false),
             (SocketType::SeqPacket, true),
         ] {
             let (ours, program) = UnixStream::pair().unwrap();
-            let sockets = Sockets::new(reaper.clone(), refuse);
+            let options = NodeOptions { refuse_descriptors, ..NodeOptions::default() };
+            let sockets = Sockets::new(reaper.clone(), options);
             let ours = sockets.prepare(ours.into(), kind).unwrap();
-            let is_refused = refuse && can_refuse && kind != SocketType::SeqPacket;
+            let is_refused = refuse_descriptors && can_refuse && kind != SocketType::SeqPacket;
             let sent = send(&program, &[no_file()]);
             assert_eq!(sent, if is_refused { Err(Errno::PERM) } else { Ok(1) }, "{kind:?}");
             assert_eq!(ours.reaper.is_none(), is_refused);

@@ -8,11 +8,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use vsock_core::saved::Unfit;
-use vsock_core::{Instant, SecondaryMap, SocketType};
+use vsock_core::{Instant, Refusal, SecondaryMap, SocketType};
 
 use crate::context::Context;
 use crate::events::Failure;
 use crate::host::handshake::Handshake;
+use crate::host::places::Holder;
 use crate::host::socket::ProgramSocket;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
@@ -73,16 +74,17 @@ impl Acceptors {
     }
 
     /// Lets in programs that wait on a socket. True: more may wait.
-    pub(super) fn accept(&mut self, cx: &Context, id: SourceId) -> (Vec<Arrival>, bool) {
+    pub(super) fn accept(&mut self, cx: &mut Context, id: SourceId) -> (Vec<Arrival>, bool) {
         let mut arrivals = Vec::new();
         let Some((socket, speaks)) = self.table.get(id) else { return (arrivals, false) };
         for _ in 0..PROGRAMS_PER_TURN {
-            match accept(socket) {
-                Ok(Some(fd)) => {
-                    let fd = cx.sockets.adopt(fd);
-                    let Ok(peer) = PeerCredentials::of(fd.as_fd()) else { continue };
-                    arrivals.push(Arrival { fd, peer, speaks: *speaks });
-                }
+            let next = if cx.sockets.places.is_full() {
+                Err(io::Error::other("no descriptor is left for programs"))
+            } else {
+                accept(socket)
+            };
+            match next {
+                Ok(Some(fd)) => arrivals.extend(let_in(cx, fd, *speaks)),
                 Ok(None) => return (arrivals, false),
                 Err(error) => {
                     // No descriptors are left: tries again a little later, as the edge will not come again.
@@ -104,10 +106,26 @@ impl Acceptors {
     }
 
     /// The sockets to be looked at again.
-    pub(super) fn resume(&mut self) -> Vec<SourceId> {
+    pub(super) fn resume(&mut self, now: Instant) -> Vec<SourceId> {
+        if self.resume_at.is_none_or(|at| at > now) {
+            return Vec::new();
+        }
         self.resume_at = None;
         std::mem::take(&mut self.paused)
     }
+}
+
+/// A program that has connected, if its user may have one more connection. Else it is closed: the program may wait for nothing.
+fn let_in(cx: &mut Context, fd: OwnedFd, speaks: Speaks) -> Option<Arrival> {
+    let fd = cx.sockets.adopt(fd);
+    let peer = PeerCredentials::of(fd.as_fd()).ok()?;
+    let Some(place) = cx.sockets.places.take(Holder::User(peer.uid)) else {
+        // It has asked for nothing, so that there is nothing to answer.
+        let _ = cx.admission.refuse(Refusal::UserOverLimits);
+        cx.failed(Failure::OverShare(peer.uid));
+        return None;
+    };
+    Some(Arrival { fd: fd.counted(place), peer, speaks })
 }
 
 /// The next connection on a socket; `None` when nobody waits.

@@ -20,6 +20,7 @@ use crate::flow_log::FlowLog;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::handshake::{Handshake, NoConnection, Progress};
+use crate::host::places::{Holder, Place};
 use crate::host::program::Socket;
 use crate::host::socket::{ProgramSocket, Sockets};
 use crate::links::{Entry, LinkId, Links};
@@ -48,7 +49,7 @@ struct HybridSocket {
 }
 
 /// A connection that a guest asks for, and the path of the program that is to take it.
-type ToConnect = (Asked, &'static Handshake, PathBuf, Sockets);
+type ToConnect = (Asked, &'static Handshake, PathBuf, (Sockets, Place));
 
 /// What became of that.
 pub(crate) struct Connected {
@@ -127,7 +128,7 @@ impl Hybrids {
         match handshake.advance(&client.fd, ended) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Connect(port)) => {
-                let Some(cid) = guest else { return self.drop_client(parts.cx, id) };
+                let Some(cid) = guest else { return self.leave(parts, id) };
                 let to = Address { cid, port };
                 if let Err(reason) = self.connect(parts, id, to) {
                     let refused = parts.cx.admission.refuse(reason);
@@ -136,45 +137,59 @@ impl Hybrids {
                     let parties = Parties::outgoing(key, SocketType::Stream, peer);
                     let log = FlowLog { cx: parts.cx, links: parts.links };
                     log.denied(&parties, Some(handshake), refused);
-                    self.refuse(parts.cx, id, NoConnection::NotOpened(NotOpened::Refused(reason)));
+                    self.refuse(parts, id, NoConnection::NotOpened(NotOpened::Refused(reason)));
                 }
             }
             Ok(Progress::Bad) => {
                 let Handshake { name: by, expected, .. } = *handshake;
                 parts.cx.note(guest, Event::BadLine { pid: peer.pid, by, expected });
                 self.bad += 1;
-                self.refuse(parts.cx, id, NoConnection::BadRequest);
+                self.refuse(parts, id, NoConnection::BadRequest);
             }
-            Ok(Progress::Gone) | Err(_) => self.drop_client(parts.cx, id),
+            Ok(Progress::Gone) | Err(_) => self.leave(parts, id),
         }
     }
 
     /// Starts the connection that a program's request asks for.
     fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Refusal> {
         let Parts { cx, links, flows, services } = parts;
-        let link = self.clients.get(id).ok_or(Refusal::GivenUp)?.link;
+        let HybridClient { link, peer, .. } = *self.clients.get(id).ok_or(Refusal::GivenUp)?;
         let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
         cx.admission.decide(&asked).limits()?;
         let bound = services.listeners.bind_ephemeral()?;
-        let started = start(cx.now, links, link, bound, Target::new(to, 0, 0), SocketType::Stream);
-        let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
+        let target = Target::new(to, 0, 0);
+        let started = start(cx, links, (link, peer.uid), bound, target, SocketType::Stream);
+        let (connection, key, attempt) =
+            started.inspect_err(|_| services.listeners.release(Some(bound)))?;
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
+        services.silent.remove(id);
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
         let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
         let (at, greeting) = ((link, connection), Greeting::Handshake(client.handshake));
-        begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, greeting));
+        let flow = Flow::connecting(at, parties, holdings, client.fd, greeting);
+        begin(parts, id, flow.answered_in(attempt));
         Ok(())
     }
 
     /// Tells a program that it gets no connection, and ends its own to us.
-    fn refuse(&mut self, cx: &mut Context, id: SourceId, why: NoConnection) {
+    fn refuse(&mut self, parts: &mut Parts<'_>, id: SourceId, why: NoConnection) {
         if let Some(HybridClient { fd, handshake, .. }) = self.clients.get(id) {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             // Fails only when the program has gone already.
             let _ = send(fd, &(handshake.refused)(why), flags);
         }
-        self.drop_client(cx, id);
+        self.leave(parts, id);
+    }
+
+    fn leave(&mut self, parts: &mut Parts<'_>, id: SourceId) {
+        parts.services.silent.remove(id);
+        self.drop_client(parts.cx, id);
+    }
+
+    /// The user of a program that has not been connected yet.
+    pub(super) fn user(&self, id: SourceId) -> Option<u32> {
+        self.clients.get(id).map(|it| it.peer.uid)
     }
 
     /// Ends a program's connection: with something unread in it, a plain close would read as a reset.
@@ -185,16 +200,22 @@ impl Hybrids {
         }
     }
 
-    /// A guest is gone, and with it all that waits for it.
-    pub(super) fn forget(&mut self, cx: &mut Context, acceptors: &mut Acceptors, link: LinkId) {
+    /// A guest is gone, and with it all that waits for it: these programs.
+    pub(super) fn forget(
+        &mut self,
+        cx: &mut Context,
+        acceptors: &mut Acceptors,
+        link: LinkId,
+    ) -> Vec<SourceId> {
         // Fails only for a new socket.
         let _ = self.set(cx, acceptors, link, None);
         let waiting: Vec<SourceId> =
             self.clients.iter().filter(|(_, it)| it.link == link).map(|(id, _)| id).collect();
-        for id in waiting {
+        for &id in &waiting {
             self.clients.remove(id);
             cx.sources.remove(id);
         }
+        waiting
     }
 
     /// Begins to connect to the program that takes connections of a guest to this port.
@@ -203,18 +224,24 @@ impl Hybrids {
     ///
     /// # Errors
     /// There is no such socket, or too many connections wait for the helper.
-    pub(super) fn connect_to(&mut self, cx: &Context, asked: Asked) -> Result<(), Refusal> {
+    pub(super) fn connect_to(
+        &mut self,
+        cx: &Context,
+        asked: Asked,
+        place: Place,
+    ) -> Result<(), Refusal> {
         let HybridSocket { path, handshake, helper, .. } =
             self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
         let path = (handshake.path)(path, asked.key.ours.port);
         let is_given =
-            helper.give(cx.sources.waker(), (asked, *handshake, path, cx.sockets.clone()));
+            helper.give(cx.sources.waker(), (asked, *handshake, path, (cx.sockets.clone(), place)));
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }
 
-fn connect((asked, handshake, path, sockets): ToConnect) -> Connected {
-    Connected { asked, handshake, program: connected(&path, &sockets) }
+fn connect((asked, handshake, path, (sockets, place)): ToConnect) -> Connected {
+    let program = connected(&path, &sockets).map(|socket| socket.counted(place));
+    Connected { asked, handshake, program }
 }
 
 /// A socket that is connected to a program.
@@ -293,7 +320,8 @@ impl Hybrids {
         }
         for SavedHybridClient { id, fd, link, peer, handshake } in saved.clients {
             check(has_guest(link), Unfit::State)?;
-            let fd = restoring.claim_socket(fd, id, Owner::HybridClient)?;
+            let place = restoring.sockets.places.keep(Holder::User(peer.uid));
+            let fd = restoring.claim_socket(fd, id, Owner::HybridClient)?.counted(place);
             let handshake = Handshake::named(&handshake)?;
             hybrids.add(id, HybridClient { fd, link, peer, handshake });
         }

@@ -21,6 +21,7 @@ use crate::events::Event;
 use crate::flows::buffers::Share;
 use crate::flows::{Flows, room};
 use crate::host::client::{Client, Heard, has_hung_up};
+use crate::host::places::Place;
 use crate::host::program::{Bound, Socket};
 use crate::host::socket::{ProgramSocket, Sockets};
 use crate::host::wire::{self, BadRequest, Reply, Request, op};
@@ -187,7 +188,7 @@ impl Listeners {
         flows: &mut Flows,
         interface: &mut Interface,
         (connection, key, limits): (ConnectionId, FlowKey, FlowLimits),
-        listener: &vsock_core::Listener,
+        (listener, place): (&vsock_core::Listener, Place),
     ) -> Result<Given, Refusal> {
         let (binding, kind) = (listener.binding, listener.kind);
         let id = self.by_binding.get(binding).ok_or(Refusal::ListenerGone)?;
@@ -200,6 +201,7 @@ impl Listeners {
         flows.set_buffer(&mut share, interface.endpoint_mut(), connection, buffer);
         let peer = listener.client.peer;
         let handed = stream_pair(&cx.sockets, kind).and_then(|(ours, theirs)| {
+            let ours = ours.counted(place);
             let source = cx.sources.add(&ours, Owner::Flow)?;
             let reply = Reply {
                 theirs: wire::to_wire(key.theirs),

@@ -116,6 +116,7 @@ impl Requests {
                     return self.refuse(parts, id, request.op(), BadRequest::Order);
                 }
                 Ok(Heard::Request(request, extra)) => {
+                    parts.services.silent.remove(id);
                     match self.grant(parts, id, (request, &extra, Attempted::First)) {
                         Granted::Answered => {}
                         Granted::Over => return self.drop_client(parts, id),
@@ -187,6 +188,7 @@ impl Requests {
     pub(super) fn drop_client(&mut self, parts: &mut Parts<'_>, id: SourceId) {
         let Some(client) = self.clients.remove(id) else { return };
         self.waiting.remove(id);
+        parts.services.silent.remove(id);
         parts.cx.sources.remove(id);
         match client.kind {
             SocketType::Stream | SocketType::SeqPacket => {
@@ -397,7 +399,7 @@ impl Requests {
     ) -> Result<(), Denied> {
         let Parts { cx, links, flows, services } = parts;
         let client = self.clients.get_mut(id).ok_or(Refusal::GivenUp)?;
-        let kind = client.kind;
+        let (kind, user) = (client.kind, client.peer.uid);
         let asked = links.attempt_of_program(Act::Connect, target.to, kind);
         let decided = cx.admission.decide(&asked).limits();
         // In the order of the kernel: what is known of the way, then a port, then whether anybody is there. The port
@@ -412,8 +414,8 @@ impl Requests {
         let bound = bound.map_err(Refusal::from)?;
         let limits = decided.inspect_err(|_| client.bound = Some(bound))?;
         let link = links.routes.to(target.to.cid).ok_or(Refusal::NoRoute)?;
-        let started = start(cx.now, links, link, bound, target, kind);
-        let (connection, key) = started.map_err(|reason| {
+        let started = start(cx, links, (link, user), bound, target, kind);
+        let (connection, key, attempt) = started.map_err(|reason| {
             if own.is_none() {
                 services.listeners.release(Some(bound));
             }
@@ -444,7 +446,7 @@ impl Requests {
         let parties = Parties::outgoing(key, kind, client.peer);
         let holdings = Holdings { binding: Some(bound), socket, share };
         let flow = Flow::connecting((link, connection), parties, holdings, client.fd, greeting);
-        begin(parts, id, flow);
+        begin(parts, id, flow.answered_in(attempt));
         Ok(())
     }
 
