@@ -112,6 +112,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 assert!(relay.deadline().is_none_or(|at| at > now));
             }
         }
+        while relay.next_event().is_some() {}
         while let Some(guest) = relay.next_ready() {
             assert!((3..3 + GUESTS).contains(&guest.0));
         }

@@ -21,9 +21,11 @@
 //! | `flow.rs` | one flow: its state, and what each side may send |
 //! | `grants.rs` | the credit that flows get out of the pair's budget |
 //! | `guests.rs` | what is kept per guest |
+//! | `events.rs` | what became of requests |
 //! | `stats.rs` | counters |
 //! | `saved.rs` | all of it as plain data |
 
+mod events;
 mod flow;
 mod grants;
 mod guests;
@@ -39,6 +41,8 @@ use crate::table::Table;
 use crate::time::{Duration, Instant};
 use crate::timers::Timers;
 use alloc::vec::Vec;
+use events::Events;
+pub use events::{Asked, RelayEvent};
 use flow::Flow;
 pub use flow::{FlowInfo, SavedFlow, SavedWay};
 use grants::Grants;
@@ -112,6 +116,7 @@ pub struct Relay {
     guests: Guests,
     grants: Grants,
     timers: Timers<FlowId>,
+    events: Events,
     stats: RelayStats,
 }
 
@@ -139,6 +144,7 @@ impl Relay {
             guests: Guests::default(),
             grants: Grants::default(),
             timers: Timers::default(),
+            events: Events::default(),
             stats: RelayStats::default(),
         }
     }
@@ -285,6 +291,9 @@ impl Relay {
 
     /// Changes the state of a flow and does what follows from it, but for the packet.
     fn follow(&mut self, now: Instant, id: FlowId, after: State, effects: &Effects) {
+        if let Some(flow) = self.flows.get(id) {
+            self.events.note(flow, effects);
+        }
         match effects.reset {
             Reset::Nobody => {}
             Reset::One(side) => self.reset_one(id, side),
@@ -331,7 +340,7 @@ impl Relay {
             End::OverPackets => stats.over_packets += 1,
             End::TimedOut => stats.timeouts += 1,
             End::GivenUp => stats.given_up += 1,
-            End::Reset | End::Gone => {}
+            End::Refused | End::Reset | End::Gone => {}
         }
     }
 
@@ -383,11 +392,10 @@ impl Relay {
         self.guests.next_ready()
     }
 
-    /// Whether this packet is of the destination of a flow that has not answered yet.
-    #[must_use]
-    pub fn is_asked(&self, header: &Header) -> bool {
-        let flow = self.table.get(key(header)).and_then(|id| self.flows.get(id));
-        flow.is_some_and(|flow| flow.state.is_asked() && flow.destination == header.src)
+    /// What has become of a request, the oldest first. Each call that ends flows, or passes on a
+    /// packet that opens one, leaves one here for each of these.
+    pub fn next_event(&mut self) -> Option<RelayEvent> {
+        self.events.next()
     }
 
     /// The caller could not pass a packet of this flow on: it ends for both sides. False: there is no such flow.

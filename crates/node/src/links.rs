@@ -132,6 +132,13 @@ impl Links {
         links
     }
 
+    /// One more link, which may have work.
+    fn insert(&mut self, entry: Entry) -> LinkId {
+        let id = self.entries.insert(entry);
+        self.schedule.add(id);
+        id
+    }
+
     /// No links yet.
     fn around(routes: Routes) -> Self {
         let (cid_sender, cids_read) = channel();
@@ -229,8 +236,7 @@ impl Links {
         let interface = Interface::new(link, role, local, Limits::default(), seed);
         let mut entry = Entry::new(GuestOptions::default(), interface);
         entry.set_options(admission, options);
-        let id = self.entries.insert(entry);
-        self.schedule.add(id);
+        let id = self.insert(entry);
         self.routes.add_guest(cid, id);
         Ok(id)
     }
@@ -265,8 +271,7 @@ impl Links {
         let mut entry = Entry::uplink(cx, device, config, interface, socket)?;
         entry.set_features(features);
         let source = entry.device_source();
-        let id = self.entries.insert(entry);
-        self.schedule.add(id);
+        let id = self.insert(entry);
         self.set_local(cid);
         self.routes.set_uplink(Some(id));
         if let Some(source) = source {

@@ -2,6 +2,8 @@
 
 use vsock_core::Cid;
 
+use crate::host::directory::Access;
+
 /// What a node does otherwise than usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeOptions {
@@ -51,6 +53,12 @@ macro_rules! guest_options {
             socket: std::path::PathBuf,
             /// A path for a hybrid socket, if programs are to have one.
             hybrid: Option<std::path::PathBuf>,
+            /// The user whose its sockets are, if not the node's own.
+            socket_user: Option<u32>,
+            /// The group whose its sockets are, if not the node's own.
+            socket_group: Option<u32>,
+            /// The permission bits of its sockets; 0: read and write for their owner.
+            socket_mode: u32,
             /// Let its front end add and remove memory regions one by one; see
             /// [`BackendOptions::memory_slots`](vsock_virtio::vhost_user::BackendOptions::memory_slots).
             memory_slots: bool,
@@ -83,6 +91,12 @@ macro_rules! define {
 guest_options!(define);
 
 impl GuestOptions {
+    /// Who may connect to its sockets.
+    pub(crate) fn access(&self) -> Access {
+        let &Self { socket_user: user, socket_group: group, socket_mode: mode, .. } = self;
+        Access { user, group, mode }
+    }
+
     /// Each alias must be the CID of a guest, and not of this one.
     pub(crate) fn check(&self) -> Result<(), AddError> {
         let is_wrong = |&&alias: &&u32| !Cid(alias).is_guest() || alias == self.cid;

@@ -40,7 +40,7 @@ use self::datagrams::Datagrams;
 pub use self::datagrams::{SavedDatagramSocket, SavedDatagrams};
 pub(crate) use self::hybrid::Connected;
 use self::hybrid::{HybridClient, Hybrids};
-pub use self::hybrid::{SavedHybridClient, SavedHybrids};
+pub use self::hybrid::{SavedHybridClient, SavedHybridSocket, SavedHybrids};
 use self::listeners::{Given, Listeners};
 pub use self::listeners::{SavedListener, SavedListeners};
 use self::pending::Pending;

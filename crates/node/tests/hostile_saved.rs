@@ -21,8 +21,8 @@ use vsock_core::state::State;
 use vsock_core::{CloseReason, Event, Key, Op, Port, RawHeader, Shutdown, SocketType};
 use vsock_node::node::{Node, RestoreError};
 use vsock_node::saved::{
-    Owner, SavedBacklog, SavedEntry, SavedFlow, SavedGreeting, SavedInterface, SavedLink,
-    SavedNode, SavedState,
+    Owner, SavedBacklog, SavedEntry, SavedFlow, SavedGreeting, SavedHybrids, SavedInterface,
+    SavedLink, SavedNode, SavedState,
 };
 use vsock_virtio::link::device::{SavedDevice, SavedReset};
 use vsock_virtio::saved::SavedFd;
@@ -193,8 +193,15 @@ fn node_that_cannot_be_is_not_restored() {
     let programs = |spoil: &dyn Fn(&mut vsock_node::saved::SavedPrograms)| {
         it.refused(|it| spoil(&mut it.fabric.programs))
     };
-    assert_eq!(programs(&|it| it.hybrids.sockets[0].0 = nowhere()), state);
-    assert_eq!(programs(&|it| it.hybrids.sockets[0].2 = nowhere()), state);
+    assert_eq!(programs(&|it| it.hybrids.sockets[0].link = nowhere()), state);
+    assert_eq!(programs(&|it| it.hybrids.sockets[0].acceptor = nowhere()), state);
+    let descriptor = Some(Unfit::Descriptor);
+    assert_eq!(programs(&|it| it.hybrids.sockets[0].directory = SavedFd(9999)), descriptor);
+    let no_directory = |it: &mut vsock_node::saved::SavedPrograms| {
+        let SavedHybrids { sockets, clients, .. } = &mut it.hybrids;
+        std::mem::swap(&mut sockets[0].directory, &mut clients[0].fd);
+    };
+    assert_eq!(programs(&no_directory), descriptor);
     assert_eq!(programs(&|it| it.hybrids.clients[0].link = nowhere()), state);
     assert_eq!(programs(&|it| it.hybrids.sockets.swap(0, 1)), None);
     assert_eq!(programs(&|it| it.hybrids.clients[0].handshake.clear()), state);

@@ -6,6 +6,7 @@ mod grants;
 use super::*;
 use crate::address::SocketType;
 use crate::packet::{EOM, EOR, Op};
+use crate::state::CloseReason;
 
 const A: Address = Address::new(3, 1024);
 const B: Address = Address::new(4, 22);
@@ -139,6 +140,39 @@ fn request_that_is_not_allowed_is_reset() {
     assert_eq!(bench.packets(B), []);
     assert_eq!(bench.relay.stats().refused, 1);
     bench.assert_forgotten();
+}
+
+#[test]
+fn what_became_of_a_request_is_told_once() {
+    let asked = Asked { source: A, destination: B, kind: SocketType::Stream };
+    let after = |act: &dyn Fn(&mut Bench)| {
+        let mut bench = Bench::new();
+        bench.pass(from_a(Op::Request));
+        assert_eq!(bench.relay.next_event(), None, "nothing yet");
+        act(&mut bench);
+        let event = bench.relay.next_event();
+        assert_eq!(bench.relay.next_event(), None, "once");
+        event
+    };
+    let ends = |act: &dyn Fn(&mut Bench), reason| {
+        assert_eq!(after(act), Some(RelayEvent::NotOpened(asked, reason)));
+    };
+    let passes = |header| move |bench: &mut Bench| assert_eq!(bench.pass(header).op, header.op);
+    assert_eq!(after(&passes(from_b(Op::Response))), Some(RelayEvent::Opened(asked)));
+    ends(&passes(from_b(Op::Rst)), CloseReason::Refused);
+    ends(&passes(from_a(Op::Rst)), CloseReason::Done);
+    ends(&|bench| bench.drop(rw(from_a(Op::Rw), 1)), CloseReason::ProtocolError);
+    ends(&|bench| bench.relay.expire(T0.after(Duration::from_secs(3600))), CloseReason::TimedOut);
+    ends(&|bench| bench.relay.remove_guest(B.cid, |_, _| false), CloseReason::LinkGone);
+    ends(&|bench| assert!(bench.relay.reset_flow(&from_a(Op::Request))), CloseReason::Done);
+}
+
+#[test]
+fn end_of_an_open_flow_is_no_answer_to_a_request() {
+    let mut bench = Bench::open();
+    assert!(bench.relay.next_event().is_some());
+    bench.pass(from_b(Op::Rst));
+    assert_eq!(bench.relay.next_event(), None);
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn nothing_new() -> Readiness {
         source: SourceId::from_bits(0).unwrap(),
         readable: false,
         writable: false,
+        urgent: false,
         read_closed: false,
         hung_up: false,
     }

@@ -72,7 +72,7 @@ impl Entry {
     }
 
     fn of(options: GuestOptions, interface: Option<Box<Interface>>) -> Self {
-        Self {
+        let mut entry = Self {
             options,
             groups: Vec::new(),
             is_leaving: false,
@@ -86,7 +86,9 @@ impl Entry {
             config: None,
             faults: 0,
             interface,
-        }
+        };
+        entry.configure_interface();
+        entry
     }
 
     /// The link of a userspace guest. Its queues are to be watched.
@@ -120,7 +122,8 @@ impl Entry {
         self.configure_interface();
     }
 
-    /// What the guest's settings mean for its interface. One that is made anew, after a panic, is told again.
+    /// What the settings of a link mean for its interface: of a new one, of one that is made anew after a panic, and of one
+    /// that is restored.
     fn configure_interface(&mut self) {
         if let Some(interface) = &mut self.interface {
             let aliases = self.options.host_aliases.iter().copied().map(Cid).collect();

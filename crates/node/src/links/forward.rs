@@ -5,7 +5,7 @@
 //! flows their progress and nobody else's anything.
 
 use vsock_core::admission::Act;
-use vsock_core::relay::SavedRelay;
+use vsock_core::relay::{RelayEvent, SavedRelay};
 use vsock_core::saved::Unfit;
 use vsock_core::{
     Admission, Cid, FlowKey, Header, Instant, Op, RawHeader, Relay, RelayLimits, Verdict,
@@ -19,14 +19,6 @@ pub(crate) struct Forwarder {
     scratch: Scratch,
     /// The link that a packet is just being written to.
     target: Option<LinkId>,
-}
-
-/// What became of a packet between guests.
-#[derive(Debug)]
-pub(crate) struct Passed {
-    pub(crate) verdict: Verdict,
-    /// Its flow waited for an answer, and this was a RST.
-    pub(crate) was_asked: bool,
 }
 
 impl Forwarder {
@@ -74,9 +66,8 @@ impl Forwarder {
         links: &mut Links,
         (from, to): (LinkId, LinkId),
         packet: &Foreign<'_>,
-    ) -> Passed {
+    ) -> Verdict {
         let header = packet.header;
-        let was_asked = header.op == Op::Rst && self.relay.is_asked(header);
         let admit = || {
             let attempt =
                 links.attempt_between(Act::Connect, from, (header.src, header.dst), header.kind);
@@ -102,7 +93,12 @@ impl Forwarder {
             links.activate(to);
         }
         self.activate_ready(links);
-        Passed { verdict, was_asked }
+        verdict
+    }
+
+    /// What has become of a request of one guest to another.
+    pub(crate) fn next_event(&mut self) -> Option<RelayEvent> {
+        self.relay.next_event()
     }
 
     /// After a panic: the link to which a packet was just being written, if there is one.
