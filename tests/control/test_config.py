@@ -255,6 +255,17 @@ def test_memory_slots_is_true_or_false() -> None:
         parse(guest + "1\n")
 
 
+def test_buffer_limit_is_a_number_of_mib() -> None:
+    """`buffer_limit_mib` has a default and a range."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\n'
+    assert parse(guest).guests[0].buffer_limit_mib == 64
+    for right in (16, 65536):
+        assert parse(f"{guest}buffer_limit_mib = {right}\n").guests[0].buffer_limit_mib == right
+    for wrong in (0, 15, 65537):
+        reason = f"buffer_limit_mib must be 16 to 65536 MiB, not {wrong}"
+        assert faults_of(f"{guest}buffer_limit_mib = {wrong}\n") == [f"c.toml:4: {reason}"]
+
+
 def test_rate_is_none_or_a_number_of_bytes_in_its_range() -> None:
     """`bytes_per_second` is 0, for no limit, or 64 KiB to 1 TiB."""
     guest = '[[guest]]\nname = "alpha"\ncid = 3\n'

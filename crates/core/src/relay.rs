@@ -2,8 +2,8 @@
 //!
 //! The two guests speak to each other; the relay ends nothing but what must not go on. It watches
 //! the handshake so that it can forget a flow, and it bounds what a guest that does not read can
-//! make us keep: every announcement of receive buffer is clamped on its way to a share of the
-//! pair's budget ([`RelayLimits::pair_budget`]), so a sender that keeps to it never has more in
+//! make us keep: every announcement of receive buffer is clamped on its way to a share of the budgets
+//! of the pair and of both guests ([`RelayLimits::pair_budget`], [`RelayLimits::guest_budget`]), so a sender that keeps to it never has more in
 //! flight, in the receiver's ring or waiting here, than its flow was granted. A sender that does
 //! not keep to it is reset, with the other side.
 //!
@@ -12,14 +12,16 @@
 //! the sender has forgotten it (see `state.rs`): the old flow ends, the new request is looked at.
 //!
 //! The caller sends what [`Relay::next_packet`] has for a guest before what is forwarded to that
-//! guest later; otherwise packets of a flow keep the order in which they were forwarded.
+//! guest later; otherwise packets of a flow keep the order in which they were forwarded. One guest
+//! can cause resets for another as often as it likes, so a caller that keeps packets of one guest
+//! for another by turns puts these resets among them ([`Relay::take_resets`]).
 //!
 //! | file | what it does |
 //! | --- | --- |
 //! | `relay.rs` | what a relay holds, what the shell calls, and what follows from a state change |
 //! | `state.rs` | the states of a flow: state × input → state, effects |
 //! | `flow.rs` | one flow: its state, and what each side may send |
-//! | `grants.rs` | the credit that flows get out of the pair's budget |
+//! | `grants.rs` | the credit that flows get out of the budgets of pairs and guests |
 //! | `guests.rs` | what is kept per guest |
 //! | `events.rs` | what became of requests |
 //! | `stats.rs` | counters |
@@ -61,6 +63,8 @@ pub struct RelayLimits {
     pub max_flow_credit: u32,
     /// The credit that all flows between two guests announce together, per direction.
     pub pair_budget: u32,
+    /// The credit that all flows of one guest with others announce together, per direction.
+    pub guest_budget: u32,
     /// The least credit of a direction, budget or not.
     pub min_flow_credit: u32,
     /// Flows that one guest may have opened.
@@ -81,6 +85,7 @@ impl Default for RelayLimits {
             usual_flow_credit: 262_144,
             max_flow_credit: 4 << 20,
             pair_budget: 32 << 20,
+            guest_budget: 128 << 20,
             min_flow_credit: 4096,
             max_flows_per_guest: 4096,
             max_half_open_per_guest: 1024,
@@ -398,11 +403,34 @@ impl Relay {
         self.events.next()
     }
 
+    /// Offers the resets for a guest to `take`, the oldest first; what it does not take stays here.
+    pub fn take_resets(&mut self, to: Cid, mut take: impl FnMut(RawHeader) -> bool) {
+        let Self { guests, stats, .. } = self;
+        guests.take_notices(to, |notice| {
+            let is_taken = notice.op == Op::Rst.to_wire() && take(notice);
+            stats.packets_sent += u64::from(is_taken);
+            is_taken
+        });
+    }
+
     /// The caller could not pass a packet of this flow on: it ends for both sides. False: there is no such flow.
+    ///
+    /// A RST has ended its flow already, and its other side has to be told all the same. Of a REQUEST the
+    /// other side knows nothing.
     pub fn reset_flow(&mut self, header: &Header) -> bool {
+        if header.op == Op::Rst {
+            let is_kept = self.guests.notify(header.dst.cid, header.raw(), &self.limits);
+            self.stats.replies_dropped += u64::from(!is_kept);
+            return is_kept;
+        }
         let Some(id) = self.table.get(key(header)) else { return false };
+        let Some(flow) = self.flows.get(id) else { return false };
+        let (after, mut effects) = step(flow.state, Input::GivenUp);
+        if header.op == Op::Request {
+            effects.reset = Reset::One(flow.side_of(header.src));
+        }
         // It ends, so no timer is set and the time does not matter.
-        self.apply(Instant::default(), id, Input::GivenUp);
+        self.follow(Instant::default(), id, after, &effects);
         true
     }
 

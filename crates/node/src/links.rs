@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `links.rs` | all links |
 //! | `routes.rs`, `schedule.rs`, `quantum.rs` | which leads where; which has work; how much one may move before the next |
-//! | `rate.rs` | how many bytes may go over one in a second |
+//! | `rate.rs`, `buffers.rs` | how many bytes may go over one in a second; what its receive buffers may have |
 //! | `entry.rs` | one link: who is at the other end, its queues |
 //! | `interface.rs` | the connections over it; every packet passes here |
 //! | `users.rs` | what it and the users of its connections say to each other |
@@ -16,6 +16,7 @@
 //!
 //! Nothing here knows of programs: what their connections send and receive goes through [`Sink`] and [`Source`].
 
+mod buffers;
 mod cid_change;
 mod connections;
 mod datagram;
@@ -47,6 +48,7 @@ use std::time::Duration;
 
 use vsock_core::{Address, Admission, Cid, Instant, Key, Limits, SecondaryMap, Slots};
 
+pub(crate) use self::buffers::{Buffers, Held};
 pub(crate) use self::cid_change::Ending;
 pub use self::datagram::SavedIncoming;
 pub(crate) use self::entry::NewUplink;
@@ -60,7 +62,7 @@ use self::routes::Routes;
 pub use self::saved::SavedLinks;
 use self::schedule::Schedule;
 pub use self::sender::Sent;
-pub use self::store::SavedPacket;
+pub use self::store::{SavedPacket, SavedSender};
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;

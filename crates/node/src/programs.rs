@@ -314,6 +314,9 @@ impl Programs {
             if interface.endpoint().info(connection).is_none() {
                 return Err(Refusal::GivenUp);
             }
+            if interface.buffers().are_used_up() {
+                return Err(Refusal::OverLimits);
+            }
             let place = cx.sockets.places.take(holder).ok_or(Refusal::OverLimits)?;
             match &listener {
                 Some(listener) => {
@@ -343,7 +346,7 @@ impl Programs {
             if interface.endpoint().info(asked.connection).is_none() {
                 return Err(Refusal::GivenUp);
             }
-            Ok((self.give_hybrid(cx, flows, &asked, fd)?, Some(handshake)))
+            Ok((self.give_hybrid(cx, flows, interface, &asked, fd)?, Some(handshake)))
         });
         self.answer(cx, links, flows, interface, (asked, given));
     }
@@ -380,6 +383,7 @@ impl Programs {
         &self,
         cx: &mut Context,
         flows: &mut Flows,
+        interface: &mut Interface,
         asked: &Asked,
         fd: ProgramSocket,
     ) -> Result<Given, Refusal> {
@@ -390,7 +394,8 @@ impl Programs {
             Refusal::OutOfDescriptors
         })?;
         let socket = Socket { uid: NOBODY.uid, cookie: 0 };
-        Ok(Given { fd, source, peer, share: flows.share(), socket })
+        let share = flows.share(interface, asked.connection, 0);
+        Ok(Given { fd, source, peer, share, socket })
     }
 
     /// A flow is none any more.

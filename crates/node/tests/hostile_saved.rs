@@ -234,7 +234,7 @@ fn node_that_cannot_be_is_not_restored() {
     };
     assert_eq!(it.refused(more), Some(Unfit::Credit));
     let queue = Some(Unfit::Queue);
-    assert_eq!(it.refused(|it| interface(it, 4).store[0].sent = 1 << 20), queue);
+    assert_eq!(it.refused(|it| interface(it, 4).store[0].packets[0].sent = 1 << 20), queue);
     assert_eq!(it.refused(|it| interface(it, 4).ready.push(nowhere())), queue);
     assert_eq!(it.refused(|it| interface(it, 4).datagram.bytes.push(1)), queue);
 }
@@ -252,9 +252,10 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| interface(it, 4).traffic.bytes_out = n,
     |it, n| interface(it, 3).drops.spoofed = n,
     |it, n| interface(it, 3).endpoint.stats.packets_in = n,
-    |it, n| interface(it, 4).store[0].header.len = low(n),
-    |it, n| interface(it, 4).store[0].header.dst_cid = n,
-    |it, n| interface(it, 4).store[0].sent = usize::try_from(n).unwrap(),
+    |it, n| interface(it, 4).store[0].left = n.cast_signed(),
+    |it, n| interface(it, 4).store[0].packets[0].header.len = low(n),
+    |it, n| interface(it, 4).store[0].packets[0].header.dst_cid = n,
+    |it, n| interface(it, 4).store[0].packets[0].sent = usize::try_from(n).unwrap(),
     |it, n| connection(it, 3).due = low(n).to_le_bytes()[0],
     |it, n| connection(it, 3).bytes[0] = n,
     |it, n| connection(it, 3).inbound.received = low(n),
@@ -298,6 +299,7 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| front_end(it, 4).bytes = n.to_le_bytes().to_vec(),
     |it, n| messages(it).stream.fd = SavedFd(low(n)),
     |it, n| messages(it).share = n,
+    |it, n| messages(it).held = low(n),
     |it, n| messages(it).id = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).link = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).connection = Key::from_bits(n >> 1).unwrap(),

@@ -16,6 +16,7 @@
     memory_slots = true           # optional: for a guest with more than 8 memory regions
     file_memory = true            # optional: its memory may be in files on any file system
     memory_limit_gib = 64         # optional: its memory at most
+    buffer_limit_mib = 64         # optional: of it, for programs that do not read, at most
     bytes_per_second = 50000000   # optional: from it, and to it, at most
     host_aliases = [3]            # optional: CIDs by which it reaches the host besides 2
 

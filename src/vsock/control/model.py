@@ -48,6 +48,15 @@ LARGEST_MEMORY_LIMIT_GIB: Final = 32 * 1024
 OWN_MODE: Final = "0600"
 """The permission bits of a socket that only the switch's user may use."""
 
+BUFFER_LIMIT_MIB: Final = 64
+"""MiB that the receive buffers of a guest's connections with host programs have together, if nothing else is said."""
+
+LOWEST_BUFFER_LIMIT_MIB: Final = 16
+"""Lowest such limit: 4 KiB for each of 4096 connections."""
+
+HIGHEST_BUFFER_LIMIT_MIB: Final = 64 * 1024
+"""Highest one: 16 MiB for each."""
+
 LOWEST_RATE: Final = 64 * 1024
 """Lowest limit of a guest's bytes in a second: its packets may have as many bytes, and nothing goes between them."""
 
@@ -58,7 +67,9 @@ LONGEST_PORT_SUFFIX: Final = f"_{0xFFFFFFFF}"
 """A program that listens on a port of a hybrid socket has a socket whose path is the hybrid one's and this."""
 
 __all__ = [
+    "BUFFER_LIMIT_MIB",
     "FIRST_GUEST_CID",
+    "HIGHEST_BUFFER_LIMIT_MIB",
     "HIGHEST_RATE",
     "LARGEST_MEMORY_LIMIT_GIB",
     "LAST_GUEST_CID",
@@ -67,6 +78,7 @@ __all__ = [
     "LONGEST_POLL_US",
     "LONGEST_PORT_SUFFIX",
     "LONGEST_TEXT",
+    "LOWEST_BUFFER_LIMIT_MIB",
     "LOWEST_RATE",
     "MEMORY_LIMIT_GIB",
     "OWN_MODE",
@@ -154,6 +166,12 @@ def _wrong_memory_limit(gib: int) -> str | None:
     return f"must be 1 to {LARGEST_MEMORY_LIMIT_GIB} GiB, not {gib}"
 
 
+def _wrong_buffer_limit(mib: int) -> str | None:
+    if LOWEST_BUFFER_LIMIT_MIB <= mib <= HIGHEST_BUFFER_LIMIT_MIB:
+        return None
+    return f"must be {LOWEST_BUFFER_LIMIT_MIB} to {HIGHEST_BUFFER_LIMIT_MIB} MiB, not {mib}"
+
+
 def _wrong_rate(rate: int) -> str | None:
     if rate == 0 or LOWEST_RATE <= rate <= HIGHEST_RATE:
         return None
@@ -168,6 +186,10 @@ def _wrong_linger(seconds: float) -> str | None:
 
 _CID_RANGE: Final = (("minimum", FIRST_GUEST_CID), ("maximum", LAST_GUEST_CID))
 _MEMORY_LIMIT_RANGE: Final = (("minimum", 1), ("maximum", LARGEST_MEMORY_LIMIT_GIB))
+_BUFFER_LIMIT_RANGE: Final = (
+    ("minimum", LOWEST_BUFFER_LIMIT_MIB),
+    ("maximum", HIGHEST_BUFFER_LIMIT_MIB),
+)
 _RATE_RANGE: Final = (("minimum", 0), ("maximum", HIGHEST_RATE))
 _ABSOLUTE: Final = (("pattern", "^/"),)
 
@@ -254,6 +276,13 @@ class GuestSpec:
         Rule(_wrong_memory_limit, json_schema=_MEMORY_LIMIT_RANGE),
         About("Its memory at most, in GiB.", is_fixed=True),
     ] = MEMORY_LIMIT_GIB
+    buffer_limit_mib: Annotated[
+        int,
+        Rule(_wrong_buffer_limit, json_schema=_BUFFER_LIMIT_RANGE),
+        About(
+            "What the switch keeps of what it sends to host programs that do not read, at most, in MiB."
+        ),
+    ] = BUFFER_LIMIT_MIB
     bytes_per_second: Annotated[
         int,
         Rule(_wrong_rate, json_schema=_RATE_RANGE),

@@ -94,7 +94,7 @@ impl Bench {
     fn assert_forgotten(&mut self) {
         assert_eq!(self.relay.flows().count(), 0);
         assert_eq!(self.relay.stats().flows, 0);
-        assert!(self.relay.grants.granted.is_empty());
+        assert!(self.relay.grants.granted.is_empty() && self.relay.grants.of_guest.is_empty());
         assert_eq!(self.relay.guests.flows(A.cid), 0);
         assert_eq!(self.relay.guests.half_open(A.cid), 0);
         self.wait(Duration::from_secs(3600));
@@ -393,4 +393,43 @@ fn flow_that_cannot_be_passed_on_is_reset() {
     bench.assert_reset_both();
     bench.relay.reset_flow(&rw(from_a(Op::Rw), 1));
     assert_eq!(bench.relay.stats().given_up, 1);
+}
+
+#[test]
+fn reset_that_cannot_be_passed_on_is_told_to_the_other_side() {
+    let mut bench = Bench::open();
+    let reset = bench.pass(from_a(Op::Rst));
+    assert!(bench.relay.reset_flow(&reset));
+    assert_eq!(bench.packets(B), [reset.raw()]);
+    assert_eq!(bench.packets(A), []);
+    bench.assert_forgotten();
+}
+
+#[test]
+fn request_that_cannot_be_passed_on_is_reset_for_its_sender_only() {
+    let mut bench = Bench::new();
+    let request = bench.pass(from_a(Op::Request));
+    assert!(bench.relay.reset_flow(&request));
+    assert_eq!(bench.packets(A).len(), 1);
+    assert_eq!(bench.packets(B), []);
+    bench.assert_forgotten();
+}
+
+#[test]
+fn resets_are_taken_in_order_and_what_is_left_goes_as_before() {
+    let mut bench = Bench::new();
+    for port in 0..3 {
+        let from = Address::new(3, port);
+        bench.pass(packet(from, B, Op::Request));
+        bench.drop(rw(packet(from, B, Op::Rw), 1));
+    }
+    let mut taken = Vec::new();
+    bench.relay.take_resets(B.cid, |reset| {
+        taken.push(reset.src_port);
+        taken.len() < 3
+    });
+    assert_eq!(taken, [0, 1, 2]);
+    let left: Vec<u32> = bench.packets(B).iter().map(|it| it.src_port).collect();
+    assert_eq!(left, [2]);
+    assert_eq!(bench.relay.stats().packets_sent, 3);
 }

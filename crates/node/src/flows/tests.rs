@@ -12,7 +12,7 @@ use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::host::socket::{ProgramSocket, Sockets};
 use crate::journal::Journal;
-use crate::links::{End, Sends};
+use crate::links::{Buffers, End, Sends};
 use crate::options::NodeOptions;
 use crate::reactor::{Claims, Sources};
 use crate::saved::Restoring;
@@ -33,7 +33,8 @@ fn key() -> FlowKey {
 fn parts() -> (Parties, Holdings) {
     let peer = PeerCredentials { pid: 7, uid: 0, gid: 0 };
     let socket = Socket { uid: 0, cookie: 0 };
-    let holdings = Holdings { binding: None, socket, share: Budget::default().share() };
+    let share = Budget::default().share(&Buffers::default());
+    let holdings = Holdings { binding: None, socket, share };
     (Parties::outgoing(key(), SocketType::Stream, peer), holdings)
 }
 

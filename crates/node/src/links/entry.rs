@@ -13,6 +13,7 @@ use vsock_core::admission::GroupId;
 use vsock_core::{Admission, Cid, Instant};
 
 pub use self::saved::SavedEntry;
+use super::buffers::BUFFER_LIMIT;
 use super::{Interface, LinkFault, Role};
 use crate::context::Context;
 use crate::events::Event;
@@ -129,6 +130,10 @@ impl Entry {
             let aliases = self.options.host_aliases.iter().copied().map(Cid).collect();
             interface.filter_mut().set_aliases(aliases);
             interface.set_rate(self.options.bytes_per_second);
+            interface.buffers().set_limit(match self.options.buffer_limit_mib {
+                0 => BUFFER_LIMIT,
+                mebibytes => u64::from(mebibytes) << 20,
+            });
         }
     }
 

@@ -165,11 +165,13 @@ impl Hybrids {
         let started = start(cx, links, (link, peer.uid), bound, target, SocketType::Stream);
         let (connection, key, attempt) =
             started.inspect_err(|_| services.listeners.release(Some(bound)))?;
+        let interface = links.interface(link).ok_or(Refusal::NoRoute)?;
+        let share = flows.share(interface, connection, 0);
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         services.silent.remove(id);
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
-        let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
+        let holdings = Holdings { binding: Some(bound), socket, share };
         let (at, greeting) = ((link, connection), Greeting::Handshake(client.handshake));
         let flow = Flow::connecting(at, parties, holdings, client.fd, greeting);
         begin(parts, id, flow.answered_in(attempt));

@@ -422,6 +422,8 @@ impl Requests {
             let is_own = reason == Refusal::AddressesInUse && link == links.routes.loopback();
             if is_own { Denied::Again } else { Denied::Refused(reason) }
         })?;
+        let interface = links.interface(link).ok_or(Refusal::NoRoute)?;
+        let share = flows.share(interface, connection, target.buffer.min(limits.buffer));
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
         let greeting = match request.report {
@@ -438,11 +440,6 @@ impl Requests {
                 Greeting::Held(request.len)
             }
         };
-        let mut share = flows.share();
-        if let Some(interface) = links.interface(link) {
-            let endpoint = interface.endpoint_mut();
-            flows.set_buffer(&mut share, endpoint, connection, target.buffer.min(limits.buffer));
-        }
         let parties = Parties::outgoing(key, kind, client.peer);
         let holdings = Holdings { binding: Some(bound), socket, share };
         let flow = Flow::connecting((link, connection), parties, holdings, client.fd, greeting);

@@ -11,7 +11,7 @@ use crate::flows::stream::{SavedStream, Stream};
 use crate::host::handshake::Handshake;
 use crate::host::places::Holder;
 use crate::host::program::{Bound, Socket};
-use crate::links::LinkId;
+use crate::links::{Buffers, LinkId};
 use crate::reactor::Owner;
 use crate::saved::Restoring;
 use vsock_virtio::saved::SavedFds;
@@ -33,6 +33,8 @@ pub struct SavedFlow {
     pub socket: Socket,
     /// What its receive buffer has above the default, in bytes.
     pub share: u64,
+    /// What it has of its guest's budget for receive buffers, in bytes.
+    pub held: u32,
     /// Where it stands.
     pub state: SavedState,
     /// Its program's socket, and what waits for it.
@@ -121,6 +123,7 @@ impl Flow {
             binding: *binding,
             socket: *socket,
             share: share.bytes(),
+            held: share.held(),
             state: match &self.state {
                 State::Connecting(greeting) => SavedState::Connecting(SavedGreeting::of(*greeting)),
                 State::Open { ours, theirs } => SavedState::Open { ours: *ours, theirs: *theirs },
@@ -136,7 +139,7 @@ impl Flow {
     /// A flow that goes on where another was. Whether its connection is there is for its owner to see.
     pub(in crate::flows) fn restore(
         saved: SavedFlow,
-        budget: &Budget,
+        (node, guest): (&Budget, &Buffers),
         restoring: &mut Restoring,
     ) -> Result<Self, Unfit> {
         let SavedFlow { id, link, connection, parties, binding, socket, .. } = saved;
@@ -147,11 +150,12 @@ impl Flow {
         let attempt = matches!(saved.state, SavedState::Connecting(_))
             .then(|| places.keep(Holder::Attempts(link, user)));
         let outgoing = saved.outgoing.map(|message| outgoing(message, parties.kind)).transpose()?;
+        let share = node.restore(guest, (saved.share, saved.held))?;
         Ok(Self {
             link,
             connection,
             parties,
-            holdings: Holdings { binding, socket, share: budget.restore(saved.share)? },
+            holdings: Holdings { binding, socket, share },
             state: match saved.state {
                 SavedState::Connecting(greeting) => State::Connecting(greeting.restore()?),
                 SavedState::Open { ours, theirs } => State::Open { ours, theirs },
