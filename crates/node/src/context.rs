@@ -3,6 +3,7 @@
 use vsock_core::{Admission, Cid, Instant};
 
 use crate::events::{Event, Failure};
+use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::reactor::Sources;
 
@@ -12,6 +13,8 @@ pub(crate) struct Context {
     pub(crate) now: Instant,
     /// What the node listens to.
     pub(crate) sources: Sources,
+    /// How sockets of programs become ours.
+    pub(crate) sockets: Sockets,
     pub(crate) journal: Journal,
     /// Asked wherever something begins.
     pub(crate) admission: Admission,
@@ -22,19 +25,20 @@ pub(crate) struct Context {
 
 impl Context {
     /// Of a node that starts now.
-    pub(crate) fn new(sources: Sources, journal: Journal) -> Self {
-        Self::going_on(sources, journal, Admission::default(), Instant::default())
+    pub(crate) fn new(sources: Sources, sockets: Sockets, journal: Journal) -> Self {
+        Self::going_on(sources, sockets, journal, Admission::default(), Instant::default())
     }
 
     /// Of a node that goes on where another was at this time.
     pub(crate) fn going_on(
         sources: Sources,
+        sockets: Sockets,
         journal: Journal,
         admission: Admission,
         now: Instant,
     ) -> Self {
         let started = std::time::Instant::now();
-        Self { now, sources, journal, admission, started, started_at: now }
+        Self { now, sources, sockets, journal, admission, started, started_at: now }
     }
 
     /// The time at this very moment.

@@ -9,7 +9,8 @@ mod sockets;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,18 +20,21 @@ use std::time::{Duration, Instant};
 use vsock_core::{Cid, SocketType};
 
 pub use self::saved::RestoreError;
-use self::sockets::{hybrid_socket, listen, unlink};
+use self::sockets::{listen, unlink};
 pub use crate::admission::Verdict;
+use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::guest_port::GuestPort;
-use crate::host::directory::Access;
+use crate::host::directory::{Access, Directory};
+use crate::host::handshake::HYBRID;
+use crate::host::socket::{Sockets, prepare};
 use crate::journal::{Journal, Record};
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::AddError;
-pub use crate::options::GuestOptions;
-use crate::orders::Order;
+pub use crate::options::{GuestOptions, NodeOptions};
 pub use crate::orders::SaveError;
+use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
@@ -118,6 +122,7 @@ struct Held {
 
 /// A running node.
 pub struct Node {
+    options: NodeOptions,
     mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
@@ -131,6 +136,14 @@ impl Node {
     /// # Errors
     /// The kernel refuses a socket, an eventfd or a thread.
     pub fn start(cid: u32, directory: &Path) -> Result<Self, NodeError> {
+        Self::start_with(cid, directory, NodeOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(cid: u32, directory: &Path, options: NodeOptions) -> Result<Self, NodeError> {
         raise_descriptor_limit();
         let sources = Sources::new()?;
         let mailbox = Mailbox::new(sources.waker());
@@ -138,12 +151,13 @@ impl Node {
         let loopback = LoopbackLink::new()?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
         let thread = spawn_worker(cid, journal.clone(), move || {
-            let seed = random_seed();
-            Some(Worker::new(Cid(cid), its_journal, sources, its_mailbox, loopback, seed))
+            let sockets = Sockets::new(sources.reaper(), options);
+            let cx = Context::new(sources, sockets, its_journal);
+            Some(Worker::new(cx, Cid(cid), its_mailbox, loopback, random_seed()))
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
-        let node = Self { mailbox, journal, held, threads_left: AtomicU64::new(0) };
+        let node = Self { options, mailbox, journal, held, threads_left: AtomicU64::new(0) };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -151,11 +165,26 @@ impl Node {
         ];
         for (name, kind) in sockets {
             let path = directory.join(name);
-            let socket = listen(&path, kind, Access::default()).map_err(at(&path))?;
+            let socket = node.listen(&path, kind, Access::default()).map_err(at(&path))?;
             node.held().paths.push(path);
             node.mailbox.call(|reply| Order::AddAcceptor { socket, kind, reply })??;
         }
         Ok(node)
+    }
+
+    /// A listening socket for programs.
+    fn listen(&self, path: &Path, kind: SocketType, access: Access) -> io::Result<UnixListener> {
+        let refuse = self.options.refuse_descriptors;
+        listen(path, kind, access, |fd: &OwnedFd| prepare(fd, kind, refuse))
+    }
+
+    /// A listening hybrid socket, if the guest is to have one.
+    fn hybrid_socket(&self, options: &GuestOptions) -> Result<Option<HybridSocket>, NodeError> {
+        let Some(path) = options.hybrid.clone() else { return Ok(None) };
+        let directory = Directory::of(&path).map_err(at(&path))?;
+        let listener = self.listen(&path, SocketType::Stream, options.access());
+        let listener = listener.map_err(at(&path))?;
+        Ok(Some(HybridSocket { path, directory, listener, handshake: &HYBRID }))
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -170,10 +199,11 @@ impl Node {
         let cid = options.cid;
         let mut held = self.held();
         let socket = &options.socket;
+        let access = options.access();
         let front_door =
-            listen(socket, SocketType::Stream, options.access()).map_err(at(socket))?;
+            listen(socket, SocketType::Stream, access, |_| Ok(())).map_err(at(socket))?;
         let mut paths = vec![socket.clone()];
-        let hybrid = hybrid_socket(&options).inspect_err(|_| unlink(&paths))?;
+        let hybrid = self.hybrid_socket(&options).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
         let device = device_options(&options);
         let (options, seed) = (Box::new(options), random_seed());
@@ -295,7 +325,7 @@ impl Node {
         if guest.paths.get(1) == options.hybrid.as_ref() {
             return Ok(());
         }
-        let hybrid = hybrid_socket(options)?;
+        let hybrid = self.hybrid_socket(options)?;
         let added: Vec<_> = hybrid.iter().map(|it| it.path.clone()).collect();
         let link = guest.link;
         let set = self.mailbox.call(|reply| Order::SetHybrid { link, hybrid, reply });

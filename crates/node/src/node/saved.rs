@@ -17,6 +17,7 @@ use crate::guest_port::GuestPort;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::{Mailbox, Reply};
+use crate::options::NodeOptions;
 use crate::orders::{Order, SaveError, SavedWorker};
 use crate::polling::Polling;
 use crate::reactor::Sources;
@@ -172,8 +173,9 @@ impl Node {
         // Without an answer it has panicked.
         outcome.recv().map_err(|_| RestoreError::Internal)??;
         let held = Held { worker: Some(worker), paths, ..Held::default() };
-        let node =
-            Self { mailbox, journal, held: Mutex::new(held), threads_left: AtomicU64::new(0) };
+        let options = NodeOptions::default();
+        let (held, threads_left) = (Mutex::new(held), AtomicU64::new(0));
+        let node = Self { options, mailbox, journal, held, threads_left };
         for (_, guest) in paused {
             let (cid, guest) = guest.resume()?;
             node.held().guests.insert(cid, guest);
