@@ -78,7 +78,10 @@ impl ThreadLock {
             }
             let is_free = holder >> 32 != u64::from(process);
             is_mine = is_free
-                && self.0.compare_exchange(holder, me, Ordering::Acquire, Ordering::Relaxed).is_ok();
+                && self
+                    .0
+                    .compare_exchange(holder, me, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok();
             is_mine
         });
         Held(is_mine.then_some(&self.0))
