@@ -3,6 +3,7 @@
 use vsock_core::{Admission, Cid, Instant};
 
 use crate::events::{Event, Failure};
+use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::reactor::Sources;
 
@@ -13,6 +14,8 @@ pub(crate) struct Context {
     /// What the node listens to.
     pub(crate) sources: Sources,
     pub(crate) journal: Journal,
+    /// Starts helper threads.
+    pub(crate) starter: Starter,
     /// Asked wherever something begins.
     pub(crate) admission: Admission,
     started: std::time::Instant,
@@ -22,19 +25,18 @@ pub(crate) struct Context {
 
 impl Context {
     /// Of a node that starts now.
-    pub(crate) fn new(sources: Sources, journal: Journal) -> Self {
-        Self::going_on(sources, journal, Admission::default(), Instant::default())
+    pub(crate) fn new(sources: Sources, journal: Journal, starter: Starter) -> Self {
+        Self::going_on((sources, journal, starter), Admission::default(), Instant::default())
     }
 
     /// Of a node that goes on where another was at this time.
     pub(crate) fn going_on(
-        sources: Sources,
-        journal: Journal,
+        (sources, journal, starter): (Sources, Journal, Starter),
         admission: Admission,
         now: Instant,
     ) -> Self {
         let started = std::time::Instant::now();
-        Self { now, sources, journal, admission, started, started_at: now }
+        Self { now, sources, journal, starter, admission, started, started_at: now }
     }
 
     /// The time at this very moment.

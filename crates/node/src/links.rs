@@ -67,6 +67,7 @@ pub use crate::fault::{LinkFault, MemoryDead};
 use crate::helper::Helper;
 use crate::options::{AddError, GuestOptions};
 use crate::reactor::{Owner, SourceId};
+use vsock_sandbox::Profile;
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::loopback::LoopbackLink;
@@ -140,7 +141,7 @@ impl Links {
             sources: SecondaryMap::new(),
             faults: Vec::new(),
             detach_reasons: HashMap::new(),
-            cid_reader: Helper::new("vsock-cid", read_cid, cid_sender),
+            cid_reader: Helper::new("vsock-cid", Profile::Asking, read_cid, cid_sender),
             cids_read,
         }
     }
@@ -492,7 +493,7 @@ impl Links {
     /// answer, and the device sends nothing before. False: it cannot be asked.
     pub(crate) fn ask_cid(&mut self, cx: &Context, id: LinkId) -> bool {
         let config = self.get(id).and_then(Entry::config);
-        config.is_some_and(|config| self.cid_reader.give(cx.sources.waker(), (id, config)))
+        config.is_some_and(|config| self.cid_reader.give(cx, (id, config)))
     }
 
     /// What a device has answered.

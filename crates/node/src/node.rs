@@ -21,7 +21,9 @@ use vsock_core::{Cid, SocketType};
 pub use self::saved::RestoreError;
 pub use crate::admission::Verdict;
 use crate::events::{Event, Failure};
+use crate::flows::record;
 use crate::guest_port::GuestPort;
+use crate::helper::Starter;
 use crate::host::handshake::HYBRID;
 use crate::journal::{Journal, Record};
 use crate::links::{LinkId, NewUplink};
@@ -33,6 +35,7 @@ use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
+use vsock_sandbox::{Profile, Sandbox, State};
 use vsock_virtio::joinable::Joinable;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::loopback::LoopbackLink;
@@ -123,29 +126,45 @@ pub struct Node {
     mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
+    sandbox: Sandbox,
+    /// What the worker has given up of it.
+    state: State,
     /// Control threads that had not ended when their guests were removed.
     threads_left: AtomicU64,
 }
 
 impl Node {
-    /// Starts a node with the local CID `cid` that serves programs in `directory` (which exists and is private).
+    /// Starts a node with the local CID `cid` that serves programs in `directory` (which exists and is private). Its threads
+    /// give up what they do not need.
     ///
     /// # Errors
     /// The kernel refuses a socket, an eventfd or a thread.
     pub fn start(cid: u32, directory: &Path) -> Result<Self, NodeError> {
+        Self::start_in(Sandbox::default(), cid, directory)
+    }
+
+    /// Starts a node whose threads give up what they do not need, or do not.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_in(sandbox: Sandbox, cid: u32, directory: &Path) -> Result<Self, NodeError> {
         raise_descriptor_limit();
+        record::prepare()?;
         let sources = Sources::new()?;
         let mailbox = Mailbox::new(sources.waker());
         let journal = Journal::new()?;
         let loopback = LoopbackLink::new()?;
+        let starter = Starter::new(sandbox)?;
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let thread = spawn_worker(cid, journal.clone(), move || {
+        let (thread, state) = spawn_worker(cid, sandbox, journal.clone(), move || {
             let seed = random_seed();
-            Some(Worker::new(Cid(cid), its_journal, sources, its_mailbox, loopback, seed))
+            let local = Cid(cid);
+            Some(Worker::new(local, its_journal, sources, its_mailbox, loopback, starter, seed))
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
-        let node = Self { mailbox, journal, held, threads_left: AtomicU64::new(0) };
+        let threads_left = AtomicU64::new(0);
+        let node = Self { mailbox, journal, held, sandbox, state, threads_left };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -176,7 +195,7 @@ impl Node {
         let mut paths = vec![socket.clone()];
         let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
-        let device = device_options(&options);
+        let device = BackendOptions { sandbox: self.sandbox, ..device_options(&options) };
         let (options, seed) = (Box::new(options), random_seed());
         let added = self.mailbox.call(|reply| Order::AddGuest { options, hybrid, seed, reply });
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
@@ -195,9 +214,19 @@ impl Node {
                 return Err(error.into());
             }
         };
+        self.compare_sandbox(cid, &control);
         self.mailbox.post(Order::SetControl { link, control: control.control() })?;
         held.guests.insert(cid, Guest { link, control, paths });
         Ok(())
+    }
+
+    /// Writes down that the control thread of a guest has not given up what the worker has: the kernel had no memory or no
+    /// descriptor for it.
+    fn compare_sandbox(&self, cid: u32, control: &BackendHandle) {
+        if *control.sandbox() != self.state {
+            let failure = Failure::Sandbox(control.sandbox().clone());
+            self.journal.write(Some(Cid(cid)), Event::Failed(failure));
+        }
     }
 
     /// Removes a guest: its connections end, each with RST, and then its front end is disconnected. A guest that takes
@@ -378,6 +407,7 @@ impl Node {
         let mut snapshot = self.mailbox.call(|reply| Order::Snapshot { reply })?;
         let threads_left = self.threads_left.load(Ordering::Relaxed);
         snapshot.counters.push(("threads_left", threads_left));
+        snapshot.sandbox = self.state.to_string();
         Ok(snapshot)
     }
 
@@ -453,13 +483,16 @@ fn device_options(options: &GuestOptions) -> BackendOptions {
     BackendOptions { memory_slots, file_memory, memory_limit, ..usual }
 }
 
-/// Starts the thread of a worker, which is made there; if it is made, and ends otherwise than by an order, it is said.
+/// Starts the thread of a worker, which is made there, and tells what that thread has given up; if it is made, and ends
+/// otherwise than by an order, it is said.
 fn spawn_worker(
     cid: u32,
+    sandbox: Sandbox,
     journal: Journal,
     make: impl FnOnce() -> Option<Worker> + Send + 'static,
-) -> io::Result<Joinable> {
-    Joinable::spawn(std::thread::Builder::new().name(format!("vsock-{cid}")), move || {
+) -> io::Result<(Joinable, State)> {
+    let builder = std::thread::Builder::new().name(format!("vsock-{cid}"));
+    Joinable::spawn_in((sandbox, Profile::Worker), builder, move || {
         // All that the worker has is dropped with it, whether it returns or panics; see docs/decisions/0013-panics.md.
         let ran = catch_unwind(AssertUnwindSafe(|| make().is_none_or(Worker::run)));
         if !matches!(ran, Ok(true)) {

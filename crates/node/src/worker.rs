@@ -23,6 +23,7 @@ use crate::awaited::Awaited;
 use crate::context::Context;
 use crate::events::Failure;
 use crate::fabric::Fabric;
+use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::Mailbox;
@@ -56,9 +57,10 @@ impl Worker {
         sources: Sources,
         mailbox: Mailbox<Order>,
         loopback: LoopbackLink,
+        starter: Starter,
         seed: u64,
     ) -> Self {
-        let cx = Context::new(sources, journal);
+        let cx = Context::new(sources, journal, starter);
         Self::of(Fabric::new(cx, local, loopback, seed), Polling::default(), mailbox)
     }
 

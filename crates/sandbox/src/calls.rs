@@ -47,10 +47,10 @@ pub(crate) fn allowed(profile: Profile) -> impl Iterator<Item = Call> {
     let own: &[&[Call]] = match profile {
         Profile::Worker => &[WORKER],
         Profile::Control => &[CONTROL],
-        Profile::Starter => &[STARTER, PRIVILEGES, CONNECTING, ASKING],
+        Profile::Starter => &[STARTER, THREADS, PRIVILEGES, CONNECTING, ASKING],
         Profile::Privileges => &[PRIVILEGES],
         Profile::Connecting => &[CONNECTING],
-        Profile::Asking => &[ASKING],
+        Profile::Asking => &[ASKING, THREADS],
     };
     iter::once(&EVERY).chain(own).flat_map(|list| list.iter().copied())
 }
@@ -221,13 +221,17 @@ const CONTROL: &[Call] = &[
     all(libc::SYS_eventfd2),
 ];
 
-/// The thread that starts helper threads. A new thread has what this one has, and then gives up the rest by its own list.
-const STARTER: &[Call] = &[
+/// More threads, which have what this one has.
+const THREADS: &[Call] = &[
     // Threads alone, no processes. What clone3(2) is asked for is in memory, where a filter cannot look; without it the C
     // library makes do with clone(2).
     some(libc::SYS_clone, Which::With(0, libc::CLONE_THREAD | libc::CLONE_VM)),
     all(libc::SYS_set_robust_list),
     all(libc::SYS_rseq),
+];
+
+/// The thread that starts helper threads. A new one gives up the rest by its own list.
+const STARTER: &[Call] = &[
     // Its name, and the sandbox.
     some(libc::SYS_prctl, Which::OneOf(0, &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS])),
     all(libc::SYS_seccomp),
@@ -253,8 +257,8 @@ const PRIVILEGES: &[Call] = &[
 const CONNECTING: &[Call] =
     &[some(libc::SYS_socket, Which::OneOf(0, &[libc::AF_UNIX])), all(libc::SYS_connect)];
 
-/// Questions to the device of a userspace guest.
-const ASKING: &[Call] = &[all(libc::SYS_sendmsg), all(libc::SYS_recvmsg)];
+/// Questions to the device of a userspace guest; a second thread shuts the socket down if there is no answer in time.
+const ASKING: &[Call] = &[all(libc::SYS_sendmsg), all(libc::SYS_recvmsg), all(libc::SYS_shutdown)];
 
 /// The number of an ioctl(2), of which the kernel takes 32 bits.
 #[expect(clippy::cast_possible_truncation, reason = "the kernel takes no more")]

@@ -66,6 +66,8 @@ impl Sandbox {
         match self {
             Self::Disabled => State::Disabled,
             Self::Enforced => {
+                // Found out once for the process, before Linux 6.4 from a file: rustix is asked for it with all memory.
+                let _ = rustix::param::page_size();
                 // Landlock's own calls are in no list.
                 let files = files::restrict(profile).err();
                 let calls = filter::restrict(profile).err();

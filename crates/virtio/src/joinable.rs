@@ -5,6 +5,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
+use vsock_sandbox::{Profile, Sandbox, State};
+
 /// A running thread.
 pub struct Joinable<T = ()> {
     thread: JoinHandle<T>,
@@ -24,6 +26,25 @@ impl<T: Send + 'static> Joinable<T> {
             run()
         })?;
         Ok(Self { thread, ended })
+    }
+
+    /// Starts a thread that first gives up what `profile` does not need, and says what it has given up.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn spawn_in(
+        (sandbox, profile): (Sandbox, Profile),
+        builder: Builder,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<(Self, State)> {
+        let (entered, state) = channel();
+        let thread = Self::spawn(builder, move || {
+            // Nobody listens only if the caller is gone.
+            let _ = entered.send(sandbox.enter(profile));
+            run()
+        })?;
+        let state = state.recv().map_err(io::Error::other)?;
+        Ok((thread, state))
     }
 
     /// Waits for the thread without a deadline; `None`: it has panicked.

@@ -12,6 +12,7 @@ use vsock_core::{Event, Instant};
 use super::{Due, Fabric};
 use crate::context::Context;
 use crate::flows::{Flows, SavedFlows};
+use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::links::{Entry, Forwarder, LinkId, Links, Quantum, SavedLinks, Scratch};
 use crate::programs::{Asked, Programs, SavedPrograms};
@@ -63,7 +64,7 @@ impl Fabric {
         saved: SavedFabric,
         guests: &HashMap<LinkId, RestoredGuest>,
         fds: Fds,
-        (sources, journal): (Sources, Journal),
+        (sources, journal, starter): (Sources, Journal, Starter),
         seed: u64,
     ) -> Result<Self, Unfit> {
         let SavedFabric { now, sources: saved_sources, refusals, links, relay, flows, programs } =
@@ -79,7 +80,7 @@ impl Fabric {
         let programs = Programs::restore(programs, &links, &flows, &mut restoring)?;
         let Restoring { fds, sources, .. } = restoring;
         fds.finish()?;
-        let cx = Context::going_on(sources.finish(), journal, admission, now);
+        let cx = Context::going_on((sources.finish(), journal, starter), admission, now);
         let mut fabric = Self {
             cx,
             links,

@@ -15,6 +15,7 @@ use vsock_core::{
 };
 use vsock_guest_memory::slice;
 use vsock_guest_memory::{GuestMemory, MemoryPolicy};
+use vsock_sandbox::Sandbox;
 use vsock_virtio::link::Link;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::spec::QUEUE_COUNT;
@@ -23,6 +24,7 @@ use vsock_virtio::vhost_user::QueueStart;
 
 use super::*;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
+use crate::helper::Starter;
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::journal::Journal;
@@ -160,7 +162,8 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap());
+        let starter = Starter::new(Sandbox::default()).unwrap();
+        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap(), starter);
         let mut fabric = Fabric::new(cx, Cid::HOST, LoopbackLink::new().unwrap(), 1);
         let links = [(ALPHA, "alpha"), (BETA, "beta")].map(|(cid, name)| {
             let (name, groups) = (name.to_owned(), vec!["both".to_owned()]);

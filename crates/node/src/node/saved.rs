@@ -13,7 +13,9 @@ use vsock_core::saved::{Unfit, check};
 
 use super::{Guest, Held, Node, raise_descriptor_limit, random_seed, spawn_worker};
 use crate::fabric::Fabric;
+use crate::flows::record;
 use crate::guest_port::GuestPort;
+use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::{Mailbox, Reply};
@@ -129,7 +131,8 @@ impl Node {
             guest.control.detach = paused.control.ordered_detach();
         }
         let (paths, wants_flows) = (held.paths.clone(), self.journal.wants_flows());
-        Ok((SavedNode { paths, guests, wants_flows, polling, fabric }, fds))
+        let sandbox = self.sandbox;
+        Ok((SavedNode { paths, guests, sandbox, wants_flows, polling, fabric }, fds))
     }
 
     /// A node that goes on where another was, with the descriptors that came beside the data.
@@ -138,7 +141,8 @@ impl Node {
     /// The saved state cannot be, and everything in it is gone; or the kernel refuses an eventfd or a thread.
     pub fn restore(saved: SavedNode, fds: Vec<OwnedFd>) -> Result<Self, RestoreError> {
         raise_descriptor_limit();
-        let SavedNode { paths, guests, wants_flows, polling, fabric } = saved;
+        record::prepare()?;
+        let SavedNode { paths, guests, sandbox, wants_flows, polling, fabric } = saved;
         let (sources, journal) = (Sources::new()?, Journal::new()?);
         let mailbox = Mailbox::new(sources.waker());
         journal.set_wants_flows(wants_flows);
@@ -159,8 +163,9 @@ impl Node {
         let local = fabric.links.local;
         let (reply, outcome) = Reply::new();
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let worker = spawn_worker(local.0, journal.clone(), move || {
-            let at = (sources, its_journal);
+        let starter = Starter::new(sandbox)?;
+        let (worker, state) = spawn_worker(local.0, sandbox, journal.clone(), move || {
+            let at = (sources, its_journal, starter);
             let fabric = Fabric::restore(fabric, &restored, fds, at, random_seed());
             let (fabric, outcome) = match fabric {
                 Ok(fabric) => (Some(fabric), Ok(())),
@@ -172,10 +177,11 @@ impl Node {
         // Without an answer it has panicked.
         outcome.recv().map_err(|_| RestoreError::Internal)??;
         let held = Held { worker: Some(worker), paths, ..Held::default() };
-        let node =
-            Self { mailbox, journal, held: Mutex::new(held), threads_left: AtomicU64::new(0) };
+        let (held, threads_left) = (Mutex::new(held), AtomicU64::new(0));
+        let node = Self { mailbox, journal, held, sandbox, state, threads_left };
         for (_, guest) in paused {
             let (cid, guest) = guest.resume()?;
+            node.compare_sandbox(cid, &guest.control);
             node.held().guests.insert(cid, guest);
         }
         Ok(node)

@@ -27,6 +27,7 @@ use crate::links::{Entry, LinkId, Links};
 use crate::orders;
 use crate::reactor::{Owner, SourceId};
 use crate::saved::Restoring;
+use vsock_sandbox::Profile;
 use vsock_virtio::saved::{SavedFd, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
@@ -107,7 +108,7 @@ impl Hybrids {
         handshake: &'static Handshake,
         acceptor: SourceId,
     ) -> Option<HybridSocket> {
-        let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
+        let helper = Helper::new("vsock-hybrid", Profile::Connecting, connect, self.sender.clone());
         self.sockets.insert(link, HybridSocket { path, handshake, acceptor, helper })
     }
 
@@ -208,7 +209,7 @@ impl Hybrids {
         let HybridSocket { path, handshake, helper, .. } =
             self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
         let path = (handshake.path)(path, asked.key.ours.port);
-        let is_given = helper.give(cx.sources.waker(), (asked, *handshake, path));
+        let is_given = helper.give(cx, (asked, *handshake, path));
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }

@@ -35,6 +35,7 @@ use crate::host::wire::{
 };
 use crate::links::{Links, Update};
 use crate::reactor::{Owner, SourceId};
+use vsock_sandbox::Profile;
 
 /// Requests of one program before others have their turn.
 pub(super) const REQUESTS_PER_TURN: usize = 4;
@@ -91,7 +92,12 @@ impl Requests {
             clients: Clients::new(),
             again: VecDeque::new(),
             waiting: SecondaryMap::new(),
-            privileges: Helper::new("vsock-privilege", look_at_privilege, sender),
+            privileges: Helper::new(
+                "vsock-privilege",
+                Profile::Privileges,
+                look_at_privilege,
+                sender,
+            ),
             privileges_known,
             bad: 0,
         }
@@ -271,7 +277,7 @@ impl Requests {
         let Some(client) = self.clients.get(id) else { return false };
         address.port.is_privileged() && client.bound.is_none() && {
             let inquiry = Inquiry::new(client.fd.as_fd(), client.peer);
-            self.privileges.give(cx.sources.waker(), (id, inquiry))
+            self.privileges.give(cx, (id, inquiry))
         }
     }
 
