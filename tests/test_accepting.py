@@ -1,14 +1,12 @@
 """Accepting connections: none is lost if descriptors run out (A4), and nothing spins (A5b)."""
 
 import errno
-import fcntl
 import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

@@ -264,6 +264,17 @@ def test_memory_slots_is_true_or_false() -> None:
         parse(guest + "1\n")
 
 
+def test_rate_is_none_or_a_number_of_bytes_in_its_range() -> None:
+    """`bytes_per_second` is 0, for no limit, or 64 KiB to 1 TiB."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\n'
+    assert parse(guest).guests[0].bytes_per_second == 0
+    for right in (0, 65536, 1 << 40):
+        assert parse(f"{guest}bytes_per_second = {right}\n").guests[0].bytes_per_second == right
+    for wrong in (1, 65535, (1 << 40) + 1):
+        reason = f"bytes_per_second must be 0 (no limit), or 65536 to 1099511627776, not {wrong}"
+        assert faults_of(f"{guest}bytes_per_second = {wrong}\n") == [f"c.toml:4: {reason}"]
+
+
 def test_memory_limit_is_a_number_of_gib() -> None:
     """`memory_limit_gib` has a default and a range; `file_memory` is a boolean."""
     guest = '[[guest]]\nname = "alpha"\ncid = 3\n'

@@ -67,6 +67,7 @@ def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
         ({"socket": Path("/run/x")}, False),
         ({"hybrid": Path("/run/x")}, True),
         ({"description": "Ada's"}, True),
+        ({"bytes_per_second": 1 << 20}, True),
     ],
 )
 def test_attachment_stays_where_its_front_end_need_not_know(

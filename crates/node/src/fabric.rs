@@ -19,8 +19,8 @@ use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
-    CidRead, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink, Quantum,
-    Scratch, Sends, Sent, TIME_PER_ROUND, Update,
+    Budget, CidRead, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink,
+    Quantum, Scratch, Sends, Sent, TIME_PER_ROUND, Update,
 };
 use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
@@ -309,7 +309,7 @@ impl Fabric {
         self.links.spend(id, is_shared.then(|| self.cx.clock().since(began)));
         let done = acted.ok();
         if done.is_some() {
-            self.timers.set(Due::Link(id), interface.endpoint().deadline());
+            self.timers.set(Due::Link(id), interface.deadline(self.cx.now));
             self.links.put_back(id, interface);
         } else {
             let interrupted =
@@ -346,7 +346,7 @@ impl Fabric {
             match due {
                 Due::Link(id) => {
                     if let Some(interface) = links.interface(id) {
-                        interface.endpoint_mut().expire(cx.now);
+                        interface.expire(cx.now);
                         links.activate(id);
                     }
                 }
@@ -416,11 +416,11 @@ impl Fabric {
 
     /// A ring is about to be stopped, perhaps because its guest leaves: what the guest has put there is taken first.
     fn receive_rest(&mut self, id: LinkId, queue: usize) {
-        let quantum = self.quantum.bytes(self.cx.now);
+        let budget = Budget::of_rest(self.quantum.bytes(self.cx.now));
         let time = LastTime::begin();
         while queue == TX_QUEUE && !time.is_over() {
             let drained =
-                self.with(id, |turn, interface, scratch| turn.receive(interface, quantum, scratch));
+                self.with(id, |turn, interface, scratch| turn.receive(interface, budget, scratch));
             // A ring that is broken has said all that can be understood.
             if !matches!(drained, Some(Ok(Drained::Budget))) {
                 break;
@@ -431,11 +431,11 @@ impl Fabric {
 
     /// What programs have sent a guest goes into its ring, as far as there is room.
     fn transmit_rest(&mut self, id: LinkId) {
-        let quantum = self.quantum.bytes(self.cx.now);
+        let budget = Budget::of_rest(self.quantum.bytes(self.cx.now));
         let time = LastTime::begin();
         while !time.is_over() {
-            let sent = self
-                .with(id, |turn, interface, scratch| turn.transmit(interface, quantum, scratch));
+            let sent =
+                self.with(id, |turn, interface, scratch| turn.transmit(interface, budget, scratch));
             if !matches!(sent, Some(Ok(Sent::Budget))) {
                 break;
             }

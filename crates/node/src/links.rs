@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `links.rs` | all links |
 //! | `routes.rs`, `schedule.rs`, `quantum.rs` | which leads where; which has work; how much one may move before the next |
+//! | `rate.rs` | how many bytes may go over one in a second |
 //! | `entry.rs` | one link: who is at the other end, its queues |
 //! | `interface.rs` | the connections over it; every packet passes here |
 //! | `users.rs` | what it and the users of its connections say to each other |
@@ -23,6 +24,7 @@ mod filter;
 mod forward;
 mod interface;
 mod quantum;
+mod rate;
 mod ready;
 mod receiver;
 mod routes;
@@ -287,6 +289,8 @@ impl Links {
     ) {
         if let Some(entry) = self.entries.get_mut(id) {
             entry.set_options(admission, options);
+            // It may be allowed more than before.
+            self.activate(id);
         }
     }
 

@@ -43,6 +43,8 @@ macro_rules! guest_options {
             file_memory: bool,
             /// Its memory at most, in GiB; 0: [`MEMORY_LIMIT`](vsock_virtio::vhost_user::MEMORY_LIMIT).
             memory_limit_gib: u32,
+            /// Bytes that go over its link in a second, each way, at most; 0: as many as there are.
+            bytes_per_second: u64,
             /// Other CIDs by which it reaches this node, as software in a Nitro enclave reaches its parent by CID 3.
             /// The node takes packets that the guest sends to one of them, even if another guest has that CID, and
             /// answers from it.

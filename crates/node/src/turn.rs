@@ -47,13 +47,13 @@ impl Turn<'_> {
         let drained = if interface.take_owes_sending() {
             Drained::Budget
         } else {
-            self.receive(interface, quantum, scratch)?
+            self.receive(interface, Budget::new(quantum), scratch)?
         };
         let sent = if self.is_time_over() {
             interface.set_owes_sending();
             Sent::Budget
         } else {
-            self.transmit(interface, quantum, scratch)?
+            self.transmit(interface, Budget::new(quantum), scratch)?
         };
         interface.publish()?;
         Ok(interface.has_more(drained, sent, self.accepts_packets()))
@@ -74,14 +74,13 @@ impl Turn<'_> {
     pub(crate) fn receive(
         &mut self,
         interface: &mut Interface,
-        quantum: usize,
+        mut budget: Budget,
         scratch: &mut Scratch,
     ) -> Result<Drained, LinkFault> {
         if !self.settle(interface) {
             // What has happened must be carried out before anything more is taken.
             return Ok(Drained::Budget);
         }
-        let mut budget = Budget::new(quantum);
         loop {
             let drained = interface.receive(self.cx.now, &mut budget, scratch, self);
             let is_settled = self.settle(interface);
@@ -98,10 +97,9 @@ impl Turn<'_> {
     pub(crate) fn transmit(
         &mut self,
         interface: &mut Interface,
-        quantum: usize,
+        mut budget: Budget,
         scratch: &mut Scratch,
     ) -> Result<Sent, LinkFault> {
-        let mut budget = Budget::new(quantum);
         let sent = interface.transmit(self.cx.now, &mut budget, scratch, self);
         self.settle(interface);
         sent

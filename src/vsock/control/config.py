@@ -15,6 +15,7 @@
     memory_slots = true           # optional: for a guest with more than 8 memory regions
     file_memory = true            # optional: its memory may be in files on any file system
     memory_limit_gib = 64         # optional: its memory at most
+    bytes_per_second = 50000000   # optional: from it, and to it, at most
     host_aliases = [3]            # optional: CIDs by which it reaches the host besides 2
 
 Each fault says file, line, what is wrong and what would be right. `tomllib` keeps no line

@@ -44,11 +44,18 @@ MEMORY_LIMIT_GIB: Final = 1024
 LARGEST_MEMORY_LIMIT_GIB: Final = 32 * 1024
 """Half of what a switch maps for all guests together."""
 
+LOWEST_RATE: Final = 64 * 1024
+"""Lowest limit of a guest's bytes in a second: its packets may have as many bytes, and nothing goes between them."""
+
+HIGHEST_RATE: Final = 1 << 40
+"""Highest one, far above what any machine moves."""
+
 LONGEST_PORT_SUFFIX: Final = f"_{0xFFFFFFFF}"
 """A program that listens on a port of a hybrid socket has a socket whose path is the hybrid one's and this."""
 
 __all__ = [
     "FIRST_GUEST_CID",
+    "HIGHEST_RATE",
     "LARGEST_MEMORY_LIMIT_GIB",
     "LAST_GUEST_CID",
     "LINGER_TIMEOUT",
@@ -56,6 +63,7 @@ __all__ = [
     "LONGEST_POLL_US",
     "LONGEST_PORT_SUFFIX",
     "LONGEST_TEXT",
+    "LOWEST_RATE",
     "MEMORY_LIMIT_GIB",
     "POLL_US",
     "DatagramRecord",
@@ -127,6 +135,12 @@ def _wrong_memory_limit(gib: int) -> str | None:
     return f"must be 1 to {LARGEST_MEMORY_LIMIT_GIB} GiB, not {gib}"
 
 
+def _wrong_rate(rate: int) -> str | None:
+    if rate == 0 or LOWEST_RATE <= rate <= HIGHEST_RATE:
+        return None
+    return f"must be 0 (no limit), or {LOWEST_RATE} to {HIGHEST_RATE}, not {rate}"
+
+
 def _wrong_linger(seconds: float) -> str | None:
     if 0 < seconds <= LONGEST_LINGER_TIMEOUT:
         return None
@@ -135,6 +149,7 @@ def _wrong_linger(seconds: float) -> str | None:
 
 _CID_RANGE: Final = (("minimum", FIRST_GUEST_CID), ("maximum", LAST_GUEST_CID))
 _MEMORY_LIMIT_RANGE: Final = (("minimum", 1), ("maximum", LARGEST_MEMORY_LIMIT_GIB))
+_RATE_RANGE: Final = (("minimum", 0), ("maximum", HIGHEST_RATE))
 _ABSOLUTE: Final = (("pattern", "^/"),)
 
 Name = Annotated[str, Rule(_wrong_name)]
@@ -206,6 +221,11 @@ class GuestSpec:
         Rule(_wrong_memory_limit, json_schema=_MEMORY_LIMIT_RANGE),
         About("Its memory at most, in GiB.", is_fixed=True),
     ] = MEMORY_LIMIT_GIB
+    bytes_per_second: Annotated[
+        int,
+        Rule(_wrong_rate, json_schema=_RATE_RANGE),
+        About("Bytes from it, and bytes to it, in a second at most (0: no limit)."),
+    ] = 0
     host_aliases: Annotated[
         tuple[Alias, ...],
         Rule(_too_many, json_schema=(("maxItems", MOST_ALIASES),)),

@@ -97,13 +97,9 @@ impl Fabric {
         Ok(fabric)
     }
 
-    /// Sets timers, and asks again what helpers were asked.
+    /// Sets timers, and asks again what helpers were asked. All links are active: those of a link are set at its first turn.
     fn go_on(&mut self) {
         let Self { cx, links, flows, programs, timers, .. } = self;
-        for (id, entry) in links.iter() {
-            let deadline = entry.interface().and_then(|it| it.endpoint().deadline());
-            timers.set(Due::Link(id), deadline);
-        }
         for (id, at) in flows.lingering() {
             timers.set(Due::Linger(id), Some(at));
         }

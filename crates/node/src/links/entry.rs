@@ -125,6 +125,7 @@ impl Entry {
         if let Some(interface) = &mut self.interface {
             let aliases = self.options.host_aliases.iter().copied().map(Cid).collect();
             interface.filter_mut().set_aliases(aliases);
+            interface.set_rate(self.options.bytes_per_second);
         }
     }
 

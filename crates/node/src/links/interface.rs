@@ -16,6 +16,7 @@ use vsock_core::{Address, Cid, ConnectionId, Endpoint, Event, Header, Instant, L
 pub use self::saved::{SavedInterface, SavedLink};
 use super::connections::Connections;
 use super::filter::{Filter, Role};
+use super::rate::Rate;
 use super::receiver::{Drained, Drops, Inflow, Receiver, Run};
 use super::sender::{Outflow, Sender, Sent, send_datagram};
 use super::store::Stored;
@@ -53,13 +54,31 @@ pub struct Budget {
     packets: usize,
     /// Steps since the last look at the time.
     steps: u32,
+    /// Whether the link's rate counts.
+    is_limited: bool,
 }
 
 impl Budget {
     /// A turn of so many bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self { turn: bytes, bytes, packets: PACKETS_PER_TURN, steps: 0 }
+        Self { turn: bytes, bytes, packets: PACKETS_PER_TURN, steps: 0, is_limited: true }
+    }
+
+    /// The same, for what is left before a ring is stopped: later there is no time for it, whatever the link's rate.
+    #[must_use]
+    pub fn of_rest(bytes: usize) -> Self {
+        Self { is_limited: false, ..Self::new(bytes) }
+    }
+
+    /// The link's rate allows so many bytes now. False: none at all.
+    fn limit(&mut self, bytes: usize) -> bool {
+        let is_open = bytes > 0 || !self.is_limited;
+        if self.is_limited && is_open {
+            self.turn = self.turn.min(bytes);
+            self.bytes = self.bytes.min(bytes);
+        }
+        is_open
     }
 
     /// Bytes of a whole turn.
@@ -143,7 +162,8 @@ pub struct Interface {
     connections: Connections,
     receiver: Receiver,
     sender: Sender,
-    /// Packets stay in the ring until there is room for the answers they may cause.
+    rate: Rate,
+    /// Packets stay in the ring until there is room for the answers they may cause, or the rate allows more.
     is_paused: bool,
     /// Of a userspace guest: the device has been asked what our CID is.
     awaits_cid: bool,
@@ -160,6 +180,7 @@ impl Interface {
             connections: Connections::new(limits, seed),
             receiver: Receiver::new(Filter::new(role, local)),
             sender: Sender::default(),
+            rate: Rate::default(),
             is_paused: false,
             awaits_cid: false,
             owes_sending: false,
@@ -177,7 +198,10 @@ impl Interface {
         scratch: &mut Scratch,
         sink: &mut S,
     ) -> Result<Drained, LinkFault> {
-        let Self { link, connections, receiver, .. } = self;
+        let Self { link, connections, receiver, rate, .. } = self;
+        if !budget.limit(rate.incoming(now, link.traffic())) {
+            return Ok(Drained::Limited);
+        }
         let Scratch { slices, run, .. } = scratch;
         receiver.receive(&mut Inflow { link, connections, run, sink, budget, now }, slices)
     }
@@ -193,9 +217,11 @@ impl Interface {
         scratch: &mut Scratch,
         source: &mut S,
     ) -> Result<Sent, LinkFault> {
-        let Self { link, connections, sender, .. } = self;
+        let Self { link, connections, sender, rate, .. } = self;
+        let has_bytes = budget.limit(rate.outgoing(now, link.traffic()));
+        let mut out = Outflow { link, connections, scratch, source, budget, now };
         let sent =
-            sender.transmit(&mut Outflow { link, connections, scratch, source, budget, now });
+            if has_bytes { sender.transmit(&mut out) } else { sender.transmit_control(&mut out) };
         scratch.clear();
         sent
     }
@@ -209,16 +235,20 @@ impl Interface {
         is_free: bool,
         scratch: &mut Scratch,
     ) -> Result<bool, LinkFault> {
+        let is_free = is_free && !self.rate.is_spent();
         self.sender.forward(&mut self.link, header, packet, is_free, scratch)
     }
 
-    /// Sends a datagram; false when there is no room for all of it.
+    /// Sends a datagram; false when there is no room for all of it, or the rate allows none.
     pub(super) fn send_datagram(
         &mut self,
         addresses: (Address, Address),
         payload: &[u8],
         scratch: &mut Scratch,
     ) -> Result<bool, LinkFault> {
+        if self.rate.is_spent() {
+            return Ok(false);
+        }
         let sent = send_datagram(&mut self.link, addresses, payload, scratch);
         scratch.clear();
         sent
@@ -238,6 +268,22 @@ impl Interface {
     /// What has happened to connections, to be carried out after every call.
     pub fn next_event(&mut self) -> Option<Event> {
         self.connections.endpoint.next_event()
+    }
+
+    /// When [`expire`](Self::expire) is due.
+    pub(crate) fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        let opens = self.rate.opens_at(now, self.link.traffic());
+        self.connections.endpoint.deadline().into_iter().chain(opens).min()
+    }
+
+    /// Does what is due for connections; what the rate kept back goes on in the next turn.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        self.connections.endpoint.expire(now);
+    }
+
+    /// So many bytes may go over the link in a second each way; 0: as many as there are.
+    pub(super) fn set_rate(&mut self, bytes_per_second: u64) {
+        self.rate.set(bytes_per_second, self.link.traffic());
     }
 
     /// The connections.
@@ -285,15 +331,23 @@ impl Interface {
     pub(crate) fn has_more(&mut self, taken: Drained, sent: Sent, accepts: bool) -> bool {
         let can_answer = self.connections.endpoint.accepts_packets() && accepts;
         // What waits in the ring is no work while its answers find no room: only room is.
-        self.is_paused = taken == Drained::Paused && !can_answer;
+        self.is_paused = match taken {
+            Drained::Paused => !can_answer,
+            Drained::Limited => true,
+            Drained::Empty | Drained::Budget | Drained::Event => false,
+        };
         let more_inbound = match taken {
             Drained::Empty => self.link.link().has_inbound(),
             Drained::Budget | Drained::Event => true,
             Drained::Paused => can_answer,
+            Drained::Limited => false,
         };
         let has_event = self.connections.endpoint.has_event();
-        let more_outbound =
-            sent == Sent::Budget || (self.has_outbound() && !self.sender.is_blocked);
+        let more_outbound = match sent {
+            Sent::Budget => true,
+            Sent::Limited => false,
+            Sent::All | Sent::Full => self.has_outbound() && !self.sender.is_blocked,
+        };
         more_inbound || more_outbound || has_event
     }
 

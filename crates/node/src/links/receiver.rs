@@ -30,6 +30,8 @@ pub enum Drained {
     Budget,
     /// There may be more, but there is no room for the answers it may cause.
     Paused,
+    /// There is more, and the link's rate does not allow it yet.
+    Limited,
     /// There is an event that must be carried out before the next packet.
     Event,
 }

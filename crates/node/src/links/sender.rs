@@ -47,6 +47,8 @@ pub enum Sent {
     Budget,
     /// The ring is full.
     Full,
+    /// The link's rate allows no more yet.
+    Limited,
 }
 
 /// How the turn of one connection ended.
@@ -88,7 +90,7 @@ impl Sender {
         while out.budget.has_bytes() {
             match self.send_control(out)? {
                 Sent::All => {}
-                ended @ (Sent::Budget | Sent::Full) => return Ok(ended),
+                ended @ (Sent::Budget | Sent::Full | Sent::Limited) => return Ok(ended),
             }
             match self.send_stored(out)? {
                 Turn::Again(bytes) => out.budget.spend(bytes),
@@ -115,6 +117,17 @@ impl Sender {
             }
         }
         Ok(Sent::Budget)
+    }
+
+    /// Control packets alone, as the link's rate allows no bytes.
+    pub(super) fn transmit_control<S: Source>(
+        &mut self,
+        out: &mut Outflow<'_, S>,
+    ) -> Result<Sent, LinkFault> {
+        Ok(match self.send_control(out)? {
+            Sent::All | Sent::Limited => Sent::Limited,
+            ended @ (Sent::Budget | Sent::Full) => ended,
+        })
     }
 
     /// All control packets.

@@ -1,5 +1,7 @@
 //! Interfaces against each other, without sockets, threads or a clock.
 
+mod rate;
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

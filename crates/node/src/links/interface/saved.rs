@@ -12,6 +12,7 @@ use crate::links::connections::Connections;
 use crate::links::datagram::{Incoming, SavedIncoming};
 use crate::links::filter::{Filter, FormerCid, Role};
 use crate::links::limits_of;
+use crate::links::rate::Rate;
 use crate::links::receiver::{Drops, Receiver};
 use crate::links::sender::Sender;
 use crate::links::store::{SavedPacket, Store};
@@ -99,6 +100,7 @@ impl Interface {
             connections: Connections::restore(endpoint, ready)?,
             receiver: Receiver { filter, datagram: Incoming::restore(datagram)?, drops },
             sender: Sender { store: Store::restore(store)?, overflows, ..Sender::default() },
+            rate: Rate::default(),
             is_paused: false,
             awaits_cid: false,
             owes_sending: false,
