@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.switch.test_daemon import Daemon
 
 from vsock.cli.main import main
 from vsock.control.client import ControlClient
@@ -21,8 +22,6 @@ from vsock.runtime import RuntimeFiles
 from vsock.sockets import create_connection, create_server
 from vsock.switch.switch import Switch
 from vsock.transports import SwitchTransport
-
-from tests.switch.test_daemon import Daemon
 
 PRIVILEGED = 700
 """A port for which the switch looks into /proc."""
@@ -98,7 +97,8 @@ def test_threads_of_the_data_plane_are_restricted_and_those_of_python_are_not(
         use(runtime_dir)
         found = threads(daemon.process.pid)
     native = {name for name in found if not name.startswith("python")}
-    names = {"vsock-2", "vsock-helpers", "vhost-3", "vsock-privilege", "vsock-hybrid"}
+    starters = {"vhost-controls", "vsock-helpers"}
+    names = {"vsock-2", "vhost-3", "vsock-privilege", "vsock-hybrid", *starters}
     assert native == names
     assert {found.pop(name) for name in native} == {("2", "1")}
     assert set(found.values()) == {ours}

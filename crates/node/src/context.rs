@@ -3,9 +3,9 @@
 use vsock_core::{Admission, Cid, Instant};
 
 use crate::events::{Event, Failure};
-use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::reactor::Sources;
+use vsock_virtio::starter::Starter;
 
 /// What every part of a node works with.
 pub(crate) struct Context {

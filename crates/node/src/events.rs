@@ -258,9 +258,6 @@ pub enum Failure {
          (io_setup: {0}), and the worker may not wait for a front end"
     )]
     Signals(io::Error),
-    /// The control thread of a guest has not given up what the node's other threads have.
-    #[error("its control thread has another sandbox than the switch: {0}")]
-    Sandbox(vsock_sandbox::State),
     /// The link of the node to itself could not be made anew.
     #[error("connections to ourselves are over: {0}")]
     Loopback(io::Error),

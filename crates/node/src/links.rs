@@ -69,7 +69,6 @@ pub use crate::fault::{LinkFault, MemoryDead};
 use crate::helper::Helper;
 use crate::options::{AddError, GuestOptions};
 use crate::reactor::{Owner, SourceId};
-use vsock_sandbox::Profile;
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::DeviceLink;
 use vsock_virtio::link::loopback::LoopbackLink;
@@ -143,7 +142,7 @@ impl Links {
             sources: SecondaryMap::new(),
             faults: Vec::new(),
             detach_reasons: HashMap::new(),
-            cid_reader: Helper::new("vsock-cid", Profile::Asking, read_cid, cid_sender),
+            cid_reader: Helper::new("vsock-cid", read_cid, cid_sender),
             cids_read,
         }
     }

@@ -23,7 +23,6 @@ pub use crate::admission::Verdict;
 use crate::events::{Event, Failure};
 use crate::flows::record;
 use crate::guest_port::GuestPort;
-use crate::helper::Starter;
 use crate::host::handshake::HYBRID;
 use crate::journal::{Journal, Record};
 use crate::links::{LinkId, NewUplink};
@@ -41,6 +40,7 @@ use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::F_EVENT_IDX;
 use vsock_virtio::spec::QUEUE_COUNT;
+use vsock_virtio::starter::Starter;
 use vsock_virtio::sys::check_signals;
 use vsock_virtio::vhost_user::{
     Attached, BackendHandle, BackendOptions, FrontendError, FrontendOptions, attach, spawn,
@@ -127,7 +127,9 @@ pub struct Node {
     journal: Journal,
     held: Mutex<Held>,
     sandbox: Sandbox,
-    /// What the worker has given up of it.
+    /// Starts the control threads of guests.
+    controls: Starter,
+    /// What the threads have given up.
     state: State,
     /// Control threads that had not ended when their guests were removed.
     threads_left: AtomicU64,
@@ -154,17 +156,18 @@ impl Node {
         let mailbox = Mailbox::new(sources.waker());
         let journal = Journal::new()?;
         let loopback = LoopbackLink::new()?;
-        let starter = Starter::new(sandbox)?;
+        let (controls, helpers) = starters(sandbox)?;
+        let others = controls.state().clone().and(helpers.state());
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
         let (thread, state) = spawn_worker(cid, sandbox, journal.clone(), move || {
             let seed = random_seed();
             let local = Cid(cid);
-            Some(Worker::new(local, its_journal, sources, its_mailbox, loopback, starter, seed))
+            Some(Worker::new(local, its_journal, sources, its_mailbox, loopback, helpers, seed))
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
-        let threads_left = AtomicU64::new(0);
-        let node = Self { mailbox, journal, held, sandbox, state, threads_left };
+        let (state, threads_left) = (state.and(&others), AtomicU64::new(0));
+        let node = Self { mailbox, journal, held, sandbox, controls, state, threads_left };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -195,7 +198,7 @@ impl Node {
         let mut paths = vec![socket.clone()];
         let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
-        let device = BackendOptions { sandbox: self.sandbox, ..device_options(&options) };
+        let device = device_options(&options);
         let (options, seed) = (Box::new(options), random_seed());
         let added = self.mailbox.call(|reply| Order::AddGuest { options, hybrid, seed, reply });
         let link = added.map_err(NodeError::from).and_then(|link| Ok(link?)).inspect_err(|_| {
@@ -205,7 +208,7 @@ impl Node {
             self.journal.write(Some(Cid(cid)), Event::Failed(Failure::Signals(error)));
         }
         let port = GuestPort::new(self.mailbox.clone(), link);
-        let spawned = spawn(front_door, device, Box::new(port));
+        let spawned = spawn(front_door, device, Box::new(port), &self.controls);
         let control = match spawned {
             Ok(control) => control,
             Err(error) => {
@@ -214,19 +217,9 @@ impl Node {
                 return Err(error.into());
             }
         };
-        self.compare_sandbox(cid, &control);
         self.mailbox.post(Order::SetControl { link, control: control.control() })?;
         held.guests.insert(cid, Guest { link, control, paths });
         Ok(())
-    }
-
-    /// Writes down that the control thread of a guest has not given up what the worker has: the kernel had no memory or no
-    /// descriptor for it.
-    fn compare_sandbox(&self, cid: u32, control: &BackendHandle) {
-        if *control.sandbox() != self.state {
-            let failure = Failure::Sandbox(control.sandbox().clone());
-            self.journal.write(Some(Cid(cid)), Event::Failed(failure));
-        }
     }
 
     /// Removes a guest: its connections end, each with RST, and then its front end is disconnected. A guest that takes
@@ -481,6 +474,12 @@ fn device_options(options: &GuestOptions) -> BackendOptions {
         limit => u64::from(limit) << 30,
     };
     BackendOptions { memory_slots, file_memory, memory_limit, ..usual }
+}
+
+/// What starts the control threads of a node, and what starts its helper threads.
+fn starters(sandbox: Sandbox) -> io::Result<(Starter, Starter)> {
+    let controls = Starter::new(sandbox, Profile::Control, "vhost-controls")?;
+    Ok((controls, Starter::new(sandbox, Profile::Helper, "vsock-helpers")?))
 }
 
 /// Starts the thread of a worker, which is made there, and tells what that thread has given up; if it is made, and ends

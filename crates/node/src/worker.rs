@@ -23,7 +23,6 @@ use crate::awaited::Awaited;
 use crate::context::Context;
 use crate::events::Failure;
 use crate::fabric::Fabric;
-use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::Mailbox;
@@ -33,6 +32,7 @@ use crate::reactor::{Events, Readiness, Sources};
 use crate::report::snapshot;
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::saved::SavedFds;
+use vsock_virtio::starter::Starter;
 use vsock_virtio::sys::{check_signals, prepare_signals};
 
 /// The thread's state; see the module's description.

@@ -1,4 +1,4 @@
-//! The system calls of each kind of thread, with the reason beside each.
+//! The system calls of each profile, with the reason beside each.
 //!
 //! A list has what the code of a thread calls, what Rust's library and the C library call on its behalf, and nothing that
 //! reaches another process, a file by its name, or the network. `strace -f -Y` on the test suites shows what a thread
@@ -46,11 +46,8 @@ const fn some(number: c_long, which: Which) -> Call {
 pub(crate) fn allowed(profile: Profile) -> impl Iterator<Item = Call> {
     let own: &[&[Call]] = match profile {
         Profile::Worker => &[WORKER],
-        Profile::Control => &[CONTROL],
-        Profile::Starter => &[STARTER, THREADS, PRIVILEGES, CONNECTING, ASKING],
-        Profile::Privileges => &[PRIVILEGES],
-        Profile::Connecting => &[CONNECTING],
-        Profile::Asking => &[ASKING, THREADS],
+        Profile::Control => &[CONTROL, THREADS],
+        Profile::Helper => &[HELPER, THREADS],
     };
     iter::once(&EVERY).chain(own).flat_map(|list| list.iter().copied())
 }
@@ -221,47 +218,64 @@ const CONTROL: &[Call] = &[
     all(libc::SYS_eventfd2),
 ];
 
-/// More threads, which have what this one has.
+/// What starts threads: they are in the sandbox of the one that starts them.
 const THREADS: &[Call] = &[
     // Threads alone, no processes. What clone3(2) is asked for is in memory, where a filter cannot look; without it the C
     // library makes do with clone(2).
     some(libc::SYS_clone, Which::With(0, libc::CLONE_THREAD | libc::CLONE_VM)),
     all(libc::SYS_set_robust_list),
     all(libc::SYS_rseq),
+    some(libc::SYS_prctl, Which::OneOf(0, &[libc::PR_SET_NAME])),
 ];
 
-/// The thread that starts helper threads. A new one gives up the rest by its own list.
-const STARTER: &[Call] = &[
-    // Its name, and the sandbox.
-    some(libc::SYS_prctl, Which::OneOf(0, &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS])),
-    all(libc::SYS_seccomp),
-    all(libc::SYS_landlock_create_ruleset),
-    all(libc::SYS_landlock_add_rule),
-    all(libc::SYS_landlock_restrict_self),
-    // Landlock's library looks whether /proc is a directory.
-    all(libc::SYS_newfstatat),
-];
-
-/// The look at a program's capabilities.
-const PRIVILEGES: &[Call] = &[
-    // Files of /proc, to read; Landlock sees to it that there are no others.
+/// Helper threads.
+const HELPER: &[Call] = &[
+    // What a program may do: files of /proc, to read (Landlock sees to it that there are no others), and whether a number is
+    // still that program's.
     some(libc::SYS_openat, Which::Without(2, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)),
     all(libc::SYS_fstat),
     all(libc::SYS_statx),
     all(libc::SYS_lseek),
-    // Whether a number is still that program's.
     all(libc::SYS_pidfd_open),
+    // A program at the path of a hybrid socket.
+    some(libc::SYS_socket, Which::OneOf(0, &[libc::AF_UNIX])),
+    all(libc::SYS_connect),
+    // The device of a userspace guest. A second thread shuts the socket down if there is no answer in time.
+    all(libc::SYS_sendmsg),
+    all(libc::SYS_recvmsg),
+    all(libc::SYS_shutdown),
 ];
-
-/// Connections to programs by the path of their socket.
-const CONNECTING: &[Call] =
-    &[some(libc::SYS_socket, Which::OneOf(0, &[libc::AF_UNIX])), all(libc::SYS_connect)];
-
-/// Questions to the device of a userspace guest; a second thread shuts the socket down if there is no answer in time.
-const ASKING: &[Call] = &[all(libc::SYS_sendmsg), all(libc::SYS_recvmsg), all(libc::SYS_shutdown)];
 
 /// The number of an ioctl(2), of which the kernel takes 32 bits.
 #[expect(clippy::cast_possible_truncation, reason = "the kernel takes no more")]
 const fn request(number: libc::Ioctl) -> c_int {
     number as c_int
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// The later of two would count.
+    #[test]
+    fn call_is_in_one_list_of_a_profile_at_most() {
+        for profile in Profile::ALL {
+            let mut numbers = HashSet::new();
+            for call in allowed(profile) {
+                assert!(numbers.insert(call.number), "{} in {profile:?}", call.number);
+            }
+        }
+    }
+
+    /// A call that is fatal whatever its arguments would be allowed for nothing.
+    #[test]
+    fn allowed_call_is_not_fatal() {
+        let fatal = FATAL.iter().filter(|call| matches!(call.which, Which::All));
+        let fatal: HashSet<_> = fatal.map(|call| call.number).collect();
+        for profile in Profile::ALL {
+            assert!(allowed(profile).all(|call| !fatal.contains(&call.number)), "{profile:?}");
+        }
+    }
 }

@@ -43,7 +43,7 @@ pub(crate) fn restrict(profile: Profile) -> Result<(), Missing> {
 /// The directory below which files may be read.
 fn readable(profile: Profile) -> Option<&'static str> {
     match profile {
-        Profile::Privileges | Profile::Starter => Some("/proc"),
-        Profile::Worker | Profile::Control | Profile::Connecting | Profile::Asking => None,
+        Profile::Helper => Some("/proc"),
+        Profile::Worker | Profile::Control => None,
     }
 }

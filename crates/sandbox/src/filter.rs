@@ -5,7 +5,6 @@
 //! are installed, and does not run them for it.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use libc::{c_int, c_long};
 use seccompiler::{
@@ -52,23 +51,10 @@ fn program(
     // No rules mean that a call matches whatever its arguments.
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
     for Call { number, which } in calls {
-        let chain = chain(which)?;
-        match rules.entry(number) {
-            Entry::Vacant(entry) => drop(entry.insert(chain)),
-            Entry::Occupied(entry) => join(entry.into_mut(), chain),
-        }
+        rules.insert(number, chain(which)?);
     }
     let machine = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, otherwise, matched, machine)?.try_into()
-}
-
-/// Makes of the rules for a call in one list those of two lists.
-fn join(rules: &mut Vec<SeccompRule>, more: Vec<SeccompRule>) {
-    if more.is_empty() {
-        rules.clear();
-    } else if !rules.is_empty() {
-        rules.extend(more);
-    }
 }
 
 /// A rule for each way in which the arguments of a call may match.

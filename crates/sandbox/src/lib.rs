@@ -22,30 +22,17 @@ use std::fmt;
 /// What a thread is for, which decides what it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
-    /// Moves packets between guests and programs. Opens no file and makes no socket to connect with.
+    /// Moves packets between guests and programs. Opens no file, makes no socket to connect with, starts no thread.
     Worker,
     /// Serves the vhost-user front end of one guest, and maps that guest's memory.
     Control,
-    /// Starts the threads below; they have no more than it has.
-    Starter,
-    /// Reads what capabilities a program has, in `/proc`.
-    Privileges,
-    /// Connects to programs by the path of a Unix socket, for connections of a guest.
-    Connecting,
-    /// Asks the device of a userspace guest for its configuration space.
-    Asking,
+    /// Does what may take long: reads in `/proc` what a program may do, connects to a program's socket, asks a device.
+    Helper,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Worker,
-        Self::Control,
-        Self::Starter,
-        Self::Privileges,
-        Self::Connecting,
-        Self::Asking,
-    ];
+    pub const ALL: [Self; 3] = [Self::Worker, Self::Control, Self::Helper];
 }
 
 /// Whether the threads of a node give up what they do not need.
@@ -98,6 +85,19 @@ impl State {
             (None, Some(files)) => Self::Partly(files.to_string()),
             (Some(calls), Some(files)) => Self::Off(format!("{calls}; {files}")),
         }
+    }
+}
+
+impl State {
+    /// Of two threads that were to give up the same, what both have given up.
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
+        let kept = |state: &Self| match state {
+            Self::On => 0,
+            Self::Partly(_) => 1,
+            Self::Off(_) | Self::Disabled => 2,
+        };
+        if kept(other) > kept(&self) { other.clone() } else { self }
     }
 }
 

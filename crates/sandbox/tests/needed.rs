@@ -132,15 +132,19 @@ fn program_beside_restricted_threads_drops_its_privileges() {
 }
 
 #[test]
-fn starter_starts_threads_which_give_up_more() {
-    for profile in [Profile::Privileges, Profile::Connecting, Profile::Asking] {
+fn thread_that_a_restricted_one_starts_is_restricted_as_well() {
+    for profile in [Profile::Control, Profile::Helper] {
         let starter = std::thread::spawn(move || {
-            let state = Sandbox::Enforced.enter(Profile::Starter);
-            let named = std::thread::Builder::new().name("helper".into());
-            let helper = named.spawn(move || Sandbox::Enforced.enter(profile)).unwrap();
-            (state, helper.join().unwrap())
+            let _ = Sandbox::Enforced.enter(profile);
+            let named = std::thread::Builder::new().name("started".into());
+            let open = || std::fs::File::create("/tmp/vsock-forbidden").map(drop);
+            named.spawn(open).unwrap().join().unwrap().map_err(|error| error.raw_os_error())
         });
-        let (starter, helper) = starter.join().unwrap();
-        assert_eq!(starter, helper, "{profile:?}");
+        assert_eq!(starter.join().unwrap(), Err(Some(libc::ENOSYS)), "{profile:?}");
     }
+    let worker = std::thread::spawn(|| {
+        let _ = Sandbox::Enforced.enter(Profile::Worker);
+        std::thread::Builder::new().spawn(|| ()).is_err()
+    });
+    assert!(worker.join().unwrap());
 }

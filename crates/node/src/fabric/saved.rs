@@ -12,7 +12,6 @@ use vsock_core::{Event, Instant};
 use super::{Due, Fabric};
 use crate::context::Context;
 use crate::flows::{Flows, SavedFlows};
-use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::links::{Entry, Forwarder, LinkId, Links, Quantum, SavedLinks, Scratch};
 use crate::programs::{Asked, Programs, SavedPrograms};
@@ -20,6 +19,7 @@ use crate::reactor::{Claims, SavedSources, Sources};
 use crate::saved::{RestoredGuest, Restoring};
 use crate::timers::Timers;
 use vsock_virtio::saved::{Fds, SavedFds};
+use vsock_virtio::starter::Starter;
 
 /// The latest time at which a clock may go on: far from where instants end.
 const LATEST: Instant = Instant(u64::MAX / 4);

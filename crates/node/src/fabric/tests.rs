@@ -15,7 +15,7 @@ use vsock_core::{
 };
 use vsock_guest_memory::slice;
 use vsock_guest_memory::{GuestMemory, MemoryPolicy};
-use vsock_sandbox::Sandbox;
+use vsock_sandbox::{Profile, Sandbox};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::spec::QUEUE_COUNT;
@@ -24,12 +24,12 @@ use vsock_virtio::vhost_user::QueueStart;
 
 use super::*;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
-use crate::helper::Starter;
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::journal::Journal;
 use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
 use crate::reactor::Sources;
+use vsock_virtio::starter::Starter;
 
 const ALPHA: Cid = Cid(3);
 const BETA: Cid = Cid(4);
@@ -162,7 +162,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let starter = Starter::new(Sandbox::default()).unwrap();
+        let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
         let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap(), starter);
         let mut fabric = Fabric::new(cx, Cid::HOST, LoopbackLink::new().unwrap(), 1);
         let links = [(ALPHA, "alpha"), (BETA, "beta")].map(|(cid, name)| {

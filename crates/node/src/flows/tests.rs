@@ -8,7 +8,6 @@ use rustix::net::{SendFlags, send};
 use vsock_core::{Cid, Endpoint, FlowKey, Limits, Port, Shutdown, SocketType};
 
 use super::*;
-use crate::helper::Starter;
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::journal::Journal;
@@ -17,9 +16,10 @@ use crate::reactor::{Claims, Sources};
 use crate::saved::Restoring;
 use vsock_guest_memory::sealed_memory;
 use vsock_guest_memory::slice::{Slices, copy_in};
-use vsock_sandbox::Sandbox;
+use vsock_sandbox::{Profile, Sandbox};
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::saved::{Fds, SavedFds};
+use vsock_virtio::starter::Starter;
 use vsock_virtio::sys::PeerCredentials;
 
 const NOW: Instant = Instant(1);
@@ -213,7 +213,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let starter = Starter::new(Sandbox::default()).unwrap();
+        let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
         let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap(), starter);
         let links = Links::new(Cid::HOST, LoopbackLink::new().unwrap(), 1);
         Self { cx, links, flows: Flows::new() }

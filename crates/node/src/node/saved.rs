@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use vsock_core::saved::{Unfit, check};
 
-use super::{Guest, Held, Node, raise_descriptor_limit, random_seed, spawn_worker};
+use super::{Guest, Held, Node, raise_descriptor_limit, random_seed, spawn_worker, starters};
 use crate::fabric::Fabric;
 use crate::flows::record;
 use crate::guest_port::GuestPort;
-use crate::helper::Starter;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::{Mailbox, Reply};
@@ -25,6 +24,7 @@ use crate::reactor::Sources;
 use crate::saved::{RestoredGuest, SavedGuest, SavedNode};
 use crate::worker::Worker;
 use vsock_virtio::saved::{Fds, SavedFds};
+use vsock_virtio::starter::Starter;
 use vsock_virtio::vhost_user::Paused;
 
 /// Longer than anybody has a node look for packets.
@@ -53,9 +53,9 @@ struct PausedGuest {
 }
 
 impl PausedGuest {
-    fn resume(self) -> std::io::Result<(u32, Guest)> {
+    fn resume(self, starter: &Starter) -> std::io::Result<(u32, Guest)> {
         let Self { cid, link, paths, control } = self;
-        Ok((cid, Guest { link, control: control.resume()?, paths }))
+        Ok((cid, Guest { link, control: control.resume(starter)?, paths }))
     }
 }
 
@@ -93,7 +93,7 @@ impl Node {
             Err(mut error) => {
                 for guest in paused {
                     let link = guest.link;
-                    match guest.resume() {
+                    match guest.resume(&self.controls) {
                         Ok((cid, guest)) => {
                             held.guests.insert(cid, guest);
                         }
@@ -163,9 +163,10 @@ impl Node {
         let local = fabric.links.local;
         let (reply, outcome) = Reply::new();
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let starter = Starter::new(sandbox)?;
+        let (controls, helpers) = starters(sandbox)?;
+        let others = controls.state().clone().and(helpers.state());
         let (worker, state) = spawn_worker(local.0, sandbox, journal.clone(), move || {
-            let at = (sources, its_journal, starter);
+            let at = (sources, its_journal, helpers);
             let fabric = Fabric::restore(fabric, &restored, fds, at, random_seed());
             let (fabric, outcome) = match fabric {
                 Ok(fabric) => (Some(fabric), Ok(())),
@@ -178,10 +179,10 @@ impl Node {
         outcome.recv().map_err(|_| RestoreError::Internal)??;
         let held = Held { worker: Some(worker), paths, ..Held::default() };
         let (held, threads_left) = (Mutex::new(held), AtomicU64::new(0));
-        let node = Self { mailbox, journal, held, sandbox, state, threads_left };
+        let state = state.and(&others);
+        let node = Self { mailbox, journal, held, sandbox, controls, state, threads_left };
         for (_, guest) in paused {
-            let (cid, guest) = guest.resume()?;
-            node.compare_sandbox(cid, &guest.control);
+            let (cid, guest) = guest.resume(&node.controls)?;
             node.held().guests.insert(cid, guest);
         }
         Ok(node)

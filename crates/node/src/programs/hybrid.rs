@@ -27,7 +27,6 @@ use crate::links::{Entry, LinkId, Links};
 use crate::orders;
 use crate::reactor::{Owner, SourceId};
 use crate::saved::Restoring;
-use vsock_sandbox::Profile;
 use vsock_virtio::saved::{SavedFd, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
@@ -108,7 +107,7 @@ impl Hybrids {
         handshake: &'static Handshake,
         acceptor: SourceId,
     ) -> Option<HybridSocket> {
-        let helper = Helper::new("vsock-hybrid", Profile::Connecting, connect, self.sender.clone());
+        let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
         self.sockets.insert(link, HybridSocket { path, handshake, acceptor, helper })
     }
 

@@ -35,7 +35,6 @@ use crate::host::wire::{
 };
 use crate::links::{Links, Update};
 use crate::reactor::{Owner, SourceId};
-use vsock_sandbox::Profile;
 
 /// Requests of one program before others have their turn.
 pub(super) const REQUESTS_PER_TURN: usize = 4;
@@ -92,12 +91,7 @@ impl Requests {
             clients: Clients::new(),
             again: VecDeque::new(),
             waiting: SecondaryMap::new(),
-            privileges: Helper::new(
-                "vsock-privilege",
-                Profile::Privileges,
-                look_at_privilege,
-                sender,
-            ),
+            privileges: Helper::new("vsock-privilege", look_at_privilege, sender),
             privileges_known,
             bad: 0,
         }

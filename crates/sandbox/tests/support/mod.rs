@@ -59,6 +59,6 @@ pub(crate) fn errno(returned: libc::c_long) -> Result<(), i32> {
 
 /// Whether this kernel has Landlock; asked of a thread that is restricted for that.
 pub(crate) fn has_landlock() -> bool {
-    let asked = std::thread::spawn(|| Sandbox::Enforced.enter(Profile::Asking));
+    let asked = std::thread::spawn(|| Sandbox::Enforced.enter(Profile::Worker));
     asked.join().unwrap() == State::On
 }

@@ -27,8 +27,8 @@ use super::message::Inbox;
 use super::{Attachment, Detach, F_PROTOCOL_FEATURES};
 use crate::joinable::Joinable;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1};
+use crate::starter::Starter;
 use vsock_guest_memory::MemoryPolicy;
-use vsock_sandbox::{Profile, Sandbox, State};
 
 /// Enough for parsing and for the calls into the data plane, which only post and wait.
 const STACK: usize = 128 * 1024;
@@ -61,8 +61,6 @@ pub struct BackendOptions {
     pub file_memory: bool,
     /// Bytes of memory at most.
     pub memory_limit: u64,
-    /// Whether the control thread gives up what it does not need.
-    pub sandbox: Sandbox,
 }
 
 /// What a guest's memory may be at most, if nothing else is said: more than any guest of today has, and little enough that
@@ -70,8 +68,7 @@ pub struct BackendOptions {
 pub const MEMORY_LIMIT: u64 = 1 << 40;
 
 impl BackendOptions {
-    /// The usual device with this CID: SEQPACKET on, memory slots off, memory of up to [`MEMORY_LIMIT`] bytes in memory files, the
-    /// control thread in a sandbox.
+    /// The usual device with this CID: SEQPACKET on, memory slots off, memory of up to [`MEMORY_LIMIT`] bytes in memory files.
     #[must_use]
     pub fn new(cid: u32) -> Self {
         Self {
@@ -81,7 +78,6 @@ impl BackendOptions {
             memory_policy: MemoryPolicy::default(),
             file_memory: false,
             memory_limit: MEMORY_LIMIT,
-            sandbox: Sandbox::default(),
         }
     }
 
@@ -107,7 +103,7 @@ impl BackendOptions {
     }
 }
 
-/// Serves front ends on `listener` until the handle is stopped or dropped.
+/// Serves front ends on `listener` until the handle is stopped or dropped, in a thread that `starter` starts.
 ///
 /// # Errors
 /// The thread or its eventfd could not be made.
@@ -115,6 +111,7 @@ pub fn spawn(
     listener: UnixListener,
     options: BackendOptions,
     attachment: Box<dyn Attachment>,
+    starter: &Starter,
 ) -> std::io::Result<BackendHandle> {
     listener.set_nonblocking(true)?;
     let shared = Arc::new(Shared::new(options.cid)?);
@@ -126,17 +123,15 @@ pub fn spawn(
         probes: Probes::default(),
         is_listening: true,
     };
-    start(Box::new(guest))
+    start(Box::new(guest), starter)
 }
 
 /// Begins to serve front ends, or goes on with it.
-fn start(guest: Box<Guest>) -> std::io::Result<BackendHandle> {
+fn start(guest: Box<Guest>, starter: &Starter) -> std::io::Result<BackendHandle> {
     let control = BackendControl::new(Arc::clone(&guest.shared));
     let builder = std::thread::Builder::new().name(format!("vhost-{}", guest.shared.cid()));
-    let restricted = (guest.handler.options().sandbox, Profile::Control);
-    let (thread, sandbox) =
-        Joinable::spawn_in(restricted, builder.stack_size(STACK), move || guest.run())?;
-    Ok(BackendHandle { control, sandbox, thread: Some(thread) })
+    let thread = Joinable::spawn_by(starter, builder.stack_size(STACK), move || guest.run())?;
+    Ok(BackendHandle { control, thread: Some(thread) })
 }
 
 /// A running control thread; stops it when dropped.
@@ -147,7 +142,6 @@ fn start(guest: Box<Guest>) -> std::io::Result<BackendHandle> {
 /// its attachment as soon as it goes on.
 pub struct BackendHandle {
     control: BackendControl,
-    sandbox: State,
     thread: Option<Joinable<Option<Box<Guest>>>>,
 }
 
@@ -156,12 +150,6 @@ impl BackendHandle {
     #[must_use]
     pub fn control(&self) -> BackendControl {
         self.control.clone()
-    }
-
-    /// What the thread has given up.
-    #[must_use]
-    pub fn sandbox(&self) -> &State {
-        &self.sandbox
     }
 
     /// See [`BackendControl::set_cid`].
