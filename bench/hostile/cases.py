@@ -95,6 +95,8 @@ CASES: dict[str, list[Case]] = {
         Case("to-neighbour-requests", "REQUESTs to the neighbour, refused", "S10"),
         Case("to-neighbour-connects", "connections to the neighbour, reset when open", "S10"),
         Case("to-neighbour-rst", "RSTs to the neighbour", "S10"),
+        Case("to-neighbour-broken", "connections to the neighbour, broken when asked for", "S10"),
+        Case("to-neighbour-updates", "CREDIT_UPDATEs to the neighbour, on one connection", "S10"),
     ],
     "flows": [
         Case("credit-updates", "CREDIT_UPDATEs on one connection"),

@@ -33,6 +33,7 @@ const LIMITS: RelayLimits = RelayLimits {
     usual_flow_credit: 16384,
     max_flow_credit: 65536,
     pair_budget: 262_144,
+    guest_budget: 786_432,
     min_flow_credit: 4096,
     max_flows_per_guest: 8,
     max_half_open_per_guest: 4,
@@ -112,6 +113,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 assert!(relay.deadline().is_none_or(|at| at > now));
             }
         }
+        while relay.next_event().is_some() {}
         while let Some(guest) = relay.next_ready() {
             assert!((3..3 + GUESTS).contains(&guest.0));
         }

@@ -54,8 +54,8 @@ class Node:
         """Adds a guest; its vhost-user front end may connect to its socket from now on.
 
         Args:
-            options: all fields of `vsock.control.model.GuestSpec`, `socket` a path and `hybrid` a path or
-                None (declared in crates/node/src/options.rs).
+            options: all fields of `vsock.control.model.GuestSpec`, `socket` a path, `hybrid` a path or
+                None, users, groups and modes as numbers (declared in crates/node/src/options.rs).
 
         Raises:
             KeyError: a field is missing.

@@ -264,6 +264,17 @@ def test_memory_slots_is_true_or_false() -> None:
         parse(guest + "1\n")
 
 
+def test_buffer_limit_is_a_number_of_mib() -> None:
+    """`buffer_limit_mib` has a default and a range."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\n'
+    assert parse(guest).guests[0].buffer_limit_mib == 64
+    for right in (16, 65536):
+        assert parse(f"{guest}buffer_limit_mib = {right}\n").guests[0].buffer_limit_mib == right
+    for wrong in (0, 15, 65537):
+        reason = f"buffer_limit_mib must be 16 to 65536 MiB, not {wrong}"
+        assert faults_of(f"{guest}buffer_limit_mib = {wrong}\n") == [f"c.toml:4: {reason}"]
+
+
 def test_rate_is_none_or_a_number_of_bytes_in_its_range() -> None:
     """`bytes_per_second` is 0, for no limit, or 64 KiB to 1 TiB."""
     guest = '[[guest]]\nname = "alpha"\ncid = 3\n'
@@ -285,3 +296,39 @@ def test_memory_limit_is_a_number_of_gib() -> None:
     for wrong in (0, 32769):
         reason = f"memory_limit_gib must be 1 to 32768 GiB, not {wrong}"
         assert faults_of(f"{guest}memory_limit_gib = {wrong}\n") == [f"c.toml:4: {reason}"]
+
+
+def test_sockets_have_a_user_a_group_and_a_mode() -> None:
+    """S17: names or numbers, and a mode that lets nobody execute; only where another user can get to."""
+    guest = '[[guest]]\nname = "alpha"\ncid = 3\n'
+    alpha = parse(guest).guests[0]
+    assert (alpha.socket_user, alpha.socket_group, alpha.socket_mode) == (None, None, "0600")
+    guest += 'socket = "/run/vm/alpha.sock"\n'
+    text = 'socket_user = "libvirt-qemu"\nsocket_group = "64055"\nsocket_mode = "0660"\n'
+    alpha = parse(guest + text).guests[0]
+    said = ("libvirt-qemu", "64055", "0660")
+    assert (alpha.socket_user, alpha.socket_group, alpha.socket_mode) == said
+    for line, reason in (
+        ('socket_user = "a b"', "socket_user: 'a b' is neither a name nor a number"),
+        ('socket_user = ""', "socket_user: '' is neither a name nor a number"),
+        ('socket_group = "4294967295"', "socket_group: 4294967295 is no id"),
+        ("socket_mode = 660", "socket_mode must be a string, not 660"),
+        *(
+            (
+                f'socket_mode = "{mode}"',
+                f"socket_mode: '{mode}' is no mode of a socket: octal, from 0600 to 0666",
+            )
+            for mode in ("0777", "0060", "0x1b0", "")
+        ),
+    ):
+        assert faults_of(f"{guest}{line}\n") == [f"c.toml:5: {reason}"]
+
+
+@pytest.mark.parametrize("line", ['socket_user = "qemu"', 'socket_mode = "660"'])
+def test_sockets_of_others_are_not_where_only_the_switch_may_enter(line: str) -> None:
+    """S17: a mode of a socket in a directory of mode 0700 would let nobody in."""
+    guest = f'[[guest]]\nname = "alpha"\ncid = 3\n{line}\n'
+    reason = "only the switch's user may enter its directory; give a `socket` elsewhere"
+    assert faults_of(guest) == [f"c.toml:4: {line.partition(' ')[0]}: {reason}"]
+    for elsewhere in ('socket = "/run/vm/a"', 'hybrid = "/run/vm/a"'):
+        assert parse(f"{guest}{elsewhere}\n").guests

@@ -65,9 +65,11 @@ def test_changed_guest_gives_its_cid_up_before_anything_is_added() -> None:
         ({"file_memory": True}, False),
         ({"memory_limit_gib": 2}, False),
         ({"socket": Path("/run/x")}, False),
+        ({"socket": Path("/run/x"), "socket_group": "kvm"}, False),
         ({"hybrid": Path("/run/x")}, True),
         ({"description": "Ada's"}, True),
         ({"bytes_per_second": 1 << 20}, True),
+        ({"buffer_limit_mib": 16}, True),
     ],
 )
 def test_attachment_stays_where_its_front_end_need_not_know(

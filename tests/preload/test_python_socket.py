@@ -273,6 +273,35 @@ say(p.family, p.getpeername(), p.recv(100))
     ]
 
 
+def test_socket_without_a_connection_takes_no_data_of_a_child_either(
+    echo: int, python: Python
+) -> None:
+    """S21: a child's writes are ENOTCONN, not requests to the switch, which would cost the parent its port."""
+    said = python(
+        """
+import subprocess
+child = (
+    "import errno, os, sys\\n"
+    "for call in (lambda: os.write(2, b'7' * 36), lambda: os.read(2, 36)):\\n"
+    "    try: print(call())\\n"
+    "    except OSError as error: print(errno.errorcode[error.errno])\\n"
+)
+for is_listening in (False, True):
+    s = socket.socket(AF_VSOCK, SOCK_STREAM)
+    s.bind((ANY, 7000 + is_listening))
+    if is_listening:
+        s.listen()
+    subprocess.run([sys.executable, "-c", child], stderr=s.fileno(), check=True)
+    if not is_listening:
+        s.listen()
+    c = socket.socket(AF_VSOCK, SOCK_STREAM)
+    c.connect((2, s.getsockname()[1]))
+    say(s.accept()[0].getsockname()[1])
+"""
+    )
+    assert said == ["ENOTCONN", "ENOTCONN", "7000", "ENOTCONN", "ENOTCONN", "7001"]
+
+
 def test_threads_connect_at_once(echo: int, python: Python) -> None:
     """Sixteen threads, each with connections of its own, blocking and not."""
     said = python(

@@ -138,14 +138,48 @@ def test_open_directory_with_nothing_in_it_may_be_closed(runtime_dir: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_directory_of_another_user_is_refused(runtime_dir: Path) -> None:
-    """N1: root does not use another user's directory either."""
-    theirs = runtime_dir / "theirs"
-    theirs.mkdir(mode=0o700)
+@pytest.mark.parametrize("name", [".", "guests"])
+def test_directory_of_another_user_is_refused(runtime_dir: Path, name: str) -> None:
+    """N1, S17: root does not use another user's directory either, nor one inside of its own."""
+    directory = runtime_dir / "run"
+    theirs = directory / name
+    theirs.mkdir(mode=0o700, parents=True)
+    directory.chmod(0o700)
     os.chown(theirs, 12345, 12345)
     with pytest.raises(TransportError, match="belongs to uid 12345; choose another with runtime_"):
-        RuntimeClaim(theirs)
+        RuntimeClaim(directory)
     assert list(theirs.iterdir()) == []
+
+
+def test_directory_that_has_taken_the_place_of_ours_keeps_its_sockets(runtime_dir: Path) -> None:
+    """S17: whoever may write to the directory above can rename ours and put another there."""
+    directory, aside = runtime_dir / "run", runtime_dir / "aside"
+    claim = RuntimeClaim(directory)
+    directory.rename(aside)
+    (directory / "guests").mkdir(parents=True)
+    for name in ("stream", "guests/alpha.sock"):
+        bound(directory / name).close()
+        bound(aside / name).close()
+    claim.release()
+    assert [path.name for path in aside.rglob("*") if path.is_socket()] == []
+    left = sorted(path.name for path in directory.rglob("*") if path.is_socket())
+    assert left == ["alpha.sock", "stream"]
+
+
+def test_name_of_a_process_cannot_write_to_a_terminal(runtime_dir: Path) -> None:
+    """A process chooses its name itself, and that name is in error messages and in the log."""
+    path = runtime_dir / "x.sock"
+    comm = Path("/proc/self/comm")
+    before = comm.read_text()
+    with bound(path) as listener:
+        listener.listen()
+        comm.write_text("a\nb\x1b[31m")
+        try:
+            owner = owner_of(path)
+        finally:
+            comm.write_text(before)
+    assert owner
+    assert owner.command == "a?b?[31m"
 
 
 def test_symbolic_link_is_not_followed(runtime_dir: Path) -> None:

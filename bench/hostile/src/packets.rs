@@ -37,6 +37,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
         play: |s, b| requests(s, b, (s.neighbour, Service::Discard as u32), false),
     },
     Attack { name: "to-neighbour-rst", play: to_neighbour_rst },
+    Attack { name: "to-neighbour-updates", play: to_neighbour_updates },
+    Attack { name: "to-neighbour-broken", play: to_neighbour_broken },
 ];
 
 /// A guest without a hybrid socket.
@@ -228,4 +230,36 @@ fn to_neighbour_rst(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     let to = (stage.neighbour, Service::Discard as u32);
     Bounds::ready();
     guest.flood(bounds, |guest| Some((guest.packet(Op::Rst, port(), to), &[])), |_, _| {})
+}
+
+/// CREDIT_UPDATEs to the neighbour, on one connection.
+fn to_neighbour_updates(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let mut guest = plain(stage)?;
+    let to = (stage.neighbour, Service::Discard as u32);
+    let update = guest.packet(Op::CreditUpdate, 1000, to);
+    guest.due.push_back(guest.packet(Op::Request, 1000, to));
+    Bounds::ready();
+    guest.flood(bounds, |_| Some((update, &[])), |_, _| {})
+}
+
+/// Connections to the neighbour that the switch ends, as data comes before they are open.
+fn to_neighbour_broken(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
+    let mut guest = plain(stage)?;
+    let to = (stage.neighbour, Service::Discard as u32);
+    let mut count = 0;
+    Bounds::ready();
+    guest.flood(
+        bounds,
+        |guest| {
+            count += 1;
+            let op = if count % 2 == 0 { Op::Rw } else { Op::Request };
+            let packet = guest.packet(op, 1000 + count / 2, to);
+            Some(if op == Op::Rw {
+                (RawHeader { len: 4, ..packet }, b"four")
+            } else {
+                (packet, &[])
+            })
+        },
+        |_, _| {},
+    )
 }

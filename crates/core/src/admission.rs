@@ -43,14 +43,20 @@ pub enum Act {
     Listen,
 }
 
+/// What is known of a program on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Program {
+    /// Whose it is, if the kernel tells.
+    pub user: Option<u32>,
+    /// It may bind ports below 1024.
+    pub may_use_privileged: bool,
+}
+
 /// One end of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Party<'a> {
     /// A program on this node.
-    Program {
-        /// It may bind ports below 1024.
-        may_use_privileged: bool,
-    },
+    Program(Program),
     /// A guest of this node.
     Guest {
         /// Its CID.
@@ -67,13 +73,13 @@ pub enum Party<'a> {
 }
 
 impl Party<'_> {
-    /// A program of this node, of which nothing else is known.
-    pub const PROGRAM: Self = Self::Program { may_use_privileged: false };
+    /// A program of this node, of which nothing else is known: who it is does not matter when it is asked.
+    pub const PROGRAM: Self = Self::Program(Program { user: None, may_use_privileged: false });
 
     const fn groups(&self) -> &[GroupId] {
         match self {
             Self::Guest { groups, .. } => groups,
-            Self::Program { .. } | Self::Beyond | Self::Nobody(_) => &[],
+            Self::Program(_) | Self::Beyond | Self::Nobody(_) => &[],
         }
     }
 
@@ -84,11 +90,9 @@ impl Party<'_> {
     /// Whether both are the same end.
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Program { .. }, Self::Program { .. }) => true,
+            (Self::Program(_), Self::Program(_)) => true,
             (Self::Guest { cid, .. }, Self::Guest { cid: other, .. }) => cid == other,
-            (Self::Program { .. } | Self::Guest { .. } | Self::Beyond | Self::Nobody(_), _) => {
-                false
-            }
+            (Self::Program(_) | Self::Guest { .. } | Self::Beyond | Self::Nobody(_), _) => false,
         }
     }
 

@@ -321,8 +321,8 @@ impl Connection {
         self.outbound.capacity()
     }
 
-    pub(crate) fn set_buf_alloc(&mut self, bytes: u32) {
-        self.inbound.set_buf_alloc(bytes);
+    /// What we may send at once, if the peer's buffer allows it.
+    pub(crate) fn set_ours(&mut self, bytes: u32) {
         self.outbound.set_ours(bytes);
     }
 

@@ -248,11 +248,18 @@ impl Endpoint {
         }
     }
 
-    /// Changes our receive buffer of one connection; the peer is told if it is open.
+    /// Changes our buffers of one connection: what the peer may send at once, and what we may.
     pub fn set_buf_alloc(&mut self, id: ConnectionId, bytes: u32) {
         let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.set_ours(bytes);
+        self.announce(id, bytes);
+    }
+
+    /// Announces another receive buffer of one connection, and sends as before; the peer is told if it is open.
+    pub fn announce(&mut self, id: ConnectionId, bytes: u32) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let is_new = connection.inbound.buf_alloc() != bytes;
-        connection.set_buf_alloc(bytes);
+        connection.inbound.set_buf_alloc(bytes);
         if is_new && connection.state.can_talk() {
             self.make_due(id, Due::CREDIT_UPDATE);
         }

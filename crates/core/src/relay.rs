@@ -2,8 +2,8 @@
 //!
 //! The two guests speak to each other; the relay ends nothing but what must not go on. It watches
 //! the handshake so that it can forget a flow, and it bounds what a guest that does not read can
-//! make us keep: every announcement of receive buffer is clamped on its way to a share of the
-//! pair's budget ([`RelayLimits::pair_budget`]), so a sender that keeps to it never has more in
+//! make us keep: every announcement of receive buffer is clamped on its way to a share of the budgets
+//! of the pair and of both guests ([`RelayLimits::pair_budget`], [`RelayLimits::guest_budget`]), so a sender that keeps to it never has more in
 //! flight, in the receiver's ring or waiting here, than its flow was granted. A sender that does
 //! not keep to it is reset, with the other side.
 //!
@@ -12,18 +12,22 @@
 //! the sender has forgotten it (see `state.rs`): the old flow ends, the new request is looked at.
 //!
 //! The caller sends what [`Relay::next_packet`] has for a guest before what is forwarded to that
-//! guest later; otherwise packets of a flow keep the order in which they were forwarded.
+//! guest later; otherwise packets of a flow keep the order in which they were forwarded. One guest
+//! can cause resets for another as often as it likes, so a caller that keeps packets of one guest
+//! for another by turns puts these resets among them ([`Relay::take_resets`]).
 //!
 //! | file | what it does |
 //! | --- | --- |
 //! | `relay.rs` | what a relay holds, what the shell calls, and what follows from a state change |
 //! | `state.rs` | the states of a flow: state × input → state, effects |
 //! | `flow.rs` | one flow: its state, and what each side may send |
-//! | `grants.rs` | the credit that flows get out of the pair's budget |
+//! | `grants.rs` | the credit that flows get out of the budgets of pairs and guests |
 //! | `guests.rs` | what is kept per guest |
+//! | `events.rs` | what became of requests |
 //! | `stats.rs` | counters |
 //! | `saved.rs` | all of it as plain data |
 
+mod events;
 mod flow;
 mod grants;
 mod guests;
@@ -39,6 +43,8 @@ use crate::table::Table;
 use crate::time::{Duration, Instant};
 use crate::timers::Timers;
 use alloc::vec::Vec;
+use events::Events;
+pub use events::{Asked, RelayEvent};
 use flow::Flow;
 pub use flow::{FlowInfo, SavedFlow, SavedWay};
 use grants::Grants;
@@ -57,6 +63,8 @@ pub struct RelayLimits {
     pub max_flow_credit: u32,
     /// The credit that all flows between two guests announce together, per direction.
     pub pair_budget: u32,
+    /// The credit that all flows of one guest with others announce together, per direction.
+    pub guest_budget: u32,
     /// The least credit of a direction, budget or not.
     pub min_flow_credit: u32,
     /// Flows that one guest may have opened.
@@ -77,6 +85,7 @@ impl Default for RelayLimits {
             usual_flow_credit: 262_144,
             max_flow_credit: 4 << 20,
             pair_budget: 32 << 20,
+            guest_budget: 128 << 20,
             min_flow_credit: 4096,
             max_flows_per_guest: 4096,
             max_half_open_per_guest: 1024,
@@ -112,6 +121,7 @@ pub struct Relay {
     guests: Guests,
     grants: Grants,
     timers: Timers<FlowId>,
+    events: Events,
     stats: RelayStats,
 }
 
@@ -139,6 +149,7 @@ impl Relay {
             guests: Guests::default(),
             grants: Grants::default(),
             timers: Timers::default(),
+            events: Events::default(),
             stats: RelayStats::default(),
         }
     }
@@ -285,6 +296,9 @@ impl Relay {
 
     /// Changes the state of a flow and does what follows from it, but for the packet.
     fn follow(&mut self, now: Instant, id: FlowId, after: State, effects: &Effects) {
+        if let Some(flow) = self.flows.get(id) {
+            self.events.note(flow, effects);
+        }
         match effects.reset {
             Reset::Nobody => {}
             Reset::One(side) => self.reset_one(id, side),
@@ -331,7 +345,7 @@ impl Relay {
             End::OverPackets => stats.over_packets += 1,
             End::TimedOut => stats.timeouts += 1,
             End::GivenUp => stats.given_up += 1,
-            End::Reset | End::Gone => {}
+            End::Refused | End::Reset | End::Gone => {}
         }
     }
 
@@ -383,18 +397,40 @@ impl Relay {
         self.guests.next_ready()
     }
 
-    /// Whether this packet is of the destination of a flow that has not answered yet.
-    #[must_use]
-    pub fn is_asked(&self, header: &Header) -> bool {
-        let flow = self.table.get(key(header)).and_then(|id| self.flows.get(id));
-        flow.is_some_and(|flow| flow.state.is_asked() && flow.destination == header.src)
+    /// What has become of a request, the oldest first. Each call that ends flows, or passes on a
+    /// packet that opens one, leaves one here for each of these.
+    pub fn next_event(&mut self) -> Option<RelayEvent> {
+        self.events.next()
+    }
+
+    /// Offers the resets for a guest to `take`, the oldest first; what it does not take stays here.
+    pub fn take_resets(&mut self, to: Cid, mut take: impl FnMut(RawHeader) -> bool) {
+        let Self { guests, stats, .. } = self;
+        guests.take_notices(to, |notice| {
+            let is_taken = notice.op == Op::Rst.to_wire() && take(notice);
+            stats.packets_sent += u64::from(is_taken);
+            is_taken
+        });
     }
 
     /// The caller could not pass a packet of this flow on: it ends for both sides. False: there is no such flow.
+    ///
+    /// A RST has ended its flow already, and its other side has to be told all the same. Of a REQUEST the
+    /// other side knows nothing.
     pub fn reset_flow(&mut self, header: &Header) -> bool {
+        if header.op == Op::Rst {
+            let is_kept = self.guests.notify(header.dst.cid, header.raw(), &self.limits);
+            self.stats.replies_dropped += u64::from(!is_kept);
+            return is_kept;
+        }
         let Some(id) = self.table.get(key(header)) else { return false };
+        let Some(flow) = self.flows.get(id) else { return false };
+        let (after, mut effects) = step(flow.state, Input::GivenUp);
+        if header.op == Op::Request {
+            effects.reset = Reset::One(flow.side_of(header.src));
+        }
         // It ends, so no timer is set and the time does not matter.
-        self.apply(Instant::default(), id, Input::GivenUp);
+        self.follow(Instant::default(), id, after, &effects);
         true
     }
 

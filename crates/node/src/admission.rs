@@ -2,12 +2,20 @@
 //! call of a program returns, and explains decisions in words.
 
 use rustix::io::Errno;
-use vsock_core::admission::{Act, Attempt, Explanation, Party, Refusal};
+use vsock_core::admission::{Act, Attempt, Explanation, Party, Program, Refusal};
 use vsock_core::{Address, Cid, FlowKey, Port, SocketType};
 
 use crate::context::Context;
 use crate::links::{Entry, LinkId, Links, Role};
 use vsock_virtio::spec::F_SEQPACKET;
+use vsock_virtio::sys::PeerCredentials;
+
+/// What the kernel tells of a program by its socket. Whether it may use privileged ports is in files, and is found out
+/// where that matters.
+pub(crate) fn program(peer: PeerCredentials) -> Program {
+    let user = (peer.pid > 0).then_some(peer.uid);
+    Program { user, may_use_privileged: false }
+}
 
 impl Entry {
     /// The guest behind this link, which has this CID.
@@ -53,6 +61,7 @@ impl Links {
     /// A program here wants to begin something with a CID.
     pub(crate) fn attempt_of_program(
         &self,
+        program: Program,
         act: Act,
         to: Address,
         kind: SocketType,
@@ -62,7 +71,7 @@ impl Links {
             // The kernel looks for a transport that can have SEQPACKET before it looks for the way.
             None => kind != SocketType::SeqPacket,
         };
-        let attempt = Attempt::connect(Party::PROGRAM, self.party(to.cid), to.port, kind);
+        let attempt = Attempt::connect(Party::Program(program), self.party(to.cid), to.port, kind);
         Attempt { act, is_kind_known, ..attempt }
     }
 
@@ -154,6 +163,7 @@ pub(crate) fn errno(refusal: Refusal) -> Errno {
         Refusal::Leaving
         | Refusal::NoListener
         | Refusal::NoHybridSocket
+        | Refusal::ForeignSocket
         | Refusal::ListenerType
         | Refusal::QueueFull
         | Refusal::ListenerGone

@@ -17,6 +17,7 @@ use vsock_core::{Cid, Instant};
 pub use self::saved::SavedFabric;
 use crate::context::Context;
 use crate::events::{Event, Failure};
+use crate::flow_log::FlowLog;
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
     Budget, CidRead, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink,
@@ -216,6 +217,9 @@ impl Fabric {
     /// What owners have left to be done when none of them is in the middle of something.
     pub(crate) fn follow_up(&mut self) {
         self.follow_outcomes();
+        while let Some(event) = self.forwarder.next_event() {
+            FlowLog { cx: &self.cx, links: &self.links }.relayed(event);
+        }
         while let Some(again) = self.programs.next_again() {
             let loopback = self.links.routes.loopback();
             // Each comes in and goes out, which may be two turns.

@@ -3,7 +3,8 @@
 //!
 //! Decisions are made elsewhere; a call here says what came of them.
 
-use vsock_core::{Address, Cid, CloseReason, FlowKey, Header, Op, Refused, SocketType, Verdict};
+use vsock_core::relay::{Asked, RelayEvent};
+use vsock_core::{Address, Cid, FlowKey, Header, Refused, SocketType};
 
 use crate::context::Context;
 use crate::events::{Event, FlowRecord, Kind, Named, NotOpened, Program};
@@ -29,11 +30,6 @@ impl Who {
         let program = (parties.peer.pid > 0).then_some(parties.peer);
         let between = Self::between(parties.source_and_destination(), parties.kind);
         Self { program, by, ..between }
-    }
-
-    /// `request` is what was asked, or would be; only addresses and type of it count.
-    fn of_request(request: &Header) -> Self {
-        Self::between((request.src, request.dst), request.kind)
     }
 
     fn between((source, destination): (Address, Address), kind: SocketType) -> Self {
@@ -100,31 +96,20 @@ impl FlowLog<'_> {
 
     /// A guest asked for a connection that it does not get.
     pub(crate) fn refused_between(&self, request: &Header, refused: Refused) {
-        let who = Who::of_request(request);
+        let who = Who::between((request.src, request.dst), request.kind);
         self.refused(request.src.cid, &who, NotOpened::Refused(refused.reason()));
     }
 
-    /// What became of a packet between guests; `was_asked`: its flow waited for an answer.
-    pub(crate) fn relayed(&self, header: &Header, verdict: Verdict, was_asked: bool) {
-        let is_passed_on = matches!(verdict, Verdict::Forward(_));
-        match header.op {
-            Op::Response if is_passed_on => {
-                let request = asked(header);
-                self.opened_by(request.src.cid, &Who::of_request(&request));
+    /// What became of a request of one guest to another that was passed on.
+    pub(crate) fn relayed(&self, event: RelayEvent) {
+        match event {
+            RelayEvent::Opened(Asked { source, destination, kind }) => {
+                self.opened_by(source.cid, &Who::between((source, destination), kind));
             }
-            Op::Rst if was_asked => {
-                let (request, why) = (asked(header), NotOpened::Closed(CloseReason::Refused));
-                self.refused(request.src.cid, &Who::of_request(&request), why);
+            RelayEvent::NotOpened(Asked { source, destination, kind }, reason) => {
+                let who = Who::between((source, destination), kind);
+                self.refused(source.cid, &who, NotOpened::Closed(reason));
             }
-            Op::Request
-            | Op::Response
-            | Op::Rst
-            | Op::Shutdown
-            | Op::Rw
-            | Op::CreditUpdate
-            | Op::CreditRequest
-            | Op::Invalid
-            | Op::Unknown => {}
         }
     }
 
@@ -155,9 +140,4 @@ impl FlowLog<'_> {
         let guest = self.links.guest(address.cid).map(|it| it.options().name.clone());
         Named { address, guest }
     }
-}
-
-/// The request that a packet of its destination answers.
-fn asked(answer: &Header) -> Header {
-    Header::outbound(answer.inbound_key(), answer.kind, Op::Request)
 }

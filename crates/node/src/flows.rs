@@ -145,20 +145,17 @@ impl Flows {
         self.displaced.remove(&(link, connection));
     }
 
-    /// Nothing of the budget for receive buffers yet.
-    pub(crate) fn share(&self) -> Share {
-        self.buffers.share()
-    }
-
-    /// Gives a connection the receive buffer that its program asks for (0: the default), or what is left.
-    pub(crate) fn set_buffer(
+    /// Gives a new connection the receive buffer that its program asks for (0: the default), or what is left.
+    pub(crate) fn share(
         &mut self,
-        share: &mut Share,
-        endpoint: &mut Endpoint,
+        interface: &mut Interface,
         connection: ConnectionId,
         wanted: u32,
-    ) {
-        self.buffers_cut += u64::from(!share.give(endpoint, connection, wanted));
+    ) -> Share {
+        let mut share = self.buffers.share(interface.buffers());
+        let is_given = share.give(interface.endpoint_mut(), connection, wanted);
+        self.buffers_cut += u64::from(!is_given);
+        share
     }
 
     /// Gives an open flow another receive buffer.

@@ -1,6 +1,7 @@
-//! What programs say on Unix sockets, and what is known of them.
+//! What programs say on Unix sockets, what is known of them, and where their sockets are.
 
 pub(crate) mod client;
+pub(crate) mod directory;
 pub(crate) mod handshake;
 pub(crate) mod program;
 pub(crate) mod wire;

@@ -2,30 +2,27 @@
 //!
 //! The worker never waits for a reader and never touches the interpreter. When nobody reads, the oldest records go and
 //! are counted; the next reader is told how many. Guests and programs cause most records, and none of them may fill a
-//! disk with what is written about it: of one kind about one guest, so many are written per second, and the last of
-//! them says that more are only counted. How many that were is said by the next one, or when a reader asks a second
-//! later. Records of single connections are written only for who wants them, and cost nothing else.
+//! disk with what is written about it: how many of one kind about one guest are written is limited (`journal/limits.rs`),
+//! and the others are only counted. Records of single connections are written only for who wants them, and cost nothing
+//! else.
 
-use std::collections::{HashMap, VecDeque};
+mod limits;
+
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use rustix::event::{EventfdFlags, eventfd};
 use vsock_core::Cid;
 
+use self::limits::{Limited, Limits};
 use crate::events::{Event, Kind};
 
 /// Records kept for a reader that is late.
 const CAPACITY: usize = 4096;
-
-/// Records of one kind about one guest in one second.
-const BURST: u32 = 64;
-
-/// The time in which they count.
-const PERIOD: Duration = Duration::from_secs(1);
 
 /// One thing that happened. Its text for people is made when it is displayed.
 #[derive(Debug)]
@@ -51,61 +48,14 @@ impl fmt::Display for Record {
     }
 }
 
-/// What a record says of others like it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Limited {
-    /// So many before it were only counted.
-    before: u64,
-    /// More are only counted for the rest of this second.
-    is_last: bool,
-}
-
-impl fmt::Display for Limited {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.before > 0 {
-            write!(f, " ({} before it were not written)", self.before)?;
-        }
-        f.write_str(if self.is_last { " (more within this second are only counted)" } else { "" })
-    }
-}
-
 #[derive(Debug, Default)]
 struct Records {
     waiting: VecDeque<Record>,
     lost: u64,
-    rates: HashMap<(Kind, Option<Cid>), Rate>,
-}
-
-/// How many records of one kind about one guest were written lately.
-#[derive(Debug)]
-struct Rate {
-    since: Instant,
-    written: u32,
-    held_back: u64,
+    limits: Limits,
 }
 
 impl Records {
-    /// What a record of this kind says of others like it; `None`: it is only counted.
-    fn admit(&mut self, about: Option<Cid>, kind: Kind, now: Instant) -> Option<Limited> {
-        if self.rates.len() >= CAPACITY {
-            self.rates.retain(|_, rate| now.duration_since(rate.since) < PERIOD);
-        }
-        let fresh = Rate { since: now, written: 0, held_back: 0 };
-        let rate = self.rates.entry((kind, about)).or_insert(fresh);
-        let mut limited = Limited::default();
-        if now.duration_since(rate.since) >= PERIOD {
-            limited.before = rate.held_back;
-            *rate = Rate { since: now, written: 0, held_back: 0 };
-        }
-        if rate.written == BURST {
-            rate.held_back += 1;
-            return None;
-        }
-        rate.written += 1;
-        limited.is_last = rate.written == BURST;
-        Some(limited)
-    }
-
     fn push(&mut self, record: Record) {
         if self.waiting.len() == CAPACITY {
             self.waiting.pop_front();
@@ -114,16 +64,9 @@ impl Records {
         self.waiting.push_back(record);
     }
 
-    /// Says how many were held back, of each kind whose second is over.
+    /// Says how many were held back.
     fn tell_held_back(&mut self, now: Instant) {
-        let over = |rate: &Rate| rate.held_back > 0 && now.duration_since(rate.since) >= PERIOD;
-        let told: Vec<_> = self
-            .rates
-            .iter_mut()
-            .filter(|(_, rate)| over(rate))
-            .map(|(&key, rate)| (key, std::mem::take(&mut rate.held_back)))
-            .collect();
-        for ((kind, about), count) in told {
+        for ((kind, about), count) in self.limits.take_untold(now) {
             let event = Event::HeldBack { kind, count };
             self.push(Record::new(about, event, Limited::default()));
         }
@@ -171,7 +114,9 @@ impl Journal {
     }
 
     fn add(&self, about: Option<Cid>, kind: Kind, event: impl FnOnce() -> Event) {
-        let Some(limited) = self.records().admit(about, kind, Instant::now()) else { return };
+        let Some(limited) = self.records().limits.admit((kind, about), Instant::now()) else {
+            return;
+        };
         let record = Record::new(about, event(), limited);
         self.records().push(record);
         // Fails only when the counter is full, and then it is readable.
@@ -217,7 +162,6 @@ mod tests {
     use vsock_virtio::vhost_user::Detach;
 
     const ALPHA: Option<Cid> = Some(Cid(3));
-    const BETA: Option<Cid> = Some(Cid(4));
 
     #[test]
     fn records_come_back_in_order_and_once() {
@@ -242,39 +186,6 @@ mod tests {
         assert!(matches!(records[0], Record { about: None, event: Event::Lost(5), .. }));
         assert_eq!(records[0].to_string(), "5 older records were not read in time");
         assert_eq!(records[1].about, Some(Cid(5)));
-    }
-
-    #[test]
-    fn flood_of_one_kind_about_one_guest_is_cut_and_says_so() {
-        let mut records = Records::default();
-        let start = Instant::now();
-        let written: Vec<_> =
-            (0..1000).filter_map(|_| records.admit(ALPHA, Kind::Spoofed, start)).collect();
-        assert_eq!(written.len(), BURST as usize);
-        let last = written[BURST as usize - 1].to_string();
-        assert_eq!(last, " (more within this second are only counted)");
-        let unlimited = Some(Limited::default());
-        assert_eq!(records.admit(BETA, Kind::Spoofed, start), unlimited);
-        assert_eq!(records.admit(ALPHA, Kind::Fault, start), unlimited);
-        let next = records.admit(ALPHA, Kind::Spoofed, start + PERIOD).unwrap();
-        assert_eq!(next.to_string(), " (936 before it were not written)");
-    }
-
-    /// N6: a storm may be over with the second.
-    #[test]
-    fn what_was_held_back_is_told_to_who_asks_later() {
-        let mut records = Records::default();
-        let start = Instant::now();
-        for _ in 0..100 {
-            let _ = records.admit(ALPHA, Kind::Flow, start);
-        }
-        records.tell_held_back(start + PERIOD / 2);
-        assert!(records.waiting.is_empty());
-        records.tell_held_back(start + PERIOD);
-        records.tell_held_back(start + PERIOD);
-        let told: Vec<_> = records.waiting.iter().map(|it| (it.about, it.to_string())).collect();
-        assert_eq!(told, [(ALPHA, "36 more were not written".to_owned())]);
-        assert_eq!(records.waiting[0].event.kind(), Kind::Flow);
     }
 
     /// N6: of what nobody wants not even the value is made.

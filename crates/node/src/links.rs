@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `links.rs` | all links |
 //! | `routes.rs`, `schedule.rs`, `quantum.rs` | which leads where; which has work; how much one may move before the next |
-//! | `rate.rs` | how many bytes may go over one in a second |
+//! | `rate.rs`, `buffers.rs` | how many bytes may go over one in a second; what its receive buffers may have |
 //! | `entry.rs` | one link: who is at the other end, its queues |
 //! | `interface.rs` | the connections over it; every packet passes here |
 //! | `users.rs` | what it and the users of its connections say to each other |
@@ -16,6 +16,7 @@
 //!
 //! Nothing here knows of programs: what their connections send and receive goes through [`Sink`] and [`Source`].
 
+mod buffers;
 mod cid_change;
 mod connections;
 mod datagram;
@@ -47,6 +48,7 @@ use std::time::Duration;
 
 use vsock_core::{Address, Admission, Cid, Instant, Key, Limits, SecondaryMap, Slots};
 
+pub(crate) use self::buffers::{Buffers, Held};
 pub(crate) use self::cid_change::Ending;
 pub use self::datagram::SavedIncoming;
 pub(crate) use self::entry::NewUplink;
@@ -60,7 +62,7 @@ use self::routes::Routes;
 pub use self::saved::SavedLinks;
 use self::schedule::Schedule;
 pub use self::sender::Sent;
-pub use self::store::SavedPacket;
+pub use self::store::{SavedPacket, SavedSender};
 pub use self::transceiver::Traffic;
 pub use self::users::{End, Filled, Foreign, Offer, Payload, Sends, Sink, Source, Update};
 use crate::context::Context;
@@ -130,6 +132,13 @@ impl Links {
         let mut links = Self { entries, ..Self::around(Routes::new(local, loopback)) };
         links.schedule.add(loopback);
         links
+    }
+
+    /// One more link, which may have work.
+    fn insert(&mut self, entry: Entry) -> LinkId {
+        let id = self.entries.insert(entry);
+        self.schedule.add(id);
+        id
     }
 
     /// No links yet.
@@ -229,8 +238,7 @@ impl Links {
         let interface = Interface::new(link, role, local, Limits::default(), seed);
         let mut entry = Entry::new(GuestOptions::default(), interface);
         entry.set_options(admission, options);
-        let id = self.entries.insert(entry);
-        self.schedule.add(id);
+        let id = self.insert(entry);
         self.routes.add_guest(cid, id);
         Ok(id)
     }
@@ -265,8 +273,7 @@ impl Links {
         let mut entry = Entry::uplink(cx, device, config, interface, socket)?;
         entry.set_features(features);
         let source = entry.device_source();
-        let id = self.entries.insert(entry);
-        self.schedule.add(id);
+        let id = self.insert(entry);
         self.set_local(cid);
         self.routes.set_uplink(Some(id));
         if let Some(source) = source {

@@ -4,12 +4,12 @@
 //! is rare and may block; the packets are the worker's (`worker.rs`).
 
 mod saved;
+mod sockets;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,18 +19,19 @@ use std::time::{Duration, Instant};
 use vsock_core::{Cid, SocketType};
 
 pub use self::saved::RestoreError;
+use self::sockets::{hybrid_socket, listen, unlink};
 pub use crate::admission::Verdict;
 use crate::events::{Event, Failure};
 use crate::flows::record;
 use crate::guest_port::GuestPort;
-use crate::host::handshake::HYBRID;
+use crate::host::directory::Access;
 use crate::journal::{Journal, Record};
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::AddError;
 pub use crate::options::GuestOptions;
+use crate::orders::Order;
 pub use crate::orders::SaveError;
-use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
@@ -45,9 +46,6 @@ use vsock_virtio::sys::check_signals;
 use vsock_virtio::vhost_user::{
     Attached, BackendHandle, BackendOptions, FrontendError, FrontendOptions, attach, spawn,
 };
-
-/// Connections that may wait at a socket of ours.
-const BACKLOG: i32 = 1024;
 
 /// How long what programs have sent may take to leave a userspace guest that stops.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -175,7 +173,7 @@ impl Node {
         ];
         for (name, kind) in sockets {
             let path = directory.join(name);
-            let socket = listen(&path, kind).map_err(at(&path))?;
+            let socket = listen(&path, kind, Access::default()).map_err(at(&path))?;
             node.held().paths.push(path);
             node.mailbox.call(|reply| Order::AddAcceptor { socket, kind, reply })??;
         }
@@ -194,9 +192,10 @@ impl Node {
         let cid = options.cid;
         let mut held = self.held();
         let socket = &options.socket;
-        let front_door = listen(socket, SocketType::Stream).map_err(at(socket))?;
+        let front_door =
+            listen(socket, SocketType::Stream, options.access()).map_err(at(socket))?;
         let mut paths = vec![socket.clone()];
-        let hybrid = hybrid_door(options.hybrid.clone()).inspect_err(|_| unlink(&paths))?;
+        let hybrid = hybrid_socket(&options).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
         let device = device_options(&options);
         let (options, seed) = (Box::new(options), random_seed());
@@ -293,7 +292,7 @@ impl Node {
 
     /// Changes the options of a guest while it runs. A new CID has the effects of [`set_guest_cid`](Self::set_guest_cid).
     /// Connections over a hybrid socket that is replaced stay open. New groups and aliases apply to new connections.
-    /// Name, socket and the options about memory keep their values.
+    /// Name, socket, who may connect to it and the options about memory keep their values.
     ///
     /// # Errors
     /// There is no such guest, a CID is invalid or in use, or the hybrid socket could not be created. If so, nothing has
@@ -305,20 +304,20 @@ impl Node {
         if new.0 != cid {
             self.mailbox.call(|reply| Order::CheckCid { cid: new, reply })??;
         }
-        self.set_hybrid(cid, options.hybrid.clone())?;
+        self.set_hybrid(cid, &options)?;
         self.set_guest_cid(cid, new.0)?;
         let options = Box::new(options);
         Ok(self.mailbox.call(|reply| Order::SetOptions { link, options, reply })?)
     }
 
-    /// Gives a guest a hybrid socket at `path`, or none, in place of the one it has.
-    fn set_hybrid(&self, cid: u32, path: Option<PathBuf>) -> Result<(), NodeError> {
+    /// Gives a guest the hybrid socket that the options name, or none, in place of the one it has.
+    fn set_hybrid(&self, cid: u32, options: &GuestOptions) -> Result<(), NodeError> {
         let mut held = self.held();
         let guest = held.guests.get_mut(&cid).ok_or(NodeError::NoGuest(cid))?;
-        if guest.paths.get(1) == path.as_ref() {
+        if guest.paths.get(1) == options.hybrid.as_ref() {
             return Ok(());
         }
-        let hybrid = hybrid_door(path)?;
+        let hybrid = hybrid_socket(options)?;
         let added: Vec<_> = hybrid.iter().map(|it| it.path.clone()).collect();
         let link = guest.link;
         let set = self.mailbox.call(|reply| Order::SetHybrid { link, hybrid, reply });
@@ -498,37 +497,6 @@ fn spawn_worker(
             journal.write(None, Event::Ended);
         }
     })
-}
-
-/// A listening Unix socket of the type that carries `kind`, for our own user: who may enter its directory is not all
-/// that keeps others out, and the umask is somebody else's choice.
-fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
-    use rustix::fs::Mode;
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
-    let unix = match kind {
-        SocketType::Stream => UnixType::STREAM,
-        SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
-    };
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
-    // Before the socket has a name, which gets this mode: nobody comes in between.
-    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
-    rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&fd, BACKLOG)?;
-    Ok(fd.into())
-}
-
-/// A listening hybrid socket at `path`, if there is to be one.
-fn hybrid_door(path: Option<PathBuf>) -> Result<Option<HybridSocket>, NodeError> {
-    let Some(path) = path else { return Ok(None) };
-    let listener = listen(&path, SocketType::Stream).map_err(at(&path))?;
-    Ok(Some(HybridSocket { path, listener, handshake: &HYBRID }))
-}
-
-fn unlink(paths: &[PathBuf]) {
-    for path in paths {
-        // Somebody may have cleaned up before us.
-        let _ = std::fs::remove_file(path);
-    }
 }
 
 /// A number that guests cannot guess, for hash tables and first ports.

@@ -2,6 +2,8 @@
 
 use vsock_core::Cid;
 
+use crate::host::directory::Access;
+
 /// Why there is no such guest.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
@@ -35,6 +37,12 @@ macro_rules! guest_options {
             socket: std::path::PathBuf,
             /// A path for a hybrid socket, if programs are to have one.
             hybrid: Option<std::path::PathBuf>,
+            /// The user whose its sockets are, if not the node's own.
+            socket_user: Option<u32>,
+            /// The group whose its sockets are, if not the node's own.
+            socket_group: Option<u32>,
+            /// The permission bits of its sockets; 0: read and write for their owner.
+            socket_mode: u32,
             /// Let its front end add and remove memory regions one by one; see
             /// [`BackendOptions::memory_slots`](vsock_virtio::vhost_user::BackendOptions::memory_slots).
             memory_slots: bool,
@@ -43,6 +51,8 @@ macro_rules! guest_options {
             file_memory: bool,
             /// Its memory at most, in GiB; 0: [`MEMORY_LIMIT`](vsock_virtio::vhost_user::MEMORY_LIMIT).
             memory_limit_gib: u32,
+            /// Receive buffers of all its connections with this node together, at most, in MiB; 0: 64.
+            buffer_limit_mib: u32,
             /// Bytes that go over its link in a second, each way, at most; 0: as many as there are.
             bytes_per_second: u64,
             /// Other CIDs by which it reaches this node, as software in a Nitro enclave reaches its parent by CID 3.
@@ -67,6 +77,12 @@ macro_rules! define {
 guest_options!(define);
 
 impl GuestOptions {
+    /// Who may connect to its sockets.
+    pub(crate) fn access(&self) -> Access {
+        let &Self { socket_user: user, socket_group: group, socket_mode: mode, .. } = self;
+        Access { user, group, mode }
+    }
+
     /// Each alias must be the CID of a guest, and not of this one.
     pub(crate) fn check(&self) -> Result<(), AddError> {
         let is_wrong = |&&alias: &&u32| !Cid(alias).is_guest() || alias == self.cid;

@@ -13,6 +13,7 @@ use vsock_core::{Cid, SocketType};
 
 use crate::admission::Verdict;
 use crate::fabric::SavedFabric;
+use crate::host::directory::Directory;
 use crate::host::handshake::Handshake;
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Reply, Stopped};
@@ -48,6 +49,8 @@ pub enum SaveError {
 /// A hybrid socket of a guest.
 pub(crate) struct HybridSocket {
     pub(crate) path: PathBuf,
+    /// Where it is, and where the programs are that take the guest's connections.
+    pub(crate) directory: Directory,
     pub(crate) listener: UnixListener,
     /// What is spoken on it.
     pub(crate) handshake: &'static Handshake,

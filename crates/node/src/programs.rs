@@ -39,7 +39,7 @@ use self::datagrams::Datagrams;
 pub use self::datagrams::{SavedDatagramSocket, SavedDatagrams};
 pub(crate) use self::hybrid::Connected;
 use self::hybrid::{HybridClient, Hybrids};
-pub use self::hybrid::{SavedHybridClient, SavedHybrids};
+pub use self::hybrid::{SavedHybridClient, SavedHybridSocket, SavedHybrids};
 use self::listeners::{Given, Listeners};
 pub use self::listeners::{SavedListener, SavedListeners};
 use self::pending::Pending;
@@ -297,6 +297,9 @@ impl Programs {
             if interface.endpoint().info(connection).is_none() {
                 return Err(Refusal::GivenUp);
             }
+            if interface.buffers().are_used_up() {
+                return Err(Refusal::OverLimits);
+            }
             match &listener {
                 Some(listener) => {
                     let asked = (connection, key, limits);
@@ -325,7 +328,7 @@ impl Programs {
             if interface.endpoint().info(asked.connection).is_none() {
                 return Err(Refusal::GivenUp);
             }
-            Ok((self.give_hybrid(cx, flows, &asked, fd)?, Some(handshake)))
+            Ok((self.give_hybrid(cx, flows, interface, &asked, fd)?, Some(handshake)))
         });
         self.answer(cx, links, flows, interface, (asked, given));
     }
@@ -362,6 +365,7 @@ impl Programs {
         &self,
         cx: &mut Context,
         flows: &mut Flows,
+        interface: &mut Interface,
         asked: &Asked,
         fd: OwnedFd,
     ) -> Result<Given, Refusal> {
@@ -372,7 +376,8 @@ impl Programs {
             Refusal::OutOfDescriptors
         })?;
         let socket = Socket { uid: NOBODY.uid, cookie: 0 };
-        Ok(Given { fd, source, peer, share: flows.share(), socket })
+        let share = flows.share(interface, asked.connection, 0);
+        Ok(Given { fd, source, peer, share, socket })
     }
 
     /// A flow is none any more.

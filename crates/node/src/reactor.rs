@@ -57,6 +57,8 @@ pub(crate) struct Readiness {
     pub(crate) readable: bool,
     /// There may be room to write.
     pub(crate) writable: bool,
+    /// The other side has sent an urgent byte (MSG_OOB): a read ends before it, whatever is behind it.
+    pub(crate) urgent: bool,
     /// The other side will send no more.
     pub(crate) read_closed: bool,
     /// Both directions are over.
@@ -66,14 +68,15 @@ pub(crate) struct Readiness {
 impl Readiness {
     /// There may be something to read at a descriptor.
     pub(crate) fn readable(source: SourceId) -> Self {
-        let (readable, writable, read_closed, hung_up) = (true, false, false, false);
-        Self { source, readable, writable, read_closed, hung_up }
+        let (readable, writable, urgent, read_closed, hung_up) = (true, false, false, false, false);
+        Self { source, readable, writable, urgent, read_closed, hung_up }
     }
 
     /// The same descriptor has been told of once more.
     pub(crate) fn merge(&mut self, later: Self) {
         self.readable |= later.readable;
         self.writable |= later.writable;
+        self.urgent |= later.urgent;
         self.read_closed |= later.read_closed;
         self.hung_up |= later.hung_up;
     }
@@ -213,7 +216,7 @@ impl Sources {
 
 fn everything() -> epoll::EventFlags {
     use epoll::EventFlags as F;
-    F::IN | F::OUT | F::RDHUP | F::ET
+    F::IN | F::PRI | F::OUT | F::RDHUP | F::ET
 }
 
 /// What an event says; `None`: it is the waker's, which has done its work by being heard.
@@ -224,6 +227,7 @@ fn readiness(event: &epoll::Event) -> Option<Readiness> {
         source: SourceId::from_bits(event.data.u64())?,
         readable: flags.intersects(F::IN | F::RDHUP | F::HUP | F::ERR),
         writable: flags.intersects(F::OUT | F::HUP | F::ERR),
+        urgent: flags.contains(F::PRI),
         read_closed: flags.intersects(F::RDHUP | F::HUP),
         hung_up: flags.intersects(F::HUP | F::ERR),
     })

@@ -24,8 +24,8 @@ pub use crate::links::{
 };
 pub use crate::programs::{
     SavedAcceptQueue, SavedAcceptor, SavedClient, SavedDatagramSocket, SavedDatagrams, SavedEnds,
-    SavedHybridClient, SavedHybrids, SavedKept, SavedListener, SavedListeners, SavedPrograms,
-    SavedRequest, SavedRequests, SavedSpeaks,
+    SavedHybridClient, SavedHybridSocket, SavedHybrids, SavedKept, SavedListener, SavedListeners,
+    SavedPrograms, SavedRequest, SavedRequests, SavedSpeaks,
 };
 use crate::reactor::Claims;
 pub use crate::reactor::{Owner, SavedSources, SourceId};

@@ -204,13 +204,9 @@ impl Sink for Turn<'_> {
         };
         let way = (self.id, to);
         let at = (self.cx.now, &self.cx.admission);
-        let passed = self.forwarder.forward(at, self.links, way, packet);
-        if let Verdict::Refuse(reason) = passed.verdict {
+        if let Verdict::Refuse(reason) = self.forwarder.forward(at, self.links, way, packet) {
             let refused = self.cx.admission.refuse(reason);
             FlowLog { cx: self.cx, links: self.links }.refused_between(header, refused);
-        } else if header.op != Op::Rw {
-            let log = FlowLog { cx: self.cx, links: self.links };
-            log.relayed(header, passed.verdict, passed.was_asked);
         }
         true
     }

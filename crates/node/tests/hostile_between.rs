@@ -55,16 +55,16 @@ fn lie_about_the_length_between_guests_ends_the_flow_for_both() {
     attack.ends_well();
 }
 
-#[test]
-fn neighbour_that_does_not_read_fills_no_room_of_a_third_guest() {
-    let _alone = alone();
-    let lab = Lab::new(0);
+const D: u32 = 6;
+
+/// Three guests of one group: a, and d with a connection to port 7000 of b, which has two buffers.
+fn three_guests(lab: &Lab) -> [RawGuest; 3] {
     let mut b = RawGuest::with_buffers(&lab.path("b.sock"), 2);
-    let mut a = RawGuest::join(&lab.path("a.sock"));
+    let a = RawGuest::join(&lab.path("a.sock"));
     lab.switch
         .add_guest(vsock_node::node::GuestOptions {
             name: "d".into(),
-            cid: 6,
+            cid: D,
             socket: lab.path("d.sock"),
             groups: vec!["g".into()],
             ..vsock_node::node::GuestOptions::default()
@@ -74,9 +74,88 @@ fn neighbour_that_does_not_read_fills_no_room_of_a_third_guest() {
     let request = d.packet(Op::Request, 1, (B, 7000));
     d.send(&request, &[]);
     b.expect(Op::Request);
-    let response = b.packet(Op::Response, 7000, (6, 1));
+    let response = b.packet(Op::Response, 7000, (D, 1));
     b.send(&response, &[]);
     d.expect(Op::Response);
+    [a, b, d]
+}
+
+/// The switch has taken all that a guest has sent so far.
+fn is_heard_out(guest: &mut RawGuest) {
+    let last = guest.packet(Op::Request, 0xfffe, (HOST, 1));
+    guest.send(&last, &[]);
+    while guest.receive().header.dst_port != 0xfffe {}
+}
+
+/// How many packets come before the data of d, once the guest that it is for reads again.
+fn packets_before_data_of_d(b: &mut RawGuest, d: &mut RawGuest) -> usize {
+    let data = d.packet(Op::Rw, 1, (B, 7000));
+    d.send_data(&data, b"from d");
+    is_heard_out(d);
+    let before = std::iter::from_fn(|| Some(b.receive())).take_while(|it| it.payload != b"from d");
+    before.count()
+}
+
+/// What is in the ring of b, and a turn of a.
+const SOON: usize = 2 + 17;
+
+#[test]
+fn flood_of_credit_updates_neither_grows_nor_delays_the_packets_of_a_third_guest() {
+    let _alone = alone();
+    let lab = Lab::new(0);
+    let [mut a, mut b, mut d] = three_guests(&lab);
+    let request = a.packet(Op::Request, 1, (B, 7000));
+    a.send(&request, &[]);
+    let update = a.packet(Op::CreditUpdate, 1, (B, 7000));
+    for _ in 0..50_000 {
+        a.queue(&update, &[]);
+    }
+    is_heard_out(&mut a);
+    let waiting = guest_counter(&lab.switch, B, "waiting_bytes");
+    assert!(waiting < 1000, "{waiting}");
+    let before = packets_before_data_of_d(&mut b, &mut d);
+    assert!(before <= 3, "{before}");
+}
+
+#[test]
+fn flood_of_requests_delays_the_packets_of_a_third_guest_by_a_turn() {
+    let _alone = alone();
+    let lab = Lab::new(0);
+    let [mut a, mut b, mut d] = three_guests(&lab);
+    for port in 0..10_000 {
+        for op in [Op::Request, Op::Rst] {
+            let packet = a.packet(op, port, (B, 7000));
+            a.queue(&packet, &[]);
+        }
+    }
+    is_heard_out(&mut a);
+    let before = packets_before_data_of_d(&mut b, &mut d);
+    assert!(before <= SOON, "{before}");
+}
+
+#[test]
+fn flood_of_broken_connections_delays_the_packets_of_a_third_guest_by_a_turn() {
+    let _alone = alone();
+    let lab = Lab::new(0);
+    let [mut a, mut b, mut d] = three_guests(&lab);
+    for port in 0..2000 {
+        let request = a.packet(Op::Request, port, (B, 7000));
+        a.queue(&request, &[]);
+        // Data before the answer ends the connection, for both.
+        let data = RawHeader { len: 4, ..a.packet(Op::Rw, port, (B, 7000)) };
+        a.queue(&data, b"four");
+        while a.poll().is_some() {}
+    }
+    is_heard_out(&mut a);
+    let before = packets_before_data_of_d(&mut b, &mut d);
+    assert!(before <= SOON, "{before}");
+}
+
+#[test]
+fn neighbour_that_does_not_read_fills_no_room_of_a_third_guest() {
+    let _alone = alone();
+    let lab = Lab::new(0);
+    let [mut a, mut b, mut d] = three_guests(&lab);
     // Now b reads nothing, and a makes up flows to it until there is no more room for it.
     let mut port = 0;
     while guest_counter(&lab.switch, B, "overflows") == 0 {
@@ -86,6 +165,7 @@ fn neighbour_that_does_not_read_fills_no_room_of_a_third_guest() {
                 let packet = a.packet(op, port, (B, 7000));
                 a.queue(&packet, &[]);
             }
+            while a.poll().is_some() {}
         }
         assert!(port < 1_000_000, "no end to it");
     }

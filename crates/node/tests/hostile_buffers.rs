@@ -11,6 +11,7 @@ use node_support::raw::RawGuest;
 use node_support::{DEADLINE, Lab, ask, node_counter, request, wait_until};
 use rustix::net::sockopt::socket_cookie;
 use vsock_core::{Op, RawHeader};
+use vsock_node::node::GuestOptions;
 
 const HOST: u32 = 2;
 const DEFAULT: u32 = 262_144;
@@ -63,6 +64,10 @@ fn is_closed(lab: &Lab, guest: &mut RawGuest, flows: usize) -> bool {
 #[test]
 fn buffers_above_the_default_come_out_of_one_budget_and_go_back_with_their_flow() {
     let lab = Lab::new(0);
+    // One guest's own limit is lower.
+    let options = lab.switch.snapshot().unwrap().guests.remove(0).options;
+    let high = GuestOptions { buffer_limit_mib: 1024, ..options };
+    lab.switch.change_guest(high.cid, high).unwrap();
     let mut guest = RawGuest::join(&lab.path("a.sock"));
     let mut programs: Vec<_> = (0..FIT).map(|_| open(&lab, &mut guest)).collect();
     assert!(programs.iter().all(|(_, _, told)| *told == LARGEST));

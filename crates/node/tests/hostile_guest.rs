@@ -11,10 +11,11 @@ mod node_support;
 
 use std::io::{Read, Write};
 
-use node_support::attack::{Attack, HOST, PORT};
+use node_support::attack::{A, Attack, B, HOST, PORT};
 use node_support::raw::BUFFER;
-use node_support::{Listener, pattern, wait_until};
+use node_support::{Listener, connect_messages, pattern, wait_until};
 use vsock_core::{EOM, Op, RawHeader};
+use vsock_node::node::GuestOptions;
 
 #[test]
 fn malformed_headers_are_counted_and_answered_within_bounds() {
@@ -271,5 +272,85 @@ fn message_without_an_end_is_bounded_by_credit() {
     attack.raw.send(&RawHeader { op: Op::Rst.to_wire(), ..request }, &[]);
     assert_eq!(program.read(&mut got).unwrap(), 0);
     drop((program, listener));
+    attack.ends_well();
+}
+
+/// Other options for a guest that runs.
+fn change(attack: &Attack, cid: u32, change: impl FnOnce(&mut GuestOptions)) {
+    let switch = &attack.lab.switch;
+    let guests = switch.snapshot().unwrap().guests;
+    let mut options = guests.into_iter().find(|it| it.options.cid == cid).unwrap().options;
+    change(&mut options);
+    switch.change_guest(cid, options).unwrap();
+}
+
+/// Opens a connection; the buffer that it is announced.
+fn announced(attack: &mut Attack, port: u32) -> u32 {
+    let request = attack.packet(Op::Request, port);
+    attack.raw.send(&request, &[]);
+    attack.raw.expect(Op::Response).header.buf_alloc
+}
+
+#[test]
+fn guest_with_many_connections_is_announced_no_more_than_its_limit_together() {
+    let mut attack = Attack::new();
+    assert_eq!(announced(&mut attack, 1), BUFFER);
+    let mut programs = vec![attack.listener.accept()];
+    change(&attack, A, |options| options.buffer_limit_mib = 18);
+    let mut buffers = Vec::new();
+    for port in 2..100 {
+        buffers.push(announced(&mut attack, port));
+        programs.push(attack.listener.accept());
+    }
+    assert!(buffers.is_sorted_by(|before, after| before >= after), "{buffers:?}");
+    let all: u32 = buffers.iter().sum();
+    // The least is set aside for all others that it may have.
+    assert!(all <= (18 << 20) - (4096 - 99) * 4096 - BUFFER, "{all}");
+    // What it has sent on the first one waits for the program, more than a socket holds; that the connection is over frees
+    // nothing.
+    let data = attack.packet(Op::Rw, 1);
+    let mut sent = 0;
+    while sent < BUFFER {
+        attack.raw.send_data(&data, &[1; 65_536]);
+        sent += 65_536;
+    }
+    let news = attack.raw.expect(Op::CreditUpdate).header;
+    while news.fwd_cnt + news.buf_alloc - sent >= 4096 {
+        attack.raw.send_data(&data, &[1; 4096]);
+        sent += 4096;
+    }
+    let reset = attack.packet(Op::Rst, 1);
+    attack.raw.send(&reset, &[]);
+    let before = announced(&mut attack, 200);
+    programs.push(attack.listener.accept());
+    assert!(before <= *buffers.last().unwrap());
+    let flows = |attack: &Attack| attack.lab.switch.snapshot().unwrap().flows.len();
+    let open = flows(&attack);
+    let mut got = Vec::new();
+    programs[0].read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), sent as usize);
+    wait_until("its program has taken all", || flows(&attack) < open);
+    assert!(announced(&mut attack, 201) > before + BUFFER / 100, "its part is free again");
+    programs.push(attack.listener.accept());
+    drop(programs);
+    change(&attack, A, |options| options.buffer_limit_mib = 0);
+    attack.ends_well();
+}
+
+#[test]
+fn bytes_arrive_through_the_least_buffer_and_messages_are_as_long_as_before() {
+    let mut attack = Attack::new();
+    // Less than the least of all its connections: nothing is left above that.
+    change(&attack, B, |options| options.buffer_limit_mib = 1);
+    attack.neighbour_is_well();
+    let mut listener = Listener::of_messages(&attack.lab.path("b"), 7000, 8);
+    let mut ours = connect_messages(&attack.lab.path("host"), B, 7000);
+    let mut theirs = listener.accept();
+    let message = pattern(100_000, 3);
+    ours.write_all(&message).unwrap();
+    let mut got = vec![0; message.len() + 1];
+    assert_eq!(theirs.read(&mut got).unwrap(), message.len());
+    assert!(got[..message.len()] == message);
+    drop((ours, theirs, listener));
     attack.ends_well();
 }

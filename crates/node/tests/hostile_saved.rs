@@ -21,8 +21,8 @@ use vsock_core::state::State;
 use vsock_core::{CloseReason, Event, Key, Op, Port, RawHeader, Shutdown, SocketType};
 use vsock_node::node::{Node, RestoreError};
 use vsock_node::saved::{
-    Owner, SavedBacklog, SavedEntry, SavedFlow, SavedGreeting, SavedInterface, SavedLink,
-    SavedNode, SavedState,
+    Owner, SavedBacklog, SavedEntry, SavedFlow, SavedGreeting, SavedHybrids, SavedInterface,
+    SavedLink, SavedNode, SavedState,
 };
 use vsock_virtio::link::device::{SavedDevice, SavedReset};
 use vsock_virtio::saved::SavedFd;
@@ -193,8 +193,15 @@ fn node_that_cannot_be_is_not_restored() {
     let programs = |spoil: &dyn Fn(&mut vsock_node::saved::SavedPrograms)| {
         it.refused(|it| spoil(&mut it.fabric.programs))
     };
-    assert_eq!(programs(&|it| it.hybrids.sockets[0].0 = nowhere()), state);
-    assert_eq!(programs(&|it| it.hybrids.sockets[0].2 = nowhere()), state);
+    assert_eq!(programs(&|it| it.hybrids.sockets[0].link = nowhere()), state);
+    assert_eq!(programs(&|it| it.hybrids.sockets[0].acceptor = nowhere()), state);
+    let descriptor = Some(Unfit::Descriptor);
+    assert_eq!(programs(&|it| it.hybrids.sockets[0].directory = SavedFd(9999)), descriptor);
+    let no_directory = |it: &mut vsock_node::saved::SavedPrograms| {
+        let SavedHybrids { sockets, clients, .. } = &mut it.hybrids;
+        std::mem::swap(&mut sockets[0].directory, &mut clients[0].fd);
+    };
+    assert_eq!(programs(&no_directory), descriptor);
     assert_eq!(programs(&|it| it.hybrids.clients[0].link = nowhere()), state);
     assert_eq!(programs(&|it| it.hybrids.sockets.swap(0, 1)), None);
     assert_eq!(programs(&|it| it.hybrids.clients[0].handshake.clear()), state);
@@ -227,7 +234,7 @@ fn node_that_cannot_be_is_not_restored() {
     };
     assert_eq!(it.refused(more), Some(Unfit::Credit));
     let queue = Some(Unfit::Queue);
-    assert_eq!(it.refused(|it| interface(it, 4).store[0].sent = 1 << 20), queue);
+    assert_eq!(it.refused(|it| interface(it, 4).store[0].packets[0].sent = 1 << 20), queue);
     assert_eq!(it.refused(|it| interface(it, 4).ready.push(nowhere())), queue);
     assert_eq!(it.refused(|it| interface(it, 4).datagram.bytes.push(1)), queue);
 }
@@ -245,9 +252,10 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| interface(it, 4).traffic.bytes_out = n,
     |it, n| interface(it, 3).drops.spoofed = n,
     |it, n| interface(it, 3).endpoint.stats.packets_in = n,
-    |it, n| interface(it, 4).store[0].header.len = low(n),
-    |it, n| interface(it, 4).store[0].header.dst_cid = n,
-    |it, n| interface(it, 4).store[0].sent = usize::try_from(n).unwrap(),
+    |it, n| interface(it, 4).store[0].left = n.cast_signed(),
+    |it, n| interface(it, 4).store[0].packets[0].header.len = low(n),
+    |it, n| interface(it, 4).store[0].packets[0].header.dst_cid = n,
+    |it, n| interface(it, 4).store[0].packets[0].sent = usize::try_from(n).unwrap(),
     |it, n| connection(it, 3).due = low(n).to_le_bytes()[0],
     |it, n| connection(it, 3).bytes[0] = n,
     |it, n| connection(it, 3).inbound.received = low(n),
@@ -291,6 +299,7 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| front_end(it, 4).bytes = n.to_le_bytes().to_vec(),
     |it, n| messages(it).stream.fd = SavedFd(low(n)),
     |it, n| messages(it).share = n,
+    |it, n| messages(it).held = low(n),
     |it, n| messages(it).id = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).link = Key::from_bits(n >> 1).unwrap(),
     |it, n| messages(it).connection = Key::from_bits(n >> 1).unwrap(),

@@ -244,7 +244,13 @@ fn ring_whose_call_is_another_socket_or_anonymous_file_is_refused() {
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let datagrams = std::os::unix::net::UnixDatagram::unbound().unwrap();
     let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
-    for fd in [tcp.as_fd(), datagrams.as_fd(), epoll.as_fd()] {
+    let unconnected = rustix::net::socket(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    for fd in [tcp.as_fd(), datagrams.as_fd(), epoll.as_fd(), unconnected.as_fd()] {
         let request = FrontendReq::SET_VRING_CALL;
         let reason = fate_when_ready(|front| front.say(request, &words(&[0]), &[fd]));
         assert!(wrong_fds(&reason, request), "{reason}");

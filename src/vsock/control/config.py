@@ -12,9 +12,12 @@
     groups = ["lab"]              # optional: guests that share one may talk to each other
     hybrid = true                 # optional: a path, or true for the usual place
     socket = "/run/vm/alpha.sock" # optional: where the VMM connects
+    socket_group = "kvm"          # optional: lets a VMM of this group connect, with
+    socket_mode = "0660"          # optional: as SocketMode= of systemd.socket(5)
     memory_slots = true           # optional: for a guest with more than 8 memory regions
     file_memory = true            # optional: its memory may be in files on any file system
     memory_limit_gib = 64         # optional: its memory at most
+    buffer_limit_mib = 64         # optional: of it, for programs that do not read, at most
     bytes_per_second = 50000000   # optional: from it, and to it, at most
     host_aliases = [3]            # optional: CIDs by which it reaches the host besides 2
 

@@ -6,6 +6,7 @@ new field of a guest is declared once, here. `dataclasses.asdict` of a record is
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,18 @@ MEMORY_LIMIT_GIB: Final = 1024
 LARGEST_MEMORY_LIMIT_GIB: Final = 32 * 1024
 """Half of what a switch maps for all guests together."""
 
+OWN_MODE: Final = "0600"
+"""The permission bits of a socket that only the switch's user may use."""
+
+BUFFER_LIMIT_MIB: Final = 64
+"""MiB that the receive buffers of a guest's connections with host programs have together, if nothing else is said."""
+
+LOWEST_BUFFER_LIMIT_MIB: Final = 16
+"""Lowest such limit: 4 KiB for each of 4096 connections."""
+
+HIGHEST_BUFFER_LIMIT_MIB: Final = 64 * 1024
+"""Highest one: 16 MiB for each."""
+
 LOWEST_RATE: Final = 64 * 1024
 """Lowest limit of a guest's bytes in a second: its packets may have as many bytes, and nothing goes between them."""
 
@@ -54,7 +67,9 @@ LONGEST_PORT_SUFFIX: Final = f"_{0xFFFFFFFF}"
 """A program that listens on a port of a hybrid socket has a socket whose path is the hybrid one's and this."""
 
 __all__ = [
+    "BUFFER_LIMIT_MIB",
     "FIRST_GUEST_CID",
+    "HIGHEST_BUFFER_LIMIT_MIB",
     "HIGHEST_RATE",
     "LARGEST_MEMORY_LIMIT_GIB",
     "LAST_GUEST_CID",
@@ -63,8 +78,10 @@ __all__ = [
     "LONGEST_POLL_US",
     "LONGEST_PORT_SUFFIX",
     "LONGEST_TEXT",
+    "LOWEST_BUFFER_LIMIT_MIB",
     "LOWEST_RATE",
     "MEMORY_LIMIT_GIB",
+    "OWN_MODE",
     "POLL_US",
     "DatagramRecord",
     "FlowRecord",
@@ -123,6 +140,20 @@ def _wrong_text(text: str) -> str | None:
     return None if text.isprintable() else f"{text!r} cannot be printed in one line"
 
 
+def _wrong_account(name: str) -> str | None:
+    """A name that chown(1) takes, or a number below 2**32 - 1, which means none."""
+    if name.isdecimal():
+        return None if name.isascii() and int(name) < 0xFFFFFFFF else f"{name} is no id"
+    is_right = re.fullmatch(r"[A-Za-z_][\w.@\\-]*\$?", name, re.ASCII)
+    return None if is_right else f"{name!r} is neither a name nor a number"
+
+
+def _wrong_mode(mode: str) -> str | None:
+    if re.fullmatch("0?6[0246][0246]", mode, re.ASCII):
+        return None
+    return f"{mode!r} is no mode of a socket: octal, from 0600 to 0666"
+
+
 def _wrong_poll(microseconds: int) -> str | None:
     if 0 <= microseconds <= LONGEST_POLL_US:
         return None
@@ -133,6 +164,12 @@ def _wrong_memory_limit(gib: int) -> str | None:
     if 1 <= gib <= LARGEST_MEMORY_LIMIT_GIB:
         return None
     return f"must be 1 to {LARGEST_MEMORY_LIMIT_GIB} GiB, not {gib}"
+
+
+def _wrong_buffer_limit(mib: int) -> str | None:
+    if LOWEST_BUFFER_LIMIT_MIB <= mib <= HIGHEST_BUFFER_LIMIT_MIB:
+        return None
+    return f"must be {LOWEST_BUFFER_LIMIT_MIB} to {HIGHEST_BUFFER_LIMIT_MIB} MiB, not {mib}"
 
 
 def _wrong_rate(rate: int) -> str | None:
@@ -149,6 +186,10 @@ def _wrong_linger(seconds: float) -> str | None:
 
 _CID_RANGE: Final = (("minimum", FIRST_GUEST_CID), ("maximum", LAST_GUEST_CID))
 _MEMORY_LIMIT_RANGE: Final = (("minimum", 1), ("maximum", LARGEST_MEMORY_LIMIT_GIB))
+_BUFFER_LIMIT_RANGE: Final = (
+    ("minimum", LOWEST_BUFFER_LIMIT_MIB),
+    ("maximum", HIGHEST_BUFFER_LIMIT_MIB),
+)
 _RATE_RANGE: Final = (("minimum", 0), ("maximum", HIGHEST_RATE))
 _ABSOLUTE: Final = (("pattern", "^/"),)
 
@@ -157,6 +198,9 @@ Group = Annotated[str, Rule(_wrong_group, "group")]
 GuestCid = Annotated[int, Rule(_wrong_cid, "CID", _CID_RANGE)]
 Alias = Annotated[int, Rule(_wrong_cid, "alias", _CID_RANGE)]
 Text = Annotated[str, Rule(_wrong_text, json_schema=(("maxLength", LONGEST_TEXT),))]
+User = Annotated[str, Rule(_wrong_account, "user")]
+SocketGroup = Annotated[str, Rule(_wrong_account, "group")]
+SocketMode = Annotated[str, Rule(_wrong_mode, "mode", (("pattern", "^0?6[0246][0246]$"),))]
 SocketPath = Annotated[Path, Rule(_wrong_socket, json_schema=_ABSOLUTE)]
 HybridPath = Annotated[Path, Rule(_wrong_hybrid, json_schema=_ABSOLUTE)]
 
@@ -172,7 +216,8 @@ class GuestSpec:
     If `socket` is None, it is `guests/NAME.sock` in the runtime directory. `hybrid` is the path of a hybrid
     socket, True for `guests/NAME.vsock`, and None or False for none. With `memory_slots`, QEMU sends memory
     regions one by one, and does not send them again to a restarted switch: a reboot of the guest then no
-    longer brings its vsock device back. Without `file_memory`, guest memory must be in tmpfs (as a memfd is) or
+    longer brings its vsock device back. `socket_user`, `socket_group` and `socket_mode` say who may connect to
+    `socket` and `hybrid` (as SocketUser= and the like of systemd.socket(5)), for a VMM of another user. Without `file_memory`, guest memory must be in tmpfs (as a memfd is) or
     hugetlbfs, because all guests wait while the switch reads a page from anywhere else. `host_aliases` exist for software for Nitro enclaves,
     which connects to its parent as CID 3.
     """
@@ -206,6 +251,16 @@ class GuestSpec:
             "A hybrid socket (guests/NAME.vsock), or none, from now on.",
         ),
     ] = None
+    socket_user: Annotated[
+        User | None, About("The user who owns its sockets (else the switch's).", is_fixed=True)
+    ] = None
+    socket_group: Annotated[
+        SocketGroup | None, About("The group of its sockets (else the switch's).", is_fixed=True)
+    ] = None
+    socket_mode: Annotated[
+        SocketMode,
+        About("The permissions of its sockets: 0660 lets their group connect.", is_fixed=True),
+    ] = OWN_MODE
     memory_slots: Annotated[
         bool, About("For more than 8 memory regions (hot-plug).", is_fixed=True)
     ] = False
@@ -221,6 +276,13 @@ class GuestSpec:
         Rule(_wrong_memory_limit, json_schema=_MEMORY_LIMIT_RANGE),
         About("Its memory at most, in GiB.", is_fixed=True),
     ] = MEMORY_LIMIT_GIB
+    buffer_limit_mib: Annotated[
+        int,
+        Rule(_wrong_buffer_limit, json_schema=_BUFFER_LIMIT_RANGE),
+        About(
+            "What the switch keeps of what it sends to host programs that do not read, at most, in MiB."
+        ),
+    ] = BUFFER_LIMIT_MIB
     bytes_per_second: Annotated[
         int,
         Rule(_wrong_rate, json_schema=_RATE_RANGE),
@@ -238,6 +300,12 @@ class GuestSpec:
         if self.cid in self.host_aliases:
             reason = f"{self.cid} is the guest's own CID, which its kernel never sends out"
             yield Fault("host_aliases", reason)
+        if self.socket is None and not isinstance(self.hybrid, Path):
+            others = {"socket_user": self.socket_user, "socket_group": self.socket_group}
+            others["socket_mode"] = None if int(self.socket_mode, 8) == 0o600 else self.socket_mode
+            for field in (name for name, value in others.items() if value):
+                reason = "only the switch's user may enter its directory; give a `socket` elsewhere"
+                yield Fault(field, reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

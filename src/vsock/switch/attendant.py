@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Attendant", "AttendantThread"]
 
-_HELD_BACK_SECONDS: Final = 1.5
-"""The data plane drops events of a storm; this long afterwards it reports how many."""
+_STORM_SECONDS: Final = 1.5
+_QUIET_SECONDS: Final = 6.0
+"""Of a storm of events the data plane tells only a part. It says how many more there were after a second, and
+then at most every five seconds, if it is asked (crates/node/src/journal/limits.rs)."""
 
 
 class Attendant:
@@ -37,6 +39,8 @@ class Attendant:
         self._log_events = log_events
         self._server = server
         self._stack = AsyncExitStack()
+        self._has_logged = False
+        self._next_look: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         asyncio.get_running_loop().add_reader(self._event_fd, self._on_events)
@@ -58,11 +62,25 @@ class Attendant:
         await self._stack.aclose()
 
     def _on_events(self) -> None:
-        if self._log_events():
-            asyncio.get_running_loop().call_later(_HELD_BACK_SECONDS, self._log_events)
+        self._has_logged |= self._log_events()
+        if self._has_logged and self._next_look is None:
+            self._look_again_in(_STORM_SECONDS)
+
+    def _look_again(self) -> None:
+        """Logs what was held back, and goes on until there has been nothing to log for a while."""
+        has_logged = self._log_events() or self._has_logged
+        self._has_logged, self._next_look = False, None
+        if has_logged:
+            self._look_again_in(_QUIET_SECONDS)
+
+    def _look_again_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._next_look = loop.call_later(seconds, self._look_again)
 
     def _stop_watching(self) -> None:
         asyncio.get_running_loop().remove_reader(self._event_fd)
+        if self._next_look:
+            self._next_look.cancel()
         self._log_events()
 
 

@@ -22,12 +22,15 @@ from typing import Final, NamedTuple
 
 from vsock.errors import TransportError, UsageError
 from vsock.runtime import LONGEST_SOCKET_PATH, RuntimeFiles
+from vsock.switch.listing import program_of
 
 __all__ = ["Owner", "RuntimeClaim", "clear_socket", "owner_of", "peer_of", "remove_socket"]
 
 _UCRED: Final = struct.Struct("3i")
 _LONGEST_PID: Final = 20
 """Digits, more than any process id has."""
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _ALIVE_ERRORS: Final = frozenset({errno.EAGAIN, errno.EPROTOTYPE})
 
@@ -65,7 +68,8 @@ class RuntimeClaim:
     def __init__(self, directory: Path, *, option: str = "runtime_dir=") -> None:
         self.files = RuntimeFiles(directory)
         self._way_out = f"with {option} or VSOCK_RUNTIME_DIR"
-        self._lock = -1
+        # What a name leads to may change at any time: everything is done below these two.
+        self._directory = self._guests = self._lock = -1
         _check_length(self.files.control)
         try:
             self._take_directory()
@@ -87,21 +91,25 @@ class RuntimeClaim:
             self._close()
 
     def _close(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        for fd in (self._lock, self._guests, self._directory):
+            if fd >= 0:
+                os.close(fd)
+        self._directory = self._guests = self._lock = -1
 
     def _take_directory(self) -> None:
-        """Creates the directory, or checks that an existing one is accessible to this user only."""
+        """Creates the directory if there is none, and checks that it is accessible to this user only."""
         directory = self.files.directory
         for parent in reversed([*takewhile(lambda path: not path.exists(), directory.parents)]):
             parent.mkdir(mode=0o755, exist_ok=True)
-        try:
+        with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
-        except FileExistsError:
-            status = directory.lstat()
-        else:
-            return
+        self._check_directory(directory.lstat())
+        self._directory = os.open(directory, _DIRECTORY)
+        # Somebody may have replaced it meanwhile.
+        self._check_directory(os.fstat(self._directory))
+
+    def _check_directory(self, status: os.stat_result) -> None:
+        directory = self.files.directory
         if stat.S_ISLNK(status.st_mode):
             reason = "is a symbolic link; name the directory that it leads to"
             raise TransportError(errno.ELOOP, f"{directory} {reason} {self._way_out}")
@@ -109,15 +117,18 @@ class RuntimeClaim:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if status.st_mode & 0o022:
             raise self._not_alone("is used by other users too")
-        if status.st_uid != os.geteuid():
-            reason = f"the runtime directory {directory} belongs to uid {status.st_uid}"
-            raise TransportError(errno.EACCES, f"{reason}; choose another {self._way_out}")
+        self._check_owner(directory, status)
         if status.st_mode & 0o077:
             empty = (
                 "" if any(directory.iterdir()) else f", or close this one: chmod 700 {directory}"
             )
             mode = stat.S_IMODE(status.st_mode)
             raise self._not_alone(f"is open to other users (mode {mode:04o})", empty)
+
+    def _check_owner(self, directory: Path, status: os.stat_result) -> None:
+        if status.st_uid != os.geteuid():
+            reason = f"the runtime directory {directory} belongs to uid {status.st_uid}"
+            raise TransportError(errno.EACCES, f"{reason}; choose another {self._way_out}")
 
     def _not_alone(self, how: str, hint: str = "", number: int = errno.EACCES) -> TransportError:
         directory = self.files.directory
@@ -126,7 +137,7 @@ class RuntimeClaim:
 
     def _take_lock(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._lock = os.open(self.files.lock, flags, 0o600)
+        self._lock = os.open(self.files.lock.name, flags, 0o600, dir_fd=self._directory)
         if not stat.S_ISREG(os.fstat(self._lock).st_mode):
             raise self._not_alone("has a `lock` that is no file", number=errno.EEXIST)
         try:
@@ -149,34 +160,42 @@ class RuntimeClaim:
 
     def _check_for_strangers(self) -> None:
         """Raises TransportError if files have our names although no switch has used the directory before."""
-        found = [path.name for path in self._own_sockets() if os.path.lexists(path)]
+        there = os.listdir(self._directory)  # noqa: PTH208 - a descriptor is no path
+        found = [name for name in self._own_sockets() if name in there]
         if self.files.guests.is_dir() and any(self.files.guests.iterdir()):
             found.append("guests")
         if found:
-            self.files.lock.unlink()  # created by us just now
+            os.unlink(self.files.lock.name, dir_fd=self._directory)  # created by us just now
             names = ", ".join(f"`{name}`" for name in found)
             raise self._not_alone(f"has {names} of something else", number=errno.EEXIST)
 
     def _take_guests(self) -> None:
         guests = self.files.guests
         with suppress(FileExistsError):
-            guests.mkdir(mode=0o700)
-        if not stat.S_ISDIR(guests.lstat().st_mode):
-            raise self._not_alone("has a `guests` that is no directory", number=errno.EEXIST)
+            os.mkdir(guests.name, 0o700, dir_fd=self._directory)
+        try:
+            self._guests = os.open(guests.name, _DIRECTORY, dir_fd=self._directory)
+        except NotADirectoryError:
+            why = "has a `guests` that is no directory"
+            raise self._not_alone(why, number=errno.EEXIST) from None
+        self._check_owner(guests, os.fstat(self._guests))
 
-    def _own_sockets(self) -> tuple[Path, ...]:
-        return (self.files.stream, self.files.seqpacket, self.files.dgram, self.files.control)
+    def _own_sockets(self) -> tuple[str, ...]:
+        files = self.files
+        return tuple(it.name for it in (files.stream, files.seqpacket, files.dgram, files.control))
 
     def _remove_sockets(self) -> None:
-        for path in (*self._own_sockets(), *self.files.guests.iterdir()):
-            remove_socket(path)
+        for name in self._own_sockets():
+            remove_socket(name, dir_fd=self._directory)
+        for name in os.listdir(self._guests):  # noqa: PTH208 - a descriptor is no path
+            remove_socket(name, dir_fd=self._guests)
 
 
-def remove_socket(path: Path) -> None:
+def remove_socket(path: str | Path, *, dir_fd: int | None = None) -> None:
     """Removes the socket at `path`, but no other kind of file, and no symbolic link."""
     with suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
+        if stat.S_ISSOCK(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            os.unlink(path, dir_fd=dir_fd)
 
 
 def clear_socket(path: Path) -> None:
@@ -219,21 +238,14 @@ def peer_of(connection: socket.socket) -> Owner:
     """The process that connected or listened at the other end of a Unix socket."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _ = _UCRED.unpack(raw)
-    return Owner(pid, uid, _command(pid))
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return "gone"
+    return Owner(pid, uid, program_of(pid) or "gone")
 
 
 def _lock_owner(lock: int) -> str:
     """The owner that the lock file names; the file may be empty while the owner starts or stops."""
     with suppress(OSError, ValueError):
         pid = int(os.pread(lock, _LONGEST_PID, 0))
-        return str(Owner(pid, Path(f"/proc/{pid}").stat().st_uid, _command(pid)))
+        return str(Owner(pid, Path(f"/proc/{pid}").stat().st_uid, program_of(pid) or "gone"))
     return "a process that does not tell its number"
 
 

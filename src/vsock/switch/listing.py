@@ -7,6 +7,7 @@ from typing import Any
 from vsock.address import Address
 from vsock.control.model import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 from vsock.control.schema import from_json
+from vsock.switch.access import from_native
 
 __all__ = ["datagram", "flow", "guest", "listener", "program_of"]
 
@@ -16,7 +17,7 @@ _Info = Mapping[str, Any]
 def guest(info: _Info) -> GuestRecord:
     """The record of a guest: its options, its state and its counters."""
     pid = info["front_end_pid"] or None
-    more = {**info["options"], "pid": pid, "program": program_of(pid)}
+    more = {**from_native(info["options"]), "pid": pid, "program": program_of(pid)}
     return from_json(GuestRecord, {**info, **more})
 
 

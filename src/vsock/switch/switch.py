@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ from vsock.control.schema import checked, fields_of, read, read_changes, types_o
 from vsock.errors import NoSuchGuest, TransportError, UsageError, missing_extra, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch import listing
+from vsock.switch.access import to_native
 from vsock.switch.attendant import Attendant, AttendantThread
 from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
 from vsock.switch.events import log_events
@@ -238,11 +239,12 @@ class Switch:
         guest = self._with_paths(guest)
         assert guest.socket
         with self._changing:
+            node, options = self._running(), to_native(guest)
             _check_conflicts(guest, self._guests.values())
             clear_socket(guest.socket)
             if isinstance(guest.hybrid, Path):
                 clear_socket(guest.hybrid)
-            self._running().add_guest(asdict(guest))
+            node.add_guest(options)
             self._guests = {**self._guests, guest.name: guest}
         _log.info("guest added: guest=%s cid=%d socket=%s", guest.name, guest.cid, guest.socket)
         return self.guest(guest.name)
@@ -313,7 +315,7 @@ class Switch:
             node = self._running()
             if isinstance(new.hybrid, Path) and new.hybrid != old.hybrid:
                 clear_socket(new.hybrid)
-            node.change_guest(old.cid, asdict(new))
+            node.change_guest(old.cid, to_native(new))
             self._guests = {**self._guests, new.name: new}
         _log_change(old, new)
         if new.cid != old.cid:

@@ -74,6 +74,8 @@ refusals! {
     NoListener no_listener "nobody listens there",
     /// Nobody listens, and no program takes connections at the guest's hybrid socket either.
     NoHybridSocket no_hybrid_socket "nobody listens there, nor at the hybrid socket",
+    /// Beside the guest's hybrid socket is a file that the node does not connect to.
+    ForeignSocket foreign_socket "what is beside the hybrid socket is no socket of the directory's owner",
     /// The listener has another socket type.
     ListenerType listener_type "the listener has another socket type",
     /// The listener's queue is full.

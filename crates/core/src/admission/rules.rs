@@ -5,7 +5,8 @@
 //! [`Compiled`] is an index of them, with which a decision costs about the same with ten rules and
 //! with ten thousand:
 //!
-//! - Each party fits a few descriptions ([`Who`]): anyone, a guest, this guest, one of that group.
+//! - Each party fits a few descriptions ([`Who`]): anyone, a guest, this guest, one of that group, a
+//!   program, one of that user.
 //!   Rules are filed under the two descriptions that they name and under the relation that they
 //!   require. A decision looks only into files whose descriptions fit.
 //! - Rules in one file differ in ports and types only. The file cuts the range of ports where a
@@ -13,7 +14,7 @@
 //!
 //! The first match is the smallest number that any of these files gives.
 
-use super::{Act, Attempt, FlowLimits, GroupId, Party, Refusal};
+use super::{Act, Attempt, FlowLimits, GroupId, Party, Program, Refusal};
 use crate::address::{Cid, Port, SocketType};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -33,6 +34,8 @@ pub enum Who {
     Programs,
     /// Programs on this node that may not bind ports below 1024.
     UnprivilegedPrograms,
+    /// Programs of one user on this node.
+    User(u32),
     /// Guests of this node.
     Guests,
     /// One guest.
@@ -132,16 +135,16 @@ pub fn default_rules() -> Vec<Rule> {
 
 /// Everything that a rule may call this party.
 fn descriptions<'a>(party: &'a Party<'_>) -> impl Iterator<Item = Who> + 'a {
-    let (class, own) = match *party {
-        Party::Program { may_use_privileged: true } => (Some(Who::Programs), None),
-        Party::Program { may_use_privileged: false } => {
-            (Some(Who::Programs), Some(Who::UnprivilegedPrograms))
+    let (class, own, right) = match *party {
+        Party::Program(Program { user, may_use_privileged }) => {
+            let right = if may_use_privileged { None } else { Some(Who::UnprivilegedPrograms) };
+            (Some(Who::Programs), user.map(Who::User), right)
         }
-        Party::Guest { cid, .. } => (Some(Who::Guests), Some(Who::Guest(cid))),
-        Party::Beyond | Party::Nobody(_) => (None, None),
+        Party::Guest { cid, .. } => (Some(Who::Guests), Some(Who::Guest(cid)), None),
+        Party::Beyond | Party::Nobody(_) => (None, None, None),
     };
     let groups = party.groups().iter().map(|group| Who::Group(*group));
-    core::iter::once(Who::Anyone).chain(class).chain(own).chain(groups)
+    [Some(Who::Anyone), class, own, right].into_iter().flatten().chain(groups)
 }
 
 fn relations(from: &Party<'_>, to: &Party<'_>) -> impl Iterator<Item = Relation> + use<> {

@@ -61,7 +61,7 @@ fn default_rules_let_host_and_guests_talk_and_guests_of_one_group() {
 #[test]
 fn default_rules_keep_ports_below_1024_for_programs_with_the_right() {
     let bind = |may_use_privileged, port| {
-        let program = Party::Program { may_use_privileged };
+        let program = Party::Program(Program { user: None, may_use_privileged });
         let attempt = Attempt { act: Act::Bind, port: Port(port), ..connect(program, program) };
         outcome(&attempt).is_ok()
     };
@@ -192,8 +192,9 @@ fn other_rules_are_in_force_at_once() {
 /// Whether a rule says something about an attempt, read as the rule is written.
 fn matches(rule: &Rule, attempt: &Attempt<'_>) -> bool {
     let is = |who: Who, party: &Party<'_>| match (who, party) {
-        (Who::Anyone, _) | (Who::Programs, Party::Program { .. }) => true,
-        (Who::UnprivilegedPrograms, Party::Program { may_use_privileged }) => !may_use_privileged,
+        (Who::Anyone, _) | (Who::Programs, Party::Program(_)) => true,
+        (Who::UnprivilegedPrograms, Party::Program(program)) => !program.may_use_privileged,
+        (Who::User(user), Party::Program(program)) => program.user == Some(user),
         (Who::Guests, Party::Guest { .. }) => true,
         (Who::Guest(wanted), Party::Guest { cid, .. }) => wanted == *cid,
         (Who::Group(wanted), Party::Guest { groups, .. }) => groups.contains(&wanted),
@@ -201,7 +202,7 @@ fn matches(rule: &Rule, attempt: &Attempt<'_>) -> bool {
     };
     let related = match (rule.relation, attempt.from, attempt.to) {
         (Relation::Any, _, _) => true,
-        (Relation::Same, Party::Program { .. }, Party::Program { .. }) => true,
+        (Relation::Same, Party::Program(_), Party::Program(_)) => true,
         (Relation::Same, Party::Guest { cid: one, .. }, Party::Guest { cid: other, .. }) => {
             one == other
         }
@@ -233,6 +234,7 @@ fn any_who() -> impl Strategy<Value = Who> {
         Just(Who::Anyone),
         Just(Who::Programs),
         Just(Who::UnprivilegedPrograms),
+        (1000u32..1003).prop_map(Who::User),
         Just(Who::Guests),
         (3u32..7).prop_map(|cid| Who::Guest(Cid(cid))),
         (0u32..3).prop_map(|group| Who::Group(GroupId(group))),
@@ -269,7 +271,9 @@ fn any_party() -> impl Strategy<Value = Party<'static>> {
     const GROUPS: [&[GroupId]; 5] =
         [&[], &[GroupId(0)], &[GroupId(1)], &[GroupId(0), GroupId(2)], &[GroupId(2), GroupId(1)]];
     prop_oneof![
-        any::<bool>().prop_map(|may_use_privileged| Party::Program { may_use_privileged }),
+        (prop::option::of(1000u32..1003), any::<bool>()).prop_map(|(user, may_use_privileged)| {
+            Party::Program(Program { user, may_use_privileged })
+        }),
         (3u32..7).prop_map(|cid| guest(cid, GROUPS[cid as usize - 3])),
         (3u32..7).prop_map(|cid| guest(cid, GROUPS[4])),
         Just(Party::Beyond),

@@ -1,6 +1,10 @@
-//! How much credit flows between two guests announce: shares of a budget that the pair has.
+//! How much credit flows between two guests announce: shares of a budget that the pair has, and of
+//! one that each of the two has with all others.
 //!
-//! The share is at most an eighth of what is left of the budget. It never becomes smaller while the
+//! A pair may have at most a quarter of what is left to either guest, so pairs that take all they can
+//! leave a part for the next, and one guest's flows with all others together stay within its budget.
+//!
+//! The share is at most an eighth of what is left to the pair. It never becomes smaller while the
 //! flow lives: a credit that shrinks under way could leave a sender waiting for an update that the
 //! receiver, who knows nothing of it, sees no reason to send. It becomes larger, out of the same
 //! budget, when a guest announces a larger buffer: its program may wait for all that it made room
@@ -12,10 +16,13 @@ use crate::address::{Address, Cid};
 use crate::packet::{Header, Op};
 use alloc::collections::BTreeMap;
 
-/// What is granted between two guests, lower CID first.
+/// What is granted between two guests, lower CID first, and to each.
 #[derive(Debug, Default)]
 pub(super) struct Grants {
     pub(super) granted: BTreeMap<(Cid, Cid), u32>,
+    /// The sum of a guest's pairs. Each flow has its least credit whatever is left, so this may be
+    /// more than the budget.
+    pub(super) of_guest: BTreeMap<Cid, u64>,
 }
 
 impl Grants {
@@ -39,14 +46,19 @@ impl Grants {
     /// A flow between the two has got so much credit.
     pub(super) fn take(&mut self, one: Address, other: Address, credit: u32) {
         *self.granted.entry(pair(one, other)).or_default() += credit;
+        for guest in [one.cid, other.cid] {
+            *self.of_guest.entry(guest).or_default() += u64::from(credit);
+        }
     }
 
     /// A flow between the two that was saved has so much credit. `false`: that is more than can be.
     pub(super) fn restore(&mut self, one: Address, other: Address, credit: u32) -> bool {
-        let granted = self.granted.entry(pair(one, other)).or_default();
-        let sum = granted.checked_add(credit);
-        *granted = sum.unwrap_or(*granted);
-        sum.is_some()
+        let granted = self.granted.get(&pair(one, other)).copied().unwrap_or(0);
+        let can_be = granted.checked_add(credit).is_some();
+        if can_be {
+            self.take(one, other, credit);
+        }
+        can_be
     }
 
     /// A flow between the two is over that had so much in all.
@@ -58,12 +70,27 @@ impl Grants {
                 self.granted.remove(&pair);
             }
         }
+        for guest in [one.cid, other.cid] {
+            if let Some(sum) = self.of_guest.get_mut(&guest) {
+                *sum = sum.saturating_sub(u64::from(credit));
+                if *sum == 0 {
+                    self.of_guest.remove(&guest);
+                }
+            }
+        }
     }
 
     /// What the pair of guests has left for one flow.
     fn share(&self, header: &Header, limits: &RelayLimits) -> u32 {
         let granted = self.granted.get(&pair(header.src, header.dst)).copied().unwrap_or(0);
-        limits.pair_budget.saturating_sub(granted) / 8
+        let left = self.left(header.src.cid, limits).min(self.left(header.dst.cid, limits));
+        limits.pair_budget.min(left / 4).saturating_sub(granted) / 8
+    }
+
+    /// What a guest has left for all its flows with other guests.
+    fn left(&self, guest: Cid, limits: &RelayLimits) -> u32 {
+        let granted = self.of_guest.get(&guest).copied().unwrap_or(0);
+        limits.guest_budget.saturating_sub(u32::try_from(granted).unwrap_or(u32::MAX))
     }
 }
 

@@ -73,6 +73,13 @@ impl Guests {
         guest.notices.pop_front().or_else(|| guest.replies.pop_front())
     }
 
+    /// Offers the packets about flows to `take`, the oldest first; what it does not take stays.
+    pub(super) fn take_notices(&mut self, to: Cid, mut take: impl FnMut(RawHeader) -> bool) {
+        if let Some(guest) = self.guests.get_mut(&to) {
+            guest.notices.retain(|notice| !take(*notice));
+        }
+    }
+
     pub(super) fn next_ready(&mut self) -> Option<Cid> {
         let cid = self.ready.pop_front()?;
         if let Some(guest) = self.guests.get_mut(&cid) {

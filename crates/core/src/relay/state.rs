@@ -188,7 +188,9 @@ pub enum Timer {
 /// Why a flow ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum End {
-    /// A side reset it.
+    /// The destination answered a request with RST.
+    Refused,
+    /// A side reset it: the source before there was an answer, or either later.
     Reset,
     /// A side had forgotten it and asked again.
     Forgotten,
@@ -285,8 +287,8 @@ const fn broken() -> Step {
 }
 
 /// A side resets the flow: its packet tells the other.
-const fn reset() -> Step {
-    let (state, effects) = end(End::Reset, Reset::Nobody);
+const fn reset(why: End) -> Step {
+    let (state, effects) = end(why, Reset::Nobody);
     (state, Effects { packet: Passing::Forward, ..effects })
 }
 
@@ -320,7 +322,8 @@ fn closed(input: Input) -> Step {
 fn asked(known: Known, shut: Shutdown, from: Side, packet: Packet) -> Step {
     let state = State::Asked { is_proved: known.heard, shut };
     match (from, packet) {
-        (_, Packet::Rst) => reset(),
+        (Side::Source, Packet::Rst) => reset(End::Reset),
+        (Side::Destination, Packet::Rst) => reset(End::Refused),
         (_, Packet::Unknown) => drop(state),
         (Side::Source, Packet::Request) if !known.is_proved && !shut.is_both() => forward(state),
         (Side::Source, Packet::Request) => forgotten(from, shut),
@@ -357,7 +360,7 @@ fn open(known: Known, shut: [Shutdown; 2], from: Side, packet: Packet) -> Step {
         Packet::RwEmpty | Packet::Unknown => drop(state),
         Packet::RwOverCredit => end(End::OverCredit, Reset::Both),
         Packet::RwOverPackets => end(End::OverPackets, Reset::Both),
-        Packet::Rst => reset(),
+        Packet::Rst => reset(End::Reset),
         // The destination has made a second connection; the bytes of the two must not mix.
         Packet::Response => broken(),
         Packet::Request if from == Side::Source && !known.is_proved && !theirs.is_both() => {

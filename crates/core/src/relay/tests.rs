@@ -6,6 +6,7 @@ mod grants;
 use super::*;
 use crate::address::SocketType;
 use crate::packet::{EOM, EOR, Op};
+use crate::state::CloseReason;
 
 const A: Address = Address::new(3, 1024);
 const B: Address = Address::new(4, 22);
@@ -93,7 +94,7 @@ impl Bench {
     fn assert_forgotten(&mut self) {
         assert_eq!(self.relay.flows().count(), 0);
         assert_eq!(self.relay.stats().flows, 0);
-        assert!(self.relay.grants.granted.is_empty());
+        assert!(self.relay.grants.granted.is_empty() && self.relay.grants.of_guest.is_empty());
         assert_eq!(self.relay.guests.flows(A.cid), 0);
         assert_eq!(self.relay.guests.half_open(A.cid), 0);
         self.wait(Duration::from_secs(3600));
@@ -139,6 +140,39 @@ fn request_that_is_not_allowed_is_reset() {
     assert_eq!(bench.packets(B), []);
     assert_eq!(bench.relay.stats().refused, 1);
     bench.assert_forgotten();
+}
+
+#[test]
+fn what_became_of_a_request_is_told_once() {
+    let asked = Asked { source: A, destination: B, kind: SocketType::Stream };
+    let after = |act: &dyn Fn(&mut Bench)| {
+        let mut bench = Bench::new();
+        bench.pass(from_a(Op::Request));
+        assert_eq!(bench.relay.next_event(), None, "nothing yet");
+        act(&mut bench);
+        let event = bench.relay.next_event();
+        assert_eq!(bench.relay.next_event(), None, "once");
+        event
+    };
+    let ends = |act: &dyn Fn(&mut Bench), reason| {
+        assert_eq!(after(act), Some(RelayEvent::NotOpened(asked, reason)));
+    };
+    let passes = |header| move |bench: &mut Bench| assert_eq!(bench.pass(header).op, header.op);
+    assert_eq!(after(&passes(from_b(Op::Response))), Some(RelayEvent::Opened(asked)));
+    ends(&passes(from_b(Op::Rst)), CloseReason::Refused);
+    ends(&passes(from_a(Op::Rst)), CloseReason::Done);
+    ends(&|bench| bench.drop(rw(from_a(Op::Rw), 1)), CloseReason::ProtocolError);
+    ends(&|bench| bench.relay.expire(T0.after(Duration::from_secs(3600))), CloseReason::TimedOut);
+    ends(&|bench| bench.relay.remove_guest(B.cid, |_, _| false), CloseReason::LinkGone);
+    ends(&|bench| assert!(bench.relay.reset_flow(&from_a(Op::Request))), CloseReason::Done);
+}
+
+#[test]
+fn end_of_an_open_flow_is_no_answer_to_a_request() {
+    let mut bench = Bench::open();
+    assert!(bench.relay.next_event().is_some());
+    bench.pass(from_b(Op::Rst));
+    assert_eq!(bench.relay.next_event(), None);
 }
 
 #[test]
@@ -359,4 +393,43 @@ fn flow_that_cannot_be_passed_on_is_reset() {
     bench.assert_reset_both();
     bench.relay.reset_flow(&rw(from_a(Op::Rw), 1));
     assert_eq!(bench.relay.stats().given_up, 1);
+}
+
+#[test]
+fn reset_that_cannot_be_passed_on_is_told_to_the_other_side() {
+    let mut bench = Bench::open();
+    let reset = bench.pass(from_a(Op::Rst));
+    assert!(bench.relay.reset_flow(&reset));
+    assert_eq!(bench.packets(B), [reset.raw()]);
+    assert_eq!(bench.packets(A), []);
+    bench.assert_forgotten();
+}
+
+#[test]
+fn request_that_cannot_be_passed_on_is_reset_for_its_sender_only() {
+    let mut bench = Bench::new();
+    let request = bench.pass(from_a(Op::Request));
+    assert!(bench.relay.reset_flow(&request));
+    assert_eq!(bench.packets(A).len(), 1);
+    assert_eq!(bench.packets(B), []);
+    bench.assert_forgotten();
+}
+
+#[test]
+fn resets_are_taken_in_order_and_what_is_left_goes_as_before() {
+    let mut bench = Bench::new();
+    for port in 0..3 {
+        let from = Address::new(3, port);
+        bench.pass(packet(from, B, Op::Request));
+        bench.drop(rw(packet(from, B, Op::Rw), 1));
+    }
+    let mut taken = Vec::new();
+    bench.relay.take_resets(B.cid, |reset| {
+        taken.push(reset.src_port);
+        taken.len() < 3
+    });
+    assert_eq!(taken, [0, 1, 2]);
+    let left: Vec<u32> = bench.packets(B).iter().map(|it| it.src_port).collect();
+    assert_eq!(left, [2]);
+    assert_eq!(bench.relay.stats().packets_sent, 3);
 }

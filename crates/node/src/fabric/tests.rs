@@ -193,12 +193,14 @@ impl Lab {
         let key = FlowKey { ours: at(Cid::HOST, 1024), theirs: at(cid, 22) };
         let Fabric { cx, links, flows, .. } = &mut self.fabric;
         let id = cx.sources.add(&ours, Owner::Flow).unwrap();
-        let endpoint = links.interface(link).unwrap().endpoint_mut();
+        let interface = links.interface(link).unwrap();
+        let endpoint = interface.endpoint_mut();
         let connection = endpoint.connect(cx.now, key, SocketType::Stream, None).unwrap();
+        let share = flows.share(interface, connection, 0);
         let peer = PeerCredentials { pid: 7, uid: 0, gid: 0 };
         let parties = Parties::outgoing(key, SocketType::Stream, peer);
         let socket = Socket { uid: 0, cookie: 0 };
-        let holdings = Holdings { binding: None, socket, share: flows.share() };
+        let holdings = Holdings { binding: None, socket, share };
         let connecting = (link, connection);
         flows.begin(
             id,
@@ -275,14 +277,15 @@ fn flow_hears_its_end_also_if_another_has_the_place_of_its_connection_by_then() 
     let (ours, _second) = UnixStream::pair().unwrap();
     let key = FlowKey { ours: at(Cid::HOST, 1025), theirs: at(ALPHA, 22) };
     let id = cx.sources.add(&ours, Owner::Flow).unwrap();
-    let endpoint = links.interface(lab.links[0]).unwrap().endpoint_mut();
-    let another = endpoint.connect(cx.now, key, SocketType::Stream, None).unwrap();
+    let interface = links.interface(lab.links[0]).unwrap();
+    let another = interface.endpoint_mut().connect(cx.now, key, SocketType::Stream, None).unwrap();
+    let share = lab.fabric.flows.share(interface, another, 0);
     let slot = |id: ConnectionId| id.to_bits() & u64::from(u32::MAX);
     assert!(another != connection && slot(another) == slot(connection));
     let peer = PeerCredentials { pid: 7, uid: 0, gid: 0 };
     let parties = Parties::outgoing(key, SocketType::Stream, peer);
     let socket = Socket { uid: 0, cookie: 0 };
-    let holdings = Holdings { binding: None, socket, share: lab.fabric.flows.share() };
+    let holdings = Holdings { binding: None, socket, share };
     let at = (lab.links[0], another);
     let flow = Flow::connecting(at, parties, holdings, ours.into(), Greeting::Reply);
     lab.fabric.flows.begin(id, flow);

@@ -1,14 +1,17 @@
-//! What receive buffers larger than the default may cost a node in all.
+//! What receive buffers may cost a node in all.
 //!
-//! A program may ask for a larger buffer for each of its connections, its guest may fill them all, and nobody has to
-//! read. So what all of them have above the default comes out of one budget; who finds it empty keeps the default. What
-//! was announced cannot be taken back (the other side may have it under way), so a share goes back with its flow only.
+//! A guest may fill the buffers of all its connections, and nobody has to read: they come out of a budget of the guest's
+//! (`links/buffers.rs`). A program may ask for larger ones: what all of them have above the default comes out of one budget
+//! of the node, too. A flow that finds it empty keeps the default. What was announced cannot be taken back (the other side
+//! may have it under way), so a share goes back with its flow only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vsock_core::saved::Unfit;
 use vsock_core::{ConnectionId, Endpoint};
+
+use crate::links::{Buffers, Held};
 
 /// Receive buffer of a connection whose program asks for none, bytes; what the core announces, too.
 pub(crate) const DEFAULT_BUFFER: u32 = 262_144;
@@ -26,22 +29,28 @@ impl Default for Budget {
     }
 }
 
-/// What one flow has of the budget; goes back when dropped.
+/// What one flow has of both budgets; goes back when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Budget,
+    /// Above the default.
     bytes: u64,
+    held: Held,
 }
 
 impl Budget {
-    /// Nothing of it yet.
-    pub(crate) fn share(&self) -> Share {
-        Share { budget: self.clone(), bytes: 0 }
+    /// Nothing of it yet, and what a new flow has of its guest's.
+    pub(crate) fn share(&self, guest: &Buffers) -> Share {
+        Share { budget: self.clone(), bytes: 0, held: guest.begin(DEFAULT_BUFFER) }
     }
 
-    /// A part of it that a predecessor has given away, in bytes.
-    pub(crate) fn restore(&self, bytes: u64) -> Result<Share, Unfit> {
-        let mut share = self.share();
+    /// What a predecessor has given away of it and of the guest's, in bytes.
+    pub(crate) fn restore(
+        &self,
+        guest: &Buffers,
+        (bytes, held): (u64, u32),
+    ) -> Result<Share, Unfit> {
+        let mut share = Share { budget: self.clone(), bytes: 0, held: guest.restore(held) };
         share.take(bytes).map_err(|()| Unfit::TooMany)?;
         Ok(share)
     }
@@ -53,15 +62,21 @@ impl Budget {
 }
 
 impl Share {
-    /// Gives a connection the receive buffer that its program asks for (0: as it is), or what is left for it. False: that
-    /// is less.
+    /// Gives a connection the receive buffer that its program asks for (0: the default, or as it is), or what is left for
+    /// it. False: that is less.
     pub(crate) fn give(&mut self, endpoint: &mut Endpoint, id: ConnectionId, wanted: u32) -> bool {
-        if wanted == 0 {
-            return true;
+        let asked = if wanted == 0 { DEFAULT_BUFFER } else { wanted };
+        let granted = self.grant(self.held.possible(asked));
+        self.held.raise(granted);
+        // A guest that has many connections may still be sent as much at once, and messages as long.
+        let ours = granted.max(asked.min(DEFAULT_BUFFER));
+        if wanted != 0 {
+            endpoint.set_buf_alloc(id, ours);
         }
-        let granted = self.grant(wanted);
-        endpoint.set_buf_alloc(id, granted);
-        granted == wanted
+        if granted < ours {
+            endpoint.announce(id, granted);
+        }
+        granted == asked
     }
 
     /// The buffer that a flow gets that asks for `wanted` bytes: all of it, or at most the default and what it has had.
@@ -83,9 +98,14 @@ impl Share {
         Ok(())
     }
 
-    /// Bytes of the budget.
+    /// Bytes of the node's budget.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of the guest's.
+    pub(crate) fn held(&self) -> u32 {
+        self.held.bytes()
     }
 }
 
@@ -104,7 +124,7 @@ mod tests {
     #[test]
     fn share_is_what_is_above_the_default_and_never_shrinks() {
         let budget = Budget::default();
-        let mut share = budget.share();
+        let mut share = budget.share(&Buffers::default());
         assert_eq!(share.grant(DEFAULT_BUFFER), DEFAULT_BUFFER);
         assert_eq!(budget.left(), BUDGET);
         for wanted in [DEFAULT_BUFFER + 1000, 1, DEFAULT_BUFFER + 1000] {
@@ -121,7 +141,7 @@ mod tests {
         let mut shares = Vec::new();
         let mut last = LARGE;
         while last == LARGE {
-            shares.push(budget.share());
+            shares.push(budget.share(&Buffers::default()));
             last = shares.last_mut().unwrap().grant(LARGE);
         }
         assert_eq!((shares.len(), last), (17, DEFAULT_BUFFER));

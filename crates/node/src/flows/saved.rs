@@ -7,7 +7,7 @@ use vsock_core::{Event, Instant};
 
 use super::flow::State;
 use super::{Flow, FlowId, Flows, SavedFlow};
-use crate::links::{Entry, Links};
+use crate::links::{Buffers, Entry, Links};
 use crate::saved::Restoring;
 use vsock_virtio::saved::SavedFds;
 
@@ -46,7 +46,10 @@ impl Flows {
         let mut flows = Self { buffers_cut, linger_timeout, linger_timeouts, ..Self::new() };
         for saved in saved {
             let id = saved.id;
-            let flow = Flow::restore(saved, &flows.buffers, restoring)?;
+            let interface = links.get(saved.link).and_then(Entry::interface);
+            // Its link may have gone before its program has taken all.
+            let guest = interface.map_or_else(Buffers::default, |it| it.buffers().clone());
+            let flow = Flow::restore(saved, (&flows.buffers, &guest), restoring)?;
             if matches!(flow.state, State::Draining(_)) {
                 flows.table.insert(id, Box::new(flow));
                 continue;

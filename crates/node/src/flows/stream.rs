@@ -33,6 +33,8 @@ pub(crate) struct Stream {
     /// epoll said so and no `EAGAIN` came since.
     pub(crate) readable: bool,
     writable: bool,
+    /// The program has sent an urgent byte, and no `EAGAIN` came since: a short read is not the last one.
+    urgent: bool,
     /// The program has shut down or closed its sending half: a short read is not the last one.
     read_closed: bool,
     /// The program has closed the socket.
@@ -54,6 +56,7 @@ impl Stream {
             fd,
             readable: true,
             writable: true,
+            urgent: false,
             read_closed: false,
             hung_up: false,
             discarding: false,
@@ -104,6 +107,7 @@ impl Stream {
             || (ready.hung_up && !self.hung_up);
         self.readable |= ready.readable;
         self.writable |= ready.writable;
+        self.urgent |= ready.urgent;
         self.read_closed |= ready.read_closed;
         self.hung_up |= ready.hung_up;
         // What comes in while there is more to read is no news but most likely the cause. And a full socket is not

@@ -11,7 +11,7 @@ use super::*;
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::journal::Journal;
-use crate::links::{End, Sends};
+use crate::links::{Buffers, End, Sends};
 use crate::reactor::{Claims, Sources};
 use crate::saved::Restoring;
 use vsock_guest_memory::sealed_memory;
@@ -33,7 +33,8 @@ fn key() -> FlowKey {
 fn parts() -> (Parties, Holdings) {
     let peer = PeerCredentials { pid: 7, uid: 0, gid: 0 };
     let socket = Socket { uid: 0, cookie: 0 };
-    let holdings = Holdings { binding: None, socket, share: Budget::default().share() };
+    let share = Budget::default().share(&Buffers::default());
+    let holdings = Holdings { binding: None, socket, share };
     (Parties::outgoing(key(), SocketType::Stream, peer), holdings)
 }
 
@@ -72,6 +73,7 @@ fn nothing_new() -> Readiness {
         source: SourceId::from_bits(0).unwrap(),
         readable: false,
         writable: false,
+        urgent: false,
         read_closed: false,
         hung_up: false,
     }

@@ -2,15 +2,16 @@
 //! convention.
 //!
 //! A program connects to the guest's Unix socket and writes a request; the answer says that it is connected, or the
-//! connection is closed. For a connection of the guest, the switch connects to a path that depends on the port. The
+//! connection is closed. For a connection of the guest, the switch connects to a socket in the same directory, whose
+//! name depends on the port. The
 //! request may come in pieces, and bytes of the stream may follow right behind it in the same packet: the request is
 //! therefore looked at with MSG_PEEK and only its own length is taken out.
 //!
 //! The rest of the node carries a handshake as a value: it asks it, and never compares it with one of them.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 
 use rustix::net::{RecvFlags, recv};
 use vsock_core::saved::Unfit;
@@ -39,9 +40,10 @@ pub(crate) struct Handshake {
     pub(crate) accepted: fn(Port) -> Vec<u8>,
     /// The answer to a program that is not, before the close; empty if there is none.
     pub(crate) refused: fn(NoConnection) -> Vec<u8>,
-    /// The Unix socket of the program that takes the guest's connections to a port; the first is the path of the guest's
-    /// own socket. `GuestSpec` keeps that path so short that eleven more bytes fit.
-    pub(crate) path: fn(&Path, Port) -> PathBuf,
+    /// The name of the Unix socket of the program that takes the guest's connections to a port; the first is the name of the
+    /// guest's own socket, which is in the same directory. `GuestSpec` keeps the path of that so short that eleven more
+    /// bytes fit.
+    pub(crate) name_at: fn(&OsStr, Port) -> OsString,
 }
 
 /// What the bytes at the head of the socket are.
@@ -78,10 +80,10 @@ pub(crate) static HYBRID: Handshake = Handshake {
     parse: connect_line,
     accepted: |port| format!("OK {}\n", port.0).into_bytes(),
     refused: |_| Vec::new(),
-    path: |path, port| {
-        let mut path = path.as_os_str().to_owned();
-        path.push(format!("_{}", port.0));
-        path.into()
+    name_at: |name, port| {
+        let mut name = name.to_owned();
+        name.push(format!("_{}", port.0));
+        name
     },
 };
 

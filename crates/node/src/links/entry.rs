@@ -13,6 +13,7 @@ use vsock_core::admission::GroupId;
 use vsock_core::{Admission, Cid, Instant};
 
 pub use self::saved::SavedEntry;
+use super::buffers::BUFFER_LIMIT;
 use super::{Interface, LinkFault, Role};
 use crate::context::Context;
 use crate::events::Event;
@@ -72,7 +73,7 @@ impl Entry {
     }
 
     fn of(options: GuestOptions, interface: Option<Box<Interface>>) -> Self {
-        Self {
+        let mut entry = Self {
             options,
             groups: Vec::new(),
             is_leaving: false,
@@ -86,7 +87,9 @@ impl Entry {
             config: None,
             faults: 0,
             interface,
-        }
+        };
+        entry.configure_interface();
+        entry
     }
 
     /// The link of a userspace guest. Its queues are to be watched.
@@ -120,12 +123,17 @@ impl Entry {
         self.configure_interface();
     }
 
-    /// What the guest's settings mean for its interface. One that is made anew, after a panic, is told again.
+    /// What the settings of a link mean for its interface: of a new one, of one that is made anew after a panic, and of one
+    /// that is restored.
     fn configure_interface(&mut self) {
         if let Some(interface) = &mut self.interface {
             let aliases = self.options.host_aliases.iter().copied().map(Cid).collect();
             interface.filter_mut().set_aliases(aliases);
             interface.set_rate(self.options.bytes_per_second);
+            interface.buffers().set_limit(match self.options.buffer_limit_mib {
+                0 => BUFFER_LIMIT,
+                mebibytes => u64::from(mebibytes) << 20,
+            });
         }
     }
 

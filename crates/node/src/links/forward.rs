@@ -5,7 +5,7 @@
 //! flows their progress and nobody else's anything.
 
 use vsock_core::admission::Act;
-use vsock_core::relay::SavedRelay;
+use vsock_core::relay::{RelayEvent, SavedRelay};
 use vsock_core::saved::Unfit;
 use vsock_core::{
     Admission, Cid, FlowKey, Header, Instant, Op, RawHeader, Relay, RelayLimits, Verdict,
@@ -19,14 +19,6 @@ pub(crate) struct Forwarder {
     scratch: Scratch,
     /// The link that a packet is just being written to.
     target: Option<LinkId>,
-}
-
-/// What became of a packet between guests.
-#[derive(Debug)]
-pub(crate) struct Passed {
-    pub(crate) verdict: Verdict,
-    /// Its flow waited for an answer, and this was a RST.
-    pub(crate) was_asked: bool,
 }
 
 impl Forwarder {
@@ -74,9 +66,8 @@ impl Forwarder {
         links: &mut Links,
         (from, to): (LinkId, LinkId),
         packet: &Foreign<'_>,
-    ) -> Passed {
+    ) -> Verdict {
         let header = packet.header;
-        let was_asked = header.op == Op::Rst && self.relay.is_asked(header);
         let admit = || {
             let attempt =
                 links.attempt_between(Act::Connect, from, (header.src, header.dst), header.kind);
@@ -84,8 +75,11 @@ impl Forwarder {
         };
         let verdict = self.relay.receive(now, header, admit);
         if let Verdict::Forward(header) = verdict {
-            // A reset that waits was caused before this packet, and must arrive before it.
-            let is_free = !self.relay.has_packet(header.dst.cid);
+            // What the relay has was caused before this packet, and must arrive before it.
+            let is_free = !self.relay.has_packet(header.dst.cid) || {
+                self.queue_resets(links, (to, header.dst.cid));
+                !self.relay.has_packet(header.dst.cid)
+            };
             self.target = Some(to);
             let passed = links.interface(to).map_or(Ok(true), |target| {
                 target.forward(&header, packet, is_free, &mut self.scratch)
@@ -102,7 +96,12 @@ impl Forwarder {
             links.activate(to);
         }
         self.activate_ready(links);
-        Passed { verdict, was_asked }
+        verdict
+    }
+
+    /// What has become of a request of one guest to another.
+    pub(crate) fn next_event(&mut self) -> Option<RelayEvent> {
+        self.relay.next_event()
     }
 
     /// After a panic: the link to which a packet was just being written, if there is one.
@@ -133,17 +132,27 @@ impl Forwarder {
     fn activate_ready(&mut self, links: &mut Links) {
         while let Some(cid) = self.relay.next_ready() {
             if let Some(id) = links.routes.guest(cid) {
+                self.queue_resets(links, (id, cid));
                 links.activate(id);
             }
+        }
+    }
+
+    /// A guest can end flows with another as often as it likes, so resets wait among its packets, for its turn. A guest
+    /// that has its turn itself gets those that it causes first of all.
+    fn queue_resets(&mut self, links: &mut Links, (id, cid): (LinkId, Cid)) {
+        if let Some(target) = links.interface(id) {
+            self.relay.take_resets(cid, |reset| target.store_reset(reset.check().ok()));
         }
     }
 
     /// A guest's connections to other guests end: it was removed, or its device reset.
     pub(crate) fn forget(&mut self, links: &mut Links, guest: Cid) {
         self.relay.remove_guest(guest, |to, reset| {
-            let target = links.routes.guest(to).and_then(|id| links.interface(id));
-            // What the guest has sent waits there; its end must not overtake that.
-            target.is_some_and(|target| target.store_last(reset.check().ok()))
+            let Some(id) = links.routes.guest(to) else { return false };
+            links.activate(id);
+            // What the guest has sent may wait there; its end must not overtake that.
+            links.interface(id).is_some_and(|target| target.store_reset(reset.check().ok()))
         });
         self.activate_ready(links);
     }

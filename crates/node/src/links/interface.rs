@@ -14,6 +14,7 @@ mod saved;
 use vsock_core::{Address, Cid, ConnectionId, Endpoint, Event, Header, Instant, Limits};
 
 pub use self::saved::{SavedInterface, SavedLink};
+use super::buffers::Buffers;
 use super::connections::Connections;
 use super::filter::{Filter, Role};
 use super::rate::Rate;
@@ -163,6 +164,7 @@ pub struct Interface {
     receiver: Receiver,
     sender: Sender,
     rate: Rate,
+    buffers: Buffers,
     /// Packets stay in the ring until there is room for the answers they may cause, or the rate allows more.
     is_paused: bool,
     /// Of a userspace guest: the device has been asked what our CID is.
@@ -181,6 +183,7 @@ impl Interface {
             receiver: Receiver::new(Filter::new(role, local)),
             sender: Sender::default(),
             rate: Rate::default(),
+            buffers: Buffers::default(),
             is_paused: false,
             awaits_cid: false,
             owes_sending: false,
@@ -254,12 +257,6 @@ impl Interface {
         sent
     }
 
-    /// Keeps a packet that ends a connection of another guest behind all that waits. False: nothing waits, or there is no
-    /// room for it.
-    pub(super) fn store_last(&mut self, header: Option<Header>) -> bool {
-        !self.sender.store.is_empty() && self.store_reset(header)
-    }
-
     /// Does what the user of a connection asks for by what it has done.
     pub fn update(&mut self, now: Instant, id: ConnectionId, update: Update) {
         self.connections.update(now, id, update);
@@ -284,6 +281,11 @@ impl Interface {
     /// So many bytes may go over the link in a second each way; 0: as many as there are.
     pub(super) fn set_rate(&mut self, bytes_per_second: u64) {
         self.rate.set(bytes_per_second, self.link.traffic());
+    }
+
+    /// What the receive buffers of its connections have together.
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// The connections.
@@ -423,7 +425,7 @@ impl Interface {
         self.sender.store.clear();
     }
 
-    /// Keeps a packet that ends a connection of another guest; false: there is no room for it.
+    /// Keeps a packet that ends a connection of another guest behind what waits of that. False: there is no room for it.
     pub(super) fn store_reset(&mut self, header: Option<Header>) -> bool {
         header.is_some_and(|header| self.sender.store.push(Stored::new(header, Vec::new())))
     }

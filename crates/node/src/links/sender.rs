@@ -1,7 +1,7 @@
 //! What waits goes out over a link.
 //!
 //! The order is fixed: control packets first (an answer must precede the data it permits), then packets of other guests
-//! that found no room before, then connections by turns, a quantum each. A turn of one that carries bytes is one read
+//! that found no room before, each guest in its turn, then connections by turns, a quantum each. A turn of one that carries bytes is one read
 //! from its user, straight into as many of the other side's buffers as credit and quantum allow; a turn of one that
 //! carries messages is one message.
 
@@ -10,7 +10,7 @@ use vsock_core::{Address, ConnectionId, Header, Instant};
 
 use super::connections::Connections;
 use super::interface::{Budget, Scratch};
-use super::store::{Store, Stored};
+use super::store::{PACKET_COST, Store, Stored};
 use super::transceiver::Transceiver;
 use super::users::{Filled, Foreign, Offer, Sends, Source};
 use crate::fault::LinkFault;
@@ -22,9 +22,6 @@ const QUANTUM: usize = 64 * 1024;
 
 /// What a turn costs besides its bytes: one byte at a time must not take for ever.
 const TURN_COST: usize = 1024;
-
-/// What a packet of another guest costs besides its bytes, as a receiver may have tiny buffers.
-const PACKET_COST: usize = 256;
 
 /// Buffers filled by one read; the kernel takes 1024 pieces, a buffer is one or two.
 const BUFFERS_PER_READ: usize = 256;
@@ -182,9 +179,7 @@ impl Sender {
             slice::copy_in(&slices[buffer.payload.clone()], from);
             out.link.transmit(&buffer, slices, &piece.encode(), piece.len);
             bytes += piece.len as usize + PACKET_COST;
-            if stored.is_sent() {
-                self.store.pop();
-            }
+            self.store.sent(piece.len as usize);
             if bytes >= QUANTUM.min(out.budget.turn()) {
                 return Ok(Turn::Again(bytes));
             }

@@ -1,96 +1,126 @@
-//! Packets of other guests that found no room in a ring, in order, until it has some.
+//! Packets of other guests that found no room in a ring: a queue per sender, served round robin.
+//!
+//! A sender's turn is [`TURN`] bytes, each packet counted as [`PACKET_COST`] more. A piece of a packet may be longer than
+//! what is left of a turn; its sender then skips as many turns as that was worth (deficit round robin). So a packet of one
+//! sender waits for at most one turn of each other sender, whatever these have queued.
+//!
+//! While packets wait, no packet goes straight into the ring, also none of a sender that has nothing here: its turn comes
+//! soon, and it must not take the room that a turn of another sender needs.
+//!
+//! What one sender may store depends on what all have stored: half of what is left of [`LIMIT`]. One alone gets a third of
+//! the whole, and several share it, and a part is always left for the next, and for every RST: a connection that has ended
+//! must not look open. The relay grants credit by a like rule (`core/relay/grants.rs`), so the limit is for packets that
+//! need no credit.
 
-use std::collections::btree_map::Entry;
+mod queue;
+mod saved;
+
 use std::collections::{BTreeMap, VecDeque};
 
-use vsock_core::saved::{Unfit, check};
-use vsock_core::{Cid, Header, RawHeader};
+use vsock_core::{Cid, Op};
 
-/// Packets of one sender that may wait for room here, in bytes, headers counted: flows that keep to their credit never
-/// reach it. Each sender has its own, so that none can use up what another needs.
-const LIMIT_PER_SENDER: usize = 64 << 20;
+use self::queue::Queue;
+pub(super) use self::queue::Stored;
+pub use self::saved::{SavedPacket, SavedSender};
 
-/// What a stored packet costs besides its payload.
-const STORED_COST: usize = 128;
+/// Bytes of all senders that may wait for room in one ring.
+const LIMIT: usize = 192 << 20;
 
-/// A packet that waits.
-#[derive(Debug)]
-pub(super) struct Stored {
-    header: Header,
-    payload: Vec<u8>,
-    sent: usize,
-}
+/// What a packet costs its sender besides its bytes, as the receiver may have tiny buffers.
+pub(super) const PACKET_COST: usize = 256;
 
-impl Stored {
-    pub(super) fn new(header: Header, payload: Vec<u8>) -> Self {
-        Self { header, payload, sent: 0 }
-    }
-
-    /// The header of the part that fits `room`.
-    pub(super) fn next_piece(&self, room: u32) -> Header {
-        // `sent` is at most the payload's length, which came from a u32.
-        self.header.piece(u32::try_from(self.sent).unwrap_or(u32::MAX), room)
-    }
-
-    /// The next `len` bytes, which are sent then.
-    pub(super) fn take(&mut self, len: usize) -> &[u8] {
-        let start = self.sent;
-        self.sent += len;
-        &self.payload[start..self.sent]
-    }
-
-    /// Nothing of it is left. A header without payload goes out once.
-    pub(super) fn is_sent(&self) -> bool {
-        self.sent >= self.payload.len()
-    }
-}
+/// Bytes of one sender's turn, with [`PACKET_COST`] for each packet: a buffer as Linux has them, or 17 packets without
+/// payload.
+const TURN: i64 = 4096 + 256;
 
 /// Packets that wait for room.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    packets: VecDeque<Stored>,
+    /// By sender: those with packets here, and those that have yet to skip turns.
+    queues: BTreeMap<Cid, Queue>,
+    /// The same senders, in the order of their turns.
+    turns: VecDeque<Cid>,
+    packets: usize,
     bytes: usize,
-    /// Of these, by sender.
-    by_sender: BTreeMap<Cid, usize>,
 }
 
 impl Store {
     pub(super) fn is_empty(&self) -> bool {
-        self.packets.is_empty()
+        self.packets == 0
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
+    /// The packet that goes next.
     pub(super) fn front(&mut self) -> Option<&mut Stored> {
-        self.packets.front_mut()
+        if self.is_empty() {
+            return None;
+        }
+        // Somebody has packets, and going round gives turns to all: this ends.
+        let sender = loop {
+            let sender = *self.turns.front()?;
+            if self.queues.get(&sender).is_some_and(Queue::has_turn) {
+                break sender;
+            }
+            self.end_turn();
+        };
+        self.queues.get_mut(&sender)?.front()
     }
 
-    pub(super) fn pop(&mut self) {
-        if let Some(stored) = self.packets.pop_front() {
-            let cost = stored.payload.len() + STORED_COST;
-            self.bytes -= cost;
-            if let Entry::Occupied(mut sender) = self.by_sender.entry(stored.header.src.cid) {
-                *sender.get_mut() -= cost;
-                if *sender.get() == 0 {
-                    sender.remove();
-                }
-            }
+    /// So many bytes of the packet that goes next have gone in one packet.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        let sender = self.turns.front();
+        let Some(queue) = sender.and_then(|sender| self.queues.get_mut(sender)) else { return };
+        if let Some(freed) = queue.sent(bytes + PACKET_COST) {
+            self.bytes -= freed;
+            self.packets -= 1;
+        }
+        if self.is_empty() {
+            // Nobody waits, so nobody has to skip turns.
+            self.clear();
+        }
+    }
+
+    /// The next sender has its turn.
+    fn end_turn(&mut self) {
+        let Some(sender) = self.turns.pop_front() else { return };
+        let Some(queue) = self.queues.get_mut(&sender) else { return };
+        if queue.end_turn() {
+            self.turns.push_back(sender);
+        } else {
+            self.queues.remove(&sender);
         }
     }
 
     /// Keeps a packet; `false`: there is no room for it.
     pub(super) fn push(&mut self, stored: Stored) -> bool {
-        let cost = stored.payload.len() + STORED_COST;
-        let sender = self.by_sender.entry(stored.header.src.cid).or_default();
-        if *sender + cost > LIMIT_PER_SENDER {
-            return false;
+        let sender = stored.sender();
+        let queue = self.queues.get_mut(&sender);
+        if queue.is_some_and(|queue| queue.merge(stored.header())) {
+            return true;
         }
-        *sender += cost;
-        self.bytes += cost;
-        self.packets.push_back(stored);
-        true
+        let left = LIMIT.checked_sub(self.bytes + stored.cost());
+        let own = self.queues.get(&sender).map_or(0, Queue::bytes) + stored.cost();
+        let is_reset = stored.header().op == Op::Rst;
+        let has_room = left.is_some_and(|left| is_reset || own <= left / 2);
+        if has_room {
+            self.add(stored);
+        }
+        has_room
+    }
+
+    /// Puts a packet behind the others of its sender.
+    fn add(&mut self, stored: Stored) {
+        let sender = stored.sender();
+        self.bytes += stored.cost();
+        self.packets += 1;
+        let queue = self.queues.entry(sender).or_insert_with(|| {
+            self.turns.push_back(sender);
+            Queue::default()
+        });
+        queue.push(stored);
     }
 
     pub(super) fn clear(&mut self) {
@@ -98,88 +128,5 @@ impl Store {
     }
 }
 
-/// A packet that waits for room in a ring, as plain data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedPacket {
-    /// Its header.
-    pub header: RawHeader,
-    /// Its payload.
-    pub payload: Vec<u8>,
-    /// Bytes of it that have gone out.
-    pub sent: usize,
-}
-
-impl Store {
-    /// As plain data, the oldest packet first.
-    pub(super) fn save(&self) -> Vec<SavedPacket> {
-        let one = |it: &Stored| SavedPacket {
-            header: it.header.raw(),
-            payload: it.payload.clone(),
-            sent: it.sent,
-        };
-        self.packets.iter().map(one).collect()
-    }
-
-    /// From plain data.
-    pub(super) fn restore(saved: Vec<SavedPacket>) -> Result<Self, Unfit> {
-        let mut store = Self::default();
-        for SavedPacket { header, payload, sent } in saved {
-            let header = header.check().map_err(|_| Unfit::Queue)?;
-            // A packet that is sent whole is not here any more.
-            let is_waiting = sent < payload.len() || (payload.is_empty() && sent == 0);
-            check(is_waiting && header.len as usize == payload.len(), Unfit::Queue)?;
-            check(store.push(Stored { header, payload, sent }), Unfit::TooMany)?;
-        }
-        Ok(store)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use vsock_core::{Address, FlowKey, Op, SocketType};
-
-    use super::*;
-
-    fn header(op: Op, len: u32) -> Header {
-        let key = FlowKey { ours: Address::new(3, 1024), theirs: Address::new(4, 22) };
-        let header = Header::outbound(key, SocketType::Stream, op).raw();
-        RawHeader { len, ..header }.check().unwrap()
-    }
-
-    fn store() -> Store {
-        let mut store = Store::default();
-        assert!(store.push(Stored::new(header(Op::Rw, 5), b"bytes".to_vec())));
-        assert_eq!(store.front().unwrap().take(2), b"by");
-        assert!(store.push(Stored::new(header(Op::Rst, 0), Vec::new())));
-        store
-    }
-
-    #[test]
-    fn packets_wait_on_in_a_restored_store() {
-        let before = store();
-        let mut after = Store::restore(before.save()).unwrap();
-        assert_eq!(after.bytes(), before.bytes());
-        assert_eq!(after.front().unwrap().next_piece(9).len, 3);
-        assert_eq!(after.front().unwrap().take(3), b"tes");
-        after.pop();
-        assert!(after.front().unwrap().is_sent());
-        after.pop();
-        assert_eq!((after.bytes(), after.by_sender.len()), (0, 0));
-    }
-
-    #[test]
-    fn packets_that_cannot_be_are_not_restored() {
-        let spoiled = |spoil: &dyn Fn(&mut SavedPacket)| {
-            let mut saved = store().save();
-            spoil(&mut saved[0]);
-            Store::restore(saved).err()
-        };
-        assert_eq!(spoiled(&|_| {}), None);
-        assert_eq!(spoiled(&|it| it.sent = 5), Some(Unfit::Queue));
-        assert_eq!(spoiled(&|it| it.payload.push(0)), Some(Unfit::Queue));
-        assert_eq!(spoiled(&|it| it.header.kind = 9), Some(Unfit::Queue));
-        let mut saved = store().save();
-        saved.resize(LIMIT_PER_SENDER / STORED_COST + 1, saved[1].clone());
-        assert_eq!(Store::restore(saved).err(), Some(Unfit::TooMany));
-    }
-}
+mod tests;

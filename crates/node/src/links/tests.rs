@@ -1,5 +1,6 @@
 //! Interfaces against each other, without sockets, threads or a clock.
 
+mod between;
 mod rate;
 
 use std::cell::Cell;

@@ -10,7 +10,7 @@ use std::io::IoSlice;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use vsock_core::admission::{Act, Answerer, Attempt};
+use vsock_core::admission::{Act, Answerer, Attempt, Program};
 use vsock_core::ports::SavedPorts;
 use vsock_core::saved::{Unfit, check, check_counts};
 use vsock_core::{
@@ -19,6 +19,7 @@ use vsock_core::{
 };
 
 use super::saved::Holders;
+use crate::admission::program;
 use crate::host::client::{Client, has_hung_up};
 use crate::host::program::Bound;
 use crate::host::wire::{self, Reply, op};
@@ -104,7 +105,8 @@ impl Datagrams {
             return Err(Errno::INVAL);
         }
         let from = Address { cid: local, port };
-        let sent = self.dispatch(admission, links, clients, (from, to), payload);
+        let asker = clients.get(asker).map(|it| program(it.peer)).unwrap_or_default();
+        let sent = self.dispatch(admission, links, clients, asker, (from, to), payload);
         // There are no connections, so whatever the reason is, it is the way that is missing.
         let is_sent = sent.map_err(|reason| {
             let _ = admission.refuse(reason);
@@ -122,11 +124,12 @@ impl Datagrams {
         admission: &Admission,
         links: &mut Links,
         clients: &Clients,
+        asker: Program,
         (from, to): (Address, Address),
         payload: &[u8],
     ) -> Result<bool, Refusal> {
         let kind = SocketType::Datagram;
-        let attempt = links.attempt_of_program(Act::Send, to, kind);
+        let attempt = links.attempt_of_program(asker, Act::Send, to, kind);
         let link = links.routes.to(to.cid).ok_or(Refusal::NoRoute);
         if link == Ok(links.routes.loopback()) {
             let answerer = self.answerer(to);

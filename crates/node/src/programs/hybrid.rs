@@ -1,13 +1,12 @@
 //! Hybrid sockets of guests: where programs ask for connections to one guest, and where its own connections go. What is
 //! said, and which path it is, is the affair of the socket's [`Handshake`].
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType as UnixType, send,
-};
+use rustix::net::{SendFlags, send};
 use vsock_core::admission::Act;
 use vsock_core::saved::{Unfit, check};
 use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
@@ -15,12 +14,14 @@ use vsock_core::{Address, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 use super::acceptors::{Acceptors, Speaks};
 use super::connect::{Target, begin, start};
 use super::{Asked, Parts};
+use crate::admission::program;
 use crate::context::Context;
 use crate::events::{Event, NotOpened};
 use crate::flow_log::FlowLog;
 use crate::flows::stream::finish;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
+use crate::host::directory::Directory;
 use crate::host::handshake::{Handshake, NoConnection, Progress};
 use crate::host::program::Socket;
 use crate::links::{Entry, LinkId, Links};
@@ -42,14 +43,16 @@ pub(super) struct HybridClient {
 /// The hybrid socket of a guest.
 struct HybridSocket {
     path: PathBuf,
+    /// Where it is, and where the programs are that take the guest's connections.
+    directory: Directory,
     handshake: &'static Handshake,
     acceptor: SourceId,
     /// Connects to programs that take the guest's connections.
     helper: Helper<ToConnect, Connected>,
 }
 
-/// A connection that a guest asks for, and the path of the program that is to take it.
-type ToConnect = (Asked, &'static Handshake, PathBuf);
+/// A connection that a guest asks for, and the directory and name of the socket of the program that is to take it.
+type ToConnect = (Asked, &'static Handshake, Directory, OsString);
 
 /// What became of that.
 pub(crate) struct Connected {
@@ -87,10 +90,10 @@ impl Hybrids {
         socket: Option<orders::HybridSocket>,
     ) -> std::io::Result<()> {
         let before = match socket {
-            Some(orders::HybridSocket { path, listener, handshake }) => {
+            Some(orders::HybridSocket { path, directory, listener, handshake }) => {
                 let speaks = Speaks::Handshake(link, handshake);
                 let acceptor = acceptors.add(cx, listener, speaks)?;
-                self.insert(link, path, handshake, acceptor)
+                self.insert(link, (path, directory), handshake, acceptor)
             }
             None => self.sockets.remove(link),
         };
@@ -103,12 +106,12 @@ impl Hybrids {
     fn insert(
         &mut self,
         link: LinkId,
-        path: PathBuf,
+        (path, directory): (PathBuf, Directory),
         handshake: &'static Handshake,
         acceptor: SourceId,
     ) -> Option<HybridSocket> {
         let helper = Helper::new("vsock-hybrid", connect, self.sender.clone());
-        self.sockets.insert(link, HybridSocket { path, handshake, acceptor, helper })
+        self.sockets.insert(link, HybridSocket { path, directory, handshake, acceptor, helper })
     }
 
     /// Whether a guest has one.
@@ -153,16 +156,18 @@ impl Hybrids {
     /// Starts the connection that a program's request asks for.
     fn connect(&mut self, parts: &mut Parts<'_>, id: SourceId, to: Address) -> Result<(), Refusal> {
         let Parts { cx, links, flows, services } = parts;
-        let link = self.clients.get(id).ok_or(Refusal::GivenUp)?.link;
-        let asked = links.attempt_of_program(Act::Connect, to, SocketType::Stream);
+        let &HybridClient { link, peer, .. } = self.clients.get(id).ok_or(Refusal::GivenUp)?;
+        let asked = links.attempt_of_program(program(peer), Act::Connect, to, SocketType::Stream);
         cx.admission.decide(&asked).limits()?;
         let bound = services.listeners.bind_ephemeral()?;
         let started = start(cx.now, links, link, bound, Target::new(to, 0, 0), SocketType::Stream);
         let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
+        let interface = links.interface(link).ok_or(Refusal::NoRoute)?;
+        let share = flows.share(interface, connection, 0);
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
-        let holdings = Holdings { binding: Some(bound), socket, share: flows.share() };
+        let holdings = Holdings { binding: Some(bound), socket, share };
         let (at, greeting) = ((link, connection), Greeting::Handshake(client.handshake));
         begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, greeting));
         Ok(())
@@ -200,45 +205,47 @@ impl Hybrids {
 
     /// Begins to connect to the program that takes connections of a guest to this port.
     ///
-    /// A helper of the guest's own does it: looking up the path may take as long as the file systems on it please.
+    /// A helper of the guest's own does it: looking up the name may take as long as the file system pleases.
     ///
     /// # Errors
     /// There is no such socket, or too many connections wait for the helper.
     pub(super) fn connect_to(&mut self, cx: &Context, asked: Asked) -> Result<(), Refusal> {
-        let HybridSocket { path, handshake, helper, .. } =
+        let HybridSocket { path, directory, handshake, helper, .. } =
             self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
-        let path = (handshake.path)(path, asked.key.ours.port);
-        let is_given = helper.give(cx, (asked, *handshake, path));
+        let own = path.file_name().ok_or(Refusal::NoHybridSocket)?;
+        let name = (handshake.name_at)(own, asked.key.ours.port);
+        let task = (asked, *handshake, directory.clone(), name);
+        let is_given = helper.give(cx, task);
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }
 
-fn connect((asked, handshake, path): ToConnect) -> Connected {
-    Connected { asked, handshake, program: connected(&path) }
-}
-
-/// A socket that is connected to a program.
-///
-/// A program whose backlog is full counts as a refusal: waiting for it would keep the guest's other connections waiting.
-fn connected(path: &Path) -> Result<OwnedFd, Refusal> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, UnixType::STREAM, flags, None)
-        .map_err(|_| Refusal::OutOfDescriptors)?;
-    SocketAddrUnix::new(path)
-        .and_then(|address| rustix::net::connect(&fd, &address))
-        .map_err(|_| Refusal::NoHybridSocket)?;
-    Ok(fd)
+fn connect((asked, handshake, directory, name): ToConnect) -> Connected {
+    Connected { asked, handshake, program: directory.connect(&name) }
 }
 
 /// [`Hybrids`] as plain data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedHybrids {
-    /// The hybrid sockets of guests: link, path, and the name of the socket on which programs connect.
-    pub sockets: Vec<(LinkId, PathBuf, SourceId)>,
+    /// The hybrid sockets of guests.
+    pub sockets: Vec<SavedHybridSocket>,
     /// Programs that have not been connected yet.
     pub clients: Vec<SavedHybridClient>,
     /// Requests that were none.
     pub bad: u64,
+}
+
+/// A hybrid socket of a guest, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedHybridSocket {
+    /// The guest's.
+    pub link: LinkId,
+    /// Its path.
+    pub path: PathBuf,
+    /// The directory that it is in.
+    pub directory: SavedFd,
+    /// The name of the socket on which programs connect.
+    pub acceptor: SourceId,
 }
 
 /// A program on a hybrid socket, as plain data. What it has written of its request is still in its socket.
@@ -259,6 +266,13 @@ pub struct SavedHybridClient {
 impl Hybrids {
     /// As plain data.
     pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> SavedHybrids {
+        let sockets = self.sockets.iter().map(|(link, it)| SavedHybridSocket {
+            link,
+            path: it.path.clone(),
+            directory: fds.add(&it.directory),
+            acceptor: it.acceptor,
+        });
+        let sockets = sockets.collect();
         let mut client = |(id, it): (SourceId, &'a HybridClient)| SavedHybridClient {
             id,
             fd: fds.add(&it.fd),
@@ -266,9 +280,8 @@ impl Hybrids {
             peer: it.peer,
             handshake: it.handshake.name.to_owned(),
         };
-        let socket = |(link, it): (LinkId, &HybridSocket)| (link, it.path.clone(), it.acceptor);
         SavedHybrids {
-            sockets: self.sockets.iter().map(socket).collect(),
+            sockets,
             clients: self.clients.iter().map(&mut client).collect(),
             bad: self.bad,
         }
@@ -283,12 +296,14 @@ impl Hybrids {
     ) -> Result<Self, Unfit> {
         let mut hybrids = Self { bad: saved.bad, ..Self::new() };
         let has_guest = |link| links.get(link).is_some_and(|it| it.guest().is_some());
-        for (link, path, acceptor) in saved.sockets {
+        for SavedHybridSocket { link, path, directory, acceptor } in saved.sockets {
             let Some(Speaks::Handshake(of, handshake)) = acceptors.speaks(acceptor) else {
                 return Err(Unfit::State);
             };
             check(of == link && has_guest(link), Unfit::State)?;
-            check(hybrids.insert(link, path, handshake, acceptor).is_none(), Unfit::State)?;
+            let directory = Directory::restore(restoring.fds.take(directory)?)?;
+            let socket = (path, directory);
+            check(hybrids.insert(link, socket, handshake, acceptor).is_none(), Unfit::State)?;
         }
         for SavedHybridClient { id, fd, link, peer, handshake } in saved.clients {
             check(has_guest(link), Unfit::State)?;

@@ -194,9 +194,7 @@ impl Listeners {
         if !self.ports.admit(binding) {
             return Err(Refusal::QueueFull);
         }
-        let mut share = flows.share();
-        let buffer = listener.buffer.min(limits.buffer);
-        flows.set_buffer(&mut share, interface.endpoint_mut(), connection, buffer);
+        let share = flows.share(interface, connection, listener.buffer.min(limits.buffer));
         let peer = listener.client.peer;
         let handed = stream_pair(kind).and_then(|(ours, theirs)| {
             let source = cx.sources.add(&ours, Owner::Flow)?;

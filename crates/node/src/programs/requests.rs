@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, channel};
 
 use rustix::io::Errno;
-use vsock_core::admission::{self, Act, FlowLimits, Party};
+use vsock_core::admission::{self, Act, FlowLimits, Party, Program};
 use vsock_core::{Address, BindError, Cid, FlowKey, Port, Refusal, SecondaryMap, SocketType};
 
 pub use self::saved::{SavedClient, SavedRequest, SavedRequests};
@@ -21,7 +21,7 @@ use super::datagrams::Clients;
 use super::listeners::Listener;
 use super::privilege::{Inquiry, is_privileged_unseen};
 use super::register::end_errno;
-use crate::admission::errno;
+use crate::admission::{errno, program};
 use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
@@ -363,7 +363,7 @@ impl Requests {
         let Some(client) = self.clients.get(id) else { return Granted::Over };
         let Parts { cx, services, .. } = parts;
         let listens = client.bound.ok_or(Refusal::NotBound).and_then(|bound| {
-            let own = Party::PROGRAM;
+            let own = Party::Program(program(client.peer));
             let asked = admission::Attempt::connect(own, own, bound.address.port, client.kind);
             let asked = admission::Attempt { act: Act::Listen, ..asked };
             cx.admission.decide(&asked).limits()?;
@@ -398,7 +398,7 @@ impl Requests {
         let Parts { cx, links, flows, services } = parts;
         let client = self.clients.get_mut(id).ok_or(Refusal::GivenUp)?;
         let kind = client.kind;
-        let asked = links.attempt_of_program(Act::Connect, target.to, kind);
+        let asked = links.attempt_of_program(program(client.peer), Act::Connect, target.to, kind);
         let decided = cx.admission.decide(&asked).limits();
         // In the order of the kernel: what is known of the way, then a port, then whether anybody is there. The port
         // stays, also if nobody is.
@@ -420,6 +420,8 @@ impl Requests {
             let is_own = reason == Refusal::AddressesInUse && link == links.routes.loopback();
             if is_own { Denied::Again } else { Denied::Refused(reason) }
         })?;
+        let interface = links.interface(link).ok_or(Refusal::NoRoute)?;
+        let share = flows.share(interface, connection, target.buffer.min(limits.buffer));
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
         let socket = Socket { uid: client.peer.uid, cookie: request.cookie };
         let greeting = match request.report {
@@ -436,11 +438,6 @@ impl Requests {
                 Greeting::Held(request.len)
             }
         };
-        let mut share = flows.share();
-        if let Some(interface) = links.interface(link) {
-            let endpoint = interface.endpoint_mut();
-            flows.set_buffer(&mut share, endpoint, connection, target.buffer.min(limits.buffer));
-        }
         let parties = Parties::outgoing(key, kind, client.peer);
         let holdings = Holdings { binding: Some(bound), socket, share };
         let flow = Flow::connecting((link, connection), parties, holdings, client.fd, greeting);
@@ -503,9 +500,9 @@ fn may_bind(
     may_use_privileged: bool,
 ) -> Result<(), Refusal> {
     let Address { cid, port } = address;
-    let program = Party::Program { may_use_privileged };
-    let to = if parts.services.listeners.is_local(cid) { program } else { Party::Nobody(cid) };
-    let asked = admission::Attempt::connect(program, to, port, client.kind);
+    let own = Party::Program(Program { may_use_privileged, ..program(client.peer) });
+    let to = if parts.services.listeners.is_local(cid) { own } else { Party::Nobody(cid) };
+    let asked = admission::Attempt::connect(own, to, port, client.kind);
     let asked = admission::Attempt { act: Act::Bind, ..asked };
     parts.cx.admission.decide(&asked).limits().map(|_| ())
 }

@@ -28,6 +28,7 @@ use super::{Attachment, Detach, F_PROTOCOL_FEATURES};
 use crate::joinable::Joinable;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1};
 use crate::starter::Starter;
+use crate::sys::check_signals;
 use vsock_guest_memory::MemoryPolicy;
 
 /// Enough for parsing and for the calls into the data plane, which only post and wait.
@@ -129,6 +130,8 @@ pub fn spawn(
 /// Begins to serve front ends, or goes on with it.
 fn start(guest: Box<Guest>, starter: &Starter) -> std::io::Result<BackendHandle> {
     let control = BackendControl::new(Arc::clone(&guest.shared));
+    // Found out once for the process, by calls that the new thread does not have. It asks again, and then says so.
+    let _ = check_signals();
     let builder = std::thread::Builder::new().name(format!("vhost-{}", guest.shared.cid()));
     let thread = Joinable::spawn_by(starter, builder.stack_size(STACK), move || guest.run())?;
     Ok(BackendHandle { control, thread: Some(thread) })

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::sys::{check_signals, is_eventfd, is_pipe_or_stream, signal};
+use crate::sys::{PeerCredentials, check_signals, is_eventfd, is_pipe_or_stream, signal};
 
 /// Whether the worker may signal the eventfds of front ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +37,16 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Takes what a front end wants to be signalled on. `None`: the file is neither an eventfd nor a pipe nor a Unix stream socket.
-    pub(super) fn new(theirs: OwnedFd, signals: Signals) -> io::Result<Option<Self>> {
+    /// Takes what a front end of this user wants to be signalled on. `None`: the file is neither an eventfd nor a pipe nor a
+    /// Unix stream socket whose other end is that user's. Who asks for credentials at another's end would take what the
+    /// switch writes for its word.
+    pub(super) fn new(theirs: OwnedFd, signals: Signals, uid: u32) -> io::Result<Option<Self>> {
         let is_eventfd = is_eventfd(&theirs)?;
         if is_eventfd && signals == Signals::AtOnce {
             return Ok(Some(Self { eventfd: theirs, relayed_to: None }));
         }
-        if !is_eventfd && !is_pipe_or_stream(&theirs) {
+        let can_relay = is_eventfd || (is_pipe_or_stream(&theirs) && is_of(&theirs, uid));
+        if !can_relay {
             return Ok(None);
         }
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -90,8 +93,20 @@ impl Call {
     }
 }
 
+/// Whether the other end of a socket was this user's when they were connected. What has no other end is anybody's.
+fn is_of(socket: &OwnedFd, uid: u32) -> bool {
+    match PeerCredentials::of(socket.as_fd()) {
+        Ok(peer) => peer.uid == uid,
+        Err(error) => error.raw_os_error() == Some(libc::ENOTSOCK),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use rustix::process::geteuid;
+
     use super::*;
 
     fn count(fd: &OwnedFd) -> u64 {
@@ -104,7 +119,7 @@ mod tests {
     fn eventfd_of_the_front_end_is_what_the_worker_signals() {
         let theirs = eventfd(0, EventfdFlags::empty()).unwrap();
         let same = theirs.try_clone().unwrap();
-        let call = Call::new(theirs, Signals::AtOnce).unwrap().unwrap();
+        let call = Call::new(theirs, Signals::AtOnce, 0).unwrap().unwrap();
         signal(call.eventfd()).unwrap();
         assert!(call.to_relay().is_none());
         assert_eq!(count(&same), 1);
@@ -114,7 +129,7 @@ mod tests {
     fn eventfd_is_relayed_to_where_the_kernel_has_no_signal_that_does_not_wait() {
         let theirs = eventfd(0, EventfdFlags::empty()).unwrap();
         let same = theirs.try_clone().unwrap();
-        let call = Call::new(theirs, Signals::Relayed).unwrap().unwrap();
+        let call = Call::new(theirs, Signals::Relayed, 0).unwrap().unwrap();
         signal(call.eventfd()).unwrap();
         signal(call.eventfd()).unwrap();
         call.relay().unwrap();
@@ -123,5 +138,28 @@ mod tests {
         let left = rustix::event::PollFd::new(&same, rustix::event::PollFlags::IN);
         let at_once = rustix::event::Timespec::default();
         assert_eq!(rustix::event::poll(&mut [left], Some(&at_once)).unwrap(), 0);
+    }
+
+    /// Both ends of such a pair were its maker's.
+    fn socket() -> OwnedFd {
+        UnixStream::pair().unwrap().0.into()
+    }
+
+    fn is_taken(fd: OwnedFd, uid: u32) -> bool {
+        Call::new(fd, Signals::AtOnce, uid).unwrap().is_some()
+    }
+
+    #[test]
+    fn socket_whose_other_end_is_not_the_front_ends_users_is_refused() {
+        let own = geteuid().as_raw();
+        assert!(is_taken(socket(), own));
+        assert!(!is_taken(socket(), own + 1));
+        assert!(is_taken(rustix::pipe::pipe().unwrap().1, own + 1));
+        let alone = rustix::net::socket(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::STREAM,
+            None,
+        );
+        assert!(!is_taken(alone.unwrap(), own));
     }
 }

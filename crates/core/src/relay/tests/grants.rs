@@ -43,7 +43,7 @@ fn grants_shrink_with_the_budget_and_come_back() {
         Bench::with(RelayLimits { max_half_open_per_guest: 4000, ..Default::default() });
     let request = |port| packet(Address::new(3, port), B, Op::Request);
     let grants: Vec<u32> = (0..3000).map(|port| bench.pass(request(port)).buf_alloc).collect();
-    assert_eq!(grants[..100], [BUFFER; 100]);
+    assert_eq!(grants[..90], [BUFFER; 90]);
     assert_eq!(grants[2999], 4096);
     let total: u64 = grants.iter().copied().map(u64::from).sum();
     assert!(total <= (32 << 20) + 3000 * 4096, "{total}");
@@ -74,4 +74,40 @@ fn larger_buffers_share_the_budget_of_their_pair() {
     bench.relay.remove_guest(A.cid, |_, _| false);
     bench.packets(B);
     bench.assert_forgotten();
+}
+
+/// Opens flows between a guest and another, with buffers as large as may be, until they get the
+/// least there is; what they were granted together.
+fn open_all(bench: &mut Bench, peer: u32, guest: u32) -> u64 {
+    let mut total = 0;
+    for port in 0..500 {
+        let request = packet(Address::new(peer, port), Address::new(guest, 22), Op::Request);
+        total += u64::from(bench.pass(Header { buf_alloc: u32::MAX, ..request }).buf_alloc);
+    }
+    total
+}
+
+#[test]
+fn all_pairs_of_a_guest_share_its_budget_and_leave_a_part_for_the_next() {
+    let limits = RelayLimits::default();
+    let mut bench = Bench::with(limits);
+    let least = 500 * u64::from(limits.min_flow_credit);
+    let (mut sum, mut left) = (0, u64::from(limits.guest_budget));
+    for peer in 5..25 {
+        let granted = open_all(&mut bench, peer, 4);
+        assert!(granted <= left / 4 + least, "{granted} of {left}");
+        sum += granted;
+        left = u64::from(limits.guest_budget).saturating_sub(sum);
+    }
+    assert!(sum <= u64::from(limits.guest_budget) + 20 * least, "{sum}");
+    assert_eq!(bench.relay.grants.of_guest[&Cid(4)], sum);
+    let mut bench = Bench::with(limits);
+    for peer in 5..13 {
+        let _ = open_all(&mut bench, peer, 4);
+    }
+    assert_eq!(
+        bench.pass(from_a(Op::Request)).buf_alloc,
+        BUFFER,
+        "eight greedy peers leave enough"
+    );
 }

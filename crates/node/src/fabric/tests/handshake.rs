@@ -3,9 +3,10 @@
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::host::directory::Directory;
 use crate::host::handshake::{Handshake, NoConnection, Parsed};
 use crate::reactor::Events;
 
@@ -25,7 +26,7 @@ static DIAL: Handshake = Handshake {
         NoConnection::BadRequest => b"WHAT;".to_vec(),
         NoConnection::NotOpened(why) => format!("NO, {why};").into_bytes(),
     },
-    path: |path, port| path.with_extension(format!("for-{}", port.0)),
+    name_at: |name, port| Path::new(name).with_extension(format!("for-{}", port.0)).into(),
 };
 
 /// A guest whose hybrid socket speaks [`DIAL`].
@@ -41,7 +42,8 @@ impl Dialled {
         let listener = UnixListener::bind(&path).unwrap();
         let mut lab = Lab::new();
         lab.fabric.cx.journal.set_wants_flows(true);
-        let socket = HybridSocket { path: path.clone(), listener, handshake: &DIAL };
+        let directory = Directory::of(&path).unwrap();
+        let socket = HybridSocket { path: path.clone(), directory, listener, handshake: &DIAL };
         let Fabric { cx, programs, .. } = &mut lab.fabric;
         programs.set_hybrid(cx, lab.links[0], Some(socket)).unwrap();
         Self { lab, path }

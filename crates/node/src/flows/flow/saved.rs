@@ -10,7 +10,7 @@ use crate::flows::linger::{Linger, SavedLinger};
 use crate::flows::stream::{SavedStream, Stream};
 use crate::host::handshake::Handshake;
 use crate::host::program::{Bound, Socket};
-use crate::links::LinkId;
+use crate::links::{Buffers, LinkId};
 use crate::reactor::Owner;
 use crate::saved::Restoring;
 use vsock_virtio::saved::SavedFds;
@@ -32,6 +32,8 @@ pub struct SavedFlow {
     pub socket: Socket,
     /// What its receive buffer has above the default, in bytes.
     pub share: u64,
+    /// What it has of its guest's budget for receive buffers, in bytes.
+    pub held: u32,
     /// Where it stands.
     pub state: SavedState,
     /// Its program's socket, and what waits for it.
@@ -120,6 +122,7 @@ impl Flow {
             binding: *binding,
             socket: *socket,
             share: share.bytes(),
+            held: share.held(),
             state: match &self.state {
                 State::Connecting(greeting) => SavedState::Connecting(SavedGreeting::of(*greeting)),
                 State::Open { ours, theirs } => SavedState::Open { ours: *ours, theirs: *theirs },
@@ -135,17 +138,18 @@ impl Flow {
     /// A flow that goes on where another was. Whether its connection is there is for its owner to see.
     pub(in crate::flows) fn restore(
         saved: SavedFlow,
-        budget: &Budget,
+        (node, guest): (&Budget, &Buffers),
         restoring: &mut Restoring,
     ) -> Result<Self, Unfit> {
         let SavedFlow { id, link, connection, parties, binding, socket, .. } = saved;
         let fd = restoring.claim(saved.stream.fd, id, Owner::Flow)?;
         let outgoing = saved.outgoing.map(|message| outgoing(message, parties.kind)).transpose()?;
+        let share = node.restore(guest, (saved.share, saved.held))?;
         Ok(Self {
             link,
             connection,
             parties,
-            holdings: Holdings { binding, socket, share: budget.restore(saved.share)? },
+            holdings: Holdings { binding, socket, share },
             state: match saved.state {
                 SavedState::Connecting(greeting) => State::Connecting(greeting.restore()?),
                 SavedState::Open { ours, theirs } => State::Open { ours, theirs },

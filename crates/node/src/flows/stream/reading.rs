@@ -50,6 +50,7 @@ impl Stream {
                 // A short read leaves nothing behind unless the end is what comes next, or something had to end the read.
                 self.readable = received.len == slice::total(into)
                     || received.had_descriptors
+                    || self.urgent
                     || self.read_closed;
                 Ok(Read::Bytes(received.len))
             }
@@ -78,7 +79,7 @@ impl Stream {
     fn read_failed(&mut self, error: io::Error) -> io::Result<Read> {
         match Errno::from_io_error(&error) {
             Some(Errno::AGAIN) => {
-                self.readable = false;
+                (self.readable, self.urgent) = (false, false);
                 Ok(Read::Empty)
             }
             Some(Errno::INTR) => Ok(Read::Empty),

@@ -62,6 +62,7 @@ fn read_after_half_close_gives_the_rest_then_the_end() {
         source: SourceId::from_bits(0).unwrap(),
         readable: true,
         writable: true,
+        urgent: false,
         read_closed: true,
         hung_up: false,
     }));
@@ -83,4 +84,37 @@ fn bytes_behind_descriptors_of_the_program_are_read_without_another_event() {
     assert!(stream.readable);
     assert_eq!(stream.read(&room).unwrap(), Read::Bytes(8));
     assert!(!stream.readable);
+}
+
+#[test]
+fn bytes_behind_an_urgent_byte_are_read_without_another_event() {
+    let (mut stream, mut program) = stream();
+    let mut reactor = crate::reactor::Sources::new().unwrap();
+    reactor.add(stream.fd(), Owner::Flow).unwrap();
+    program.write_all(b"before").unwrap();
+    match send(&program, b"!", SendFlags::OOB) {
+        Ok(_) => {}
+        // A kernel without CONFIG_AF_UNIX_OOB has no urgent bytes.
+        Err(rustix::io::Errno::OPNOTSUPP) => return,
+        Err(error) => panic!("{error}"),
+    }
+    program.write_all(b"behind").unwrap();
+    let (mut events, mut happened) = (crate::reactor::Events::new(), Vec::new());
+    let no_time = Some(std::time::Duration::ZERO);
+    reactor.wait(no_time, &mut events, &mut happened).unwrap();
+    assert!(stream.note(happened[0]));
+    let (_file, memory) = sealed_memory("room", 0x1000, 0x1000).unwrap();
+    let mut room = Slices::new();
+    memory.slice(0x1000, 0x1000, &mut room).unwrap();
+    for expected in [Read::Bytes(6), Read::Bytes(6), Read::Empty] {
+        assert!(stream.readable);
+        assert_eq!(stream.read(&room).unwrap(), expected);
+    }
+    assert!(!stream.readable);
+    program.write_all(b"ordinary").unwrap();
+    happened.clear();
+    reactor.wait(no_time, &mut events, &mut happened).unwrap();
+    assert!(stream.note(happened[0]));
+    assert_eq!(stream.read(&room).unwrap(), Read::Bytes(8));
+    assert!(!stream.readable, "one read suffices again");
 }

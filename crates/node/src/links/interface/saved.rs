@@ -1,6 +1,6 @@
 //! An interface as plain data. Saved between two turns: no buffer of the ring is in use then.
 //!
-//! Its addresses and options follow from its link's. What it knows of its ring (whether there was room, whether packets are
+//! Its addresses and options follow from its link's, and its flows know what they have of its buffers. What it knows of its ring (whether there was room, whether packets are
 //! left in it) is found out anew in its first turn.
 
 use vsock_core::endpoint::SavedEndpoint;
@@ -8,6 +8,7 @@ use vsock_core::saved::{Unfit, check_counts};
 use vsock_core::{Cid, ConnectionId, Endpoint, Instant};
 
 use super::Interface;
+use crate::links::buffers::Buffers;
 use crate::links::connections::Connections;
 use crate::links::datagram::{Incoming, SavedIncoming};
 use crate::links::filter::{Filter, FormerCid, Role};
@@ -15,7 +16,7 @@ use crate::links::limits_of;
 use crate::links::rate::Rate;
 use crate::links::receiver::{Drops, Receiver};
 use crate::links::sender::Sender;
-use crate::links::store::{SavedPacket, Store};
+use crate::links::store::{SavedSender, Store};
 use crate::links::transceiver::{Traffic, Transceiver};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::device::SavedDevice;
@@ -39,8 +40,8 @@ pub struct SavedInterface {
     pub datagram: SavedIncoming,
     /// What was not taken of what came.
     pub drops: Drops,
-    /// Packets of other guests that wait for room in the ring.
-    pub store: Vec<SavedPacket>,
+    /// Packets of other guests that wait for room in the ring, by sender.
+    pub store: Vec<SavedSender>,
 }
 
 /// The queues of a link as plain data.
@@ -101,6 +102,7 @@ impl Interface {
             receiver: Receiver { filter, datagram: Incoming::restore(datagram)?, drops },
             sender: Sender { store: Store::restore(store)?, overflows, ..Sender::default() },
             rate: Rate::default(),
+            buffers: Buffers::default(),
             is_paused: false,
             awaits_cid: false,
             owes_sending: false,

@@ -90,11 +90,12 @@ impl Handler {
 
     pub(super) fn set_vring_call(&mut self, message: Message) -> Result<Answer, Detach> {
         let fault = |fault| Detach::WrongFds { request: message.request, fault };
-        let wrong = fault("the call is no eventfd, pipe or Unix stream socket");
+        let wrong = fault("the call is no eventfd, pipe or Unix stream socket of the same user");
         let unknown = fault(CANNOT_TELL);
         let (index, fd) = vring_fd(message)?;
+        let uid = self.peer.map_or(u32::MAX, |peer| peer.uid);
         let call = match fd {
-            Some(fd) => Some(Call::new(fd, self.signals).map_err(|_| unknown)?.ok_or(wrong)?),
+            Some(fd) => Some(Call::new(fd, self.signals, uid).map_err(|_| unknown)?.ok_or(wrong)?),
             None => None,
         };
         let ring = &mut self.rings[index];
