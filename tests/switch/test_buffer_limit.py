@@ -27,7 +27,7 @@ def both(runtime_dir: Path) -> Iterator[tuple[Switch, Guest]]:
         yield switch, alpha
 
 
-def listener() -> vsock.socket:
+def listener() -> socket.socket:
     """A listener whose connections are to have a large buffer."""
     server = vsock.create_server(PORT)
     for option in (vsock.SO_VM_SOCKETS_BUFFER_MAX_SIZE, vsock.SO_VM_SOCKETS_BUFFER_SIZE):

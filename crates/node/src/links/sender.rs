@@ -1,7 +1,8 @@
 //! What waits goes out over a link.
 //!
 //! The order is fixed: control packets first (an answer must precede the data it permits), then packets of other guests
-//! that found no room before, each guest in its turn, then connections by turns, a quantum each. A turn of one that carries bytes is one read
+//! that found no room before, each guest in its turn, then connections by turns, a quantum each. Where the ring has room for
+//! one of the two only, the other is first when it has some again. A turn of one that carries bytes is one read
 //! from its user, straight into as many of the other side's buffers as credit and quantum allow; a turn of one that
 //! carries messages is one message.
 
@@ -74,6 +75,8 @@ pub(super) struct Sender {
     pub(super) store: Store,
     /// There was no room in the ring; the other side's next signal will tell.
     pub(super) is_blocked: bool,
+    /// Packets of other guests have had their turn, and there was no room left for that of a connection.
+    pub(super) owes_connection: bool,
     /// Packets of other guests that found no room to wait.
     pub(super) overflows: u64,
 }
@@ -89,12 +92,17 @@ impl Sender {
                 Sent::All => {}
                 ended @ (Sent::Budget | Sent::Full | Sent::Limited) => return Ok(ended),
             }
-            match self.send_stored(out)? {
-                Turn::Again(bytes) => out.budget.spend(bytes),
-                Turn::NoRoom => return Ok(Sent::Full),
-                Turn::Done => {}
+            if !self.owes_connection {
+                let turn = self.send_stored(out)?;
+                self.owes_connection = !out.connections.ready.is_empty();
+                match turn {
+                    Turn::Again(bytes) => out.budget.spend(bytes),
+                    Turn::NoRoom => return Ok(Sent::Full),
+                    Turn::Done => {}
+                }
             }
             let Some(id) = out.connections.ready.pop() else {
+                self.owes_connection = false;
                 if self.store.is_empty() {
                     return Ok(Sent::All);
                 }
@@ -103,10 +111,11 @@ impl Sender {
             out.budget.work_call(|| out.source.is_over());
             match self.send_of(out, id)? {
                 Turn::Again(bytes) => {
+                    self.owes_connection = false;
                     out.budget.spend(bytes + TURN_COST);
                     out.connections.ready.push(id, &out.connections.endpoint);
                 }
-                Turn::Done => {}
+                Turn::Done => self.owes_connection = false,
                 Turn::NoRoom => {
                     out.connections.ready.push_first(id);
                     return Ok(Sent::Full);
@@ -291,7 +300,7 @@ impl Sender {
     }
 
     /// Takes a packet of another guest: into the ring what has room there, if `is_free` says that nothing must go before
-    /// it, and the rest into the store. False: that is too much.
+    /// it and nothing of our own has waited for that room, and the rest into the store. False: that is too much.
     pub(super) fn forward(
         &mut self,
         link: &mut Transceiver,
@@ -306,7 +315,8 @@ impl Sender {
         let mut rest = 0..pieces.len();
         let (mut sent, mut steps) = (0, 0);
         // A receiver with tiny buffers must not cost the sender its turn: the rest goes in the receiver's own.
-        let buffers = if is_free && self.store.is_empty() { BUFFERS_PER_PACKET } else { 0 };
+        let goes_at_once = is_free && self.store.is_empty() && !self.is_blocked;
+        let buffers = if goes_at_once { BUFFERS_PER_PACKET } else { 0 };
         for _ in 0..buffers {
             slices.truncate(0);
             if steps >= STEPS_PER_PACKET {

@@ -43,6 +43,18 @@ impl Receiver {
         taken
     }
 
+    /// So many packets, and the others that come with the last one.
+    fn take_some(&mut self, count: usize) -> Vec<RawHeader> {
+        let mut taken = self.take();
+        while taken.len() < count {
+            let before = taken.len();
+            self.ends.host_sends();
+            taken.extend(self.take());
+            assert!(taken.len() > before, "no progress");
+        }
+        taken
+    }
+
     /// All that is in the ring or waits for room there, as it comes.
     fn take_all(&mut self) -> Vec<RawHeader> {
         let mut taken = self.take();
@@ -108,4 +120,37 @@ fn end_of_a_flow_goes_behind_what_waits_of_it() {
     assert!(receiver.ends.host.store_reset(Some(reset)));
     let last = receiver.take_all().pop().unwrap();
     assert_eq!((last.op, last.src_port), (Op::Rst.to_wire(), 4));
+}
+
+/// A connection of the host with bytes to send, whatever room the guest has.
+fn with_connection(receiver: &mut Receiver) {
+    let (ours, _) = receiver.ends.open(SocketType::Stream, 1024);
+    receiver.take();
+    receiver.ends.on_host.to_send.insert(ours, data(20_000));
+    receiver.ends.host.update(NOW, ours, Update::sends(Sends::More));
+}
+
+#[test]
+fn connection_has_its_turn_in_a_ring_that_packets_of_a_guest_could_fill() {
+    let mut receiver = Receiver::new(4);
+    with_connection(&mut receiver);
+    for port in 0..500 {
+        receiver.forward(4, port, Op::Rst, 0);
+    }
+    let taken = receiver.take_some(60);
+    let ours = taken.iter().filter(|header| header.src_cid == 2).count();
+    assert!((20..40).contains(&ours), "{ours} of {}", taken.len());
+}
+
+#[test]
+fn packet_of_a_guest_takes_no_room_for_which_a_connection_has_waited() {
+    let mut receiver = Receiver::new(4);
+    with_connection(&mut receiver);
+    assert_eq!(receiver.ends.host_sends(), Sent::Full);
+    assert_eq!(receiver.take().len(), 4);
+    receiver.forward(4, 1, Op::Rst, 0);
+    assert_eq!(receiver.take(), []);
+    receiver.ends.host_sends();
+    let from: Vec<u64> = receiver.take().iter().map(|header| header.src_cid).collect();
+    assert!(from.contains(&2), "{from:?}");
 }
