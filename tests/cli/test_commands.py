@@ -93,7 +93,7 @@ def test_groups_of_a_running_guest_are_replaced_and_taken_away(
     assert (said, path.exists()) == ("guest alpha has CID 33, hybrid socket none\n", False)
     assert switch.guest("alpha").state == "running"
     for wrong, reason in (
-        ((), "give --cid, --group, --no-groups, --hybrid or --description"),
+        ((), "--hybrid, --buffer-limit-mib, --bytes-per-second or --description"),
         (("--group", "web", "--no-groups"), "exclude each other"),
     ):
         assert main(["guest", "set", "alpha", *wrong]) == 2

@@ -134,6 +134,7 @@ pub fn default_rules() -> Vec<Rule> {
 }
 
 /// Everything that a rule may call this party.
+#[inline(always)] // each in its loop, wherever the compiler puts the others
 fn descriptions<'a>(party: &'a Party<'_>) -> impl Iterator<Item = Who> + 'a {
     let (class, own, right) = match *party {
         Party::Program(Program { user, may_use_privileged }) => {
@@ -147,6 +148,7 @@ fn descriptions<'a>(party: &'a Party<'_>) -> impl Iterator<Item = Who> + 'a {
     [Some(Who::Anyone), class, own, right].into_iter().flatten().chain(groups)
 }
 
+#[inline(always)]
 fn relations(from: &Party<'_>, to: &Party<'_>) -> impl Iterator<Item = Relation> + use<> {
     let same = from.is(to).then_some(Relation::Same);
     let shared = from.shared_group(to).map(|_| Relation::SharedGroup);
