@@ -12,6 +12,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+use vsock_sandbox::{Profile, Sandbox};
+use vsock_virtio::starter::Starter;
 use vsock_virtio::vhost_user::{Attachment, BackendHandle, BackendOptions, Change, spawn};
 
 #[derive(Debug, Arbitrary)]
@@ -69,7 +71,8 @@ fn backend() -> (PathBuf, Arc<Mutex<Plane>>, BackendHandle) {
     let plane = Arc::new(Mutex::new(Plane::default()));
     let mut options = BackendOptions::new(3);
     options.memory_slots = true;
-    let handle = spawn(door, options, Box::new(Watched(Arc::clone(&plane)))).unwrap();
+    let starter = Starter::new(Sandbox::Disabled, Profile::Control, "starter").unwrap();
+    let handle = spawn(door, options, Box::new(Watched(Arc::clone(&plane))), &starter).unwrap();
     (path, plane, handle)
 }
 

@@ -21,11 +21,14 @@ class Node:
     programs on the Unix sockets `stream`, `seqpacket` and `dgram` in `socket_dir`
     (docs/reference/client-protocol.md), which must exist and be private to the user.
 
+    With `sandbox`, its threads give up system calls, files and privileges that they do not need, as
+    far as the kernel supports it (docs/decisions/0017-sandbox.md). Python's threads keep theirs.
+
     Raises:
         OSError: a socket cannot be created there; `filename` is its path.
     """
 
-    def __new__(cls, *, cid: int, socket_dir: str | PathLike[str]) -> Node: ...
+    def __new__(cls, *, cid: int, socket_dir: str | PathLike[str], sandbox: bool) -> Node: ...
     @property
     def cid(self) -> int:
         """The local CID."""
@@ -120,7 +123,7 @@ class Node:
         """Returns the present state as one dictionary.
 
         `guests`, `listeners`, `datagrams` and `flows` are lists of dictionaries, `counters` has numbers by
-        name. crates/python/src/records.rs declares the fields, and `vsock.switch.listing` makes records of
+        name, and `sandbox` is what the threads have given up, in words. crates/python/src/records.rs declares the fields, and `vsock.switch.listing` makes records of
         `vsock.control.model` from them.
 
         Raises:

@@ -85,7 +85,7 @@ class Guest:
         self._directory = tempfile.mkdtemp(prefix="vsock-guest-")  # mode 0700
         try:
             known = CID_ANY if self._wanted_cid is None else self._wanted_cid
-            self._node = Node(cid=known, socket_dir=self._directory)
+            self._node = Node(cid=known, socket_dir=self._directory, sandbox=False)
             self.rejoin()
         except BaseException:
             self.stop()

@@ -87,6 +87,15 @@ def test_linger_timeout_is_taken_within_its_bounds() -> None:
         assert faults_of(f"[switch]\nlinger_timeout = {wrong}\n") == [f"c.toml:2: {reason}"]
 
 
+def test_sandbox_is_on_unless_the_file_says_otherwise() -> None:
+    """True or false; it does not change while the switch runs, but the file can set it."""
+    assert parse("").sandbox
+    assert not parse("[switch]\nsandbox = false\n").sandbox
+    assert faults_of('[switch]\nsandbox = "off"\n') == [
+        "c.toml:2: sandbox must be true or false, not 'off'"
+    ]
+
+
 def test_runtime_dir_given_by_the_caller_wins() -> None:
     """The command line overrides the file."""
     config = parse(FULL, runtime_dir=Path("/tmp/x"))

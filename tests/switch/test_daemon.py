@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,11 +26,11 @@ DEADLINE = 20
 
 
 class Daemon:
-    """A `vsock switch` process whose log can be waited for."""
+    """A `vsock switch` process whose log can be waited for, run by another program if one is given."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, under: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vsock.cli", "switch", *arguments],
+            [*under, sys.executable, "-m", "vsock.cli", "switch", *arguments],
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -218,15 +218,20 @@ def test_linger_timeout_is_checked_and_can_be_set(runtime_dir: Path) -> None:
 
 
 def test_every_setting_of_a_specification_is_one_of_a_switch(runtime_dir: Path) -> None:
-    """Before the start and while it runs; the directory stays, and other names are errors."""
+    """Before the start and while it runs; directory and sandbox stay, and other names are errors."""
     usual = settings(SwitchSpec())
-    assert usual.keys() | {"runtime_dir"} == fields_of(SwitchSpec).keys()
+    assert usual.keys() | {"runtime_dir", "sandbox"} == fields_of(SwitchSpec).keys()
     with pytest.raises(UsageError, match="poll_uss"):
         Switch(runtime_dir=runtime_dir, poll_uss=5)
     with Switch(runtime_dir=runtime_dir, **usual) as switch:
         switch.change_settings(**usual)
         switch.change_settings(poll_us=0, linger_timeout=None)
-        wrong: dict[str, object] = {"runtime_dir": "/", "poll_uss": 5, "poll_us": 1001}
+        wrong: dict[str, object] = {
+            "runtime_dir": "/",
+            "sandbox": False,
+            "poll_uss": 5,
+            "poll_us": 1001,
+        }
         for name, value in wrong.items():
             with pytest.raises(UsageError, match=name):
                 switch.change_settings(**{name: value})
@@ -271,6 +276,7 @@ def test_each_change_of_a_guest_is_logged_once(
         switch.set_guest_cid("alpha", 33)
         switch.remove_guest("alpha")
     assert [line.partition(":")[0] for line in caplog.messages] == [
+        "sandbox",
         "guest added",
         "guest renumbered",
         "guest removed",

@@ -6,6 +6,7 @@ use crate::events::{Event, Failure};
 use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::reactor::Sources;
+use vsock_virtio::starter::Starter;
 
 /// What every part of a node works with.
 pub(crate) struct Context {
@@ -16,6 +17,8 @@ pub(crate) struct Context {
     /// How sockets of programs become ours.
     pub(crate) sockets: Sockets,
     pub(crate) journal: Journal,
+    /// Starts helper threads.
+    pub(crate) starter: Starter,
     /// Asked wherever something begins.
     pub(crate) admission: Admission,
     started: std::time::Instant,
@@ -25,20 +28,24 @@ pub(crate) struct Context {
 
 impl Context {
     /// Of a node that starts now.
-    pub(crate) fn new(sources: Sources, sockets: Sockets, journal: Journal) -> Self {
-        Self::going_on(sources, sockets, journal, Admission::default(), Instant::default())
+    pub(crate) fn new(
+        sources: Sources,
+        sockets: Sockets,
+        journal: Journal,
+        starter: Starter,
+    ) -> Self {
+        let parts = (sources, sockets, journal, starter);
+        Self::going_on(parts, Admission::default(), Instant::default())
     }
 
     /// Of a node that goes on where another was at this time.
     pub(crate) fn going_on(
-        sources: Sources,
-        sockets: Sockets,
-        journal: Journal,
+        (sources, sockets, journal, starter): (Sources, Sockets, Journal, Starter),
         admission: Admission,
         now: Instant,
     ) -> Self {
         let started = std::time::Instant::now();
-        Self { now, sources, sockets, journal, admission, started, started_at: now }
+        Self { now, sources, sockets, journal, starter, admission, started, started_at: now }
     }
 
     /// The time at this very moment.

@@ -4,10 +4,16 @@
 //! bounded, and the worker never waits for room in it: what finds the queue full is not done. A helper starts with
 //! the first thing it is given, and ends with its owner; one that hangs then is left alone, as it holds nothing that
 //! anybody waits for.
+//!
+//! Helpers need what the worker has given up: files of `/proc`, sockets to connect with. So the worker has a [`Starter`] start
+//! them.
+//!
+//! [`Starter`]: vsock_virtio::starter::Starter
 
 use std::sync::mpsc::{Sender, SyncSender, TrySendError, sync_channel};
+use std::thread::Builder;
 
-use crate::reactor::Waker;
+use crate::context::Context;
 
 /// Things that may wait to be done.
 const WAITING: usize = 256;
@@ -32,8 +38,8 @@ impl<T: Send + 'static, A: Send + 'static> Helper<T, A> {
     }
 
     /// Gives the helper something to do. False: it cannot do it.
-    pub(crate) fn give(&mut self, waker: Waker, task: T) -> bool {
-        let Some(queue) = self.queue.take().or_else(|| self.start(waker)) else { return false };
+    pub(crate) fn give(&mut self, cx: &Context, task: T) -> bool {
+        let Some(queue) = self.queue.take().or_else(|| self.start(cx)) else { return false };
         let given = queue.try_send(task);
         // A thread that has ended is replaced by the next.
         if !matches!(given, Err(TrySendError::Disconnected(_))) {
@@ -42,10 +48,9 @@ impl<T: Send + 'static, A: Send + 'static> Helper<T, A> {
         given.is_ok()
     }
 
-    fn start(&self, waker: Waker) -> Option<SyncSender<T>> {
+    fn start(&self, cx: &Context) -> Option<SyncSender<T>> {
         let (queue, tasks) = sync_channel(WAITING);
-        let (work, answers) = (self.work, self.answers.clone());
-        let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(STACK);
+        let (work, answers, waker) = (self.work, self.answers.clone(), cx.sources.waker());
         let run = move || {
             for task in tasks {
                 if answers.send(work(task)).is_err() {
@@ -54,39 +59,48 @@ impl<T: Send + 'static, A: Send + 'static> Helper<T, A> {
                 waker.wake();
             }
         };
-        thread.spawn(run).ok().map(|_| queue)
+        let thread = Builder::new().name(self.name.to_owned()).stack_size(STACK);
+        cx.starter.start(thread, run).ok().map(|_| queue)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc::channel;
 
+    use vsock_sandbox::{Profile, Sandbox};
+    use vsock_virtio::starter::Starter;
+
     use super::*;
+    use crate::host::socket::Sockets;
+    use crate::journal::Journal;
+    use crate::options::NodeOptions;
     use crate::reactor::{Events, Sources};
 
-    /// A task that takes as long as the test likes.
-    fn hangs(mut gate: UnixStream) {
-        gate.read_exact(&mut [0]).unwrap_or_default();
+    /// A task that takes as long as the test likes. read(2) is among the calls of a helper; recv(2) is not.
+    fn hangs(gate: UnixStream) {
+        assert_eq!(rustix::io::read(gate, &mut [0]), Ok(0));
     }
 
     #[test]
     fn helper_that_hangs_takes_so_many_more_and_keeps_nobody_waiting() {
+        let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
         let sources = Sources::new().unwrap();
+        let sockets = Sockets::new(sources.reaper(starter.clone()), NodeOptions::default());
+        let cx = Context::new(sources, sockets, Journal::new().unwrap(), starter);
         let (sender, answers) = channel();
         let mut helper = Helper::new("test", hangs, sender);
         let (gate, held) = UnixStream::pair().unwrap();
         let mut given = 0;
-        while helper.give(sources.waker(), held.try_clone().unwrap()) {
+        while helper.give(&cx, held.try_clone().unwrap()) {
             given += 1;
         }
         // The thread may have taken the first one by then.
         assert!((WAITING..=WAITING + 1).contains(&given), "{given}");
         drop((gate, held));
         while given > 0 {
-            sources.wait(None, &mut Events::new(), &mut Vec::new()).unwrap();
+            cx.sources.wait(None, &mut Events::new(), &mut Vec::new()).unwrap();
             given -= answers.try_iter().count();
         }
     }

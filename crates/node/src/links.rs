@@ -503,7 +503,7 @@ impl Links {
     /// answer, and the device sends nothing before. False: it cannot be asked.
     pub(crate) fn ask_cid(&mut self, cx: &Context, id: LinkId) -> bool {
         let config = self.get(id).and_then(Entry::config);
-        config.is_some_and(|config| self.cid_reader.give(cx.sources.waker(), (id, config)))
+        config.is_some_and(|config| self.cid_reader.give(cx, (id, config)))
     }
 
     /// What a device has answered.

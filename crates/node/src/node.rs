@@ -24,6 +24,7 @@ use self::sockets::{listen, unlink};
 pub use crate::admission::Verdict;
 use crate::context::Context;
 use crate::events::{Event, Failure};
+use crate::flows::record;
 use crate::guest_port::GuestPort;
 use crate::host::directory::{Access, Directory};
 use crate::host::handshake::HYBRID;
@@ -38,11 +39,13 @@ use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
+use vsock_sandbox::{Profile, Sandbox, State};
 use vsock_virtio::joinable::Joinable;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::F_EVENT_IDX;
 use vsock_virtio::spec::QUEUE_COUNT;
+use vsock_virtio::starter::Starter;
 use vsock_virtio::sys::check_signals;
 use vsock_virtio::vhost_user::{
     Attached, BackendHandle, BackendOptions, FrontendError, FrontendOptions, attach, spawn,
@@ -126,12 +129,17 @@ pub struct Node {
     mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
+    /// Starts the control threads of guests.
+    controls: Starter,
+    /// What the threads have given up.
+    state: State,
     /// Control threads that had not ended when their guests were removed.
     threads_left: AtomicU64,
 }
 
 impl Node {
-    /// Starts a node with the local CID `cid` that serves programs in `directory` (which exists and is private).
+    /// Starts a node with the local CID `cid` that serves programs in `directory` (which exists and is private). Its threads
+    /// give up what they do not need.
     ///
     /// # Errors
     /// The kernel refuses a socket, an eventfd or a thread.
@@ -145,19 +153,24 @@ impl Node {
     /// As [`start`](Self::start).
     pub fn start_with(cid: u32, directory: &Path, options: NodeOptions) -> Result<Self, NodeError> {
         raise_descriptor_limit();
+        record::prepare()?;
         let sources = Sources::new()?;
         let mailbox = Mailbox::new(sources.waker());
         let journal = Journal::new()?;
         let loopback = LoopbackLink::new()?;
+        let sandbox = options.sandbox;
+        let (controls, helpers) = starters(sandbox)?;
+        let others = controls.state().clone().and(helpers.state());
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let thread = spawn_worker(cid, journal.clone(), move || {
-            let sockets = Sockets::new(sources.reaper(), options);
-            let cx = Context::new(sources, sockets, its_journal);
+        let sockets = Sockets::new(sources.reaper(helpers.clone()), options);
+        let (thread, state) = spawn_worker(cid, sandbox, journal.clone(), move || {
+            let cx = Context::new(sources, sockets, its_journal, helpers);
             Some(Worker::new(cx, Cid(cid), its_mailbox, loopback, random_seed()))
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
-        let node = Self { options, mailbox, journal, held, threads_left: AtomicU64::new(0) };
+        let (state, threads_left) = (state.and(&others), AtomicU64::new(0));
+        let node = Self { options, mailbox, journal, held, controls, state, threads_left };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -215,7 +228,7 @@ impl Node {
             self.journal.write(Some(Cid(cid)), Event::Failed(Failure::Signals(error)));
         }
         let port = GuestPort::new(self.mailbox.clone(), link);
-        let spawned = spawn(front_door, device, Box::new(port));
+        let spawned = spawn(front_door, device, Box::new(port), &self.controls);
         let control = match spawned {
             Ok(control) => control,
             Err(error) => {
@@ -407,6 +420,7 @@ impl Node {
         let mut snapshot = self.mailbox.call(|reply| Order::Snapshot { reply })?;
         let threads_left = self.threads_left.load(Ordering::Relaxed);
         snapshot.counters.push(("threads_left", threads_left));
+        snapshot.sandbox = self.state.to_string();
         Ok(snapshot)
     }
 
@@ -482,13 +496,22 @@ fn device_options(options: &GuestOptions) -> BackendOptions {
     BackendOptions { memory_slots, file_memory, memory_limit, ..usual }
 }
 
-/// Starts the thread of a worker, which is made there; if it is made, and ends otherwise than by an order, it is said.
+/// What starts the control threads of a node, and what starts its helper threads.
+fn starters(sandbox: Sandbox) -> io::Result<(Starter, Starter)> {
+    let controls = Starter::new(sandbox, Profile::Control, "vhost-controls")?;
+    Ok((controls, Starter::new(sandbox, Profile::Helper, "vsock-helpers")?))
+}
+
+/// Starts the thread of a worker, which is made there, and tells what that thread has given up; if it is made, and ends
+/// otherwise than by an order, it is said.
 fn spawn_worker(
     cid: u32,
+    sandbox: Sandbox,
     journal: Journal,
     make: impl FnOnce() -> Option<Worker> + Send + 'static,
-) -> io::Result<Joinable> {
-    Joinable::spawn(std::thread::Builder::new().name(format!("vsock-{cid}")), move || {
+) -> io::Result<(Joinable, State)> {
+    let builder = std::thread::Builder::new().name(format!("vsock-{cid}"));
+    Joinable::spawn_in((sandbox, Profile::Worker), builder, move || {
         // All that the worker has is dropped with it, whether it returns or panics; see docs/decisions/0013-panics.md.
         let ran = catch_unwind(AssertUnwindSafe(|| make().is_none_or(Worker::run)));
         if !matches!(ran, Ok(true)) {

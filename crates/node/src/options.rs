@@ -3,10 +3,13 @@
 use vsock_core::Cid;
 
 use crate::host::directory::Access;
+use vsock_sandbox::Sandbox;
 
 /// What a node does otherwise than usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeOptions {
+    /// Whether its threads give up what they do not need.
+    pub sandbox: Sandbox,
     /// Refuse descriptors that programs send along with their bytes. Where the kernel cannot (before Linux 6.16), and if not,
     /// they are received, and closed on threads of their own.
     pub refuse_descriptors: bool,
@@ -16,7 +19,7 @@ pub struct NodeOptions {
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { refuse_descriptors: true, descriptors: usize::MAX }
+        Self { sandbox: Sandbox::default(), refuse_descriptors: true, descriptors: usize::MAX }
     }
 }
 

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use vsock_core::{Key, Slots};
 
 use crate::reaper::Reaper;
+use vsock_virtio::starter::Starter;
 
 pub(crate) use self::saved::Claims;
 pub use self::saved::SavedSources;
@@ -126,8 +127,8 @@ impl Sources {
     }
 
     /// Who closes sockets that are listened to here.
-    pub(crate) fn reaper(&self) -> Reaper {
-        Reaper::new(Arc::clone(&self.epoll), self.waker())
+    pub(crate) fn reaper(&self, starter: Starter) -> Reaper {
+        Reaper::new(Arc::clone(&self.epoll), self.waker(), starter)
     }
 
     /// A handle with which other threads wake this worker.

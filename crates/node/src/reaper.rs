@@ -22,6 +22,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::host::places::Place;
 use crate::reactor::Waker;
+use vsock_virtio::starter::Starter;
 
 /// So many closes may hang before others wait for them.
 const THREADS: usize = 4;
@@ -45,6 +46,8 @@ struct Owner {
     epoll: Arc<OwnedFd>,
     /// So many received descriptors may wait.
     most: usize,
+    /// Starts its threads.
+    starter: Starter,
 }
 
 #[derive(Debug)]
@@ -77,16 +80,16 @@ enum Task {
 
 impl Reaper {
     /// One that has no thread yet, for sockets that `epoll` listens to, and the worker that does.
-    pub(crate) fn new(epoll: Arc<OwnedFd>, waker: Waker) -> Self {
+    pub(crate) fn new(epoll: Arc<OwnedFd>, waker: Waker, starter: Starter) -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let most = usize::try_from(limit / PART).unwrap_or(usize::MAX).min(MOST);
-        Self::with(epoll, waker, most)
+        Self::with(epoll, waker, most, starter)
     }
 
-    fn with(epoll: Arc<OwnedFd>, waker: Waker, most: usize) -> Self {
+    fn with(epoll: Arc<OwnedFd>, waker: Waker, most: usize, starter: Starter) -> Self {
         let (state, news, has_room) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
         let queue = Queue { state, news, waker, has_room };
-        Self(Arc::new(Owner { queue: Arc::new(queue), epoll, most }))
+        Self(Arc::new(Owner { queue: Arc::new(queue), epoll, most, starter }))
     }
 
     /// Closes a socket, of which nothing more is heard from now on; then it is nobody's.
@@ -131,8 +134,17 @@ impl Reaper {
             queue.news.notify_one();
         } else if state.threads < THREADS {
             // Where no thread can be had, the next task asks again.
-            state.threads += usize::from(start(Arc::clone(queue)));
+            state.threads += usize::from(self.0.start());
         }
+    }
+}
+
+impl Owner {
+    /// Starts a thread; whether there is one.
+    fn start(&self) -> bool {
+        let queue = Arc::clone(&self.queue);
+        let thread = std::thread::Builder::new().name("vsock-reaper".to_owned()).stack_size(STACK);
+        self.starter.start(thread, move || queue.run()).is_ok()
     }
 }
 
@@ -194,18 +206,14 @@ impl Queue {
     }
 }
 
-/// Starts a thread; whether there is one.
-fn start(queue: Arc<Queue>) -> bool {
-    let thread = std::thread::Builder::new().name("vsock-reaper".to_owned()).stack_size(STACK);
-    thread.spawn(move || queue.run()).is_ok()
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
+
+    use vsock_sandbox::{Profile, Sandbox};
 
     use super::*;
     use crate::reactor::Sources;
@@ -223,11 +231,20 @@ pub(crate) mod tests {
         (stream.into(), peer)
     }
 
+    fn starter() -> Starter {
+        Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap()
+    }
+
+    /// One without a node.
+    pub(crate) fn reaper() -> Reaper {
+        Sources::new().unwrap().reaper(starter())
+    }
+
     /// One that is full with so many descriptors.
     pub(crate) fn reaper_for(most: usize) -> Reaper {
-        let sources = Sources::new().unwrap();
-        let Owner { epoll, queue, .. } = &*sources.reaper().0;
-        Reaper::with(Arc::clone(epoll), queue.waker.clone(), most)
+        let (starter, sources) = (starter(), Sources::new().unwrap());
+        let Owner { epoll, queue, .. } = &*sources.reaper(starter.clone()).0;
+        Reaper::with(Arc::clone(epoll), queue.waker.clone(), most, starter)
     }
 
     #[test]

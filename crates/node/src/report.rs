@@ -22,7 +22,9 @@ pub(crate) fn snapshot(fabric: &Fabric) -> Snapshot {
     counters.extend(cx.admission.refusals().named());
     counters.extend(forwarder.relay().stats().named());
     let (listeners, datagrams) = (programs.listener_infos(), programs.datagram_infos());
-    Snapshot { guests, listeners, datagrams, flows: infos, counters }
+    // What the worker has given up, it does not know itself.
+    let sandbox = String::new();
+    Snapshot { guests, listeners, datagrams, flows: infos, sandbox, counters }
 }
 
 fn local_flows(flows: &Flows, links: &Links, now: Instant) -> impl Iterator<Item = FlowInfo> {

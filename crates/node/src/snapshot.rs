@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub datagrams: Vec<DatagramInfo>,
     /// Connections, those between guests included.
     pub flows: Vec<FlowInfo>,
+    /// What the threads of the node have given up: on, partly or off, and why.
+    pub sandbox: String,
     /// Counters of the node as a whole, by name.
     pub counters: Vec<(&'static str, u64)>,
 }

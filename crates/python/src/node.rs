@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use vsock_node::node;
+use vsock_node::node::{self, NodeOptions};
+use vsock_sandbox::Sandbox;
 
 use crate::errors::to_python;
 use crate::options::Options;
@@ -23,9 +24,11 @@ pub(crate) struct Node {
 #[pymethods]
 impl Node {
     #[new]
-    #[pyo3(signature = (*, cid, socket_dir))]
-    fn new(py: Python<'_>, cid: u32, socket_dir: PathBuf) -> PyResult<Self> {
-        let started = py.detach(|| node::Node::start(cid, &socket_dir));
+    #[pyo3(signature = (*, cid, socket_dir, sandbox))]
+    fn new(py: Python<'_>, cid: u32, socket_dir: PathBuf, sandbox: bool) -> PyResult<Self> {
+        let sandbox = if sandbox { Sandbox::Enforced } else { Sandbox::Disabled };
+        let options = NodeOptions { sandbox, ..NodeOptions::default() };
+        let started = py.detach(|| node::Node::start_with(cid, &socket_dir, options));
         let node = started.map_err(|error| to_python(&error))?;
         Ok(Self { node, cid: AtomicU32::new(cid) })
     }

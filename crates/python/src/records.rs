@@ -124,6 +124,7 @@ record! {
         listeners: Vec<ListenerInfo> = taken.listeners.into_iter().map(ListenerInfo::from).collect(),
         datagrams: Vec<DatagramInfo> = taken.datagrams.into_iter().map(DatagramInfo::from).collect(),
         flows: Vec<FlowInfo> = taken.flows.into_iter().map(FlowInfo::from).collect(),
+        sandbox: String = taken.sandbox,
         counters: HashMap<&'static str, u64> = taken.counters.into_iter().collect(),
     }
 }

@@ -1,34 +1,79 @@
 //! A thread that is waited for with a deadline: one that serves somebody hostile may never end.
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
+use vsock_sandbox::{Profile, Sandbox, State};
+
+use crate::starter::Starter;
+
 /// A running thread.
 pub struct Joinable<T = ()> {
-    thread: JoinHandle<T>,
-    /// Hangs up when the thread has done its work, or has panicked.
-    ended: Receiver<()>,
+    thread: JoinHandle<()>,
+    /// What the thread has come to; hangs up when it has panicked.
+    ended: Receiver<T>,
 }
 
 impl<T: Send + 'static> Joinable<T> {
-    /// Starts a thread.
+    /// Starts a thread that has what the calling one has.
     ///
     /// # Errors
     /// The kernel gives none.
     pub fn spawn(builder: Builder, run: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
-        let (alive, ended): (Sender<()>, _) = channel();
-        let thread = builder.spawn(move || {
-            let _alive = alive;
+        Self::by(run, |run| builder.spawn(run))
+    }
+
+    /// Starts a thread that has what the threads of `starter` have.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn spawn_by(
+        starter: &Starter,
+        builder: Builder,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Self> {
+        Self::by(run, |run| starter.start(builder, run))
+    }
+
+    /// Starts a thread that first gives up what `profile` does not need, and says what it has given up.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn spawn_in(
+        (sandbox, profile): (Sandbox, Profile),
+        builder: Builder,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<(Self, State)> {
+        let (entered, state) = channel();
+        let thread = Self::spawn(builder, move || {
+            // Nobody listens only if the caller is gone.
+            let _ = entered.send(sandbox.enter(profile));
             run()
         })?;
+        let state = state.recv().map_err(io::Error::other)?;
+        Ok((thread, state))
+    }
+
+    fn by(
+        run: impl FnOnce() -> T + Send + 'static,
+        start: impl FnOnce(Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>,
+    ) -> io::Result<Self> {
+        let (end, ended) = channel();
+        let thread = start(Box::new(move || {
+            // Nobody listens to a thread that was left behind.
+            let _ = end.send(run());
+        }))?;
         Ok(Self { thread, ended })
     }
 
     /// Waits for the thread without a deadline; `None`: it has panicked.
     pub fn wait(self) -> Option<T> {
-        self.thread.join().ok()
+        let outcome = self.ended.recv().ok();
+        // A panic has been printed.
+        let _ = self.thread.join();
+        outcome
     }
 
     /// Waits for the thread until `deadline`. False: it is left behind, and ends by itself or never.
@@ -37,7 +82,7 @@ impl<T: Send + 'static> Joinable<T> {
         let patience = deadline.saturating_duration_since(Instant::now());
         match self.ended.recv_timeout(patience) {
             Err(RecvTimeoutError::Timeout) => false,
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => {
                 // A panic has been printed; there is nothing left to end.
                 let _ = self.thread.join();
                 true

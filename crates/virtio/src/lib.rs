@@ -5,7 +5,7 @@
 //! | [`link`] | the packet path to the other side: as device, as driver, or to ourselves |
 //! | [`queue`] | the split virtqueue, both sides |
 //! | [`vhost_user`] | how queues and memory get here |
-//! | [`joinable`] | threads that are waited for with a deadline |
+//! | [`joinable`], [`starter`] | threads that are waited for with a deadline, and threads that share a sandbox |
 //! | [`saved`] | descriptors beside saved state |
 //! | [`spec`], [`sys`] | numbers of the specification; what is asked of the kernel |
 //!
@@ -18,6 +18,7 @@ pub mod link;
 pub mod queue;
 pub mod saved;
 pub mod spec;
+pub mod starter;
 #[allow(unsafe_code, reason = "calls that no library has in a safe form")]
 pub mod sys;
 pub mod vhost_user;

@@ -11,7 +11,7 @@ use rustix::fs::ftruncate;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_user_support::{
     ACK, CID, Call, Device, GUEST, LEN, STOPPED_AT, Speaker, USER, config, expect, memory, myself,
-    pair, settle, table, words,
+    pair, settle, starter, table, words,
 };
 use vsock_core::saved::Unfit;
 use vsock_virtio::saved::SavedFd;
@@ -74,7 +74,7 @@ fn message_that_has_come_in_part_is_taken_whole_by_the_successor() {
     let SavedFrontEnd { bytes: read, fds, .. } = saved.unwrap();
     assert!(matches!((read.len(), fds.len()), (0, 0) | (12, 1) | (20, 1)), "{}", read.len());
     drop(paused);
-    device.handle = Some(restored.resume().unwrap());
+    device.handle = Some(restored.resume(&starter()).unwrap());
     front.send_bytes(&bytes[20..], &[]);
     assert_eq!(front.reply(FrontendReq::SET_MEM_TABLE), words(&[0]));
     assert_eq!(device.call(), Call::Stop(0));
@@ -117,7 +117,7 @@ fn detach_ordered_while_nothing_runs_is_carried_out_by_the_successor() {
     paused.control().detach(Detach::MemoryDead);
     let restored = device.restore(&paused, |_| {}).unwrap();
     drop(paused);
-    device.handle = Some(restored.resume().unwrap());
+    device.handle = Some(restored.resume(&starter()).unwrap());
     assert_eq!(device.call(), Call::Detached(Detach::MemoryDead, vec![0]));
     front.expect_hang_up();
 }
@@ -135,7 +135,7 @@ fn front_end_that_shrinks_its_memory_is_sent_away_and_nothing_else_happens() {
     let restored = device.restore(&paused, |_| {}).unwrap();
     assert!(restored.memory().is_none());
     drop(paused);
-    device.handle = Some(restored.resume().unwrap());
+    device.handle = Some(restored.resume(&starter()).unwrap());
     assert!(matches!(device.detach(), Detach::Memory(_)));
     front.expect_hang_up();
 }
@@ -145,7 +145,7 @@ fn thread_that_was_paused_goes_on_itself_as_well() {
     let mut device = Device::new();
     let mut front = running(&device);
     let paused = device.pause();
-    device.handle = Some(paused.resume().unwrap());
+    device.handle = Some(paused.resume(&starter()).unwrap());
     settle(&mut front);
     assert_eq!(device.calls(), []);
 }

@@ -1,5 +1,6 @@
 """`vsock ls`: guests, listeners, datagram sockets and flows of a switch."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -9,15 +10,27 @@ from vsock.cli.guest import print_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, process_text, seconds_text
 from vsock.control.client import ControlClient
-from vsock.control.model import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
+from vsock.control.model import (
+    DatagramRecord,
+    FlowRecord,
+    GuestRecord,
+    ListenerRecord,
+    SwitchRecord,
+)
 
 __all__ = ["ls"]
 
 
 @click.command()
+@click.option(
+    "--switch",
+    "itself",
+    is_flag=True,
+    help="Show the switch itself, with its sandbox and counters.",
+)
 @json_option
 @runtime_dir_option
-def ls(as_json: bool, runtime_dir: Path | None) -> None:
+def ls(itself: bool, as_json: bool, runtime_dir: Path | None) -> None:
     """Show guests, listeners, datagram sockets and flows of a switch.
 
     Guests: `sent` and `received` are bytes that the guest sent and received (`bytes_in` and `bytes_out` in
@@ -26,6 +39,9 @@ def ls(as_json: bool, runtime_dir: Path | None) -> None:
     (`bytes_in`). pid/program is the guest's VMM, or the host's process that has the listener or flow.
     """
     client = ControlClient(runtime_dir)
+    if itself:
+        _print_switch(client.switch(), as_json)
+        return
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
     datagrams = client.datagrams()
     if as_json:
@@ -36,6 +52,17 @@ def ls(as_json: bool, runtime_dir: Path | None) -> None:
     _print_listeners(listeners)
     _print_datagrams(datagrams)
     _print_flows(flows, guests)
+
+
+def _print_switch(switch: SwitchRecord, as_json: bool) -> None:
+    if as_json:
+        print_json(switch)
+        return
+    shown = asdict(switch)
+    counters = shown.pop("counters")
+    shown["uptime"] = seconds_text(switch.uptime)
+    rows = [(name, str(value)) for name, value in (*shown.items(), *sorted(counters.items()))]
+    print_table("Switch", ("name", "value"), rows)
 
 
 def _print_listeners(listeners: list[ListenerRecord]) -> None:

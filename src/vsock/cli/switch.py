@@ -43,6 +43,11 @@ __all__ = ["switch"]
     f"(default: the file's value, or {LINGER_TIMEOUT:.0f}).",
 )
 @click.option(
+    "--no-sandbox",
+    is_flag=True,
+    help="Leave the switch's threads system calls and files that they do not need.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -53,6 +58,7 @@ def switch(
     config_file: Path | None,
     runtime_dir: Path | None,
     linger_timeout: float | None,
+    no_sandbox: bool,
     log_level: str,
 ) -> None:
     """Run a switch until SIGTERM or Ctrl-C.
@@ -64,7 +70,11 @@ def switch(
 
     def read() -> Config:
         config = _combined(config_file, runtime_dir, named)
-        return replace(config, linger_timeout=linger_timeout or config.linger_timeout)
+        return replace(
+            config,
+            linger_timeout=linger_timeout or config.linger_timeout,
+            sandbox=config.sandbox and not no_sandbox,
+        )
 
     config = read()
     from vsock.switch.daemon import run

@@ -4,6 +4,7 @@
     runtime_dir = "/run/vsock"    # optional
     poll_us = 50                  # optional: microseconds to look for packets before sleeping
     linger_timeout = 600          # optional: seconds that data of a closed socket may wait
+    sandbox = true                # optional: threads give up what they do not need
 
     [[guest]]
     name = "alpha"
@@ -133,7 +134,9 @@ class _Reader:
             self.found.append((("guest",), "write [[guest]], with two brackets, once per guest"))
             tables = []
         guests = self._guests(tables, RuntimeFiles(directory.absolute()))
-        return Config(runtime_dir=directory, guests=guests, **settings(switch))
+        return Config(
+            runtime_dir=directory, guests=guests, sandbox=switch.sandbox, **settings(switch)
+        )
 
     def _guests(self, tables: list[object], files: RuntimeFiles) -> tuple[GuestSpec, ...]:
         guests: list[GuestSpec] = []

@@ -329,7 +329,8 @@ class GuestRecord(GuestSpec):
 class SwitchSpec:
     """A switch as somebody wants it; docs/reference/tuning.md says what its settings do.
 
-    `runtime_dir` is None for the user's usual one. All other fields are settings (`settings`).
+    `runtime_dir` is None for the user's usual one. With `sandbox`, the threads of the data plane give up
+    system calls, files and privileges that they do not need; they cannot get them back while it runs.
     """
 
     runtime_dir: Annotated[Path | None, About("The directory of its sockets.", is_fixed=True)] = (
@@ -337,17 +338,24 @@ class SwitchSpec:
     )
     poll_us: Annotated[int, Rule(_wrong_poll)] = POLL_US
     linger_timeout: Annotated[float, Rule(_wrong_linger)] = LINGER_TIMEOUT
+    sandbox: Annotated[bool, About("Its threads give up what they do not need.", is_fixed=True)] = (
+        True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchRecord:
-    """The switch itself. `counters` are the data plane's, by name."""
+    """The switch itself.
+
+    `sandbox` is `on`, `partly (…)` or `off (…)`, with the reason. `counters` are the data plane's, by name.
+    """
 
     version: str
     pid: int
     runtime_dir: str
     cid: int
     uptime: float
+    sandbox: str
     guests: int
     listeners: int
     flows: int

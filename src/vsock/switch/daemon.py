@@ -56,11 +56,13 @@ class _DaemonSwitch(Switch):
 class _Daemon:
     def __init__(self, config: Config, reload: Callable[[], Config] | None) -> None:
         self._configured = config.guests
+        self._sandbox = config.sandbox
         self._reload = reload
         self._switch = _DaemonSwitch(
             config.guests,
             runtime_dir=config.runtime_dir,
             control=True,
+            sandbox=config.sandbox,
             **settings(config),
         )
         self._over = asyncio.Event()
@@ -154,6 +156,8 @@ class _Daemon:
         """Takes the steps to a new config; guests that the control API has added stay."""
         if config.runtime_dir.absolute() != self._switch.runtime_dir:
             _log.warning("config: a new runtime_dir needs a restart of the switch")
+        if config.sandbox != self._sandbox:
+            _log.warning("config: another sandbox needs a restart of the switch")
         self._switch.change_settings(**settings(config))
         failed: list[GuestSpec] = []
         unchanged: list[GuestSpec] = []

@@ -64,8 +64,8 @@ class Switch:
         guests: CIDs by name, or specifications (`vsock.control.model.GuestSpec`).
         runtime_dir: the directory of the switch's sockets; by default the user's usual one.
         control: also serve the control API, which the `vsock` command uses. This needs `vsock[switch]`.
-        settings: fields of `vsock.control.model.SwitchSpec`, such as `poll_us`, in microseconds, or `linger_timeout`,
-            in seconds (docs/reference/tuning.md).
+        settings: fields of `vsock.control.model.SwitchSpec`: `poll_us`, in microseconds, and `linger_timeout`,
+            in seconds (docs/reference/tuning.md); `sandbox=False` leaves its threads what they do not need.
 
     `with`, `async with` or `start` starts a switch. It can be started only once.
 
@@ -117,7 +117,12 @@ class Switch:
             raise UsageError("this switch was started before; make another one")
         self._claim = RuntimeClaim(self.runtime_dir, option=self._directory_option)
         try:
-            self._node = _native.Node(cid=CID_HOST, socket_dir=str(self.runtime_dir))
+            self._node = _native.Node(
+                cid=CID_HOST, socket_dir=str(self.runtime_dir), sandbox=self._wanted.sandbox
+            )
+            sandbox = self._node.snapshot()["sandbox"]
+            is_wanted = sandbox == "on" or not self._wanted.sandbox
+            _log.log(logging.INFO if is_wanted else logging.WARNING, "sandbox: %s", sandbox)
             _tell(self._node, self._wanted)
             self._node.set_wants_flows(_log.isEnabledFor(logging.DEBUG))
             self._started = time.monotonic()
@@ -351,6 +356,7 @@ class Switch:
             runtime_dir=str(self.runtime_dir),
             cid=node.cid,
             uptime=time.monotonic() - self._started,
+            sandbox=snapshot["sandbox"],
             guests=len(snapshot["guests"]),
             listeners=len(snapshot["listeners"]),
             flows=len(snapshot["flows"]),

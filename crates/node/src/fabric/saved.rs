@@ -15,12 +15,12 @@ use crate::flows::{Flows, SavedFlows};
 use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::links::{Entry, Forwarder, LinkId, Links, Quantum, SavedLinks, Scratch};
-use crate::options::NodeOptions;
 use crate::programs::{Asked, Programs, SavedPrograms};
 use crate::reactor::{Claims, SavedSources, Sources};
 use crate::saved::{RestoredGuest, Restoring};
 use crate::timers::Timers;
 use vsock_virtio::saved::{Fds, SavedFds};
+use vsock_virtio::starter::Starter;
 
 /// The latest time at which a clock may go on: far from where instants end.
 const LATEST: Instant = Instant(u64::MAX / 4);
@@ -65,13 +65,12 @@ impl Fabric {
         saved: SavedFabric,
         guests: &HashMap<LinkId, RestoredGuest>,
         fds: Fds,
-        (sources, journal): (Sources, Journal),
+        (sources, sockets, journal, starter): (Sources, Sockets, Journal, Starter),
         seed: u64,
     ) -> Result<Self, Unfit> {
         let SavedFabric { now, sources: saved_sources, refusals, links, relay, flows, programs } =
             saved;
         check(now <= LATEST, Unfit::State)?;
-        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
         let sources = Claims::new(sources, saved_sources)?;
         let mut restoring = Restoring { fds, sources, now, sockets };
         let mut admission = vsock_core::Admission::default();
@@ -82,7 +81,8 @@ impl Fabric {
         let programs = Programs::restore(programs, &links, &flows, &mut restoring)?;
         let Restoring { fds, sources, sockets, .. } = restoring;
         fds.finish()?;
-        let cx = Context::going_on(sources.finish(), sockets, journal, admission, now);
+        let parts = (sources.finish(), sockets, journal, starter);
+        let cx = Context::going_on(parts, admission, now);
         let mut fabric = Self {
             cx,
             links,

@@ -15,6 +15,7 @@ use vsock_core::{
 };
 use vsock_guest_memory::slice;
 use vsock_guest_memory::{GuestMemory, MemoryPolicy};
+use vsock_sandbox::{Profile, Sandbox};
 use vsock_virtio::link::Link;
 use vsock_virtio::link::driver::{DriverLink, DriverOptions};
 use vsock_virtio::spec::QUEUE_COUNT;
@@ -31,6 +32,7 @@ use crate::journal::Journal;
 use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
 use crate::options::NodeOptions;
 use crate::reactor::{Events, Sources};
+use vsock_virtio::starter::Starter;
 
 const ALPHA: Cid = Cid(3);
 const BETA: Cid = Cid(4);
@@ -163,9 +165,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
         let sources = Sources::new().unwrap();
-        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
-        let cx = Context::new(sources, sockets, Journal::new().unwrap());
+        let sockets = Sockets::new(sources.reaper(starter.clone()), NodeOptions::default());
+        let cx = Context::new(sources, sockets, Journal::new().unwrap(), starter);
         let mut fabric = Fabric::new(cx, Cid::HOST, LoopbackLink::new().unwrap(), 1);
         let links = [(ALPHA, "alpha"), (BETA, "beta")].map(|(cid, name)| {
             let (name, groups) = (name.to_owned(), vec!["both".to_owned()]);

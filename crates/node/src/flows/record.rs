@@ -23,6 +23,14 @@ fn mark() -> io::Result<BorrowedFd<'static>> {
     Ok(MARK.get_or_init(|| made).as_fd())
 }
 
+/// Opens the descriptor that accompanies, which the worker could not.
+///
+/// # Errors
+/// There is no `/dev/null`.
+pub(crate) fn prepare() -> io::Result<()> {
+    mark().map(drop)
+}
+
 /// Sends a message that ends a record.
 pub(crate) fn send_record(fd: impl AsFd, message: &[u8]) -> io::Result<usize> {
     let fds = [mark()?];

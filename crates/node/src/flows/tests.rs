@@ -18,8 +18,10 @@ use crate::reactor::{Claims, Sources};
 use crate::saved::Restoring;
 use vsock_guest_memory::sealed_memory;
 use vsock_guest_memory::slice::{Slices, copy_in};
+use vsock_sandbox::{Profile, Sandbox};
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::saved::{Fds, SavedFds};
+use vsock_virtio::starter::Starter;
 use vsock_virtio::sys::PeerCredentials;
 
 const NOW: Instant = Instant(1);
@@ -219,9 +221,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
         let sources = Sources::new().unwrap();
-        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
-        let cx = Context::new(sources, sockets, Journal::new().unwrap());
+        let sockets = Sockets::new(sources.reaper(starter.clone()), NodeOptions::default());
+        let cx = Context::new(sources, sockets, Journal::new().unwrap(), starter);
         let links = Links::new(Cid::HOST, LoopbackLink::new().unwrap(), 1);
         Self { cx, links, flows: Flows::new() }
     }

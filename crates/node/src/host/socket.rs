@@ -37,14 +37,14 @@ pub(crate) struct Sockets {
 impl Sockets {
     /// Sockets that are closed by this reaper, if need be.
     pub(crate) fn new(reaper: Reaper, options: NodeOptions) -> Self {
-        let NodeOptions { refuse_descriptors: refuse, descriptors } = options;
+        let NodeOptions { refuse_descriptors: refuse, descriptors, .. } = options;
         Self { places: Places::within(descriptors), reaper, refuse }
     }
 
     /// Of a test, without a node.
     #[cfg(test)]
     pub(crate) fn alone() -> Self {
-        Self::new(crate::reactor::Sources::new().unwrap().reaper(), NodeOptions::default())
+        Self::new(crate::reaper::tests::reaper(), NodeOptions::default())
     }
 
     /// A socket that a program may have used already. What it refuses was decided when it was made.
@@ -200,7 +200,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::reactor::Sources;
     use crate::reaper::tests::{lingering, reaper_for};
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use vsock_guest_memory::sealed_memory;
@@ -253,7 +252,7 @@ mod tests {
 
     #[test]
     fn descriptors_whose_close_hangs_are_closed_by_others() {
-        let reaper = Sources::new().unwrap().reaper();
+        let reaper = crate::reaper::tests::reaper();
         let (descriptors, peers): (Vec<_>, Vec<_>) = (0..4).map(|_| lingering()).unzip();
         let hanging = Hanging::until_over(peers);
         let (_file, memory) = sealed_memory("room", 0x1000, 0x1000).unwrap();
@@ -303,7 +302,7 @@ mod tests {
 
     #[test]
     fn socket_refuses_descriptors_unless_they_mark_records() {
-        let reaper = Sources::new().unwrap().reaper();
+        let reaper = crate::reaper::tests::reaper();
         let (one, _) = UnixStream::pair().unwrap();
         let can_refuse = refuse_descriptors(one.as_fd()).unwrap();
         for (kind, refuse_descriptors) in [

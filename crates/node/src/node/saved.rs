@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use vsock_core::saved::{Unfit, check};
 
-use super::{Guest, Held, Node, raise_descriptor_limit, random_seed, spawn_worker};
+use super::{Guest, Held, Node, raise_descriptor_limit, random_seed, spawn_worker, starters};
 use crate::fabric::Fabric;
+use crate::flows::record;
 use crate::guest_port::GuestPort;
+use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::{Mailbox, Reply};
@@ -24,6 +26,7 @@ use crate::reactor::Sources;
 use crate::saved::{RestoredGuest, SavedGuest, SavedNode};
 use crate::worker::Worker;
 use vsock_virtio::saved::{Fds, SavedFds};
+use vsock_virtio::starter::Starter;
 use vsock_virtio::vhost_user::Paused;
 
 /// Longer than anybody has a node look for packets.
@@ -52,9 +55,9 @@ struct PausedGuest {
 }
 
 impl PausedGuest {
-    fn resume(self) -> std::io::Result<(u32, Guest)> {
+    fn resume(self, starter: &Starter) -> std::io::Result<(u32, Guest)> {
         let Self { cid, link, paths, control } = self;
-        Ok((cid, Guest { link, control: control.resume()?, paths }))
+        Ok((cid, Guest { link, control: control.resume(starter)?, paths }))
     }
 }
 
@@ -92,7 +95,7 @@ impl Node {
             Err(mut error) => {
                 for guest in paused {
                     let link = guest.link;
-                    match guest.resume() {
+                    match guest.resume(&self.controls) {
                         Ok((cid, guest)) => {
                             held.guests.insert(cid, guest);
                         }
@@ -130,7 +133,8 @@ impl Node {
             guest.control.detach = paused.control.ordered_detach();
         }
         let (paths, wants_flows) = (held.paths.clone(), self.journal.wants_flows());
-        Ok((SavedNode { paths, guests, wants_flows, polling, fabric }, fds))
+        let sandbox = self.options.sandbox;
+        Ok((SavedNode { paths, guests, sandbox, wants_flows, polling, fabric }, fds))
     }
 
     /// A node that goes on where another was, with the descriptors that came beside the data.
@@ -139,7 +143,8 @@ impl Node {
     /// The saved state cannot be, and everything in it is gone; or the kernel refuses an eventfd or a thread.
     pub fn restore(saved: SavedNode, fds: Vec<OwnedFd>) -> Result<Self, RestoreError> {
         raise_descriptor_limit();
-        let SavedNode { paths, guests, wants_flows, polling, fabric } = saved;
+        record::prepare()?;
+        let SavedNode { paths, guests, sandbox, wants_flows, polling, fabric } = saved;
         let (sources, journal) = (Sources::new()?, Journal::new()?);
         let mailbox = Mailbox::new(sources.waker());
         journal.set_wants_flows(wants_flows);
@@ -160,8 +165,12 @@ impl Node {
         let local = fabric.links.local;
         let (reply, outcome) = Reply::new();
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let worker = spawn_worker(local.0, journal.clone(), move || {
-            let at = (sources, its_journal);
+        let options = NodeOptions { sandbox, ..NodeOptions::default() };
+        let (controls, helpers) = starters(sandbox)?;
+        let sockets = Sockets::new(sources.reaper(helpers.clone()), options);
+        let others = controls.state().clone().and(helpers.state());
+        let (worker, state) = spawn_worker(local.0, sandbox, journal.clone(), move || {
+            let at = (sources, sockets, its_journal, helpers);
             let fabric = Fabric::restore(fabric, &restored, fds, at, random_seed());
             let (fabric, outcome) = match fabric {
                 Ok(fabric) => (Some(fabric), Ok(())),
@@ -173,11 +182,11 @@ impl Node {
         // Without an answer it has panicked.
         outcome.recv().map_err(|_| RestoreError::Internal)??;
         let held = Held { worker: Some(worker), paths, ..Held::default() };
-        let options = NodeOptions::default();
         let (held, threads_left) = (Mutex::new(held), AtomicU64::new(0));
-        let node = Self { options, mailbox, journal, held, threads_left };
+        let state = state.and(&others);
+        let node = Self { options, mailbox, journal, held, controls, state, threads_left };
         for (_, guest) in paused {
-            let (cid, guest) = guest.resume()?;
+            let (cid, guest) = guest.resume(&node.controls)?;
             node.held().guests.insert(cid, guest);
         }
         Ok(node)

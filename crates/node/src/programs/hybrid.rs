@@ -241,7 +241,7 @@ impl Hybrids {
         let own = path.file_name().ok_or(Refusal::NoHybridSocket)?;
         let at = (directory.clone(), (handshake.name_at)(own, asked.key.ours.port));
         let task = (asked, *handshake, at, (cx.sockets.clone(), place));
-        let is_given = helper.give(cx.sources.waker(), task);
+        let is_given = helper.give(cx, task);
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }

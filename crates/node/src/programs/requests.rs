@@ -273,7 +273,7 @@ impl Requests {
         let Some(client) = self.clients.get(id) else { return false };
         address.port.is_privileged() && client.bound.is_none() && {
             let inquiry = Inquiry::new(client.fd.as_fd(), client.peer);
-            self.privileges.give(cx.sources.waker(), (id, inquiry))
+            self.privileges.give(cx, (id, inquiry))
         }
     }
 

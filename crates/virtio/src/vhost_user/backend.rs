@@ -27,6 +27,8 @@ use super::message::Inbox;
 use super::{Attachment, Detach, F_PROTOCOL_FEATURES};
 use crate::joinable::Joinable;
 use crate::spec::{F_DGRAM, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET, F_SEQPACKET, F_VERSION_1};
+use crate::starter::Starter;
+use crate::sys::check_signals;
 use vsock_guest_memory::MemoryPolicy;
 
 /// Enough for parsing and for the calls into the data plane, which only post and wait.
@@ -102,7 +104,7 @@ impl BackendOptions {
     }
 }
 
-/// Serves front ends on `listener` until the handle is stopped or dropped.
+/// Serves front ends on `listener` until the handle is stopped or dropped, in a thread that `starter` starts.
 ///
 /// # Errors
 /// The thread or its eventfd could not be made.
@@ -110,6 +112,7 @@ pub fn spawn(
     listener: UnixListener,
     options: BackendOptions,
     attachment: Box<dyn Attachment>,
+    starter: &Starter,
 ) -> std::io::Result<BackendHandle> {
     listener.set_nonblocking(true)?;
     let shared = Arc::new(Shared::new(options.cid)?);
@@ -121,14 +124,16 @@ pub fn spawn(
         probes: Probes::default(),
         is_listening: true,
     };
-    start(Box::new(guest))
+    start(Box::new(guest), starter)
 }
 
 /// Begins to serve front ends, or goes on with it.
-fn start(guest: Box<Guest>) -> std::io::Result<BackendHandle> {
+fn start(guest: Box<Guest>, starter: &Starter) -> std::io::Result<BackendHandle> {
     let control = BackendControl::new(Arc::clone(&guest.shared));
+    // Found out once for the process, by calls that the new thread does not have. It asks again, and then says so.
+    let _ = check_signals();
     let builder = std::thread::Builder::new().name(format!("vhost-{}", guest.shared.cid()));
-    let thread = Joinable::spawn(builder.stack_size(STACK), move || guest.run())?;
+    let thread = Joinable::spawn_by(starter, builder.stack_size(STACK), move || guest.run())?;
     Ok(BackendHandle { control, thread: Some(thread) })
 }
 

@@ -20,8 +20,10 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use vhost::vhost_user::message::FrontendReq;
 use vsock_core::saved::Unfit;
 use vsock_guest_memory::GuestMemory;
+use vsock_sandbox::{Profile, Sandbox};
 use vsock_virtio::queue::QueueConfig;
 use vsock_virtio::saved::{Fds, SavedFds};
+use vsock_virtio::starter::Starter;
 use vsock_virtio::sys::PeerCredentials;
 use vsock_virtio::vhost_user::{
     Attachment, BackendHandle, BackendOptions, Change, Detach, Paused, QueueStart, SavedBackend,
@@ -33,6 +35,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The CID of the device under test.
 pub(crate) const CID: u32 = 42;
+
+/// Starts control threads as a node does.
+pub(crate) fn starter() -> Starter {
+    Starter::new(Sandbox::default(), Profile::Control, "starter").unwrap()
+}
 
 /// One call of the attachment.
 #[derive(Debug, PartialEq)]
@@ -142,7 +149,7 @@ impl Device {
         let base = Arc::clone(&stopped_at);
         let (running, signals) = (Arc::default(), Arc::default());
         let recorder = Recorder { calls: sender, base, running, signals };
-        let handle = spawn(listener, options, Box::new(recorder.clone())).unwrap();
+        let handle = spawn(listener, options, Box::new(recorder.clone()), &starter()).unwrap();
         Self { path, handle: Some(handle), stopped_at, calls, recorder }
     }
 
@@ -171,7 +178,7 @@ impl Device {
         let paused = self.pause();
         let restored = self.restore(&paused, |_| {}).unwrap();
         drop(paused);
-        self.handle = Some(restored.resume().unwrap());
+        self.handle = Some(restored.resume(&starter()).unwrap());
     }
 
     pub(crate) fn handle(&self) -> &BackendHandle {

@@ -15,6 +15,7 @@ use super::super::message::Inbox;
 use super::super::{Attachment, Detach};
 use super::{Attached, BackendHandle, BackendOptions, Guest, start};
 use crate::saved::{Fds, SavedFd, SavedFds};
+use crate::starter::Starter;
 use crate::sys::PeerCredentials;
 use vsock_guest_memory::GuestMemory;
 
@@ -154,13 +155,13 @@ impl Paused {
         self.guest.handler.runs(queue)
     }
 
-    /// Serves the front end again.
+    /// Serves the front end again, in a thread that `starter` starts.
     ///
     /// # Errors
     /// The thread could not be made.
-    pub fn resume(self) -> std::io::Result<BackendHandle> {
+    pub fn resume(self, starter: &Starter) -> std::io::Result<BackendHandle> {
         let Self { guest, channel } = self;
         guest.shared.set_channel(channel);
-        start(guest)
+        start(guest, starter)
     }
 }
