@@ -338,16 +338,20 @@ fn program_that_says_nothing_or_half_a_request_is_let_go_in_time() {
     programs[2].read_exact(&mut request).unwrap();
     fabric.cx.now = fabric.cx.now + Duration::from_secs(14);
     hear(&mut fabric);
-    programs.iter().for_each(|program| program.set_nonblocking(true).unwrap());
-    let mut ends = || {
-        programs.each_mut().map(|program| match program.read(&mut [0]) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
-            Ok(0) | Err(_) => true,
-            Ok(_) => panic!("it is told something"),
-        })
+    let is_open = |program: &mut UnixStream| {
+        program.set_nonblocking(true).unwrap();
+        let read = program.read(&mut [0]);
+        read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     };
-    assert_eq!(ends(), [false; 3]);
+    assert!(programs.iter_mut().all(is_open));
     fabric.cx.now = fabric.cx.now + Duration::from_secs(1);
     hear(&mut fabric);
-    assert_eq!(ends(), [true, true, false]);
+    let [silent, half, speaks] = &mut programs;
+    for program in [silent, half] {
+        program.set_nonblocking(false).unwrap();
+        program.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let read = program.read(&mut [0]);
+        assert!(!read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is let go");
+    }
+    assert!(is_open(speaks));
 }

@@ -192,7 +192,7 @@ pub(crate) fn peek(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::Write;
     use std::net::TcpStream;
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc::{Sender, channel};
@@ -296,8 +296,6 @@ mod tests {
         ours.finish();
         drop(ours);
         hanging.over();
-        // Closed with something unread.
-        assert!(program.read(&mut [0]).is_err());
     }
 
     #[test]
