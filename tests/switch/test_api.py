@@ -1,5 +1,7 @@
 """The control API: server and client against each other, and the errors between them."""
 
+import contextlib
+import errno
 import http.client
 import json
 import os
@@ -20,6 +22,7 @@ from vsock.guest import Guest
 from vsock.runtime import RuntimeFiles
 from vsock.switch import Switch
 from vsock.switch.api import MOST_BODY
+from vsock.switch.server import MOST_CONNECTIONS
 
 
 @pytest.fixture
@@ -365,3 +368,76 @@ def test_description_has_the_form_of_refusals(switch: Switch) -> None:
                 schema = operation["responses"][status]["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Refusal"}
     assert list(description["components"]["schemas"]["Refusal"]["properties"]) == ["error"]
+
+
+def _silent(switch: Switch, sent: bytes = b"") -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(20)
+    while client.connect_ex(str(RuntimeFiles(switch.runtime_dir).control)) == errno.EAGAIN:
+        time.sleep(0.01)  # as many wait at the socket as may
+    client.sendall(sent)
+    return client
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /v1/sw", b"POST /v1/guests HTTP/1.1\r\nHost: v\r\nContent-Length: 9\r\n\r\n{"],
+    ids=["nothing", "half a request", "half a body"],
+)
+def test_client_that_sends_no_request_makes_room_for_others(
+    switch: Switch, client: ControlClient, sent: bytes
+) -> None:
+    """However many connect and send no whole request, others are answered, and the oldest leave."""
+    silent = [_silent(switch, sent) for _ in range(2 * MOST_CONNECTIONS)]
+    assert client.switch().pid == os.getpid()
+    with contextlib.suppress(ConnectionResetError):
+        assert silent[0].recv(1) == b""
+    for it in silent:
+        it.close()
+
+
+def test_client_that_sends_no_request_in_time_is_hung_up_on(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a request is waited for, but not without end."""
+    monkeypatch.setattr("vsock.switch.server.PATIENCE", 0.1)
+    with _silent(switch, b"GET /v1/sw") as half, contextlib.suppress(ConnectionResetError):
+        assert half.recv(1) == b""
+
+
+def test_client_waits_while_many_wait_at_the_socket(runtime_dir: Path) -> None:
+    """A full backlog is no error until the client's time is over."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(RuntimeFiles(runtime_dir).control))
+        listener.listen(0)
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(RuntimeFiles(runtime_dir).control))
+        with pytest.raises(SwitchGone, match="did not answer within"):
+            ControlClient(runtime_dir, timeout=0.05).switch()
+
+        def serve() -> None:
+            listener.accept()[0].close()
+            served, _ = listener.accept()
+            with served:
+                served.recv(4096)
+                served.sendall(b"HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n")
+
+        asks = threading.Thread(target=serve)
+        asks.start()
+        with pytest.raises(TransportError, match="HTTP status 500"):
+            ControlClient(runtime_dir, timeout=20).switch()
+        asks.join()
+
+
+def test_descriptors_sent_to_the_control_api_are_refused_where_the_kernel_can(
+    switch: Switch,
+) -> None:
+    """A descriptor whose close hangs would stop the control plane."""
+    with _silent(switch) as client, Path(os.devnull).open() as file:
+        try:
+            can_refuse = client.getsockopt(socket.SOL_SOCKET, 83) == 1  # SO_PASSRIGHTS
+        except OSError:
+            can_refuse = False
+        refused = pytest.raises(PermissionError) if can_refuse else contextlib.nullcontext()
+        with refused:
+            socket.send_fds(client, [b"GET"], [file.fileno()])

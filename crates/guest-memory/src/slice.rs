@@ -32,8 +32,9 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -427,12 +428,12 @@ pub struct Received {
     pub len: usize,
     /// The message was longer than the pieces and its rest is lost.
     pub truncated: bool,
-    /// Descriptors came with it, which are dropped. A Unix stream ends a read behind them, whatever else is there.
+    /// Descriptors came with it. A Unix stream ends a read behind them, whatever else is there.
     pub had_descriptors: bool,
 }
 
 /// Receives one message into all the pieces (recvmsg(2)), without waiting. `flags` are added. More pieces than one
-/// call takes are filled by way of memory of our own.
+/// call takes are filled by way of memory of our own. Descriptors that come with it are closed by the kernel, on this thread.
 ///
 /// # Errors
 /// What recvmsg says; EFAULT as [`TransferError::MemoryDead`].
@@ -441,21 +442,80 @@ pub fn recvmsg(
     pieces: &[Slice],
     flags: i32,
 ) -> Result<Received, TransferError> {
+    receive(fd, pieces, flags, None)
+}
+
+/// The same, but descriptors that come with the message are added to `descriptors`, as many as the process may have.
+///
+/// # Errors
+/// As [`recvmsg`].
+pub fn recvmsg_with_descriptors(
+    fd: BorrowedFd<'_>,
+    pieces: &[Slice],
+    flags: i32,
+    descriptors: &mut Vec<OwnedFd>,
+) -> Result<Received, TransferError> {
+    receive(fd, pieces, flags | libc::MSG_CMSG_CLOEXEC, Some(descriptors))
+}
+
+fn receive(
+    fd: BorrowedFd<'_>,
+    pieces: &[Slice],
+    flags: i32,
+    descriptors: Option<&mut Vec<OwnedFd>>,
+) -> Result<Received, TransferError> {
     if let Some(mut bytes) = bounce(pieces) {
         let pointer = bytes.as_mut_ptr();
         // SAFETY: the slice names the vector, which outlives the call; nothing else refers to it meanwhile.
         let whole = unsafe { Slice::new(pointer, bytes.len()) };
-        let received = recvmsg(fd, &[whole], flags)?;
+        let received = receive(fd, &[whole], flags, descriptors)?;
         copy_in(pieces, &bytes[..received.len.min(bytes.len())]);
         return Ok(received);
     }
     let mut message = message(pieces);
+    let mut control = Control([MaybeUninit::uninit(); CONTROL_LEN]);
+    if descriptors.is_some() {
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = CONTROL_LEN;
+    }
     let flags = flags | libc::MSG_DONTWAIT;
-    // SAFETY: the header lives through the call and its vector names mapped guest memory.
+    // SAFETY: the header lives through the call, its vector names mapped guest memory, and its control data is ours.
     let len = retry(|| unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) })?;
-    Ok(Received {
-        len,
-        truncated: message.msg_flags & libc::MSG_TRUNC != 0,
-        had_descriptors: message.msg_flags & libc::MSG_CTRUNC != 0,
-    })
+    let mut had_descriptors = message.msg_flags & libc::MSG_CTRUNC != 0;
+    if let Some(descriptors) = descriptors {
+        had_descriptors |= take_descriptors(&message, descriptors);
+    }
+    Ok(Received { len, truncated: message.msg_flags & libc::MSG_TRUNC != 0, had_descriptors })
+}
+
+/// The most descriptors that one message carries (`SCM_MAX_FD` of Linux).
+const MAX_DESCRIPTORS: u32 = 253;
+
+/// Control data of a message that carries as many, each an int of 4 bytes.
+// SAFETY: it computes a number.
+const CONTROL_LEN: usize = unsafe { libc::CMSG_SPACE(MAX_DESCRIPTORS * 4) } as usize;
+
+/// Room for control data, aligned as its headers are.
+#[repr(align(8))]
+struct Control([MaybeUninit<u8>; CONTROL_LEN]);
+
+/// Takes the descriptors out of a message that was received; whether there were any.
+fn take_descriptors(message: &libc::msghdr, to: &mut Vec<OwnedFd>) -> bool {
+    let before = to.len();
+    // SAFETY: the kernel has written headers and their data up to `msg_controllen`, within the control data that the caller
+    // owns; the macros stay within that. Each number is a new descriptor that nobody else knows.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while let Some(head) = header.as_ref() {
+            if (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let len = head.cmsg_len - libc::CMSG_LEN(0) as usize;
+                let numbers = libc::CMSG_DATA(head).cast::<libc::c_int>();
+                let fds = (0..len / size_of::<libc::c_int>())
+                    .map(|at| OwnedFd::from_raw_fd(numbers.add(at).read_unaligned()));
+                to.extend(fds);
+            }
+            header = libc::CMSG_NXTHDR(message, head);
+        }
+    }
+    to.len() > before
 }

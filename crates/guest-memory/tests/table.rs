@@ -297,3 +297,26 @@ fn message_longer_than_the_pieces_is_marked_truncated() {
     let received = slice::recvmsg(one.as_fd(), &many_pieces(&memory)[..2], 0).unwrap();
     assert_eq!((received.len, received.truncated), (6, true));
 }
+
+#[test]
+fn descriptors_that_come_with_a_message_are_taken_whichever_way_its_bytes_go() {
+    let memory = memory();
+    let (one, other) = UnixDatagram::pair().unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let fds = [file.as_fd(); 253];
+    for pieces in [&many_pieces(&memory)[..2], &many_pieces(&memory)] {
+        let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
+        let flags = rustix::net::SendFlags::empty();
+        rustix::net::sendmsg(&other, &[std::io::IoSlice::new(b"x")], &mut control, flags).unwrap();
+        other.send(b"y").unwrap();
+        let mut got = Vec::new();
+        let mut receive = || slice::recvmsg_with_descriptors(one.as_fd(), pieces, 0, &mut got);
+        assert!(receive().unwrap().had_descriptors);
+        assert!(!receive().unwrap().had_descriptors);
+        assert_eq!(got.len(), 253);
+        let flags = |fd| rustix::io::fcntl_getfd(fd).unwrap();
+        assert!(got.iter().all(|fd| flags(fd).contains(rustix::io::FdFlags::CLOEXEC)));
+    }
+}

@@ -157,7 +157,7 @@ pub(crate) fn errno(refusal: Refusal) -> Errno {
         Refusal::PortInUse | Refusal::AddressesInUse => Errno::ADDRINUSE,
         Refusal::NotLocal | Refusal::PortsExhausted => Errno::ADDRNOTAVAIL,
         Refusal::NotBound => Errno::INVAL,
-        Refusal::OverLimits => Errno::NOBUFS,
+        Refusal::OverLimits | Refusal::UserOverLimits => Errno::NOBUFS,
         Refusal::OutOfDescriptors => Errno::MFILE,
         // As an answer of the other side would be.
         Refusal::Leaving

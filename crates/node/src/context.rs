@@ -3,6 +3,7 @@
 use vsock_core::{Admission, Cid, Instant};
 
 use crate::events::{Event, Failure};
+use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::reactor::Sources;
 use vsock_virtio::starter::Starter;
@@ -13,6 +14,8 @@ pub(crate) struct Context {
     pub(crate) now: Instant,
     /// What the node listens to.
     pub(crate) sources: Sources,
+    /// How sockets of programs become ours.
+    pub(crate) sockets: Sockets,
     pub(crate) journal: Journal,
     /// Starts helper threads.
     pub(crate) starter: Starter,
@@ -25,18 +28,19 @@ pub(crate) struct Context {
 
 impl Context {
     /// Of a node that starts now.
-    pub(crate) fn new(sources: Sources, journal: Journal, starter: Starter) -> Self {
-        Self::going_on((sources, journal, starter), Admission::default(), Instant::default())
+    pub(crate) fn new(at: (Sources, Journal, Starter), sockets: Sockets) -> Self {
+        Self::going_on(at, sockets, Admission::default(), Instant::default())
     }
 
     /// Of a node that goes on where another was at this time.
     pub(crate) fn going_on(
         (sources, journal, starter): (Sources, Journal, Starter),
+        sockets: Sockets,
         admission: Admission,
         now: Instant,
     ) -> Self {
         let started = std::time::Instant::now();
-        Self { now, sources, journal, starter, admission, started, started_at: now }
+        Self { now, sources, sockets, journal, starter, admission, started, started_at: now }
     }
 
     /// The time at this very moment.

@@ -228,6 +228,11 @@ pub enum Failure {
     /// A program could not be let in.
     #[error("accepting a program: {0}")]
     Accepting(io::Error),
+    /// A user has as many connections as one may have.
+    #[error(
+        "user {0} has as many connections as one user may have; a program of it was not let in"
+    )]
+    OverShare(u32),
     /// A program's socket could not be listened to.
     #[error("epoll: {0}")]
     Watching(io::Error),

@@ -49,8 +49,8 @@ enum Due {
     Linger(FlowId),
     /// Flows between guests.
     Relay,
-    /// Programs that could not be let in.
-    Acceptors,
+    /// Programs that could not be let in, and those that say nothing.
+    Programs,
 }
 
 /// The time of last turns, as this thread's processor counts it: one that is busy elsewhere must not cost what is left.
@@ -181,6 +181,9 @@ impl Fabric {
         }
         while let Some(connected) = self.programs.next_connected() {
             self.hybrid_connected(connected);
+        }
+        if self.cx.sockets.take_has_room() {
+            self.flows.on_room(&self.cx);
         }
     }
 
@@ -356,12 +359,12 @@ impl Fabric {
                 }
                 Due::Linger(id) => timers.set(due, flows.look_at_linger(cx, links, id)),
                 Due::Relay => forwarder.expire(cx.now, links),
-                Due::Acceptors => programs.resume(),
+                Due::Programs => programs.resume(cx, links, flows),
             }
             self.follow_up();
         }
         self.timers.set(Due::Relay, self.forwarder.relay().deadline());
-        self.timers.set(Due::Acceptors, self.programs.resume_at());
+        self.timers.set(Due::Programs, self.programs.resume_at());
     }
 
     /// Connections over a link have ended: their flows, and those to other guests, follow.

@@ -442,6 +442,18 @@ impl Flows {
         next
     }
 
+    /// Descriptors can be received again: what was left unread for that is there to be read.
+    pub(crate) fn on_room(&mut self, cx: &Context) {
+        let ids: Vec<FlowId> = self.table.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(flow) = self.table.get_mut(id)
+                && flow.take_awaits_room()
+            {
+                cx.sources.renew(flow.fd(), id);
+            }
+        }
+    }
+
     /// Programs can send no more; what they have sent goes out, and the end after it.
     pub(crate) fn end_sending(&mut self, cx: &mut Context, links: &mut Links) {
         let ids: Vec<FlowId> = self.table.iter().map(|(id, _)| id).collect();

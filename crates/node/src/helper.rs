@@ -73,6 +73,7 @@ mod tests {
     use vsock_virtio::starter::Starter;
 
     use super::*;
+    use crate::host::socket::Sockets;
     use crate::journal::Journal;
     use crate::reactor::{Events, Sources};
 
@@ -84,7 +85,10 @@ mod tests {
     #[test]
     fn helper_that_hangs_takes_so_many_more_and_keeps_nobody_waiting() {
         let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
-        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap(), starter);
+        let cx = Context::new(
+            (Sources::new().unwrap(), Journal::new().unwrap(), starter),
+            Sockets::alone(),
+        );
         let (sender, answers) = channel();
         let mut helper = Helper::new("test", hangs, sender);
         let (gate, held) = UnixStream::pair().unwrap();

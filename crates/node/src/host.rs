@@ -3,5 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod directory;
 pub(crate) mod handshake;
+pub(crate) mod places;
 pub(crate) mod program;
+pub(crate) mod socket;
 pub(crate) mod wire;

@@ -11,7 +11,7 @@
 //! | `programs`, `host` | the host side: programs, what they ask, and how they say it |
 //! | `admission` | what is known of those who want to begin something |
 //! | `orders`, `mailbox` | what other threads tell the worker to do, and how |
-//! | `helper` | threads that do for the worker what may block |
+//! | `helper`, `reaper` | threads that do for the worker what may block; that close what may |
 //! | `reactor`, `timers`, `awaited`, [`polling`] | what happened, deadlines, threads that wait, busy-polling |
 //! | [`saved`] | all of it as plain data, for a successor |
 //! | [`events`], [`journal`], `flow_log`, `report`, [`snapshot`] | what is told upwards |
@@ -43,6 +43,7 @@ mod orders;
 pub mod polling;
 mod programs;
 mod reactor;
+mod reaper;
 mod report;
 pub mod saved;
 pub mod snapshot;

@@ -9,7 +9,8 @@ mod sockets;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,19 +20,22 @@ use std::time::{Duration, Instant};
 use vsock_core::{Cid, SocketType};
 
 pub use self::saved::RestoreError;
-use self::sockets::{hybrid_socket, listen, unlink};
+use self::sockets::{listen, unlink};
 pub use crate::admission::Verdict;
+use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flows::record;
 use crate::guest_port::GuestPort;
-use crate::host::directory::Access;
+use crate::host::directory::{Access, Directory};
+use crate::host::handshake::HYBRID;
+use crate::host::socket::{Sockets, prepare};
 use crate::journal::{Journal, Record};
 use crate::links::{LinkId, NewUplink};
 use crate::mailbox::{Mailbox, Stopped};
 pub use crate::options::AddError;
-pub use crate::options::GuestOptions;
-use crate::orders::Order;
+pub use crate::options::{GuestOptions, NodeOptions};
 pub use crate::orders::SaveError;
+use crate::orders::{HybridSocket, Order};
 use crate::reactor::Sources;
 use crate::snapshot::Snapshot;
 use crate::worker::Worker;
@@ -121,10 +125,10 @@ struct Held {
 
 /// A running node.
 pub struct Node {
+    options: NodeOptions,
     mailbox: Mailbox<Order>,
     journal: Journal,
     held: Mutex<Held>,
-    sandbox: Sandbox,
     /// Starts the control threads of guests.
     controls: Starter,
     /// What the threads have given up.
@@ -140,32 +144,32 @@ impl Node {
     /// # Errors
     /// The kernel refuses a socket, an eventfd or a thread.
     pub fn start(cid: u32, directory: &Path) -> Result<Self, NodeError> {
-        Self::start_in(Sandbox::default(), cid, directory)
+        Self::start_with(cid, directory, NodeOptions::default())
     }
 
-    /// Starts a node whose threads give up what they do not need, or do not.
+    /// The same, with options.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_in(sandbox: Sandbox, cid: u32, directory: &Path) -> Result<Self, NodeError> {
+    pub fn start_with(cid: u32, directory: &Path, options: NodeOptions) -> Result<Self, NodeError> {
         raise_descriptor_limit();
         record::prepare()?;
         let sources = Sources::new()?;
         let mailbox = Mailbox::new(sources.waker());
         let journal = Journal::new()?;
         let loopback = LoopbackLink::new()?;
-        let (controls, helpers) = starters(sandbox)?;
+        let (controls, helpers) = starters(options.sandbox)?;
         let others = controls.state().clone().and(helpers.state());
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let (thread, state) = spawn_worker(cid, sandbox, journal.clone(), move || {
-            let seed = random_seed();
-            let local = Cid(cid);
-            Some(Worker::new(local, its_journal, sources, its_mailbox, loopback, helpers, seed))
+        let (thread, state) = spawn_worker(cid, options.sandbox, journal.clone(), move || {
+            let sockets = Sockets::new(sources.reaper(), options);
+            let cx = Context::new((sources, its_journal, helpers), sockets);
+            Some(Worker::new(cx, Cid(cid), its_mailbox, loopback, random_seed()))
         })?;
         let held = Mutex::new(Held { worker: Some(thread), ..Held::default() });
         // From here on, dropping the node on an error ends the thread and removes the sockets.
         let (state, threads_left) = (state.and(&others), AtomicU64::new(0));
-        let node = Self { mailbox, journal, held, sandbox, controls, state, threads_left };
+        let node = Self { options, mailbox, journal, held, controls, state, threads_left };
         let sockets = [
             ("stream", SocketType::Stream),
             ("seqpacket", SocketType::SeqPacket),
@@ -173,11 +177,26 @@ impl Node {
         ];
         for (name, kind) in sockets {
             let path = directory.join(name);
-            let socket = listen(&path, kind, Access::default()).map_err(at(&path))?;
+            let socket = node.listen(&path, kind, Access::default()).map_err(at(&path))?;
             node.held().paths.push(path);
             node.mailbox.call(|reply| Order::AddAcceptor { socket, kind, reply })??;
         }
         Ok(node)
+    }
+
+    /// A listening socket for programs.
+    fn listen(&self, path: &Path, kind: SocketType, access: Access) -> io::Result<UnixListener> {
+        let refuse = self.options.refuse_descriptors;
+        listen(path, kind, access, |fd: &OwnedFd| prepare(fd, kind, refuse))
+    }
+
+    /// A listening hybrid socket, if the guest is to have one.
+    fn hybrid_socket(&self, options: &GuestOptions) -> Result<Option<HybridSocket>, NodeError> {
+        let Some(path) = options.hybrid.clone() else { return Ok(None) };
+        let directory = Directory::of(&path).map_err(at(&path))?;
+        let listener = self.listen(&path, SocketType::Stream, options.access());
+        let listener = listener.map_err(at(&path))?;
+        Ok(Some(HybridSocket { path, directory, listener, handshake: &HYBRID }))
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -192,10 +211,11 @@ impl Node {
         let cid = options.cid;
         let mut held = self.held();
         let socket = &options.socket;
+        let access = options.access();
         let front_door =
-            listen(socket, SocketType::Stream, options.access()).map_err(at(socket))?;
+            listen(socket, SocketType::Stream, access, |_| Ok(())).map_err(at(socket))?;
         let mut paths = vec![socket.clone()];
-        let hybrid = hybrid_socket(&options).inspect_err(|_| unlink(&paths))?;
+        let hybrid = self.hybrid_socket(&options).inspect_err(|_| unlink(&paths))?;
         paths.extend(options.hybrid.clone());
         let device = device_options(&options);
         let (options, seed) = (Box::new(options), random_seed());
@@ -317,7 +337,7 @@ impl Node {
         if guest.paths.get(1) == options.hybrid.as_ref() {
             return Ok(());
         }
-        let hybrid = hybrid_socket(options)?;
+        let hybrid = self.hybrid_socket(options)?;
         let added: Vec<_> = hybrid.iter().map(|it| it.path.clone()).collect();
         let link = guest.link;
         let set = self.mailbox.call(|reply| Order::SetHybrid { link, hybrid, reply });

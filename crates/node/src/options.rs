@@ -1,8 +1,28 @@
-//! The options of a guest: its link stores them whole, and snapshots return them.
+//! The options of a node; and those of a guest: its link stores them whole, and snapshots return them.
 
 use vsock_core::Cid;
+use vsock_sandbox::Sandbox;
 
 use crate::host::directory::Access;
+
+/// What a node does otherwise than usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeOptions {
+    /// Refuse descriptors that programs send along with their bytes. Where the kernel cannot (before Linux 6.16), and if not,
+    /// they are received, and closed on threads of their own.
+    pub refuse_descriptors: bool,
+    /// Share out so many descriptors among programs and guests, or as many as the process may have (RLIMIT_NOFILE), if that is less.
+    pub descriptors: usize,
+    /// Whether its threads give up what they do not need.
+    pub sandbox: Sandbox,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        let sandbox = Sandbox::default();
+        Self { refuse_descriptors: true, descriptors: usize::MAX, sandbox }
+    }
+}
 
 /// Why there is no such guest.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@
 //! | `programs.rs` | which program an event is about; what a guest asks goes to a program |
 //! | `pending.rs` | programs that wait for their turn |
 //! | `requests.rs`, `connect.rs` | what a program asks is carried out |
-//! | `acceptors.rs` | the sockets on which programs connect |
+//! | `acceptors.rs`, `silent.rs` | the sockets on which programs connect; programs that have not spoken yet |
 //! | `listeners.rs`, `accept_queue.rs`, `privilege.rs` | ports, and programs that take connections |
 //! | `hybrid.rs` | hybrid sockets; what is spoken on them is in `host/handshake.rs` |
 //! | `datagrams.rs` | programs that send and receive datagrams |
@@ -23,9 +23,10 @@ mod privilege;
 mod register;
 mod requests;
 mod saved;
+mod silent;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 
 use rustix::io::Errno;
@@ -48,13 +49,16 @@ pub use self::register::SavedEnds;
 use self::requests::{Again, Requests};
 pub use self::requests::{SavedClient, SavedRequest, SavedRequests};
 pub use self::saved::SavedPrograms;
+use self::silent::Silent;
 use crate::context::Context;
 use crate::events::{Event, Failure, NotOpened};
 use crate::flow_log::FlowLog;
 use crate::flows::{Flow, Flows, Greeting, Holdings, NotConnected, Outcome, Parties};
 use crate::host::client::Client;
 use crate::host::handshake::{Handshake, NoConnection};
+use crate::host::places::Holder;
 use crate::host::program::Socket;
+use crate::host::socket::ProgramSocket;
 use crate::host::wire::{self, NO_ADDRESS};
 use crate::links::{Interface, LinkId, Links, Role, Sends, Update};
 use crate::orders::HybridSocket;
@@ -79,6 +83,7 @@ struct Services {
     listeners: Listeners,
     datagrams: Datagrams,
     register: Register,
+    silent: Silent,
 }
 
 /// All that a request may have to do with.
@@ -107,6 +112,7 @@ impl Programs {
             // Their ports are a space of their own.
             datagrams: Datagrams::new(local, seed.rotate_left(32)),
             register: Register::default(),
+            silent: Silent::default(),
         };
         Self {
             pending: Pending::default(),
@@ -145,7 +151,9 @@ impl Programs {
 
     /// A guest is gone.
     pub(crate) fn forget_link(&mut self, cx: &mut Context, link: LinkId) {
-        self.hybrids.forget(cx, &mut self.acceptors, link);
+        for id in self.hybrids.forget(cx, &mut self.acceptors, link) {
+            self.services.silent.remove(id);
+        }
     }
 
     /// Carries out what happened at a program's descriptor, or where programs connect.
@@ -157,7 +165,7 @@ impl Programs {
         (owner, ready): (Owner, Readiness),
     ) {
         if owner == Owner::Acceptor {
-            return self.accept(cx, ready.source);
+            return self.accept(cx, links, flows, ready.source);
         }
         let Self { requests, hybrids, services, .. } = self;
         let (id, ended) = (ready.source, ready.read_closed);
@@ -173,15 +181,19 @@ impl Programs {
 
     /// When [`resume`](Self::resume) is due.
     pub(crate) fn resume_at(&self) -> Option<Instant> {
-        self.acceptors.resume_at()
+        self.acceptors.resume_at().into_iter().chain(self.services.silent.next()).min()
     }
 
     /// Lets in programs that wait at a socket of ours. Each may have said something already.
-    fn accept(&mut self, cx: &mut Context, id: SourceId) {
+    fn accept(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows, id: SourceId) {
         let (arrivals, has_more) = self.acceptors.accept(cx, id);
         for arrival in arrivals {
+            let user = arrival.peer.uid;
             if let Some(source) = self.let_in(cx, arrival) {
                 self.pending.push(Readiness::readable(source));
+                if let Some(oldest) = self.services.silent.add(source, user, cx.now) {
+                    self.drop_program(cx, links, flows, oldest);
+                }
             }
         }
         if has_more {
@@ -189,9 +201,12 @@ impl Programs {
         }
     }
 
-    /// Programs that could not be let in before are to be let in now.
-    pub(crate) fn resume(&mut self) {
-        for id in self.acceptors.resume() {
+    /// Programs that could not be let in before are to be let in now, and those that say nothing are let go.
+    pub(crate) fn resume(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows) {
+        for id in self.services.silent.take_due(cx.now) {
+            self.drop_program(cx, links, flows, id);
+        }
+        for id in self.acceptors.resume(cx.now) {
             self.pending.push(Readiness::readable(id));
         }
     }
@@ -270,6 +285,7 @@ impl Programs {
         id: SourceId,
     ) {
         let services = &mut self.services;
+        services.silent.remove(id);
         services.listeners.drop(cx, id);
         self.hybrids.drop_client(cx, id);
         self.requests.drop_client(&mut Parts { cx, links, flows, services }, id);
@@ -293,6 +309,7 @@ impl Programs {
         };
         let attempt = links.attempt_over((link, interface.role()), Act::Connect, key, kind);
         let decision = cx.admission.decide(&Attempt { answerer, ..attempt });
+        let holder = interface.role().guest().map_or(Holder::Others, |_| Holder::Guest(link));
         let given = decision.limits().and_then(|limits| {
             if interface.endpoint().info(connection).is_none() {
                 return Err(Refusal::GivenUp);
@@ -300,14 +317,15 @@ impl Programs {
             if interface.buffers().are_used_up() {
                 return Err(Refusal::OverLimits);
             }
+            let place = cx.sockets.places.take(holder).ok_or(Refusal::OverLimits)?;
             match &listener {
                 Some(listener) => {
                     let asked = (connection, key, limits);
-                    let given =
-                        self.services.listeners.offer(cx, flows, interface, asked, listener)?;
+                    let at = (listener, place);
+                    let given = self.services.listeners.offer(cx, flows, interface, asked, at)?;
                     Ok(Some((given, None)))
                 }
-                None => self.hybrids.connect_to(cx, asked).map(|()| None),
+                None => self.hybrids.connect_to(cx, asked, place).map(|()| None),
             }
         });
         if let Some(given) = given.transpose() {
@@ -367,7 +385,7 @@ impl Programs {
         flows: &mut Flows,
         interface: &mut Interface,
         asked: &Asked,
-        fd: OwnedFd,
+        fd: ProgramSocket,
     ) -> Result<Given, Refusal> {
         let peer = PeerCredentials::of(fd.as_fd()).unwrap_or(NOBODY);
         let source = cx.sources.add(&fd, Owner::Flow);

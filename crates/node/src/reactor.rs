@@ -3,7 +3,8 @@
 //! Everything is registered edge-triggered and once for its whole life: a descriptor costs one `epoll_ctl`, however
 //! much traffic it carries, and an eventfd of a queue never has to be read. The price is a rule that the worker keeps:
 //! whoever is told "readable" or "writable" remembers it until the kernel answers `EAGAIN`.
-//! Closing a descriptor takes it out of the set, as none of ours has a second owner.
+//! Closing a descriptor takes it out of the set, as none of ours has a second owner; a reaper takes it out before it is
+//! closed.
 //!
 //! A descriptor keeps its [`SourceId`] for life while its [`Owner`] may change: a program's connection starts as that of a
 //! client, and becomes a listener's or a flow's when its request is granted. Each owner knows by this id what the
@@ -19,6 +20,8 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use vsock_core::{Key, Slots};
+
+use crate::reaper::Reaper;
 
 pub(crate) use self::saved::Claims;
 pub use self::saved::SavedSources;
@@ -97,7 +100,7 @@ impl Waker {
 /// The descriptors that one worker listens to.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     waker: Waker,
     owners: Slots<Owner>,
 }
@@ -115,11 +118,16 @@ impl Events {
 impl Sources {
     /// An empty set with its waker.
     pub(crate) fn new() -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let waker = Waker(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
         let data = epoll::EventData::new_u64(WAKER);
         epoll::add(&epoll, &*waker.0, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
         Ok(Self { epoll, waker, owners: Slots::new() })
+    }
+
+    /// Who closes sockets that are listened to here.
+    pub(crate) fn reaper(&self) -> Reaper {
+        Reaper::new(Arc::clone(&self.epoll), self.waker())
     }
 
     /// A handle with which other threads wake this worker.

@@ -4,7 +4,6 @@
 //! for all parts. [`Node::save`](crate::node::Node::save) and [`Node::restore`](crate::node::Node::restore) are the way in.
 //! What is not saved, and what becomes of it, is told in docs/decisions/0015-saved-state.md.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +17,7 @@ pub use crate::flows::{
     SavedMessage, SavedMessageOut, SavedState, SavedStream,
 };
 pub use crate::host::program::{Bound, Socket};
+use crate::host::socket::{ProgramSocket, Sockets};
 pub use crate::links::{
     FormerCid, LinkId, SavedEntry, SavedIncoming, SavedInterface, SavedLink, SavedLinks,
     SavedPacket,
@@ -70,19 +70,20 @@ pub(crate) struct Restoring {
     pub(crate) fds: Fds,
     pub(crate) sources: Claims,
     pub(crate) now: Instant,
+    pub(crate) sockets: Sockets,
 }
 
 impl Restoring {
-    /// Takes a descriptor and listens to it under the key that it had.
-    pub(crate) fn claim(
+    /// Takes the socket of a program, or one on which programs connect, and listens to it under the key that it had.
+    pub(crate) fn claim_socket(
         &mut self,
         fd: SavedFd,
         id: SourceId,
         owner: Owner,
-    ) -> Result<OwnedFd, Unfit> {
-        let fd = self.fds.take(fd)?;
-        self.sources.claim(&fd, id, owner)?;
-        Ok(fd)
+    ) -> Result<ProgramSocket, Unfit> {
+        let socket = self.sockets.adopt(self.fds.take(fd)?);
+        self.sources.claim(&socket, id, owner)?;
+        Ok(socket)
     }
 }
 

@@ -23,16 +23,14 @@ use crate::awaited::Awaited;
 use crate::context::Context;
 use crate::events::Failure;
 use crate::fabric::Fabric;
-use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::Mailbox;
 use crate::orders::{Order, SaveError, SavedWorker};
 use crate::polling::Polling;
-use crate::reactor::{Events, Readiness, Sources};
+use crate::reactor::{Events, Readiness};
 use crate::report::snapshot;
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::saved::SavedFds;
-use vsock_virtio::starter::Starter;
 use vsock_virtio::sys::{check_signals, prepare_signals};
 
 /// The thread's state; see the module's description.
@@ -52,15 +50,12 @@ pub(crate) struct Worker {
 impl Worker {
     /// A node with no guests and no programs yet.
     pub(crate) fn new(
+        cx: Context,
         local: Cid,
-        journal: Journal,
-        sources: Sources,
         mailbox: Mailbox<Order>,
         loopback: LoopbackLink,
-        starter: Starter,
         seed: u64,
     ) -> Self {
-        let cx = Context::new(sources, journal, starter);
         Self::of(Fabric::new(cx, local, loopback, seed), Polling::default(), mailbox)
     }
 

@@ -27,7 +27,8 @@ impl Node {
     #[pyo3(signature = (*, cid, socket_dir, sandbox))]
     fn new(py: Python<'_>, cid: u32, socket_dir: PathBuf, sandbox: bool) -> PyResult<Self> {
         let sandbox = if sandbox { Sandbox::Enforced } else { Sandbox::Disabled };
-        let started = py.detach(|| node::Node::start_in(sandbox, cid, &socket_dir));
+        let options = node::NodeOptions { sandbox, ..Default::default() };
+        let started = py.detach(|| node::Node::start_with(cid, &socket_dir, options));
         let node = started.map_err(|error| to_python(&error))?;
         Ok(Self { node, cid: AtomicU32::new(cid) })
     }

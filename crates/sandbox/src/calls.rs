@@ -45,7 +45,7 @@ const fn some(number: c_long, which: Which) -> Call {
 /// What a thread of `profile` may call.
 pub(crate) fn allowed(profile: Profile) -> impl Iterator<Item = Call> {
     let own: &[&[Call]] = match profile {
-        Profile::Worker => &[WORKER],
+        Profile::Worker => &[WORKER, THREADS],
         Profile::Control => &[CONTROL, THREADS],
         Profile::Helper => &[HELPER, THREADS],
     };
@@ -167,6 +167,8 @@ const WORKER: &[Call] = &[
     all(libc::SYS_epoll_ctl),
     all(libc::SYS_epoll_pwait),
     all(libc::SYS_epoll_pwait2),
+    // How many descriptors there may be.
+    some(libc::SYS_prlimit64, Which::OneOf(0, &[0])),
     // Programs that come, and their bytes.
     all(libc::SYS_accept4),
     all(libc::SYS_recvfrom),
@@ -239,9 +241,12 @@ const HELPER: &[Call] = &[
     all(libc::SYS_statx),
     all(libc::SYS_lseek),
     all(libc::SYS_pidfd_open),
-    // A program at the path of a hybrid socket.
+    // A program at the path of a hybrid socket; whether it can send descriptors.
     some(libc::SYS_socket, Which::OneOf(0, &[libc::AF_UNIX])),
     all(libc::SYS_connect),
+    all(libc::SYS_getsockopt),
+    all(libc::SYS_setsockopt),
+    all(libc::SYS_epoll_ctl),
     // The device of a userspace guest. A second thread shuts the socket down if there is no answer in time.
     all(libc::SYS_sendmsg),
     all(libc::SYS_recvmsg),

@@ -22,7 +22,7 @@ use std::fmt;
 /// What a thread is for, which decides what it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
-    /// Moves packets between guests and programs. Opens no file, makes no socket to connect with, starts no thread.
+    /// Moves packets between guests and programs. Opens no file, and makes no socket to connect with.
     Worker,
     /// Serves the vhost-user front end of one guest, and maps that guest's memory.
     Control,

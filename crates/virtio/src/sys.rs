@@ -12,6 +12,9 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vmm_sys_util::eventfd::EventFd;
 
+/// Whether a Unix socket takes descriptors, since Linux 6.16; `libc` has it for one architecture only.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
 /// Who is at the other end of a Unix socket, as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerCredentials {
@@ -72,6 +75,53 @@ pub fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     }
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else knows.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets nobody send descriptors to a Unix socket (`SO_PASSRIGHTS` off): who tries gets EPERM. Connections that come in on a
+/// listening socket begin with what it has. False: the kernel cannot, as before Linux 6.16.
+///
+/// # Errors
+/// It is no Unix socket.
+pub fn refuse_descriptors(socket: BorrowedFd<'_>) -> std::io::Result<bool> {
+    let off: libc::c_int = 0;
+    #[expect(clippy::cast_possible_truncation, reason = "an int has 4 bytes")]
+    let len = size_of_val(&off) as libc::socklen_t;
+    // SAFETY: the pointer is to a live local of `len` bytes, which the kernel reads.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            len,
+        )
+    };
+    match result {
+        0 => Ok(true),
+        _ => match std::io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Whether descriptors can be sent to a Unix socket, which is so unless [`refuse_descriptors`] was called.
+#[must_use]
+pub fn takes_descriptors(socket: BorrowedFd<'_>) -> bool {
+    let mut is_on: libc::c_int = 1;
+    #[expect(clippy::cast_possible_truncation, reason = "an int has 4 bytes")]
+    let mut len = size_of_val(&is_on) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `is_on`, which has that many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw mut is_on).cast(),
+            &raw mut len,
+        )
+    };
+    result != 0 || is_on != 0
 }
 
 /// Bytes in a socket's send buffer that the other side has not read, what the kernel adds to them included (SIOCOUTQ,

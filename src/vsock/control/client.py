@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -38,6 +39,7 @@ from vsock.runtime import LONGEST_SOCKET_PATH, RuntimeFiles, default_runtime_dir
 __all__ = ["ControlClient"]
 
 _TIMEOUT: Final = 10.0
+_PAUSE: Final = 0.01
 _ABSENT: Final = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
 
 
@@ -176,4 +178,13 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(os.fspath(self._path))
+        deadline = time.monotonic() + (self.timeout or 0.0)
+        while True:
+            try:
+                return self.sock.connect(os.fspath(self._path))
+            except (
+                BlockingIOError
+            ):  # too many wait at the socket, and with a timeout the kernel waits for none
+                if time.monotonic() >= deadline:
+                    raise TimeoutError from None
+            time.sleep(_PAUSE)

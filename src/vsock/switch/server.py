@@ -5,16 +5,17 @@ who may connect. All code that overrides uvicorn's internals is here; pyproject.
 """
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from vsock.switch.api import PEER, make_app
 from vsock.switch.claims import peer_of
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from vsock.switch.switch import Switch
 
 __all__ = ["ControlServer"]
+
+MOST_CONNECTIONS: Final = 64
+"""Clients at a time. One more takes the place of the oldest that has no request under way."""
+
+PATIENCE: Final = 10.0
+"""Seconds that a client may take to send a request."""
+
+_BACKLOG: Final = 16
+"""Connections that asyncio accepts before it does anything else, and that wait meanwhile."""
+
+_SO_PASSRIGHTS: Final = 83
+"""Of Linux; the module socket does not have it."""
 
 _Scope = MutableMapping[str, Any]
 _Asgi = Callable[[_Scope, Any, Any], Awaitable[None]]
@@ -41,6 +54,7 @@ class ControlServer:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=1,
+            backlog=_BACKLOG,
         )
         self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
@@ -49,6 +63,7 @@ class ControlServer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.fchmod(listener.fileno(), 0o600)  # before it has a name, which gets this mode
+            _refuse_descriptors(listener)
             listener.bind(str(self._path))
         except OSError:
             listener.close()
@@ -73,6 +88,18 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
 
+def _refuse_descriptors(listener: socket.socket) -> None:
+    """Clients cannot send descriptors, the close of which may hang: connections inherit this.
+
+    Before Linux 6.16 they can.
+    """
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server as a guest in somebody's program: signals are not its business."""
 
@@ -90,10 +117,16 @@ class _Server(uvicorn.Server):
 
 
 class _PeerProtocol(H11Protocol):
-    """HTTP/1.1 that tells the application which process is at the other end."""
+    """HTTP/1.1 that tells the application which process is at the other end, and waits for none without end."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _since: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own annotation
         super().connection_made(transport)
+        self._since = self.loop.time()
+        self._watch()
+        self._make_room()
         peer = peer_of(transport.get_extra_info("socket"))
         app: _Asgi = self.app
 
@@ -102,3 +135,32 @@ class _PeerProtocol(H11Protocol):
             await app(scope, receive, send)
 
         self.app = app_with_peer
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _owes_request(self) -> bool:
+        """The client has sent no request that has no answer yet, or not all of it."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.more_body or cycle.response_complete
+
+    def _watch(self) -> None:
+        if not self._owes_request():
+            if self._deadline:
+                self._deadline.cancel()
+            self._deadline = None
+        elif not self._deadline:
+            self._deadline = self.loop.call_later(PATIENCE, self.transport.abort)
+
+    def _make_room(self) -> None:
+        clients = [it for it in self.connections if isinstance(it, _PeerProtocol)]
+        clients = [it for it in clients if not it.transport.is_closing()]
+        if len(clients) > MOST_CONNECTIONS:
+            waiting = (it for it in clients if it._owes_request())
+            min(waiting, key=lambda it: it._since).transport.abort()

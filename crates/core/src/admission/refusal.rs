@@ -84,6 +84,8 @@ refusals! {
     ListenerGone listener_gone "the listening program does not take it",
     /// Whoever asked has given up.
     GivenUp given_up "given up already",
+    /// The user of the program has as many connections as one may have.
+    UserOverLimits user_over_limits "its user has as many connections as one may have",
     /// The process has no descriptor left.
     OutOfDescriptors out_of_descriptors "no descriptor is left",
 }

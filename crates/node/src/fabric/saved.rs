@@ -12,8 +12,10 @@ use vsock_core::{Event, Instant};
 use super::{Due, Fabric};
 use crate::context::Context;
 use crate::flows::{Flows, SavedFlows};
+use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::links::{Entry, Forwarder, LinkId, Links, Quantum, SavedLinks, Scratch};
+use crate::options::NodeOptions;
 use crate::programs::{Asked, Programs, SavedPrograms};
 use crate::reactor::{Claims, SavedSources, Sources};
 use crate::saved::{RestoredGuest, Restoring};
@@ -70,17 +72,19 @@ impl Fabric {
         let SavedFabric { now, sources: saved_sources, refusals, links, relay, flows, programs } =
             saved;
         check(now <= LATEST, Unfit::State)?;
+        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
         let sources = Claims::new(sources, saved_sources)?;
-        let mut restoring = Restoring { fds, sources, now };
+        let mut restoring = Restoring { fds, sources, now, sockets };
         let mut admission = vsock_core::Admission::default();
         admission.set_refusals(RefusalCounts::restore(&refusals)?);
         let links = Links::restore(links, guests, &mut admission, &mut restoring)?;
         let forwarder = Forwarder::restore(relay, seed, now)?;
         let flows = Flows::restore(flows, &links, &mut restoring)?;
         let programs = Programs::restore(programs, &links, &flows, &mut restoring)?;
-        let Restoring { fds, sources, .. } = restoring;
+        let Restoring { fds, sources, sockets, .. } = restoring;
         fds.finish()?;
-        let cx = Context::going_on((sources.finish(), journal, starter), admission, now);
+        let at = (sources.finish(), journal, starter);
+        let cx = Context::going_on(at, sockets, admission, now);
         let mut fabric = Self {
             cx,
             links,

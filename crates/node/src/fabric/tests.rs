@@ -4,7 +4,7 @@ mod handshake;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -26,9 +26,12 @@ use super::*;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
+use crate::host::socket::Sockets;
+use crate::host::wire::op;
 use crate::journal::Journal;
 use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
-use crate::reactor::Sources;
+use crate::options::NodeOptions;
+use crate::reactor::{Events, Sources};
 use vsock_virtio::starter::Starter;
 
 const ALPHA: Cid = Cid(3);
@@ -162,8 +165,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        let sources = Sources::new().unwrap();
+        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
         let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
-        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap(), starter);
+        let cx = Context::new((sources, Journal::new().unwrap(), starter), sockets);
         let mut fabric = Fabric::new(cx, Cid::HOST, LoopbackLink::new().unwrap(), 1);
         let links = [(ALPHA, "alpha"), (BETA, "beta")].map(|(cid, name)| {
             let (name, groups) = (name.to_owned(), vec!["both".to_owned()]);
@@ -208,7 +213,7 @@ impl Lab {
                 connecting,
                 parties,
                 holdings,
-                ours.into(),
+                Sockets::alone().adopt(ours.into()),
                 Greeting::Handshake(&HYBRID),
             ),
         );
@@ -287,7 +292,13 @@ fn flow_hears_its_end_also_if_another_has_the_place_of_its_connection_by_then() 
     let socket = Socket { uid: 0, cookie: 0 };
     let holdings = Holdings { binding: None, socket, share };
     let at = (lab.links[0], another);
-    let flow = Flow::connecting(at, parties, holdings, ours.into(), Greeting::Reply);
+    let flow = Flow::connecting(
+        at,
+        parties,
+        holdings,
+        Sockets::alone().adopt(ours.into()),
+        Greeting::Reply,
+    );
     lab.fabric.flows.begin(id, flow);
 
     let closed = Happened::Closed { id: connection, reason: CloseReason::Reset };
@@ -297,4 +308,46 @@ fn flow_hears_its_end_also_if_another_has_the_place_of_its_connection_by_then() 
     first.set_nonblocking(true).unwrap();
     assert!(!matches!(first.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock));
     assert_eq!(lab.fabric.flows.iter().map(|(id, _)| id).collect::<Vec<_>>(), [id]);
+}
+
+/// What has happened at descriptors is carried out.
+fn hear(fabric: &mut Fabric) {
+    let (mut events, mut happened) = (Events::new(), Vec::new());
+    fabric.cx.sources.wait(Some(Duration::ZERO), &mut events, &mut happened).unwrap();
+    happened.into_iter().for_each(|ready| fabric.dispatch(ready));
+    while fabric.has_work() {
+        fabric.serve_programs();
+        serve_all(fabric);
+    }
+    fabric.expire();
+}
+
+#[test]
+fn program_that_says_nothing_or_half_a_request_is_let_go_in_time() {
+    let mut fabric = Lab::new().fabric;
+    let path = std::env::temp_dir().join(format!("vsock-silent-{}", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    fabric.programs.add_acceptor(&mut fabric.cx, listener, SocketType::Stream).unwrap();
+    let mut programs: [_; 3] = std::array::from_fn(|_| UnixStream::connect(&path).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    let mut request = [0; 32];
+    (request[0], request[1]) = (1, op::LOCAL_CID);
+    programs[1].write_all(&request[..16]).unwrap();
+    programs[2].write_all(&request).unwrap();
+    hear(&mut fabric);
+    programs[2].read_exact(&mut request).unwrap();
+    fabric.cx.now = fabric.cx.now + Duration::from_secs(14);
+    hear(&mut fabric);
+    programs.iter().for_each(|program| program.set_nonblocking(true).unwrap());
+    let mut ends = || {
+        programs.each_mut().map(|program| match program.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Ok(0) | Err(_) => true,
+            Ok(_) => panic!("it is told something"),
+        })
+    };
+    assert_eq!(ends(), [false; 3]);
+    fabric.cx.now = fabric.cx.now + Duration::from_secs(1);
+    hear(&mut fabric);
+    assert_eq!(ends(), [true, true, false]);
 }

@@ -13,7 +13,7 @@
 mod saved;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use vsock_core::{
     Address, CloseReason, ConnectionId, EOM, EOR, Endpoint, FlowKey, Shutdown, SocketType,
@@ -25,7 +25,9 @@ use super::linger::Linger;
 use super::stream::{Read, Stream, Taken, reads_no_more};
 use crate::fault::sort_transfer;
 use crate::host::handshake::Handshake;
+use crate::host::places::Place;
 use crate::host::program::{Bound, Socket};
+use crate::host::socket::ProgramSocket;
 use crate::host::wire::{self, Reply, op};
 use crate::links::{End, Filled, LinkId, MemoryDead, Offer, Payload, Sends, Update};
 use crate::reactor::Readiness;
@@ -143,6 +145,8 @@ pub(crate) struct Flow {
     outgoing: Option<Outgoing>,
     /// Its program is gone, and it has more to send.
     pub(super) linger: Option<Linger>,
+    /// As long as the connection has no answer.
+    attempt: Option<Place>,
 }
 
 impl Flow {
@@ -150,12 +154,12 @@ impl Flow {
         (link, connection): (LinkId, ConnectionId),
         parties: Parties,
         holdings: Holdings,
-        fd: OwnedFd,
+        fd: ProgramSocket,
         state: State,
     ) -> Self {
         let stream = Stream::new(fd, parties.kind);
-        let (outgoing, linger) = (None, None);
-        Self { link, connection, parties, holdings, state, stream, outgoing, linger }
+        let (outgoing, linger, attempt) = (None, None, None);
+        Self { link, connection, parties, holdings, state, stream, outgoing, linger, attempt }
     }
 
     /// A flow of a program that waits for its connection.
@@ -163,10 +167,15 @@ impl Flow {
         at: (LinkId, ConnectionId),
         parties: Parties,
         holdings: Holdings,
-        fd: OwnedFd,
+        fd: ProgramSocket,
         greeting: Greeting,
     ) -> Self {
         Self::new(at, parties, holdings, fd, State::Connecting(greeting))
+    }
+
+    /// The same, with what its attempt to connect takes.
+    pub(crate) fn answered_in(self, attempt: impl Into<Option<Place>>) -> Self {
+        Self { attempt: attempt.into(), ..self }
     }
 
     /// A flow that is open.
@@ -174,7 +183,7 @@ impl Flow {
         at: (LinkId, ConnectionId),
         parties: Parties,
         holdings: Holdings,
-        fd: OwnedFd,
+        fd: ProgramSocket,
     ) -> Self {
         let state = State::Open { ours: Shutdown::NONE, theirs: Shutdown::NONE };
         Self::new(at, parties, holdings, fd, state)
@@ -405,6 +414,7 @@ impl Flow {
             Greeting::Handshake(it) => self.stream.greet(0, &(it.accepted)(ours.port)),
         };
         self.state = State::Open { ours: Shutdown::NONE, theirs: Shutdown::NONE };
+        self.attempt = None;
         let more = Update::sends(Sends::More);
         match greeted {
             Ok(()) => more,
@@ -465,6 +475,11 @@ impl Flow {
         self.stream.refuse_data();
         self.stream.readable = true;
         Update::sends(Sends::More)
+    }
+
+    /// Whether something was left unread until descriptors can be received; once.
+    pub(super) fn take_awaits_room(&mut self) -> bool {
+        self.stream.take_awaits_room()
     }
 
     /// The socket, of a flow that never opened: its stream, to say why, and what it held.

@@ -1,18 +1,17 @@
 //! The end of a record (MSG_EOR, flag EOR on the wire) on a Unix socket that keeps messages.
 //!
 //! AF_UNIX drops MSG_EOR. So a message that ends a record is accompanied by a descriptor (SCM_RIGHTS), in both directions,
-//! and every other message is not. A receiver needs no room for it: the kernel then drops the descriptor and says
-//! MSG_CTRUNC, which is all that is to be known. A program that cares for no records sees plain messages.
+//! and every other message is not. That there is one is all that is to be known of it. A program that cares for no records
+//! sees plain messages.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use crate::host::socket::ProgramSocket;
 
 /// The descriptor that accompanies: one that gives its receiver nothing.
 fn mark() -> io::Result<BorrowedFd<'static>> {
@@ -43,11 +42,8 @@ pub(crate) fn send_record(fd: impl AsFd, message: &[u8]) -> io::Result<usize> {
 }
 
 /// Receives a message: its real length, which may be more than there was room for, and whether it ends a record.
-pub(crate) fn receive(fd: impl AsFd, scratch: &mut [u8]) -> io::Result<(usize, bool)> {
-    let mut nothing = RecvAncillaryBuffer::default();
-    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-    let got = recvmsg(fd, &mut [IoSliceMut::new(scratch)], &mut nothing, flags)?;
-    Ok((got.bytes, got.flags.contains(ReturnFlags::CTRUNC)))
+pub(crate) fn receive(socket: &ProgramSocket, scratch: &mut [u8]) -> io::Result<(usize, bool)> {
+    Ok(socket.receive(scratch, RecvFlags::TRUNC)?)
 }
 
 #[cfg(test)]
@@ -55,11 +51,14 @@ mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, send, socketpair};
 
+    use crate::host::socket::Sockets;
+
     #[test]
     fn record_is_told_from_a_message_and_costs_no_descriptor() {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
+        let theirs = Sockets::alone().adopt(theirs);
         send_record(&ours, b"record").unwrap();
         send(&ours, b"message", SendFlags::empty()).unwrap();
         send_record(&ours, b"long record").unwrap();

@@ -12,9 +12,9 @@ mod reading;
 mod saved;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, send};
 use vsock_core::SocketType;
 
 use self::delivery::Backlog;
@@ -23,13 +23,14 @@ pub(crate) use self::reading::Read;
 pub use self::saved::SavedStream;
 use super::backlog::{Bytes, Messages};
 use crate::host::client::has_hung_up;
+use crate::host::socket::ProgramSocket;
 use crate::host::wire::{MAX_EXTRA, MESSAGE_LEN};
 use crate::reactor::Readiness;
 
 /// One connection's Unix socket with its backlog.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    fd: OwnedFd,
+    fd: ProgramSocket,
     /// epoll said so and no `EAGAIN` came since.
     pub(crate) readable: bool,
     writable: bool,
@@ -42,12 +43,14 @@ pub(crate) struct Stream {
     discarding: bool,
     /// Something happened, and that may have been more than the data there is to read.
     may_have_stopped: bool,
+    /// What is there to be read has descriptors, and waits until these can be received.
+    awaits_room: bool,
     backlog: Backlog,
 }
 
 impl Stream {
     /// Takes over one end of a connected Unix socket that carries `kind`.
-    pub(crate) fn new(fd: OwnedFd, kind: SocketType) -> Self {
+    pub(crate) fn new(fd: ProgramSocket, kind: SocketType) -> Self {
         let backlog = match kind {
             SocketType::Stream => Backlog::Bytes(Bytes::default()),
             SocketType::SeqPacket | SocketType::Datagram => Backlog::Messages(Messages::default()),
@@ -61,6 +64,7 @@ impl Stream {
             hung_up: false,
             discarding: false,
             may_have_stopped: false,
+            awaits_room: false,
             backlog,
         }
     }
@@ -71,8 +75,13 @@ impl Stream {
     }
 
     /// Gives the socket back; for a connection that never opened.
-    pub(crate) fn into_fd(self) -> OwnedFd {
+    pub(crate) fn into_fd(self) -> ProgramSocket {
         self.fd
+    }
+
+    /// Whether something was left unread until descriptors can be received; once.
+    pub(crate) fn take_awaits_room(&mut self) -> bool {
+        std::mem::take(&mut self.awaits_room)
     }
 
     /// The first words to the program, before any bytes of the connection; then takes out the `held` bytes of its
@@ -88,7 +97,7 @@ impl Stream {
     /// Takes out the `held` bytes of the request that kept the socket from being writable: the program is connected.
     pub(crate) fn release(&mut self, held: usize) -> io::Result<()> {
         let mut scratch = [0; MESSAGE_LEN + MAX_EXTRA];
-        recv(&self.fd, &mut scratch[..held.min(MESSAGE_LEN + MAX_EXTRA)], RecvFlags::DONTWAIT)?;
+        self.fd.receive(&mut scratch[..held.min(MESSAGE_LEN + MAX_EXTRA)], RecvFlags::empty())?;
         Ok(())
     }
 
@@ -139,16 +148,9 @@ impl Stream {
     pub(crate) fn finish(self) {
         // A program that has closed already sees nothing of it.
         if !self.hung_up {
-            finish(&self.fd);
+            self.fd.finish();
         }
     }
-}
-
-/// Ends a Unix socket so that what we wrote last can be read, and the end after it.
-pub(crate) fn finish(fd: &OwnedFd) {
-    let _ = rustix::net::shutdown(fd, Shutdown::Both);
-    let mut scratch = [0u8; 16384];
-    while matches!(recv(fd, &mut scratch, RecvFlags::DONTWAIT), Ok((_, n)) if n > 0) {}
 }
 
 #[cfg(test)]

@@ -10,8 +10,10 @@ use vsock_core::{Cid, Endpoint, FlowKey, Limits, Port, Shutdown, SocketType};
 use super::*;
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
+use crate::host::socket::{ProgramSocket, Sockets};
 use crate::journal::Journal;
 use crate::links::{Buffers, End, Sends};
+use crate::options::NodeOptions;
 use crate::reactor::{Claims, Sources};
 use crate::saved::Restoring;
 use vsock_guest_memory::sealed_memory;
@@ -44,11 +46,15 @@ fn ids() -> (LinkId, ConnectionId) {
     (LinkId::from_bits(0).unwrap(), connection)
 }
 
+fn adopt(fd: impl Into<OwnedFd>) -> ProgramSocket {
+    Sockets::alone().adopt(fd.into())
+}
+
 /// A flow that is open, and its program.
 fn open() -> (Flow, UnixStream) {
     let (ours, program) = UnixStream::pair().unwrap();
     let (parties, holdings) = parts();
-    (Flow::open(ids(), parties, holdings, ours.into()), program)
+    (Flow::open(ids(), parties, holdings, adopt(ours)), program)
 }
 
 /// Payload of one packet.
@@ -186,7 +192,7 @@ fn connection_that_is_over_after_the_other_sides_end_has_ended_well() {
 fn program_that_hangs_up_while_it_connects_is_given_up() {
     let (ours, program) = UnixStream::pair().unwrap();
     let (parties, holdings) = parts();
-    let mut flow = Flow::connecting(ids(), parties, holdings, ours.into(), Greeting::Reply);
+    let mut flow = Flow::connecting(ids(), parties, holdings, adopt(ours), Greeting::Reply);
     assert_eq!(flow.on_ready(nothing_new()), Update::default());
     drop(program);
     assert_eq!(flow.on_ready(hung_up()).sends, Sends::Failed);
@@ -198,7 +204,7 @@ fn hybrid_program_that_has_spoken_and_left_is_connected_all_the_same() {
     let (ours, mut program) = UnixStream::pair().unwrap();
     let (parties, holdings) = parts();
     let mut flow =
-        Flow::connecting(ids(), parties, holdings, ours.into(), Greeting::Handshake(&HYBRID));
+        Flow::connecting(ids(), parties, holdings, adopt(ours), Greeting::Handshake(&HYBRID));
     program.write_all(b"all of it").unwrap();
     drop(program);
     assert_eq!(flow.on_ready(hung_up()), Update::default());
@@ -215,8 +221,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        let sources = Sources::new().unwrap();
+        let sockets = Sockets::new(sources.reaper(), NodeOptions::default());
         let starter = Starter::new(Sandbox::default(), Profile::Helper, "starter").unwrap();
-        let cx = Context::new(Sources::new().unwrap(), Journal::new().unwrap(), starter);
+        let cx = Context::new((sources, Journal::new().unwrap(), starter), sockets);
         let links = Links::new(Cid::HOST, LoopbackLink::new().unwrap(), 1);
         Self { cx, links, flows: Flows::new() }
     }
@@ -230,7 +238,7 @@ impl Lab {
         let endpoint = self.links.interface(link).unwrap().endpoint_mut();
         let connection = endpoint.connect(NOW, key(), SocketType::Stream, None).unwrap();
         let (parties, holdings) = parts();
-        self.flows.begin(id, Flow::open((link, connection), parties, holdings, ours));
+        self.flows.begin(id, Flow::open((link, connection), parties, holdings, adopt(ours)));
         (id, program)
     }
 
@@ -275,7 +283,7 @@ fn attempt_that_comes_to_nothing_gives_its_program_back() {
     let connection = endpoint.connect(NOW, key(), SocketType::Stream, None).unwrap();
     let (parties, holdings) = parts();
     let at = (link, connection);
-    let flow = Flow::connecting(at, parties, holdings, ours.into(), Greeting::Reply);
+    let flow = Flow::connecting(at, parties, holdings, adopt(ours), Greeting::Reply);
     lab.flows.begin(id, flow);
     let mut interface = lab.links.take(link).unwrap();
     let event = Event::Closed { id: connection, reason: CloseReason::Refused };
@@ -292,7 +300,8 @@ impl Lab {
         let saved = self.flows.save(self.cx.now, &mut list);
         let fds = Fds::new(list.duplicate().unwrap());
         let sources = Claims::new(Sources::new().unwrap(), self.cx.sources.save()).unwrap();
-        let mut restoring = Restoring { fds, sources, now: self.cx.now };
+        let sockets = self.cx.sockets.clone();
+        let mut restoring = Restoring { fds, sources, now: self.cx.now, sockets };
         self.flows = Flows::restore(saved, &self.links, &mut restoring).unwrap();
         restoring.fds.finish().unwrap();
         self.cx.sources = restoring.sources.finish();

@@ -1,24 +1,22 @@
 //! A program on one of the node's Unix sockets: reads its requests, writes its replies.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recv, recvmsg, send, sendmsg,
-};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use vsock_core::SocketType;
 
 use super::program::Bound;
+use super::socket::{ProgramSocket, peek};
 use super::wire::{BadRequest, MAX_DATAGRAM, MAX_EXTRA, MESSAGE_LEN, Reply, Report, Request};
 use vsock_virtio::sys::PeerCredentials;
 
 /// A program between requests.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) fd: OwnedFd,
+    pub(crate) fd: ProgramSocket,
     pub(crate) kind: SocketType,
     pub(crate) peer: PeerCredentials,
     pub(crate) bound: Option<Bound>,
@@ -39,7 +37,7 @@ pub(crate) enum Heard {
 
 impl Client {
     pub(crate) fn new(
-        fd: OwnedFd,
+        fd: ProgramSocket,
         kind: SocketType,
         peer: PeerCredentials,
         bound: Option<Bound>,
@@ -64,7 +62,9 @@ impl Client {
     pub(crate) fn hear(&self) -> io::Result<Heard> {
         let mut bytes = [0; MESSAGE_LEN + MAX_EXTRA];
         let is_message = self.kind != SocketType::Stream;
-        let (len, has_descriptor) = match peek(&self.fd, self.kind, &mut bytes) {
+        // A stream has no length (and the flag would discard bytes).
+        let flags = if is_message { RecvFlags::TRUNC } else { RecvFlags::empty() };
+        let (len, has_descriptor) = match peek(&self.fd, flags, &mut bytes) {
             // An empty message reads as the end does.
             Ok((0, _)) if is_message && polled(&self.fd, PollFlags::RDHUP).is_empty() => {
                 return Ok(Heard::Bad(0, BadRequest::Length));
@@ -98,7 +98,7 @@ impl Client {
             }));
         }
         let mut message = vec![0; whole];
-        recv(&self.fd, &mut message, RecvFlags::DONTWAIT)?;
+        self.fd.receive(&mut message, RecvFlags::empty())?;
         message.drain(..MESSAGE_LEN);
         Ok(Heard::Request(request, message))
     }
@@ -128,31 +128,13 @@ impl Client {
     }
 }
 
-/// What waits in a socket, and stays there: its length, and whether a descriptor is with it. Behind one, the kernel shows
-/// nothing.
-pub(crate) fn peek(
-    fd: impl AsFd,
-    kind: SocketType,
-    bytes: &mut [u8],
-) -> Result<(usize, bool), Errno> {
-    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-    let flags = match kind {
-        // It has no length (and the flag would discard bytes).
-        SocketType::Stream => flags,
-        SocketType::SeqPacket | SocketType::Datagram => flags | RecvFlags::TRUNC,
-    };
-    let mut nothing = RecvAncillaryBuffer::default();
-    let got = recvmsg(fd, &mut [IoSliceMut::new(bytes)], &mut nothing, flags)?;
-    Ok((got.bytes, got.flags.contains(ReturnFlags::CTRUNC)))
-}
-
 /// Whether the program has closed its socket.
-pub(crate) fn has_hung_up(fd: &OwnedFd) -> bool {
-    polled(fd, PollFlags::empty()).contains(PollFlags::HUP)
+pub(crate) fn has_hung_up(fd: impl AsFd) -> bool {
+    polled(&fd, PollFlags::empty()).contains(PollFlags::HUP)
 }
 
 /// Which of `events` are there now, or that the program has closed its socket.
-fn polled(fd: &OwnedFd, events: PollFlags) -> PollFlags {
+fn polled(fd: &impl AsFd, events: PollFlags) -> PollFlags {
     let mut polled = [PollFd::new(fd, events)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut polled, Some(&now)).map_or(PollFlags::empty(), |_| polled[0].revents())

@@ -19,6 +19,8 @@ use rustix::process::geteuid;
 use vsock_core::Refusal;
 use vsock_core::saved::{Unfit, check};
 
+use super::socket::{ProgramSocket, Sockets};
+
 /// Who may connect to a socket besides its user, as its file says it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
@@ -89,7 +91,11 @@ impl Directory {
     ///
     /// # Errors
     /// No socket is there, nobody listens at it, or it is not to be trusted; or no descriptors are left.
-    pub(crate) fn connect(&self, name: &OsStr) -> Result<OwnedFd, Refusal> {
+    pub(crate) fn connect(
+        &self,
+        name: &OsStr,
+        sockets: &Sockets,
+    ) -> Result<ProgramSocket, Refusal> {
         let (file, stat) = self.open(name).map_err(|error| match error {
             Errno::MFILE | Errno::NFILE => Refusal::OutOfDescriptors,
             _ => Refusal::NoHybridSocket,
@@ -101,11 +107,13 @@ impl Directory {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|_| Refusal::OutOfDescriptors)?;
+        let socket = sockets.prepare(fd, vsock_core::SocketType::Stream);
+        let socket = socket.map_err(|_| Refusal::NoHybridSocket)?;
         // This very file, whatever has its name by now.
         SocketAddrUnix::new(link_to(&file))
-            .and_then(|address| connect(&fd, &address))
+            .and_then(|address| connect(&socket, &address))
             .map_err(|_| Refusal::NoHybridSocket)?;
-        Ok(fd)
+        Ok(socket)
     }
 }
 
@@ -152,7 +160,7 @@ mod tests {
         }
 
         fn connect(&self, name: &str) -> Result<(), Refusal> {
-            self.directory.connect(name.as_ref()).map(|_| ())
+            self.directory.connect(name.as_ref(), &Sockets::alone()).map(|_| ())
         }
     }
 
@@ -234,7 +242,8 @@ mod tests {
     fn descriptor_that_is_no_directory_is_not_restored() {
         let lab = Lab::new("restored");
         let fd = lab.directory.as_fd().try_clone_to_owned().unwrap();
-        assert!(Directory::restore(fd).unwrap().connect("socket".as_ref()).is_ok());
+        let directory = Directory::restore(fd).unwrap();
+        assert!(directory.connect("socket".as_ref(), &Sockets::alone()).is_ok());
         let fd = std::fs::File::open("/dev/null").unwrap().into();
         assert_eq!(Directory::restore(fd).err(), Some(Unfit::Descriptor));
     }

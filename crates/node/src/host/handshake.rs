@@ -11,13 +11,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::AsFd;
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::RecvFlags;
+use vsock_core::Port;
 use vsock_core::saved::Unfit;
-use vsock_core::{Port, SocketType};
 
-use super::client::peek;
+use super::socket::{ProgramSocket, peek};
 use crate::events::NotOpened;
 
 /// A longer request is refused: `CONNECT ` and ten digits fit with room to spare.
@@ -135,9 +134,9 @@ impl Handshake {
     }
 
     /// Looks at what the program has written so far; `ended`: it will write no more.
-    pub(crate) fn advance(&self, fd: impl AsFd, ended: bool) -> io::Result<Progress> {
+    pub(crate) fn advance(&self, socket: &ProgramSocket, ended: bool) -> io::Result<Progress> {
         let mut head = [0u8; MAX_REQUEST];
-        let (seen, has_descriptor) = match peek(&fd, SocketType::Stream, &mut head) {
+        let (seen, has_descriptor) = match peek(socket, RecvFlags::empty(), &mut head) {
             Ok((0, _)) => return Ok(Progress::Gone),
             Ok(seen) => seen,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
@@ -152,7 +151,7 @@ impl Handshake {
             Parsed::Incomplete => Ok(Progress::Waiting),
             Parsed::Bad => Ok(Progress::Bad),
             Parsed::Request { port, len } => {
-                recv(&fd, &mut head[..len], RecvFlags::DONTWAIT)?;
+                socket.receive(&mut head[..len], RecvFlags::empty())?;
                 Ok(Progress::Connect(port))
             }
         }
@@ -162,8 +161,10 @@ impl Handshake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::io::Write;
     use std::os::unix::net::UnixStream;
+
+    use crate::host::socket::Sockets;
 
     #[test]
     fn line_in_every_split_is_incomplete_until_its_end() {
@@ -197,17 +198,19 @@ mod tests {
 
     #[test]
     fn bytes_right_behind_the_line_stay_in_the_socket() {
-        let (mut program, mut ours) = UnixStream::pair().unwrap();
+        let (mut program, ours) = UnixStream::pair().unwrap();
+        let ours = Sockets::alone().adopt(ours.into());
         program.write_all(b"CONNECT 7\nhello").unwrap();
         assert_eq!(HYBRID.advance(&ours, false).unwrap(), Progress::Connect(Port(7)));
         let mut rest = [0; 5];
-        ours.read_exact(&mut rest).unwrap();
+        ours.receive(&mut rest, RecvFlags::empty()).unwrap();
         assert_eq!(&rest, b"hello");
     }
 
     #[test]
     fn program_that_leaves_before_the_end_of_the_line_is_gone() {
         let (mut program, ours) = UnixStream::pair().unwrap();
+        let ours = Sockets::alone().adopt(ours.into());
         program.write_all(b"CONN").unwrap();
         assert_eq!(HYBRID.advance(&ours, false).unwrap(), Progress::Waiting);
         drop(program);

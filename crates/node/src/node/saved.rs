@@ -18,6 +18,7 @@ use crate::guest_port::GuestPort;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::{Mailbox, Reply};
+use crate::options::NodeOptions;
 use crate::orders::{Order, SaveError, SavedWorker};
 use crate::polling::Polling;
 use crate::reactor::Sources;
@@ -131,7 +132,7 @@ impl Node {
             guest.control.detach = paused.control.ordered_detach();
         }
         let (paths, wants_flows) = (held.paths.clone(), self.journal.wants_flows());
-        let sandbox = self.sandbox;
+        let sandbox = self.options.sandbox;
         Ok((SavedNode { paths, guests, sandbox, wants_flows, polling, fabric }, fds))
     }
 
@@ -178,9 +179,10 @@ impl Node {
         // Without an answer it has panicked.
         outcome.recv().map_err(|_| RestoreError::Internal)??;
         let held = Held { worker: Some(worker), paths, ..Held::default() };
+        let options = NodeOptions { sandbox, ..NodeOptions::default() };
         let (held, threads_left) = (Mutex::new(held), AtomicU64::new(0));
         let state = state.and(&others);
-        let node = Self { mailbox, journal, held, sandbox, controls, state, threads_left };
+        let node = Self { options, mailbox, journal, held, controls, state, threads_left };
         for (_, guest) in paused {
             let (cid, guest) = guest.resume(&node.controls)?;
             node.held().guests.insert(cid, guest);

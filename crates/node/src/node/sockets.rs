@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -12,17 +13,19 @@ use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as UnixType};
 use vsock_core::SocketType;
 
-use super::{NodeError, at};
 use crate::host::directory::{Access, Directory};
-use crate::host::handshake::HYBRID;
-use crate::options::GuestOptions;
-use crate::orders::HybridSocket;
 
 /// Connections that may wait at a socket of ours.
 const BACKLOG: i32 = 1024;
 
-/// A listening Unix socket of the type that carries `kind`, for those whom `access` names.
-pub(super) fn listen(path: &Path, kind: SocketType, access: Access) -> io::Result<UnixListener> {
+/// A listening Unix socket of the type that carries `kind`, for those whom `access` names. `prepare` is called before anybody
+/// can connect.
+pub(super) fn listen(
+    path: &Path,
+    kind: SocketType,
+    access: Access,
+    prepare: impl FnOnce(&OwnedFd) -> io::Result<()>,
+) -> io::Result<UnixListener> {
     let unix = match kind {
         SocketType::Stream => UnixType::STREAM,
         SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
@@ -31,20 +34,13 @@ pub(super) fn listen(path: &Path, kind: SocketType, access: Access) -> io::Resul
     let fd = rustix::net::socket_with(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
     // Before the socket has a name, which gets this mode: nobody comes in between.
     fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
+    prepare(&fd)?;
     rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
     let name = path.file_name().unwrap_or(OsStr::new("."));
     let granted = directory.grant(name, access);
     let listening = granted.and_then(|()| Ok(rustix::net::listen(&fd, BACKLOG)?));
     listening.inspect_err(|_| unlink(&[path.to_owned()]))?;
     Ok(fd.into())
-}
-
-/// A listening hybrid socket, if the guest is to have one.
-pub(super) fn hybrid_socket(options: &GuestOptions) -> Result<Option<HybridSocket>, NodeError> {
-    let Some(path) = options.hybrid.clone() else { return Ok(None) };
-    let directory = Directory::of(&path).map_err(at(&path))?;
-    let listener = listen(&path, SocketType::Stream, options.access()).map_err(at(&path))?;
-    Ok(Some(HybridSocket { path, directory, listener, handshake: &HYBRID }))
 }
 
 /// Removes sockets of ours.

@@ -8,11 +8,13 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use vsock_core::saved::Unfit;
-use vsock_core::{Instant, SecondaryMap, SocketType};
+use vsock_core::{Instant, Refusal, SecondaryMap, SocketType};
 
 use crate::context::Context;
 use crate::events::Failure;
 use crate::host::handshake::Handshake;
+use crate::host::places::Holder;
+use crate::host::socket::ProgramSocket;
 use crate::links::LinkId;
 use crate::reactor::{Owner, SourceId};
 use crate::saved::Restoring;
@@ -36,7 +38,7 @@ pub(super) enum Speaks {
 
 /// A program that has just connected.
 pub(super) struct Arrival {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ProgramSocket,
     pub(super) peer: PeerCredentials,
     pub(super) speaks: Speaks,
 }
@@ -44,7 +46,7 @@ pub(super) struct Arrival {
 /// All sockets on which programs connect.
 #[derive(Debug, Default)]
 pub(super) struct Acceptors {
-    table: SecondaryMap<Owner, (UnixListener, Speaks)>,
+    table: SecondaryMap<Owner, (ProgramSocket, Speaks)>,
     /// Those on which programs wait that could not be let in. Epoll will not tell of them again.
     paused: Vec<SourceId>,
     /// When these are looked at.
@@ -59,6 +61,7 @@ impl Acceptors {
         speaks: Speaks,
     ) -> io::Result<SourceId> {
         socket.set_nonblocking(true)?;
+        let socket = cx.sockets.adopt(socket.into());
         let id = cx.sources.add_input(&socket, Owner::Acceptor)?;
         self.table.insert(id, (socket, speaks));
         Ok(id)
@@ -71,15 +74,17 @@ impl Acceptors {
     }
 
     /// Lets in programs that wait on a socket. True: more may wait.
-    pub(super) fn accept(&mut self, cx: &Context, id: SourceId) -> (Vec<Arrival>, bool) {
+    pub(super) fn accept(&mut self, cx: &mut Context, id: SourceId) -> (Vec<Arrival>, bool) {
         let mut arrivals = Vec::new();
         let Some((socket, speaks)) = self.table.get(id) else { return (arrivals, false) };
         for _ in 0..PROGRAMS_PER_TURN {
-            match accept(socket) {
-                Ok(Some(fd)) => {
-                    let Ok(peer) = PeerCredentials::of(fd.as_fd()) else { continue };
-                    arrivals.push(Arrival { fd, peer, speaks: *speaks });
-                }
+            let next = if cx.sockets.places.is_full() {
+                Err(io::Error::other("no descriptor is left for programs"))
+            } else {
+                accept(socket)
+            };
+            match next {
+                Ok(Some(fd)) => arrivals.extend(let_in(cx, fd, *speaks)),
                 Ok(None) => return (arrivals, false),
                 Err(error) => {
                     // No descriptors are left: tries again a little later, as the edge will not come again.
@@ -101,14 +106,30 @@ impl Acceptors {
     }
 
     /// The sockets to be looked at again.
-    pub(super) fn resume(&mut self) -> Vec<SourceId> {
+    pub(super) fn resume(&mut self, now: Instant) -> Vec<SourceId> {
+        if self.resume_at.is_none_or(|at| at > now) {
+            return Vec::new();
+        }
         self.resume_at = None;
         std::mem::take(&mut self.paused)
     }
 }
 
+/// A program that has connected, if its user may have one more connection. Else it is closed: the program may wait for nothing.
+fn let_in(cx: &mut Context, fd: OwnedFd, speaks: Speaks) -> Option<Arrival> {
+    let fd = cx.sockets.adopt(fd);
+    let peer = PeerCredentials::of(fd.as_fd()).ok()?;
+    let Some(place) = cx.sockets.places.take(Holder::User(peer.uid)) else {
+        // It has asked for nothing, so that there is nothing to answer.
+        let _ = cx.admission.refuse(Refusal::UserOverLimits);
+        cx.failed(Failure::OverShare(peer.uid));
+        return None;
+    };
+    Some(Arrival { fd: fd.counted(place), peer, speaks })
+}
+
 /// The next connection on a socket; `None` when nobody waits.
-fn accept(socket: &UnixListener) -> io::Result<Option<OwnedFd>> {
+fn accept(socket: &ProgramSocket) -> io::Result<Option<OwnedFd>> {
     loop {
         match accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(fd) => return Ok(Some(fd)),
@@ -158,7 +179,7 @@ impl SavedSpeaks {
 impl Acceptors {
     /// As plain data. Programs that wait are not: epoll tells of them again.
     pub(super) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> Vec<SavedAcceptor> {
-        let mut one = |(id, (socket, speaks)): (SourceId, &'a (UnixListener, Speaks))| {
+        let mut one = |(id, (socket, speaks)): (SourceId, &'a (ProgramSocket, Speaks))| {
             SavedAcceptor { id, socket: fds.add(socket), speaks: SavedSpeaks::of(*speaks) }
         };
         self.table.iter().map(&mut one).collect()
@@ -171,8 +192,8 @@ impl Acceptors {
     ) -> Result<Self, Unfit> {
         let mut acceptors = Self::default();
         for SavedAcceptor { id, socket, speaks } in saved {
-            let socket = UnixListener::from(restoring.claim(socket, id, Owner::Acceptor)?);
-            socket.set_nonblocking(true).map_err(|_| Unfit::Descriptor)?;
+            let socket = restoring.claim_socket(socket, id, Owner::Acceptor)?;
+            rustix::io::ioctl_fionbio(&socket, true).map_err(|_| Unfit::Descriptor)?;
             acceptors.table.insert(id, (socket, speaks.restore()?));
         }
         Ok(acceptors)

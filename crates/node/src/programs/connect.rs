@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
-use vsock_core::{Address, Cid, ConnectionId, FlowKey, Instant, Refusal, SocketType};
+use vsock_core::{Address, Cid, ConnectionId, FlowKey, Refusal, SocketType};
 
 use super::Parts;
+use crate::context::Context;
 use crate::flows::Flow;
+use crate::host::places::{Holder, Place};
 use crate::host::program::Bound;
 use crate::host::wire::{COOKIE_LEN, MESSAGE_LEN, Report};
 use crate::links::{LinkId, Links};
 use crate::reactor::{Owner, SourceId};
+
+/// How long an answer may take at most, whatever a program says: until then an attempt takes one of the guest's places.
+const MOST_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Whom a CONNECT asks for, and how.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +28,8 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn new(to: Address, timeout_ms: u32, buffer: u32) -> Self {
-        let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
+        let timeout = Duration::from_millis(timeout_ms.into()).min(MOST_PATIENCE);
+        let timeout = (timeout_ms > 0).then_some(timeout);
         Self { to, timeout, buffer }
     }
 }
@@ -83,19 +89,40 @@ pub(super) fn begin(parts: &mut Parts<'_>, id: SourceId, flow: Flow) {
 }
 
 /// Sends REQUEST over a link.
+///
+/// # Errors
+/// There is a connection between these addresses, or the user or the guest has as many attempts under way as may be.
 pub(super) fn start(
-    now: Instant,
+    cx: &Context,
     links: &mut Links,
-    link: LinkId,
+    (link, user): (LinkId, u32),
     bound: Bound,
     target: Target,
     kind: SocketType,
-) -> Result<(ConnectionId, FlowKey), Refusal> {
+) -> Result<(ConnectionId, FlowKey, Place), Refusal> {
     // Over loopback we are CID 1, whatever the other side was called.
     let cid = if link == links.routes.loopback() { Cid::LOCAL } else { links.routes.local() };
     let ours = Address { cid, port: bound.address.port };
     let key = FlowKey { ours, theirs: target.to };
     let endpoint = links.interface(link).ok_or(Refusal::NoRoute)?.endpoint_mut();
-    let connection = endpoint.connect(now, key, kind, target.timeout)?;
-    Ok((connection, key))
+    let attempt = cx.sockets.places.take(Holder::Attempts(link, user));
+    let attempt = attempt.ok_or(Refusal::UserOverLimits)?;
+    let connection = endpoint.connect(cx.now, key, kind, target.timeout)?;
+    Ok((connection, key, attempt))
+}
+
+#[cfg(test)]
+mod tests {
+    use vsock_core::Port;
+
+    use super::*;
+
+    #[test]
+    fn patience_of_a_program_ends_after_five_minutes() {
+        let to = Address { cid: Cid(3), port: Port(1) };
+        let timeout = |ms| Target::new(to, ms, 0).timeout;
+        assert_eq!(timeout(0), None);
+        assert_eq!(timeout(250), Some(Duration::from_millis(250)));
+        assert_eq!(timeout(u32::MAX), Some(MOST_PATIENCE));
+    }
 }

@@ -2,7 +2,6 @@
 //! said, and which path it is, is the affair of the socket's [`Handshake`].
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -18,12 +17,13 @@ use crate::admission::program;
 use crate::context::Context;
 use crate::events::{Event, NotOpened};
 use crate::flow_log::FlowLog;
-use crate::flows::stream::finish;
 use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::directory::Directory;
 use crate::host::handshake::{Handshake, NoConnection, Progress};
+use crate::host::places::{Holder, Place};
 use crate::host::program::Socket;
+use crate::host::socket::{ProgramSocket, Sockets};
 use crate::links::{Entry, LinkId, Links};
 use crate::orders;
 use crate::reactor::{Owner, SourceId};
@@ -34,7 +34,7 @@ use vsock_virtio::sys::PeerCredentials;
 /// A program on a hybrid socket that has not been connected yet.
 #[derive(Debug)]
 pub(super) struct HybridClient {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ProgramSocket,
     pub(super) link: LinkId,
     pub(super) peer: PeerCredentials,
     pub(super) handshake: &'static Handshake,
@@ -51,15 +51,16 @@ struct HybridSocket {
     helper: Helper<ToConnect, Connected>,
 }
 
-/// A connection that a guest asks for, and the directory and name of the socket of the program that is to take it.
-type ToConnect = (Asked, &'static Handshake, Directory, OsString);
+/// A connection that a guest asks for, the directory and name of the socket of the program that is to take it, and what it is
+/// counted as.
+type ToConnect = (Asked, &'static Handshake, (Directory, OsString), (Sockets, Place));
 
 /// What became of that.
 pub(crate) struct Connected {
     pub(crate) asked: Asked,
     pub(crate) handshake: &'static Handshake,
     /// The program's end, or that nobody is there.
-    pub(crate) program: Result<OwnedFd, Refusal>,
+    pub(crate) program: Result<ProgramSocket, Refusal>,
 }
 
 /// The hybrid sockets of all guests, and programs on them.
@@ -131,7 +132,7 @@ impl Hybrids {
         match handshake.advance(&client.fd, ended) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Connect(port)) => {
-                let Some(cid) = guest else { return self.drop_client(parts.cx, id) };
+                let Some(cid) = guest else { return self.leave(parts, id) };
                 let to = Address { cid, port };
                 if let Err(reason) = self.connect(parts, id, to) {
                     let refused = parts.cx.admission.refuse(reason);
@@ -140,16 +141,16 @@ impl Hybrids {
                     let parties = Parties::outgoing(key, SocketType::Stream, peer);
                     let log = FlowLog { cx: parts.cx, links: parts.links };
                     log.denied(&parties, Some(handshake), refused);
-                    self.refuse(parts.cx, id, NoConnection::NotOpened(NotOpened::Refused(reason)));
+                    self.refuse(parts, id, NoConnection::NotOpened(NotOpened::Refused(reason)));
                 }
             }
             Ok(Progress::Bad) => {
                 let Handshake { name: by, expected, .. } = *handshake;
                 parts.cx.note(guest, Event::BadLine { pid: peer.pid, by, expected });
                 self.bad += 1;
-                self.refuse(parts.cx, id, NoConnection::BadRequest);
+                self.refuse(parts, id, NoConnection::BadRequest);
             }
-            Ok(Progress::Gone) | Err(_) => self.drop_client(parts.cx, id),
+            Ok(Progress::Gone) | Err(_) => self.leave(parts, id),
         }
     }
 
@@ -160,47 +161,67 @@ impl Hybrids {
         let asked = links.attempt_of_program(program(peer), Act::Connect, to, SocketType::Stream);
         cx.admission.decide(&asked).limits()?;
         let bound = services.listeners.bind_ephemeral()?;
-        let started = start(cx.now, links, link, bound, Target::new(to, 0, 0), SocketType::Stream);
-        let (connection, key) = started.inspect_err(|_| services.listeners.release(Some(bound)))?;
+        let target = Target::new(to, 0, 0);
+        let started = start(cx, links, (link, peer.uid), bound, target, SocketType::Stream);
+        let (connection, key, attempt) =
+            started.inspect_err(|_| services.listeners.release(Some(bound)))?;
         let interface = links.interface(link).ok_or(Refusal::NoRoute)?;
         let share = flows.share(interface, connection, 0);
         let client = self.clients.remove(id).ok_or(Refusal::GivenUp)?;
+        services.silent.remove(id);
         let parties = Parties::outgoing(key, SocketType::Stream, client.peer);
         let socket = Socket { uid: client.peer.uid, cookie: 0 };
         let holdings = Holdings { binding: Some(bound), socket, share };
         let (at, greeting) = ((link, connection), Greeting::Handshake(client.handshake));
-        begin(parts, id, Flow::connecting(at, parties, holdings, client.fd, greeting));
+        let flow = Flow::connecting(at, parties, holdings, client.fd, greeting);
+        begin(parts, id, flow.answered_in(attempt));
         Ok(())
     }
 
     /// Tells a program that it gets no connection, and ends its own to us.
-    fn refuse(&mut self, cx: &mut Context, id: SourceId, why: NoConnection) {
+    fn refuse(&mut self, parts: &mut Parts<'_>, id: SourceId, why: NoConnection) {
         if let Some(HybridClient { fd, handshake, .. }) = self.clients.get(id) {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             // Fails only when the program has gone already.
             let _ = send(fd, &(handshake.refused)(why), flags);
         }
-        self.drop_client(cx, id);
+        self.leave(parts, id);
+    }
+
+    fn leave(&mut self, parts: &mut Parts<'_>, id: SourceId) {
+        parts.services.silent.remove(id);
+        self.drop_client(parts.cx, id);
+    }
+
+    /// The user of a program that has not been connected yet.
+    pub(super) fn user(&self, id: SourceId) -> Option<u32> {
+        self.clients.get(id).map(|it| it.peer.uid)
     }
 
     /// Ends a program's connection: with something unread in it, a plain close would read as a reset.
     pub(super) fn drop_client(&mut self, cx: &mut Context, id: SourceId) {
         if let Some(client) = self.clients.remove(id) {
-            finish(&client.fd);
+            client.fd.finish();
             cx.sources.remove(id);
         }
     }
 
-    /// A guest is gone, and with it all that waits for it.
-    pub(super) fn forget(&mut self, cx: &mut Context, acceptors: &mut Acceptors, link: LinkId) {
+    /// A guest is gone, and with it all that waits for it: these programs.
+    pub(super) fn forget(
+        &mut self,
+        cx: &mut Context,
+        acceptors: &mut Acceptors,
+        link: LinkId,
+    ) -> Vec<SourceId> {
         // Fails only for a new socket.
         let _ = self.set(cx, acceptors, link, None);
         let waiting: Vec<SourceId> =
             self.clients.iter().filter(|(_, it)| it.link == link).map(|(id, _)| id).collect();
-        for id in waiting {
+        for &id in &waiting {
             self.clients.remove(id);
             cx.sources.remove(id);
         }
+        waiting
     }
 
     /// Begins to connect to the program that takes connections of a guest to this port.
@@ -209,19 +230,25 @@ impl Hybrids {
     ///
     /// # Errors
     /// There is no such socket, or too many connections wait for the helper.
-    pub(super) fn connect_to(&mut self, cx: &Context, asked: Asked) -> Result<(), Refusal> {
+    pub(super) fn connect_to(
+        &mut self,
+        cx: &Context,
+        asked: Asked,
+        place: Place,
+    ) -> Result<(), Refusal> {
         let HybridSocket { path, directory, handshake, helper, .. } =
             self.sockets.get_mut(asked.link).ok_or(Refusal::NoListener)?;
         let own = path.file_name().ok_or(Refusal::NoHybridSocket)?;
-        let name = (handshake.name_at)(own, asked.key.ours.port);
-        let task = (asked, *handshake, directory.clone(), name);
+        let at = (directory.clone(), (handshake.name_at)(own, asked.key.ours.port));
+        let task = (asked, *handshake, at, (cx.sockets.clone(), place));
         let is_given = helper.give(cx, task);
         if is_given { Ok(()) } else { Err(Refusal::NoHybridSocket) }
     }
 }
 
-fn connect((asked, handshake, directory, name): ToConnect) -> Connected {
-    Connected { asked, handshake, program: directory.connect(&name) }
+fn connect((asked, handshake, (directory, name), (sockets, place)): ToConnect) -> Connected {
+    let program = directory.connect(&name, &sockets).map(|socket| socket.counted(place));
+    Connected { asked, handshake, program }
 }
 
 /// [`Hybrids`] as plain data.
@@ -307,7 +334,8 @@ impl Hybrids {
         }
         for SavedHybridClient { id, fd, link, peer, handshake } in saved.clients {
             check(has_guest(link), Unfit::State)?;
-            let fd = restoring.claim(fd, id, Owner::HybridClient)?;
+            let place = restoring.sockets.places.keep(Holder::User(peer.uid));
+            let fd = restoring.claim_socket(fd, id, Owner::HybridClient)?.counted(place);
             let handshake = Handshake::named(&handshake)?;
             hybrids.add(id, HybridClient { fd, link, peer, handshake });
         }

@@ -21,7 +21,9 @@ use crate::events::Event;
 use crate::flows::buffers::Share;
 use crate::flows::{Flows, room};
 use crate::host::client::{Client, Heard, has_hung_up};
+use crate::host::places::Place;
 use crate::host::program::{Bound, Socket};
+use crate::host::socket::{ProgramSocket, Sockets};
 use crate::host::wire::{self, BadRequest, Reply, Request, op};
 use crate::links::Interface;
 use crate::reactor::{Owner, SourceId};
@@ -47,7 +49,7 @@ pub(super) struct Listener {
 /// A stream for a connection that a listening program gets.
 pub(super) struct Given {
     /// Our end.
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ProgramSocket,
     pub(super) source: SourceId,
     pub(super) peer: PeerCredentials,
     pub(super) share: Share,
@@ -186,7 +188,7 @@ impl Listeners {
         flows: &mut Flows,
         interface: &mut Interface,
         (connection, key, limits): (ConnectionId, FlowKey, FlowLimits),
-        listener: &vsock_core::Listener,
+        (listener, place): (&vsock_core::Listener, Place),
     ) -> Result<Given, Refusal> {
         let (binding, kind) = (listener.binding, listener.kind);
         let id = self.by_binding.get(binding).ok_or(Refusal::ListenerGone)?;
@@ -196,7 +198,8 @@ impl Listeners {
         }
         let share = flows.share(interface, connection, listener.buffer.min(limits.buffer));
         let peer = listener.client.peer;
-        let handed = stream_pair(kind).and_then(|(ours, theirs)| {
+        let handed = stream_pair(&cx.sockets, kind).and_then(|(ours, theirs)| {
+            let ours = ours.counted(place);
             let source = cx.sources.add(&ours, Owner::Flow)?;
             let reply = Reply {
                 theirs: wire::to_wire(key.theirs),
@@ -244,7 +247,7 @@ impl Listeners {
 }
 
 /// A connected pair of Unix sockets of the kind: our end, and the program's.
-fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+fn stream_pair(sockets: &Sockets, kind: SocketType) -> io::Result<(ProgramSocket, OwnedFd)> {
     let unix = match kind {
         SocketType::Stream => UnixType::STREAM,
         SocketType::SeqPacket | SocketType::Datagram => UnixType::SEQPACKET,
@@ -252,5 +255,5 @@ fn stream_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, unix, SocketFlags::CLOEXEC, None)?;
     room::for_messages(&theirs, kind);
-    Ok((ours, theirs))
+    Ok((sockets.prepare(ours, kind)?, theirs))
 }

@@ -25,7 +25,7 @@ use crate::admission::{errno, program};
 use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
-use crate::flows::stream::{Stream, finish};
+use crate::flows::stream::Stream;
 use crate::flows::{Ended, Flow, Greeting, Holdings, Parties};
 use crate::helper::Helper;
 use crate::host::client::{Client, Heard, has_hung_up};
@@ -116,6 +116,7 @@ impl Requests {
                     return self.refuse(parts, id, request.op(), BadRequest::Order);
                 }
                 Ok(Heard::Request(request, extra)) => {
+                    parts.services.silent.remove(id);
                     match self.grant(parts, id, (request, &extra, Attempted::First)) {
                         Granted::Answered => {}
                         Granted::Over => return self.drop_client(parts, id),
@@ -187,6 +188,7 @@ impl Requests {
     pub(super) fn drop_client(&mut self, parts: &mut Parts<'_>, id: SourceId) {
         let Some(client) = self.clients.remove(id) else { return };
         self.waiting.remove(id);
+        parts.services.silent.remove(id);
         parts.cx.sources.remove(id);
         match client.kind {
             SocketType::Stream | SocketType::SeqPacket => {
@@ -397,7 +399,7 @@ impl Requests {
     ) -> Result<(), Denied> {
         let Parts { cx, links, flows, services } = parts;
         let client = self.clients.get_mut(id).ok_or(Refusal::GivenUp)?;
-        let kind = client.kind;
+        let (kind, user) = (client.kind, client.peer.uid);
         let asked = links.attempt_of_program(program(client.peer), Act::Connect, target.to, kind);
         let decided = cx.admission.decide(&asked).limits();
         // In the order of the kernel: what is known of the way, then a port, then whether anybody is there. The port
@@ -412,8 +414,8 @@ impl Requests {
         let bound = bound.map_err(Refusal::from)?;
         let limits = decided.inspect_err(|_| client.bound = Some(bound))?;
         let link = links.routes.to(target.to.cid).ok_or(Refusal::NoRoute)?;
-        let started = start(cx.now, links, link, bound, target, kind);
-        let (connection, key) = started.map_err(|reason| {
+        let started = start(cx, links, (link, user), bound, target, kind);
+        let (connection, key, attempt) = started.map_err(|reason| {
             if own.is_none() {
                 services.listeners.release(Some(bound));
             }
@@ -441,7 +443,7 @@ impl Requests {
         let parties = Parties::outgoing(key, kind, client.peer);
         let holdings = Holdings { binding: Some(bound), socket, share };
         let flow = Flow::connecting((link, connection), parties, holdings, client.fd, greeting);
-        begin(parts, id, flow);
+        begin(parts, id, flow.answered_in(attempt));
         Ok(())
     }
 
@@ -517,7 +519,7 @@ pub(super) fn refuse(cx: &Context, client: &Client, op: u8, bad: BadRequest) {
     cx.note(None, Event::BadRequest { pid: client.peer.pid, bad });
     // It may not even read; the connection ends all the same.
     let _ = client.reply(&wire::error(op, Errno::PROTO));
-    finish(&client.fd);
+    client.fd.finish();
 }
 
 /// A buffer size as programs say it: cut to what one flow may hold of our memory.

@@ -15,10 +15,12 @@ use super::listeners::{Listeners, SavedListeners};
 use super::pending::Pending;
 use super::register::{Register, SavedEnds};
 use super::requests::{Requests, SavedRequests};
+use super::silent::Silent;
 use super::{Programs, Services};
 use crate::flows::Flows;
 use crate::host::program::Bound;
 use crate::links::Links;
+use crate::reactor::SourceId;
 use crate::saved::Restoring;
 use vsock_virtio::saved::SavedFds;
 
@@ -37,12 +39,14 @@ pub struct SavedPrograms {
     pub datagrams: SavedDatagrams,
     /// How the last connections ended.
     pub ends: SavedEnds,
+    /// Programs that have said nothing yet.
+    pub silent: Vec<SourceId>,
 }
 
 impl Programs {
     /// As plain data.
     pub(crate) fn save<'a>(&'a self, fds: &mut SavedFds<'a>) -> SavedPrograms {
-        let Services { listeners, datagrams, register } = &self.services;
+        let Services { listeners, datagrams, register, silent } = &self.services;
         SavedPrograms {
             acceptors: self.acceptors.save(fds),
             requests: self.requests.save(fds),
@@ -50,6 +54,7 @@ impl Programs {
             listeners: listeners.save(fds),
             datagrams: datagrams.save(),
             ends: register.save(),
+            silent: silent.save(),
         }
     }
 
@@ -60,7 +65,8 @@ impl Programs {
         flows: &Flows,
         restoring: &mut Restoring,
     ) -> Result<Self, Unfit> {
-        let SavedPrograms { acceptors, requests, hybrids, listeners, datagrams, ends } = saved;
+        let SavedPrograms { acceptors, requests, hybrids, listeners, datagrams, ends, silent } =
+            saved;
         check_counts([requests.bad, hybrids.bad, listeners.bad])?;
         let acceptors = Acceptors::restore(acceptors, restoring)?;
         let hybrids = Hybrids::restore(hybrids, &acceptors, links, restoring)?;
@@ -79,7 +85,11 @@ impl Programs {
         connections.release_others(listeners.ports_mut());
         messages.release_others(datagrams.ports_mut());
         let register = Register::restore(ends, flows)?;
-        let services = Services { listeners, datagrams, register };
+        let mut services = Services { listeners, datagrams, register, silent: Silent::default() };
+        for id in silent {
+            let user = requests.clients.get(id).map(|it| it.peer.uid).or_else(|| hybrids.user(id));
+            services.silent.add(id, user.ok_or(Unfit::State)?, restoring.now);
+        }
         // epoll tells all that has happened once more.
         let pending = Pending::default();
         Ok(Self { pending, acceptors, requests, hybrids, services })

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use vsock_node::node::{GuestOptions, Node};
+use vsock_node::node::{GuestOptions, Node, NodeOptions};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -53,8 +53,13 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) fn new(joined: usize) -> Self {
+        Self::with(joined, NodeOptions::default())
+    }
+
+    /// With a switch of these options.
+    pub(crate) fn with(joined: usize, options: NodeOptions) -> Self {
         let directory = Directory::new();
-        let switch = Node::start(2, &directory.sub("host")).unwrap();
+        let switch = Node::start_with(2, &directory.sub("host"), options).unwrap();
         let mut guests = Vec::new();
         for (index, (name, group)) in [("a", "g"), ("b", "g"), ("c", "alone")].iter().enumerate() {
             let cid = u32::try_from(index).unwrap() + 3;

@@ -9,6 +9,7 @@ use crate::flows::buffers::Budget;
 use crate::flows::linger::{Linger, SavedLinger};
 use crate::flows::stream::{SavedStream, Stream};
 use crate::host::handshake::Handshake;
+use crate::host::places::Holder;
 use crate::host::program::{Bound, Socket};
 use crate::links::{Buffers, LinkId};
 use crate::reactor::Owner;
@@ -142,7 +143,12 @@ impl Flow {
         restoring: &mut Restoring,
     ) -> Result<Self, Unfit> {
         let SavedFlow { id, link, connection, parties, binding, socket, .. } = saved;
-        let fd = restoring.claim(saved.stream.fd, id, Owner::Flow)?;
+        let fd = restoring.claim_socket(saved.stream.fd, id, Owner::Flow)?;
+        let (places, user) = (&restoring.sockets.places, parties.peer.uid);
+        let holder = if parties.is_outgoing { Holder::User(user) } else { incoming(link, parties) };
+        let fd = fd.counted(places.keep(holder));
+        let attempt = matches!(saved.state, SavedState::Connecting(_))
+            .then(|| places.keep(Holder::Attempts(link, user)));
         let outgoing = saved.outgoing.map(|message| outgoing(message, parties.kind)).transpose()?;
         let share = node.restore(guest, (saved.share, saved.held))?;
         Ok(Self {
@@ -158,6 +164,7 @@ impl Flow {
             stream: Stream::restore(saved.stream, fd, parties.kind)?,
             outgoing,
             linger: saved.linger.map(|linger| Linger::restore(linger, restoring.now)),
+            attempt: attempt.flatten(),
         })
     }
 
@@ -165,6 +172,11 @@ impl Flow {
     pub(in crate::flows) fn backlog(&self) -> usize {
         self.stream.backlog()
     }
+}
+
+/// Whose a connection is that the other side of a link opened.
+fn incoming(link: LinkId, parties: Parties) -> Holder {
+    if parties.theirs.cid.is_guest() { Holder::Guest(link) } else { Holder::Others }
 }
 
 fn outgoing(saved: SavedMessageOut, kind: SocketType) -> Result<Outgoing, Unfit> {

@@ -1,7 +1,6 @@
 //! From the program's socket: bytes into guest memory, messages into a buffer, and how each read ended.
 
 use std::io;
-use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -41,7 +40,7 @@ impl Stream {
 
     /// Reads up to the room in `into`, which may be guest memory.
     pub(crate) fn read(&mut self, into: &[Slice]) -> Result<Read, TransferError> {
-        match slice::recvmsg(self.fd.as_fd(), into, 0) {
+        match self.fd.receive_into(into) {
             Ok(received) if received.len == 0 => {
                 self.readable = false;
                 Ok(Read::End)
@@ -83,6 +82,11 @@ impl Stream {
                 Ok(Read::Empty)
             }
             Some(Errno::INTR) => Ok(Read::Empty),
+            Some(Errno::TOOMANYREFS) => {
+                self.readable = false;
+                self.awaits_room = true;
+                Ok(Read::Empty)
+            }
             // The program closed with our data unread. What it sent itself came before.
             Some(Errno::CONNRESET | Errno::PIPE) => {
                 self.readable = false;

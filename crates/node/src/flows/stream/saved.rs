@@ -2,13 +2,12 @@
 //!
 //! What epoll has said of the socket is not saved: it is said again when a successor listens to it.
 
-use std::os::fd::OwnedFd;
-
 use vsock_core::SocketType;
 use vsock_core::saved::{Unfit, check};
 
 use super::{Backlog, Stream};
 use crate::flows::backlog::{Bytes, Messages, SavedBacklog};
+use crate::host::socket::ProgramSocket;
 use vsock_virtio::saved::{SavedFd, SavedFds};
 
 /// A [`Stream`] as plain data.
@@ -35,7 +34,7 @@ impl Stream {
     /// A stream that goes on where another was, with its socket `fd`.
     pub(in crate::flows) fn restore(
         saved: SavedStream,
-        fd: OwnedFd,
+        fd: ProgramSocket,
         kind: SocketType,
     ) -> Result<Self, Unfit> {
         let SavedStream { fd: _, discarding, backlog } = saved;

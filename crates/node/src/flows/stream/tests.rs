@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
 use crate::flows::record;
+use crate::host::socket::Sockets;
 use crate::links::End;
 use crate::reactor::{Owner, SourceId};
 use vsock_guest_memory::sealed_memory;
@@ -12,7 +13,7 @@ use vsock_guest_memory::slice::Slices;
 
 fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Stream::new(ours.into(), SocketType::Stream), theirs)
+    (Stream::new(Sockets::alone().adopt(ours.into()), SocketType::Stream), theirs)
 }
 
 #[test]

@@ -8,6 +8,7 @@ use vsock_core::{Ports, SocketType};
 
 use super::{Again, Attempted, Requests};
 use crate::host::client::Client;
+use crate::host::places::Holder;
 use crate::host::program::Bound;
 use crate::host::wire::{Request, from_wire};
 use crate::programs::Parts;
@@ -67,7 +68,9 @@ impl SavedClient {
         restoring: &mut Restoring,
     ) -> Result<Client, Unfit> {
         let Self { fd, kind, peer, bound } = self;
-        Ok(Client::new(restoring.claim(fd, id, owner)?, kind, peer, bound))
+        let place = restoring.sockets.places.keep(Holder::User(peer.uid));
+        let fd = restoring.claim_socket(fd, id, owner)?.counted(place);
+        Ok(Client::new(fd, kind, peer, bound))
     }
 }
 
