@@ -38,6 +38,16 @@ def dial(lab: Lab, door: str) -> socket.socket:
     return client
 
 
+def send_passing(client: socket.socket, data: bytes, fds: list[int]) -> bool:
+    """Send data with descriptors; False if the switch's socket refuses these (SO_PASSRIGHTS), and only data was sent."""
+    try:
+        socket.send_fds(client, [data], fds)
+    except PermissionError:
+        client.sendall(data)
+        return False
+    return True
+
+
 def reply(client: socket.socket) -> Reply | None:
     """The next reply; None at the end."""
     got = b""

@@ -284,6 +284,15 @@ impl Admission {
         }
     }
 
+    /// Whether somebody would take what a program of this node asks another for. That it may ask was
+    /// decided when it did, and by whom is not known where it is answered.
+    ///
+    /// # Errors
+    /// Why nobody would.
+    pub fn decide_answer(&self, attempt: &Attempt<'_>) -> Result<FlowLimits, Refusal> {
+        check_answerer(attempt).map(|()| FlowLimits::default())
+    }
+
     /// Counts a refusal.
     pub fn refuse(&mut self, reason: Refusal) -> Refused {
         self.counts.count(reason);

@@ -158,9 +158,9 @@ impl Flows {
         share
     }
 
-    /// Gives an open flow another receive buffer.
+    /// Gives an open flow another receive buffer; 0: as it is.
     pub(crate) fn set_buffer_of(&mut self, id: FlowId, endpoint: &mut Endpoint, wanted: u32) {
-        if let Some(flow) = self.table.get_mut(id) {
+        if let Some(flow) = self.table.get_mut(id).filter(|_| wanted != 0) {
             let is_given = flow.holdings.share.give(endpoint, flow.connection, wanted);
             self.buffers_cut += u64::from(!is_given);
         }

@@ -308,9 +308,18 @@ impl Programs {
             None => Answerer::Nobody,
         };
         let attempt = links.attempt_over((link, interface.role()), Act::Connect, key, kind);
-        let decision = cx.admission.decide(&Attempt { answerer, ..attempt });
-        let holder = interface.role().guest().map_or(Holder::Others, |_| Holder::Guest(link));
-        let given = decision.limits().and_then(|limits| {
+        let attempt = Attempt { answerer, ..attempt };
+        let decision = match interface.role() {
+            Role::Loopback => cx.admission.decide_answer(&attempt),
+            Role::Guest(_) | Role::Uplink => cx.admission.decide(&attempt).limits(),
+        };
+        let holder = match (interface.role(), &listener) {
+            (Role::Loopback | Role::Uplink, Some(listener)) => {
+                self.services.listeners.user(listener).map_or(Holder::Guest(link), Holder::User)
+            }
+            (Role::Guest(_) | Role::Loopback | Role::Uplink, _) => Holder::Guest(link),
+        };
+        let given = decision.and_then(|limits| {
             if interface.endpoint().info(connection).is_none() {
                 return Err(Refusal::GivenUp);
             }

@@ -130,7 +130,8 @@ impl Reaper {
         let mut state = queue.lock();
         state.tasks.push_back(task);
         state.received += received;
-        if state.idle > 0 {
+        // A thread counts as idle until it has been woken up.
+        if state.tasks.len() <= state.idle {
             queue.news.notify_one();
         } else if state.threads < THREADS {
             // Where no thread can be had, the next task asks again.
@@ -258,6 +259,25 @@ pub(crate) mod tests {
             assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
         }
         assert_eq!(reaper.0.queue.lock().received, 1);
+        drop(peer);
+    }
+
+    #[test]
+    fn socket_behind_a_close_that_hangs_is_closed_by_another_thread() {
+        let reaper = reaper_for(MOST);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        reaper.close(ours.into(), None);
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while reaper.0.queue.lock().idle == 0 {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        let (descriptor, peer) = lingering();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        reaper.close_received(vec![descriptor]);
+        reaper.close(ours.into(), None);
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
         drop(peer);
     }
 

@@ -22,6 +22,7 @@ pub use crate::links::{
     FormerCid, LinkId, SavedEntry, SavedIncoming, SavedInterface, SavedLink, SavedLinks,
     SavedPacket,
 };
+use crate::options::NodeOptions;
 pub use crate::programs::{
     SavedAcceptQueue, SavedAcceptor, SavedClient, SavedDatagramSocket, SavedDatagrams, SavedEnds,
     SavedHybridClient, SavedHybridSocket, SavedHybrids, SavedKept, SavedListener, SavedListeners,
@@ -30,7 +31,6 @@ pub use crate::programs::{
 use crate::reactor::Claims;
 pub use crate::reactor::{Owner, SavedSources, SourceId};
 use vsock_guest_memory::GuestMemory;
-use vsock_sandbox::Sandbox;
 use vsock_virtio::saved::{Fds, SavedFd};
 use vsock_virtio::spec::QUEUE_COUNT;
 use vsock_virtio::vhost_user::{BackendControl, SavedBackend};
@@ -42,8 +42,8 @@ pub struct SavedNode {
     pub paths: Vec<PathBuf>,
     /// The control threads of its guests.
     pub guests: Vec<SavedGuest>,
-    /// Whether its threads give up what they do not need.
-    pub sandbox: Sandbox,
+    /// What it does otherwise than usual.
+    pub options: NodeOptions,
     /// Whether single connections are events.
     pub wants_flows: bool,
     /// How long at most the node looks for packets before it sleeps.

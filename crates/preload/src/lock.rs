@@ -33,7 +33,7 @@ impl ConnectLock {
 pub(crate) struct ListenerLock {
     listener: Fd,
     is_alone: bool,
-    _among_threads: Held,
+    among_threads: Held,
 }
 
 impl ListenerLock {
@@ -41,7 +41,7 @@ impl ListenerLock {
     pub(crate) fn take(listener: Fd) -> Self {
         let among_threads = ACCEPTING.take();
         let is_alone = try_until(|| !is_held_by_another(listener.lock(libc::F_WRLCK)));
-        Self { listener, is_alone, _among_threads: among_threads }
+        Self { listener, is_alone, among_threads }
     }
 
     /// Whether no other process has the lock.
@@ -52,7 +52,10 @@ impl ListenerLock {
 
 impl Drop for ListenerLock {
     fn drop(&mut self) {
-        let _ = self.listener.lock(libc::F_UNLCK); // fails if the lock could not be had
+        // The lock is the process's: a thread that could not have it leaves it to the one that has.
+        if self.is_alone && self.among_threads.is_held() {
+            let _ = self.listener.lock(libc::F_UNLCK); // fails if the socket has been closed
+        }
     }
 }
 
@@ -85,6 +88,12 @@ impl ThreadLock {
             is_mine
         });
         Held(is_mine.then_some(&self.0))
+    }
+}
+
+impl Held {
+    fn is_held(&self) -> bool {
+        self.0.is_some()
     }
 }
 

@@ -21,12 +21,11 @@ const ATTEMPTS: usize = 512;
 /// Who has something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Holder {
-    /// Programs of a user, by its number: their connections to the node, and those that became of them.
+    /// Programs of a user, by its number: their connections to the node, those that became of them, and those that other
+    /// programs here have opened to them.
     User(u32),
     /// A guest: connections that it opened to programs.
     Guest(LinkId),
-    /// Whoever else opens connections to programs: other programs, or what is behind the device of a userspace guest.
-    Others,
     /// A user's attempts to connect over a link, as long as they have no answer.
     Attempts(LinkId, u32),
 }
@@ -50,7 +49,6 @@ impl Most {
         match holder {
             Holder::User(_) => self.user,
             Holder::Guest(_) => self.guest,
-            Holder::Others => self.all,
             Holder::Attempts(..) => ATTEMPTS,
         }
     }
@@ -111,7 +109,7 @@ impl Places {
 impl Holder {
     fn has_descriptor(self) -> bool {
         match self {
-            Self::User(_) | Self::Guest(_) | Self::Others => true,
+            Self::User(_) | Self::Guest(_) => true,
             Self::Attempts(..) => false,
         }
     }
@@ -168,9 +166,9 @@ mod tests {
             assert_eq!(one.len() + rest.len(), user);
             let other = all(&places, Holder::User(0));
             assert_eq!(other.len(), most - user);
-            assert!(places.is_full() && places.take(Holder::Others).is_none());
+            assert!(places.is_full() && places.take(guest(2)).is_none());
             drop((one, rest, other));
-            assert_eq!(all(&places, Holder::Others).len(), most);
+            assert_eq!(lock(&places.taken).descriptors, 0);
         }
     }
 

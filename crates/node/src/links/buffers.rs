@@ -50,7 +50,8 @@ impl Buffers {
 
     /// There are as many flows as the least buffer is set aside for: no more may be asked for.
     pub(crate) fn are_used_up(&self) -> bool {
-        self.0.flows.load(Ordering::Relaxed) >= MOST_FLOWS
+        let is_limited = self.0.limit.load(Ordering::Relaxed) < u64::MAX;
+        is_limited && self.0.flows.load(Ordering::Relaxed) >= MOST_FLOWS
     }
 
     /// A flow begins.

@@ -130,10 +130,12 @@ impl Entry {
             let aliases = self.options.host_aliases.iter().copied().map(Cid).collect();
             interface.filter_mut().set_aliases(aliases);
             interface.set_rate(self.options.bytes_per_second);
-            interface.buffers().set_limit(match self.options.buffer_limit_mib {
-                0 => BUFFER_LIMIT,
-                mebibytes => u64::from(mebibytes) << 20,
-            });
+            if interface.role().guest().is_some() {
+                interface.buffers().set_limit(match self.options.buffer_limit_mib {
+                    0 => BUFFER_LIMIT,
+                    mebibytes => u64::from(mebibytes) << 20,
+                });
+            }
         }
     }
 

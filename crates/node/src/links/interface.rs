@@ -238,7 +238,7 @@ impl Interface {
         is_free: bool,
         scratch: &mut Scratch,
     ) -> Result<bool, LinkFault> {
-        let is_free = is_free && !self.rate.is_spent();
+        let is_free = is_free && (header.len == 0 || !self.rate.is_spent(self.link.traffic()));
         self.sender.forward(&mut self.link, header, packet, is_free, scratch)
     }
 
@@ -249,7 +249,7 @@ impl Interface {
         payload: &[u8],
         scratch: &mut Scratch,
     ) -> Result<bool, LinkFault> {
-        if self.rate.is_spent() {
+        if self.rate.is_spent(self.link.traffic()) {
             return Ok(false);
         }
         let sent = send_datagram(&mut self.link, addresses, payload, scratch);

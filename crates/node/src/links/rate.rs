@@ -105,9 +105,12 @@ impl Rate {
         self.outgoing.bytes()
     }
 
-    /// Whether nothing may be sent, as of the last look.
-    pub(super) fn is_spent(&self) -> bool {
-        self.outgoing.bytes() == 0
+    /// Whether what the last look allowed to send has gone by now. What time has added since, the link's next turn finds,
+    /// which comes at [`opens_at`](Self::opens_at) if not before.
+    pub(super) fn is_spent(&self, traffic: Traffic) -> bool {
+        let Bucket { rate, level, counted, .. } = self.outgoing;
+        let moved = i128::from(traffic.bytes_out.saturating_sub(counted));
+        rate != 0 && level - moved * SECOND < SECOND
     }
 
     /// When a direction that is shut opens.
@@ -147,7 +150,7 @@ mod tests {
         let mut rate = Rate::default();
         rate.set(0, Traffic::default());
         assert_eq!(rate.incoming(START, taken(u64::MAX)), usize::MAX);
-        assert_eq!((rate.opens_at(START, taken(u64::MAX)), rate.is_spent()), (None, false));
+        assert_eq!(rate.opens_at(START, taken(u64::MAX)), None);
     }
 
     #[test]
@@ -163,7 +166,15 @@ mod tests {
         let mut rate = limited();
         assert_eq!(rate.incoming(START, taken(100_000)), 0);
         assert_eq!(rate.outgoing(START, taken(100_000)), 100_000);
-        assert!(!rate.is_spent());
+    }
+
+    #[test]
+    fn what_went_out_since_the_last_look_counts() {
+        let mut rate = limited();
+        let sent = |bytes_out| Traffic { bytes_out, ..Traffic::default() };
+        assert_eq!(rate.outgoing(START, sent(0)), 100_000);
+        assert!(!rate.is_spent(sent(99_999)));
+        assert!(rate.is_spent(sent(100_000)));
     }
 
     #[test]

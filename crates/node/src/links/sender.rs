@@ -130,10 +130,21 @@ impl Sender {
         &mut self,
         out: &mut Outflow<'_, S>,
     ) -> Result<Sent, LinkFault> {
-        Ok(match self.send_control(out)? {
-            Sent::All | Sent::Limited => Sent::Limited,
-            ended @ (Sent::Budget | Sent::Full) => ended,
-        })
+        match self.send_control(out)? {
+            Sent::All | Sent::Limited => {}
+            ended @ (Sent::Budget | Sent::Full) => return Ok(ended),
+        }
+        // Of other guests, those whose turn it is.
+        let is_control = |stored: &mut Stored| stored.next_piece(u32::MAX).len == 0;
+        while self.store.front().is_some_and(is_control) {
+            if !out.budget.has_bytes() {
+                return Ok(Sent::Budget);
+            }
+            if self.send_first_stored(out)?.is_none() {
+                return Ok(Sent::Full);
+            }
+        }
+        Ok(Sent::Limited)
     }
 
     /// All control packets.
@@ -177,23 +188,33 @@ impl Sender {
     fn send_stored<S: Source>(&mut self, out: &mut Outflow<'_, S>) -> Result<Turn, LinkFault> {
         let mut bytes = 0;
         while !self.store.is_empty() && out.budget.has_bytes() {
-            let Some(buffer) = self.reserve(out.link, out.scratch)? else {
-                return Ok(Turn::NoRoom);
-            };
-            out.budget.work_packet(buffer.steps, || out.source.is_over());
-            let Some(stored) = self.store.front() else { break };
-            let piece = stored.next_piece(buffer.capacity);
-            let from = stored.take(piece.len as usize);
-            let slices = &out.scratch.slices;
-            slice::copy_in(&slices[buffer.payload.clone()], from);
-            out.link.transmit(&buffer, slices, &piece.encode(), piece.len);
-            bytes += piece.len as usize + PACKET_COST;
-            self.store.sent(piece.len as usize);
+            let Some(sent) = self.send_first_stored(out)? else { return Ok(Turn::NoRoom) };
+            bytes += sent + PACKET_COST;
             if bytes >= QUANTUM.min(out.budget.turn()) {
                 return Ok(Turn::Again(bytes));
             }
         }
         Ok(if bytes > 0 { Turn::Again(bytes) } else { Turn::Done })
+    }
+
+    /// As much of the first of them as a buffer holds: so many bytes; `None`: there is no buffer.
+    fn send_first_stored<S: Source>(
+        &mut self,
+        out: &mut Outflow<'_, S>,
+    ) -> Result<Option<usize>, LinkFault> {
+        let Some(buffer) = self.reserve(out.link, out.scratch)? else { return Ok(None) };
+        out.budget.work_packet(buffer.steps, || out.source.is_over());
+        let Some(stored) = self.store.front() else {
+            out.link.link_mut().return_buffers(1);
+            return Ok(Some(0));
+        };
+        let piece = stored.next_piece(buffer.capacity);
+        let from = stored.take(piece.len as usize);
+        let slices = &out.scratch.slices;
+        slice::copy_in(&slices[buffer.payload.clone()], from);
+        out.link.transmit(&buffer, slices, &piece.encode(), piece.len);
+        self.store.sent(piece.len as usize);
+        Ok(Some(piece.len as usize))
     }
 
     /// The turn of one connection.

@@ -19,7 +19,6 @@ use crate::host::socket::Sockets;
 use crate::journal::Journal;
 use crate::links::LinkId;
 use crate::mailbox::{Mailbox, Reply};
-use crate::options::NodeOptions;
 use crate::orders::{Order, SaveError, SavedWorker};
 use crate::polling::Polling;
 use crate::reactor::Sources;
@@ -133,8 +132,8 @@ impl Node {
             guest.control.detach = paused.control.ordered_detach();
         }
         let (paths, wants_flows) = (held.paths.clone(), self.journal.wants_flows());
-        let sandbox = self.options.sandbox;
-        Ok((SavedNode { paths, guests, sandbox, wants_flows, polling, fabric }, fds))
+        let options = self.options;
+        Ok((SavedNode { paths, guests, options, wants_flows, polling, fabric }, fds))
     }
 
     /// A node that goes on where another was, with the descriptors that came beside the data.
@@ -144,7 +143,7 @@ impl Node {
     pub fn restore(saved: SavedNode, fds: Vec<OwnedFd>) -> Result<Self, RestoreError> {
         raise_descriptor_limit();
         record::prepare()?;
-        let SavedNode { paths, guests, sandbox, wants_flows, polling, fabric } = saved;
+        let SavedNode { paths, guests, options, wants_flows, polling, fabric } = saved;
         let (sources, journal) = (Sources::new()?, Journal::new()?);
         let mailbox = Mailbox::new(sources.waker());
         journal.set_wants_flows(wants_flows);
@@ -165,11 +164,10 @@ impl Node {
         let local = fabric.links.local;
         let (reply, outcome) = Reply::new();
         let (its_journal, its_mailbox) = (journal.clone(), mailbox.clone());
-        let options = NodeOptions { sandbox, ..NodeOptions::default() };
-        let (controls, helpers) = starters(sandbox)?;
+        let (controls, helpers) = starters(options.sandbox)?;
         let sockets = Sockets::new(sources.reaper(helpers.clone()), options);
         let others = controls.state().clone().and(helpers.state());
-        let (worker, state) = spawn_worker(local.0, sandbox, journal.clone(), move || {
+        let (worker, state) = spawn_worker(local.0, options.sandbox, journal.clone(), move || {
             let at = (sources, sockets, its_journal, helpers);
             let fabric = Fabric::restore(fabric, &restored, fds, at, random_seed());
             let (fabric, outcome) = match fabric {

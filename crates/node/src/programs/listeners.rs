@@ -178,6 +178,12 @@ impl Listeners {
         self.ports.lookup(at)
     }
 
+    /// Whose program listens.
+    pub(super) fn user(&self, listener: &vsock_core::Listener) -> Option<u32> {
+        let id = self.by_binding.get(listener.binding)?;
+        Some(self.table.get(*id)?.client.peer.uid)
+    }
+
     /// Hands a new stream to the program that listens.
     ///
     /// # Errors

@@ -145,7 +145,8 @@ impl Flow {
         let SavedFlow { id, link, connection, parties, binding, socket, .. } = saved;
         let fd = restoring.claim_socket(saved.stream.fd, id, Owner::Flow)?;
         let (places, user) = (&restoring.sockets.places, parties.peer.uid);
-        let holder = if parties.is_outgoing { Holder::User(user) } else { incoming(link, parties) };
+        let is_of_guest = !parties.is_outgoing && parties.theirs.cid.is_guest();
+        let holder = if is_of_guest { Holder::Guest(link) } else { Holder::User(user) };
         let fd = fd.counted(places.keep(holder));
         let attempt = matches!(saved.state, SavedState::Connecting(_))
             .then(|| places.keep(Holder::Attempts(link, user)));
@@ -172,11 +173,6 @@ impl Flow {
     pub(in crate::flows) fn backlog(&self) -> usize {
         self.stream.backlog()
     }
-}
-
-/// Whose a connection is that the other side of a link opened.
-fn incoming(link: LinkId, parties: Parties) -> Holder {
-    if parties.theirs.cid.is_guest() { Holder::Guest(link) } else { Holder::Others }
 }
 
 fn outgoing(saved: SavedMessageOut, kind: SocketType) -> Result<Outgoing, Unfit> {
