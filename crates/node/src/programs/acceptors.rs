@@ -84,7 +84,7 @@ impl Acceptors {
                 accept(socket)
             };
             match next {
-                Ok(Some(fd)) => arrivals.extend(let_in(cx, fd, *speaks)),
+                Ok(Some(fd)) => arrivals.extend(admit(cx, fd, *speaks)),
                 Ok(None) => return (arrivals, false),
                 Err(error) => {
                     // No descriptors are left: tries again a little later, as the edge will not come again.
@@ -116,7 +116,7 @@ impl Acceptors {
 }
 
 /// A program that has connected, if its user may have one more connection. Else it is closed: the program may wait for nothing.
-fn let_in(cx: &mut Context, fd: OwnedFd, speaks: Speaks) -> Option<Arrival> {
+fn admit(cx: &mut Context, fd: OwnedFd, speaks: Speaks) -> Option<Arrival> {
     let fd = cx.sockets.adopt(fd);
     let peer = PeerCredentials::of(fd.as_fd()).ok()?;
     let Some(place) = cx.sockets.places.take(Holder::User(peer.uid)) else {
