@@ -145,15 +145,16 @@ def _add_questions(app: FastAPI, switch: "Switch") -> None:
         """The switch itself: version, process, totals and counters."""
         return switch.info()
 
+    # Guests in threads: the names of their sockets' users may have to be fetched from another machine (nss(5)).
     @app.get("/v1/guests", operation_id="list_guests")
     async def list_guests() -> list[GuestRecord]:
         """All guests, by CID."""
-        return switch.guests()
+        return await asyncio.to_thread(switch.guests)
 
     @app.get("/v1/guests/{guest}", operation_id="get_guest")
     async def get_guest(guest: str) -> GuestRecord:
         """One guest, by name or CID."""
-        return switch.guest(guest)
+        return await asyncio.to_thread(switch.guest, guest)
 
     @app.get("/v1/listeners", operation_id="list_listeners")
     async def list_listeners() -> list[ListenerRecord]:
