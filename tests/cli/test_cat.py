@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,11 @@ def test_child_of_a_kept_cat_is_reaped_when_it_ends(runtime_dir: Path) -> None:
 def children(pid: int) -> list[str]:
     """The child processes of all threads of `pid`, zombies included."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [child for task in tasks for child in (task / "children").read_text().split()]
+    found = []
+    for task in tasks:
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found += (task / "children").read_text().split()
+    return found
 
 
 def test_kept_cat_serves_connections_side_by_side(runtime_dir: Path) -> None:
