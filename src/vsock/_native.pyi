@@ -123,8 +123,8 @@ class Node:
         """Returns the present state as one dictionary.
 
         `guests`, `listeners`, `datagrams` and `flows` are lists of dictionaries, `counters` has numbers by
-        name, and `sandbox` is what the threads have given up, in words. crates/python/src/records.rs declares the fields, and `vsock.switch.listing` makes records of
-        `vsock.control.model` from them.
+        name, and `sandbox` is what the threads have given up, in words. crates/python/src/records.rs declares
+        the fields, and `vsock.switch.listing` makes records of `vsock.control.model` from them.
 
         Raises:
             RuntimeError: the node has been stopped.

@@ -34,6 +34,13 @@ def client(switch: Switch) -> ControlClient:
 JSON = "application/json"
 
 
+def answer_500(connection: socket.socket) -> None:
+    """Answers one request as a server that is in trouble, and not as the switch does."""
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno")
+
+
 def ask(
     runtime_dir: Path, method: str, path: str, body: bytes = b"", kind: str = JSON
 ) -> tuple[int, Any]:
@@ -300,9 +307,7 @@ def test_error_without_a_reason_still_has_a_line(runtime_dir: Path) -> None:
 
         def refuse() -> None:
             connection, _ = listener.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno")
+            answer_500(connection)
 
         thread = threading.Thread(target=refuse)
         thread.start()
@@ -417,10 +422,7 @@ def test_client_waits_while_many_wait_at_the_socket(runtime_dir: Path) -> None:
 
         def serve() -> None:
             listener.accept()[0].close()
-            served, _ = listener.accept()
-            with served:
-                served.recv(4096)
-                served.sendall(b"HTTP/1.1 500 no\r\nContent-Length: 0\r\n\r\n")
+            answer_500(listener.accept()[0])
 
         asks = threading.Thread(target=serve)
         asks.start()

@@ -71,18 +71,29 @@ fn request_unattached(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 
 /// REQUEST and RST in a row, to a port where nobody listens.
 fn request_rst_silent(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    pairs(plain(stage)?, bounds, (HOST, NOBODY))
+    pairs(plain(stage)?, bounds, (HOST, NOBODY), (Op::Rst, b""))
 }
 
-fn pairs(mut guest: Guest, bounds: &mut Bounds, to: To) -> Result<()> {
+/// For each port a REQUEST, and what comes behind it.
+fn pairs(
+    mut guest: Guest,
+    bounds: &mut Bounds,
+    to: To,
+    (behind, data): (Op, &'static [u8]),
+) -> Result<()> {
     let mut count = 0;
+    let len = u32::try_from(data.len())?;
     Bounds::ready();
     guest.flood(
         bounds,
         |guest| {
             count += 1;
-            let op = if count % 2 == 0 { Op::Rst } else { Op::Request };
-            Some((guest.packet(op, 1000 + count / 2, to), &[]))
+            let port = 1000 + count / 2;
+            Some(if count % 2 == 0 {
+                (RawHeader { len, ..guest.packet(behind, port, to) }, data)
+            } else {
+                (guest.packet(Op::Request, port, to), &[])
+            })
         },
         |_, _| {},
     )
@@ -97,7 +108,7 @@ fn request_accepted_rst(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 /// REQUEST and RST in a row, to a port where somebody listens.
 fn request_rst(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     stage.accept_and_close()?;
-    pairs(plain(stage)?, bounds, (HOST, PORT))
+    pairs(plain(stage)?, bounds, (HOST, PORT), (Op::Rst, b""))
 }
 
 /// REQUESTs to a listener that accepts nothing.
@@ -244,22 +255,6 @@ fn to_neighbour_updates(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 
 /// Connections to the neighbour that the switch ends, as data comes before they are open.
 fn to_neighbour_broken(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
-    let mut guest = plain(stage)?;
     let to = (stage.neighbour, Service::Discard as u32);
-    let mut count = 0;
-    Bounds::ready();
-    guest.flood(
-        bounds,
-        |guest| {
-            count += 1;
-            let op = if count % 2 == 0 { Op::Rw } else { Op::Request };
-            let packet = guest.packet(op, 1000 + count / 2, to);
-            Some(if op == Op::Rw {
-                (RawHeader { len: 4, ..packet }, b"four")
-            } else {
-                (packet, &[])
-            })
-        },
-        |_, _| {},
-    )
+    pairs(plain(stage)?, bounds, to, (Op::Rw, b"four"))
 }

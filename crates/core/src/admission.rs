@@ -10,6 +10,9 @@
 //! 2. the rules ([`rules`]): the first that matches decides;
 //! 3. who would answer, if that is known here: a listener with room in its queue.
 //!
+//! A connection of the node to itself passes twice: [`Admission::decide`] where it is asked for, and
+//! [`Admission::decide_answer`], which is the third step alone, where it is answered.
+//!
 //! A [`Decision`] allows the attempt, and names the rule and the limits of the flow, or it has the
 //! [`Refusal`]. A failure after the decision, such as a queue that cannot take the connection, is a
 //! refusal, too. [`Admission::refuse`] counts a refusal and returns a [`Refused`], which
@@ -285,7 +288,8 @@ impl Admission {
     }
 
     /// Whether somebody would take what a program of this node asks another for. That it may ask was
-    /// decided when it did, and by whom is not known where it is answered.
+    /// decided when it did, and who it is is not known where it is answered. The answering side has
+    /// the usual limits; those of a rule are the asking side's.
     ///
     /// # Errors
     /// Why nobody would.

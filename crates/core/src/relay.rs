@@ -2,10 +2,11 @@
 //!
 //! The two guests speak to each other; the relay ends nothing but what must not go on. It watches
 //! the handshake so that it can forget a flow, and it bounds what a guest that does not read can
-//! make us keep: every announcement of receive buffer is clamped on its way to a share of the budgets
-//! of the pair and of both guests ([`RelayLimits::pair_budget`], [`RelayLimits::guest_budget`]), so a sender that keeps to it never has more in
-//! flight, in the receiver's ring or waiting here, than its flow was granted. A sender that does
-//! not keep to it is reset, with the other side.
+//! make us keep: every announcement of receive buffer is clamped on its way to a share of the
+//! budgets of the pair and of both guests ([`RelayLimits::pair_budget`],
+//! [`RelayLimits::guest_budget`]), so a sender that keeps to it never has more in flight, in the
+//! receiver's ring or waiting here, than its flow was granted. A sender that does not keep to it is
+//! reset, with the other side.
 //!
 //! A `fwd_cnt` that cannot be true is replaced by the last one that was. RST is never answered;
 //! packets of no flow are answered with RST. REQUEST between addresses of a live flow means that

@@ -13,7 +13,8 @@ pub struct NodeOptions {
     /// Refuse descriptors that programs send along with their bytes. Where the kernel cannot (before Linux 6.16), and if not,
     /// they are received, and closed on threads of their own.
     pub refuse_descriptors: bool,
-    /// Share out so many descriptors among programs and guests, or as many as the process may have (RLIMIT_NOFILE), if that is less.
+    /// Share out so many descriptors among programs and guests, or as many as the process may have (RLIMIT_NOFILE), if that
+    /// is less.
     pub descriptors: usize,
 }
 

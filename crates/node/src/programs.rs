@@ -313,10 +313,10 @@ impl Programs {
             Role::Loopback => cx.admission.decide_answer(&attempt),
             Role::Guest(_) | Role::Uplink => cx.admission.decide(&attempt).limits(),
         };
-        let holder = match (interface.role(), &listener) {
-            (Role::Loopback | Role::Uplink, Some(listener)) => {
-                self.services.listeners.user(listener).map_or(Holder::Guest(link), Holder::User)
-            }
+        let user = listener.as_ref().and_then(|it| self.services.listeners.user(it));
+        let holder = match (interface.role(), user) {
+            (Role::Loopback | Role::Uplink, Some(user)) => Holder::User(user),
+            // Where nobody listens it is a guest's, for its hybrid socket, or refused.
             (Role::Guest(_) | Role::Loopback | Role::Uplink, _) => Holder::Guest(link),
         };
         let given = decision.and_then(|limits| {

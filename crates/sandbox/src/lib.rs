@@ -86,9 +86,7 @@ impl State {
             (Some(calls), Some(files)) => Self::Off(format!("{calls}; {files}")),
         }
     }
-}
 
-impl State {
     /// Of two threads that were to give up the same, what both have given up.
     #[must_use]
     pub fn and(self, other: &Self) -> Self {

@@ -182,9 +182,8 @@ class _UnixConnection(http.client.HTTPConnection):
         while True:
             try:
                 return self.sock.connect(os.fspath(self._path))
-            except (
-                BlockingIOError
-            ):  # too many wait at the socket, and with a timeout the kernel waits for none
+            except BlockingIOError:
+                # Too many wait at the socket; the kernel waits for them only if the socket has no timeout.
                 if time.monotonic() >= deadline:
                     raise TimeoutError from None
             time.sleep(_PAUSE)

@@ -217,9 +217,10 @@ class GuestSpec:
     socket, True for `guests/NAME.vsock`, and None or False for none. With `memory_slots`, QEMU sends memory
     regions one by one, and does not send them again to a restarted switch: a reboot of the guest then no
     longer brings its vsock device back. `socket_user`, `socket_group` and `socket_mode` say who may connect to
-    `socket` and `hybrid` (as SocketUser= and the like of systemd.socket(5)), for a VMM of another user. Without `file_memory`, guest memory must be in tmpfs (as a memfd is) or
-    hugetlbfs, because all guests wait while the switch reads a page from anywhere else. `host_aliases` exist for software for Nitro enclaves,
-    which connects to its parent as CID 3.
+    `socket` and `hybrid` (as SocketUser= and the like of systemd.socket(5)), for a VMM of another user. Without
+    `file_memory`, guest memory must be in tmpfs (as a memfd is) or hugetlbfs, because all guests wait while the
+    switch reads a page from anywhere else. `host_aliases` exist for software for Nitro enclaves, which connects to
+    its parent as CID 3.
     """
 
     name: Annotated[Name, About("Its name, which stands for its CID in addresses.", is_fixed=True)]
@@ -330,7 +331,8 @@ class SwitchSpec:
     """A switch as somebody wants it; docs/reference/tuning.md says what its settings do.
 
     `runtime_dir` is None for the user's usual one. With `sandbox`, the threads of the data plane give up
-    system calls, files and privileges that they do not need; they cannot get them back while it runs.
+    system calls, files and privileges that they do not need; they cannot get them back while it runs
+    (docs/decisions/0017-sandbox.md). The fields that are not fixed are settings (`settings`).
     """
 
     runtime_dir: Annotated[Path | None, About("The directory of its sockets.", is_fixed=True)] = (

@@ -2,7 +2,7 @@
 
 import grp
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,8 +20,10 @@ def to_native(guest: GuestSpec) -> dict[str, Any]:
     """
     return {
         **asdict(guest),
-        "socket_user": _uid(guest.socket_user),
-        "socket_group": _gid(guest.socket_group),
+        "socket_user": _number("user", guest.socket_user, lambda name: pwd.getpwnam(name).pw_uid),
+        "socket_group": _number(
+            "group", guest.socket_group, lambda name: grp.getgrnam(name).gr_gid
+        ),
         "socket_mode": int(guest.socket_mode, 8),
     }
 
@@ -30,43 +32,26 @@ def from_native(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a guest with names, as ls(1) shows them."""
     return {
         **options,
-        "socket_user": _user_name(options["socket_user"]),
-        "socket_group": _group_name(options["socket_group"]),
+        "socket_user": _name(options["socket_user"], lambda uid: pwd.getpwuid(uid).pw_name),
+        "socket_group": _name(options["socket_group"], lambda gid: grp.getgrgid(gid).gr_name),
         "socket_mode": f"{options['socket_mode']:04o}",
     }
 
 
-def _uid(user: str | None) -> int | None:
-    if user is None or user.isdecimal():
-        return int(user) if user else None
+def _number(kind: str, account: str | None, look_up: Callable[[str], int]) -> int | None:
+    if account is None or account.isdecimal():
+        return int(account) if account else None
     try:
-        return pwd.getpwnam(user).pw_uid
+        return look_up(account)
     except KeyError:
-        raise UsageError(f"socket_user: there is no user {user!r} on this machine") from None
+        reason = f"socket_{kind}: there is no {kind} {account!r} on this machine"
+        raise UsageError(reason) from None
 
 
-def _gid(group: str | None) -> int | None:
-    if group is None or group.isdecimal():
-        return int(group) if group else None
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise UsageError(f"socket_group: there is no group {group!r} on this machine") from None
-
-
-def _user_name(uid: int | None) -> str | None:
-    if uid is None:
+def _name(number: int | None, look_up: Callable[[int], str]) -> str | None:
+    if number is None:
         return None
     try:
-        return pwd.getpwuid(uid).pw_name
+        return look_up(number)
     except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int | None) -> str | None:
-    if gid is None:
-        return None
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+        return str(number)

@@ -127,6 +127,19 @@ fn who_may_not_connect_does_not_learn_who_listens() {
 }
 
 #[test]
+fn answer_to_another_program_depends_on_who_answers_and_on_no_rule() {
+    let admission = Admission::new(Vec::new());
+    let answer = |answerer| {
+        let asked = connect(Party::PROGRAM, Party::PROGRAM);
+        admission.decide_answer(&Attempt { answerer, ..asked })
+    };
+    assert_eq!(answer(listener(SocketType::Stream, 1, 0)), Ok(FlowLimits::default()));
+    assert_eq!(answer(listener(SocketType::Stream, 1, 2)), Err(Refusal::QueueFull));
+    assert_eq!(answer(listener(SocketType::SeqPacket, 1, 0)), Err(Refusal::ListenerType));
+    assert_eq!(answer(Answerer::Nobody), Err(Refusal::NoListener));
+}
+
+#[test]
 fn refusals_are_counted_by_reason() {
     let mut admission = Admission::default();
     for _ in 0..3 {

@@ -2,7 +2,8 @@
 //!
 //! A connection costs a descriptor, and when a process has none left nobody gets one. So all connections together leave some
 //! for the control plane and for front ends, those of one user leave some for others, and a guest that opens
-//! connections has a part. What is taken is given back when the descriptor is closed, and not before: one whose close hangs counts.
+//! connections has a part. What is taken is given back when the descriptor is closed, and not before: one whose close hangs
+//! counts.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

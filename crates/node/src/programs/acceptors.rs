@@ -115,7 +115,8 @@ impl Acceptors {
     }
 }
 
-/// A program that has connected, if its user may have one more connection. Else it is closed: the program may wait for nothing.
+/// A program that has connected, if its user may have one more connection. Else it is closed: the program may wait for
+/// nothing.
 fn admit(cx: &mut Context, fd: OwnedFd, speaks: Speaks) -> Option<Arrival> {
     let fd = cx.sockets.adopt(fd);
     let peer = PeerCredentials::of(fd.as_fd()).ok()?;

@@ -1,7 +1,8 @@
 //! An interface as plain data. Saved between two turns: no buffer of the ring is in use then.
 //!
-//! Its addresses and options follow from its link's, and its flows know what they have of its buffers. What it knows of its ring (whether there was room, whether packets are
-//! left in it) is found out anew in its first turn.
+//! Its addresses and options follow from its link's, and its flows know what they have of its buffers. What it knows of its
+//! ring (whether there was room, whether packets are left in it) is found out anew in its first turn, and its rate begins
+//! with a full bucket.
 
 use vsock_core::endpoint::SavedEndpoint;
 use vsock_core::saved::{Unfit, check_counts};
