@@ -371,7 +371,7 @@ fn program_that_gives_up_before_or_while_it_connects_is_logged_and_holds_nothing
     let listener = UnixListener::bind(&path).unwrap();
     let Fabric { cx, programs, .. } = &mut lab.fabric;
     programs.add_acceptor(cx, listener, SocketType::Stream).unwrap();
-    let mut program = || {
+    let program = || {
         let mut program = UnixStream::connect(&path).unwrap();
         program.write_all(&connect_request()).unwrap();
         program
