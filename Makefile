@@ -189,5 +189,5 @@ $(VENV)/.built: export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING = 1
 $(VENV)/.built: $(VENV)/.base $(NATIVE_SOURCES)
 	@tools/sign-of-life "building the preload library" tools/build-preload
 	@PIP_QUIET=1 VIRTUAL_ENV=$(VENV) tools/sign-of-life "building the package" \
-	  $(BIN)/maturin develop --release --quiet --extras cli,switch
+	  $(BIN)/maturin develop --release --quiet --extras cli,ssh,switch
 	@touch $@

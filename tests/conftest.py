@@ -46,8 +46,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test uses a switch or settings of the person who runs the tests."""
+def no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test uses a switch, settings or keys of the person who runs the tests."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in [name for name in os.environ if name.startswith("VSOCK_")]:
         if name not in KEPT:
             monkeypatch.delenv(name)

@@ -20,7 +20,7 @@ LEAVES = {"address", "errors", "runtime"}
 
 BELOW_SOCKETS = LEAVES | {"_system", "_client", "_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | {"sockets", "aio", "guest", "_native"}
-BELOW_TOOLS = BELOW_SWITCH | {"control", "switch", "vmm", "preload"}
+BELOW_TOOLS = BELOW_SWITCH | {"control", "ssh", "switch", "vmm", "preload"}
 
 ALLOWED: dict[str, set[str]] = {
     # leaves
@@ -38,10 +38,12 @@ ALLOWED: dict[str, set[str]] = {
     "aio": BELOW_SOCKETS | {"sockets"},
     "guest": BELOW_SOCKETS | {"sockets", "aio", "_native"},
     # the public names: everything that is public, and nothing that is not
-    "": {"address", "errors", "sockets", "aio", "guest", "switch", "transports"},
+    "": {"address", "errors", "sockets", "aio", "guest", "ssh", "switch", "transports"},
     # control plane: what both ends share, and the switch
     "control": LEAVES,
     "switch": BELOW_SWITCH | {"control"},
+    # sessions with guests
+    "ssh": BELOW_SOCKETS | {"aio", "control"},
     # tools
     "cli": BELOW_TOOLS | {"demo", "perf"},
     "demo": BELOW_TOOLS | {"testing"},
@@ -56,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
 FROM_ELSEWHERE = {
     "cli": {"click"},  # vsock[cli]
     "demo": {"rich"},  # vsock[cli]
+    "ssh": {"asyncssh"},  # vsock[ssh]
     "switch": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn"},  # vsock[switch]
     "perf": {"matplotlib"},  # vsock[plot]
     "testing": {"pytest"},

@@ -15,7 +15,7 @@ import vsock
 HEAVY = {"asyncio", "ssl", "pydantic", "fastapi", "click", "rich", "dataclasses", "vsock._native"}
 """Modules that `import vsock` must not load."""
 
-ROOTS = {"VsockError", "UsageError", "AddressError", "TransportError"}
+ROOTS = {"VsockError", "UsageError", "AddressError", "SessionError", "TransportError"}
 """Errors without an errno, or with any."""
 
 

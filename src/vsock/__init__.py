@@ -5,8 +5,8 @@
 ...     sock.sendall(b"hello")
 
 `socket`, `create_connection` and `create_server` block; `open_connection` and `start_server` are
-their asyncio twins; `Guest` makes this process a guest of a switch, and `Switch` is one. This
-module only gathers the public names.
+their asyncio twins; `Guest` makes this process a guest of a switch, and `Switch` is one;
+`guest_session` runs commands in a guest over SSH. This module only gathers the public names.
 """
 
 TYPE_CHECKING = False  # as `typing` has it, whose import is most of what ours would cost
@@ -32,9 +32,12 @@ if TYPE_CHECKING:
         AddressError,
         ConnectRefused,
         ConnectTimeout,
+        HostKeyChanged,
+        KeyRefused,
         NoSuchGuest,
         NoSwitch,
         ProtocolError,
+        SessionError,
         SwitchGone,
         TransportError,
         UsageError,
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
         get_local_cid,
         socket,
     )
+    from vsock.ssh.session import guest_session
     from vsock.switch import Switch
     from vsock.transports.hvsock import HybridAddress
     from vsock.transports.kernel import KernelAddress
@@ -83,12 +87,15 @@ __all__ = [
     "ConnectRefused",
     "ConnectTimeout",
     "Guest",
+    "HostKeyChanged",
     "HybridAddress",
     "KernelAddress",
+    "KeyRefused",
     "NamedAddress",
     "NoSuchGuest",
     "NoSwitch",
     "ProtocolError",
+    "SessionError",
     "Switch",
     "SwitchGone",
     "TransportError",
@@ -98,6 +105,7 @@ __all__ = [
     "create_connection",
     "create_server",
     "get_local_cid",
+    "guest_session",
     "open_connection",
     "parse",
     "socket",
@@ -128,9 +136,12 @@ _NAMES = {
         "AddressError",
         "ConnectRefused",
         "ConnectTimeout",
+        "HostKeyChanged",
+        "KeyRefused",
         "NoSuchGuest",
         "NoSwitch",
         "ProtocolError",
+        "SessionError",
         "SwitchGone",
         "TransportError",
         "UsageError",
@@ -150,6 +161,7 @@ _NAMES = {
         "get_local_cid",
         "socket",
     ),
+    "ssh": ("guest_session",),
     "switch": ("Switch",),
     "transports.hvsock": ("HybridAddress",),
     "transports.kernel": ("KernelAddress",),

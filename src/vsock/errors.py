@@ -8,6 +8,9 @@
     │   └── AddressError                      an address that cannot be read
     │       └── AddressTypeError (TypeError)    it is not even text or a pair of numbers
     ├── ProtocolError (OSError)             the peer: it broke the client or hybrid protocol
+    ├── SessionError (OSError)              the guest: its sshd gave no session, or the session ended
+    │   ├── HostKeyChanged                    EACCES: its host key is not the one that is pinned
+    │   └── KeyRefused (PermissionError)      EACCES: its sshd does not take our key
     └── TransportError (OSError)            the world: the errno is what AF_VSOCK would give
         ├── NoSwitch                          ENODEV: there is no switch to talk to
         ├── SwitchGone                        ENODEV: there was one, and it went away
@@ -54,6 +57,18 @@ class AddressTypeError(AddressError, TypeError):
 
 class ProtocolError(VsockError, OSError):
     """The other end of the client protocol or of a hybrid socket said what it must not (``EPROTO``)."""
+
+
+class SessionError(VsockError, OSError):
+    """There was no SSH session with a guest, or it ended too early; the message says who did what."""
+
+
+class HostKeyChanged(SessionError):
+    """A guest has another host key than the one that is pinned (``EACCES``); the message says how to accept it."""
+
+
+class KeyRefused(SessionError, PermissionError):
+    """The sshd of a guest does not take this user's key (``EACCES``)."""
 
 
 class TransportError(VsockError, OSError):

@@ -33,6 +33,12 @@ COMPLETE = {
     ("guest", "remove"): ("x",),
     ("guest", "ls"): (),
     ("guest", "run"): (),
+    ("guest", "host-key"): ("alpha",),
+    ("guest", "setup"): ("alpha",),
+    ("exec",): ("alpha", "--", "true"),
+    ("shell",): ("alpha",),
+    ("ssh-config",): (),
+    ("ssh-known-hosts",): ("alpha",),
     ("ls",): (),
     ("explain",): ("alpha", "beta"),
     ("cat",): ("alpha:5",),
@@ -44,7 +50,10 @@ COMPLETE = {
     ("uml-args",): ("alpha",),
     ("demo",): (),
 }
-"""Each command with its required arguments; `run` and `guest run` accept any word as COMMAND."""
+"""Each command with its required arguments."""
+
+ANY_WORDS = {("run",), ("guest", "run"), ("exec",)}
+"""These accept any words as COMMAND."""
 
 NUMBERS = (
     ("ping", "alpha", "-c"),
@@ -97,14 +106,20 @@ OF_A_GUEST = (
 def usage() -> Iterator[Call]:
     """Unknown options, missing or extra words, groups without a command."""
     for command, needs in COMPLETE.items():
-        if command not in {("guest", "run"), ("run",)}:
+        if command not in ANY_WORDS:
             yield (*command, *needs, "--nonsense"), 2, f"see `vsock {' '.join(command)} --help`"
         if needs:
             yield (*command, *needs[:-1]), 2, "vsock: "
-        if command not in {("guest", "run"), ("run",), ("ssh-proxy",)}:
+        if command not in ANY_WORDS | {("ssh-proxy",)}:
             yield (*command, *needs, "more"), 2, "more"
-    for words in (("run",), ("guest", "run"), ("guest", "run", "alpha")):
+    for words in (("run",), ("guest", "run"), ("guest", "run", "alpha"), ("exec", "--", "true")):
         yield words, 2, "vsock: "
+    yield ("exec", "alpha", "--nonsense", "--", "true"), 2, "see `vsock exec --help`"
+    yield ("exec", "alpha", "-e", "NOT_SET_HERE", "--", "true"), 2, "NAME=VALUE"
+    yield ("exec", "alpha", "-e", "1=2", "--", "true"), 2, "'1'"
+    yield ("exec", "-t", "alpha", "--", "true"), 2, "terminal"
+    yield ("guest", "host-key", "alpha", "ssh-ed25519 AAAA"), 2, "ssh-ed25519"
+    yield ("guest", "setup", "alpha", "--user", "a b"), 2, "'a b'"
     yield ("guest", "add", "x", "9", "--group"), 2, "see `vsock guest add --help`"
     yield ("ping", "alpha", "-c"), 2, "see `vsock ping --help`"
     yield ("ls", "--runtime-dir"), 2, "see `vsock ls --help`"

@@ -1,4 +1,4 @@
-"""`vsock guest`: the guests of a running switch; `run` is in `vsock.cli.guest_run`."""
+"""`vsock guest`: the guests of a running switch; `run`, `host-key` and `setup` have modules of their own."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +9,7 @@ from vsock.cli.completion import guests as known_guests
 from vsock.cli.fields import field_options, given, names_of, whole_number
 from vsock.cli.groups import Group
 from vsock.cli.guest_run import run
+from vsock.cli.guest_ssh import host_key, setup
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import bytes_text, print_json, print_table, process_text
 from vsock.control.client import ControlClient
@@ -31,7 +32,8 @@ def guest() -> None:
     """Add, change, remove, list or run guests of a switch."""
 
 
-guest.add_command(run)
+for _command in (run, host_key, setup):
+    guest.add_command(_command)
 
 
 @guest.command()

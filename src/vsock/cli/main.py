@@ -34,9 +34,19 @@ _COMMANDS: Final = {
     "explain": ("vsock.cli.explain:explain", "Show who may connect to whom, and why."),
     "cat": ("vsock.cli.cat:cat", "Connect or listen, and copy standard input and output."),
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
+    "exec": ("vsock.cli.exec:exec_", "Run a command in a guest, or in several."),
+    "shell": ("vsock.cli.exec:shell", "Open a shell in a guest."),
     "ssh-proxy": (
         "vsock.cli.ssh_proxy:ssh_proxy",
         "Connect OpenSSH to a guest, as its ProxyCommand.",
+    ),
+    "ssh-config": (
+        "vsock.cli.ssh_config:ssh_config",
+        "Print or install the lines by which ssh reaches guests.",
+    ),
+    "ssh-known-hosts": (
+        "vsock.cli.ssh_config:ssh_known_hosts",
+        "Print the host key of a guest, as OpenSSH's KnownHostsCommand.",
     ),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
     "perf": ("vsock.cli.perf:perf", "Measure throughput, round trips and connection rate."),

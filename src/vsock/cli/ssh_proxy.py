@@ -1,4 +1,4 @@
-"""`vsock ssh-proxy`: connects OpenSSH to a guest. It reads host names as systemd-ssh-proxy does.
+"""`vsock ssh-proxy`: connects OpenSSH to a guest. `vsock.ssh.hosts` has the forms of HOST.
 
 With ``ProxyUseFdpass yes`` it passes the connected descriptor to ssh and exits before the first byte;
 otherwise it stays and copies the data.
@@ -9,22 +9,17 @@ import socket
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
 
-if TYPE_CHECKING:
-    from vsock.transports.unix import UnixAddress
-
 __all__ = ["ssh_proxy"]
 
-_SEPARATORS: Final = "/%,"
-"""Separators between the kind of an address and the rest, as in systemd."""
-
 _DEFAULT_PORT: Final = "22"
+_LONGEST_PORT: Final = 10
 
 
 @click.command()
@@ -38,16 +33,19 @@ def ssh_proxy(
 ) -> int:
     """Connect to PORT [22] of HOST, for `ProxyCommand vsock ssh-proxy %h %p` in ssh_config.
 
-    HOST is vsock/CID or vsock/NAME (a guest of the switch, or just NAME), vsock-mux/PATH (the socket
-    of Firecracker or Cloud Hypervisor), or unix/PATH.
+    HOST is NAME or NAME.vsock (a guest of the switch), vsock/CID or vsock/NAME, vsock-mux/PATH (the socket
+    of Firecracker or Cloud Hypervisor), or unix/PATH. `vsock ssh-config` prints the lines for ssh_config.
     """
     from vsock.cli.connect import connect
+    from vsock.ssh.hosts import parse_host
 
     if sys.stdout is None:
         raise click.ClickException(
             "standard output is closed; run this command as OpenSSH's ProxyCommand"
         )
-    target = _target(host, port)
+    if not (port.isascii() and port.isdigit() and len(port) <= _LONGEST_PORT):
+        raise click.UsageError(f"{port}: a port is a number")
+    target = parse_host(host).address(int(port))
     where = transport_of(runtime_dir, transport)
     connection = connect(target, timeout, where)
     with connection:
@@ -59,31 +57,6 @@ def ssh_proxy(
 
             carry(connection, 0, 1)
     return 0
-
-
-def _target(host: str, port: str) -> "str | UnixAddress":
-    """The address, for create_connection, that HOST and PORT mean."""
-    from vsock.transports.unix import UnixAddress
-
-    if not (port.isascii() and port.isdigit()):
-        raise click.UsageError(f"{port}: a port is a number")
-    kind, rest = _split(host)
-    if kind == "vsock":
-        return f"{rest}:{port}"
-    # As systemd does: a path is absolute unless it starts with a dot.
-    path = rest if rest.startswith(("/", "./")) else f"/{rest}"
-    return UnixAddress(path) if kind == "unix" else f"hvsock://{path}:{port}"
-
-
-def _split(host: str) -> tuple[str, str]:
-    """The kind of an address, and the rest; a name alone is a guest."""
-    for kind in ("vsock-mux", "vsock", "unix"):
-        if host.startswith(kind) and host[len(kind) : len(kind) + 1] in tuple(_SEPARATORS):
-            rest = host[len(kind) + 1 :]
-            if not rest:
-                raise click.UsageError(f"{host}: nothing after {kind}")
-            return kind, rest
-    return "vsock", host
 
 
 def _takes_descriptor(fd: int) -> bool:

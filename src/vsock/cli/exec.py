@@ -1,0 +1,162 @@
+"""`vsock exec` and `vsock shell`: a command, or a shell, in a guest, over SSH.
+
+The exit code is the command's, as ssh(1) has it: 255 is our own failure.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from vsock.cli.completion import guests as known_guests
+from vsock.cli.options import (
+    Seconds,
+    json_option,
+    runtime_dir_option,
+    transport_option,
+)
+from vsock.cli.output import print_json
+
+__all__ = ["exec_", "shell"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _CommandBehindDashes(click.Command):
+    """A command whose arguments end at `--`; what follows is not read, and becomes the parameter `command`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Cut the words at the first `--`."""
+        position = args.index("--") if "--" in args else len(args)
+        rest = super().parse_args(ctx, args[:position])
+        ctx.params["command"] = tuple(args[position + 1 :])
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Show the command in the usage line."""
+        return [*super().collect_usage_pieces(ctx), "--", "COMMAND", "[ARGUMENT]..."]
+
+
+def _session_options(command: _F) -> _F:
+    options = [
+        click.option(
+            "-u", "--user", default="root", show_default=True, help="A user of the guest."
+        ),
+        click.option(
+            "-p",
+            "--port",
+            type=click.IntRange(1, 2**32 - 2),
+            default=22,
+            show_default=True,
+            help="The vsock port of its sshd.",
+        ),
+        click.option("-A", "--forward-agent", is_flag=True, help="Let it use your ssh-agent."),
+        click.option(
+            "--login-timeout",
+            type=Seconds(),
+            default=30.0,
+            show_default=True,
+            help="Seconds to connect and log in.",
+        ),
+        transport_option,
+        runtime_dir_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(
+    "exec", cls=_CommandBehindDashes, short_help="Run a command in a guest, or in several."
+)
+@click.argument("guests", nargs=-1, required=True, metavar="GUEST...", shell_complete=known_guests)
+@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="A variable. Repeatable.")
+@click.option("-w", "--workdir", metavar="DIR", help="The directory in the guest.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("--timeout", type=Seconds(), help="End it after so many seconds (exit code 124).")
+@click.option(
+    "--max-output",
+    type=click.IntRange(0),
+    metavar="BYTES",
+    help="End it when it has written so much.",
+)
+@_session_options
+@json_option
+def exec_(
+    guests: tuple[str, ...],
+    command: tuple[str, ...],
+    env: tuple[str, ...],
+    workdir: str | None,
+    tty: bool,
+    timeout: float | None,
+    max_output: int | None,
+    as_json: bool,
+    **place: Any,
+) -> int:
+    r"""Run COMMAND in GUEST, with its standard input, output and error, over SSH.
+
+    \b
+    vsock exec alpha -- uname -r
+    vsock exec alpha -- sh -c 'dmesg | tail'
+    tar c . | vsock exec alpha -w /srv -- tar x
+    vsock exec alpha beta -- uptime
+
+    The arguments reach the program as they are; no shell expands them. Signals go to it, and Ctrl-C too.
+    With several guests it runs in all of them at once, without standard input; lines begin with the guest's name.
+
+    Exit code: that of COMMAND, 128 + N when signal N ended it, 124 for --timeout, 255 if it could not be run.
+    With several guests: the first that is not 0, in the order of the guests.
+    """
+    if not command:
+        raise click.UsageError(
+            "no command: write it behind `--`, as in `vsock exec alpha -- uname -r`"
+        )
+    if tty and (as_json or len(guests) > 1):
+        raise click.UsageError("a terminal (-t) is for one guest, and not for --json")
+    if tty and not sys.stdin.isatty():
+        raise click.UsageError("-t needs a terminal as standard input")
+    from vsock.cli import remote
+
+    order = remote.Order(command, _variables(env), workdir, tty, timeout, max_output)
+    where = remote.Place(**place)
+    if as_json:
+        results = remote.run(remote.in_all(where, guests, order, show=False))
+        print_json(results)
+        return next((one.exit_code for one in results if one.exit_code), 0)
+    if len(guests) == 1:
+        return remote.run(remote.in_one(where, guests[0], order))
+    results = remote.run(remote.in_all(where, guests, order, show=True))
+    remote.tell(results)
+    return next((one.exit_code for one in results if one.exit_code), 0)
+
+
+@click.command(short_help="Open a shell in a guest.")
+@click.argument("guest", shell_complete=known_guests)
+@_session_options
+def shell(guest: str, **place: Any) -> int:
+    """Open the shell of a user of GUEST on this terminal, over SSH.
+
+    If standard input is no terminal, the shell reads its commands from it. Exit code: as of `vsock exec`.
+    """
+    from vsock.cli import remote
+
+    is_tty = sys.stdin is not None and sys.stdin.isatty()
+    order = remote.Order((), {}, None, is_tty, None, None)
+    return remote.run(remote.in_one(remote.Place(**place), guest, order))
+
+
+def _variables(words: Sequence[str]) -> dict[str, str]:
+    """Read NAME=VALUE; NAME alone has the value that it has here."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            if name not in os.environ:
+                raise click.UsageError(f"--env {word}: write NAME=VALUE; {name} is not set here")
+            value = os.environ[name]
+        if not (name.isidentifier() and name.isascii()):
+            raise click.UsageError(f"--env: {name!r} is no name of a variable")
+        found[name] = value
+    return found

@@ -1,0 +1,269 @@
+"""Runs commands in guests for `vsock exec` and `vsock shell`, and connects them with this process's streams and terminal."""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from vsock.cli.options import transport_of
+from vsock.errors import UsageError, VsockError
+from vsock.ssh import guest_session
+from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals
+
+if TYPE_CHECKING:
+    from vsock.ssh.attached import Process
+    from vsock.ssh.session import GuestSession
+
+__all__ = ["FAILED", "Order", "Place", "Result", "in_all", "in_one", "run", "tell"]
+
+FAILED: Final = 255
+"""The exit code of our own failures, as of ssh(1)."""
+
+_TIMED_OUT: Final = 124
+"""As timeout(1)."""
+_TERMINATED_BY: Final = 128
+_GRACE_SECONDS: Final = 2.0
+"""How long a command may go on after SIGTERM before SIGKILL."""
+_MOST_IN_JSON: Final = 64 << 20
+"""Bytes of output that are kept for --json, if --max-output does not say it."""
+_LONGEST_LINE: Final = 1 << 20
+_T = TypeVar("_T")
+
+
+class Failure(click.ClickException):
+    """Our own failure, not the command's."""
+
+    exit_code = FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and as whom commands run."""
+
+    user: str
+    port: int
+    login_timeout: float
+    forward_agent: bool
+    transport: str | None
+    runtime_dir: Path | None
+
+    def session(self, guest: str) -> "GuestSession":
+        """A session with a guest, not open yet."""
+        return guest_session(
+            guest,
+            user=self.user,
+            port=self.port,
+            timeout=self.login_timeout,
+            transport=transport_of(self.runtime_dir, self.transport),
+            forward_agent=self.forward_agent,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What runs, and how."""
+
+    command: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str | None
+    is_tty: bool
+    timeout: float | None
+    most: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a command ended; `signal` is a name such as KILL. `error`: it did not run, or not to its end."""
+
+    guest: str
+    exit_code: int
+    signal: str | None = None
+    stdout: str = ""
+    stderr: str = ""
+    error: str | None = None
+
+
+def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run it; our own failures become exit code 255, with their line."""
+    try:
+        return asyncio.run(coroutine)
+    except UsageError:
+        coroutine.close()
+        raise
+    except (VsockError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and not isinstance(error, VsockError):
+            raise  # who reads our output is gone
+        raise Failure(_text(error)) from None
+
+
+def _text(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+async def in_one(where: Place, guest: str, order: Order) -> int:
+    """Run it with this process's standard streams; returns the exit code."""
+    async with where.session(guest) as session:
+        process = await _start(session, order)
+        with ExitStack() as stack:
+            if order.is_tty:
+                stack.enter_context(_terminal(process))
+            else:
+                stack.enter_context(forwarded_signals(process, process.close))
+            streams = (partial(_write_all, 1), partial(_write_all, 2))
+            result = await _see_through(process, session.name, order, 0, *streams)
+    tell([result])
+    return result.exit_code
+
+
+def tell(results: Sequence[Result]) -> None:
+    """Print why commands did not run, or not to their ends."""
+    for result in results:
+        if result.error:
+            click.echo(f"vsock: {result.guest}: {result.error}", err=True)
+
+
+async def in_all(where: Place, guests: Sequence[str], order: Order, *, show: bool) -> list[Result]:
+    """Run it in all guests at once, and show the lines with the guests' names or return them in the results."""
+    return list(await asyncio.gather(*(_one(where, guest, order, show=show) for guest in guests)))
+
+
+async def _one(where: Place, guest: str, order: Order, *, show: bool) -> Result:
+    try:
+        async with where.session(guest) as session:
+            process = await _start(session, order)
+            if show:
+                lines = [_Lines(guest, 1), _Lines(guest, 2)]
+                result = await _see_through(
+                    process, guest, order, None, lines[0].write, lines[1].write
+                )
+                for one in lines:
+                    one.end()
+                return result
+            kept = (bytearray(), bytearray())
+            limited = replace(order, most=_MOST_IN_JSON if order.most is None else order.most)
+            result = await _see_through(
+                process, guest, limited, None, kept[0].extend, kept[1].extend
+            )
+            texts = [bytes(one).decode(errors="backslashreplace") for one in kept]
+            return replace(result, stdout=texts[0], stderr=texts[1])
+    except BrokenPipeError:
+        raise
+    except (VsockError, OSError) as error:
+        return Result(guest=guest, exit_code=FAILED, error=_text(error))
+
+
+async def _start(session: "GuestSession", order: Order) -> "Process":
+    options: dict[str, Any] = {"encoding": None}
+    if order.is_tty:
+        options |= {
+            "term_type": os.environ.get("TERM", "dumb"),
+            "term_size": tuple(shutil.get_terminal_size()),
+        }
+    command = order.command or None
+    return await session.open_process(command, env=order.env, cwd=order.workdir, **options)
+
+
+async def _see_through(
+    process: "Process",
+    guest: str,
+    order: Order,
+    stdin: int | None,
+    stdout: Callable[[bytes], object],
+    stderr: Callable[[bytes], object],
+) -> Result:
+    """Copy until the command has ended, or has to be ended."""
+    try:
+        async with asyncio.timeout(order.timeout):
+            await carry(process, stdin=stdin, stdout=stdout, stderr=stderr, most=order.most)
+    except TimeoutError:
+        await _end(process)
+        error = f"COMMAND was ended after {order.timeout:g} s"
+        return Result(guest=guest, exit_code=_TIMED_OUT, error=error)
+    except OutputLimitError:
+        await _end(process)
+        error = f"COMMAND was ended: it wrote more than {order.most} bytes"
+        return Result(guest=guest, exit_code=FAILED, error=error)
+    except BaseException:
+        # Interrupted, or our reader is gone: a command without a terminal would go on.
+        with suppress(OSError):
+            process.terminate()
+        raise
+    if process.exit_signal:
+        name = process.exit_signal[0]
+        number = getattr(signal, f"SIG{name}", None)
+        code = _TERMINATED_BY + number if number else FAILED
+        return Result(guest=guest, exit_code=code, signal=name)
+    if process.exit_status is None:
+        error = "the session ended before COMMAND did"
+        return Result(guest=guest, exit_code=FAILED, error=error)
+    return Result(guest=guest, exit_code=process.exit_status)
+
+
+async def _end(process: "Process") -> None:
+    """End a command: SIGTERM, then SIGKILL for one that goes on."""
+    for ask in (process.terminate, process.kill):
+        with suppress(OSError):  # it has ended by itself
+            ask()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await process.wait_closed()
+                return
+    process.close()
+
+
+@contextmanager
+def _terminal(process: "Process") -> Iterator[None]:
+    """This terminal is the command's: keys go there, and its size follows."""
+    from vsock.cli.terminal import raw
+
+    loop = asyncio.get_running_loop()
+
+    def resize() -> None:
+        with suppress(OSError):  # it has ended
+            process.change_terminal_size(*shutil.get_terminal_size())
+
+    loop.add_signal_handler(signal.SIGWINCH, resize)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, process.close)  # the guest's kernel hangs up its terminal
+    try:
+        with raw(0):
+            yield
+    finally:
+        for number in (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+class _Lines:
+    """Writes whole lines, each with the name of its guest, to a descriptor that several guests share."""
+
+    def __init__(self, guest: str, descriptor: int) -> None:
+        self._prefix = f"{guest}: ".encode()
+        self._descriptor = descriptor
+        self._rest = b""
+
+    def write(self, piece: bytes) -> None:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > _LONGEST_LINE:
+            lines.append(self._rest)
+            self._rest = b""
+        if lines:
+            _write_all(self._descriptor, b"".join(self._prefix + line + b"\n" for line in lines))
+
+    def end(self) -> None:
+        """Write what has no line end."""
+        if self._rest:
+            self.write(b"\n")
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

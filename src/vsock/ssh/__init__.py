@@ -1,0 +1,43 @@
+"""SSH to guests over vsock: sessions, the user's key, and the guests' host keys. Needs `vsock[ssh]`.
+
+    async with vsock.guest_session("alpha") as guest:
+        done = await guest.run(["uname", "-r"], check=True)
+        print(done.stdout)
+
+Nothing of ours runs in the guest: its own sshd listens on port 22 of vsock. Nobody is asked to trust a key either.
+The switch knows which guest it connects to, so a guest's host key is pinned under the guest's name at first use.
+
+| module | what it is |
+| --- | --- |
+| `session` | a session with a guest, for asyncio |
+| `blocking` | the same for programs without asyncio |
+| `identity` | the key pair of this user, which guests let in |
+| `host_keys` | the host keys of guests |
+| `hosts` | guests as OpenSSH's users write them: `alpha.vsock`, `vsock/3`, `vsock-mux/PATH` |
+| `config` | the lines for OpenSSH's own configuration |
+
+The objects that a session returns are those of asyncssh.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vsock.ssh.blocking import BlockingSession
+    from vsock.ssh.session import GuestSession, guest_session
+
+__all__ = ["BlockingSession", "GuestSession", "guest_session"]
+
+_HOMES = {
+    "BlockingSession": "blocking",
+    "GuestSession": "session",
+    "guest_session": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is used first: keys and host names need no asyncssh."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,138 @@
+"""Connects a command in a guest with descriptors of this process, and carries its end back.
+
+Data is copied as bytes, in bounded pieces. Descriptors 0 to 2 may be terminals, pipes or files that other processes
+share, so they stay blocking; threads read and write them.
+"""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asyncssh import SSHClientProcess
+
+    Process = SSHClientProcess[bytes]
+    """A command in a guest; its streams are bytes (`encoding=None`)."""
+
+__all__ = ["OutputLimitError", "carry", "forwarded_signals", "in_thread"]
+
+_PIECE: Final = 64 * 1024
+_SIGNALS: Final = {
+    signal.SIGINT: "INT",
+    signal.SIGTERM: "TERM",
+    signal.SIGHUP: "HUP",
+    signal.SIGQUIT: "QUIT",
+}
+_T = TypeVar("_T")
+
+
+class OutputLimitError(Exception):
+    """A command wrote more than it may."""
+
+
+async def carry(
+    process: "Process",
+    *,
+    stdin: int | None,
+    stdout: Callable[[bytes], object],
+    stderr: Callable[[bytes], object],
+    most: int | None = None,
+) -> None:
+    """Copy until the command has ended and all that it wrote is written here.
+
+    Args:
+        process: the command.
+        stdin: a descriptor to read from, None for an empty standard input.
+        stdout: takes what the command writes, called in a thread and one call at a time.
+        stderr: the same.
+        most: bytes of both together.
+
+    Raises:
+        OutputLimitError: the command wrote more than `most` bytes.
+        OSError: a descriptor failed; BrokenPipeError when who reads our output is gone.
+    """
+    left = [most]
+    feeding = asyncio.create_task(_feed(process, stdin))
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_drain(process.stdout, stdout, left))
+            group.create_task(_drain(process.stderr, stderr, left))
+        await process.wait_closed()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def _feed(process: "Process", stdin: int | None) -> None:
+    """Send the data of a descriptor, and its end."""
+    try:
+        while stdin is not None and (piece := await in_thread(os.read, stdin, _PIECE)):
+            process.stdin.write(piece)
+            await process.stdin.drain()
+        process.stdin.write_eof()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the command reads no more; what it writes is still read
+
+
+async def _drain(source: Any, sink: Callable[[bytes], object], left: list[int | None]) -> None:
+    while piece := await source.read(_PIECE):
+        if left[0] is not None:
+            piece, over = piece[: left[0]], len(piece) > left[0]
+            left[0] -= len(piece)
+        else:
+            over = False
+        if piece:
+            await in_thread(sink, piece)
+        if over:
+            raise OutputLimitError
+
+
+async def in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
+    """Run a call that may block for ever in a thread which the end of this process does not wait for."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def settle(setter: Callable[[Any], None], value: object) -> None:
+        if not done.done():
+            setter(value)
+
+    def run() -> None:
+        try:
+            outcome: tuple[Callable[[Any], None], object] = (done.set_result, call(*arguments))
+        except BaseException as error:  # passed on to who awaits it
+            outcome = (done.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
+
+
+@contextmanager
+def forwarded_signals(process: "Process", interrupt: Callable[[], None]) -> "Iterator[None]":
+    """Send this process's SIGINT, SIGTERM, SIGHUP and SIGQUIT to the command instead; the second one calls `interrupt`."""
+    loop = asyncio.get_running_loop()
+    seen: list[str] = []
+
+    def forward(name: str) -> None:
+        seen.append(name)
+        if len(seen) > 1:
+            interrupt()
+        else:
+            process.send_signal(name)
+
+    for number, name in _SIGNALS.items():
+        loop.add_signal_handler(number, forward, name)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)

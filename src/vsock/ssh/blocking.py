@@ -1,0 +1,80 @@
+"""A session for programs without asyncio: the methods of `vsock.ssh.session.GuestSession`, which block here.
+
+The session lives in an event loop of its own, in a thread.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+if TYPE_CHECKING:
+    from asyncssh import SSHCompletedProcess
+
+    from vsock.ssh.session import Command, GuestSession
+
+__all__ = ["BlockingSession"]
+
+_T = TypeVar("_T")
+
+
+class BlockingSession:
+    """An open session with a guest; ``with vsock.guest_session(…) as guest`` makes one.
+
+    Opening it, and each method, raises what `GuestSession` does.
+    """
+
+    def __init__(self, session: "GuestSession") -> None:
+        self._session = session
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="vsock-session", daemon=True
+        )
+
+    @property
+    def name(self) -> str:
+        """The guest, as it was named."""
+        return self._session.name
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._call(self._session.__aenter__())
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session. A second call has no effect."""
+        if not self._loop.is_closed():
+            try:
+                self._call(self._session.close())
+            finally:
+                self._end()
+
+    def run(self, command: "Command", **options: Any) -> "SSHCompletedProcess":
+        """Run a command and return what it wrote and how it ended; as `GuestSession.run`."""
+        return self._call(self._session.run(command, **options))
+
+    def _call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        waits = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return waits.result()
+        except BaseException:
+            waits.cancel()  # Ctrl-C in this thread; the coroutine ends with its command
+            raise
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,373 @@
+"""A session with a guest: its sshd, reached over vsock, with this user's key and the guest's pinned host key.
+
+`guest_session` is what programs call. What a session returns are asyncssh's objects; only connecting, trust and the
+words of errors are ours.
+"""
+
+import asyncio
+import errno
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from vsock import aio
+from vsock._socket.transport import ConnectOptions, Transport, transport_for
+from vsock.address import as_target
+from vsock.errors import (
+    ConnectRefused,
+    ConnectTimeout,
+    HostKeyChanged,
+    KeyRefused,
+    SessionError,
+    UsageError,
+    missing_extra,
+)
+from vsock.ssh.host_keys import HostKey, HostKeys
+from vsock.ssh.hosts import Host, parse_host, pinned_as
+from vsock.ssh.identity import Identity
+
+try:
+    import asyncssh
+except ModuleNotFoundError as _error:
+    raise missing_extra(_error, "a session with a guest", "ssh") from None
+
+if TYPE_CHECKING:
+    import socket
+
+    from vsock.ssh.blocking import BlockingSession
+
+__all__ = [
+    "DEFAULT_USER",
+    "LOGIN_SECONDS",
+    "SSH_PORT",
+    "GuestSession",
+    "command_line",
+    "guest_session",
+]
+
+SSH_PORT: Final = 22
+"""Where sshd listens, on vsock as on TCP; systemd 256 and later make it listen there."""
+
+DEFAULT_USER: Final = "root"
+"""Whom systemd's credential `ssh.authorized_keys.root` gives our key."""
+
+LOGIN_SECONDS: Final = 30.0
+"""How long connecting and logging in may take: sshd of an emulated guest computes for seconds."""
+
+_OTHERS: Final = (
+    *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+    *("rsa-sha2-512", "rsa-sha2-256"),
+)
+"""Kinds of host keys, of which every sshd has one."""
+
+Command = str | Sequence[str]
+"""A line for the shell of the guest's user, or a program and its arguments, which reach it as they are."""
+
+
+def guest_session(
+    guest: str | int,
+    *,
+    user: str = DEFAULT_USER,
+    port: int = SSH_PORT,
+    timeout: float = LOGIN_SECONDS,
+    transport: Transport | str | None = None,
+    forward_agent: bool = False,
+) -> "GuestSession":
+    """Return a session with a guest, to be opened by `async with`, or by `with` in programs without asyncio.
+
+    Args:
+        guest: a guest of the switch by name or CID, or another form that `vsock ssh-proxy` reads.
+        user: a user of the guest.
+        port: the vsock port of its sshd.
+        timeout: seconds that connecting and logging in may take.
+        transport: where to connect from, as for `vsock.create_connection`.
+        forward_agent: let programs in the guest use this user's ssh-agent (`$SSH_AUTH_SOCK`).
+    """
+    return GuestSession(
+        parse_host(str(guest)),
+        user=user,
+        port=port,
+        timeout=timeout,
+        transport=transport,
+        forward_agent=forward_agent,
+    )
+
+
+class GuestSession:
+    """A session with a guest; `guest_session` makes one.
+
+    Opening it raises:
+        NoSwitch, NoSuchGuest, ConnectTimeout: as connecting does.
+        ConnectRefused: the guest runs, and nothing listens on its port.
+        HostKeyChanged: the guest has another host key than the one pinned under its name.
+        KeyRefused: its sshd does not take this user's key.
+        SessionError: something else on the way to a session failed; the message says which side.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        user: str,
+        port: int,
+        timeout: float,
+        transport: Transport | str | None,
+        forward_agent: bool,
+    ) -> None:
+        self._host = host
+        self._user = user
+        self._port = port
+        self._timeout = timeout
+        self._transport = transport
+        self._forward_agent = forward_agent
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._blocking: BlockingSession | None = None
+
+    @property
+    def name(self) -> str:
+        """The guest, as it was named."""
+        return self._host.place
+
+    @property
+    def connection(self) -> asyncssh.SSHClientConnection:
+        """The connection of asyncssh, for everything that has no method here.
+
+        Raises:
+            SessionError: the session is not open.
+        """
+        if self._connection is None:
+            raise SessionError(errno.ENOTCONN, f"the session with {self.name} is not open")
+        return self._connection
+
+    async def __aenter__(self) -> Self:
+        self._connection = await self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __enter__(self) -> "BlockingSession":
+        from vsock.ssh.blocking import BlockingSession
+
+        self._blocking = BlockingSession(self)
+        return self._blocking.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._blocking:
+            self._blocking.__exit__(kind, error, traceback)
+
+    async def close(self) -> None:
+        """End the session and the programs that it has started on a terminal. A second call has no effect."""
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+            await connection.wait_closed()
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> asyncssh.SSHCompletedProcess:
+        """Run a command and return what it wrote and how it ended.
+
+        Args:
+            command: a line for the user's shell, or a program with its arguments.
+            env: variables of its environment.
+            cwd: its directory.
+            check: raise asyncssh.ProcessError if it ends otherwise than with 0; 127 is "command not found".
+            options: as of `asyncssh.SSHClientConnection.run` (`input`, `timeout`, `encoding=None` for bytes, …).
+
+        Raises:
+            SessionError: the session ended before the command did.
+        """
+        line = command_line(command, env=env, cwd=cwd)
+        try:
+            done = await self.connection.run(line, check=check, **options)
+        except asyncssh.ChannelOpenError as error:
+            raise SessionError(
+                errno.ECONNABORTED, f"sshd of {self.name} starts no command: {error.reason}"
+            ) from error
+        if done.returncode is None:
+            raise SessionError(
+                errno.ECONNRESET, f"the session with {self.name} ended before the command did"
+            )
+        return done
+
+    async def open_process(
+        self,
+        command: Command | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        **options: Any,
+    ) -> asyncssh.SSHClientProcess[Any]:
+        """Start a command, or the user's shell, and return it while it runs.
+
+        Args:
+            command: as for `run`; None for a shell.
+            env: variables of its environment; not for a shell.
+            cwd: its directory; not for a shell.
+            options: as of `asyncssh.SSHClientConnection.create_process` (`term_type`, `encoding`, …).
+
+        Raises:
+            SessionError: sshd does not start it.
+        """
+        line = None if command is None else command_line(command, env=env, cwd=cwd)
+        try:
+            return await self.connection.create_process(line, **options)
+        except asyncssh.ChannelOpenError as error:
+            raise SessionError(
+                errno.ECONNABORTED, f"sshd of {self.name} starts no command: {error.reason}"
+            ) from error
+
+    async def sftp(self) -> asyncssh.SFTPClient:
+        """Return a client for the guest's files."""
+        return await self.connection.start_sftp_client()
+
+    async def _open(self) -> asyncssh.SSHClientConnection:
+        identity = Identity.of_user()
+        await asyncio.to_thread(identity.make)
+        try:
+            async with asyncio.timeout(self._timeout):
+                sock = await self._connect()
+                try:
+                    pinned = await asyncio.to_thread(
+                        pinned_as, self._host, self._port, self._transport
+                    )
+                    trust = _Trust(HostKeys.of_user(), pinned)
+                    return await self._log_in(sock, identity, trust)
+                except BaseException:
+                    sock.close()
+                    raise
+        except ConnectTimeout:
+            raise
+        except TimeoutError:
+            raise SessionError(
+                errno.ETIMEDOUT,
+                f"sshd of {self.name} did not let us in within {self._timeout:g} s: is the guest busy, or stopped?",
+            ) from None
+
+    async def _connect(self) -> "socket.socket":
+        target = as_target(self._host.address(self._port))
+        where = transport_for(target, self._transport)
+        try:
+            return await aio.run(where.connect(target, ConnectOptions()))
+        except ConnectTimeout as error:
+            raise ConnectTimeout(
+                error.errno, f"{self.name} does not answer: is it running? see `vsock guest ls`"
+            ) from None
+        except ConnectRefused as error:
+            raise ConnectRefused(
+                error.errno,
+                f"nobody listens on port {self._port} of {self.name}: is its sshd up? "
+                f"`vsock guest setup {self.name}` says how a guest listens there",
+            ) from None
+
+    async def _log_in(
+        self, sock: "socket.socket", identity: Identity, trust: "_Trust"
+    ) -> asyncssh.SSHClientConnection:
+        agent = os.environ.get("SSH_AUTH_SOCK") if self._forward_agent else None
+        if self._forward_agent and not agent:
+            raise SessionError(
+                errno.ENOENT, "there is no ssh-agent to forward: SSH_AUTH_SOCK is not set"
+            )
+        pinned = [asyncssh.import_public_key(str(key)) for key in trust.pinned]
+        try:
+            return await asyncssh.connect(
+                self.name,
+                self._port,
+                sock=sock,
+                config=None,  # a session is what its arguments say, whatever is in ~/.ssh/config
+                username=self._user,
+                client_keys=[str(identity.private_file)],
+                client_factory=lambda: _Client(trust),
+                known_hosts=(pinned, [], []),
+                # Not only those of pinned keys: a guest that has none of these has another key than the pinned one.
+                server_host_key_algs="default" if not pinned else [*_algorithms(pinned), *_OTHERS],
+                agent_path=agent,
+                agent_forwarding=self._forward_agent,
+                compression_algs=None,
+            )
+        except asyncssh.PermissionDenied:
+            raise KeyRefused(
+                errno.EACCES,
+                f"sshd of {self.name} does not take the key in {identity.public_file} for user {self._user}: "
+                f"`vsock guest setup {self.name}` says how it gets there",
+            ) from None
+        except (asyncssh.Error, OSError) as error:
+            if trust.refusal:
+                raise trust.refusal from None
+            reason = error.reason if isinstance(error, asyncssh.Error) else str(error)
+            raise SessionError(
+                errno.ECONNABORTED,
+                f"{self.name} gave no session: {reason.rstrip('.') or 'the connection ended'}",
+            ) from error
+
+
+class _Trust:
+    """What is known of a guest's host key, and what is to be said if it is another."""
+
+    def __init__(self, keys: HostKeys, name: str) -> None:
+        self._keys = keys
+        self._name = name
+        self.pinned = keys.of(name)
+        self.refusal: HostKeyChanged | None = None
+
+    def takes(self, key: HostKey) -> bool:
+        """Pins the key if it is the first."""
+        try:
+            self._keys.check(self._name, key)
+        except HostKeyChanged as error:
+            self.refusal = error
+            return False
+        return True
+
+
+def _algorithms(keys: list[asyncssh.SSHKey]) -> list[str]:
+    return [name.decode() for key in keys for name in key.sig_algorithms]
+
+
+class _Client(asyncssh.SSHClient):
+    def __init__(self, trust: _Trust) -> None:
+        self._trust = trust
+
+    def validate_host_public_key(
+        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+    ) -> bool:
+        """Asked of each host key that is not pinned."""
+        return self._trust.takes(HostKey.parse(key.export_public_key().decode()))
+
+
+def command_line(
+    command: Command, *, env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> str:
+    """The line for the shell of the guest's user: arguments quoted, in an environment and a directory.
+
+    Raises:
+        UsageError: a variable's name is none.
+    """
+    line = command if isinstance(command, str) else f"exec {shlex.join(command)}"
+    parts = []
+    if cwd is not None:
+        parts.append(f"cd -- {shlex.quote(cwd)}")
+    for name, value in (env or {}).items():
+        if not name.isidentifier() or not name.isascii():
+            raise UsageError(f"{name!r} is no name of an environment variable")
+        parts.append(f"export {name}={shlex.quote(value)}")
+    return " && ".join([*parts, line])

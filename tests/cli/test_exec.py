@@ -1,0 +1,123 @@
+"""`vsock exec` and `vsock shell`: streams apart, exit codes, several guests; errors are one line and 255."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from tests.ssh.server import SshServer
+
+from vsock.cli.main import main
+from vsock.guest import Guest
+from vsock.ssh.identity import Identity
+from vsock.switch import Switch
+
+DEADLINE = 40
+
+
+@pytest.fixture(autouse=True)
+def sshd(guest: Guest) -> Iterator[SshServer]:
+    """An SSH server in alpha."""
+    with SshServer(guest, Identity.of_user().public_key()) as running:
+        yield running
+
+
+def vsock(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the command."""
+    command = [sys.executable, "-m", "vsock.cli", *words]
+    return subprocess.run(command, input=given, capture_output=True, timeout=DEADLINE, check=False)
+
+
+def test_streams_are_apart_and_bytes() -> None:
+    """A megabyte of each, in and out."""
+    data = os.urandom(1 << 20)
+    done = vsock("exec", "alpha", "--", "sh", "-c", "tee /dev/stderr", given=data)
+    assert (done.returncode, done.stdout == data, done.stderr == data) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "out"),
+    [
+        (["echo", "a  b", "$HOME"], 0, b"a  b $HOME\n"),
+        (["sh", "-c", "exit 7"], 7, b""),
+        (["sh", "-c", "kill -TERM $$"], 143, b""),
+        (["no such command"], 127, b""),
+    ],
+)
+def test_exit_code_is_that_of_the_command(words: list[str], code: int, out: bytes) -> None:
+    """128 and the number of the signal that ended it."""
+    done = vsock("exec", "alpha", "--", *words)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+
+
+def test_environment_and_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name alone has the value that it has here."""
+    monkeypatch.setenv("FROM_HERE", "'quoted'  twice")
+    options = ("-e", "A=b=c", "-e", "FROM_HERE", "-w", "/usr/lib")
+    done = vsock("exec", "alpha", *options, "--", "sh", "-c", 'echo "$A $FROM_HERE"; pwd')
+    assert done.stdout == b"b=c 'quoted'  twice\n/usr/lib\n"
+
+
+def test_several_guests_at_once(switch: Switch) -> None:
+    """Lines have the names of their guests; one that fails does not stop the others."""
+    with Guest(switch.socket_path("beta")) as beta:
+        with SshServer(beta, Identity.of_user().public_key()):
+            command = ("--", "sh", "-c", "echo one; printf two; echo three >&2")
+            done = vsock("exec", "alpha", "beta", "gamma", *command)
+    lines = {name: [f"{name}: one", f"{name}: two"] for name in ("alpha", "beta")}
+    said = done.stdout.decode().splitlines()
+    for name, expected in lines.items():
+        assert [line for line in said if line.startswith(name)] == expected
+    errors = done.stderr.decode().splitlines()
+    assert sorted(errors[:2]) == ["alpha: three", "beta: three"]
+    assert errors[2].startswith("vsock: gamma: ")
+    assert (done.returncode, len(errors)) == (255, 3)
+
+
+def test_results_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no text is escaped."""
+    words = ["exec", "alpha", "--json", "--", "sh", "-c", r"printf 'a\377'; echo b >&2; exit 3"]
+    assert main(words) == 3
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result == {
+        "guest": "alpha",
+        "exit_code": 3,
+        "signal": None,
+        "stdout": "a\\xff",
+        "stderr": "b\n",
+        "error": None,
+    }
+
+
+def test_shell_without_a_terminal_reads_commands() -> None:
+    """As `ssh alpha < script` does."""
+    done = vsock("shell", "alpha", given=b"echo $((6 * 7))\nexit 9\n")
+    assert (done.returncode, done.stdout) == (9, b"42\n")
+
+
+def test_reader_that_is_gone_ends_the_command() -> None:
+    """As a local command ends in `command | head -1`."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "yes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(DEADLINE) == 1
+
+
+def test_own_failures_are_one_line_and_255() -> None:
+    """No sshd, no guest, no switch."""
+    for words, reason in (
+        (("gamma",), b"gamma does not answer"),
+        (("nobody",), b"nobody"),
+        (("alpha", "-p", "9"), b"nobody listens on port 9 of alpha"),
+        (("alpha", "--runtime-dir", "/nonexistent"), b"no switch answers in /nonexistent"),
+    ):
+        done = vsock("exec", *words, "--", "true")
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (255, b"", 1)
+        assert done.stderr.startswith(b"vsock: ")
+        assert reason in done.stderr

@@ -1,0 +1,127 @@
+"""An SSH server in a userspace guest: asyncssh's, which runs real commands. Terminals and signals are tested with sshd.
+
+`tests/guests/test_exec.py` has the same with OpenSSH's sshd in Linux guests.
+"""
+
+import asyncio
+import signal
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+import asyncssh
+
+from vsock.guest import Guest
+
+
+class SshServer:
+    """Serves on a port of a guest until the end of the block; `key` is its host key.
+
+    Args:
+        guest: whose machine it is.
+        authorized: the public key that it takes.
+        port: where it listens.
+        key: the host key; by default a new one.
+    """
+
+    def __init__(
+        self, guest: Guest, authorized: str, *, port: int = 22, key: asyncssh.SSHKey | None = None
+    ) -> None:
+        self.key = key or asyncssh.generate_private_key("ssh-ed25519")
+        self._guest = guest
+        self._port = port
+        self._authorized = authorized
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._server: asyncssh.SSHAcceptor | None = None
+        self._connections: list[asyncssh.SSHServerConnection] = []
+
+    @property
+    def public_key(self) -> str:
+        """Its host key as `ssh-ed25519 AAAA…`."""
+        return " ".join(self.key.export_public_key().decode().split()[:2])
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._server = self._call(self._listen())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._call(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _listen(self) -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            sock=self._guest.create_server(self._port),
+            server_host_keys=[self.key],
+            authorized_client_keys=asyncssh.import_authorized_keys(self._authorized),
+            server_factory=lambda: _Server(self._connections),
+            process_factory=_run,
+            encoding=None,
+        )
+
+    async def _end(self) -> None:
+        assert self._server
+        self._server.close()
+        await self._server.wait_closed()
+        for connection in self._connections:
+            connection.abort()
+            await connection.wait_closed()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+class _Server(asyncssh.SSHServer):
+    def __init__(self, connections: list[asyncssh.SSHServerConnection]) -> None:
+        self._connections = connections
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        """Keep it, to be ended with the server."""
+        self._connections.append(conn)
+
+
+async def _run(session: asyncssh.SSHServerProcess[bytes]) -> None:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", session.command or "exec sh"), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        feeding = asyncio.create_task(_copy(session.stdin, process.stdin))
+        await asyncio.gather(
+            _copy(process.stdout, session.stdout), _copy(process.stderr, session.stderr)
+        )
+        code = await process.wait()
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            # Read to the end, which closes the pipes.
+            await process.communicate()
+    if code < 0:
+        session.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
+    else:
+        session.exit(code)
+
+
+async def _copy(source: Any, sink: Any) -> None:
+    try:
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+        if isinstance(sink, asyncio.StreamWriter):
+            sink.close()
+    except (BrokenPipeError, ConnectionResetError, asyncssh.ConnectionLost):
+        return  # the other side reads no more
