@@ -25,6 +25,9 @@ LAST_GUEST_CID: Final = CID_ANY - 1
 MOST_ALIASES: Final = 8
 """Looked through for each packet that a guest sends elsewhere than to CID 2."""
 
+NOTIFY_PORT: Final = 73_239
+"""The port of CID 2 on which a switch with a control API hears that a guest is ready: READY on the keys of a telephone."""
+
 LONGEST_TEXT: Final = 200
 """Characters in a line of free text."""
 
@@ -81,6 +84,7 @@ __all__ = [
     "LOWEST_BUFFER_LIMIT_MIB",
     "LOWEST_RATE",
     "MEMORY_LIMIT_GIB",
+    "NOTIFY_PORT",
     "OWN_MODE",
     "POLL_US",
     "DatagramRecord",
