@@ -246,6 +246,7 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| it.fabric.refusals[0].1 = n,
     |it, n| it.fabric.links.detach_reasons = vec![("stopped".into(), n)],
     |it, n| entry(it, 3).faults = n,
+    |it, n| entry(it, 3).driver_starts = n,
     |it, n| entry(it, 3).features = n,
     |it, n| entry(it, 3).receives_for = Duration::from_secs(n),
     |it, n| interface(it, 3).traffic.packets_in = n,

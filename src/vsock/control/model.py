@@ -315,7 +315,11 @@ class GuestSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestRecord(GuestSpec):
-    """A guest as it is. `state` is waiting (no VMM), attached (no driver yet) or running."""
+    """A guest as it is. `state` is waiting (no VMM), attached (no driver yet) or running.
+
+    `ready`, `status` and `ready_for` (seconds) are what a running guest has said of itself since it booted, on
+    port `NOTIFY_PORT`; `ready` is None if it has said nothing. Only the guest knows whether it is true.
+    """
 
     socket: Path
     hybrid: Path | None = None
@@ -328,6 +332,9 @@ class GuestRecord(GuestSpec):
     errors: int
     pid: int | None = None
     program: str | None = None
+    ready: bool | None = None
+    status: str = ""
+    ready_for: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
