@@ -38,6 +38,7 @@ COMPLETE = {
     ("cat",): ("alpha:5",),
     ("run",): (),
     ("ssh-proxy",): ("alpha",),
+    ("wait",): ("alpha",),
     ("ping",): ("alpha",),
     ("perf",): ("alpha",),
     ("qemu-args",): ("alpha",),
@@ -47,6 +48,8 @@ COMPLETE = {
 """Each command with its required arguments; `run` and `guest run` accept any word as COMMAND."""
 
 NUMBERS = (
+    ("wait", "alpha", "--timeout"),
+    ("wait", "alpha", "--port"),
     ("ping", "alpha", "-c"),
     ("ping", "alpha", "-i"),
     ("ping", "alpha", "--timeout"),

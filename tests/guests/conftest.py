@@ -44,6 +44,9 @@ READY_SECONDS = 20
 DEBIAN = "debian"
 """Name in the switch of the guest of the fixture `debian`."""
 
+DEBIAN_BOOT_SECONDS = 180
+"""Until it is ready, at most; on a busy machine under emulation it takes 60."""
+
 DEBIAN_CID = FIRST_CID + len(KINDS + NEWER_KINDS)
 
 
@@ -53,7 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.vm)
-            item.add_marker(pytest.mark.timeout(180))
+            # The first test with Debian waits for its boot.
+            needs_debian = "debian" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.timeout(180 + DEBIAN_BOOT_SECONDS * needs_debian))
 
 
 class SwitchProcess:
@@ -83,6 +88,16 @@ class SwitchProcess:
             self.process.kill()
             self._clean_up()
             pytest.fail(f"the switch was not ready in {READY_SECONDS} s:\n{self.log_tail()}")
+
+    def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of `vsock` with this switch."""
+        return subprocess.run(
+            [sys.executable, "-m", "vsock.cli", *command],
+            env={**os.environ, "VSOCK_RUNTIME_DIR": str(self.runtime_dir)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def socket_path(self, name: str) -> Path:
         """The vhost-user socket of guest `name`."""
@@ -165,9 +180,11 @@ def debian_credentials() -> dict[str, str | bytes]:
 def debian(
     vsock_switch: SwitchProcess, debian_credentials: dict[str, str | bytes]
 ) -> Iterator[DebianGuest]:
-    """A stock Debian 13 at the switch, as guest `DEBIAN`; one for all tests."""
+    """A stock Debian 13 at the switch, as guest `DEBIAN`, which is ready; one for all tests."""
     try:
         with DebianGuest(vsock_switch, DEBIAN, debian_credentials) as guest:
+            done = vsock_switch.run("wait", DEBIAN, f"--timeout={DEBIAN_BOOT_SECONDS}")
+            assert done.returncode == 0, f"{done.stderr}\n{guest.console_tail()}"
             yield guest
     except GuestUnavailable as missing:
         _fail_or_skip(str(missing))

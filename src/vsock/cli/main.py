@@ -38,6 +38,7 @@ _COMMANDS: Final = {
         "vsock.cli.ssh_proxy:ssh_proxy",
         "Connect OpenSSH to a guest, as its ProxyCommand.",
     ),
+    "wait": ("vsock.cli.wait:wait", "Wait until a guest is ready, or a program in it listens."),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
     "perf": ("vsock.cli.perf:perf", "Measure throughput, round trips and connection rate."),
     "qemu-args": (
