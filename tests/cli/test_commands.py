@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vsock.cli.main import main
+from vsock.control.model import HIGHEST_RATE
 from vsock.guest import Guest
 from vsock.switch import Switch
 
@@ -98,6 +99,17 @@ def test_groups_of_a_running_guest_are_replaced_and_taken_away(
     ):
         assert main(["guest", "set", "alpha", *wrong]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_largest_value_of_a_field_is_taken_and_one_above_refused(
+    switch: Switch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The schema alone says which numbers are valid, also those of thirteen digits."""
+    said = output(capsys, "guest", "set", "alpha", "--bytes-per-second", str(HIGHEST_RATE))
+    assert said == f"guest alpha has CID 3, bytes_per_second {HIGHEST_RATE}\n"
+    for wrong in (str(HIGHEST_RATE + 1), "9" * 21):
+        assert main(["guest", "set", "alpha", "--bytes-per-second", wrong]) == 2
+        assert wrong in capsys.readouterr().err
 
 
 def test_description_of_a_guest_is_set_shown_and_taken_away(

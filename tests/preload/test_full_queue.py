@@ -61,6 +61,12 @@ def is_waiting(thread: int) -> bool:
     return False
 
 
+def until_waiting(thread: int, program: "subprocess.Popen[str]") -> None:
+    """Return when the thread is blocked in connect; fail if the program has ended instead."""
+    while not is_waiting(thread):
+        assert program.poll() is None
+
+
 def test_signals_while_connect_waits_for_the_switch_change_nothing(
     switch_process: int, runtime_dir: Path, start_python: Start
 ) -> None:
@@ -79,10 +85,9 @@ def test_signals_while_connect_waits_for_the_switch_change_nothing(
         program.stdin.flush()
         thread = int(program.stdout.readline())
         for _ in range(SIGNALS):
-            while not is_waiting(thread):
-                assert program.poll() is None
+            until_waiting(thread, program)
             os.kill(thread, signal.SIGUSR1)
             assert program.stdout.readline() == "signalled\n"
-        assert is_waiting(thread)
+        until_waiting(thread, program)
     os.kill(switch_process, signal.SIGCONT)
     assert program.stdout.readline() == "ECONNRESET\n"

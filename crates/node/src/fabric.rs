@@ -20,8 +20,8 @@ use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
 use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
-    Budget, CidRead, Drained, Ending, Forwarder, Interface, LinkFault, LinkId, Links, NewUplink,
-    Quantum, Scratch, Sends, Sent, TIME_PER_ROUND, Update,
+    Budget, CidRead, Drained, Ending, Entry, Forwarder, Interface, LinkFault, LinkId, Links,
+    NewUplink, Quantum, Scratch, Sends, Sent, TIME_PER_ROUND, Update,
 };
 use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
@@ -31,7 +31,7 @@ use crate::timers::Timers;
 use crate::turn::Turn;
 use vsock_virtio::link::loopback::LoopbackLink;
 use vsock_virtio::spec::TX_QUEUE;
-use vsock_virtio::vhost_user::Change;
+use vsock_virtio::vhost_user::{Change, Detach};
 
 /// Time for taking what is left in a ring that is stopped, or for filling it: far more than is there, unless its other side
 /// wants to keep us busy.
@@ -234,8 +234,12 @@ impl Fabric {
             self.programs.try_again(&mut self.cx, &mut self.links, &mut self.flows, &again);
         }
         while let Some((id, fault)) = self.links.next_fault() {
+            let reason = fault.as_detach();
             if !self.links.broken(&mut self.cx, id, fault) {
-                self.device_left(id);
+                match self.links.get(id).and_then(Entry::guest) {
+                    Some(_) => self.detached(id, reason),
+                    None => self.device_left(id),
+                }
             }
         }
     }
@@ -372,6 +376,13 @@ impl Fabric {
         self.with(id, |turn, interface, _| turn.connections_ended(interface));
     }
 
+    /// The driver of a guest has gone, and its connections with it.
+    fn detached(&mut self, id: LinkId, reason: Detach) {
+        self.links.clear(&mut self.cx, id);
+        self.connections_ended(id);
+        self.links.detached(&self.cx, id, reason);
+    }
+
     /// The device of a userspace guest has gone.
     fn device_left(&mut self, id: LinkId) {
         self.links.device_left(&mut self.cx, id);
@@ -465,9 +476,7 @@ impl Fabric {
             Change::SetCall { index, call } => links.set_call(id, index, call),
             Change::Detached(reason) => {
                 self.receive_rest(id, TX_QUEUE);
-                self.links.clear(&mut self.cx, id);
-                self.connections_ended(id);
-                self.links.detached(&self.cx, id, reason);
+                self.detached(id, reason);
             }
         }
         self.follow_up();

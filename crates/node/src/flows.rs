@@ -54,7 +54,7 @@ pub type FlowId = SourceId;
 pub(crate) enum Outcome {
     /// It has ended: the port from which its program connected is free, and this is how.
     Ended(FlowId, Holdings, Ended),
-    /// The attempt to connect came to nothing: the program is told why and may ask again.
+    /// The attempt to connect came to nothing: the program, if it is still there, is told why and may ask again.
     NotConnected(FlowId, Box<NotConnected>),
 }
 
@@ -322,9 +322,7 @@ impl Flows {
         let (link, connection) = (flow.link, flow.connection);
         if let State::Connecting(greeting) = flow.state {
             if let Some(flow) = self.remove(id) {
-                let (stream, parties, holdings) = flow.into_attempt();
-                let attempt = NotConnected { stream, parties, holdings, greeting, reason, link };
-                self.outcomes.push_back(Outcome::NotConnected(id, Box::new(attempt)));
+                self.not_connected(id, flow, greeting, reason);
             }
             return;
         }
@@ -334,6 +332,13 @@ impl Flows {
         }
         // The flow goes on without it.
         self.forget(link, connection);
+    }
+
+    fn not_connected(&mut self, id: FlowId, flow: Flow, greeting: Greeting, reason: CloseReason) {
+        let link = flow.link;
+        let (stream, parties, holdings) = flow.into_attempt();
+        let attempt = NotConnected { stream, parties, holdings, greeting, reason, link };
+        self.outcomes.push_back(Outcome::NotConnected(id, Box::new(attempt)));
     }
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
@@ -355,6 +360,9 @@ impl Flows {
     /// Closes the program's socket and forgets the flow.
     pub(crate) fn end(&mut self, cx: &mut Context, id: FlowId) {
         let Some(flow) = self.remove(id) else { return };
+        if let State::GivenUp(greeting) = flow.state {
+            return self.not_connected(id, flow, greeting, CloseReason::Done);
+        }
         let (Parties { ours, theirs, .. }, holdings, state) = flow.finish();
         let reason = match state {
             State::Draining(reason) | State::Over(reason) => reason,
@@ -362,7 +370,7 @@ impl Flows {
                 cx.note(theirs.cid, events::Event::FlowReset { ours, theirs, error });
                 CloseReason::Done
             }
-            State::Connecting(_) | State::Open { .. } => CloseReason::Done,
+            State::Connecting(_) | State::GivenUp(_) | State::Open { .. } => CloseReason::Done,
         };
         cx.sources.remove(id);
         self.outcomes.push_back(Outcome::Ended(id, holdings, Ended { ours, theirs, reason }));

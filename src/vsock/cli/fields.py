@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from vsock.control.schema import about, item_of, types_of
 
 __all__ = ["field_options", "given", "names_of", "whole_number"]
+
+_MOST_DIGITS: Final = 20
+"""Digits of the largest number of 64 bits; the data plane takes none above."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Fields = Mapping[str, Field[Any]]
@@ -90,8 +93,8 @@ def whole_number(annotation: Any) -> Callable[[str], int]:
     noun = _noun(annotation, "number")
 
     def convert(text: str) -> int:
-        # The longest valid number has ten digits, and int() fails on thousands of digits.
-        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        # int() fails on thousands of digits; which numbers are valid is for the rules to say.
+        if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
             raise click.BadParameter(f"{text!r} is no {noun}: a decimal number")
         for rule in types_of(annotation)[int]:
             if reason := rule.wrong(int(text)):

@@ -204,27 +204,28 @@ fn other_rules_are_in_force_at_once() {
 
 /// Whether a rule says something about an attempt, read as the rule is written.
 fn matches(rule: &Rule, attempt: &Attempt<'_>) -> bool {
-    let is = |who: Who, party: &Party<'_>| match (who, party) {
-        (Who::Anyone, _) | (Who::Programs, Party::Program(_)) => true,
-        (Who::UnprivilegedPrograms, Party::Program(program)) => !program.may_use_privileged,
-        (Who::User(user), Party::Program(program)) => program.user == Some(user),
-        (Who::Guests, Party::Guest { .. }) => true,
-        (Who::Guest(wanted), Party::Guest { cid, .. }) => wanted == *cid,
-        (Who::Group(wanted), Party::Guest { groups, .. }) => groups.contains(&wanted),
-        _ => false,
-    };
-    let related = match (rule.relation, attempt.from, attempt.to) {
-        (Relation::Any, _, _) => true,
-        (Relation::Same, Party::Program(_), Party::Program(_)) => true,
-        (Relation::Same, Party::Guest { cid: one, .. }, Party::Guest { cid: other, .. }) => {
-            one == other
+    // By rule, so that a new kind of `Who` or `Relation` is missed here, and then in `any_who` or `any_rule`.
+    let is = |who: Who, party: &Party<'_>| match who {
+        Who::Anyone => true,
+        Who::Programs => matches!(party, Party::Program(_)),
+        Who::UnprivilegedPrograms => {
+            matches!(party, Party::Program(program) if !program.may_use_privileged)
         }
-        (
-            Relation::SharedGroup,
-            Party::Guest { groups: some, .. },
-            Party::Guest { groups: others, .. },
-        ) => some.iter().any(|group| others.contains(group)),
-        _ => false,
+        Who::User(user) => matches!(party, Party::Program(program) if program.user == Some(user)),
+        Who::Guests => matches!(party, Party::Guest { .. }),
+        Who::Guest(wanted) => matches!(party, Party::Guest { cid, .. } if *cid == wanted),
+        Who::Group(wanted) => party.groups().contains(&wanted),
+    };
+    let related = match rule.relation {
+        Relation::Any => true,
+        Relation::Same => match (attempt.from, attempt.to) {
+            (Party::Program(_), Party::Program(_)) => true,
+            (Party::Guest { cid: one, .. }, Party::Guest { cid: other, .. }) => one == other,
+            _ => false,
+        },
+        Relation::SharedGroup => {
+            attempt.from.groups().iter().any(|group| attempt.to.groups().contains(group))
+        }
     };
     related
         && rule.acts.contains(&attempt.act)

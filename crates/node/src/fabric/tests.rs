@@ -27,7 +27,7 @@ use crate::flows::{Flow, Greeting, Holdings, Parties};
 use crate::host::handshake::HYBRID;
 use crate::host::program::Socket;
 use crate::host::socket::Sockets;
-use crate::host::wire::op;
+use crate::host::wire::{Report, Request, op, to_wire};
 use crate::journal::Journal;
 use crate::links::{Budget, Foreign, MemoryDead, Offer, Payload, Role, Sink, Source};
 use crate::options::NodeOptions;
@@ -354,4 +354,70 @@ fn program_that_says_nothing_or_half_a_request_is_let_go_in_time() {
         assert!(!read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is let go");
     }
     assert!(is_open(speaks));
+}
+
+/// A CONNECT without a bound port, to a port of ALPHA that takes connections.
+fn connect_request() -> [u8; 32] {
+    let to = to_wire(at(ALPHA, 22));
+    let report = Report::Reply;
+    Request::Connect { to, is_named: false, timeout_ms: 0, buffer: 0, report, extra: 0 }.encode()
+}
+
+#[test]
+fn program_that_gives_up_before_or_while_it_connects_is_logged_and_holds_nothing() {
+    let mut lab = Lab::new();
+    lab.fabric.cx.journal.set_wants_flows(true);
+    let path = std::env::temp_dir().join(format!("vsock-gives-up-{}", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    let Fabric { cx, programs, .. } = &mut lab.fabric;
+    programs.add_acceptor(cx, listener, SocketType::Stream).unwrap();
+    let program = || {
+        let mut program = UnixStream::connect(&path).unwrap();
+        program.write_all(&connect_request()).unwrap();
+        program
+    };
+    // Twice: it is accepted, and then read.
+    let logged = |lab: &mut Lab| -> Vec<String> {
+        hear(&mut lab.fabric);
+        hear(&mut lab.fabric);
+        lab.fabric.cx.journal.take().iter().map(ToString::to_string).collect()
+    };
+    logged(&mut lab);
+
+    drop(program());
+    let records = logged(&mut lab);
+    lab.guests[0].run(lab.fabric.cx.now);
+    let [given_up] = &records[..] else { panic!("{records:?}") };
+    assert!(given_up.contains("to=3:22(alpha)"), "{given_up}");
+    assert!(given_up.ends_with(": given up already"), "{given_up}");
+    assert_eq!(
+        lab.guests[0].interface.endpoint().connections().count(),
+        0,
+        "the guest has heard nothing of it"
+    );
+
+    let waits = program();
+    assert_eq!(logged(&mut lab), [""; 0]);
+    assert_eq!(lab.fabric.flows.iter().count(), 1);
+    drop(waits);
+    let records = logged(&mut lab);
+    let [given_up] = &records[..] else { panic!("{records:?}") };
+    assert!(given_up.ends_with(": given up"), "{given_up}");
+    assert_eq!(lab.fabric.flows.iter().count(), 0);
+
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn guest_whose_link_breaks_without_a_front_end_is_detached_as_one_with_a_front_end() {
+    let mut lab = Lab::new();
+    let _program = lab.connect(0);
+    lab.fabric.cx.journal.take();
+    lab.fabric.links.report_fault(lab.links[0], LinkFault::MemoryDead);
+    lab.fabric.follow_up();
+    assert_eq!(lab.fabric.flows.iter().count(), 0);
+    let records = lab.fabric.cx.journal.take();
+    let kinds: Vec<_> = records.iter().map(|record| record.event.kind().word()).collect();
+    assert_eq!(kinds, ["fault", "fault"], "{records:?}");
+    assert_eq!(records[1].to_string(), Detach::MemoryDead.to_string());
 }

@@ -74,6 +74,8 @@ pub(crate) enum State {
     },
     /// The connection is over; what the other side sent last still waits for the program.
     Draining(CloseReason),
+    /// The program has left before it was connected.
+    GivenUp(Greeting),
     /// Nothing is left to do but to close the socket.
     Over(CloseReason),
     /// The same, as the program's socket failed in a way it should not.
@@ -201,7 +203,7 @@ impl Flow {
 
     /// Nothing is left to do but to close the socket.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.state, State::Over(_) | State::Failed(_))
+        matches!(self.state, State::GivenUp(_) | State::Over(_) | State::Failed(_))
     }
 
     /// All that its program has sent has been passed on, and that it has ended.
@@ -222,7 +224,8 @@ impl Flow {
                 // A program that does not wait may have written all it has to say, and left.
                 let has_spoken = !greeting.is_awaited() && self.stream.has_input();
                 if self.stream.hung_up && !has_spoken {
-                    return self.abandon();
+                    self.state = State::GivenUp(greeting);
+                    return Update::sends(Sends::Failed);
                 }
                 Update::default()
             }
@@ -249,7 +252,7 @@ impl Flow {
                 }
                 update
             }
-            State::Over(_) | State::Failed(_) => Update::default(),
+            State::GivenUp(_) | State::Over(_) | State::Failed(_) => Update::default(),
         }
     }
 
@@ -299,12 +302,6 @@ impl Flow {
             return Update::sends(Sends::Closed);
         }
         Update::sends(Sends::Ended)
-    }
-
-    /// Ends the flow at once, with RST for the other side.
-    pub(super) fn abandon(&mut self) -> Update {
-        self.state = State::Over(CloseReason::Done);
-        Update::sends(Sends::Failed)
     }
 
     /// The program's socket failed in a way it should not: the flow ends with a reset.
@@ -450,7 +447,7 @@ impl Flow {
             // All that the other side had to say was said before its link went.
             State::Open { theirs, .. } if theirs.contains(Shutdown::SEND) => CloseReason::Done,
             State::Open { .. } | State::Draining(_) | State::Connecting(_) => reason,
-            State::Over(_) | State::Failed(_) => return,
+            State::GivenUp(_) | State::Over(_) | State::Failed(_) => return,
         };
         self.stream.refuse_data();
         let is_flushed = self.stream.is_flushed();

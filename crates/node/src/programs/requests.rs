@@ -399,6 +399,10 @@ impl Requests {
     ) -> Result<(), Denied> {
         let Parts { cx, links, flows, services } = parts;
         let client = self.clients.get_mut(id).ok_or(Refusal::GivenUp)?;
+        if has_hung_up(&client.fd) {
+            // Its REQUEST would reach whoever listens by now, which the program never asked.
+            return Err(Refusal::GivenUp.into());
+        }
         let (kind, user) = (client.kind, client.peer.uid);
         let asked = links.attempt_of_program(program(client.peer), Act::Connect, target.to, kind);
         let decided = cx.admission.decide(&asked).limits();

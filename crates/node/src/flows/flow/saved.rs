@@ -128,7 +128,7 @@ impl Flow {
                 State::Connecting(greeting) => SavedState::Connecting(SavedGreeting::of(*greeting)),
                 State::Open { ours, theirs } => SavedState::Open { ours: *ours, theirs: *theirs },
                 State::Draining(reason) | State::Over(reason) => SavedState::Draining(*reason),
-                State::Failed(_) => SavedState::Draining(CloseReason::Done),
+                State::GivenUp(_) | State::Failed(_) => SavedState::Draining(CloseReason::Done),
             },
             stream: self.stream.save(fds),
             outgoing,
