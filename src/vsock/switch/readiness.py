@@ -43,8 +43,9 @@ _PER_SECOND: Final = 32.0
 _LINES_PER_SECOND: Final = 0.1
 """Lines in the log about a guest that says too much."""
 
-_WAITING: Final = 4096
-"""Connections of all guests that may wait until we accept them: as many as the data plane lets wait."""
+_WAITING: Final = 1024
+"""Connections of all guests that may wait until we accept them. So long a queue has places for those who do not flood it
+(crates/node/src/programs/accept_queue.rs)."""
 
 _IN_A_ROW: Final = 8
 """Connections that we accept before requests of the control API have a turn."""
