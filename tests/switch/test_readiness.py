@@ -1,20 +1,23 @@
 """Guests say that they are ready; some say too much, too slowly, or what nobody understands."""
 
+import asyncio
 import itertools
 import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from vsock.control.client import ControlClient
 from vsock.control.model import LONGEST_TEXT, NOTIFY_PORT, GuestRecord
 from vsock.guest import Guest
-from vsock.sockets import create_connection
+from vsock.sockets import create_connection, create_server
 from vsock.switch import Switch, readiness
-from vsock.switch.readiness import Message, Readiness
+from vsock.switch.readiness import Message, NotifyServer, Readiness
+from vsock.transports import SwitchTransport
 
 SECONDS = 10
 
@@ -129,6 +132,28 @@ def test_a_switch_without_a_control_api_takes_no_port(switch: Switch, beta: Gues
     with Switch({"alpha": 3}, runtime_dir=directory) as second:
         assert second.listeners() == []
     assert [(it.port, it.cid) for it in switch.listeners()] == [(NOTIFY_PORT, 0xFFFFFFFF)]
+
+
+def test_port_that_a_program_has_is_left_to_it(
+    runtime_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The switch is of use without it, and says so."""
+    heard: list[int] = []
+
+    async def try_to_hear(transport: SwitchTransport) -> None:
+        async with NotifyServer(transport, lambda cid, _: heard.append(cid)):
+            pass
+
+    with (
+        Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch,
+        Guest(switch.socket_path("alpha")) as guest,
+        create_server(NOTIFY_PORT, transport=switch.transport) as server,
+    ):
+        server.settimeout(SECONDS)
+        asyncio.run(try_to_hear(switch.transport))
+        with connect(guest), server.accept()[0]:
+            assert heard == []
+    assert "no guest can say that it is ready" in caplog.text
 
 
 def test_host_programs_are_not_heard(switch: Switch, guest: Guest) -> None:
