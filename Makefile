@@ -21,6 +21,8 @@ BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.
 # Benchmarks are a workspace of their own, built beside the package.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 GUEST_PACKAGES := qemu-system-x86
+# Programs that make a whole Debian as a disk image.
+DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows their system calls.
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace openssl systemd
 # Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
@@ -60,7 +62,7 @@ dist: $(VENV)/.tools ## Make sdist and wheel, in build/dist
 
 .PHONY: guests
 guests: ## Fetch guest kernels and make guest images, in build/guests
-	@tools/debian-packages $(GUEST_PACKAGES)
+	@tools/debian-packages $(GUEST_PACKAGES) $(DISK_PACKAGES)
 	@guests/fetch --all --strict
 
 .PHONY: clean

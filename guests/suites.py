@@ -12,6 +12,7 @@ are read only for the mirror that this machine uses. apt verifies the packages w
 """
 
 import argparse
+import functools
 import re
 import subprocess
 import sys
@@ -63,11 +64,9 @@ def newer_suite(suite: str, lists: Path = LISTS) -> Apt:
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "status").touch()
-    signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
-    mirror = _mirror()
-    sources = [f"deb {signed}{mirror} {name} main\n" for name in (suite, *_BASES[suite])]
+    sources = [f"{source_of(name)}\n" for name in (suite, *_BASES[suite])]
     if suite in _WITH_SOURCES:
-        sources.append(f"deb-src {signed}{mirror} {suite} main\n")
+        sources.append(f"{source_of(suite, 'deb-src')}\n")
     (folder / "sources.list").write_text("".join(sources))
     config = folder / "apt.conf"
     config.write_text(_CONFIG.format(folder=folder, suite=suite))
@@ -76,6 +75,13 @@ def newer_suite(suite: str, lists: Path = LISTS) -> Apt:
     return apt
 
 
+def source_of(suite: str, kind: str = "deb") -> str:
+    """The line of sources.list(5) for a suite, at the mirror that this machine uses."""
+    signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
+    return f"{kind} {signed}{_mirror()} {suite} main"
+
+
+@functools.cache
 def _mirror() -> str:
     """The Debian mirror that this machine uses."""
     shown = subprocess.run(

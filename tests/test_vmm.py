@@ -2,7 +2,7 @@
 
 import pytest
 
-from vsock.vmm import qemu_args, uml_args
+from vsock.vmm import credential_args, notify_credential, qemu_args, uml_args
 
 
 def options(args: list[str], flag: str) -> list[str]:
@@ -79,3 +79,35 @@ def test_too_little_memory_is_refused(make: object) -> None:
     assert callable(make)
     with pytest.raises(ValueError, match="at least 64 MiB"):
         make("/run/a.sock", "a", memory_mib=32)
+
+
+def test_credentials_are_strings_of_the_firmware() -> None:
+    """Printable text as it is, with QEMU's commas; what is not printable in base64."""
+    args = credential_args({"a.b": "x,y=z", "ssh.authorized_keys.root": "ssh-ed25519 AAAA\n"})
+    assert options(args, "-smbios") == [
+        "type=11,value=io.systemd.credential:a.b=x,,y=z",
+        "type=11,value=io.systemd.credential.binary:ssh.authorized_keys.root=c3NoLWVkMjU1MTkgQUFBQQo=",
+    ]
+    assert credential_args({"empty": ""}) == credential_args({"empty": b""})
+    assert credential_args({}) == []
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b", "a=b", "../a", ".", "a" * 256, "ä"])
+def test_name_that_systemd_would_not_take_is_refused(name: str) -> None:
+    """systemd would ignore it, and the guest would lack the credential without a word."""
+    with pytest.raises(ValueError, match="no name of a credential"):
+        credential_args({name: "x"})
+
+
+def test_more_credentials_than_the_firmware_holds_are_refused() -> None:
+    """QEMU would not start, or leave some out."""
+    with pytest.raises(ValueError, match="60000 bytes at most"):
+        credential_args({"big": bytes(45_000)})
+    with pytest.raises(ValueError, match="256 credentials"):
+        credential_args({f"c{n}": "x" for n in range(256)})
+    assert len(credential_args({"big": bytes(44_000)})) == 2
+
+
+def test_guest_notifies_the_host() -> None:
+    """The form of systemd's sd_notify(3): a stream, CID and port."""
+    assert notify_credential(9000) == {"vmm.notify_socket": "vsock-stream:2:9000"}

@@ -87,6 +87,8 @@ CASES: dict[str, list[Case]] = {
         Case("request-unaccepted", "REQUESTs to a listener that accepts nothing"),
         Case("request-hybrid-unaccepted", "the same at a hybrid path"),
         Case("connects-128", "128 connects of an ordinary program under way", "S1", "connects:128"),
+        Case("notify-connects", "the same, to the port at which the switch hears of readiness"),
+        Case("notify-requests", "REQUESTs to that port, and RST when accepted"),
         Case("unknown-flows", "packets of no connection, each answered with RST"),
         Case("spoofed", "REQUESTs in the neighbour's name"),
         Case("wrong-types", "socket types that nobody knows"),

@@ -119,6 +119,14 @@ class Node:
             RuntimeError: the node has stopped.
         """
 
+    def driver_starts(self, cid: int) -> int:
+        """How often the driver of a guest came up: another number says that it has booted since, or was reset.
+
+        Raises:
+            OSError: ENODEV if no guest has this CID.
+            RuntimeError: the node has stopped.
+        """
+
     def snapshot(self) -> dict[str, Any]:
         """Returns the present state as one dictionary.
 

@@ -13,11 +13,13 @@ Two things are easy to get wrong by hand, and both end in a device that looks al
   generic device even aborts, VM and all, when it connects again.
 """
 
+import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from typing import Final
 
+from vsock.address import CID_HOST
 from vsock.runtime import LONGEST_SOCKET_PATH
 
 VIRTIO_ID_VSOCK: Final = 19
@@ -26,7 +28,22 @@ VIRTIO_ID_VSOCK: Final = 19
 DEFAULT_MEMORY_MIB: Final = 512
 """Guest memory when the caller names none."""
 
-__all__ = ["DEFAULT_MEMORY_MIB", "VIRTIO_ID_VSOCK", "qemu_args", "uml_args"]
+MOST_CREDENTIAL_BYTES: Final = 60_000
+"""All system credentials of a QEMU guest together, as QEMU has them: its table of the strings has a length of 16 bits."""
+
+MOST_CREDENTIALS: Final = 255
+"""Credentials of a guest: SMBIOS counts the strings of a table in a byte."""
+
+__all__ = [
+    "DEFAULT_MEMORY_MIB",
+    "MOST_CREDENTIALS",
+    "MOST_CREDENTIAL_BYTES",
+    "VIRTIO_ID_VSOCK",
+    "credential_args",
+    "notify_credential",
+    "qemu_args",
+    "uml_args",
+]
 
 # QEMU must be told what it otherwise knows of a vsock device: three queues, and a configuration space of the CID.
 _GENERIC_DEVICE: Final = (
@@ -35,6 +52,8 @@ _GENERIC_DEVICE: Final = (
 )
 
 _NOT_IN_QEMU_ID = re.compile(r"[^A-Za-z0-9_.-]")
+_CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+_CREDENTIAL_TEXT = re.compile(r"[ -~]+")
 _BREAKS_UML_PATH = re.compile(r"[\s:\"']")
 
 
@@ -103,6 +122,43 @@ def uml_args(
         )
     tag = _NOT_IN_QEMU_ID.sub("-", name) or "guest"
     return [f"mem={memory_mib}M", f"umid={tag}", f"virtio_uml.device={path}:{VIRTIO_ID_VSOCK}"]
+
+
+def credential_args(credentials: Mapping[str, str | bytes]) -> list[str]:
+    """Arguments with which QEMU hands system credentials (systemd.system-credentials(7)) to its guest.
+
+    `credentials` are values by name, such as `ssh.authorized_keys.root`. They go as strings of the firmware
+    (SMBIOS type 11): printable ASCII as it is, any other value in base64. Every user of the host sees the
+    arguments of a process, so they are no place for a secret.
+
+    Raises ValueError for a name that systemd does not take, and for more than QEMU does.
+    """
+    strings = [_credential(name, value) for name, value in credentials.items()]
+    size = sum(len(string) + 1 for string in strings)
+    if len(strings) > MOST_CREDENTIALS or size > MOST_CREDENTIAL_BYTES:
+        raise ValueError(
+            f"{len(strings)} credentials of {size} bytes: QEMU hands over {MOST_CREDENTIALS} "
+            f"of {MOST_CREDENTIAL_BYTES} bytes at most"
+        )
+    values = (string.replace(",", ",,") for string in strings)
+    return [word for value in values for word in ("-smbios", f"type=11,value={value}")]
+
+
+def notify_credential(port: int) -> dict[str, str]:
+    """The credential by which a systemd guest says that it is ready: to port `port` of the host (CID 2).
+
+    systemd sends the messages of sd_notify(3) there, over a vsock stream each.
+    """
+    return {"vmm.notify_socket": f"vsock-stream:{CID_HOST}:{port}"}
+
+
+def _credential(name: str, value: str | bytes) -> str:
+    if not _CREDENTIAL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a credential: letters, digits and . _ -")
+    if isinstance(value, str) and _CREDENTIAL_TEXT.fullmatch(value):
+        return f"io.systemd.credential:{name}={value}"
+    data = value.encode() if isinstance(value, str) else value
+    return f"io.systemd.credential.binary:{name}={base64.b64encode(data).decode()}"
 
 
 def _checked_path(socket_path: str | PathLike[str]) -> str:

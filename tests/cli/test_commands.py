@@ -171,8 +171,8 @@ def test_ls_shows_guests_listeners_and_flows(
         table = output(capsys, "ls")
         assert "host:5000" in table
         assert "2.0 KiB" in table
-        # N6: as in `ss -p`; this process is also the guest's VMM.
-        assert table.count(f"{os.getpid()}/{program}") == 3
+        # N6: as in `ss -p`; this process is also the guest's VMM, and the switch, which hears that guests are ready.
+        assert table.count(f"{os.getpid()}/{program}") == 4
         alpha, beta, _ = shown["guests"]
         assert (alpha["pid"], alpha["program"]) == (os.getpid(), program)
         assert (beta["pid"], beta["program"]) == (None, None)

@@ -44,6 +44,7 @@ COMPLETE = {
     ("cat",): ("alpha:5",),
     ("run",): (),
     ("ssh-proxy",): ("alpha",),
+    ("wait",): ("alpha",),
     ("ping",): ("alpha",),
     ("perf",): ("alpha",),
     ("qemu-args",): ("alpha",),
@@ -56,6 +57,8 @@ ANY_WORDS = {("run",), ("guest", "run"), ("exec",)}
 """These accept any words as COMMAND."""
 
 NUMBERS = (
+    ("wait", "alpha", "--timeout"),
+    ("wait", "alpha", "--port"),
     ("ping", "alpha", "-c"),
     ("ping", "alpha", "-i"),
     ("ping", "alpha", "--timeout"),

@@ -20,10 +20,12 @@ import pytest
 
 from vsock import sockets
 from vsock.address import CID_HOST
+from vsock.control.model import NOTIFY_PORT
 from vsock.demo.places import LinuxPlace, ProcessPlace
 from vsock.errors import ConnectRefused
 from vsock.runtime import RuntimeFiles
 from vsock.testing.blocking import GuestProcess
+from vsock.testing.debian import DebianGuest
 from vsock.testing.errors import GuestUnavailable
 from vsock.testing.images import find_programs
 from vsock.testing.plugin import (
@@ -35,8 +37,17 @@ from vsock.testing.plugin import (
     guest_or_skip,
 )
 from vsock.transports import SwitchTransport
+from vsock.vmm import notify_credential
 
 READY_SECONDS = 20
+
+DEBIAN = "debian"
+"""Name in the switch of the guest of the fixture `debian`."""
+
+DEBIAN_BOOT_SECONDS = 180
+"""Until it is ready, at most; on a busy machine under emulation it takes 60."""
+
+DEBIAN_CID = FIRST_CID + len(KINDS + NEWER_KINDS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.vm)
-            item.add_marker(pytest.mark.timeout(180))
+            # The first test with Debian waits for its boot.
+            needs_debian = "debian" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.timeout(180 + DEBIAN_BOOT_SECONDS * needs_debian))
 
 
 class SwitchProcess:
@@ -56,6 +69,7 @@ class SwitchProcess:
         self.log = runtime_dir.with_suffix(".log")
         kinds = enumerate(KINDS + NEWER_KINDS)
         guests = [f"--guest={kind}={FIRST_CID + n},tests" for n, kind in kinds]
+        guests.append(f"--guest={DEBIAN}={DEBIAN_CID}")
         command = [sys.executable, "-m", "vsock.cli", "switch", f"--runtime-dir={runtime_dir}"]
         self._notify_path = runtime_dir.with_suffix(".notify")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -74,6 +88,16 @@ class SwitchProcess:
             self.process.kill()
             self._clean_up()
             pytest.fail(f"the switch was not ready in {READY_SECONDS} s:\n{self.log_tail()}")
+
+    def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of `vsock` with this switch."""
+        return subprocess.run(
+            [sys.executable, "-m", "vsock.cli", *command],
+            env={**os.environ, "VSOCK_RUNTIME_DIR": str(self.runtime_dir)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def socket_path(self, name: str) -> Path:
         """The vhost-user socket of guest `name`."""
@@ -144,6 +168,26 @@ def place(linux_guests: SharedGuests) -> Callable[[str], LinuxPlace]:
         return LinuxPlace(guest_or_skip(linux_guests, kind), linux_guests.cid(kind))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def debian_credentials() -> dict[str, str | bytes]:
+    """The system credentials with which `debian` is booted."""
+    return {**notify_credential(NOTIFY_PORT)}
+
+
+@pytest.fixture(scope="session")
+def debian(
+    vsock_switch: SwitchProcess, debian_credentials: dict[str, str | bytes]
+) -> Iterator[DebianGuest]:
+    """A stock Debian 13 at the switch, as guest `DEBIAN`, which is ready; one for all tests."""
+    try:
+        with DebianGuest(vsock_switch, DEBIAN, debian_credentials) as guest:
+            done = vsock_switch.run("wait", DEBIAN, f"--timeout={DEBIAN_BOOT_SECONDS}")
+            assert done.returncode == 0, f"{done.stderr}\n{guest.console_tail()}"
+            yield guest
+    except GuestUnavailable as missing:
+        _fail_or_skip(str(missing))
 
 
 _ports = iter(range(20_000, 30_000))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from vsock.control.client import ControlClient
-from vsock.control.model import GuestSpec, SwitchRecord
+from vsock.control.model import NOTIFY_PORT, GuestSpec, SwitchRecord
 from vsock.control.schema import about, fields_of, from_json
 from vsock.errors import NoSuchGuest, NoSwitch, SwitchGone, TransportError
 from vsock.guest import Guest
@@ -159,7 +159,8 @@ def test_listeners_and_flows_are_listed_with_their_bytes(
 
     with vsock.create_server((vsock.CID_ANY, 5000)) as server:
         assert [(one.port, one.type, one.pid) for one in client.listeners()] == [
-            (5000, "stream", os.getpid())
+            (5000, "stream", os.getpid()),
+            (NOTIFY_PORT, "stream", os.getpid()),  # the switch itself
         ]
         with guest.create_connection((2, 5000)) as ours:
             theirs, _ = server.accept()

@@ -105,7 +105,7 @@ async def test_qemu_that_ends_at_once_is_no_kvm(machine: Path) -> None:
     qemu = machine / "bin" / QEMU
     qemu.write_text(f"#!{sys.executable} -IS\n{GREETS_AND_ENDS}")
     for _ in range(20):
-        assert not await aio._boots_under_kvm(image, str(qemu))
+        assert not await aio.boots_under_kvm(image, str(qemu))
 
 
 async def test_answer_is_kept_for_each_qemu(machine: Path) -> None:

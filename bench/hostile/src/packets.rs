@@ -12,6 +12,9 @@ use crate::stage::{Attack, HOST, PORT, Service, Stage};
 /// A port of the host at which nobody listens.
 const NOBODY: u32 = 1;
 
+/// The port at which the switch itself hears that guests are ready.
+const NOTIFY: u32 = 73_239;
+
 /// A CID that no guest has.
 const ABSENT: u32 = 4_000_000;
 
@@ -26,6 +29,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "request-unaccepted", play: request_unaccepted },
     Attack { name: "request-hybrid-unaccepted", play: request_hybrid_unaccepted },
     Attack { name: "connects", play: connects },
+    Attack { name: "notify-connects", play: |s, b| connects_to(s, b, NOTIFY) },
+    Attack { name: "notify-requests", play: |s, b| requests(s, b, (HOST, NOTIFY), false) },
     Attack { name: "unknown-flows", play: unknown_flows },
     Attack { name: "spoofed", play: spoofed },
     Attack { name: "wrong-types", play: wrong_types },
@@ -130,9 +135,14 @@ fn request_hybrid_unaccepted(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
 /// What an ordinary program of a guest can do: so many connects under way, each closed when it is open.
 fn connects(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
     stage.accept_and_close()?;
+    connects_to(stage, bounds, PORT)
+}
+
+/// The same to a port at which somebody accepts.
+fn connects_to(stage: &Stage, bounds: &mut Bounds, to: u32) -> Result<()> {
     let mut guest = plain(stage)?;
     let requests =
-        (0..stage.number_or(128)).map(|n| guest.packet(Op::Request, 1000 + n, (HOST, PORT)));
+        (0..stage.number_or(128)).map(|n| guest.packet(Op::Request, 1000 + n, (HOST, to)));
     guest.due = requests.collect();
     Bounds::ready();
     guest.flood(
@@ -145,7 +155,7 @@ fn connects(stage: &Stage, bounds: &mut Bounds) -> Result<()> {
                 guest.due.push_back(reset);
             }
             if matches!(op, Op::Response | Op::Rst) {
-                let request = guest.packet(Op::Request, port, (HOST, PORT));
+                let request = guest.packet(Op::Request, port, (HOST, to));
                 guest.due.push_back(request);
             }
         },

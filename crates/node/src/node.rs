@@ -412,6 +412,15 @@ impl Node {
         Ok(self.mailbox.call(|reply| Order::Explain { from, to, reply })?)
     }
 
+    /// How often the driver of a guest came up: another number says that the guest has booted since, or was reset.
+    ///
+    /// # Errors
+    /// There is no such guest.
+    pub fn driver_starts(&self, cid: u32) -> Result<u64, NodeError> {
+        let starts = self.mailbox.call(|reply| Order::DriverStarts { guest: Cid(cid), reply })?;
+        starts.ok_or(NodeError::NoGuest(cid))
+    }
+
     /// Everything as it is now.
     ///
     /// # Errors

@@ -97,6 +97,8 @@ pub(crate) enum Order {
     SetLingerTimeout { most: Duration, reply: Reply<()> },
     /// Say who may connect to whom, and by which rule.
     Explain { from: Cid, to: Cid, reply: Reply<Verdict> },
+    /// Say how often a guest's driver came up; nothing of a guest that is not there.
+    DriverStarts { guest: Cid, reply: Reply<Option<u64>> },
     /// Say how everything is now.
     Snapshot { reply: Reply<Snapshot> },
     /// Give everything away as plain data, and end: nobody is told anything. Only these guests are saved; their control

@@ -91,6 +91,7 @@ fn guest_info(entry: &Entry) -> Option<GuestInfo> {
         ("unroutable", drops.unroutable),
         ("overflows", drops.overflows),
         ("faults", entry.faults()),
+        ("driver_starts", entry.driver_starts()),
         ("waiting_bytes", interface.stored_bytes() as u64),
         ("skipped_buffers", stats.skipped),
         ("signals", stats.signals),

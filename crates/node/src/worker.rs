@@ -23,7 +23,7 @@ use crate::awaited::Awaited;
 use crate::context::Context;
 use crate::events::Failure;
 use crate::fabric::Fabric;
-use crate::links::LinkId;
+use crate::links::{Entry, LinkId};
 use crate::mailbox::Mailbox;
 use crate::orders::{Order, SaveError, SavedWorker};
 use crate::polling::Polling;
@@ -193,6 +193,9 @@ impl Worker {
             }
             Order::Explain { from, to, reply } => {
                 reply.send(explain(&fabric.cx, &fabric.links, from, to));
+            }
+            Order::DriverStarts { guest, reply } => {
+                reply.send(fabric.links.guest(guest).map(Entry::driver_starts));
             }
             Order::Snapshot { reply } => reply.send(snapshot(fabric)),
             Order::Save { guests, before, reply } => {

@@ -246,6 +246,7 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| it.fabric.refusals[0].1 = n,
     |it, n| it.fabric.links.detach_reasons = vec![("stopped".into(), n)],
     |it, n| entry(it, 3).faults = n,
+    |it, n| entry(it, 3).driver_starts = n,
     |it, n| entry(it, 3).features = n,
     |it, n| entry(it, 3).receives_for = Duration::from_secs(n),
     |it, n| interface(it, 3).traffic.packets_in = n,
@@ -318,7 +319,10 @@ const SPOILERS: &[fn(&mut SavedNode, u64)] = &[
     |it, n| it.fabric.programs.requests.bad = n,
     |it, n| it.fabric.programs.datagrams.sockets[0].received = n,
     |it, n| it.fabric.programs.listeners.ports.next_ephemeral = low(n),
-    |it, n| it.fabric.programs.listeners.listeners[0].1.queue.untaken = low(n),
+    |it, n| {
+        it.fabric.programs.listeners.listeners[0].1.queue.untaken =
+            vec![vsock_core::Cid(low(n)); usize::try_from(n % 100).unwrap()]
+    },
     |it, n| it.fabric.programs.listeners.listeners[0].1.buffer = low(n),
     |it, n| it.fabric.programs.listeners.listeners[0].1.client.fd = SavedFd(low(n)),
 ];

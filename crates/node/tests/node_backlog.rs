@@ -125,3 +125,23 @@ fn client_that_leaves_while_it_waits_is_accepted_with_what_it_sent() {
         assert!(got == data);
     }
 }
+
+#[test]
+fn guest_that_fills_a_long_queue_leaves_places_to_others() {
+    let lab = Lab::new(2);
+    let mut listener = Listener::new(&lab.path("host"), 6000, 1023);
+    drop((0..1024).map(|_| connect(&lab.path("a"), 2, 6000).unwrap()).collect::<Vec<_>>());
+    assert_eq!(connect(&lab.path("b"), 2, 6000).unwrap_err(), ECONNRESET);
+    drop((0..1024).map(|_| listener.accept()).collect::<Vec<_>>());
+    // From a backlog of 1024 on, nobody gets more than are left.
+    listener.0.write_all(&request(3, 0, 0, 1024)).unwrap();
+    wait_until("the new backlog", || lab.switch.snapshot().unwrap().listeners[0].backlog == 1024);
+    let mut fill = |from| {
+        let open = std::iter::from_fn(|| connect(&lab.path(from), 2, 6000).ok());
+        open.take(1025).collect::<Vec<_>>().len()
+    };
+    assert_eq!(["a", "b", "a", "b"].map(&mut fill), [513, 256, 0, 0]);
+    // As the program takes some, both get places again.
+    drop((0..600).map(|_| listener.accept()).collect::<Vec<_>>());
+    assert!(["a", "b"].map(&mut fill).into_iter().all(|more| more > 100));
+}

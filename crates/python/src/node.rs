@@ -93,6 +93,10 @@ impl Node {
         Ok((is_allowed, rule, reason))
     }
 
+    fn driver_starts(&self, py: Python<'_>, cid: u32) -> PyResult<u64> {
+        py.detach(|| self.node.driver_starts(cid)).map_err(|error| to_python(&error))
+    }
+
     fn snapshot(&self, py: Python<'_>) -> PyResult<Snapshot> {
         py.detach(|| self.node.snapshot()).map(Snapshot::from).map_err(|error| to_python(&error))
     }

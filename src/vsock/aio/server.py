@@ -12,6 +12,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from vsock._system.green import Base
+from vsock.address import Address
 from vsock.errors import SwitchGone
 
 _Callback = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
@@ -32,6 +33,7 @@ class Server(asyncio.AbstractServer):
         backlog: how many connections are accepted in a row, before the loop does something else.
         limit: of the streams, as for `asyncio.start_server`.
         start_serving: accept at once.
+        admit: asked with the address of each peer; a connection that it refuses is closed at once.
         options: for `loop.connect_accepted_socket`: ``ssl`` and its timeouts.
     """
 
@@ -45,6 +47,7 @@ class Server(asyncio.AbstractServer):
         backlog: int = 128,
         limit: int = _LIMIT,
         start_serving: bool = True,
+        admit: Callable[[Address], bool] = lambda _: True,
         **options: Any,
     ) -> None:
         self._listener = listener
@@ -52,6 +55,7 @@ class Server(asyncio.AbstractServer):
         self._backlog = backlog
         self._limit = limit
         self._begins_at_once = start_serving
+        self._admit = admit
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._closed = self._loop.create_future()
@@ -125,7 +129,7 @@ class Server(asyncio.AbstractServer):
             if self._closed.done():
                 return
             try:
-                connection, _ = self._listener.accept()
+                connection, peer = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except SwitchGone as error:
@@ -137,6 +141,9 @@ class Server(asyncio.AbstractServer):
                 if error.errno in _SHORTAGES:
                     self._pause()
                 return
+            if not self._admit(peer):
+                connection.close()
+                continue
             connection.setblocking(False)
             task = self._loop.create_task(self._start(connection))
             self._starting.add(task)

@@ -114,6 +114,11 @@ def ls(as_json: bool, runtime_dir: Path | None) -> None:
         print_guests(guests)
 
 
+def _state_text(guest: GuestRecord) -> str:
+    """How far a guest has come; the last step is what it says itself."""
+    return "ready" if guest.ready else guest.state
+
+
 def print_guests(guests: list[GuestRecord]) -> None:
     """Prints a table of guests."""
     print_table(
@@ -126,7 +131,7 @@ def print_guests(guests: list[GuestRecord]) -> None:
             (
                 guest.name,
                 str(guest.cid),
-                guest.state,
+                _state_text(guest),
                 str(guest.connections),
                 bytes_text(guest.bytes_in),
                 bytes_text(guest.bytes_out),

@@ -33,7 +33,7 @@ __all__ = ["ls"]
 def ls(itself: bool, as_json: bool, runtime_dir: Path | None) -> None:
     """Show guests, listeners, datagram sockets and flows of a switch.
 
-    Guests: `sent` and `received` are bytes that the guest sent and received (`bytes_in` and `bytes_out` in
+    Guests: a running guest is `ready` if it has said so. `sent` and `received` are bytes that the guest sent and received (`bytes_in` and `bytes_out` in
     JSON); `errors` counts packets that were malformed or did not fit a buffer, and attachments that ended
     with a fault. Flows: `sent` is from source to destination (`bytes_out`), `answered` the other direction
     (`bytes_in`). pid/program is the guest's VMM, or the host's process that has the listener or flow.

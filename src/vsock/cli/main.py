@@ -48,6 +48,7 @@ _COMMANDS: Final = {
         "vsock.cli.ssh_config:ssh_known_hosts",
         "Print the host key of a guest, as OpenSSH's KnownHostsCommand.",
     ),
+    "wait": ("vsock.cli.wait:wait", "Wait until a guest is ready, or a program in it listens."),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
     "perf": ("vsock.cli.perf:perf", "Measure throughput, round trips and connection rate."),
     "qemu-args": (

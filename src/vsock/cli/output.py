@@ -9,7 +9,15 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["bytes_text", "plain", "print_json", "print_table", "process_text", "seconds_text"]
+__all__ = [
+    "bytes_text",
+    "cut",
+    "plain",
+    "print_json",
+    "print_table",
+    "process_text",
+    "seconds_text",
+]
 
 _LEAST: Final = 10  # minimum width of a column on a narrow terminal
 
@@ -47,14 +55,15 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         widths = [min(size, max(_LEAST, width // 4)) for size in widths[:-1]] + widths[-1:]
     for line in lines:
         cells = [
-            _cut(cell, size).rjust(size) if column.startswith(">") else _cut(cell, size).ljust(size)
+            cut(cell, size).rjust(size) if column.startswith(">") else cut(cell, size).ljust(size)
             for column, cell, size in zip(columns, line, widths, strict=True)
         ]
         shown = f"  {'  '.join(cells)}".rstrip()
-        click.echo(_cut(shown, width) if width else shown)
+        click.echo(cut(shown, width) if width else shown)
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """The text, with a sign at its end if that was cut for the width."""
     return text if len(text) <= width else f"{text[: width - 1]}{_mark()}"
 
 

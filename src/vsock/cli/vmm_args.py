@@ -10,6 +10,7 @@ from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import json_option, runtime_dir_option
 from vsock.cli.output import print_json
 from vsock.control.client import ControlClient
+from vsock.control.model import NOTIFY_PORT
 
 __all__ = ["qemu_args", "uml_args"]
 
@@ -31,10 +32,20 @@ _memory_option = click.option(
     is_flag=True,
     help="Use QEMU's generic device (QEMU 11.1 and later): it notifies the guest of a new CID and of resets.",
 )
+@click.option(
+    "--notify",
+    is_flag=True,
+    help="Let systemd in the guest say when it is ready, for `vsock wait` (a credential).",
+)
 @json_option
 @runtime_dir_option
 def qemu_args(
-    name: str, memory: int, event_queue: bool, as_json: bool, runtime_dir: Path | None
+    name: str,
+    memory: int,
+    event_queue: bool,
+    notify: bool,
+    as_json: bool,
+    runtime_dir: Path | None,
 ) -> None:
     """Print the options of QEMU for guest NAME.
 
@@ -44,7 +55,10 @@ def qemu_args(
     arguments = vmm.qemu_args(
         record.socket, record.name, memory_mib=memory, event_queue=event_queue
     )
-    _print_arguments(arguments, as_json)
+    credentials: dict[str, str | bytes] = {}
+    if notify:
+        credentials |= vmm.notify_credential(NOTIFY_PORT)
+    _print_arguments([*arguments, *vmm.credential_args(credentials)], as_json)
 
 
 @click.command()

@@ -25,6 +25,9 @@ LAST_GUEST_CID: Final = CID_ANY - 1
 MOST_ALIASES: Final = 8
 """Looked through for each packet that a guest sends elsewhere than to CID 2."""
 
+NOTIFY_PORT: Final = 73_239
+"""The port of CID 2 on which a switch with a control API hears that a guest is ready: READY on the keys of a telephone."""
+
 LONGEST_TEXT: Final = 200
 """Characters in a line of free text."""
 
@@ -81,6 +84,7 @@ __all__ = [
     "LOWEST_BUFFER_LIMIT_MIB",
     "LOWEST_RATE",
     "MEMORY_LIMIT_GIB",
+    "NOTIFY_PORT",
     "OWN_MODE",
     "POLL_US",
     "DatagramRecord",
@@ -311,7 +315,11 @@ class GuestSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestRecord(GuestSpec):
-    """A guest as it is. `state` is waiting (no VMM), attached (no driver yet) or running."""
+    """A guest as it is. `state` is waiting (no VMM), attached (no driver yet) or running.
+
+    `ready`, `status` and `ready_for` (seconds) are what a running guest has said of itself since it booted, on
+    port `NOTIFY_PORT`; `ready` is None if it has said nothing. Only the guest knows whether it is true.
+    """
 
     socket: Path
     hybrid: Path | None = None
@@ -324,6 +332,9 @@ class GuestRecord(GuestSpec):
     errors: int
     pid: int | None = None
     program: str | None = None
+    ready: bool | None = None
+    status: str = ""
+    ready_for: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Serves a running switch from an event loop: logs its events, and runs the control API if it has one.
+"""Serves a running switch from an event loop: logs its events, and runs the servers of its control plane.
 
 `Attendant` runs in the caller's event loop, `AttendantThread` in a thread with its own loop. Bytes of
 connections never pass through here.
@@ -6,14 +6,11 @@ connections never pass through here.
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
-
-if TYPE_CHECKING:
-    from vsock.switch.server import ControlServer
+from typing import Final, Self
 
 __all__ = ["Attendant", "AttendantThread"]
 
@@ -29,15 +26,18 @@ class Attendant:
     Args:
         event_fd: a descriptor that is readable while there are events.
         log_events: logs the events since its last call, and returns whether there were any.
-        server: the server of the control API, or None for a switch without one.
+        servers: what else runs in the loop meanwhile, in the order of their start.
     """
 
     def __init__(
-        self, event_fd: int, log_events: Callable[[], bool], server: "ControlServer | None"
+        self,
+        event_fd: int,
+        log_events: Callable[[], bool],
+        servers: Sequence[AbstractAsyncContextManager[object]],
     ) -> None:
         self._event_fd = event_fd
         self._log_events = log_events
-        self._server = server
+        self._servers = servers
         self._stack = AsyncExitStack()
         self._has_logged = False
         self._next_look: asyncio.TimerHandle | None = None
@@ -46,8 +46,8 @@ class Attendant:
         asyncio.get_running_loop().add_reader(self._event_fd, self._on_events)
         self._stack.callback(self._stop_watching)
         try:
-            if self._server:
-                await self._stack.enter_async_context(self._server)
+            for server in self._servers:
+                await self._stack.enter_async_context(server)
         except BaseException:
             await self._stack.aclose()
             raise

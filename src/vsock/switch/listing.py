@@ -1,5 +1,6 @@
 """Makes the records of the control API from the data plane's snapshot, and reads program names from /proc."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,23 @@ from vsock.address import Address
 from vsock.control.model import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 from vsock.control.schema import from_json
 from vsock.switch.access import from_native
+from vsock.switch.readiness import Readiness
 
 __all__ = ["datagram", "flow", "guest", "listener", "program_of"]
 
 _Info = Mapping[str, Any]
 
 
-def guest(info: _Info) -> GuestRecord:
-    """The record of a guest: its options, its state and its counters."""
+def guest(info: _Info, readiness: Readiness) -> GuestRecord:
+    """The record of a guest: its options, its state, what it has said, and its counters."""
     pid = info["front_end_pid"] or None
-    more = {**from_native(info["options"]), "pid": pid, "program": program_of(pid)}
+    options = from_native(info["options"])
+    more = {**options, "pid": pid, "program": program_of(pid)}
+    said = readiness.of(options["name"], info["counters"]["driver_starts"])
+    if said and info["state"] == "running":
+        more |= {"ready": said.ready, "status": said.status}
+        if said.since is not None:
+            more["ready_for"] = time.monotonic() - said.since
     return from_json(GuestRecord, {**info, **more})
 
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,7 @@ from vsock.switch.access import to_native
 from vsock.switch.attendant import Attendant, AttendantThread
 from vsock.switch.claims import RuntimeClaim, clear_socket, remove_socket
 from vsock.switch.events import log_events
+from vsock.switch.readiness import Message, NotifyServer, Readiness
 from vsock.transports import SwitchTransport
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Switch:
     Args:
         guests: CIDs by name, or specifications (`vsock.control.model.GuestSpec`).
         runtime_dir: the directory of the switch's sockets; by default the user's usual one.
-        control: also serve the control API, which the `vsock` command uses. This needs `vsock[switch]`.
+        control: also serve the control API, which the `vsock` command uses, and hear on port `NOTIFY_PORT` when
+            guests say that they are ready. This needs `vsock[switch]`.
         settings: fields of `vsock.control.model.SwitchSpec`: `poll_us`, in microseconds, and `linger_timeout`,
             in seconds (docs/reference/tuning.md); `sandbox=False` leaves its threads what they do not need.
 
@@ -93,6 +95,7 @@ class Switch:
         self._server = self._make_server() if control else None
         # Never modified, only replaced: other threads read it while guests are added and removed.
         self._guests: dict[str, GuestSpec] = {}
+        self._readiness = Readiness()
         self._node: _native.Node | None = None
         self._claim: RuntimeClaim | None = None
         self._started = 0.0
@@ -262,6 +265,7 @@ class Switch:
             self._running().remove_guest(spec.cid)
             self._guests = {n: it for n, it in self._guests.items() if n != spec.name}
             _remove_sockets(spec)
+            self._readiness.forget(spec.name)
         _log.info("guest removed: guest=%s cid=%d", spec.name, spec.cid)
 
     def set_guest_cid(self, guest: str | int, cid: int) -> GuestRecord:
@@ -365,7 +369,9 @@ class Switch:
 
     def guests(self) -> list[GuestRecord]:
         """All guests, by CID."""
-        found = map(listing.guest, self._running().snapshot()["guests"])
+        found = (
+            listing.guest(info, self._readiness) for info in self._running().snapshot()["guests"]
+        )
         return sorted(found, key=lambda guest: guest.cid)
 
     def guest(self, guest: str | int) -> GuestRecord:
@@ -433,7 +439,18 @@ class Switch:
         return ControlServer(self, self._files.control)
 
     def _make_attendant(self) -> Attendant:
-        return Attendant(self._running().event_fd(), self._log_events, self._server)
+        servers: list[AbstractAsyncContextManager[object]] = []
+        if self._server:
+            servers = [NotifyServer(self.transport, self._hear), self._server]
+        return Attendant(self._running().event_fd(), self._log_events, servers)
+
+    def _hear(self, cid: int, message: Message) -> None:
+        """Takes what a guest says of itself; nothing if it has gone meanwhile, or the switch is stopped."""
+        node = self._node
+        for guest in self._guests.values():
+            if guest.cid == cid and node:
+                with suppress(OSError, RuntimeError):
+                    self._readiness.hear(guest.name, node.driver_starts(cid), message)
 
     def _log_events(self) -> bool:
         """Logs the events since the last call; returns whether there were any."""

@@ -336,12 +336,12 @@ class QemuGuest(LinuxGuest):
         if self.accelerator is None:
             self._progress("asking QEMU what it can do")
             self.accelerator = await choose_accelerator(
-                lambda: _boots_under_kvm(image, self._qemu), self._qemu
+                lambda: boots_under_kvm(image, self._qemu), self._qemu
             )
 
     async def _launch(self, image: Image) -> None:
         assert self.accelerator is not None
-        with _pair() as (agent, agent_there), _pair() as (qmp, qmp_there):
+        with pair() as (agent, agent_there), pair() as (qmp, qmp_there):
             command = qemu_command(
                 image,
                 self.name,
@@ -390,7 +390,7 @@ class UmlGuest(LinuxGuest):
 
     async def _launch(self, image: Image) -> None:
         self._work_dir = Path(tempfile.mkdtemp(prefix="vsock-uml-"))
-        with _pair() as (agent, agent_there):
+        with pair() as (agent, agent_there):
             command = uml_command(
                 image,
                 self.name,
@@ -417,7 +417,7 @@ def boot(
     )
 
 
-async def _boots_under_kvm(image: Image, qemu: str) -> bool:
+async def boots_under_kvm(image: Image, qemu: str) -> bool:
     trial = QemuGuest(
         *(None, "kvm-trial"),
         kernel=image.name,
@@ -433,7 +433,7 @@ async def _boots_under_kvm(image: Image, qemu: str) -> bool:
 
 
 @contextlib.contextmanager
-def _pair() -> Any:
+def pair() -> Any:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs

@@ -28,6 +28,15 @@ class Image:
     initramfs: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A whole system on a disk (raw), and its kernel and initramfs, with which QEMU boots it."""
+
+    kernel: Path
+    initramfs: Path
+    disk: Path
+
+
 def find_image(vmm: Vmm, kernel: str | None = None) -> Image:
     """The image for this VMM.
 
@@ -55,13 +64,17 @@ def find_newer_qemu() -> Path:
     Raises:
         GuestUnavailable: there is none; the message says how to get it.
     """
-    for folder in _folders():
-        try:
-            program: Path = folder / json.loads((folder / "manifest.json").read_text())["qemu"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return program
-    raise GuestUnavailable(f"no newer QEMU: {_HOW}")
+    return _find("qemu", "newer QEMU")
+
+
+def find_debian() -> Disk:
+    """Debian 13, as its packages make it: systemd, and sshd, which listens on vsock.
+
+    Raises:
+        GuestUnavailable: there is none; the message says how to get it.
+    """
+    folder = _find("debian13", "image of Debian 13")
+    return Disk(*(folder / name for name in ("kernel", "initramfs", "disk")))
 
 
 def find_programs() -> Path:
@@ -85,6 +98,17 @@ def find_images() -> list[Image]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # missing, or left by an interrupted build
     return []
+
+
+def _find(entry: str, title: str) -> Path:
+    """The path that is an entry of a manifest."""
+    for folder in _folders():
+        try:
+            found: Path = folder / json.loads((folder / "manifest.json").read_text())[entry]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return found
+    raise GuestUnavailable(f"no {title}: {_HOW}")
 
 
 def _image(name: str, entry: dict[str, Any], folder: Path) -> Image:

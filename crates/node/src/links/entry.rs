@@ -53,6 +53,8 @@ pub struct Entry {
     receives_since: Instant,
     /// That the guest's driver is up has been said.
     is_announced: bool,
+    /// How often the guest's driver came up.
+    driver_starts: u64,
     /// The queues' eventfds, by queue.
     sources: [Option<SourceId>; QUEUE_COUNT],
     /// The control thread's handle, once it runs.
@@ -81,6 +83,7 @@ impl Entry {
             features: 0,
             receives_since: Instant::default(),
             is_announced: false,
+            driver_starts: 0,
             sources: [None; QUEUE_COUNT],
             control: None,
             device: None,
@@ -270,6 +273,7 @@ impl Entry {
             Link::Driver(_) | Link::Loopback(_) => false,
         });
         if is_up && !std::mem::replace(&mut self.is_announced, true) {
+            self.driver_starts += 1;
             self.note(cx, Event::Running);
         }
     }
@@ -371,6 +375,11 @@ impl Entry {
     /// Whether a front end is attached.
     pub(crate) fn is_attached(&self) -> bool {
         self.front_end.is_some()
+    }
+
+    /// How often the guest's driver came up: a boot, a reset, a rebind. A pause and a resume is none.
+    pub(crate) fn driver_starts(&self) -> u64 {
+        self.driver_starts
     }
 
     /// Attachments ended because of a fault.

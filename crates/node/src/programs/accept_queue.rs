@@ -12,11 +12,15 @@ use rustix::io::Errno;
 
 use crate::host::client::Client;
 use crate::host::wire::Reply;
-use vsock_core::saved::Unfit;
+use vsock_core::Cid;
+use vsock_core::saved::{Unfit, check};
 use vsock_virtio::saved::{Fds, SavedFd, SavedFds};
 
 /// The most connections that lie in the program's socket.
-const AT_ONCE: u32 = 64;
+const AT_ONCE: usize = 64;
+
+/// The backlog from which on a queue is long.
+const LONG: u32 = 1024;
 
 /// One that is kept.
 #[derive(Debug)]
@@ -32,11 +36,24 @@ struct Kept {
 #[derive(Debug, Default)]
 pub(super) struct AcceptQueue {
     kept: VecDeque<Kept>,
-    /// Handed to the program, which has not said that it has taken them.
-    untaken: u32,
+    /// Who opened those that were handed to the program, which has not said that it has taken them; the oldest first.
+    untaken: VecDeque<Cid>,
 }
 
 impl AcceptQueue {
+    /// Whether one more by `source` may wait, where there is room for so many more of all.
+    ///
+    /// Of a long queue nobody gets more places than are left, so that one who floods a listener leaves half of them to
+    /// others. A short queue is as in the kernel: the first fill it.
+    pub(super) fn has_place(&self, source: Cid, backlog: u32, left: u32) -> bool {
+        if backlog < LONG {
+            return true;
+        }
+        let handed = self.untaken.iter().filter(|cid| **cid == source).count();
+        let kept = self.kept.iter().filter(|it| it.reply.theirs.cid == source.0).count();
+        u32::try_from(handed + kept).is_ok_and(|waiting| waiting < left)
+    }
+
     /// Adds a connection: hands it to the program, or keeps it.
     pub(super) fn push(
         &mut self,
@@ -45,13 +62,13 @@ impl AcceptQueue {
         inherited: &[u8],
         theirs: OwnedFd,
     ) -> io::Result<()> {
-        if self.kept.is_empty() && self.untaken < AT_ONCE {
+        if self.kept.is_empty() && self.untaken.len() < AT_ONCE {
             match client.reply_with(reply, inherited, &theirs) {
                 Ok(()) => {
-                    self.untaken += 1;
+                    self.untaken.push_back(Cid(reply.theirs.cid));
                     return Ok(());
                 }
-                Err(error) if self.untaken > 0 && is_full(&error) => {}
+                Err(error) if !self.untaken.is_empty() && is_full(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -61,8 +78,8 @@ impl AcceptQueue {
 
     /// The program has taken one: the next follow.
     pub(super) fn taken(&mut self, client: &Client) {
-        self.untaken = self.untaken.saturating_sub(1);
-        while self.untaken < AT_ONCE
+        self.untaken.pop_front();
+        while self.untaken.len() < AT_ONCE
             && let Some(next) = self.kept.front()
         {
             // Where it cannot be handed over now, there are others that the program will take first, or the program is
@@ -70,8 +87,8 @@ impl AcceptQueue {
             if client.reply_with(&next.reply, &next.inherited, &next.theirs).is_err() {
                 return;
             }
+            self.untaken.push_back(Cid(next.reply.theirs.cid));
             self.kept.pop_front();
-            self.untaken += 1;
         }
     }
 }
@@ -86,8 +103,8 @@ fn is_full(error: &io::Error) -> bool {
 pub struct SavedAcceptQueue {
     /// Those that are kept here, the oldest first.
     pub kept: Vec<SavedKept>,
-    /// How many the program has been handed and has not taken.
-    pub untaken: u32,
+    /// Who opened those that the program has been handed and has not taken, the oldest first.
+    pub untaken: Vec<Cid>,
 }
 
 /// A connection that is kept for a listener, as plain data.
@@ -110,15 +127,16 @@ impl AcceptQueue {
             theirs: fds.add(theirs),
         };
         let kept = self.kept.iter().map(&mut one).collect();
-        SavedAcceptQueue { kept, untaken: self.untaken }
+        SavedAcceptQueue { kept, untaken: self.untaken.iter().copied().collect() }
     }
 
     /// From plain data.
     pub(super) fn restore(saved: SavedAcceptQueue, fds: &mut Fds) -> Result<Self, Unfit> {
+        check(saved.untaken.len() <= AT_ONCE, Unfit::TooMany)?;
         let one = |SavedKept { reply, inherited, theirs }| {
             Ok(Kept { reply, inherited, theirs: fds.take(theirs)? })
         };
         let kept = saved.kept.into_iter().map(one).collect::<Result<_, Unfit>>()?;
-        Ok(Self { kept, untaken: saved.untaken })
+        Ok(Self { kept, untaken: saved.untaken.into() })
     }
 }

@@ -197,9 +197,11 @@ impl Listeners {
         (listener, place): (&vsock_core::Listener, Place),
     ) -> Result<Given, Refusal> {
         let (binding, kind) = (listener.binding, listener.kind);
+        let (backlog, left) =
+            (listener.backlog, (listener.backlog + 1).saturating_sub(listener.waiting));
         let id = self.by_binding.get(binding).ok_or(Refusal::ListenerGone)?;
         let listener = self.table.get_mut(*id).ok_or(Refusal::ListenerGone)?;
-        if !self.ports.admit(binding) {
+        if !listener.queue.has_place(key.theirs.cid, backlog, left) || !self.ports.admit(binding) {
             return Err(Refusal::QueueFull);
         }
         let share = flows.share(interface, connection, listener.buffer.min(limits.buffer));

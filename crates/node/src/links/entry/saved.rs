@@ -32,6 +32,8 @@ pub struct SavedEntry {
     pub receives_for: Duration,
     /// That the guest's driver is up has been said.
     pub is_announced: bool,
+    /// How often the guest's driver came up.
+    pub driver_starts: u64,
     /// The queues' eventfds, by queue.
     pub sources: [Option<SourceId>; QUEUE_COUNT],
     /// Attachments ended because of a fault.
@@ -49,6 +51,7 @@ impl Entry {
             features: self.features,
             receives_for: now.since(self.receives_since),
             is_announced: self.is_announced,
+            driver_starts: self.driver_starts,
             sources: self.sources,
             faults: self.faults,
             interface: self.interface().and_then(|it| it.save(now, fds)),
@@ -64,7 +67,7 @@ impl Entry {
         (restoring, seed): (&mut Restoring, u64),
     ) -> Result<Self, Unfit> {
         let SavedEntry { options, front_end, features, mut sources, .. } = saved;
-        check_counts([saved.faults])?;
+        check_counts([saved.faults, saved.driver_starts])?;
         let mut interface = None;
         if let Some(saved) = saved.interface {
             let mut link = restore_link(&saved.link, guest, &mut restoring.fds)?;
@@ -76,6 +79,7 @@ impl Entry {
             front_end,
             receives_since: ago(saved.receives_for, restoring.now),
             is_announced: saved.is_announced,
+            driver_starts: saved.driver_starts,
             sources,
             faults: saved.faults,
             control: guest.map(|guest| guest.control.clone()),
