@@ -42,6 +42,7 @@ __all__ = [
     "credential_args",
     "notify_credential",
     "qemu_args",
+    "ssh_credentials",
     "uml_args",
 ]
 
@@ -54,6 +55,7 @@ _GENERIC_DEVICE: Final = (
 _NOT_IN_QEMU_ID = re.compile(r"[^A-Za-z0-9_.-]")
 _CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 _CREDENTIAL_TEXT = re.compile(r"[ -~]+")
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 _BREAKS_UML_PATH = re.compile(r"[\s:\"']")
 
 
@@ -150,6 +152,29 @@ def notify_credential(port: int) -> dict[str, str]:
     systemd sends the messages of sd_notify(3) there, over a vsock stream each.
     """
     return {"vmm.notify_socket": f"vsock-stream:{CID_HOST}:{port}"}
+
+
+def ssh_credentials(public_key: str, user: str = "root") -> dict[str, bytes]:
+    """The credentials by which a systemd guest lets a key in (systemd.system-credentials(7)).
+
+    `public_key` is a line of authorized_keys. `user` exists in the guest, with its home in /home; root is always
+    let in. systemd writes the files at each boot (tmpfiles.d(5)).
+
+    Raises ValueError for what is no name of a user.
+    """
+    if not _USER.fullmatch(user):
+        raise ValueError(f"{user!r} is no name of a user")
+    line = f"{public_key}\n".encode()
+    credentials = {"ssh.authorized_keys.root": line}
+    if user != "root":
+        # With a colon: only if the directory is made by this line.
+        files = (
+            f"d /home/{user} :0700 :{user} :{user} -",
+            f"d /home/{user}/.ssh :0700 :{user} :{user} -",
+            f"f~ /home/{user}/.ssh/authorized_keys 0600 {user} {user} - {base64.b64encode(line).decode()}",
+        )
+        credentials["tmpfiles.extra"] = "".join(f"{file}\n" for file in files).encode()
+    return credentials
 
 
 def _credential(name: str, value: str | bytes) -> str:

@@ -139,7 +139,7 @@ def test_wait_for_a_port(guest: Guest, capsys: pytest.CaptureFixture[str]) -> No
 def test_wait_for_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Which of the two it had waited for would not be clear."""
     assert main(["wait", "alpha", "--ready", "--port", "22"]) == 2
-    assert "--ready and --port exclude each other" in capsys.readouterr().err
+    assert "--ready, --port and --ssh exclude each other" in capsys.readouterr().err
 
 
 def test_terminal_shows_what_the_guest_says(switch: Switch, guest: Guest) -> None:

@@ -24,6 +24,7 @@ from vsock.control.model import NOTIFY_PORT
 from vsock.demo.places import LinuxPlace, ProcessPlace
 from vsock.errors import ConnectRefused
 from vsock.runtime import RuntimeFiles
+from vsock.ssh.identity import Identity
 from vsock.testing.blocking import GuestProcess
 from vsock.testing.debian import DebianGuest
 from vsock.testing.errors import GuestUnavailable
@@ -37,12 +38,15 @@ from vsock.testing.plugin import (
     guest_or_skip,
 )
 from vsock.transports import SwitchTransport
-from vsock.vmm import notify_credential
+from vsock.vmm import notify_credential, ssh_credentials
 
 READY_SECONDS = 20
 
 DEBIAN = "debian"
 """Name in the switch of the guest of the fixture `debian`."""
+
+DEBIAN_USER = "joe"
+"""A user of that guest, beside root."""
 
 DEBIAN_BOOT_SECONDS = 180
 """Until it is ready, at most; on a busy machine under emulation it takes 60."""
@@ -171,9 +175,17 @@ def place(linux_guests: SharedGuests) -> Callable[[str], LinuxPlace]:
 
 
 @pytest.fixture(scope="session")
-def debian_credentials() -> dict[str, str | bytes]:
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The value of XDG_STATE_HOME with which the key is found that `debian` lets in."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def debian_credentials(state_home: Path) -> dict[str, str | bytes]:
     """The system credentials with which `debian` is booted."""
-    return {**notify_credential(NOTIFY_PORT)}
+    key = Identity(state_home / "vsock").public_key()
+    users = {"sysusers.extra": f'u {DEBIAN_USER} - "A user" /home/{DEBIAN_USER} /bin/bash'}
+    return {**notify_credential(NOTIFY_PORT), **ssh_credentials(key, DEBIAN_USER), **users}
 
 
 @pytest.fixture(scope="session")

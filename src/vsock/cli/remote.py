@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -116,7 +115,7 @@ async def in_one(where: Place, guest: str, order: Order) -> int:
             if order.is_tty:
                 stack.enter_context(_terminal(process))
             else:
-                stack.enter_context(forwarded_signals(process, process.close))
+                stack.enter_context(forwarded_signals(process))
             streams = (partial(_write_all, 1), partial(_write_all, 2))
             result = await _see_through(process, session.name, order, 0, *streams)
     tell([result])
@@ -165,7 +164,7 @@ async def _start(session: "GuestSession", order: Order) -> "Process":
     if order.is_tty:
         options |= {
             "term_type": os.environ.get("TERM", "dumb"),
-            "term_size": tuple(shutil.get_terminal_size()),
+            "term_size": tuple(os.get_terminal_size(0)),
         }
     command = order.command or None
     return await session.open_process(command, env=order.env, cwd=order.workdir, **options)
@@ -228,7 +227,7 @@ def _terminal(process: "Process") -> Iterator[None]:
 
     def resize() -> None:
         with suppress(OSError):  # it has ended
-            process.change_terminal_size(*shutil.get_terminal_size())
+            process.change_terminal_size(*os.get_terminal_size(0))
 
     loop.add_signal_handler(signal.SIGWINCH, resize)
     for number in (signal.SIGTERM, signal.SIGHUP):

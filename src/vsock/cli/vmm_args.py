@@ -37,6 +37,12 @@ _memory_option = click.option(
     is_flag=True,
     help="Let systemd in the guest say when it is ready, for `vsock wait` (a credential).",
 )
+@click.option(
+    "--ssh",
+    is_flag=True,
+    help="Let your key in over vsock, and --notify: for `vsock exec` (systemd 256 and later, with sshd).",
+)
+@click.option("--user", default="root", help="With --ssh: let your key in as this user too.")
 @json_option
 @runtime_dir_option
 def qemu_args(
@@ -44,6 +50,8 @@ def qemu_args(
     memory: int,
     event_queue: bool,
     notify: bool,
+    ssh: bool,
+    user: str,
     as_json: bool,
     runtime_dir: Path | None,
 ) -> None:
@@ -56,8 +64,17 @@ def qemu_args(
         record.socket, record.name, memory_mib=memory, event_queue=event_queue
     )
     credentials: dict[str, str | bytes] = {}
-    if notify:
+    if notify or ssh:
         credentials |= vmm.notify_credential(NOTIFY_PORT)
+    if ssh:
+        from vsock.ssh.identity import Identity
+
+        try:
+            credentials |= vmm.ssh_credentials(Identity.of_user().public_key(), user)
+        except ValueError as error:
+            raise click.UsageError(f"--user: {error}") from None
+    elif user != "root":
+        raise click.UsageError("--user is for --ssh")
     _print_arguments([*arguments, *vmm.credential_args(credentials)], as_json)
 
 

@@ -22,6 +22,7 @@ from vsock.cli.options import Seconds, json_option, runtime_dir_option, transpor
 from vsock.cli.output import cut, print_json, seconds_text
 from vsock.control.client import ControlClient
 from vsock.control.model import NOTIFY_PORT, GuestRecord
+from vsock.errors import HostKeyChanged, KeyRefused
 from vsock.vmm import notify_credential
 
 if TYPE_CHECKING:
@@ -85,6 +86,25 @@ class _Port:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Ssh:
+    """The sshd of the guest lets us in."""
+
+    transport: "Transport"
+    title: str = "lets us in over ssh"
+
+    def missing(self, guest: GuestRecord) -> str | None:
+        from vsock.ssh import guest_session
+
+        try:
+            with guest_session(guest.name, transport=self.transport):
+                return None
+        except (HostKeyChanged, KeyRefused):
+            raise  # time does not change that
+        except OSError as error:
+            return error.strerror or str(error)
+
+
 @click.command(short_help="Wait until a guest is ready, or a program in it listens.")
 @click.argument("name", shell_complete=known_guests)
 @click.option("--ready", is_flag=True, help="Until it says that it is ready (the default).")
@@ -94,6 +114,7 @@ class _Port:
     metavar="PORT",
     help="Until a program in it listens on this port.",
 )
+@click.option("--ssh", is_flag=True, help="Until its sshd lets us in, as `vsock exec` needs it.")
 @click.option(
     "--timeout", type=Seconds(), default=120.0, show_default=True, help="Seconds to wait at most."
 )
@@ -103,6 +124,7 @@ def wait(
     name: str,
     ready: bool,
     port: int | None,
+    ssh: bool,
     timeout: float,
     as_json: bool,
     runtime_dir: Path | None,
@@ -114,11 +136,13 @@ def wait(
 
     Exit code: 0 if it is ready, 1 if not within the timeout; the error says what is missing.
     """
-    if ready and port is not None:
-        raise click.UsageError("--ready and --port exclude each other")
+    if ready + ssh + (port is not None) > 1:
+        raise click.UsageError("--ready, --port and --ssh exclude each other")
     condition: Condition = _Ready()
     if port is not None:
         condition = _Port(port, transport_of(runtime_dir, None))
+    if ssh:
+        condition = _Ssh(transport_of(runtime_dir, None))
     begun = time.monotonic()
     guest = _wait(ControlClient(runtime_dir), name, condition, begun + timeout)
     if as_json:

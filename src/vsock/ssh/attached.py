@@ -29,6 +29,9 @@ _SIGNALS: Final = {
     signal.SIGHUP: "HUP",
     signal.SIGQUIT: "QUIT",
 }
+_LOOK_SECONDS: Final = 0.05
+_REST_SECONDS: Final = 0.5
+"""How long what an ended command wrote may be on its way."""
 _T = TypeVar("_T")
 
 
@@ -117,17 +120,27 @@ async def in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
 
 
 @contextmanager
-def forwarded_signals(process: "Process", interrupt: Callable[[], None]) -> "Iterator[None]":
-    """Send this process's SIGINT, SIGTERM, SIGHUP and SIGQUIT to the command instead; the second one calls `interrupt`."""
+def forwarded_signals(process: "Process") -> "Iterator[None]":
+    """Send this process's SIGINT, SIGTERM, SIGHUP and SIGQUIT to the command instead; the second one ends the session.
+
+    A command that a signal has ended is over, also if programs that it started in the background keep its streams.
+    """
     loop = asyncio.get_running_loop()
     seen: list[str] = []
 
     def forward(name: str) -> None:
         seen.append(name)
         if len(seen) > 1:
-            interrupt()
+            process.close()
         else:
             process.send_signal(name)
+            close_behind_its_end()
+
+    def close_behind_its_end() -> None:
+        if process.returncode is None:
+            loop.call_later(_LOOK_SECONDS, close_behind_its_end)
+        else:
+            loop.call_later(_REST_SECONDS, process.close)
 
     for number, name in _SIGNALS.items():
         loop.add_signal_handler(number, forward, name)

@@ -1,0 +1,235 @@
+"""`vsock exec`, sessions and OpenSSH's programs with a stock Debian 13: its systemd and sshd, and nothing of ours."""
+
+import asyncio
+import hashlib
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fcntl import ioctl
+from pathlib import Path
+from struct import pack
+from termios import TIOCSWINSZ
+
+import pytest
+from tests.guests.conftest import DEBIAN, DEBIAN_USER, SwitchProcess
+
+import vsock
+from vsock.ssh.identity import Identity
+from vsock.testing.debian import DebianGuest
+from vsock.transports import SwitchTransport
+
+SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def settings(
+    debian: DebianGuest,
+    state_home: Path,
+    vsock_switch: SwitchProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Commands find the switch, and the key with which the guest was booted."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
+    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
+
+
+def command(*words: str) -> list[str]:
+    """The `vsock` command."""
+    return [sys.executable, "-m", "vsock.cli", *words]
+
+
+def run(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run it."""
+    return subprocess.run(
+        command(*words), input=given, capture_output=True, timeout=SECONDS, check=False
+    )
+
+
+def in_guest(line: str) -> str:
+    """The output of a line for the guest's shell."""
+    done = run("exec", DEBIAN, "--", "sh", "-c", line)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode().strip()
+
+
+def until_gone(pattern: str) -> None:
+    """Wait until no process of the guest has this in its command line."""
+    deadline = time.monotonic() + SECONDS
+    while in_guest(f"pgrep -c -f '{pattern}' || true") != "0":
+        assert time.monotonic() < deadline, in_guest("ps -ef")
+
+
+@pytest.fixture
+def running() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that are ended with the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+def test_command_runs_in_stock_debian_without_any_question() -> None:
+    """Ten megabytes in and out; streams apart; the exit code is kept."""
+    done = run("wait", DEBIAN, "--ssh", "--timeout", str(SECONDS))
+    assert done.returncode == 0, done.stderr
+    data = os.urandom(10 << 20)
+    done = run(
+        "exec",
+        DEBIAN,
+        "--",
+        "sh",
+        "-c",
+        "sha256sum; head -c 1000000 /dev/zero; echo e >&2; exit 9",
+        given=data,
+    )
+    digest = hashlib.sha256(data).hexdigest().encode()
+    assert (done.returncode, done.stderr) == (9, b"e\n")
+    assert done.stdout == digest + b"  -\n" + bytes(1_000_000)
+
+
+def test_other_users_are_let_in_too() -> None:
+    """As `vsock qemu-args --ssh --user` has it; with a directory and a variable."""
+    done = run(
+        "exec",
+        DEBIAN,
+        "-u",
+        DEBIAN_USER,
+        "-w",
+        "/tmp",
+        "-e",
+        "A=b c",
+        "--",
+        "sh",
+        "-c",
+        'id -un; pwd; echo "$A"',
+    )
+    assert done.stdout == f"{DEBIAN_USER}\n/tmp\nb c\n".encode(), done.stderr
+
+
+def test_signals_and_timeouts_leave_nothing_running(running: list[subprocess.Popen[bytes]]) -> None:
+    """Ctrl-C goes to the command and its children; one that ignores it is killed at its timeout."""
+    line = "echo begun; sleep 1111; echo not reached"
+    process = subprocess.Popen(
+        command("exec", DEBIAN, "--", "sh", "-c", line),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    running.append(process)
+    assert process.stdout
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == 130
+    assert process.stdout.read() == b""
+    until_gone("sleep 111[1]")
+    done = run(
+        "exec", "--timeout", "3", DEBIAN, "--", "sh", "-c", "trap '' TERM; sleep 2222; sleep 2222"
+    )
+    assert (done.returncode, done.stderr) == (124, b"vsock: debian: COMMAND was ended after 3 s\n")
+    until_gone("sleep 222[2]")
+    done = run("exec", "--max-output", "10", DEBIAN, "--", "yes")
+    assert (done.returncode, done.stdout) == (255, b"y\n" * 5)
+    until_gone("^ye[s]")
+
+
+def test_terminal_has_the_size_of_ours_and_follows_it(
+    running: list[subprocess.Popen[bytes]],
+) -> None:
+    """Keys reach the program, Ctrl-C too; the exit code comes back and the terminal is as before."""
+    ours, theirs = pty.openpty()
+    try:
+        ioctl(ours, TIOCSWINSZ, pack("HHHH", 33, 101, 0, 0))
+        process = subprocess.Popen(
+            command("shell", DEBIAN),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        running.append(process)
+        expect(ours, rb"# $")
+        os.write(ours, b"stty size\r")
+        expect(ours, rb"33 101\r\n")
+        ioctl(ours, TIOCSWINSZ, pack("HHHH", 44, 55, 0, 0))
+        process.send_signal(signal.SIGWINCH)
+        os.write(ours, b"sleep 3333\r")
+        expect(ours, rb"sleep 3333\r\n")
+        os.write(ours, b"\x03")
+        expect(ours, rb"\^C")
+        os.write(ours, b"stty size; exit 6\r")
+        expect(ours, rb"44 55\r\n")
+        assert process.wait(SECONDS) == 6
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    until_gone("sleep 333[3]")
+
+
+def expect(terminal: int, pattern: bytes) -> None:
+    """Read until the output matches."""
+    seen = b""
+    while not re.search(pattern, seen):
+        assert select.select([terminal], [], [], SECONDS)[0], seen
+        piece = os.read(terminal, 4096)
+        assert piece, seen
+        seen += piece
+
+
+async def test_session_lives_on_while_the_guest_is_paused(
+    debian: DebianGuest, transport: SwitchTransport
+) -> None:
+    """QMP stop and cont, as for a snapshot: the command waits, and goes on."""
+    async with vsock.guest_session(DEBIAN, transport=transport) as guest:
+        process = await guest.open_process("cat")
+        process.stdin.write("before\n")
+        assert await process.stdout.readline() == "before\n"
+        await asyncio.to_thread(debian.qmp, "stop")
+        try:
+            process.stdin.write("during\n")
+            answer = asyncio.ensure_future(process.stdout.readline())
+            done, _ = await asyncio.wait({answer}, timeout=0.5)
+            assert not done
+        finally:
+            await asyncio.to_thread(debian.qmp, "cont")
+        assert await answer == "during\n"
+        process.stdin.write_eof()
+        assert (await process.wait()).exit_status == 0
+
+
+@pytest.mark.usefixtures("host_programs")
+def test_openssh_reaches_the_guest_by_its_name(tmp_path: Path) -> None:
+    """ssh and scp with the lines of `vsock ssh-config`; our sessions have pinned the key, or they do."""
+    config = tmp_path / "config"
+    config.write_bytes(run("ssh-config").stdout)
+    options = ("-F", str(config), "-oBatchMode=yes")
+    done = subprocess.run(
+        ["ssh", *options, f"{DEBIAN}.vsock", "cat /etc/debian_version"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.stdout.startswith("13"), done.stderr
+    (tmp_path / "file").write_bytes(os.urandom(1 << 20))
+    subprocess.run(
+        ["scp", "-q", *options, str(tmp_path / "file"), f"{DEBIAN}.vsock:/tmp/copied"],
+        check=True,
+        timeout=SECONDS,
+    )
+    digest = hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+    assert in_guest("sha256sum < /tmp/copied").split()[0] == digest
+
+
+def test_identity_is_the_one_that_the_guest_was_booted_with(state_home: Path) -> None:
+    """systemd has written it for root."""
+    key = Identity(state_home / "vsock").public_key()
+    assert key in in_guest("cat /root/.ssh/authorized_keys")
