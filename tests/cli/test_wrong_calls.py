@@ -38,6 +38,9 @@ COMPLETE = {
     ("exec",): ("alpha", "--", "true"),
     ("shell",): ("alpha",),
     ("ssh-config",): (),
+    ("status",): ("alpha",),
+    ("clock",): ("alpha",),
+    ("journal",): ("alpha",),
     ("ssh-known-hosts",): ("alpha",),
     ("ls",): (),
     ("explain",): ("alpha", "beta"),
@@ -53,7 +56,7 @@ COMPLETE = {
 }
 """Each command with its required arguments."""
 
-ANY_WORDS = {("run",), ("guest", "run"), ("exec",)}
+ANY_WORDS = {("run",), ("guest", "run"), ("exec",), ("journal",), ("status",)}
 """These accept any words as COMMAND."""
 
 NUMBERS = (

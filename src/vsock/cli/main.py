@@ -49,6 +49,9 @@ _COMMANDS: Final = {
         "Print the host key of a guest, as OpenSSH's KnownHostsCommand.",
     ),
     "wait": ("vsock.cli.wait:wait", "Wait until a guest is ready, or a program in it listens."),
+    "status": ("vsock.cli.status:status", "Show how guests are: boot, load, memory, clock."),
+    "clock": ("vsock.cli.status:clock", "Show or set a guest's clock."),
+    "journal": ("vsock.cli.status:journal", "Show a guest's journal."),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
     "perf": ("vsock.cli.perf:perf", "Measure throughput, round trips and connection rate."),
     "qemu-args": (
