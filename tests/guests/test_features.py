@@ -12,7 +12,6 @@ from vsock.testing.blocking import QemuGuest
 from vsock.testing.errors import GuestUnavailable
 from vsock.testing.plugin import REQUIRED_VARIABLE
 
-
 BOOT_SECONDS = 240
 """A guest with a virtual IOMMU boots slowly, and others may keep the processors busy."""
 
