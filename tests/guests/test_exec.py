@@ -255,4 +255,4 @@ def test_openssh_reaches_the_guest_by_its_name(tmp_path: Path) -> None:
 def test_identity_is_the_one_that_the_guest_was_booted_with(state_home: Path) -> None:
     """systemd has written it for root."""
     key = Identity(state_home / "vsock").public_key()
-    assert key in in_guest("cat /root/.ssh/authorized_keys")
+    assert key in in_guest("cat ~/.ssh/authorized_keys")
