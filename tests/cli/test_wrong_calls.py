@@ -37,6 +37,7 @@ COMPLETE = {
     ("guest", "setup"): ("alpha",),
     ("exec",): ("alpha", "--", "true"),
     ("shell",): ("alpha",),
+    ("forward",): ("tcp:192.0.2.1:1", "alpha:2"),
     ("ssh-config",): (),
     ("status",): ("alpha",),
     ("clock",): ("alpha",),

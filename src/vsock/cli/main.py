@@ -33,6 +33,10 @@ _COMMANDS: Final = {
     "ls": ("vsock.cli.ls:ls", "Show guests, listeners, datagram sockets and flows of a switch."),
     "explain": ("vsock.cli.explain:explain", "Show who may connect to whom, and why."),
     "cat": ("vsock.cli.cat:cat", "Connect or listen, and copy standard input and output."),
+    "forward": (
+        "vsock.cli.forward:forward",
+        "Forward connections: TCP, Unix and vsock, to each other.",
+    ),
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
     "exec": ("vsock.cli.exec:exec_", "Run a command in a guest, or in several."),
     "shell": ("vsock.cli.exec:shell", "Open a shell in a guest."),

@@ -1,6 +1,5 @@
 """`vsock status`, `vsock clock` and `vsock journal`: a guest as it says of itself, over SSH."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +32,8 @@ def status(names: tuple[str, ...], user: str, as_json: bool, runtime_dir: Path |
 
     They are asked over SSH, all at once. Exit code: 1 if one of them did not answer.
     """
+    import asyncio
+
     from vsock.errors import VsockError
 
     async def ask(name: str) -> "GuestState | str":
@@ -73,6 +74,8 @@ def clock(name: str, change: bool, user: str, as_json: bool, runtime_dir: Path |
 
     A guest's clock stands still while it is paused or the host sleeps. --set sets it, as root in the guest.
     """
+    import asyncio
+
     from vsock.ssh import guest_session
     from vsock.ssh.guest_state import clock_of, set_clock
 
