@@ -109,6 +109,34 @@ def test_reader_that_is_gone_ends_the_command() -> None:
         assert process.wait(DEADLINE) == 1
 
 
+def test_input_that_cannot_be_read_is_a_failure() -> None:
+    """And the command ends, which would wait for the end of its input."""
+    folder = os.open("/", os.O_RDONLY)
+    done = subprocess.run(
+        [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "cat"],
+        stdin=folder,
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    os.close(folder)
+    assert (done.returncode, done.stderr) == (255, b"vsock: Is a directory\n")
+
+
+def test_guest_that_goes_away_is_one_line(switch: Switch) -> None:
+    """Its command did not end, whatever it has written."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "echo begun; sleep 60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        switch.remove_guest("alpha")
+        _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err.count(b"\n")) == (255, 1)
+    assert err.startswith(b"vsock: ")
+
+
 def test_own_failures_are_one_line_and_255() -> None:
     """No sshd, no guest, no switch."""
     for words, reason in (

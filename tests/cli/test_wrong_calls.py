@@ -117,7 +117,7 @@ def usage() -> Iterator[Call]:
             yield (*command, *needs, "--nonsense"), 2, f"see `vsock {' '.join(command)} --help`"
         if needs:
             yield (*command, *needs[:-1]), 2, "vsock: "
-        if command not in ANY_WORDS | {("ssh-proxy",)}:
+        if command not in ANY_WORDS | {("ssh-proxy",), ("ssh-known-hosts",)}:
             yield (*command, *needs, "more"), 2, "more"
     for words in (("run",), ("guest", "run"), ("guest", "run", "alpha"), ("exec", "--", "true")):
         yield words, 2, "vsock: "

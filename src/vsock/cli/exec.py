@@ -115,7 +115,7 @@ def exec_(
         )
     if tty and (as_json or len(guests) > 1):
         raise click.UsageError("a terminal (-t) is for one guest, and not for --json")
-    if tty and not sys.stdin.isatty():
+    if tty and (sys.stdin is None or not sys.stdin.isatty()):
         raise click.UsageError("-t needs a terminal as standard input")
     from vsock.cli import remote
 

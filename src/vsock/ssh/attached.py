@@ -61,7 +61,8 @@ async def carry(
         OSError: a descriptor failed; BrokenPipeError when who reads our output is gone.
     """
     left = [most]
-    feeding = asyncio.create_task(_feed(process, stdin))
+    failures: list[OSError] = []
+    feeding = asyncio.create_task(_feed(process, stdin, failures))
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_drain(process.stdout, stdout, left))
@@ -72,10 +73,12 @@ async def carry(
     finally:
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
+    if failures:
+        raise failures[0]
 
 
-async def _feed(process: "Process", stdin: int | None) -> None:
-    """Send the data of a descriptor, and its end."""
+async def _feed(process: "Process", stdin: int | None, failures: list[OSError]) -> None:
+    """Send the data of a descriptor, and its end; one that cannot be read ends the command."""
     try:
         while stdin is not None and (piece := await in_thread(os.read, stdin, _PIECE)):
             process.stdin.write(piece)
@@ -83,6 +86,9 @@ async def _feed(process: "Process", stdin: int | None) -> None:
         process.stdin.write_eof()
     except (BrokenPipeError, ConnectionResetError):
         return  # the command reads no more; what it writes is still read
+    except OSError as error:
+        failures.append(error)
+        process.close()
 
 
 async def _drain(source: Any, sink: Callable[[bytes], object], left: list[int | None]) -> None:
@@ -131,6 +137,7 @@ def forwarded_signals(process: "Process") -> "Iterator[None]":
     def forward(name: str) -> None:
         seen.append(name)
         if len(seen) > 1:
+            process.kill()
             process.close()
         else:
             process.send_signal(name)

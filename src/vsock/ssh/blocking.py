@@ -4,10 +4,13 @@ The session lives in an event loop of its own, in a thread.
 """
 
 import asyncio
+import errno
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from vsock.errors import SessionError
 
 if TYPE_CHECKING:
     from asyncssh import SSHCompletedProcess
@@ -67,11 +70,14 @@ class BlockingSession:
         return self._call(self._session.run(command, **options))
 
     def _call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise SessionError(errno.ENOTCONN, f"the session with {self.name} is not open")
         waits = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return waits.result()
         except BaseException:
-            waits.cancel()  # Ctrl-C in this thread; the coroutine ends with its command
+            waits.cancel()  # Ctrl-C in this thread
             raise
 
     def _end(self) -> None:

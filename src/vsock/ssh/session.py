@@ -8,7 +8,8 @@ import asyncio
 import errno
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -55,6 +56,8 @@ DEFAULT_USER: Final = "root"
 
 LOGIN_SECONDS: Final = 30.0
 """How long connecting and logging in may take: sshd of an emulated guest computes for seconds."""
+
+_LONGEST_REASON: Final = 200
 
 _OTHERS: Final = (
     *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
@@ -196,13 +199,18 @@ class GuestSession:
         Raises:
             SessionError: the session ended before the command did.
         """
-        line = command_line(command, env=env, cwd=cwd)
-        try:
-            done = await self.connection.run(line, check=check, **options)
-        except asyncssh.ChannelOpenError as error:
-            raise SessionError(
-                errno.ECONNABORTED, f"sshd of {self.name} starts no command: {error.reason}"
-            ) from error
+        timeout = options.pop("timeout", None)
+        process = await self.open_process(command, env=env, cwd=cwd, **options)
+        with translated(self.name):
+            try:
+                done = await process.wait(check=check, timeout=timeout)
+            except asyncssh.ProcessError as error:
+                if isinstance(error, asyncssh.TimeoutError):
+                    end(process)
+                raise
+            except BaseException:
+                end(process)
+                raise
         if done.returncode is None:
             raise SessionError(
                 errno.ECONNRESET, f"the session with {self.name} ended before the command did"
@@ -229,16 +237,13 @@ class GuestSession:
             SessionError: sshd does not start it.
         """
         line = None if command is None else command_line(command, env=env, cwd=cwd)
-        try:
+        with translated(self.name):
             return await self.connection.create_process(line, **options)
-        except asyncssh.ChannelOpenError as error:
-            raise SessionError(
-                errno.ECONNABORTED, f"sshd of {self.name} starts no command: {error.reason}"
-            ) from error
 
     async def sftp(self) -> asyncssh.SFTPClient:
         """Return a client for the guest's files."""
-        return await self.connection.start_sftp_client()
+        with translated(self.name):
+            return await self.connection.start_sftp_client()
 
     async def _open(self) -> asyncssh.SSHClientConnection:
         identity = Identity.of_user()
@@ -299,7 +304,8 @@ class GuestSession:
                 client_factory=lambda: _Client(trust),
                 known_hosts=(pinned, [], []),
                 # Not only those of pinned keys: a guest that has none of these has another key than the pinned one.
-                server_host_key_algs="default" if not pinned else [*_algorithms(pinned), *_OTHERS],
+                # No certificates: a name is trusted by its key alone.
+                server_host_key_algs=[*_algorithms(pinned), *_OTHERS],
                 agent_path=agent,
                 agent_forwarding=self._forward_agent,
                 compression_algs=None,
@@ -313,11 +319,43 @@ class GuestSession:
         except (asyncssh.Error, OSError) as error:
             if trust.refusal:
                 raise trust.refusal from None
-            reason = error.reason if isinstance(error, asyncssh.Error) else str(error)
             raise SessionError(
-                errno.ECONNABORTED,
-                f"{self.name} gave no session: {reason.rstrip('.') or 'the connection ended'}",
+                errno.ECONNABORTED, f"{self.name} gave no session: {_reason(error)}"
             ) from error
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """Turn what asyncssh says of a session with `name` into a SessionError; how a command ended stays as it is."""
+    try:
+        yield
+    except asyncssh.ProcessError:
+        raise
+    except asyncssh.ChannelOpenError as error:
+        raise SessionError(
+            errno.ECONNABORTED, f"sshd of {name} starts no command: {_reason(error)}"
+        ) from error
+    except asyncssh.Error as error:
+        raise SessionError(
+            errno.ECONNRESET, f"the session with {name} ended: {_reason(error)}"
+        ) from error
+
+
+def end(process: asyncssh.SSHClientProcess[Any]) -> None:
+    """Give a command up: SIGTERM, and no more of its output is taken."""
+    with suppress(OSError):  # it has ended
+        process.terminate()
+    process.close()
+
+
+def printable(text: str, most: int = _LONGEST_REASON) -> str:
+    """Words of a guest in one line that cannot move a terminal's cursor."""
+    return "".join(one if one.isprintable() else "?" for one in text[:most])
+
+
+def _reason(error: Exception) -> str:
+    said = error.reason if isinstance(error, asyncssh.Error) else str(error)
+    return printable(said).rstrip(".") or "the connection ended"
 
 
 class _Trust:
@@ -363,11 +401,12 @@ def command_line(
         UsageError: a variable's name is none.
     """
     line = command if isinstance(command, str) else f"exec {shlex.join(command)}"
+    # Lines of their own, so that what a text does with && and ; concerns the text alone.
     parts = []
     if cwd is not None:
-        parts.append(f"cd -- {shlex.quote(cwd)}")
+        parts.append(f"cd -- {shlex.quote(cwd)} || exit")
     for name, value in (env or {}).items():
         if not name.isidentifier() or not name.isascii():
             raise UsageError(f"{name!r} is no name of an environment variable")
         parts.append(f"export {name}={shlex.quote(value)}")
-    return " && ".join([*parts, line])
+    return "\n".join([*parts, line])
