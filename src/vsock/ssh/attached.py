@@ -6,6 +6,7 @@ share, so they stay blocking; threads read and write them.
 
 import asyncio
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -80,7 +81,7 @@ async def carry(
 async def _feed(process: "Process", stdin: int | None, failures: list[OSError]) -> None:
     """Send the data of a descriptor, and its end; one that cannot be read ends the command."""
     try:
-        while stdin is not None and (piece := await in_thread(os.read, stdin, _PIECE)):
+        while stdin is not None and (piece := await in_thread(_read, stdin)):
             process.stdin.write(piece)
             await process.stdin.drain()
         process.stdin.write_eof()
@@ -89,6 +90,15 @@ async def _feed(process: "Process", stdin: int | None, failures: list[OSError]) 
     except OSError as error:
         failures.append(error)
         process.close()
+
+
+def _read(descriptor: int) -> bytes:
+    """Read, and wait even if another process has made the descriptor non-blocking."""
+    while True:
+        try:
+            return os.read(descriptor, _PIECE)
+        except BlockingIOError:
+            select.select([descriptor], [], [])
 
 
 async def _drain(source: Any, sink: Callable[[bytes], object], left: list[int | None]) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -19,6 +19,7 @@ from vsock.address import as_target
 from vsock.errors import (
     ConnectRefused,
     ConnectTimeout,
+    CopyError,
     HostKeyChanged,
     KeyRefused,
     SessionError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import socket
 
     from vsock.ssh.blocking import BlockingSession
+    from vsock.ssh.copying import CopyResult, Progress
 
 __all__ = [
     "DEFAULT_USER",
@@ -65,6 +67,7 @@ _OTHERS: Final = (
 )
 """Kinds of host keys, of which every sshd has one."""
 
+LocalPath = str | os.PathLike[str]
 Command = str | Sequence[str]
 """A line for the shell of the guest's user, or a program and its arguments, which reach it as they are."""
 
@@ -241,9 +244,78 @@ class GuestSession:
             return await self.connection.create_process(line, **options)
 
     async def sftp(self) -> asyncssh.SFTPClient:
-        """Return a client for the guest's files."""
+        """Return a client for the guest's files.
+
+        Raises:
+            SessionError: its sshd has no SFTP, or the session ended.
+        """
         with translated(self.name):
-            return await self.connection.start_sftp_client()
+            try:
+                return await self.connection.start_sftp_client()
+            except (asyncssh.ChannelOpenError, asyncssh.SFTPError) as error:
+                raise SessionError(
+                    errno.EPROTONOSUPPORT,
+                    f"sshd of {self.name} has no SFTP: is its sftp-server installed?",
+                ) from error
+
+    async def copy_in(
+        self,
+        source: LocalPath | Sequence[LocalPath],
+        destination: str,
+        *,
+        progress: "Callable[[Progress], object] | None" = None,
+        resume: bool = False,
+        verify: bool = True,
+    ) -> "CopyResult":
+        """Copy files and folders of the host into the guest; links are copied as links.
+
+        Args:
+            source: a path, or several.
+            destination: a folder of the guest, or the new name of one source.
+            progress: called a few times in a second, in the session's thread.
+            resume: go on with what a broken copy of the same file has left.
+            verify: compare each file with what was read.
+
+        Raises:
+            CopyError: not everything was copied; `failures` says what and why. What is copied is whole.
+            SessionError: the session ended during the copy.
+            UsageError: several sources, and the destination is no folder.
+        """
+        from vsock.ssh.copying import Copier
+        from vsock.ssh.copying.guest import GuestSide
+        from vsock.ssh.copying.host import HostSide
+
+        copier = Copier(resume=resume, verify=verify, progress=progress)
+        guest, host = await GuestSide.open(self), HostSide()
+        try:
+            sources = [(host, path) for path in _paths(source)]
+            await copier.copy(sources, guest, os.fsencode(destination))
+        finally:
+            await guest.close()
+        return _without_failures(copier.result(guest))
+
+    async def copy_out(
+        self,
+        source: str | Sequence[str],
+        destination: LocalPath,
+        *,
+        progress: "Callable[[Progress], object] | None" = None,
+        resume: bool = False,
+        verify: bool = True,
+    ) -> "CopyResult":
+        """Copy files and folders of the guest to the host; the arguments and errors are as of `copy_in`."""
+        from vsock.ssh.copying import Copier
+        from vsock.ssh.copying.guest import GuestSide
+        from vsock.ssh.copying.host import HostSide
+
+        copier = Copier(resume=resume, verify=verify, progress=progress)
+        guest, host = await GuestSide.open(self), HostSide()
+        try:
+            sources = [(guest, path) for path in _paths(source)]
+            await copier.copy(sources, host, os.fsencode(destination))
+        finally:
+            await guest.close()
+        return _without_failures(copier.result(guest))
 
     async def _open(self) -> asyncssh.SSHClientConnection:
         identity = Identity.of_user()
@@ -356,6 +428,20 @@ def printable(text: str, most: int = _LONGEST_REASON) -> str:
 def _reason(error: Exception) -> str:
     said = error.reason if isinstance(error, asyncssh.Error) else str(error)
     return printable(said).rstrip(".") or "the connection ended"
+
+
+def _paths(named: LocalPath | Sequence[LocalPath]) -> list[bytes]:
+    several = [named] if isinstance(named, str | os.PathLike) else named
+    return [os.fsencode(path) for path in several]
+
+
+def _without_failures(result: "CopyResult") -> "CopyResult":
+    if not result.failed:
+        return result
+    more = f" (and {result.failed - 1} more)" if result.failed > 1 else ""
+    error = CopyError(errno.EIO, f"{result.failures[0]}{more}")
+    error.failures = result.failures
+    raise error
 
 
 class _Trust:
