@@ -20,7 +20,7 @@ LEAVES = {"address", "errors", "runtime"}
 
 BELOW_SOCKETS = LEAVES | {"_system", "_client", "_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | {"sockets", "aio", "guest", "_native"}
-BELOW_TOOLS = BELOW_SWITCH | {"control", "ssh", "switch", "vmm", "preload"}
+BELOW_TOOLS = BELOW_SWITCH | {"control", "forwarding", "ssh", "switch", "vmm", "preload"}
 
 ALLOWED: dict[str, set[str]] = {
     # leaves
@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     # control plane: what both ends share, and the switch
     "control": LEAVES,
     "switch": BELOW_SWITCH | {"control"},
-    # sessions with guests
+    # what programs do with it
+    "forwarding": BELOW_SOCKETS | {"sockets", "aio"},
     "ssh": BELOW_SOCKETS | {"aio", "control"},
     # tools
     "cli": BELOW_TOOLS | {"demo", "perf"},

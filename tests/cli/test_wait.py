@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 
+import asyncssh
 import pytest
+from tests.ssh.server import SshServer
 
 from vsock.cli.main import main
 from vsock.control.model import NOTIFY_PORT
 from vsock.guest import Guest
+from vsock.ssh.identity import Identity
 from vsock.switch import Switch
 
 SECONDS = 20
@@ -133,6 +136,19 @@ def test_wait_for_a_port(guest: Guest, capsys: pytest.CaptureFixture[str]) -> No
     thread.join(SECONDS)
     assert done == [0]
     assert capsys.readouterr().out.startswith("alpha listens on port 22 after ")
+
+
+def test_wait_ends_when_sshd_lets_us_in(guest: Guest, capsys: pytest.CaptureFixture[str]) -> None:
+    """A key that is not taken is no reason to wait: time does not change it."""
+    assert main(["wait", "alpha", "--ssh", "--timeout", "0.2"]) == 1
+    assert "alpha: nobody listens on port 22 of alpha" in capsys.readouterr().err
+    with SshServer(guest, Identity.of_user().public_key()) as server:
+        assert main(["wait", "alpha", "--ssh"]) == 0
+        assert capsys.readouterr().out.startswith("alpha lets us in over ssh after ")
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+    with SshServer(guest, other, key=server.key):
+        assert main(["wait", "alpha", "--ssh"]) == 1
+    assert "sshd of alpha does not take the key" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("switch")

@@ -37,7 +37,11 @@ COMPLETE = {
     ("guest", "setup"): ("alpha",),
     ("exec",): ("alpha", "--", "true"),
     ("shell",): ("alpha",),
+    ("forward",): ("tcp:192.0.2.1:1", "alpha:2"),
     ("ssh-config",): (),
+    ("status",): ("alpha",),
+    ("clock",): ("alpha",),
+    ("journal",): ("alpha",),
     ("ssh-known-hosts",): ("alpha",),
     ("ls",): (),
     ("explain",): ("alpha", "beta"),
@@ -53,7 +57,7 @@ COMPLETE = {
 }
 """Each command with its required arguments."""
 
-ANY_WORDS = {("run",), ("guest", "run"), ("exec",)}
+ANY_WORDS = {("run",), ("guest", "run"), ("exec",), ("journal",), ("status",)}
 """These accept any words as COMMAND."""
 
 NUMBERS = (

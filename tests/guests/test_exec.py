@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import pty
 import re
@@ -184,6 +185,28 @@ def expect(terminal: int, pattern: bytes) -> None:
         seen += piece
 
 
+def test_clock_that_is_wrong_is_seen_and_set() -> None:
+    """After a pause, for instance. Who is not root is told so in one line."""
+    in_guest("date -s @$(($(date +%s) - 3600))")
+    done = run("clock", DEBIAN)
+    assert re.fullmatch(rb"the clock of debian is 1h00m behind\n|.* 59m\d\ds behind\n", done.stdout)
+    done = run("clock", DEBIAN, "--set", "-u", DEBIAN_USER)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"debian did not set its clock: date: cannot set date" in done.stderr
+    done = run("clock", DEBIAN, "--set", "--json")
+    assert abs(json.loads(done.stdout)["offset"]) < 1, done.stderr
+
+
+def test_status_and_journal_of_a_systemd_guest() -> None:
+    """One row; the journal with the options of journalctl."""
+    done = run("status", DEBIAN)
+    assert re.search(rb"^  debian +(running|degraded) ", done.stdout, re.MULTILINE), done.stderr
+    assert b"Debian GNU/Linux 13" in done.stdout
+    in_guest("logger -t test marker-in-the-journal")
+    done = run("journal", DEBIAN, "-t", "test", "-o", "cat")
+    assert done.stdout == b"marker-in-the-journal\n", done.stderr
+
+
 async def test_session_lives_on_while_the_guest_is_paused(
     debian: DebianGuest, transport: SwitchTransport
 ) -> None:
@@ -232,4 +255,4 @@ def test_openssh_reaches_the_guest_by_its_name(tmp_path: Path) -> None:
 def test_identity_is_the_one_that_the_guest_was_booted_with(state_home: Path) -> None:
     """systemd has written it for root."""
     key = Identity(state_home / "vsock").public_key()
-    assert key in in_guest("cat /root/.ssh/authorized_keys")
+    assert key in in_guest("cat ~/.ssh/authorized_keys")

@@ -12,7 +12,11 @@ from vsock.testing.blocking import QemuGuest
 from vsock.testing.errors import GuestUnavailable
 from vsock.testing.plugin import REQUIRED_VARIABLE
 
+BOOT_SECONDS = 240
+"""A guest with a virtual IOMMU boots slowly, and others may keep the processors busy."""
 
+
+@pytest.mark.timeout(2 * BOOT_SECONDS)
 @pytest.mark.parametrize(
     ("extra", "feature"),
     [
@@ -32,7 +36,7 @@ def test_feature_that_was_not_offered_is_a_warning_with_its_name(
     """The device does not work in that guest, and the warning is the only sign of the cause."""
     caplog.set_level(logging.INFO, "vsock.switch")
     with Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
-        guest = QemuGuest(switch, "alpha", extra=extra)
+        guest = QemuGuest(switch, "alpha", extra=extra, boot_timeout=BOOT_SECONDS)
         try:
             guest.start()
         except GuestUnavailable as missing:

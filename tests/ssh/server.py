@@ -4,8 +4,10 @@
 """
 
 import asyncio
+import os
 import signal
 import threading
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,14 +24,22 @@ class SshServer:
         authorized: the public key that it takes.
         port: where it listens.
         key: the host key; by default a new one.
+        instead: a line for the shell that it runs whatever command is asked for.
     """
 
     def __init__(
-        self, guest: Guest, authorized: str, *, port: int = 22, key: asyncssh.SSHKey | None = None
+        self,
+        guest: Guest,
+        authorized: str,
+        *,
+        port: int = 22,
+        key: asyncssh.SSHKey | None = None,
+        instead: str | None = None,
     ) -> None:
         self.key = key or asyncssh.generate_private_key("ssh-ed25519")
         self._guest = guest
         self._port = port
+        self._instead = instead
         self._authorized = authorized
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -66,7 +76,7 @@ class SshServer:
             server_host_keys=[self.key],
             authorized_client_keys=asyncssh.import_authorized_keys(self._authorized),
             server_factory=lambda: _Server(self._connections),
-            process_factory=_run,
+            process_factory=partial(_run, self._instead),
             encoding=None,
         )
 
@@ -92,10 +102,14 @@ class _Server(asyncssh.SSHServer):
         self._connections.append(conn)
 
 
-async def _run(session: asyncssh.SSHServerProcess[bytes]) -> None:
+async def _run(instead: str | None, session: asyncssh.SSHServerProcess[bytes]) -> None:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", session.command or "exec sh"), stdin=pipe, stdout=pipe, stderr=pipe
+        *("/bin/sh", "-c", instead or session.command or "exec sh"),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        start_new_session=True,
     )
     try:
         feeding = asyncio.create_task(_copy(session.stdin, process.stdin))
@@ -107,7 +121,7 @@ async def _run(session: asyncssh.SSHServerProcess[bytes]) -> None:
         await asyncio.gather(feeding, return_exceptions=True)
     finally:
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             # Read to the end, which closes the pipes.
             await process.communicate()
     if code < 0:

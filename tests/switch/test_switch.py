@@ -265,6 +265,30 @@ def test_attachment_is_logged_with_the_guests_name(
     assert any("guest=alpha cid=3" in line and "attached" in line for line in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("socket", "/run/elsewhere.sock"),
+        ("memory_slots", True),
+        ("memory_limit_gib", 7),
+        ("host_aliases", (99,)),
+    ],
+)
+def test_specification_with_another_fixed_field_changes_nothing(
+    switch: Switch, field: str, value: object
+) -> None:
+    """What a listing shows is in force: such a guest is to be removed and added anew."""
+    before = switch.guest("alpha")
+    values = {"name": "alpha", "cid": 33, "groups": ("other",), field: value}
+    if field == "socket":
+        values[field] = Path(str(value))
+    with pytest.raises(UsageError, match=f"^{field} of guest alpha cannot change"):
+        switch.change(GuestSpec(**values))  # type: ignore[arg-type] # values of several types
+    assert switch.guest("alpha") == before
+    changed = switch.change(GuestSpec(name="alpha", cid=33, groups=("other",)))
+    assert (changed.cid, changed.groups, changed.socket) == (33, ("other",), before.socket)
+
+
 def test_each_change_of_a_guest_is_logged_once(
     runtime_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -95,7 +95,7 @@ def exec_(
     as_json: bool,
     **place: Any,
 ) -> int:
-    r"""Run COMMAND in GUEST, with its standard input, output and error, over SSH.
+    """Run COMMAND in GUEST, with its standard input, output and error, over SSH.
 
     \b
     vsock exec alpha -- uname -r
@@ -108,7 +108,7 @@ def exec_(
 
     Exit code: that of COMMAND, 128 + N when signal N ended it, 124 for --timeout, 255 if it could not be run.
     With several guests: the first that is not 0, in the order of the guests.
-    """
+    """  # noqa: D301 - click reads the backspace: lines behind it are not filled
     if not command:
         raise click.UsageError(
             "no command: write it behind `--`, as in `vsock exec alpha -- uname -r`"

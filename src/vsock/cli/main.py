@@ -33,6 +33,10 @@ _COMMANDS: Final = {
     "ls": ("vsock.cli.ls:ls", "Show guests, listeners, datagram sockets and flows of a switch."),
     "explain": ("vsock.cli.explain:explain", "Show who may connect to whom, and why."),
     "cat": ("vsock.cli.cat:cat", "Connect or listen, and copy standard input and output."),
+    "forward": (
+        "vsock.cli.forward:forward",
+        "Forward connections: TCP, Unix and vsock, to each other.",
+    ),
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
     "exec": ("vsock.cli.exec:exec_", "Run a command in a guest, or in several."),
     "shell": ("vsock.cli.exec:shell", "Open a shell in a guest."),
@@ -49,6 +53,9 @@ _COMMANDS: Final = {
         "Print the host key of a guest, as OpenSSH's KnownHostsCommand.",
     ),
     "wait": ("vsock.cli.wait:wait", "Wait until a guest is ready, or a program in it listens."),
+    "status": ("vsock.cli.status:status", "Show how guests are: boot, load, memory, clock."),
+    "clock": ("vsock.cli.status:clock", "Show or set a guest's clock."),
+    "journal": ("vsock.cli.status:journal", "Show a guest's journal."),
     "ping": ("vsock.cli.ping:ping", "Measure how fast a guest answers."),
     "perf": ("vsock.cli.perf:perf", "Measure throughput, round trips and connection rate."),
     "qemu-args": (

@@ -36,7 +36,7 @@ from vsock.control.model import (
     with_paths,
 )
 from vsock.control.policy import HOST_NAME, Verdict
-from vsock.control.schema import checked, fields_of, read, read_changes, types_of
+from vsock.control.schema import about, checked, fields_of, read, read_changes, types_of
 from vsock.errors import NoSuchGuest, TransportError, UsageError, missing_extra, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch import listing
@@ -308,13 +308,20 @@ class Switch:
         return self._change(guest, lambda old: replace(old, **wanted))
 
     def change(self, guest: GuestSpec) -> GuestRecord:
-        """Changes the guest with this name to match a specification; raises as `change_guest`."""
+        """Changes the guest with this name to match a specification.
+
+        Raises:
+            UsageError: it differs in a field that cannot change at run time.
+            NoSuchGuest, TransportError: as `change_guest`.
+        """
         return self._change(guest.name, lambda _: guest)
 
     def _change(self, guest: str | int, become: Callable[[GuestSpec], GuestSpec]) -> GuestRecord:
         with self._changing:
             old = self._find(guest)
-            new = replace(self._with_paths(become(old)), socket=old.socket)
+            wanted = become(old)
+            new = replace(self._with_paths(wanted), socket=wanted.socket or old.socket)
+            _check_fixed(old, new)
             _check_conflicts(new, [spec for spec in self._guests.values() if spec is not old])
             node = self._running()
             if isinstance(new.hybrid, Path) and new.hybrid != old.hybrid:
@@ -511,6 +518,15 @@ def _remove_sockets(guest: GuestSpec) -> None:
     for path in (guest.socket, guest.hybrid):
         if isinstance(path, Path):
             remove_socket(path)
+
+
+def _check_fixed(old: GuestSpec, new: GuestSpec) -> None:
+    """Raises UsageError if `new` differs in a field that cannot change while the guest runs."""
+    for name, field in fields_of(GuestSpec).items():
+        if about(field).is_fixed and getattr(new, name) != getattr(old, name):
+            raise UsageError(
+                f"{name} of guest {old.name} cannot change while it is there: remove it, and add it anew"
+            )
 
 
 def _check_conflicts(guest: GuestSpec, others: Iterable[GuestSpec]) -> None:

@@ -154,7 +154,8 @@ class LinuxGuest(ABC):
             return await self._agent.wait_hello(timeout, after=after)
         except GuestGone as gone:
             await self._running().read_last_words()
-            raise GuestGone(f"{gone}\n{self.console_tail()}") from None
+            status = self._running().status
+            raise GuestGone(f"{gone} (exit status {status})\n{self.console_tail()}") from None
 
     async def __aenter__(self) -> Self:
         await self.start()

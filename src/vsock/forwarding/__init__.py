@@ -1,0 +1,13 @@
+"""Forwards connections: from a TCP port, a Unix socket or a vsock port here to another of these.
+
+| module | what it is |
+| --- | --- |
+| `ends` | the two ends, as addresses: listening and connecting |
+| `splicing` | copies between two connected sockets; no byte passes through Python |
+| `forwarder` | accepts, connects, and keeps count |
+"""
+
+from vsock.forwarding.ends import End, TcpEnd, parse_end
+from vsock.forwarding.forwarder import Forwarder, Refused
+
+__all__ = ["End", "Forwarder", "Refused", "TcpEnd", "parse_end"]

@@ -1,0 +1,231 @@
+"""`vsock.forwarding`: connections from one end to another; bytes, ends and losses are passed on as they are."""
+
+import asyncio
+import hashlib
+import os
+import resource
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+import vsock
+from vsock.errors import AddressError, SwitchGone
+from vsock.forwarding import Forwarder, Refused, TcpEnd, parse_end
+from vsock.guest import Guest
+from vsock.switch import Switch
+
+SIZE = 8 << 20
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send everything back, and then the end."""
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer when the other side has ended its data: a reply that a proxy without half-close loses."""
+    seen = hashlib.sha256()
+    while data := await reader.read(65536):
+        seen.update(data)
+    writer.write(seen.hexdigest().encode())
+    writer.close()
+    await writer.wait_closed()
+
+
+async def tcp_client(forwarder: Forwarder) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a forwarder that listens on TCP."""
+    end = parse_end(forwarder.address)
+    assert isinstance(end, TcpEnd)
+    return await asyncio.open_connection(end.host, end.port)
+
+
+@pytest.fixture
+async def serve(guest: Guest) -> AsyncIterator[Callable[[Handler, int], Awaitable[None]]]:
+    """Starts servers in the guest `alpha`."""
+    servers: list[asyncio.AbstractServer] = []
+
+    async def start(handler: Handler, port: int) -> None:
+        servers.append(await vsock.start_server(handler, port, transport=guest.transport))
+
+    yield start
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("8080", "tcp:127.0.0.1:8080"),
+        ("tcp:0.0.0.0:80", "tcp:0.0.0.0:80"),
+        ("tcp:[::1]:80", "tcp:[::1]:80"),
+        ("tcp:db.example:5432", "tcp:db.example:5432"),
+        ("tcp::80", "tcp:127.0.0.1:80"),
+        ("alpha:80", "alpha:80"),
+        ("unix:/run/docker.sock", "unix:/run/docker.sock"),
+    ],
+)
+def test_ends_are_read_and_printed(text: str, shown: str) -> None:
+    """What is printed reads back as the same."""
+    assert str(parse_end(text)) == shown
+    assert str(parse_end(shown)) == shown
+
+
+@pytest.mark.parametrize("text", ["", "65536", "tcp:", "tcp:a:b", "tcp:::1:80", "tcp:a:99999", "²"])
+def test_what_is_no_end_is_refused(text: str) -> None:
+    """With what is wrong."""
+    with pytest.raises(AddressError):
+        parse_end(text)
+
+
+async def test_tcp_port_leads_to_a_guest_and_each_end_is_passed_on_alone(
+    serve: Callable[[Handler, int], Awaitable[None]],
+) -> None:
+    """The answer comes after the end of the question."""
+    await serve(digest, 80)
+    data = os.urandom(SIZE)
+    async with Forwarder(parse_end("tcp:127.0.0.1:0"), parse_end("alpha:80")) as forwarder:
+        reader, writer = await tcp_client(forwarder)
+        writer.write(data)
+        writer.write_eof()
+        assert (await reader.read()).decode() == hashlib.sha256(data).hexdigest()
+        writer.close()
+        await writer.wait_closed()
+        assert forwarder.total == 1
+
+
+async def test_guest_reaches_a_unix_socket_of_the_host(guest: Guest, tmp_path: Path) -> None:
+    """The other way round: a program in the guest connects to a port of the host."""
+    path = str(tmp_path / "s")
+    server = await asyncio.start_unix_server(echo, path)
+    async with server, Forwarder(parse_end("host:7000"), parse_end(f"unix:{path}")):
+        reader, writer = await vsock.open_connection((2, 7000), transport=guest.transport)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_thousand_connections_at_once(
+    serve: Callable[[Handler, int], Awaitable[None]],
+) -> None:
+    """Each has its own bytes, and all are open together; as many as there are descriptors for."""
+    await serve(echo, 80)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    many = min(1000, hard // 12)
+    async with Forwarder(parse_end("tcp:127.0.0.1:0"), parse_end("alpha:80")) as forwarder:
+        clients = [await tcp_client(forwarder) for _ in range(many)]
+        for number, (_, writer) in enumerate(clients):
+            writer.write(b"%d\n" % number)
+        lines = [await reader.readline() for reader, _ in clients]
+        assert lines == [b"%d\n" % number for number in range(many)]
+        assert forwarder.open == many
+        for _, writer in clients:
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_reader_that_is_slow_stops_its_writer_and_nobody_else(
+    serve: Callable[[Handler, int], Awaitable[None]],
+) -> None:
+    """What is under way is what sockets and pipes hold."""
+    stop = asyncio.Event()
+
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stop.wait()
+        writer.close()
+
+    await serve(slow, 80)
+    await serve(echo, 81)
+    async with (
+        Forwarder(parse_end("tcp:127.0.0.1:0"), parse_end("alpha:80")) as blocked,
+        Forwarder(parse_end("tcp:127.0.0.1:0"), parse_end("alpha:81")) as free,
+    ):
+        _, writer = await tcp_client(blocked)
+        writer.write(bytes(64 << 20))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await writer.drain()
+        reader, other = await tcp_client(free)
+        other.write(b"quick\n")
+        assert await reader.readline() == b"quick\n"
+        other.close()
+        writer.transport.abort()
+        stop.set()
+
+
+async def test_refusals_are_told_and_the_caller_is_closed(guest: Guest) -> None:
+    """Nobody listens at the target; the forwarder goes on."""
+    told: list[Refused] = []
+    async with Forwarder(
+        parse_end("tcp:127.0.0.1:0"), parse_end("alpha:9"), tell=told.append
+    ) as forwarder:
+        for _ in range(2):
+            reader, writer = await tcp_client(forwarder)
+            assert await reader.read() == b""
+            writer.close()
+    assert [one.reason.startswith("alpha:9: ") for one in told] == [True, True]
+    assert "nobody accepts" in told[0].reason
+
+
+async def test_loss_of_the_guest_is_a_reset_and_not_an_end(
+    serve: Callable[[Handler, int], Awaitable[None]], switch: Switch
+) -> None:
+    """A client could take an end for the whole answer."""
+    told: list[Refused] = []
+    await serve(echo, 80)
+    async with Forwarder(
+        parse_end("tcp:127.0.0.1:0"), parse_end("alpha:80"), tell=told.append
+    ) as forwarder:
+        reader, writer = await tcp_client(forwarder)
+        writer.write(b"begun\n")
+        assert await reader.readline() == b"begun\n"
+        await asyncio.to_thread(switch.remove_guest, "alpha")
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+    assert len(told) == 1
+
+
+async def test_forwarder_ends_with_its_switch(runtime_dir: Path) -> None:
+    """Its listener is the switch's; the error says so."""
+    with Switch({"alpha": 3}, runtime_dir=runtime_dir) as switch:
+        async with Forwarder(parse_end("host:7000"), parse_end("tcp:1")) as forwarder:
+            thread = threading.Thread(target=switch.stop)
+            thread.start()
+            with pytest.raises(SwitchGone):
+                async with asyncio.timeout(20):
+                    await forwarder.wait()
+            thread.join()
+
+
+async def test_end_of_the_block_closes_everything(
+    serve: Callable[[Handler, int], Awaitable[None]],
+) -> None:
+    """Also what is open, and the listener's port is free again."""
+    await serve(echo, 80)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the count
+    async with Forwarder(parse_end("tcp:127.0.0.1:0"), parse_end("alpha:80")) as forwarder:
+        reader, writer = await tcp_client(forwarder)
+        writer.write(b"x\n")
+        assert await reader.readline() == b"x\n"
+        end = parse_end(forwarder.address)
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.close()
+    assert isinstance(end, TcpEnd)
+    with socket.create_server((end.host, end.port)):
+        pass
+    deadline = asyncio.get_running_loop().time() + 20
+    while len(os.listdir("/proc/self/fd")) > before:  # noqa: PTH208 - the server's end closes a moment later
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)
