@@ -1,5 +1,8 @@
-//! What fuzz targets call of parsers that are otherwise our own affair.
+//! What fuzz targets call of parsers and parts that are otherwise our own affair.
 
+mod switch;
+
+pub use self::switch::Switch;
 use crate::host::handshake::{HYBRID, Parsed};
 use crate::host::wire::{MESSAGE_LEN, Request};
 

@@ -134,6 +134,17 @@ pub fn unread(fd: BorrowedFd<'_>) -> usize {
     if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
+/// Whether who has the other end of a connected socket has shut down its reading half, or closed it. Nothing is sent: where
+/// data would still be taken, or the socket is full, the kernel finds that out before it looks at the bytes, which lie nowhere.
+#[must_use]
+pub fn is_read_no_more(fd: BorrowedFd<'_>) -> bool {
+    let nowhere = std::ptr::without_provenance::<libc::c_void>(1);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel answers EFAULT to memory that is not there; the first page never is.
+    let result = unsafe { libc::send(fd.as_raw_fd(), nowhere, 1, flags) };
+    result < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPIPE)
+}
+
 pub(crate) use aio::signal_at_once;
 pub use aio::{check as check_signals, prepare as prepare_signals};
 

@@ -3,6 +3,10 @@
 //! AF_UNIX drops MSG_EOR. So a message that ends a record is accompanied by a descriptor (SCM_RIGHTS), in both directions,
 //! and every other message is not. That there is one is all that is to be known of it. A program that cares for no records
 //! sees plain messages.
+//!
+//! The kernel counts descriptors in flight for a user, who may have as many as a process may have open. So no more than one mark is
+//! unread in a program's socket (`stream/delivery.rs`), for which there is a descriptor of ours anyway.
+//! docs/decisions/0018-one-mark-in-flight.md.
 
 use std::fs::File;
 use std::io::{self, IoSlice};

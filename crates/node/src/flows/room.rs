@@ -37,6 +37,11 @@ pub(crate) fn is_half_taken(fd: BorrowedFd<'_>) -> bool {
     unread(fd) > socket_send_buffer_size(fd).unwrap_or(usize::MAX) / 2
 }
 
+/// Nothing is unread. The least message takes some hundred bytes; of one that is being taken out, the kernel may still count one.
+pub(crate) fn is_all_read(fd: BorrowedFd<'_>) -> bool {
+    unread(fd) < 128
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

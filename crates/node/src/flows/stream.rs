@@ -45,6 +45,8 @@ pub(crate) struct Stream {
     may_have_stopped: bool,
     /// What is there to be read has descriptors, and waits until these can be received.
     awaits_room: bool,
+    /// A mark was sent that the program may not have read.
+    has_mark: bool,
     backlog: Backlog,
 }
 
@@ -65,6 +67,7 @@ impl Stream {
             discarding: false,
             may_have_stopped: false,
             awaits_room: false,
+            has_mark: false,
             backlog,
         }
     }

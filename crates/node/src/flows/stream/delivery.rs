@@ -11,6 +11,7 @@ use crate::flows::backlog::{Bytes, Messages};
 use crate::flows::{record, room};
 use crate::links::End;
 use vsock_guest_memory::slice::{self, Slice, TransferError};
+use vsock_virtio::sys::is_read_no_more;
 
 /// Bytes handed over at once after which it pays to ask whether the program has read them.
 const MUCH: usize = 128 * 1024;
@@ -124,6 +125,15 @@ impl Stream {
                 Backlog::Bytes(bytes) => (bytes.front(), false),
                 Backlog::Messages(messages) => messages.front().unwrap_or_default(),
             };
+            if ends_record && self.has_mark && !room::is_all_read(self.fd()) {
+                // Who reads what is there makes the socket writable; no write finds out that nobody does.
+                self.writable = false;
+                if is_read_no_more(self.fd()) {
+                    self.discarding = true;
+                    self.discard(&mut taken);
+                }
+                break;
+            }
             let len = front.len();
             let sent = if ends_record {
                 record::send_record(&self.fd, front)
@@ -132,7 +142,10 @@ impl Stream {
                 send(&self.fd, front, flags).map_err(io::Error::from)
             };
             match sent {
-                Ok(n) => self.sent(n, &mut taken),
+                Ok(n) => {
+                    self.has_mark |= ends_record;
+                    self.sent(n, &mut taken);
+                }
                 Err(error) => {
                     if self.write_failed(error, len)? {
                         self.discard(&mut taken);

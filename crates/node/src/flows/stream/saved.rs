@@ -49,7 +49,8 @@ impl Stream {
                 return Err(Unfit::State);
             }
         };
-        let stream = Self { discarding, backlog, ..Self::new(fd, kind) };
+        // Whether there is an unread mark is found out before the next one.
+        let stream = Self { discarding, backlog, has_mark: true, ..Self::new(fd, kind) };
         check(!discarding || stream.backlog() == 0, Unfit::State)?;
         Ok(stream)
     }

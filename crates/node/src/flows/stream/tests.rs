@@ -2,14 +2,17 @@
 
 use super::*;
 use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType as NetType, socketpair};
 
 use crate::flows::record;
 use crate::host::socket::Sockets;
 use crate::links::End;
 use crate::reactor::{Owner, SourceId};
 use vsock_guest_memory::sealed_memory;
-use vsock_guest_memory::slice::Slices;
+use vsock_guest_memory::slice::{self, Slices};
 
 fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -118,4 +121,62 @@ fn bytes_behind_an_urgent_byte_are_read_without_another_event() {
     assert!(stream.note(happened[0]));
     assert_eq!(stream.read(&room).unwrap(), Read::Bytes(8));
     assert!(!stream.readable, "one read suffices again");
+}
+
+/// A stream of messages, its program, and the reactor that listens to it.
+fn messages() -> (Stream, OwnedFd, crate::reactor::Sources) {
+    let (ours, program) =
+        socketpair(AddressFamily::UNIX, NetType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let mut reactor = crate::reactor::Sources::new().unwrap();
+    reactor.add(ours.as_fd(), Owner::Flow).unwrap();
+    (Stream::new(Sockets::alone().adopt(ours), SocketType::SeqPacket), program, reactor)
+}
+
+/// Sends one-byte records, which are told from another by their bytes.
+fn send_records(stream: &mut Stream, bytes: std::ops::Range<u8>) -> Vec<Taken> {
+    let (_file, memory) = sealed_memory("records", 0x1000, 0x1000).unwrap();
+    let mut piece = Slices::new();
+    memory.slice(0x1000, 1, &mut piece).unwrap();
+    let send = |byte| {
+        slice::copy_in(&piece, &[byte]);
+        stream.deliver(&piece, 1, End::Record).unwrap()
+    };
+    bytes.map(send).collect()
+}
+
+/// What epoll has to say, as the worker hears it.
+fn listen(stream: &mut Stream, reactor: &mut crate::reactor::Sources) -> Taken {
+    let (mut events, mut happened) = (crate::reactor::Events::new(), Vec::new());
+    reactor.wait(Some(std::time::Duration::ZERO), &mut events, &mut happened).unwrap();
+    for ready in happened {
+        stream.note(ready);
+    }
+    stream.flush().unwrap()
+}
+
+#[test]
+fn records_wait_until_the_mark_before_them_is_read_and_come_in_order() {
+    let (mut stream, program, mut reactor) = messages();
+    let taken = send_records(&mut stream, 0..100);
+    assert_eq!(taken.iter().map(|it| it.packets).sum::<u32>(), 1);
+    assert_eq!(listen(&mut stream, &mut reactor), Taken::default());
+    let program = Sockets::alone().adopt(program);
+    let mut scratch = [0; 8];
+    for byte in 0..100 {
+        assert_eq!(record::receive(&program, &mut scratch).unwrap(), (1, true));
+        assert_eq!(scratch[0], byte);
+        let more = record::receive(&program, &mut scratch).unwrap_err();
+        assert_eq!(more.kind(), io::ErrorKind::WouldBlock, "one mark at a time");
+        assert_eq!(listen(&mut stream, &mut reactor).packets, u32::from(byte < 99));
+    }
+}
+
+#[test]
+fn program_that_shuts_its_reading_down_with_a_mark_unread_is_known_to_read_no_more() {
+    let (mut stream, program, mut reactor) = messages();
+    send_records(&mut stream, 0..10);
+    listen(&mut stream, &mut reactor);
+    rustix::net::shutdown(&program, Shutdown::Read).unwrap();
+    let taken = listen(&mut stream, &mut reactor);
+    assert_eq!(taken, Taken { bytes: 9, packets: 9, stops_receiving: true });
 }
