@@ -32,6 +32,7 @@ from vsock.ssh.identity import Identity
 
 try:
     import asyncssh
+    from asyncssh.packet import PacketDecodeError
 except ModuleNotFoundError as _error:
     raise missing_extra(_error, "a session with a guest", "ssh") from None
 
@@ -388,7 +389,7 @@ class GuestSession:
                 f"sshd of {self.name} does not take the key in {identity.public_file} for user {self._user}: "
                 f"`vsock guest setup {self.name}` says how it gets there",
             ) from None
-        except (asyncssh.Error, OSError) as error:
+        except (asyncssh.Error, PacketDecodeError, OSError) as error:
             if trust.refusal:
                 raise trust.refusal from None
             raise SessionError(
@@ -407,7 +408,7 @@ def translated(name: str) -> Iterator[None]:
         raise SessionError(
             errno.ECONNABORTED, f"sshd of {name} starts no command: {_reason(error)}"
         ) from error
-    except asyncssh.Error as error:
+    except (asyncssh.Error, PacketDecodeError) as error:
         raise SessionError(
             errno.ECONNRESET, f"the session with {name} ended: {_reason(error)}"
         ) from error
