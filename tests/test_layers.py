@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 
 
 FROM_ELSEWHERE = {
-    "cli": {"click"},  # vsock[cli]
+    "cli": {"click", "rich"},  # vsock[cli]
     "demo": {"rich"},  # vsock[cli]
     "ssh": {"asyncssh"},  # vsock[ssh]
     "switch": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn"},  # vsock[switch]

@@ -15,7 +15,9 @@ import vsock
 HEAVY = {"asyncio", "ssl", "pydantic", "fastapi", "click", "rich", "dataclasses", "vsock._native"}
 """Modules that `import vsock` must not load."""
 
-ROOTS = {"VsockError", "UsageError", "AddressError", "SessionError", "TransportError"}
+ROOTS = {
+    *("VsockError", "UsageError", "AddressError", "CopyError", "SessionError", "TransportError"),
+}
 """Errors without an errno, or with any."""
 
 

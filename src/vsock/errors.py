@@ -11,6 +11,7 @@
     ├── SessionError (OSError)              the guest: its sshd gave no session, or the session ended
     │   ├── HostKeyChanged                    EACCES: its host key is not the one that is pinned
     │   └── KeyRefused (PermissionError)      EACCES: its sshd does not take our key
+    ├── CopyError (OSError)                 the message says who: files were not copied to or from a guest
     └── TransportError (OSError)            the world: the errno is what AF_VSOCK would give
         ├── NoSwitch                          ENODEV: there is no switch to talk to
         ├── SwitchGone                        ENODEV: there was one, and it went away
@@ -69,6 +70,12 @@ class HostKeyChanged(SessionError):
 
 class KeyRefused(SessionError, PermissionError):
     """The sshd of a guest does not take this user's key (``EACCES``)."""
+
+
+class CopyError(VsockError, OSError):
+    """Files were not copied to or from a guest (``EIO``); `failures` has a line for each, with the side at fault."""
+
+    failures: "tuple[str, ...]" = ()
 
 
 class TransportError(VsockError, OSError):

@@ -158,7 +158,7 @@ def ssh_credentials(public_key: str, user: str = "root") -> dict[str, bytes]:
     """The credentials by which a systemd guest lets a key in (systemd.system-credentials(7)).
 
     `public_key` is a line of authorized_keys. `user` exists in the guest, with its home in /home; root is always
-    let in. systemd writes the files at each boot (tmpfiles.d(5)).
+    let in. systemd writes the files at each boot (tmpfiles.d(5)), root's only if there is none.
 
     Raises ValueError for what is no name of a user.
     """
@@ -171,7 +171,7 @@ def ssh_credentials(public_key: str, user: str = "root") -> dict[str, bytes]:
         files = (
             f"d /home/{user} :0700 :{user} :{user} -",
             f"d /home/{user}/.ssh :0700 :{user} :{user} -",
-            f"f~ /home/{user}/.ssh/authorized_keys 0600 {user} {user} - {base64.b64encode(line).decode()}",
+            f"f+~ /home/{user}/.ssh/authorized_keys 0600 {user} {user} - {base64.b64encode(line).decode()}",
         )
         credentials["tmpfiles.extra"] = "".join(f"{file}\n" for file in files).encode()
     return credentials

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.ssh.server import SshServer
@@ -107,6 +108,49 @@ def test_reader_that_is_gone_ends_the_command() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(DEADLINE) == 1
+
+
+def test_input_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
+    """And the command ends, which would wait for the end of its input."""
+    with (tmp_path / "only to write").open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "cat"],
+            stdin=file,
+            capture_output=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (255, b"vsock: Bad file descriptor\n")
+
+
+def test_input_that_does_not_block_is_waited_for() -> None:
+    """As a pipe that another program has made so."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--"]
+    with subprocess.Popen(
+        [*command, "sh", "-c", "echo begun; cat"], stdin=reader, stdout=subprocess.PIPE
+    ) as process:
+        os.close(reader)
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        os.write(writer, b"later\n")
+        os.close(writer)
+        assert process.communicate(timeout=DEADLINE)[0] == b"later\n"
+
+
+def test_guest_that_goes_away_is_one_line(switch: Switch) -> None:
+    """Its command did not end, whatever it has written."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "echo begun; sleep 60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        switch.remove_guest("alpha")
+        _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err.count(b"\n")) == (255, 1)
+    assert err.startswith(b"vsock: ")
 
 
 def test_own_failures_are_one_line_and_255() -> None:

@@ -37,6 +37,7 @@ COMPLETE = {
     ("guest", "setup"): ("alpha",),
     ("exec",): ("alpha", "--", "true"),
     ("shell",): ("alpha",),
+    ("cp",): ("/nonexistent/file", "alpha:/tmp"),
     ("forward",): ("tcp:192.0.2.1:1", "alpha:2"),
     ("ssh-config",): (),
     ("status",): ("alpha",),
@@ -117,7 +118,7 @@ def usage() -> Iterator[Call]:
             yield (*command, *needs, "--nonsense"), 2, f"see `vsock {' '.join(command)} --help`"
         if needs:
             yield (*command, *needs[:-1]), 2, "vsock: "
-        if command not in ANY_WORDS | {("ssh-proxy",)}:
+        if command not in ANY_WORDS | {("ssh-proxy",), ("ssh-known-hosts",)}:
             yield (*command, *needs, "more"), 2, "more"
     for words in (("run",), ("guest", "run"), ("guest", "run", "alpha"), ("exec", "--", "true")):
         yield words, 2, "vsock: "
@@ -125,6 +126,13 @@ def usage() -> Iterator[Call]:
     yield ("exec", "alpha", "-e", "NOT_SET_HERE", "--", "true"), 2, "NAME=VALUE"
     yield ("exec", "alpha", "-e", "1=2", "--", "true"), 2, "'1'"
     yield ("exec", "-t", "alpha", "--", "true"), 2, "terminal"
+    yield ("cp", "/a", "/b"), 2, "no guest: write NAME:PATH"
+    yield ("cp", "-", "-"), 2, "no guest: write NAME:PATH"
+    yield ("cp", "-", "-", "alpha:x"), 2, "`-` is for one source"
+    yield ("cp", "alpha:/a", "-", "-"), 2, "`-` is for one source"
+    yield ("cp", "alpha:/a", "/b", "/c"), 2, "a local SOURCE needs a guest"
+    yield ("cp", ":/a", "alpha:/b"), 2, "no guest before the colon"
+    yield ("cp", "", "alpha:/b"), 2, "is no path"
     yield ("guest", "host-key", "alpha", "ssh-ed25519 AAAA"), 2, "ssh-ed25519"
     yield ("guest", "setup", "alpha", "--user", "a b"), 2, "'a b'"
     yield ("guest", "add", "x", "9", "--group"), 2, "see `vsock guest add --help`"

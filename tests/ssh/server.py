@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,7 @@ class SshServer:
         authorized: the public key that it takes.
         port: where it listens.
         key: the host key; by default a new one.
+        sftp: makes its SFTP server, with the files of this machine.
         instead: a line for the shell that it runs whatever command is asked for.
     """
 
@@ -34,9 +36,13 @@ class SshServer:
         *,
         port: int = 22,
         key: asyncssh.SSHKey | None = None,
+        sftp: Callable[
+            ["asyncssh.SSHServerChannel[bytes]"], asyncssh.SFTPServer
+        ] = asyncssh.SFTPServer,
         instead: str | None = None,
     ) -> None:
         self.key = key or asyncssh.generate_private_key("ssh-ed25519")
+        self._sftp = sftp
         self._guest = guest
         self._port = port
         self._instead = instead
@@ -77,6 +83,7 @@ class SshServer:
             authorized_client_keys=asyncssh.import_authorized_keys(self._authorized),
             server_factory=lambda: _Server(self._connections),
             process_factory=partial(_run, self._instead),
+            sftp_factory=self._sftp,
             encoding=None,
         )
 

@@ -44,6 +44,14 @@ def test_key_pair_is_made_once_and_only_its_user_can_read_it(tmp_path: Path) -> 
     assert identity.public_key() == public
 
 
+def test_new_private_key_has_a_new_public_one(tmp_path: Path) -> None:
+    """Where the message about a readable key is followed."""
+    identity = Identity(tmp_path)
+    before = identity.public_key()
+    identity.private_file.unlink()
+    assert identity.public_key() != before
+
+
 def test_key_that_others_can_read_is_not_used(tmp_path: Path) -> None:
     """The message says what to do."""
     identity = Identity(tmp_path)
@@ -125,6 +133,7 @@ def test_processes_that_pin_at_once_lose_nothing(keys: HostKeys, tmp_path: Path)
         *("", "ssh-ed25519", "ssh-ed25519 !", "ssh-ed25519 AAAA", "a b c", "-----BEGIN"),
         "ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAICM8PmTlx/I6xnwksKyt+oQDOUMMp3o2l/gemRvQFXZZ",
         f"ssh-ed25519 {'A' * 100_000}",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5",
     ],
 )
 def test_what_is_no_key_is_refused(text: str) -> None:

@@ -70,6 +70,19 @@ def test_other_port_of_a_guest_has_the_same_key(
         assert ssh(config, "-p", "2201", "alpha.vsock", "echo here").returncode == 255
 
 
+def test_guest_whose_name_has_capitals_is_trusted_as_itself(
+    switch: Switch, tmp_path: Path, config: Path
+) -> None:
+    """ssh writes host names in lower case; the key that was told for Alpha is not one for alpha."""
+    switch.add_guest("Delta", 7)
+    with Guest(switch.socket_path("Delta")) as delta:
+        with SshServer(delta, Identity.of_user().public_key()) as server:
+            assert main(["guest", "host-key", "Delta", server.public_key]) == 0
+            assert ssh(config, "Delta.vsock", "echo here").stdout == "here\n"
+        with SshServer(delta, Identity.of_user().public_key()):
+            assert ssh(config, "Delta.vsock", "echo here").returncode == 255
+
+
 def test_host_key_is_told_shown_and_forgotten(
     switch: Switch, capsys: pytest.CaptureFixture[str]
 ) -> None:

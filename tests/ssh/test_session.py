@@ -30,6 +30,23 @@ async def test_command_runs_with_its_arguments_environment_and_directory(sshd: S
         assert caught.value.returncode == -9
 
 
+async def test_text_is_one_command_in_its_directory(sshd: SshServer) -> None:
+    """What follows a semicolon does not run elsewhere when the directory is missing."""
+    async with vsock.guest_session("alpha") as guest:
+        done = await guest.run("true; echo ran; pwd", cwd="/missing")
+        assert (done.stdout, done.exit_status != 0) == ("", True)
+        done = await guest.run("false || pwd; echo $A & wait", cwd="/usr", env={"A": "there"})
+        assert done.stdout == "/usr\nthere\n"
+
+
+async def test_command_whose_time_is_over_is_given_up(sshd: SshServer) -> None:
+    """The session goes on, and keeps nothing of what it still writes."""
+    async with vsock.guest_session("alpha") as guest:
+        with pytest.raises(TimeoutError):
+            await guest.run("yes", timeout=0.2)
+        assert (await guest.run("echo on")).stdout == "on\n"
+
+
 async def test_process_is_used_while_it_runs(sshd: SshServer) -> None:
     """Bytes in both directions, of two commands over one session."""
     async with vsock.guest_session(3) as guest:
@@ -122,6 +139,20 @@ async def test_end_of_the_guest_ends_what_runs(sshd: SshServer, switch: Switch) 
         await asyncio.to_thread(switch.remove_guest, "alpha")
         with pytest.raises(SessionError, match="ended before the command did"):
             await running
+
+
+async def test_words_of_a_hostile_sshd_are_printable(switch: Switch, guest: Guest) -> None:
+    """The reason of a disconnection is its own text."""
+
+    async def disconnect(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-\x1b]0;owned\x07\r\n" + bytes(2000))
+        writer.close()
+
+    async with await vsock.start_server(disconnect, (3, 22), transport=guest.transport):
+        with pytest.raises(SessionError) as caught:
+            async with vsock.guest_session("alpha"):
+                pass
+    assert (caught.value.strerror or "").isprintable()
 
 
 async def test_session_that_is_not_open_says_so() -> None:

@@ -11,12 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from vsock.cli.completion import guests as known_guests
-from vsock.cli.options import (
-    Seconds,
-    json_option,
-    runtime_dir_option,
-    transport_option,
-)
+from vsock.cli.options import Seconds, json_option, session_options
 from vsock.cli.output import print_json
 
 __all__ = ["exec_", "shell"]
@@ -39,33 +34,9 @@ class _CommandBehindDashes(click.Command):
         return [*super().collect_usage_pieces(ctx), "--", "COMMAND", "[ARGUMENT]..."]
 
 
-def _session_options(command: _F) -> _F:
-    options = [
-        click.option(
-            "-u", "--user", default="root", show_default=True, help="A user of the guest."
-        ),
-        click.option(
-            "-p",
-            "--port",
-            type=click.IntRange(1, 2**32 - 2),
-            default=22,
-            show_default=True,
-            help="The vsock port of its sshd.",
-        ),
-        click.option("-A", "--forward-agent", is_flag=True, help="Let it use your ssh-agent."),
-        click.option(
-            "--login-timeout",
-            type=Seconds(),
-            default=30.0,
-            show_default=True,
-            help="Seconds to connect and log in.",
-        ),
-        transport_option,
-        runtime_dir_option,
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+_agent_option: Callable[[_F], _F] = click.option(
+    "-A", "--forward-agent", is_flag=True, help="Let it use your ssh-agent."
+)
 
 
 @click.command(
@@ -82,7 +53,8 @@ def _session_options(command: _F) -> _F:
     metavar="BYTES",
     help="End it when it has written so much.",
 )
-@_session_options
+@_agent_option
+@session_options
 @json_option
 def exec_(
     guests: tuple[str, ...],
@@ -115,7 +87,7 @@ def exec_(
         )
     if tty and (as_json or len(guests) > 1):
         raise click.UsageError("a terminal (-t) is for one guest, and not for --json")
-    if tty and not sys.stdin.isatty():
+    if tty and (sys.stdin is None or not sys.stdin.isatty()):
         raise click.UsageError("-t needs a terminal as standard input")
     from vsock.cli import remote
 
@@ -134,7 +106,8 @@ def exec_(
 
 @click.command(short_help="Open a shell in a guest.")
 @click.argument("guest", shell_complete=known_guests)
-@_session_options
+@_agent_option
+@session_options
 def shell(guest: str, **place: Any) -> int:
     """Open the shell of a user of GUEST on this terminal, over SSH.
 

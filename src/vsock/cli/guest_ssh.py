@@ -12,7 +12,7 @@ from vsock.cli.output import print_json
 
 __all__ = ["host_key", "setup"]
 
-_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 """As useradd(8) takes it; it becomes part of commands."""
 
 

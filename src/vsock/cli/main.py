@@ -40,6 +40,7 @@ _COMMANDS: Final = {
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
     "exec": ("vsock.cli.exec:exec_", "Run a command in a guest, or in several."),
     "shell": ("vsock.cli.exec:shell", "Open a shell in a guest."),
+    "cp": ("vsock.cli.cp:cp", "Copy files and folders to guests, from them, and between them."),
     "ssh-proxy": (
         "vsock.cli.ssh_proxy:ssh_proxy",
         "Connect OpenSSH to a guest, as its ProxyCommand.",

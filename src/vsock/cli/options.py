@@ -13,6 +13,7 @@ __all__ = [
     "Seconds",
     "json_option",
     "runtime_dir_option",
+    "session_options",
     "transport_of",
     "transport_option",
 ]
@@ -74,3 +75,32 @@ def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
     if name == "kernel":
         raise click.UsageError("--runtime-dir selects a switch: give it without --transport kernel")
     return SwitchTransport(str(runtime_dir))
+
+
+def session_options(command: _F) -> _F:
+    """The options of commands that log in to guests: `user`, `port`, `login_timeout`, and where the guests are."""
+    options: list[Callable[[_F], _F]] = [
+        click.option(
+            "-u", "--user", default="root", show_default=True, help="A user of the guest."
+        ),
+        click.option(
+            "-p",
+            "--port",
+            type=click.IntRange(1, 2**32 - 2),
+            default=22,
+            show_default=True,
+            help="The vsock port of its sshd.",
+        ),
+        click.option(
+            "--login-timeout",
+            type=Seconds(),
+            default=30.0,
+            show_default=True,
+            help="Seconds to connect and log in.",
+        ),
+        transport_option,
+        runtime_dir_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

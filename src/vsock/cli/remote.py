@@ -1,6 +1,7 @@
 """Runs commands in guests for `vsock exec` and `vsock shell`, and connects them with this process's streams and terminal."""
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from vsock.cli.options import transport_of
-from vsock.errors import UsageError, VsockError
+from vsock.errors import SessionError, UsageError, VsockError
 from vsock.ssh import guest_session
 from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals
+from vsock.ssh.session import printable, translated
 
 if TYPE_CHECKING:
     from vsock.ssh.attached import Process
@@ -29,6 +31,8 @@ FAILED: Final = 255
 _TIMED_OUT: Final = 124
 """As timeout(1)."""
 _TERMINATED_BY: Final = 128
+_START_SECONDS: Final = 30.0
+"""How long sshd may take to start a command: an emulated guest computes for seconds."""
 _GRACE_SECONDS: Final = 2.0
 """How long a command may go on after SIGTERM before SIGKILL."""
 _MOST_IN_JSON: Final = 64 << 20
@@ -101,6 +105,8 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
         if isinstance(error, BrokenPipeError) and not isinstance(error, VsockError):
             raise  # who reads our output is gone
         raise Failure(_text(error)) from None
+    except asyncio.CancelledError:
+        raise Failure("interrupted; COMMAND was told to end") from None
 
 
 def _text(error: Exception) -> str:
@@ -131,6 +137,10 @@ def tell(results: Sequence[Result]) -> None:
 
 async def in_all(where: Place, guests: Sequence[str], order: Order, *, show: bool) -> list[Result]:
     """Run it in all guests at once, and show the lines with the guests' names or return them in the results."""
+    task = asyncio.current_task()
+    assert task
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return list(await asyncio.gather(*(_one(where, guest, order, show=show) for guest in guests)))
 
 
@@ -167,7 +177,14 @@ async def _start(session: "GuestSession", order: Order) -> "Process":
             "term_size": tuple(os.get_terminal_size(0)),
         }
     command = order.command or None
-    return await session.open_process(command, env=order.env, cwd=order.workdir, **options)
+    seconds = min(order.timeout or _START_SECONDS, _START_SECONDS)
+    try:
+        async with asyncio.timeout(seconds):
+            return await session.open_process(command, env=order.env, cwd=order.workdir, **options)
+    except TimeoutError:
+        raise SessionError(
+            errno.ETIMEDOUT, f"sshd of {session.name} started no command within {seconds:g} s"
+        ) from None
 
 
 async def _see_through(
@@ -181,7 +198,8 @@ async def _see_through(
     """Copy until the command has ended, or has to be ended."""
     try:
         async with asyncio.timeout(order.timeout):
-            await carry(process, stdin=stdin, stdout=stdout, stderr=stderr, most=order.most)
+            with translated(guest):
+                await carry(process, stdin=stdin, stdout=stdout, stderr=stderr, most=order.most)
     except TimeoutError:
         await _end(process)
         error = f"COMMAND was ended after {order.timeout:g} s"
@@ -196,9 +214,9 @@ async def _see_through(
             process.terminate()
         raise
     if process.exit_signal:
-        name = process.exit_signal[0]
-        number = getattr(signal, f"SIG{name}", None)
-        code = _TERMINATED_BY + number if number else FAILED
+        name = printable(process.exit_signal[0], 16)
+        numbers = {one.name: one.value for one in signal.Signals}
+        code = _TERMINATED_BY + numbers[f"SIG{name}"] if f"SIG{name}" in numbers else FAILED
         return Result(guest=guest, exit_code=code, signal=name)
     if process.exit_status is None:
         error = "the session ended before COMMAND did"

@@ -40,18 +40,19 @@ def ssh_config(user: str, change: str | None, runtime_dir: Path | None) -> None:
 
 
 @click.command(short_help="Print the host key of a guest, as OpenSSH's KnownHostsCommand.")
-@click.argument("host")
+@click.argument("name")
+@click.argument("host", default="")
 @click.argument("algorithm", metavar="[TYPE", default=_NONE)
 @click.argument("key", metavar="KEY]", default=_NONE)
 @transport_option
 @runtime_dir_option
 def ssh_known_hosts(
-    host: str, algorithm: str, key: str, transport: str | None, runtime_dir: Path | None
+    name: str, host: str, algorithm: str, key: str, transport: str | None, runtime_dir: Path | None
 ) -> None:
-    """Print the host keys of HOST that are known, as lines of known_hosts.
+    """Print the host keys of guest NAME that are known, as lines of known_hosts about HOST.
 
-    For `KnownHostsCommand vsock ssh-known-hosts %H %t %K` in ssh_config. The KEY that HOST has shown is pinned if
-    none is yet.
+    For `KnownHostsCommand vsock ssh-known-hosts %n %H %t %K` in ssh_config. The KEY that HOST has shown is pinned
+    if none is yet.
     """
     from vsock.errors import HostKeyChanged
     from vsock.ssh.host_keys import HostKey, HostKeys
@@ -59,11 +60,7 @@ def ssh_known_hosts(
 
     if (algorithm == _NONE) != (key == _NONE):
         raise click.UsageError(f"a key is TYPE and KEY: {algorithm} alone is none")
-    # With another port than 22 ssh writes [HOST]:PORT.
-    name, _, port = (
-        host.removeprefix("[").rpartition("]:") if host.startswith("[") else (host, "", "22")
-    )
-    pinned = pinned_as(parse_host(name), int(port), transport_of(runtime_dir, transport))
+    pinned = pinned_as(parse_host(name), 22, transport_of(runtime_dir, transport))
     keys = HostKeys.of_user()
     if key != _NONE:
         try:
@@ -72,7 +69,8 @@ def ssh_known_hosts(
             # ssh compares by itself, and ends; it does not say what to do.
             click.echo(f"vsock: {error.strerror}", err=True)
     for known in keys.of(pinned):
-        click.echo(f"{host} {known}")
+        # With another port than 22 ssh looks for [HOST]:PORT.
+        click.echo(f"{host or name} {known}")
 
 
 def _tell(changed: list[Path]) -> None:

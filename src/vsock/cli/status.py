@@ -97,7 +97,7 @@ def clock(name: str, change: bool, user: str, as_json: bool, runtime_dir: Path |
 )
 @click.argument("name", shell_complete=known_guests)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-@_user_option
+@click.option("--user", default="root", show_default=True, help="A user of the guest.")
 @runtime_dir_option
 def journal(name: str, options: tuple[str, ...], user: str, runtime_dir: Path | None) -> int:
     """Show the journal of guest NAME; OPTIONS are those of journalctl(1), such as -f or -u ssh.

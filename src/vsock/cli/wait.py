@@ -34,6 +34,9 @@ _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.5
 _GROWTH: Final = 1.4
 
+_LOGIN_SECONDS: Final = 15.0
+"""How long an attempt to log in may take."""
+
 _ANSWER_SECONDS: Final = 2.0
 """How long a guest may take to answer an attempt to connect."""
 
@@ -91,13 +94,14 @@ class _Ssh:
     """The sshd of the guest lets us in."""
 
     transport: "Transport"
+    seconds: float
     title: str = "lets us in over ssh"
 
     def missing(self, guest: GuestRecord) -> str | None:
         from vsock.ssh import guest_session
 
         try:
-            with guest_session(guest.name, transport=self.transport):
+            with guest_session(guest.name, timeout=self.seconds, transport=self.transport):
                 return None
         except (HostKeyChanged, KeyRefused):
             raise  # time does not change that
@@ -142,7 +146,7 @@ def wait(
     if port is not None:
         condition = _Port(port, transport_of(runtime_dir, None))
     if ssh:
-        condition = _Ssh(transport_of(runtime_dir, None))
+        condition = _Ssh(transport_of(runtime_dir, None), min(timeout, _LOGIN_SECONDS))
     begun = time.monotonic()
     guest = _wait(ControlClient(runtime_dir), name, condition, begun + timeout)
     if as_json:

@@ -12,6 +12,7 @@ The switch knows which guest it connects to, so a guest's host key is pinned und
 | `session` | a session with a guest, for asyncio |
 | `blocking` | the same for programs without asyncio |
 | `identity` | the key pair of this user, which guests let in |
+| `copying` | files and trees, to guests and from them |
 | `host_keys` | the host keys of guests |
 | `hosts` | guests as OpenSSH's users write them: `alpha.vsock`, `vsock/3`, `vsock-mux/PATH` |
 | `config` | the lines for OpenSSH's own configuration |

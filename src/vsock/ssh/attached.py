@@ -6,6 +6,7 @@ share, so they stay blocking; threads read and write them.
 
 import asyncio
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -61,7 +62,8 @@ async def carry(
         OSError: a descriptor failed; BrokenPipeError when who reads our output is gone.
     """
     left = [most]
-    feeding = asyncio.create_task(_feed(process, stdin))
+    failures: list[OSError] = []
+    feeding = asyncio.create_task(_feed(process, stdin, failures))
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_drain(process.stdout, stdout, left))
@@ -72,17 +74,31 @@ async def carry(
     finally:
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
+    if failures:
+        raise failures[0]
 
 
-async def _feed(process: "Process", stdin: int | None) -> None:
-    """Send the data of a descriptor, and its end."""
+async def _feed(process: "Process", stdin: int | None, failures: list[OSError]) -> None:
+    """Send the data of a descriptor, and its end; one that cannot be read ends the command."""
     try:
-        while stdin is not None and (piece := await in_thread(os.read, stdin, _PIECE)):
+        while stdin is not None and (piece := await in_thread(_read, stdin)):
             process.stdin.write(piece)
             await process.stdin.drain()
         process.stdin.write_eof()
     except (BrokenPipeError, ConnectionResetError):
         return  # the command reads no more; what it writes is still read
+    except OSError as error:
+        failures.append(error)
+        process.close()
+
+
+def _read(descriptor: int) -> bytes:
+    """Read, and wait even if another process has made the descriptor non-blocking."""
+    while True:
+        try:
+            return os.read(descriptor, _PIECE)
+        except BlockingIOError:
+            select.select([descriptor], [], [])
 
 
 async def _drain(source: Any, sink: Callable[[bytes], object], left: list[int | None]) -> None:
@@ -131,6 +147,7 @@ def forwarded_signals(process: "Process") -> "Iterator[None]":
     def forward(name: str) -> None:
         seen.append(name)
         if len(seen) > 1:
+            process.kill()
             process.close()
         else:
             process.send_signal(name)

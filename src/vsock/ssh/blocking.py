@@ -4,15 +4,19 @@ The session lives in an event loop of its own, in a thread.
 """
 
 import asyncio
+import errno
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from vsock.errors import SessionError
 
 if TYPE_CHECKING:
     from asyncssh import SSHCompletedProcess
 
-    from vsock.ssh.session import Command, GuestSession
+    from vsock.ssh.copying import CopyResult
+    from vsock.ssh.session import Command, GuestSession, LocalPath
 
 __all__ = ["BlockingSession"]
 
@@ -66,12 +70,27 @@ class BlockingSession:
         """Run a command and return what it wrote and how it ended; as `GuestSession.run`."""
         return self._call(self._session.run(command, **options))
 
+    def copy_in(
+        self, source: "LocalPath | Sequence[LocalPath]", destination: str, **options: Any
+    ) -> "CopyResult":
+        """Copy files and folders of the host into the guest; as `GuestSession.copy_in`."""
+        return self._call(self._session.copy_in(source, destination, **options))
+
+    def copy_out(
+        self, source: str | Sequence[str], destination: "LocalPath", **options: Any
+    ) -> "CopyResult":
+        """Copy files and folders of the guest to the host; as `GuestSession.copy_out`."""
+        return self._call(self._session.copy_out(source, destination, **options))
+
     def _call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise SessionError(errno.ENOTCONN, f"the session with {self.name} is not open")
         waits = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return waits.result()
         except BaseException:
-            waits.cancel()  # Ctrl-C in this thread; the coroutine ends with its command
+            waits.cancel()  # Ctrl-C in this thread
             raise
 
     def _end(self) -> None:

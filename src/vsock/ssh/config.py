@@ -1,7 +1,8 @@
 """The lines by which OpenSSH's own programs reach guests: `ssh alpha.vsock`, scp, sftp, rsync, git, editors.
 
 Trust is the same as of our own sessions: KnownHostsCommand (OpenSSH 8.5 and later, ssh_config(5)) asks `vsock
-ssh-known-hosts`, which pins a guest's key at first use and knows it again whatever the guest was called.
+ssh-known-hosts`, which pins a guest's key at first use and knows it again whatever the guest was called. ssh writes host
+names in lower case but for `%n`; names of guests may have capitals.
 """
 
 import os
@@ -19,6 +20,11 @@ _HOSTS: Final = (
     *("*.vsock", "vsock/*", "vsock%*", "vsock,*"),
     *("vsock-mux/*", "vsock-mux%*", "vsock-mux,*", "unix/*", "unix%*", "unix,*"),
 )
+_ALGORITHMS: Final = (
+    *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+    *("rsa-sha2-512", "rsa-sha2-256"),
+)
+"""No certificates: a guest is trusted by its key alone."""
 _HEAD: Final = "# Guests of vsock; from `vsock ssh-config`.\n"
 
 
@@ -33,14 +39,16 @@ def fragment(program: Sequence[str], options: Sequence[str], *, user: str) -> st
     proxy, known = (_command(*program, verb, *options) for verb in ("ssh-proxy", "ssh-known-hosts"))
     return f"""{_HEAD}Host {" ".join(_HOSTS)}
     User {user}
-    ProxyCommand {proxy} %h %p
+    ProxyCommand {proxy} %n %p
     ProxyUseFdpass yes
-    KnownHostsCommand {known} %H %t %K
+    KnownHostsCommand {known} %n %H %t %K
     UserKnownHostsFile /dev/null
     GlobalKnownHostsFile /dev/null
     StrictHostKeyChecking yes
     CheckHostIP no
+    HostKeyAlgorithms {",".join(_ALGORITHMS)}
     IdentityFile {_quoted(Identity.of_user().private_file)}
+    IdentitiesOnly yes
 """
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vsock.errors import SessionError
+from vsock.ssh.session import printable, translated
 
 if TYPE_CHECKING:
     from vsock.ssh.session import GuestSession
@@ -113,7 +114,8 @@ async def clock_of(session: "GuestSession") -> Clock:
     Raises:
         SessionError: it does not answer, or not with a time.
     """
-    process = await session.open_process(_CLOCK_SCRIPT)
+    async with _in_time(session.name):
+        process = await session.open_process(_CLOCK_SCRIPT, errors="replace")
     best = Clock(0.0, float("inf"))
     try:
         async with _in_time(session.name):
@@ -158,7 +160,10 @@ async def set_clock(session: "GuestSession") -> Clock:
 async def _in_time(name: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(_SECONDS):
-            yield
+            with translated(name):
+                yield
+    except BrokenPipeError:
+        raise SessionError(errno.ECONNRESET, f"{name} ended the command that asks it") from None
     except TimeoutError:
         raise SessionError(
             errno.ETIMEDOUT, f"{name} did not answer within {_SECONDS:g} s"
@@ -179,7 +184,7 @@ def _nonsense(name: str, said: object) -> SessionError:
 
 
 def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in text[:_LONGEST])
+    return printable(text, _LONGEST)
 
 
 def _number(text: str | None) -> float | None:

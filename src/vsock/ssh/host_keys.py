@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from vsock.errors import HostKeyChanged, UsageError
+from vsock.runtime import default_runtime_dir
 from vsock.ssh.identity import state_dir
 
 __all__ = ["HostKey", "HostKeys", "pin_name"]
@@ -54,10 +55,12 @@ class HostKey:
             blob = base64.b64decode(self.data, validate=True)
         except (binascii.Error, ValueError):
             raise UsageError(f"this {self.algorithm} key is not in base64") from None
-        # The blob repeats the algorithm (RFC 4253, section 6.6).
-        length = int.from_bytes(blob[:4], "big")
-        if blob[4 : 4 + length] != self.algorithm.encode():
+        # The blob repeats the algorithm, and is a row of strings (RFC 4253, section 6.6).
+        parts = _strings(blob)
+        if not parts or parts[0] != self.algorithm.encode():
             raise UsageError(f"this key is not of the kind {self.algorithm}")
+        if len(parts) < 2 or "-cert-" in self.algorithm:
+            raise UsageError(f"this {self.algorithm} key is not whole, or is a certificate")
 
     @classmethod
     def parse(cls, text: str) -> "HostKey":
@@ -68,6 +71,18 @@ class HostKey:
     def __str__(self) -> str:
         """Return `ALGORITHM BASE64`."""
         return f"{self.algorithm} {self.data}"
+
+
+def _strings(blob: bytes) -> list[bytes]:
+    """The strings of an SSH message, each behind its length; none if they do not fill it (RFC 4251, section 5)."""
+    parts = []
+    while blob:
+        length = int.from_bytes(blob[:4], "big")
+        if len(blob) < 4 + length:
+            return []
+        parts.append(blob[4 : 4 + length])
+        blob = blob[4 + length :]
+    return parts
 
 
 def pin_name(guest: str, runtime_dir: str | os.PathLike[str]) -> str:
@@ -108,7 +123,7 @@ class HostKeys:
             if not pinned:
                 entries.append((name, key))
             elif key not in pinned:
-                raise _changed(name)
+                raise _changed(name, self._path)
 
     def pin(self, name: str, key: HostKey) -> None:
         """Pin `key` in place of all that were pinned under `name`."""
@@ -167,10 +182,16 @@ class HostKeys:
             raise
 
 
-def _changed(name: str) -> HostKeyChanged:
-    guest = name.partition("@")[0]
+def _changed(name: str, path: Path) -> HostKeyChanged:
+    guest, _, scope = map(unquote, name.partition("@"))
+    if scope == os.path.realpath(default_runtime_dir()):
+        remedy = f"run `vsock guest host-key {guest} --forget`"
+    elif Path(scope).is_dir():
+        remedy = f"run `vsock guest host-key {guest} --forget --runtime-dir {scope}`"
+    else:
+        remedy = f"remove its line from {path}"
     return HostKeyChanged(
         errno.EACCES,
-        f"{guest} has another host key than the one pinned at its first use: if it was installed anew, run "
-        f"`vsock guest host-key {guest} --forget`; if not, another machine answers under its name",
+        f"{guest} has another host key than the one pinned at its first use: if it was installed anew, {remedy}; "
+        "if not, another machine answers under its name",
     )

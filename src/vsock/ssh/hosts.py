@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from vsock._socket.transport import transport_for
 from vsock.address import Address, NamedAddress, as_target
 from vsock.control.client import ControlClient
-from vsock.errors import AddressError, VsockError
+from vsock.errors import AddressError, NoSwitch
 from vsock.ssh.host_keys import pin_name
 from vsock.transports import SwitchTransport
 
@@ -87,7 +87,7 @@ def pinned_as(host: Host, port: int, transport: "Transport | str | None") -> str
     if isinstance(target, Address):
         try:
             guest = ControlClient(where.directory).guest(target.cid).name
-        except VsockError:
+        except NoSwitch:
             # A switch without a control API: there the CID is all that is known of a guest.
             return pin_name(guest, where.directory)
     return pin_name(guest, where.directory)

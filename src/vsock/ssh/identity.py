@@ -81,6 +81,8 @@ class Identity:
             raise missing_extra(error, "a key for guests", "ssh") from None
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = generate_private_key(_ALGORITHM, comment="vsock")
+        # Of a private key that was removed.
+        self.public_file.unlink(missing_ok=True)
         _write_new(self.private_file, key.export_private_key())
 
     def _write_public(self) -> None:

@@ -8,7 +8,8 @@ import asyncio
 import errno
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -18,6 +19,7 @@ from vsock.address import as_target
 from vsock.errors import (
     ConnectRefused,
     ConnectTimeout,
+    CopyError,
     HostKeyChanged,
     KeyRefused,
     SessionError,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import socket
 
     from vsock.ssh.blocking import BlockingSession
+    from vsock.ssh.copying import CopyResult, Progress
 
 __all__ = [
     "DEFAULT_USER",
@@ -56,12 +59,15 @@ DEFAULT_USER: Final = "root"
 LOGIN_SECONDS: Final = 30.0
 """How long connecting and logging in may take: sshd of an emulated guest computes for seconds."""
 
+_LONGEST_REASON: Final = 200
+
 _OTHERS: Final = (
     *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
     *("rsa-sha2-512", "rsa-sha2-256"),
 )
 """Kinds of host keys, of which every sshd has one."""
 
+LocalPath = str | os.PathLike[str]
 Command = str | Sequence[str]
 """A line for the shell of the guest's user, or a program and its arguments, which reach it as they are."""
 
@@ -196,13 +202,18 @@ class GuestSession:
         Raises:
             SessionError: the session ended before the command did.
         """
-        line = command_line(command, env=env, cwd=cwd)
-        try:
-            done = await self.connection.run(line, check=check, **options)
-        except asyncssh.ChannelOpenError as error:
-            raise SessionError(
-                errno.ECONNABORTED, f"sshd of {self.name} starts no command: {error.reason}"
-            ) from error
+        timeout = options.pop("timeout", None)
+        process = await self.open_process(command, env=env, cwd=cwd, **options)
+        with translated(self.name):
+            try:
+                done = await process.wait(check=check, timeout=timeout)
+            except asyncssh.ProcessError as error:
+                if isinstance(error, asyncssh.TimeoutError):
+                    end(process)
+                raise
+            except BaseException:
+                end(process)
+                raise
         if done.returncode is None:
             raise SessionError(
                 errno.ECONNRESET, f"the session with {self.name} ended before the command did"
@@ -229,16 +240,82 @@ class GuestSession:
             SessionError: sshd does not start it.
         """
         line = None if command is None else command_line(command, env=env, cwd=cwd)
-        try:
+        with translated(self.name):
             return await self.connection.create_process(line, **options)
-        except asyncssh.ChannelOpenError as error:
-            raise SessionError(
-                errno.ECONNABORTED, f"sshd of {self.name} starts no command: {error.reason}"
-            ) from error
 
     async def sftp(self) -> asyncssh.SFTPClient:
-        """Return a client for the guest's files."""
-        return await self.connection.start_sftp_client()
+        """Return a client for the guest's files.
+
+        Raises:
+            SessionError: its sshd has no SFTP, or the session ended.
+        """
+        with translated(self.name):
+            try:
+                return await self.connection.start_sftp_client()
+            except (asyncssh.ChannelOpenError, asyncssh.SFTPError) as error:
+                raise SessionError(
+                    errno.EPROTONOSUPPORT,
+                    f"sshd of {self.name} has no SFTP: is its sftp-server installed?",
+                ) from error
+
+    async def copy_in(
+        self,
+        source: LocalPath | Sequence[LocalPath],
+        destination: str,
+        *,
+        progress: "Callable[[Progress], object] | None" = None,
+        resume: bool = False,
+        verify: bool = True,
+    ) -> "CopyResult":
+        """Copy files and folders of the host into the guest; links are copied as links.
+
+        Args:
+            source: a path, or several.
+            destination: a folder of the guest, or the new name of one source.
+            progress: called a few times in a second, in the session's thread.
+            resume: go on with what a broken copy of the same file has left.
+            verify: compare each file with what was read.
+
+        Raises:
+            CopyError: not everything was copied; `failures` says what and why. What is copied is whole.
+            SessionError: the session ended during the copy.
+            UsageError: several sources, and the destination is no folder.
+        """
+        from vsock.ssh.copying import Copier
+        from vsock.ssh.copying.guest import GuestSide
+        from vsock.ssh.copying.host import HostSide
+
+        copier = Copier(resume=resume, verify=verify, progress=progress)
+        guest, host = await GuestSide.open(self), HostSide()
+        try:
+            sources = [(host, path) for path in _paths(source)]
+            await copier.copy(sources, guest, os.fsencode(destination))
+        finally:
+            await guest.close()
+        return _without_failures(copier.result(guest))
+
+    async def copy_out(
+        self,
+        source: str | Sequence[str],
+        destination: LocalPath,
+        *,
+        progress: "Callable[[Progress], object] | None" = None,
+        resume: bool = False,
+        verify: bool = True,
+    ) -> "CopyResult":
+        """Copy files and folders of the guest to the host; the arguments and errors are as of `copy_in`."""
+        from vsock.ssh.copying import Copier
+        from vsock.ssh.copying.guest import GuestSide
+        from vsock.ssh.copying.host import HostSide
+
+        copier = Copier(resume=resume, verify=verify, progress=progress)
+        guest, host = await GuestSide.open(self), HostSide()
+        try:
+            sources = [(guest, path) for path in _paths(source)]
+            await copier.copy(sources, host, os.fsencode(destination))
+        finally:
+            await guest.close()
+        return _without_failures(copier.result(guest))
 
     async def _open(self) -> asyncssh.SSHClientConnection:
         identity = Identity.of_user()
@@ -299,7 +376,8 @@ class GuestSession:
                 client_factory=lambda: _Client(trust),
                 known_hosts=(pinned, [], []),
                 # Not only those of pinned keys: a guest that has none of these has another key than the pinned one.
-                server_host_key_algs="default" if not pinned else [*_algorithms(pinned), *_OTHERS],
+                # No certificates: a name is trusted by its key alone.
+                server_host_key_algs=[*_algorithms(pinned), *_OTHERS],
                 agent_path=agent,
                 agent_forwarding=self._forward_agent,
                 compression_algs=None,
@@ -313,11 +391,57 @@ class GuestSession:
         except (asyncssh.Error, OSError) as error:
             if trust.refusal:
                 raise trust.refusal from None
-            reason = error.reason if isinstance(error, asyncssh.Error) else str(error)
             raise SessionError(
-                errno.ECONNABORTED,
-                f"{self.name} gave no session: {reason.rstrip('.') or 'the connection ended'}",
+                errno.ECONNABORTED, f"{self.name} gave no session: {_reason(error)}"
             ) from error
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """Turn what asyncssh says of a session with `name` into a SessionError; how a command ended stays as it is."""
+    try:
+        yield
+    except asyncssh.ProcessError:
+        raise
+    except asyncssh.ChannelOpenError as error:
+        raise SessionError(
+            errno.ECONNABORTED, f"sshd of {name} starts no command: {_reason(error)}"
+        ) from error
+    except asyncssh.Error as error:
+        raise SessionError(
+            errno.ECONNRESET, f"the session with {name} ended: {_reason(error)}"
+        ) from error
+
+
+def end(process: asyncssh.SSHClientProcess[Any]) -> None:
+    """Give a command up: SIGTERM, and no more of its output is taken."""
+    with suppress(OSError):  # it has ended
+        process.terminate()
+    process.close()
+
+
+def printable(text: str, most: int = _LONGEST_REASON) -> str:
+    """Words of a guest in one line that cannot move a terminal's cursor."""
+    return "".join(one if one.isprintable() else "?" for one in text[:most])
+
+
+def _reason(error: Exception) -> str:
+    said = error.reason if isinstance(error, asyncssh.Error) else str(error)
+    return printable(said).rstrip(".") or "the connection ended"
+
+
+def _paths(named: LocalPath | Sequence[LocalPath]) -> list[bytes]:
+    several = [named] if isinstance(named, str | os.PathLike) else named
+    return [os.fsencode(path) for path in several]
+
+
+def _without_failures(result: "CopyResult") -> "CopyResult":
+    if not result.failed:
+        return result
+    more = f" (and {result.failed - 1} more)" if result.failed > 1 else ""
+    error = CopyError(errno.EIO, f"{result.failures[0]}{more}")
+    error.failures = result.failures
+    raise error
 
 
 class _Trust:
@@ -363,11 +487,12 @@ def command_line(
         UsageError: a variable's name is none.
     """
     line = command if isinstance(command, str) else f"exec {shlex.join(command)}"
+    # Lines of their own, so that what a text does with && and ; concerns the text alone.
     parts = []
     if cwd is not None:
-        parts.append(f"cd -- {shlex.quote(cwd)}")
+        parts.append(f"cd -- {shlex.quote(cwd)} || exit")
     for name, value in (env or {}).items():
         if not name.isidentifier() or not name.isascii():
             raise UsageError(f"{name!r} is no name of an environment variable")
         parts.append(f"export {name}={shlex.quote(value)}")
-    return " && ".join([*parts, line])
+    return "\n".join([*parts, line])

@@ -15,16 +15,18 @@ qemu-system-x86_64 $(vsock qemu-args {name} --ssh{"" if user == "root" else f" -
 
 # systemd then takes your key from a credential, and its sshd listens on vsock (systemd-ssh-generator(8)).
 # With another VMM, in the guest:
-mkdir -p -m 700 {_home(user)}/.ssh
+install -d -m 700 -o {user} {_home(user)}/.ssh
 echo '{key}' >> {_home(user)}/.ssh/authorized_keys
+chown {user} {_home(user)}/.ssh/authorized_keys
 """
 
 
 def _older_systemd(name: str, user: str, key: str) -> str:
     return f"""\
 # In the guest, as root:
-mkdir -p -m 700 {_home(user)}/.ssh
+install -d -m 700 -o {user} {_home(user)}/.ssh
 echo '{key}' >> {_home(user)}/.ssh/authorized_keys
+chown {user} {_home(user)}/.ssh/authorized_keys
 cat > /etc/systemd/system/sshd-vsock.socket <<END
 [Socket]
 ListenStream=vsock::22
@@ -74,6 +76,8 @@ def _busybox(name: str, user: str, key: str) -> str:
 # In the guest, as root (dropbear and socat):
 mkdir -p {_home(user)}/.ssh /etc/dropbear
 echo '{key}' >> {_home(user)}/.ssh/authorized_keys
+chown {user} {_home(user)}/.ssh/authorized_keys
+chown {user} {_home(user)}/.ssh
 chmod 700 {_home(user)} {_home(user)}/.ssh
 socat VSOCK-LISTEN:22,fork EXEC:'dropbear -i -R' &
 """

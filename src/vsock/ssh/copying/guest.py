@@ -1,0 +1,443 @@
+"""A guest's files, for a copy, by SFTP. What the guest answers is checked here; how long it takes is bounded.
+
+Paths are the guest's own matter: it can only deceive itself about them.
+"""
+
+import asyncio
+import errno
+import posixpath
+import secrets
+import shlex
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import asyncssh
+from asyncssh import constants
+
+from vsock.errors import SessionError
+from vsock.ssh.copying.sides import (
+    CHUNK,
+    Entry,
+    EntryError,
+    Kind,
+    digest_of,
+    part_name,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from vsock.ssh.session import GuestSession
+
+__all__ = ["GuestSide"]
+
+_ANSWER_SECONDS: Final = 60.0
+"""How long one answer may take; sshd of an emulated guest on a busy machine needs seconds."""
+
+_LEAST_BYTES_PER_SECOND: Final = 1 << 20
+"""How fast sha256sum must be at least."""
+
+_FEW: Final = 1 << 20
+"""Bytes that are read again rather than compared by sha256sum, whose start costs more."""
+
+_MOST_DOTS: Final = 2
+"""A folder lists itself and its parent once."""
+
+_MOST_NUMBER: Final = 2**63 - 1
+_LAST_SECOND: Final = 2**32 - 1
+_T = TypeVar("_T")
+
+_LOST: Final = (
+    asyncssh.SFTPConnectionLost,
+    asyncssh.SFTPNoConnection,
+    asyncssh.ConnectionLost,
+    asyncssh.DisconnectError,
+    asyncssh.ChannelOpenError,
+    ConnectionError,
+)
+
+_REASONS: Final[dict[type[asyncssh.SFTPError], str]] = {
+    asyncssh.SFTPNoSuchFile: "no such file or folder",
+    asyncssh.SFTPPermissionDenied: "permission denied",
+    asyncssh.SFTPNoSpaceOnFilesystem: "no space left on the guest's disk",
+}
+
+
+class GuestSide:
+    """The files of a guest, as its sshd lets a user have them; `notes` says what its server cannot do."""
+
+    def __init__(self, session: "GuestSession", client: asyncssh.SFTPClient) -> None:
+        self._session = session
+        self.name = session.name
+        self.client = client
+        self.notes: set[str] = set()
+
+    @classmethod
+    async def open(cls, session: "GuestSession") -> "GuestSide":
+        """Ask its sshd for SFTP.
+
+        Raises:
+            SessionError: it has no SFTP, or the session ended.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return cls(session, await session.sftp())
+        except (asyncssh.Error, ValueError, OSError) as error:
+            if isinstance(error, SessionError):
+                raise
+            raise SessionError(
+                errno.EPROTONOSUPPORT,
+                f"sshd of {session.name} has no SFTP: is its sftp-server installed?",
+            ) from error
+
+    async def close(self) -> None:
+        """End SFTP, not the session, unless the guest does not answer."""
+        self.client.exit()
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self.client.wait_closed()
+        except TimeoutError:
+            self._session.connection.abort()
+
+    @property
+    def chunk(self) -> int:
+        """Bytes that one request may carry."""
+        limits = self.client.limits
+        return min(CHUNK, limits.max_read_len or CHUNK, limits.max_write_len or CHUNK)
+
+    def text(self, path: bytes) -> str:
+        """The path behind the guest's name."""
+        return f"{shown(self.name.encode())}:{shown(path)}"
+
+    async def ask(self, answer: Awaitable[_T], path: bytes) -> _T:
+        """Wait for an answer about a path.
+
+        Raises:
+            EntryError: the guest says no, or what it must not say.
+            SessionError: the session ended, or there is no answer.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await answer
+        except TimeoutError:
+            self._session.connection.abort()  # else closing would wait for it, too
+            raise SessionError(
+                errno.ETIMEDOUT, f"{self.name} did not answer for {_ANSWER_SECONDS:g} s"
+            ) from None
+        except _LOST as error:
+            raise SessionError(
+                errno.ECONNRESET,
+                f"the session with {self.name} ended during the copy; another one with --resume goes on from there",
+            ) from error
+        except asyncssh.SFTPError as error:
+            reason = _REASONS.get(type(error)) or shown(error.reason[:200].encode())
+            raise EntryError(f"{self.text(path)}: {reason}") from error
+        except (asyncssh.Error, ValueError) as error:
+            raise EntryError(
+                f"{self.text(path)}: the guest's SFTP server breaks the protocol"
+            ) from error
+
+    async def entry(self, path: bytes, *, follow: bool) -> Entry | None:
+        """What is there."""
+        look = self.client.stat if follow else self.client.lstat
+        try:
+            return self.read_entry(await self.ask(look(path or b"."), path), path)
+        except EntryError as error:
+            if isinstance(error.__cause__, asyncssh.SFTPNoSuchFile | asyncssh.SFTPNoSuchPath):
+                return None
+            raise
+
+    async def folder(self, path: bytes) -> "GuestFolder":
+        """A folder, whose path the user has named."""
+        found = await self.entry(path, follow=True)
+        if found is None or found.kind is not Kind.FOLDER:
+            raise EntryError(f"{self.text(path)}: {'not a' if found else 'no such'} folder")
+        return GuestFolder(self, path)
+
+    def read_entry(self, said: asyncssh.SFTPAttrs, path: bytes) -> Entry:
+        """Check what the guest says of an entry."""
+        size, seconds = said.size or 0, said.mtime or 0
+        if said.permissions is None or not 0 <= size <= _MOST_NUMBER or seconds > _MOST_NUMBER:
+            raise EntryError(f"{self.text(path)}: the guest does not say what it is")
+        return Entry.of(said.permissions, size, min(seconds, _LAST_SECOND))
+
+    async def digest(self, path: bytes, length: int) -> bytes | None:
+        """SHA-256 by the guest's own sha256sum; None if it has none that reads this file."""
+        try:
+            quoted = shlex.quote(path.decode())
+        except UnicodeDecodeError:
+            return None  # SSH has commands in UTF-8
+        seconds = _ANSWER_SECONDS + length / _LEAST_BYTES_PER_SECOND
+        # sshd may show SFTP another root than commands have.
+        line = f"test -r {quoted} && head -c {length} < {quoted} | sha256sum"
+        try:
+            async with asyncio.timeout(seconds):
+                process = await self._session.open_process(line, encoding=None)
+                try:
+                    return bytes.fromhex((await process.stdout.readexactly(64)).decode())
+                finally:
+                    process.close()
+        except (ValueError, asyncio.IncompleteReadError, SessionError, TimeoutError):
+            return None  # the caller reads the file again, and then an ended session is an error
+
+
+class GuestFolder:
+    """A folder, by its path."""
+
+    def __init__(self, side: GuestSide, path: bytes) -> None:
+        self._side = side
+        self._client = side.client
+        self._path = path
+
+    def text(self, name: bytes) -> str:
+        """The path of an entry."""
+        return self._side.text(self._of(name))
+
+    def _of(self, name: bytes) -> bytes:
+        return posixpath.join(self._path, name)
+
+    async def entries(self) -> AsyncGenerator[tuple[bytes, Entry], None]:
+        """What the guest says is in it."""
+        listing = self._client.scandir(self._path or b".")
+        dots = 0
+        while dots <= _MOST_DOTS:
+            try:
+                found = await self._side.ask(anext(listing), self._path)
+            except StopAsyncIteration:
+                return
+            name = found.filename
+            assert isinstance(name, bytes)
+            if name in (b".", b".."):
+                dots += 1
+            else:
+                yield name, self._side.read_entry(found.attrs, self._of(name))
+        raise EntryError(f"{self.text(b'')}: the guest lists the folder itself again and again")
+
+    async def entry(self, name: bytes) -> Entry | None:
+        """What is there."""
+        return await self._side.entry(self._of(name), follow=False)
+
+    async def folder(self, name: bytes) -> "GuestFolder":
+        """A folder in it."""
+        found = await self.entry(name)
+        if found is None or found.kind is not Kind.FOLDER:
+            raise EntryError(f"{self.text(name)}: {'not a' if found else 'no such'} folder")
+        return GuestFolder(self._side, self._of(name))
+
+    async def make_folder(self, name: bytes) -> None:
+        """Make a folder."""
+        path = self._of(name)
+        attrs = asyncssh.SFTPAttrs(permissions=0o700)
+        await self._side.ask(self._client.mkdir(path, attrs), path)
+
+    async def read_link(self, name: bytes) -> bytes:
+        """What a link says."""
+        path = self._of(name)
+        target = await self._side.ask(self._client.readlink(path), path)
+        if not target or len(target) > 4095 or b"\0" in target:
+            raise EntryError(f"{self.text(name)}: the guest says a link that none can be")
+        return target
+
+    async def make_link(self, name: bytes, target: bytes, entry: Entry) -> None:
+        """Make a link under a temporary name, and rename it. SFTP cannot give it a time."""
+        part = self._of(part_name(name, secrets.token_hex(6)))
+        await self._side.ask(self._client.symlink(target, part), part)
+        try:
+            await _rename(self._side, part, self._of(name))
+        except EntryError:
+            with suppress(EntryError):  # the first one is the reason
+                await self._side.ask(self._client.remove(part), part)
+            raise
+
+    async def reader(self, name: bytes) -> "GuestReader":
+        """Open a file."""
+        path = self._of(name)
+        file = await self._side.ask(
+            self._client.open(path, constants.FXF_READ, encoding=None, block_size=0), path
+        )
+        async with _closed_on_error(file):
+            said = await self._side.ask(file.stat(), path)
+            entry = self._side.read_entry(said, path)
+            if entry.kind is not Kind.FILE:
+                raise EntryError(f"{self.text(name)}: became a {entry.kind.value} during the copy")
+            return GuestReader(self._side, file, path, entry)
+
+    async def writer(self, name: bytes, tag: str, *, resume: bool) -> "GuestWriter":
+        """Begin a file, or go on with a part of it."""
+        part = part_name(name, tag)
+        there = await self.entry(part)
+        if there and not resume:
+            # Perhaps another copy of the same file is at work, so it stays.
+            part, there = part_name(name, secrets.token_hex(6)), None
+        if there and there.kind is not Kind.FILE:
+            raise EntryError(f"{self.text(part)}: is not a part that `vsock cp` has left")
+        path = self._of(part)
+        flags = constants.FXF_READ | constants.FXF_WRITE
+        if not there:
+            flags |= constants.FXF_CREAT | constants.FXF_EXCL
+        attrs = asyncssh.SFTPAttrs(permissions=0o600)
+        file = await self._side.ask(
+            self._client.open(path, flags, attrs, encoding=None, block_size=0), path
+        )
+        begun = there.size if there else 0
+        return GuestWriter(self._side, file, path, self._of(name), begun)
+
+    async def finish(self, entry: Entry | None) -> None:
+        """Mode and time of a new folder."""
+        if entry:
+            await self._side.ask(self._client.setstat(self._path, _attrs(entry)), self._path)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class GuestReader:
+    """A file that is read."""
+
+    def __init__(
+        self, side: GuestSide, file: "asyncssh.SFTPClientFile", path: bytes, entry: Entry
+    ) -> None:
+        self._side = side
+        self._file = file
+        self._path = path
+        self.entry = entry
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Read at an offset."""
+        size = min(size, self._side.chunk)
+        data: bytes = await self._side.ask(self._file.read(size, offset), self._path)
+        if len(data) > size:
+            raise EntryError(f"{self._side.text(self._path)}: the guest sends more than was asked")
+        return data
+
+    async def now(self) -> Entry:
+        """What it is by now."""
+        return self._side.read_entry(
+            await self._side.ask(self._file.stat(), self._path), self._path
+        )
+
+    async def digest(self, length: int) -> bytes:
+        """SHA-256 of its first bytes."""
+        found = await self._side.digest(self._path, length) if length > _FEW else None
+        return found or await digest_of(self.read, length)
+
+    async def close(self) -> None:
+        """Close it."""
+        await _close(self._file)
+
+
+class GuestWriter:
+    """A file under a temporary name."""
+
+    def __init__(
+        self,
+        side: GuestSide,
+        file: "asyncssh.SFTPClientFile",
+        part: bytes,
+        path: bytes,
+        begun: int,
+    ) -> None:
+        self._side = side
+        self._file = file
+        self._part = part
+        self._path = path
+        self.begun = begun
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write at an offset."""
+        step = self._side.chunk
+        for at in range(0, len(data), step):
+            piece = bytes(data[at : at + step])
+            try:
+                await self._side.ask(self._file.write(piece, offset + at), self._path)
+            except EntryError as error:
+                raise await self._why(error) from error
+
+    async def _why(self, error: EntryError) -> EntryError:
+        """SFTP's third version has no error for a full disk: it says "Failure"."""
+        if not isinstance(error.__cause__, asyncssh.SFTPFailure):
+            return error
+        try:
+            disk = await self._side.ask(self._file.statvfs(), self._path)
+        except EntryError:
+            return error  # the server cannot say
+        if disk.bavail:
+            return error
+        return EntryError(f"{self._side.text(self._path)}: no space left on the guest's disk")
+
+    async def truncate(self, size: int) -> None:
+        """Cut or extend it."""
+        await self._side.ask(self._file.setstat(asyncssh.SFTPAttrs(size=size)), self._path)
+
+    async def digest(self, length: int) -> bytes:
+        """SHA-256 of its first bytes."""
+        found = await self._side.digest(self._part, length) if length > _FEW else None
+        return found or await self.read_again(length)
+
+    async def read_again(self, length: int) -> bytes:
+        """SHA-256 of what SFTP reads."""
+
+        async def read(offset: int, size: int) -> bytes:
+            size = min(size, self._side.chunk)
+            data: bytes = await self._side.ask(self._file.read(size, offset), self._path)
+            return data
+
+        return await digest_of(read, length)
+
+    async def place(self, entry: Entry) -> None:
+        """Finish it, and rename it."""
+        await self._side.ask(self._file.setstat(_attrs(entry)), self._path)
+        try:
+            await self._side.ask(self._file.fsync(), self._path)
+        except EntryError as error:
+            if not isinstance(error.__cause__, asyncssh.SFTPOpUnsupported):
+                raise
+            self._side.notes.add(
+                f"the SFTP server of {self._side.name} has no fsync: a crash of the guest may lose what was copied"
+            )
+        await _rename(self._side, self._part, self._path)
+
+    async def discard(self) -> None:
+        """Remove it."""
+        await self._side.ask(self._side.client.remove(self._part), self._part)
+
+    async def close(self) -> None:
+        """Close it."""
+        await _close(self._file)
+
+
+def _attrs(entry: Entry) -> asyncssh.SFTPAttrs:
+    seconds = min(max(int(entry.seconds), 0), _LAST_SECOND)
+    return asyncssh.SFTPAttrs(permissions=entry.mode, atime=seconds, mtime=seconds)
+
+
+async def _rename(side: GuestSide, old: bytes, new: bytes) -> None:
+    """Rename in one step, in place of what has the new name; where the server cannot, in two, and say so."""
+    try:
+        await side.ask(side.client.posix_rename(old, new), new)
+        return
+    except EntryError as error:
+        if not isinstance(error.__cause__, asyncssh.SFTPOpUnsupported):
+            raise
+    if await side.entry(new, follow=False):
+        side.notes.add(
+            f"the SFTP server of {side.name} cannot replace a file in one step: for a moment there was none"
+        )
+        await side.ask(side.client.remove(new), new)
+    await side.ask(side.client.rename(old, new), new)
+
+
+@asynccontextmanager
+async def _closed_on_error(file: "asyncssh.SFTPClientFile") -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        await _close(file)
+        raise
+
+
+async def _close(file: "asyncssh.SFTPClientFile") -> None:
+    # What was written has been answered for. If the session has ended, so has the handle.
+    with suppress(asyncssh.Error, OSError, ValueError, TimeoutError):
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await file.close()

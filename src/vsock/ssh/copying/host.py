@@ -1,0 +1,248 @@
+"""The host's files, for a copy. Each name is used in the descriptor of its folder, and no link is followed.
+
+So whatever a guest names, and whatever is renamed meanwhile, nothing outside a copied folder is read or written.
+"""
+
+import asyncio
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from vsock.ssh.copying.sides import (
+    Entry,
+    EntryError,
+    Kind,
+    digest_of,
+    part_name,
+    shown,
+)
+
+__all__ = ["HostSide"]
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+_NS: Final = 1_000_000_000
+
+
+def _entry(found: os.stat_result) -> Entry:
+    return Entry.of(found.st_mode, found.st_size, found.st_mtime)
+
+
+@contextmanager
+def _trouble(text: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EntryError(f"{text}: {error.strerror or error}") from error
+
+
+class HostSide:
+    """The files of this machine."""
+
+    def text(self, path: bytes) -> str:
+        """The path."""
+        return shown(path or b".")
+
+    async def entry(self, path: bytes, *, follow: bool) -> Entry | None:
+        """What is there."""
+        with _trouble(self.text(path)):
+            try:
+                return _entry(os.stat(path or b".", follow_symlinks=follow))  # noqa: PTH116 - paths are bytes
+            except FileNotFoundError:
+                return None
+
+    async def folder(self, path: bytes) -> "HostFolder":
+        """Open a folder, whose path the user has named."""
+        with _trouble(self.text(path)):
+            return HostFolder(os.open(path or b".", _FOLDER), path)
+
+
+class HostFolder:
+    """A folder, by its descriptor."""
+
+    def __init__(self, descriptor: int, path: bytes) -> None:
+        self._descriptor = descriptor
+        self._path = path
+
+    def text(self, name: bytes) -> str:
+        """The path of an entry."""
+        return shown(os.path.join(self._path, name))  # noqa: PTH118 - paths are bytes
+
+    async def entries(self) -> AsyncGenerator[tuple[bytes, Entry], None]:
+        """What is in it; what vanishes meanwhile is not."""
+        with _trouble(self.text(b"")), os.scandir(self._descriptor) as found:
+            for one in found:
+                with suppress(FileNotFoundError):
+                    yield os.fsencode(one.name), _entry(one.stat(follow_symlinks=False))
+
+    async def entry(self, name: bytes) -> Entry | None:
+        """What is there."""
+        with _trouble(self.text(name)):
+            try:
+                return _entry(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False))
+            except FileNotFoundError:
+                return None
+
+    async def folder(self, name: bytes) -> "HostFolder":
+        """Open a folder."""
+        text = self.text(name)
+        with _trouble(text):
+            path = os.path.join(self._path, name)  # noqa: PTH118
+            return HostFolder(
+                os.open(name, _FOLDER | _NO_LINK, dir_fd=self._descriptor),
+                path,
+            )
+
+    async def make_folder(self, name: bytes) -> None:
+        """Make a folder."""
+        with _trouble(self.text(name)):
+            os.mkdir(name, 0o700, dir_fd=self._descriptor)
+
+    async def read_link(self, name: bytes) -> bytes:
+        """What a link says."""
+        with _trouble(self.text(name)):
+            return os.readlink(name, dir_fd=self._descriptor)
+
+    async def make_link(self, name: bytes, target: bytes, entry: Entry) -> None:
+        """Make a link under a temporary name, and rename it."""
+        here = self._descriptor
+        part = part_name(name, secrets.token_hex(6))
+        with _trouble(self.text(name)):
+            os.symlink(target, part, dir_fd=here)
+            try:
+                times = (int(entry.seconds * _NS),) * 2
+                os.utime(part, ns=times, dir_fd=here, follow_symlinks=False)
+                os.rename(part, name, src_dir_fd=here, dst_dir_fd=here)
+            except OSError:
+                os.unlink(part, dir_fd=here)
+                raise
+
+    async def reader(self, name: bytes) -> "HostReader":
+        """Open a file; whatever else has the name by now is trouble."""
+        text = self.text(name)
+        with _trouble(text):
+            # O_NONBLOCK: a FIFO that has taken the file's place must not stop us.
+            flags = os.O_RDONLY | os.O_NONBLOCK | _NO_LINK
+            descriptor = os.open(name, flags, dir_fd=self._descriptor)
+            reader = HostReader(descriptor, text)
+        if reader.entry.kind is not Kind.FILE:
+            await reader.close()
+            raise EntryError(f"{text}: became a {reader.entry.kind.value} during the copy")
+        return reader
+
+    async def writer(self, name: bytes, tag: str, *, resume: bool) -> "HostWriter":
+        """Begin a file, or go on with a part of it."""
+        text = self.text(name)
+        part = part_name(name, tag)
+        there = await self.entry(part)
+        if there and not resume:
+            # Perhaps another copy of the same file is at work, so it stays.
+            part, there = part_name(name, secrets.token_hex(6)), None
+        with _trouble(text):
+            flags = os.O_RDWR | _NO_LINK | (0 if there else os.O_CREAT | os.O_EXCL)
+            descriptor = os.open(part, flags | os.O_NONBLOCK, 0o600, dir_fd=self._descriptor)
+        try:
+            found = os.fstat(descriptor)
+            is_ours = found.st_uid == os.geteuid() and found.st_nlink == 1
+            if not (stat.S_ISREG(found.st_mode) and is_ours):
+                raise EntryError(f"{self.text(part)}: is not a part that `vsock cp` has left")
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise EntryError(f"{text}: another `vsock cp` is writing it") from None
+            return HostWriter(descriptor, self._descriptor, part, name, text)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    async def finish(self, entry: Entry | None) -> None:
+        """Mode and time of a new folder, and its names onto the disk."""
+        with _trouble(self.text(b"")):
+            await asyncio.to_thread(os.fsync, self._descriptor)
+            if entry:
+                os.fchmod(self._descriptor, entry.mode)
+                os.utime(self._descriptor, ns=(int(entry.seconds * _NS),) * 2)
+
+    async def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._descriptor)
+
+
+class HostReader:
+    """A file that is read."""
+
+    def __init__(self, descriptor: int, text: str) -> None:
+        self._descriptor = descriptor
+        self._text = text
+        self.entry = _entry(os.fstat(descriptor))
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Read at an offset."""
+        with _trouble(self._text):
+            return await asyncio.to_thread(os.pread, self._descriptor, size, offset)
+
+    async def now(self) -> Entry:
+        """What it is by now."""
+        return _entry(os.fstat(self._descriptor))
+
+    async def digest(self, length: int) -> bytes:
+        """SHA-256 of its first bytes."""
+        return await digest_of(self.read, length)
+
+    async def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
+
+
+class HostWriter:
+    """A file under a temporary name; `folder` is a descriptor that outlives it."""
+
+    def __init__(self, descriptor: int, folder: int, part: bytes, name: bytes, text: str) -> None:
+        self._descriptor = descriptor
+        self._folder = folder
+        self._part = part
+        self._name = name
+        self._text = text
+        self.begun = os.fstat(descriptor).st_size
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write at an offset."""
+        with _trouble(self._text):
+            while data:
+                written = await asyncio.to_thread(os.pwrite, self._descriptor, data, offset)
+                offset, data = offset + written, data[written:]
+
+    async def truncate(self, size: int) -> None:
+        """Cut or extend it."""
+        with _trouble(self._text):
+            os.ftruncate(self._descriptor, size)
+
+    async def digest(self, length: int) -> bytes:
+        """SHA-256 of its first bytes."""
+
+        async def read(offset: int, size: int) -> bytes:
+            return await asyncio.to_thread(os.pread, self._descriptor, size, offset)
+
+        with _trouble(self._text):
+            return await digest_of(read, length)
+
+    async def place(self, entry: Entry) -> None:
+        """Finish it, and rename it."""
+        with _trouble(self._text):
+            os.fchmod(self._descriptor, entry.mode)
+            os.utime(self._descriptor, ns=(int(entry.seconds * _NS),) * 2)
+            await asyncio.to_thread(os.fsync, self._descriptor)
+            os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    async def discard(self) -> None:
+        """Remove it."""
+        with _trouble(self._text):
+            os.unlink(self._part, dir_fd=self._folder)
+
+    async def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)

@@ -1,0 +1,224 @@
+"""What a copy needs of a side, be it the host or a guest: folders, readers, writers, and what an entry of a folder is.
+
+Names and paths are bytes, as in the kernels of both sides.
+"""
+
+import hashlib
+import stat
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol, Self
+
+__all__ = [
+    "CHUNK",
+    "WINDOW",
+    "Entry",
+    "EntryError",
+    "Folder",
+    "Kind",
+    "Progress",
+    "Reader",
+    "Side",
+    "Writer",
+    "digest_of",
+    "part_name",
+    "shown",
+    "written_runs",
+]
+
+CHUNK: Final = 128 << 10
+"""Bytes of a read or write; OpenSSH's sftp-server takes 255 KiB, asyncssh's client asks what a server takes."""
+
+WINDOW: Final = 4 << 20
+"""Bytes that are on their way at once in each direction. So all of a part but its last bytes, as many as these, is whole."""
+
+_BLOCK: Final = 64 << 10
+_ZEROS: Final = bytes(_BLOCK)
+_LONGEST_NAME: Final = 255
+"""NAME_MAX of Linux."""
+
+
+class EntryError(Exception):
+    """A file, link or folder is not copied; the text is one line with the side at fault. The others go on."""
+
+
+class Kind(Enum):
+    """What an entry of a folder is."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    LINK = "link"
+    FIFO = "FIFO"
+    SOCKET = "socket"
+    DEVICE = "device"
+
+
+_KINDS: Final = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.FOLDER,
+    stat.S_IFLNK: Kind.LINK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a folder; `seconds` is when it was last changed, `mode` has only the nine bits of chmod(1).
+
+    Set-user-ID and the like are not kept: they would be another user's on the other side.
+    """
+
+    kind: Kind
+    size: int
+    mode: int
+    seconds: float
+
+    @classmethod
+    def of(cls, mode: int, size: int, seconds: float) -> Self:
+        """The entry of a struct stat."""
+        return cls(_KINDS.get(stat.S_IFMT(mode), Kind.DEVICE), size, mode & 0o777, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a copy is; `total` is 0 while it is not known."""
+
+    path: str
+    files: int
+    bytes: int
+    total: int
+
+
+class Reader(Protocol):
+    """A file that is read."""
+
+    entry: Entry
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes; none at the end of the file."""
+
+    async def now(self) -> Entry:
+        """What it is by now."""
+
+    async def digest(self, length: int) -> bytes:
+        """SHA-256 of its first bytes."""
+
+    async def close(self) -> None:
+        """Needs no answer of a guest whose session has ended."""
+
+
+class Writer(Protocol):
+    """A file under its temporary name; `begun` is how long it was when it was opened."""
+
+    begun: int
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write all of it."""
+
+    async def truncate(self, size: int) -> None:
+        """Cut or extend it; what is not written is zeros."""
+
+    async def digest(self, length: int) -> bytes:
+        """SHA-256 of its first bytes, read again."""
+
+    async def place(self, entry: Entry) -> None:
+        """Give it mode and time, see it onto the disk, and give it its name in place of what has it."""
+
+    async def discard(self) -> None:
+        """Remove it."""
+
+    async def close(self) -> None:
+        """Leave it, if it has no other name yet. Needs no answer of a guest whose session has ended."""
+
+
+class Folder(Protocol):
+    """A folder; what its methods take is a name in it, and links are not followed."""
+
+    def text(self, name: bytes) -> str:
+        """The path of an entry, for people, with the side."""
+
+    def entries(self) -> AsyncGenerator[tuple[bytes, Entry], None]:
+        """What is in it, without `.` and `..`; a name may be anything."""
+
+    async def entry(self, name: bytes) -> Entry | None:
+        """What is there; None if nothing is."""
+
+    async def folder(self, name: bytes) -> "Folder":
+        """Open a folder."""
+
+    async def make_folder(self, name: bytes) -> None:
+        """Make a folder that only its owner may use."""
+
+    async def read_link(self, name: bytes) -> bytes:
+        """What a link says."""
+
+    async def make_link(self, name: bytes, target: bytes, entry: Entry) -> None:
+        """Make a link, in place of a file or link of that name."""
+
+    async def reader(self, name: bytes) -> Reader:
+        """Open a file to read it."""
+
+    async def writer(self, name: bytes, tag: str, *, resume: bool) -> Writer:
+        """Begin a file, or go on with the part of it that has this tag."""
+
+    async def finish(self, entry: Entry | None) -> None:
+        """Give the folder its mode and time, if it is new, and see its names onto the disk."""
+
+    async def close(self) -> None:
+        """Let it go."""
+
+
+class Side(Protocol):
+    """A file system, by paths that a user has named; there links are followed, but for the last name."""
+
+    def text(self, path: bytes) -> str:
+        """A path for people, with the side."""
+
+    async def entry(self, path: bytes, *, follow: bool) -> Entry | None:
+        """What is there; None if nothing is."""
+
+    async def folder(self, path: bytes) -> Folder:
+        """Open a folder; the empty path is the directory where one begins."""
+
+
+def written_runs(data: bytes) -> Iterator[tuple[int, memoryview]]:
+    """The pieces of `data` that have to be written in a file that is zeros: offset and bytes."""
+    view = memoryview(data)
+    begin = None
+    for at in range(0, len(data), _BLOCK):
+        piece = view[at : at + _BLOCK]
+        if piece == _ZEROS[: len(piece)]:
+            if begin is not None:
+                yield begin, view[begin:at]
+            begin = None
+        elif begin is None:
+            begin = at
+    if begin is not None:
+        yield begin, view[begin:]
+
+
+def part_name(name: bytes, tag: str) -> bytes:
+    """The temporary name of a file; as long as a name may be at most."""
+    end = f".{tag}.part".encode()
+    return b"." + name[: _LONGEST_NAME - 1 - len(end)] + end
+
+
+def shown(path: bytes) -> str:
+    """A path in one line for people; what cannot be printed is escaped, and much of it is cut."""
+    text = path[:4096].decode(errors="backslashreplace")
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+async def digest_of(read: Callable[[int, int], Awaitable[bytes]], length: int) -> bytes:
+    """SHA-256 of the first bytes of a file, by reading them; of all if there are fewer."""
+    hashed = hashlib.sha256()
+    offset = 0
+    while offset < length and (data := await read(offset, min(CHUNK, length - offset))):
+        hashed.update(data)
+        offset += len(data)
+    return hashed.digest()

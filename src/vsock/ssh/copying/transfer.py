@@ -1,0 +1,219 @@
+"""One file: its data in bounded windows, in what state it may be meanwhile, and the comparison at the end."""
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
+from typing import Final
+
+from vsock.errors import SessionError
+from vsock.ssh.copying.sides import (
+    CHUNK,
+    WINDOW,
+    Entry,
+    EntryError,
+    Folder,
+    Reader,
+    Writer,
+    written_runs,
+)
+
+__all__ = ["copy_file", "copy_stream", "read_in_order"]
+
+_AT_ONCE: Final = WINDOW // CHUNK
+
+Came = Callable[[int], None]
+"""Called with the number of bytes that came, or were there already."""
+
+
+async def copy_file(
+    source: Folder,
+    name: bytes,
+    target: Folder,
+    new_name: bytes,
+    *,
+    resume: bool,
+    verify: bool,
+    came: Came,
+) -> None:
+    """Copy a file.
+
+    Raises:
+        EntryError: it was not copied; nothing has changed under its name.
+        SessionError: the same; what came of it stays as its part.
+    """
+    reader = await source.reader(name)
+    try:
+        writer = await target.writer(new_name, _tag(source, name, reader.entry), resume=resume)
+        try:
+            await _fill(reader, writer, source.text(name), verify=verify, came=came)
+            await writer.place(reader.entry)
+        except (SessionError, asyncio.CancelledError):
+            raise
+        except BaseException:
+            with suppress(EntryError):  # the first one is the reason
+                await writer.discard()
+            raise
+        finally:
+            await writer.close()
+    finally:
+        await reader.close()
+
+
+async def copy_stream(
+    pieces: AsyncIterator[bytes],
+    target: Folder,
+    name: bytes,
+    tag: str,
+    *,
+    entry: Entry,
+    verify: bool,
+    came: Came,
+) -> None:
+    """Copy what comes, to its end, into a file; it raises what `copy_file` does."""
+    writer = await target.writer(name, tag, resume=False)
+    try:
+        hashed, size = hashlib.sha256(), 0
+        outgoing = _Outgoing(writer)
+        try:
+            async for data in pieces:
+                hashed.update(data)
+                await outgoing.put(size, data)
+                size += len(data)
+                came(len(data))
+            await outgoing.all_done()
+        finally:
+            await outgoing.end()
+        if outgoing.reached < size:
+            await writer.truncate(size)
+        if verify:
+            await _compare(hashed.digest(), writer, size, target.text(name))
+        await writer.place(entry)
+    except BaseException:
+        # A stream comes once: its part is of no use.
+        with suppress(EntryError, SessionError):
+            await writer.discard()
+        raise
+    finally:
+        await writer.close()
+
+
+async def _fill(reader: Reader, writer: Writer, text: str, *, verify: bool, came: Came) -> None:
+    size = reader.entry.size
+    begin = await _whole_prefix(reader, writer)
+    if writer.begun:
+        await writer.truncate(begin)
+    came(begin)
+    hashed = hashlib.sha256()
+    outgoing, offset = _Outgoing(writer), begin
+    try:
+        async with aclosing(read_in_order(reader, begin, text)) as pieces:
+            async for data in pieces:
+                hashed.update(data)
+                await outgoing.put(offset, data)
+                offset += len(data)
+                came(len(data))
+        await outgoing.all_done()
+    finally:
+        await outgoing.end()
+    if outgoing.reached < offset:
+        await writer.truncate(offset)  # it ends in a hole
+    now = await reader.now()
+    if size and verify and (now.size, now.seconds) != (size, reader.entry.seconds):
+        raise EntryError(f"{text}: changed during the copy: copy it again, or with --no-verify")
+    if verify:
+        digest = await reader.digest(offset) if begin else hashed.digest()
+        await _compare(digest, writer, offset, text)
+
+
+async def _whole_prefix(reader: Reader, writer: Writer) -> int:
+    """How much of a part can stay: what came before a break, if it is the same on both sides."""
+    # Writes are answered in any order, but those on their way at once are of one window.
+    begun = min(writer.begun, reader.entry.size) - WINDOW
+    begun -= begun % CHUNK
+    if begun <= 0 or await reader.digest(begun) != await writer.digest(begun):
+        return 0
+    return begun
+
+
+async def _compare(digest: bytes, writer: Writer, size: int, text: str) -> None:
+    if await writer.digest(size) != digest:
+        raise EntryError(f"{text}: what was written is not what was read: copy it again")
+
+
+async def read_in_order(reader: Reader, begin: int, text: str) -> AsyncGenerator[bytes, None]:
+    """The data of a file from an offset, read ahead in a window; as much as its size said when it was opened.
+
+    A file without a size, as in /proc, is read to its end.
+    """
+    size = reader.entry.size
+    if not size:
+        offset = 0
+        while data := await reader.read(offset, CHUNK):
+            yield data
+            offset += len(data)
+        return
+    ahead: deque[asyncio.Task[bytes]] = deque()
+    asked = begin
+    try:
+        while asked < size or ahead:
+            while asked < size and len(ahead) < _AT_ONCE:
+                length = min(CHUNK, size - asked)
+                ahead.append(asyncio.create_task(_read_all(reader, asked, length, text)))
+                asked += length
+            yield await ahead.popleft()
+    finally:
+        await _cancel(ahead)
+
+
+async def _read_all(reader: Reader, offset: int, length: int, text: str) -> bytes:
+    """Read so much, however short single answers are."""
+    data = await reader.read(offset, length)
+    if len(data) == length:
+        return data
+    pieces = bytearray(data)
+    while data and len(pieces) < length:
+        data = await reader.read(offset + len(pieces), length - len(pieces))
+        pieces += data
+    if len(pieces) < length:
+        raise EntryError(f"{text}: ends before its size, or became shorter during the copy")
+    return bytes(pieces)
+
+
+class _Outgoing:
+    """Writes on their way, as many as a window has; `reached` is the end of the last one."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self.reached = 0
+        self._tasks: deque[asyncio.Task[None]] = deque()
+
+    async def put(self, offset: int, data: bytes) -> None:
+        """Write what is not zeros; waits while the window is full."""
+        for at, run in written_runs(data):
+            while len(self._tasks) >= _AT_ONCE:
+                await self._tasks.popleft()
+            self._tasks.append(asyncio.create_task(self._writer.write(offset + at, run)))
+            self.reached = offset + at + len(run)
+
+    async def all_done(self) -> None:
+        """Wait for all of them."""
+        while self._tasks:
+            await self._tasks.popleft()
+
+    async def end(self) -> None:
+        """Let none of them go on."""
+        await _cancel(self._tasks)
+
+
+async def _cancel(tasks: "deque[asyncio.Task[bytes]] | deque[asyncio.Task[None]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tag(source: Folder, name: bytes, entry: Entry) -> str:
+    """What a part of this very file is known by: its place, size and time."""
+    identity = f"{source.text(name)}\0{entry.size}\0{entry.seconds}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]

@@ -1,0 +1,122 @@
+"""`vsock cp` with a stock Debian 13: its sshd and sftp-server, and nothing of ours."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.guests.conftest import DEBIAN, SwitchProcess
+
+import vsock
+from vsock.testing.debian import DebianGuest
+
+SECONDS = 120
+SIZE = 5 << 20
+
+
+@pytest.fixture(autouse=True)
+def settings(
+    debian: DebianGuest,
+    state_home: Path,
+    vsock_switch: SwitchProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Commands find the switch, and the key with which the guest was booted."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
+    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
+
+
+def run(*words: str, given: bytes = b"") -> bytes:
+    """The output of a command of `vsock`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vsock.cli", *words],
+        input=given,
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout
+
+
+def in_guest(line: str) -> str:
+    """The output of a line for the guest's shell."""
+    return run("exec", DEBIAN, "--", "sh", "-c", line).decode().strip()
+
+
+def test_tree_with_a_large_file_goes_there_and_back(tmp_path: Path) -> None:
+    """Modes, times, links and contents are the same, by the guest's own programs."""
+    run("wait", DEBIAN, "--ssh", "--timeout", str(SECONDS))
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    data = os.urandom(SIZE)
+    (tree / "inner/big").write_bytes(data)
+    (tree / "inner/big").chmod(0o640)
+    (tree / "link").symlink_to("inner/big")
+    (tree / "a b;\n").write_bytes(b"odd name")
+    os.utime(tree / "inner/big", (1_000_000_000, 1_000_000_000))
+    os.utime(tree, (1_100_000_000, 1_100_000_000))
+    result = json.loads(run("cp", "--json", str(tree), f"{DEBIAN}:/tmp/there"))
+    counts = [result[name] for name in ("files", "folders", "links", "bytes", "failed", "notes")]
+    assert counts == [2, 2, 1, SIZE + 8, 0, []]
+    assert in_guest("cd /tmp/there; sha256sum < inner/big; stat -c '%a %Y' inner/big") == (
+        f"{hashlib.sha256(data).hexdigest()}  -\n640 1000000000"
+    )
+    assert in_guest("stat -c %Y /tmp/there; readlink /tmp/there/link; ls -A /tmp/there/inner") == (
+        "1100000000\ninner/big\nbig"
+    )
+    run("cp", f"{DEBIAN}:/tmp/there", str(tmp_path / "back"))
+    back = tmp_path / "back"
+    assert (back / "inner/big").read_bytes() == data
+    assert (back / "inner/big").stat().st_mode & 0o777 == 0o640
+    assert (back / "inner/big").stat().st_mtime == 1_000_000_000
+    assert (back / "link").readlink() == Path("inner/big")
+    assert sorted(path.name for path in back.iterdir()) == ["a b;\n", "inner", "link"]
+    in_guest("rm -r /tmp/there")
+
+
+def test_streams_and_files_without_a_size() -> None:
+    """From standard input to the home of the user, and from /proc to standard output."""
+    run("cp", "-", f"{DEBIAN}:from-stdin", given=b"one\0two")
+    assert run("cp", f"{DEBIAN}:from-stdin", "-") == b"one\0two"
+    in_guest("rm from-stdin")
+    assert b"Linux version" in run("cp", f"{DEBIAN}:/proc/version", "-")
+
+
+def test_full_disk_of_the_guest_is_one_line(tmp_path: Path) -> None:
+    """The guest's name is in it, nothing half-written stays, and the old file is as it was."""
+    (tmp_path / "big").write_bytes(os.urandom(2 << 20))
+    in_guest("mkdir /tmp/full; mount -t tmpfs -o size=1m none /tmp/full; echo old > /tmp/full/big")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "vsock.cli", "cp", str(tmp_path / "big"), f"{DEBIAN}:/tmp/full"],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        reason = f"vsock: {DEBIAN}:/tmp/full/big: no space left on the guest's disk\n"
+        assert (done.returncode, done.stderr) == (1, reason)
+        assert in_guest("ls -A /tmp/full; cat /tmp/full/big") == "big\nold"
+    finally:
+        in_guest("umount /tmp/full; rmdir /tmp/full")
+
+
+def test_session_copies_in_and_out(tmp_path: Path) -> None:
+    """The same from Python; holes stay holes in the guest."""
+    with (tmp_path / "sparse").open("wb") as file:
+        file.seek(64 << 20)
+        file.write(b"end")
+    with vsock.guest_session(DEBIAN) as guest:
+        assert guest.copy_in(tmp_path / "sparse", "/tmp").files == 1
+        done = guest.run(["stat", "-c", "%s %b", "/tmp/sparse"], check=True)
+        size, blocks = map(int, str(done.stdout).split())
+        assert size == (64 << 20) + 3
+        assert blocks * 512 < 1 << 20
+        guest.run(["rm", "/tmp/sparse"], check=True)
+        guest.copy_out("/etc/os-release", tmp_path)
+    # A link in Debian, and so one here.
+    assert (tmp_path / "os-release").readlink() == Path("../usr/lib/os-release")
