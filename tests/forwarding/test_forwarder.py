@@ -1,6 +1,7 @@
 """`vsock.forwarding`: connections from one end to another; bytes, ends and losses are passed on as they are."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import resource
@@ -49,16 +50,26 @@ async def tcp_client(forwarder: Forwarder) -> tuple[asyncio.StreamReader, asynci
 
 @pytest.fixture
 async def serve(guest: Guest) -> AsyncIterator[Callable[[Handler, int], Awaitable[None]]]:
-    """Starts servers in the guest `alpha`."""
+    """Starts servers in the guest `alpha`; they end, and all their connections, with the test."""
     servers: list[asyncio.AbstractServer] = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def start(handler: Handler, port: int) -> None:
-        servers.append(await vsock.start_server(handler, port, transport=guest.transport))
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            with contextlib.suppress(ConnectionError):  # the test has reset it
+                await handler(reader, writer)
+
+        servers.append(await vsock.start_server(handle, port, transport=guest.transport))
 
     yield start
     for server in servers:
         server.close()
         await server.wait_closed()
+    for writer in writers:
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @pytest.mark.parametrize(
