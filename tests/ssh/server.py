@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ class SshServer:
         port: where it listens.
         key: the host key; by default a new one.
         sftp: makes its SFTP server, with the files of this machine.
+        other_keys: more host keys, of other kinds.
         instead: a line for the shell that it runs whatever command is asked for.
     """
 
@@ -39,12 +40,14 @@ class SshServer:
         sftp: Callable[
             ["asyncssh.SSHServerChannel[bytes]"], asyncssh.SFTPServer
         ] = asyncssh.SFTPServer,
+        other_keys: Sequence[asyncssh.SSHKey] = (),
         instead: str | None = None,
     ) -> None:
         self.key = key or asyncssh.generate_private_key("ssh-ed25519")
         self._sftp = sftp
         self._guest = guest
         self._port = port
+        self._other_keys = other_keys
         self._instead = instead
         self._authorized = authorized
         self._loop = asyncio.new_event_loop()
@@ -79,7 +82,7 @@ class SshServer:
     async def _listen(self) -> asyncssh.SSHAcceptor:
         return await asyncssh.listen(
             sock=self._guest.create_server(self._port),
-            server_host_keys=[self.key],
+            server_host_keys=[self.key, *self._other_keys],
             authorized_client_keys=asyncssh.import_authorized_keys(self._authorized),
             server_factory=lambda: _Server(self._connections),
             process_factory=partial(_run, self._instead),

@@ -1,5 +1,6 @@
 """OpenSSH's own programs and guests: what `vsock ssh-config` prints, and `vsock ssh-known-hosts`, which ssh asks."""
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import asyncssh
 import pytest
 from tests.ssh.server import SshServer
 
+import vsock
 from vsock.cli.main import main
 from vsock.guest import Guest
 from vsock.ssh.config import install, uninstall
@@ -81,6 +83,21 @@ def test_guest_whose_name_has_capitals_is_trusted_as_itself(
             assert ssh(config, "Delta.vsock", "echo here").stdout == "here\n"
         with SshServer(delta, Identity.of_user().public_key()):
             assert ssh(config, "Delta.vsock", "echo here").returncode == 255
+
+
+async def test_guest_with_keys_of_several_kinds_is_known_by_the_one_that_was_told(
+    guest: Guest, config: Path
+) -> None:
+    """By ssh and by sessions: both ask for keys of its kind first, though they like others better."""
+    told, other = (asyncssh.generate_private_key(f"ecdsa-sha2-nistp{size}") for size in (384, 256))
+    better = asyncssh.generate_private_key("ssh-ed25519")
+    public = Identity.of_user().public_key()
+    with SshServer(guest, public, key=told, other_keys=[better, other]) as server:
+        assert main(["guest", "host-key", "alpha", server.public_key]) == 0
+        done = await asyncio.to_thread(ssh, config, "alpha.vsock", "echo here")
+        assert done.stdout == "here\n", done.stderr
+        async with vsock.guest_session("alpha") as session:
+            assert (await session.run("echo here")).stdout == "here\n"
 
 
 def test_host_key_is_told_shown_and_forgotten(

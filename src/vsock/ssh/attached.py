@@ -146,11 +146,11 @@ def forwarded_signals(process: "Process") -> "Iterator[None]":
 
     def forward(name: str) -> None:
         seen.append(name)
+        with suppress(OSError):  # it has ended
+            process.send_signal("KILL" if len(seen) > 1 else name)
         if len(seen) > 1:
-            process.kill()
             process.close()
         else:
-            process.send_signal(name)
             close_behind_its_end()
 
     def close_behind_its_end() -> None:
