@@ -8,11 +8,11 @@ trusted by its key alone; ssh still asks first for the kinds of keys that are pi
 
 import os
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from vsock.ssh.files import write_whole
 from vsock.ssh.identity import Identity, state_dir
 
 __all__ = ["fragment", "install", "uninstall"]
@@ -58,13 +58,13 @@ def install(text: str, home: Path) -> list[Path]:
     changed = []
     if not ours.exists() or ours.read_text() != text:
         ours.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _replace(ours, text)
+        write_whole(ours, text)
         changed.append(ours)
     before = theirs.read_text() if theirs.exists() else ""
     if _include() not in before.splitlines():
         theirs.parent.mkdir(exist_ok=True, mode=0o700)
         # First: an Include behind a Host line is part of it.
-        _replace(theirs, f"{_include()}\n{before}")
+        write_whole(theirs, f"{_include()}\n{before}")
         changed.append(theirs)
     return changed
 
@@ -77,7 +77,7 @@ def uninstall(home: Path) -> list[Path]:
         lines = theirs.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.rstrip("\n") != _include()]
         if kept != lines:
-            _replace(theirs, "".join(kept))
+            write_whole(theirs, "".join(kept))
             changed.append(theirs)
     if ours.exists():
         ours.unlink()
@@ -106,17 +106,3 @@ def _command(*words: str) -> str:
 def _quoted(path: Path) -> str:
     text = str(path).replace("%", "%%")
     return f'"{text}"' if " " in text else text
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole; its mode stays, and is 0600 if it is new."""
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), mode)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from urllib.parse import quote, unquote
 
 from vsock.errors import HostKeyChanged, UsageError
 from vsock.runtime import default_runtime_dir
+from vsock.ssh.files import write_whole
 from vsock.ssh.identity import state_dir
 
 __all__ = ["HostKey", "HostKeys", "pin_name"]
@@ -165,21 +165,9 @@ class HostKeys:
             before = list(entries)
             yield entries
             if entries != before:
-                self._write(entries)
+                write_whole(self._path, "".join(f"{name} {key}\n" for name, key in entries))
         finally:
             os.close(lock)
-
-    def _write(self, entries: list[tuple[str, HostKey]]) -> None:
-        descriptor, partial = tempfile.mkstemp(dir=self._path.parent, prefix=".known_hosts.")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write("".join(f"{name} {key}\n" for name, key in entries))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(partial).replace(self._path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
 
 
 def _changed(name: str, path: Path) -> HostKeyChanged:
