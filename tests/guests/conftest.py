@@ -202,6 +202,18 @@ def debian(
         _fail_or_skip(str(missing))
 
 
+@pytest.fixture
+def debian_user(
+    debian: DebianGuest,
+    state_home: Path,
+    vsock_switch: SwitchProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Commands find the switch, and the key with which the guest was booted."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
+    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
+
+
 _ports = iter(range(20_000, 30_000))
 
 

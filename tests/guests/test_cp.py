@@ -8,25 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.guests.conftest import DEBIAN, SwitchProcess
+from tests.guests.conftest import DEBIAN
 
 import vsock
-from vsock.testing.debian import DebianGuest
 
 SECONDS = 120
 SIZE = 5 << 20
 
 
-@pytest.fixture(autouse=True)
-def settings(
-    debian: DebianGuest,
-    state_home: Path,
-    vsock_switch: SwitchProcess,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Commands find the switch, and the key with which the guest was booted."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
-    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
+pytestmark = pytest.mark.usefixtures("debian_user")
 
 
 def run(*words: str, given: bytes = b"") -> bytes:

@@ -18,7 +18,7 @@ from struct import pack
 from termios import TIOCSWINSZ
 
 import pytest
-from tests.guests.conftest import DEBIAN, DEBIAN_USER, SwitchProcess
+from tests.guests.conftest import DEBIAN, DEBIAN_USER
 
 import vsock
 from vsock.ssh.identity import Identity
@@ -28,16 +28,7 @@ from vsock.transports import SwitchTransport
 SECONDS = 60
 
 
-@pytest.fixture(autouse=True)
-def settings(
-    debian: DebianGuest,
-    state_home: Path,
-    vsock_switch: SwitchProcess,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Commands find the switch, and the key with which the guest was booted."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
-    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
+pytestmark = pytest.mark.usefixtures("debian_user")
 
 
 def command(*words: str) -> list[str]:
