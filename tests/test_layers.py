@@ -20,7 +20,15 @@ LEAVES = {"address", "errors", "runtime"}
 
 BELOW_SOCKETS = LEAVES | {"_system", "_client", "_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | {"sockets", "aio", "guest", "_native"}
-BELOW_TOOLS = BELOW_SWITCH | {"control", "forwarding", "ssh", "switch", "vmm", "preload"}
+BELOW_TOOLS = BELOW_SWITCH | {
+    "adapters",
+    "control",
+    "forwarding",
+    "ssh",
+    "switch",
+    "vmm",
+    "preload",
+}
 
 ALLOWED: dict[str, set[str]] = {
     # leaves
@@ -45,6 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     # what programs do with it
     "forwarding": BELOW_SOCKETS | {"sockets", "aio"},
     "ssh": BELOW_SOCKETS | {"aio", "control"},
+    # libraries of others, over it
+    "adapters": BELOW_SOCKETS | {"sockets", "aio", "forwarding", "ssh"},
     # tools
     "cli": BELOW_TOOLS | {"demo", "perf"},
     "demo": BELOW_TOOLS | {"testing"},
@@ -57,6 +67,8 @@ ALLOWED: dict[str, set[str]] = {
 
 
 FROM_ELSEWHERE = {
+    # each module of its own library
+    "adapters": {"aiohttp", "anyio", "httpcore", "httpx", "requests", "urllib3"},
     "cli": {"click", "rich"},  # vsock[cli]
     "demo": {"rich"},  # vsock[cli]
     "ssh": {"asyncssh"},  # vsock[ssh]

@@ -106,6 +106,22 @@ def test_http_serves_files(guest, serve, run, tmp_path):
     assert "404" in run("http_over_vsock.py", "get", f"alpha:{PORT}", "/none", status=1)
 
 
+@pytest.mark.parametrize("library", ["httpx", "requests", "urllib3"])
+def test_http_clients_get_a_page(guest, serve, run, tmp_path, library):
+    """Each library by its own function of the example."""
+    (tmp_path / "page").write_text("a page\n")
+    serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
+    assert run("http_clients.py", library, f"http://alpha:{PORT}/page") == "a page\n"
+
+
+@pytest.mark.parametrize("library", ["httpx", "aiohttp"])
+def test_http_clients_of_asyncio_get_a_page(guest, serve, run, tmp_path, library):
+    """Twenty times, and each reply is the same."""
+    (tmp_path / "page").write_text("a page\n")
+    serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
+    assert run("http_clients_asyncio.py", library, f"http://alpha:{PORT}/page") == "a page\n"
+
+
 def test_hybrid_socket_goes_both_ways(switch, serve, run):
     """Connections in both directions, over Unix sockets only."""
     switch.add_guest("delta", 6, hybrid=True)
