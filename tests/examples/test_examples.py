@@ -1,6 +1,8 @@
 """Every example does what it says, against a real switch and a userspace guest."""
 
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,41 @@ def test_http_clients_of_asyncio_get_a_page(guest, serve, run, tmp_path, library
     (tmp_path / "page").write_text("a page\n")
     serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
     assert run("http_clients_asyncio.py", library, f"http://alpha:{PORT}/page") == "a page\n"
+
+
+@pytest.mark.parametrize(("server", "client"), [("uvicorn", "('3', …)"), ("hypercorn", "None")])
+def test_asgi_servers_answer_a_guest(guest, serve, run, server, client):
+    """uvicorn tells the application who asks."""
+    serve("serve_asgi.py", server, PORT)
+    said = run("http_over_vsock.py", "get", f"host:{PORT}", "/", guest=guest)
+    assert re.sub(r"\d{2,}", "…", said) == f"client: {client}\n"
+
+
+def test_wsgi_server_answers_a_guest(guest, serve, run):
+    """The standard library's, which tells the application who asks."""
+    serve("serve_wsgi.py", PORT)
+    assert run("http_over_vsock.py", "get", f"host:{PORT}", "/", guest=guest) == "client: 3\n"
+
+
+def test_gunicorn_answers_a_guest(guest, run, tmp_path):
+    """With its processes, and with the example as its configuration."""
+    example = EXAMPLES / "serve_wsgi.py"
+    command = [
+        *(sys.executable, "-m", "gunicorn", "-c", str(example), "--workers", "2"),
+        *("--pythonpath", str(EXAMPLES), "--no-control-socket", "serve_wsgi:app"),
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr
+            while "Booting worker" not in (line := server.stderr.readline()):
+                assert line, "gunicorn has ended"
+            said = run("http_over_vsock.py", "get", "host:8081", "/", guest=guest)
+            assert said == "client: None\n"
+        finally:
+            server.terminate()
+            ended = server.communicate(timeout=30)[1]
+    assert server.returncode == 0, ended
+    assert "Traceback" not in ended
 
 
 def test_hybrid_socket_goes_both_ways(switch, serve, run):

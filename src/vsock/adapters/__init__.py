@@ -5,6 +5,7 @@
 `urllib3`              `VsockPoolManager`
 `requests`             `VsockAdapter`, for ``Session.mount``
 `aiohttp`              `VsockConnector`, for ``ClientSession(connector=…)``
+`unix_socket`          `client_path` and `server_path`, for libraries that take only the path of a Unix socket
 `destination`          what these have in common: where the requests of an HTTP client go
 =====================  ====================================================================================
 

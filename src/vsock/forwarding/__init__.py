@@ -5,9 +5,11 @@
 | `ends` | the two ends, as addresses: listening and connecting |
 | `splicing` | copies between two connected sockets; no byte passes through Python |
 | `forwarder` | accepts, connects, and keeps count |
+| `blocking` | the same for programs without asyncio |
 """
 
+from vsock.forwarding.blocking import BlockingForwarder
 from vsock.forwarding.ends import End, TcpEnd, parse_end
 from vsock.forwarding.forwarder import Forwarder, Refused
 
-__all__ = ["End", "Forwarder", "Refused", "TcpEnd", "parse_end"]
+__all__ = ["BlockingForwarder", "End", "Forwarder", "Refused", "TcpEnd", "parse_end"]
