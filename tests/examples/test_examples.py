@@ -159,6 +159,16 @@ def test_gunicorn_answers_a_guest(guest, run, tmp_path):
     assert "Traceback" not in ended
 
 
+def test_objects_go_between_programs(guest, serve, run):
+    """With the right key; a client with another one is told apart."""
+    name = "multiprocessing_connection.py"
+    server = serve(name, "serve", PORT, "key")
+    said = run(name, "ask", f"host:{PORT}", "key", 3, 4, 5, guest=guest)
+    assert said == "{'sum': 12, 'largest': 5}\n"
+    run(name, "ask", f"host:{PORT}", "other", 1, guest=guest, status=1)
+    assert "not authenticated" in read_line(server)
+
+
 def test_hybrid_socket_goes_both_ways(switch, serve, run):
     """Connections in both directions, over Unix sockets only."""
     switch.add_guest("delta", 6, hybrid=True)
