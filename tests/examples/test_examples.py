@@ -169,6 +169,14 @@ def test_objects_go_between_programs(guest, serve, run):
     assert "not authenticated" in read_line(server)
 
 
+def test_grpc_answers_in_both_directions(guest, serve, run):
+    """Server in the guest and client on the host, and the other way round."""
+    serve("grpc_over_vsock.py", "serve", PORT, guest=guest)
+    assert run("grpc_over_vsock.py", "ask", f"alpha:{PORT}", "one", "two") == "ONE\nTWO\n"
+    serve("grpc_over_vsock.py", "serve", PORT)
+    assert run("grpc_over_vsock.py", "ask", f"host:{PORT}", "back", guest=guest) == "BACK\n"
+
+
 def test_hybrid_socket_goes_both_ways(switch, serve, run):
     """Connections in both directions, over Unix sockets only."""
     switch.add_guest("delta", 6, hybrid=True)

@@ -22,8 +22,8 @@ _log = logging.getLogger("vsock")
 class BlockingForwarder:
     """Forwards connections as long as its block lasts, or from `start` to `stop`.
 
-    A connection that came to nothing is a warning of the logger ``vsock``, and so is the end of the switch, after which no
-    more are accepted.
+    A connection that came to nothing is a warning of the logger ``vsock``, one that was lost a debug message. The end of the
+    switch, after which no more are accepted, is a warning.
 
     Args:
         source: where it listens, as for `Forwarder`.
@@ -103,4 +103,6 @@ class BlockingForwarder:
             _log.warning("%s is not forwarded any more: %s", self._ends[0], error)
 
     def _tell(self, refused: Refused) -> None:
-        _log.warning("connection of %s: %s", refused.peer, refused.reason)
+        # A client that ends while it is being sent something loses its connection too.
+        level = logging.DEBUG if refused.is_lost else logging.WARNING
+        _log.log(level, "connection of %s: %s", refused.peer, refused.reason)
