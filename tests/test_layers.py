@@ -68,7 +68,17 @@ ALLOWED: dict[str, set[str]] = {
 
 FROM_ELSEWHERE = {
     # each module of its own library
-    "adapters": {"aiohttp", "anyio", "httpcore", "httpx", "requests", "urllib3"},
+    "adapters": {
+        "aiohttp",
+        "anyio",
+        "asyncssh",
+        "fsspec",
+        "httpcore",
+        "sshfs",
+        "httpx",
+        "requests",
+        "urllib3",
+    },
     "cli": {"click", "rich"},  # vsock[cli]
     "demo": {"rich"},  # vsock[cli]
     "ssh": {"asyncssh"},  # vsock[ssh]

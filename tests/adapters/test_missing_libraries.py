@@ -15,7 +15,7 @@ EXTRAS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(
 ADAPTERS = Path(vsock.__file__).parent / "adapters"
 
 
-@pytest.mark.parametrize("library", ["aiohttp", "httpx", "requests", "urllib3"])
+@pytest.mark.parametrize("library", ["aiohttp", "fsspec", "httpx", "requests", "urllib3"])
 def test_error_says_what_to_install(library):
     """In one line, with an extra that there is."""
     program = (

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.examples.conftest import EXAMPLES, read_line
+from tests.ssh.server import SshServer
 
 import vsock
+from vsock.ssh.identity import Identity
 
 PORT = 5000
 
@@ -175,6 +177,15 @@ def test_grpc_answers_in_both_directions(guest, serve, run):
     assert run("grpc_over_vsock.py", "ask", f"alpha:{PORT}", "one", "two") == "ONE\nTWO\n"
     serve("grpc_over_vsock.py", "serve", PORT)
     assert run("grpc_over_vsock.py", "ask", f"host:{PORT}", "back", guest=guest) == "BACK\n"
+
+
+def test_files_of_a_guest_are_listed_and_shown(guest, run, tmp_path):
+    """Over SFTP of an SSH server in the guest."""
+    (tmp_path / "rows").write_text("first\n" + "row\n" * 100_000 + "last\n")
+    with SshServer(guest, Identity.of_user().public_key()):
+        said = run("fsspec_files.py", f"vsock://alpha{tmp_path}/")
+        assert f"file          400011 {tmp_path}/rows" in said.splitlines()
+        assert run("fsspec_files.py", f"vsock://alpha{tmp_path}/rows") == "first\nlast\n"
 
 
 def test_hybrid_socket_goes_both_ways(switch, serve, run):

@@ -5,6 +5,7 @@
 `urllib3`              `VsockPoolManager`
 `requests`             `VsockAdapter`, for ``Session.mount``
 `aiohttp`              `VsockConnector`, for ``ClientSession(connector=…)``
+`fsspec`               `GuestFileSystem`: ``vsock://alpha/etc/hosts``, for fsspec and what opens files with it
 `multiprocessing`      `Listener` and `Client`, whose connections are those of `multiprocessing.connection`
 `unix_socket`          `client_path` and `server_path`, for libraries that take only the path of a Unix socket
 `destination`          what these have in common: where the requests of an HTTP client go
