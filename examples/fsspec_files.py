@@ -1,7 +1,7 @@
 """A guest's files by URL, through its own sshd: as fsspec opens them, and with it pandas, xarray, Dask and others.
 
     python3 fsspec_files.py vsock://alpha/var/log
-    python3 fsspec_files.py vsock://joe@alpha/home/joe/measured.csv
+    python3 fsspec_files.py vsock://joe@alpha/srv/measured.csv
 
 A folder is listed; of a file the first and the last line are shown, and only their blocks are read.
 """

@@ -3,11 +3,12 @@
 import fsspec
 import httpx
 import pytest
-from tests.guests.conftest import DEBIAN, DEBIAN_USER
+from tests.guests.conftest import DEBIAN_USER
 
 from vsock.adapters.fsspec import GuestFileSystem
 from vsock.adapters.httpx import VsockTransport
 from vsock.adapters.multiprocessing import Client
+from vsock.testing.plugin import DEBIAN
 
 KEY = b"a key"
 

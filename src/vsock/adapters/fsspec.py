@@ -3,7 +3,7 @@
     with fsspec.open("vsock://alpha/var/log/dpkg.log", "rt") as file:
         print(file.readline())
 
-    pandas.read_parquet("vsock://joe@alpha/home/joe/measured.parquet")
+    pandas.read_parquet("vsock://joe@alpha/srv/measured.parquet")
 
 URLs are ``vsock://[USER@]GUEST[:PORT]/PATH``. GUEST is as for `vsock.guest_session`, PORT that of its sshd, and the path is
 written as it is, without escapes. Keys, trust and connecting are the session's. The calls of fsspec are those of the package
