@@ -1,8 +1,11 @@
 """Every example does what it says, against a real switch and a userspace guest."""
 
+import json
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -186,6 +189,39 @@ def test_files_of_a_guest_are_listed_and_shown(guest, run, tmp_path):
         said = run("fsspec_files.py", f"vsock://alpha{tmp_path}/")
         assert f"file          400011 {tmp_path}/rows" in said.splitlines()
         assert run("fsspec_files.py", f"vsock://alpha{tmp_path}/rows") == "first\nlast\n"
+
+
+def test_docker_sdk_asks_the_daemon_of_a_guest(guest, run):
+    """One that knows its version, and has no containers."""
+    listener = guest.create_server(2375)
+    with ThreadingHTTPServer(("", 0), NoContainers, bind_and_activate=False) as daemon:
+        daemon.socket.close()
+        daemon.socket = listener
+        thread = threading.Thread(target=daemon.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            assert run("docker_sdk.py", "alpha:2375") == "Docker 27.5.1\n"
+        finally:
+            daemon.shutdown()
+            thread.join()
+    said = run("docker_sdk.py", "alpha:9", status=1)
+    assert "alpha:9: connect to 3:9: refused" in said
+
+
+class NoContainers(BaseHTTPRequestHandler):
+    """A Docker daemon, as far as the example asks."""
+
+    def do_GET(self) -> None:
+        """Answer as the engine API says."""
+        is_version = self.path.endswith("/version")
+        said = {"ApiVersion": "1.47", "Version": "27.5.1"} if is_version else []
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(said).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
 
 
 def test_hybrid_socket_goes_both_ways(switch, serve, run):
