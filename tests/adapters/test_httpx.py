@@ -4,10 +4,12 @@ import asyncio
 import os
 import ssl
 import threading
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 
 import anyio
 import httpx
+import hypercorn.asyncio
+import hypercorn.config
 import pytest
 from tests.adapters.conftest import PORT, TLS_PORT
 from tests.adapters.web import WebServer
@@ -241,3 +243,47 @@ def test_threads_share_a_client(web):
         for thread in threads:
             thread.join()
     assert statuses == [200] * 10
+
+
+def test_http2_is_agreed_on(guest, run, certificate):
+    """With Hypercorn in the guest, in the TLS handshake; in each event loop."""
+    context = ssl.create_default_context(cafile=str(certificate))
+
+    async def play(client):
+        return [await _get(client, TLS_URL) for _ in range(5)]
+
+    with _hypercorn(guest.create_server(TLS_PORT), certificate) as requests:
+        replies = run(play, verify=context, http2=True)
+    assert {(reply.http_version, reply.text) for reply in replies} == {("HTTP/2", "2")}
+    assert len(requests) == 5
+
+
+@contextmanager
+def _hypercorn(listener, certificate):
+    """Serves the version of HTTP at `listener`; gives the list of requests."""
+    requests: list[str] = []
+    loop, ended = asyncio.new_event_loop(), asyncio.Event()
+
+    async def app(scope, _receive, send):
+        if scope["type"] == "http":
+            requests.append(scope["path"])
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": scope["http_version"].encode()})
+
+    class Here(hypercorn.config.Config):
+        def create_sockets(self):
+            return hypercorn.config.Sockets([listener], [], [])
+
+    config = Here()
+    config.certfile = config.keyfile = str(certificate)
+    config.loglevel = "WARNING"
+    listener.setblocking(False)
+    serving = hypercorn.asyncio.serve(app, config, shutdown_trigger=ended.wait)
+    thread = threading.Thread(target=loop.run_until_complete, args=(serving,))
+    thread.start()
+    try:
+        yield requests
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join()
+        loop.close()
