@@ -174,6 +174,15 @@ def test_folders_and_files_are_made_moved_and_removed(files, tree):
     assert (tree / "put").read_text() == "one\ntwo\nthree\n"
 
 
+def test_copy_of_a_tree_has_files_for_links(files, tree):
+    """A link of the guest's making would lead a second copy to any file of this machine."""
+    for _ in range(2):
+        files.get(f"{tree}/", f"{tree}-copy", recursive=True)
+    copied = tree.with_name("tree-copy") / "link"
+    assert not copied.is_symlink()
+    assert copied.read_bytes() == LARGE
+
+
 @pytest.mark.parametrize(
     "name", ["a b", "a#b?c%20", "vsock:", "é", b"\xff\xfe".decode(errors="surrogateescape")]
 )
@@ -268,15 +277,39 @@ def test_names_that_lead_elsewhere_are_refused(guest, tmp_path, monkeypatch, nam
     assert not target.exists()
 
 
-def test_listing_has_an_end(guest, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "names", [tuple(b"%d" % n for n in range(1000)), (b".",) * 1000], ids=["names", "dots"]
+)
+def test_listing_has_an_end(guest, tmp_path, monkeypatch, names):
     """Memory does not grow with what a guest says."""
-    monkeypatch.setattr(_Hostile, "names", tuple(b"%d" % n for n in range(1000)))
+    monkeypatch.setattr(_Hostile, "names", names)
     monkeypatch.setattr(adapter, "MOST_ENTRIES", 500)
     with SshServer(guest, Identity.of_user().public_key(), sftp=_Hostile):
         files = fsspec.filesystem("vsock", guest="alpha")
-        with pytest.raises(OSError, match="more than 500"):
+        with pytest.raises(vsock.ProtocolError, match="more than 500"):
             files.ls(str(tmp_path))
         files.close()
+
+
+def test_walk_has_an_end(guest, monkeypatch):
+    """Every folder has two more in it."""
+    attrs = asyncssh.SFTPAttrs(permissions=stat.S_IFDIR | 0o755, size=0, atime=0, mtime=0)
+    monkeypatch.setattr(_Hostile, "names", (b"a", b"b"))
+    monkeypatch.setattr(_Hostile, "attrs", attrs)
+    monkeypatch.setattr(_Hostile, "stat", lambda *_: attrs)
+    monkeypatch.setattr(adapter, "MOST_ENTRIES", 500)
+    with SshServer(guest, Identity.of_user().public_key(), sftp=_Hostile):
+        files = fsspec.filesystem("vsock", guest="alpha")
+        with pytest.raises(vsock.ProtocolError, match="more than 500"):
+            files.find("/")
+        files.close()
+
+
+@pytest.mark.parametrize("url", ["vsock://alpha:x/y", "vsock://alpha:99999999999/y", "vsock:///y"])
+def test_url_that_names_no_guest_or_port_is_an_address_error(switch, url):
+    """Before anything is connected to."""
+    with pytest.raises(vsock.AddressError):
+        fsspec.open(url).open()
 
 
 def test_attributes_that_are_missing_are_an_error(guest, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from vsock.errors import ProtocolError, SessionError, VsockError, missing_extra
+from vsock.errors import AddressError, ProtocolError, SessionError, VsockError, missing_extra
 from vsock.ssh.session import DEFAULT_USER, LOGIN_SECONDS, SSH_PORT, guest_session, printable
 
 try:
@@ -32,6 +32,7 @@ try:
     from sshfs import SSHFileSystem
     from sshfs.file import SSHFile
     from sshfs.pools import SFTPSoftChannelPool
+    from sshfs.utils import as_progress_handler
 except ModuleNotFoundError as _error:
     raise missing_extra(_error, "fsspec over vsock", "fsspec") from None
 
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["MOST_ENTRIES", "GuestFileSystem"]
 
 MOST_ENTRIES: Final = 1_000_000
-"""How many entries of a folder are taken from a guest."""
+"""How many entries are taken from a guest in one listing, and in all listings of one walk."""
 
 _LONGEST_PATH: Final = 4095
+_MOST_DIGITS: Final = 10
 _SHELL_CHANNELS: Final = 2
 _BLOCK: Final = 256 << 10
 
@@ -102,6 +104,8 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
         if user:
             found["user"] = user
         if port:
+            if not (port.isascii() and port.isdecimal() and len(port) <= _MOST_DIGITS):
+                raise AddressError(f"{path!r}: the port {port!r} is no decimal number")
             found["port"] = int(port)
         return found
 
@@ -158,27 +162,34 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
                 errno.EPROTO, f"{self._session.name} describes a file as none can be: {error}"
             ) from error
 
-    async def _ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+    async def _ls(
+        self, path: str, detail: bool = True, *, seen: "_Seen | None" = None, **_: Any
+    ) -> list[Any]:
         path = self._strip_protocol(path)
+        seen = seen or _Seen(self._session.name)
         found: list[dict[str, Any]] = []
         async with self._pool.get() as channel:
             if not await channel.isdir(path or "."):
                 info = await self._info(path)
                 return [info] if detail else [info["name"]]
             async for entry in channel.scandir(path or "."):
+                seen.one_more(path)
                 name = entry.filename
-                if name in (".", ".."):
-                    continue
-                found.append(self._checked(path, name) | self._decode_attributes(entry.attrs))
-                if len(found) > MOST_ENTRIES:
-                    raise ProtocolError(
-                        errno.EPROTO, f"{path}: {self._session.name} lists more than {MOST_ENTRIES}"
-                    )
+                if name not in (".", ".."):
+                    found.append(self._checked(path, name) | self._decode_attributes(entry.attrs))
         return found if detail else [info["name"] for info in found]
 
     async def _walk(
-        self, path: str, maxdepth: int | None = None, on_error: Any = "omit", **options: Any
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        on_error: Any = "omit",
+        seen: "_Seen | None" = None,
+        **options: Any,
     ) -> AsyncIterator[Any]:
+        # fsspec hands options that it does not know to the walks of subfolders, and to `_ls`.
+        seen = seen or _Seen(self._session.name)
+
         def judge(error: OSError) -> None:
             # A folder that may not be read is omitted, as fsspec has it; that the session ended is no empty folder.
             if isinstance(error, VsockError) or on_error == "raise":
@@ -186,7 +197,7 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
             if callable(on_error):
                 on_error(error)
 
-        async for found in super()._walk(path, maxdepth, on_error=judge, **options):
+        async for found in super()._walk(path, maxdepth, on_error=judge, seen=seen, **options):
             yield found
 
     def _checked(self, folder: str, name: str) -> dict[str, str]:
@@ -205,12 +216,16 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
             found = self._decode_attributes(await channel.stat(path or "."))
         return {**found, "name": path}
 
-    async def _get_file(self, rpath: str, lpath: Any, **options: Any) -> None:
+    async def _get_file(self, rpath: str, lpath: Any, callback: Any = None, **_: Any) -> None:
         # fsspec makes the folders of a tree by this call too.
         if await self._isdir(rpath):
             await asyncio.to_thread(os.makedirs, lpath, exist_ok=True)
-        else:
-            await super()._get_file(rpath, lpath, **options)
+            return
+        async with self._pool.get() as channel:
+            # What a link leads to in the guest is copied. A link made here by the guest's words would lead the next copy
+            # to any file of the host.
+            progress = as_progress_handler(callback)
+            await channel.get(rpath, lpath, follow_symlinks=True, progress_handler=progress)
 
     async def _cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
@@ -247,6 +262,22 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
             cache_options=cache_options,
             **options,
         )
+
+
+class _Seen:
+    """Counts what a guest lists."""
+
+    def __init__(self, guest: str) -> None:
+        self._guest = guest
+        self._entries = 0
+
+    def one_more(self, path: str) -> None:
+        """Count an entry; ProtocolError if that is more than any listing has."""
+        self._entries += 1
+        if self._entries > MOST_ENTRIES:
+            raise ProtocolError(
+                errno.EPROTO, f"{self._guest} lists more than {MOST_ENTRIES} entries in {path}"
+            )
 
 
 _ERRNOS: Final = {
