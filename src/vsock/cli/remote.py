@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vsock._system.descriptors import write_all
+from vsock._system.text import printable
 from vsock.cli.orders import (
     FAILED,
     MOST_IN_JSON,
@@ -26,7 +27,7 @@ from vsock.cli.orders import (
 )
 from vsock.errors import SessionError, UsageError, VsockError
 from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals
-from vsock.ssh.session import printable, translated
+from vsock.ssh.session import translated
 
 if TYPE_CHECKING:
     from vsock.ssh.attached import Process

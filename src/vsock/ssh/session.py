@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from vsock import aio
 from vsock._socket.transport import ConnectOptions, Transport, transport_for
+from vsock._system.text import printable
 from vsock.address import as_target
 from vsock.errors import (
     ConnectRefused,
@@ -236,7 +237,10 @@ class GuestSession:
         Raises:
             SessionError: sshd does not start it.
         """
-        line = None if command is None else command_line(command, env=env, cwd=cwd)
+        line: Any = None
+        if command is not None:
+            # Bytes, because a command may have any; asyncssh takes them too.
+            line = os.fsencode(command_line(command, env=env, cwd=cwd))
         with translated(self.name):
             return await self.connection.create_process(line, **options)
 
@@ -417,14 +421,9 @@ def end(process: asyncssh.SSHClientProcess[Any]) -> None:
     process.close()
 
 
-def printable(text: str, most: int = _LONGEST_REASON) -> str:
-    """Words of a guest in one line that cannot move a terminal's cursor."""
-    return "".join(one if one.isprintable() else "?" for one in text[:most])
-
-
 def _reason(error: Exception) -> str:
     said = error.reason if isinstance(error, asyncssh.Error) else str(error)
-    return printable(said).rstrip(".") or "the connection ended"
+    return printable(said, _LONGEST_REASON).rstrip(".") or "the connection ended"
 
 
 def _paths(named: LocalPath | Sequence[LocalPath]) -> list[bytes]:
