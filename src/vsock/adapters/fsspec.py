@@ -21,8 +21,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from vsock._system.text import printable
 from vsock.errors import AddressError, ProtocolError, SessionError, VsockError, missing_extra
-from vsock.ssh.session import DEFAULT_USER, LOGIN_SECONDS, SSH_PORT, guest_session, printable
+from vsock.ssh.session import DEFAULT_USER, LOGIN_SECONDS, SSH_PORT, guest_session
 
 try:
     import asyncssh
@@ -46,6 +47,7 @@ MOST_ENTRIES: Final = 1_000_000
 
 _LONGEST_PATH: Final = 4095
 _MOST_DIGITS: Final = 10
+_LONGEST_REASON: Final = 200
 _SHELL_CHANNELS: Final = 2
 _BLOCK: Final = 256 << 10
 
@@ -144,7 +146,7 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
             raise self._ended(error.reason) from error
         except asyncssh.SFTPError as error:
             number = _ERRNOS.get(type(error), errno.EIO)
-            said = printable(error.reason)
+            said = printable(error.reason, _LONGEST_REASON)
             raise OSError(number, f"{self._session.name}: {said}") from error
         except asyncssh.DisconnectError as error:
             raise self._ended(error.reason) from error
@@ -152,7 +154,9 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
     def _ended(self, reason: str) -> SessionError:
         self.forget()
         name = self._session.name
-        return SessionError(errno.ECONNRESET, f"the session with {name} ended: {printable(reason)}")
+        return SessionError(
+            errno.ECONNRESET, f"the session with {name} ended: {printable(reason, _LONGEST_REASON)}"
+        )
 
     def _decode_attributes(self, attributes: asyncssh.SFTPAttrs) -> Any:
         try:
@@ -206,7 +210,7 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
         if not name or "/" in name or "\0" in name or len(path) > _LONGEST_PATH:
             raise ProtocolError(
                 errno.EPROTO,
-                f"{self._session.name} lists a name that none can be: {printable(name)!r}",
+                f"{self._session.name} lists a name that none can be: {printable(name, _LONGEST_REASON)!r}",
             )
         return {"name": path}
 
