@@ -41,9 +41,17 @@ def service(runtime_dir: Path, name: str) -> ServiceRecord:
 def until_gone(pid: int) -> None:
     """Wait until a process has ended; whoever inherits it reaps it."""
     deadline = time.monotonic() + SECONDS
-    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+    while is_running(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that waits to be reaped has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.fixture
