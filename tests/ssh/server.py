@@ -7,7 +7,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -78,6 +79,22 @@ class SshServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Make it read, write and answer nothing until the end of the block."""
+        stopped, goes_on = threading.Event(), threading.Event()
+
+        def stop() -> None:
+            stopped.set()
+            goes_on.wait()
+
+        self._loop.call_soon_threadsafe(stop)
+        stopped.wait()
+        try:
+            yield
+        finally:
+            goes_on.set()
 
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -7,7 +7,10 @@ from typing import Final
 
 from vsock.errors import UsageError
 
-__all__ = ["SIGNALS", "Command", "command_line"]
+__all__ = ["SIGNALS", "START_SECONDS", "Command", "command_line"]
+
+START_SECONDS: Final = 60.0
+"""How long sshd may take to start a command: that of an emulated guest computes for seconds."""
 
 SIGNALS: Final = {
     signal.SIGINT: "INT",

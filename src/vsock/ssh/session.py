@@ -56,8 +56,11 @@ SSH_PORT: Final = 22
 DEFAULT_USER: Final = "root"
 """Whom systemd's credential `ssh.authorized_keys.root` gives our key."""
 
-LOGIN_SECONDS: Final = 30.0
-"""How long connecting and logging in may take: sshd of an emulated guest computes for seconds."""
+LOGIN_SECONDS: Final = 60.0
+"""How long connecting and logging in may take: the first time, sshd of an emulated guest computes for 20 seconds."""
+
+_CLOSE_SECONDS: Final = 5.0
+"""How long a guest may take for what is on its way to it when the session is closed."""
 
 _LONGEST_REASON: Final = 200
 
@@ -175,8 +178,14 @@ class GuestSession:
     async def close(self) -> None:
         """End the session and the programs that it has started on a terminal. A second call has no effect."""
         connection, self._connection = self._connection, None
-        if connection:
-            connection.close()
+        if not connection:
+            return
+        connection.close()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await connection.wait_closed()
+        except TimeoutError:
+            connection.abort()  # the guest takes no more of what we sent
             await connection.wait_closed()
 
     async def run(

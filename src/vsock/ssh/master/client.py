@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Self
 
 from vsock.errors import SessionError
+from vsock.ssh.command_line import START_SECONDS
 from vsock.ssh.master.messages import (
     GREETING,
     LONGEST,
@@ -23,8 +24,8 @@ __all__ = ["MasterClient", "masters"]
 
 _ANSWER_SECONDS: Final = 2.0
 """How long a master may take for what needs no guest."""
-_START_SECONDS: Final = 40.0
-"""More than a master waits for the guest's sshd before it says that this started no command."""
+_START_SECONDS: Final = START_SECONDS + 10
+"""A master says that sshd started no command; it is not to be forestalled."""
 
 
 class MasterClient:

@@ -17,6 +17,7 @@ from vsock._system.descriptors import PIECE
 from vsock._system.text import printable
 from vsock.errors import VsockError
 from vsock.ssh.attached import ending_at_signals
+from vsock.ssh.command_line import START_SECONDS
 from vsock.ssh.master.messages import (
     GREETING,
     LONGEST,
@@ -38,8 +39,6 @@ __all__ = ["Listener", "Master", "listener"]
 _MOST_CLIENTS: Final = 64
 _REQUEST_SECONDS: Final = 10.0
 """How long a client may say nothing before its request."""
-_START_SECONDS: Final = 30.0
-"""How long sshd may take to start a command: an emulated guest computes for seconds."""
 _PIPES: Final = 3
 
 
@@ -269,14 +268,14 @@ class Master:
         starting = asyncio.create_task(self._session.open_process(line, **options))
         # Never cancelled: asyncssh would leave the channel open, and perhaps a command in it.
         try:
-            done, _ = await asyncio.wait({starting}, timeout=_START_SECONDS)
+            done, _ = await asyncio.wait({starting}, timeout=START_SECONDS)
         except asyncio.CancelledError:
             starting.add_done_callback(_end_late)
             client.send(encode({"declined": "the session closes"}))
             raise
         if not done:
             starting.add_done_callback(_end_late)
-            name, seconds = self._session.name, _START_SECONDS
+            name, seconds = self._session.name, START_SECONDS
             text = f"sshd of {name} started no command within {seconds:g} s"
             client.send(encode({"error": text}))
             return None
