@@ -43,6 +43,8 @@ from vsock.testing.plugin import (
 from vsock.transports import SwitchTransport
 from vsock.vmm import notify_credential, ssh_credentials
 
+__all__ = ["DEBIAN", "DEBIAN_CID"]  # for the tests here, which name the guest of the plugin
+
 READY_SECONDS = 20
 
 DEBIAN_USER = "joe"
