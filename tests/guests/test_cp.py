@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.guests.conftest import DEBIAN
 
 import vsock
+from vsock.testing.plugin import DEBIAN
 
 SECONDS = 120
 SIZE = 5 << 20

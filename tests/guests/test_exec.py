@@ -18,11 +18,12 @@ from struct import pack
 from termios import TIOCSWINSZ
 
 import pytest
-from tests.guests.conftest import DEBIAN, DEBIAN_USER
+from tests.guests.conftest import DEBIAN_USER
 
 import vsock
 from vsock.ssh.identity import Identity
 from vsock.testing.debian import DebianGuest
+from vsock.testing.plugin import DEBIAN
 from vsock.transports import SwitchTransport
 
 SECONDS = 60
