@@ -14,7 +14,7 @@ usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [-
   --authorized-keys FILE  the keys that are let in (/etc/vsock-sshd/authorized_keys)
   --host-key FILE         the host key, made if it is missing (/etc/vsock-sshd/host_key)
   --init                  be the first process of a guest: mount /proc, /sys, /dev and so on, load the modules
-                          in /lib/modules/vsock-sshd, keep a server running, reap children, start COMMAND
+                          in /usr/lib/vsock/modules, keep a server running, reap children, start COMMAND
   --sftp                  serve SFTP on the standard streams
   --version, --help";
 

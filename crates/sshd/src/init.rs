@@ -38,7 +38,7 @@ const LINKS: [(&str, &str); 4] = [
 ];
 
 /// Modules to load, in the order of their names.
-const MODULES: &str = "/lib/modules/vsock-sshd";
+const MODULES: &str = "/usr/lib/vsock/modules";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

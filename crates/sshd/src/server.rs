@@ -75,7 +75,8 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 fn config(key: russh::keys::PrivateKey) -> Config {
-    let name = concat!("SSH-2.0-vsock_sshd_", env!("CARGO_PKG_VERSION"));
+    // The comment is for asyncssh, which finds there in which order a server has the arguments of SFTP's SYMLINK.
+    let name = concat!("SSH-2.0-vsock_sshd_", env!("CARGO_PKG_VERSION"), " SFTP as OpenSSH");
     Config {
         server_id: SshId::Standard(Cow::Borrowed(name)),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
