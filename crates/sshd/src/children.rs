@@ -10,9 +10,22 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+/// A child. Its process id may later be another one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChildId {
+    pid: Pid,
+    serial: u64,
+}
+
 /// The children that have not been waited for.
 #[derive(Clone, Default)]
-pub(crate) struct Children(Arc<Mutex<HashMap<Pid, oneshot::Sender<WaitStatus>>>>);
+pub(crate) struct Children(Arc<Mutex<Running>>);
+
+#[derive(Default)]
+struct Running {
+    children: HashMap<Pid, (u64, oneshot::Sender<WaitStatus>)>,
+    started: u64,
+}
 
 impl Children {
     /// Starts waiting for children. Needs a runtime with one thread: a child is in the map before `reap` runs.
@@ -28,13 +41,13 @@ impl Children {
         Ok(children)
     }
 
-    fn map(&self) -> MutexGuard<'_, HashMap<Pid, oneshot::Sender<WaitStatus>>> {
+    fn running(&self) -> MutexGuard<'_, Running> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reap(&self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if let Some(ended) = self.map().remove(&pid) {
+            if let Some((_, ended)) = self.running().children.remove(&pid) {
                 // Nobody waits if its channel was closed.
                 let _ = ended.send(status);
             }
@@ -45,23 +58,23 @@ impl Children {
     pub(crate) fn start(
         &self,
         command: &mut Command,
-    ) -> io::Result<(Pid, oneshot::Receiver<WaitStatus>)> {
+    ) -> io::Result<(ChildId, oneshot::Receiver<WaitStatus>)> {
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
         let (sender, receiver) = oneshot::channel();
-        self.map().insert(pid, sender);
-        Ok((pid, receiver))
+        let mut running = self.running();
+        running.started += 1;
+        let serial = running.started;
+        running.children.insert(pid, (serial, sender));
+        Ok((ChildId { pid, serial }, receiver))
     }
 
     /// Signals the process group of a child that has not ended.
-    pub(crate) fn signal(&self, pid: Pid, signal: Signal) {
-        if self.has(pid) {
+    pub(crate) fn signal(&self, child: ChildId, signal: Signal) {
+        let known = self.running().children.get(&child.pid).map(|(serial, _)| *serial);
+        if known == Some(child.serial) {
             // The group exists as long as its leader has not been waited for.
-            let _ = rustix::process::kill_process_group(pid, signal);
+            let _ = rustix::process::kill_process_group(child.pid, signal);
         }
-    }
-
-    pub(crate) fn has(&self, pid: Pid) -> bool {
-        self.map().contains_key(&pid)
     }
 }

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use russh::server::{Handle, Msg};
 use russh::{ChannelId, ChannelWriteHalf, Sig};
-use rustix::process::{Pid, Signal, WaitStatus};
+use rustix::process::{Signal, WaitStatus};
 use tokio::io::AsyncWriteExt;
 use tokio::task::AbortHandle;
 
 use crate::backlog::{Backlog, Inbox, InboxReader};
-use crate::children::Children;
+use crate::children::{ChildId, Children};
 use crate::command::{self, Program};
 use crate::process::{self, Terminal, Wishes};
 use crate::{forwards, limits};
@@ -35,7 +35,7 @@ struct Channel {
 }
 
 struct Running {
-    pid: Pid,
+    child: ChildId,
     terminal: Option<OwnedFd>,
 }
 
@@ -102,6 +102,16 @@ impl Channels {
         }
     }
 
+    /// Closes a channel that has served its purpose. russh does not tell of the end of those that we close.
+    pub(crate) async fn close(&self, writer: &ChannelWriteHalf<Msg>) {
+        // The session has ended otherwise.
+        let _ = writer.close().await;
+        let channel = self.map().remove(&writer.id());
+        if let Some(channel) = channel {
+            self.finish(Channel { process: None, ..channel });
+        }
+    }
+
     /// The connection has ended.
     pub(crate) fn remove_all(&self) {
         let channels: Vec<_> = self.map().drain().collect();
@@ -114,18 +124,18 @@ impl Channels {
         channel.inbox.close();
         channel.tasks.iter().for_each(AbortHandle::abort);
         if let Some(running) = channel.process {
-            self.hang_up(running.pid);
+            self.hang_up(running.child);
         }
     }
 
     /// Ends a process whose channel is closed, with its group. Who has made a group of their own goes on.
-    fn hang_up(&self, pid: Pid) {
-        self.children.signal(pid, Signal::HUP);
-        self.children.signal(pid, Signal::CONT);
+    fn hang_up(&self, child: ChildId) {
+        self.children.signal(child, Signal::HUP);
+        self.children.signal(child, Signal::CONT);
         let children = self.children.clone();
         tokio::spawn(async move {
             tokio::time::sleep(limits::GRACE_TIME).await;
-            children.signal(pid, Signal::KILL);
+            children.signal(child, Signal::KILL);
         });
     }
 
@@ -186,9 +196,9 @@ impl Channels {
         // Debug prints the names of the others.
         let name =
             if let Sig::Custom(name) = signal { name.clone() } else { format!("{signal:?}") };
-        let pid = self.with(id, |channel| channel.process.as_ref().map(|it| it.pid)).flatten();
-        if let (Some(pid), Some(signal)) = (pid, process::signal_of(&name)) {
-            self.children.signal(pid, signal);
+        let child = self.with(id, |channel| channel.process.as_ref().map(|it| it.child)).flatten();
+        if let (Some(child), Some(signal)) = (child, process::signal_of(&name)) {
+            self.children.signal(child, signal);
         }
     }
 
@@ -228,16 +238,18 @@ impl Channels {
                 return self.say_failure(id, &handle, status, said);
             }
         };
-        channel.process = Some(Running { pid: started.pid, terminal: started.terminal });
+        channel.process = Some(Running { child: started.child, terminal: started.terminal });
         let inbox = InboxReader(Arc::clone(&channel.inbox));
-        let backlog = Arc::clone(&self.backlog);
+        let all = self.clone();
         let task = tokio::spawn(async move {
             let (output, errors) = (writer.make_writer(), writer.make_writer_ext(Some(1)));
-            let status =
-                started.streams.see_through(started.ended, inbox, &backlog, output, errors).await;
+            let status = started
+                .streams
+                .see_through(started.ended, inbox, &all.backlog, output, errors)
+                .await;
             let _ = writer.eof().await;
             report(&handle, id, status).await;
-            let _ = writer.close().await;
+            all.close(&writer).await;
         });
         channel.tasks.push(task.abort_handle());
         true
@@ -248,12 +260,12 @@ impl Channels {
         let Some(writer) = self.with(id, |channel| channel.writer.take()).flatten() else {
             return false;
         };
-        let handle = handle.clone();
+        let (all, handle) = (self.clone(), handle.clone());
         let task = tokio::spawn(async move {
             let _ = writer.make_writer_ext(Some(1)).write_all(said.as_bytes()).await;
             let _ = writer.eof().await;
             let _ = handle.exit_status_request(id, status).await;
-            let _ = writer.close().await;
+            all.close(&writer).await;
         });
         self.own(id, task.abort_handle());
         true

@@ -128,7 +128,7 @@ async fn relay(
         let _ = writer.eof().await;
     };
     tokio::join!(into_guest, to_client);
-    let _ = writer.close().await;
+    channels.close(&writer).await;
 }
 
 /// Listens on a port of the guest for the client: `ssh -R`. Returns the port.

@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitStatus};
+use rustix::process::{Signal, WaitStatus};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 
 use crate::backlog::{Backlog, InboxReader};
-use crate::children::Children;
+use crate::children::{ChildId, Children};
 use crate::command::Program;
 use crate::descriptor::Descriptor;
 
@@ -47,7 +47,7 @@ pub(crate) struct Wishes {
 
 /// A process that has started; `Streams` and `ended` belong to who sees it through.
 pub(crate) struct Started {
-    pub(crate) pid: Pid,
+    pub(crate) child: ChildId,
     pub(crate) ended: oneshot::Receiver<WaitStatus>,
     pub(crate) streams: Streams,
     /// The master of its terminal, for changes of its size.
@@ -137,8 +137,8 @@ fn with_pipes(children: &Children, mut command: Command) -> io::Result<Started> 
         errors: Some(Descriptor::new(our_errors)?),
     };
     command.stdin(their_input).stdout(their_output).stderr(their_errors);
-    let (pid, ended) = children.start(&mut command)?;
-    Ok(Started { pid, ended, streams, terminal: None })
+    let (child, ended) = children.start(&mut command)?;
+    Ok(Started { child, ended, streams, terminal: None })
 }
 
 fn with_terminal(
@@ -158,8 +158,8 @@ fn with_terminal(
         output: Descriptor::new(master.try_clone()?)?,
         errors: None,
     };
-    let (pid, ended) = children.start(&mut command)?;
-    Ok(Started { pid, ended, streams, terminal: Some(master) })
+    let (child, ended) = children.start(&mut command)?;
+    Ok(Started { child, ended, streams, terminal: Some(master) })
 }
 
 fn open_terminal(name: &CStr) -> io::Result<OwnedFd> {
