@@ -146,7 +146,7 @@ fn start_server(options: &[OsString]) -> Option<Child> {
     } else {
         std::env::args_os().next()?
     };
-    started("the server", Command::new(path).args(options))
+    started("the server", Command::new(path).arg0("vsock-sshd").args(options))
 }
 
 fn start_command(words: &[OsString]) -> Option<Child> {
