@@ -18,6 +18,7 @@ from struct import pack
 from termios import TIOCSWINSZ
 
 import pytest
+from tests.archives import members
 from tests.guests.conftest import SwitchProcess
 
 import vsock
@@ -36,21 +37,6 @@ CID = 90
 SECONDS = 60
 BOOT_SECONDS = 120
 MEMORY_MIB = 128
-
-
-def members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents in a cpio archive ("newc")."""
-    data = archive.read_bytes()
-    at = 0
-    while True:
-        fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
-        size, length = fields[6], fields[11]
-        name = data[at + 110 : at + 110 + length - 1].decode()
-        begin = (at + 110 + length + 3) & ~3
-        if name == "TRAILER!!!":
-            return
-        yield name, data[begin : begin + size]
-        at = (begin + size + 3) & ~3
 
 
 class BareGuest:
@@ -219,7 +205,9 @@ def test_files_are_copied_both_ways(guest: BareGuest, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = run("cp", f"{NAME}:/tmp/data", str(tmp_path / "back"))
     assert done.returncode == 0, done.stderr
-    assert hashlib.sha256((tmp_path / "back").read_bytes()).digest() == hashlib.sha256(data).digest()
+    assert (
+        hashlib.sha256((tmp_path / "back").read_bytes()).digest() == hashlib.sha256(data).digest()
+    )
     done = run("cp", f"{NAME}:/proc/self/mounts", "-")
     assert done.returncode == 0, done.stderr
     mounted = {line.split()[1] for line in done.stdout.decode().splitlines()}
@@ -290,8 +278,8 @@ def test_ports_are_forwarded(
     forward = subprocess.Popen(
         command("forward", f"unix:{tmp_path / 'forwarded'}", f"{NAME}:22"), stdout=subprocess.PIPE
     )
+    assert forward.stdout
     try:
-        assert forward.stdout
         assert b"forwarding" in forward.stdout.readline()
         asyncio.run(_forwarded(busybox, transport, tmp_path / "forwarded"))
     finally:
@@ -311,8 +299,8 @@ async def _forwarded(busybox: str, transport: SwitchTransport, path: Path) -> No
         writer.close()
         async with vsock.guest_session(NAME, transport=transport) as session:
             service = await session.open_process([busybox, "nc", "-l", "-p", "8080"])
-            while ":8080" not in str((await session.run([busybox, "netstat", "-ltn"])).stdout):
-                await asyncio.sleep(0.1)
+            listens = f"while ! {busybox} netstat -ltn | {busybox} grep -q :8080; do :; done"
+            await session.run([busybox, "sh", "-c", listens], check=True)
             listener = await session.connection.forward_local_port("", 0, "localhost", 8080)
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.get_port())
             writer.write(b"to the guest\n")

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,13 @@ from vsock.ssh.guest_server import server_path
 from vsock.ssh.identity import Identity
 
 SECONDS = 30
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until another process has made it true."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - no event of this process tells
+            await asyncio.sleep(0.02)
 
 
 class GuestServer:
@@ -50,9 +58,7 @@ class GuestServer:
 
     async def until_childless(self) -> None:
         """Wait until all of them have ended."""
-        async with asyncio.timeout(SECONDS):
-            while self.children():
-                await asyncio.sleep(0.02)
+        await until(lambda: not self.children())
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True)

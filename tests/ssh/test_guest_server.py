@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncssh
 import pytest
-from tests.ssh.guest_server import SECONDS, GuestServer
+from tests.ssh.guest_server import SECONDS, GuestServer, until
 
 import vsock
 from vsock.errors import KeyRefused
@@ -102,8 +102,7 @@ async def test_processes_end_with_their_channel(server: GuestServer, end: str) -
         else:
             session.connection.abort()
         await server.until_childless()
-        while Path(f"/proc/{pid}/stat").exists() and _state(pid) != "Z":
-            await asyncio.sleep(0.02)
+        await until(lambda: _state(pid) == "Z")
 
 
 def _state(pid: int) -> str:
@@ -113,8 +112,9 @@ def _state(pid: int) -> str:
         return "Z"
 
 
-async def test_trees_are_copied_both_ways(session: GuestSession, tmp_path: Path) -> None:
-    """With modes, times, links, and names that are no UTF-8."""
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with modes, times, links, and a name that is no UTF-8."""
     tree = tmp_path / "tree"
     (tree / "folder").mkdir(parents=True)
     (tree / "folder" / "big").write_bytes(os.urandom(3 * MIB))
@@ -123,8 +123,14 @@ async def test_trees_are_copied_both_ways(session: GuestSession, tmp_path: Path)
     Path(os.fsdecode(os.fsencode(tree) + b"/\xff\xfe")).write_text("odd")
     (tree / "link").symlink_to("nowhere/../else")
     os.utime(tree / "folder" / "program", (1, 2))
-    await session.copy_in(tree, str(tmp_path / "in"))
-    await session.copy_out(str(tmp_path / "in"), tmp_path / "out")
+    return tree
+
+
+def test_trees_are_copied_both_ways(server: GuestServer, tree: Path, tmp_path: Path) -> None:
+    """With all that is odd in it."""
+    with vsock.guest_session(server.host) as session:
+        session.copy_in(tree, str(tmp_path / "in"))
+        session.copy_out(str(tmp_path / "in"), tmp_path / "out")
     for copy in ("in", "out"):
         subprocess.run(["diff", "-r", "--no-dereference", tree, tmp_path / copy], check=True)
         program = (tmp_path / copy / "folder" / "program").stat()
@@ -188,41 +194,41 @@ async def test_ports_and_sockets_are_forwarded_both_ways(
             assert await _ask(reader, writer) == b"HALF CLOSED"
         echo.close()
         with pytest.raises(asyncssh.ChannelOpenError):
-            if kind == "tcp":
-                await connection.open_connection("no-such-host", 1)
-            else:
-                await connection.open_unix_connection(str(tmp_path / "nothing"))
+            await connection.open_connection("no-such-host", 1)
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await connection.open_unix_connection(str(tmp_path / "nothing"))
         back.close()
         await back.wait_closed()
-        if kind == "unix":
-            while Path(f"{here}-back").exists():
-                await asyncio.sleep(0.02)
+        await until(lambda: not (tmp_path / "here-back").exists())
 
 
-@pytest.mark.skipif(not shutil.which("ssh-agent"), reason="ssh-agent is not installed")
-async def test_agent_of_the_client_is_forwarded(
-    server: GuestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program behind the server sees the agent's keys; its socket is removed afterwards."""
-    agent_socket = tmp_path / "agent"
-    with subprocess.Popen(["ssh-agent", "-D", "-a", agent_socket], stdout=subprocess.DEVNULL) as agent:
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An ssh-agent of this user, which has the key for guests."""
+    if not shutil.which("ssh-agent"):
+        pytest.skip("ssh-agent is not installed")
+    path = tmp_path / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.PIPE) as running:
         try:
-            async with asyncio.timeout(SECONDS):
-                while not agent_socket.exists():
-                    await asyncio.sleep(0.02)
-                monkeypatch.setenv("SSH_AUTH_SOCK", str(agent_socket))
-                subprocess.run(
-                    ["ssh-add", "-q", Identity.of_user().private_file], check=True, timeout=SECONDS
-                )
-                async with vsock.guest_session(server.host, forward_agent=True) as session:
-                    done = await session.run("echo $SSH_AUTH_SOCK; ssh-add -L", check=True)
-                where, keys = str(done.stdout).split("\n", 1)
-                assert keys.split()[1] == Identity.of_user().public_key().split()[1]
-                assert where != str(agent_socket)
-                while Path(where).parent.exists():
-                    await asyncio.sleep(0.02)
+            assert running.stdout
+            assert running.stdout.readline()
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+            key = Identity.of_user().private_file
+            subprocess.run(["ssh-add", "-q", key], check=True, timeout=SECONDS)
+            yield path
         finally:
-            agent.terminate()
+            running.terminate()
+
+
+async def test_agent_of_the_client_is_forwarded(server: GuestServer, agent: Path) -> None:
+    """A program behind the server sees the agent's keys; its socket is removed afterwards."""
+    async with asyncio.timeout(SECONDS):
+        async with vsock.guest_session(server.host, forward_agent=True) as session:
+            done = await session.run("echo $SSH_AUTH_SOCK; ssh-add -L", check=True)
+    where, keys = str(done.stdout).split("\n", 1)
+    assert keys.split()[1] == Identity.of_user().public_key().split()[1]
+    assert where != str(agent)
+    await until(lambda: not Path(where).parent.exists())
 
 
 @pytest.mark.skipif(not shutil.which("scp"), reason="OpenSSH's client is not installed")

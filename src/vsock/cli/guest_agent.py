@@ -77,7 +77,7 @@ def _write(archive: bytes, output: Path | None) -> None:
     if output is None:
         if sys.stdout.isatty():
             raise click.UsageError("an archive is nothing for a terminal: use -o FILE")
-        click.get_binary_stream("stdout").write(archive)
+        sys.stdout.buffer.write(archive)
         return
     descriptor, partial = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
     try:

@@ -96,10 +96,7 @@ def cpio(files: Sequence[File]) -> bytes:
     The format is "newc" (Documentation/driver-api/early-userspace/buffer-format.rst of Linux).
     """
     folders = {
-        str(folder)
-        for file in files
-        for folder in PurePosixPath(file.path).parents
-        if folder.name
+        str(folder) for file in files for folder in PurePosixPath(file.path).parents if folder.name
     }
     entries = [
         *(File(folder, stat.S_IFDIR | 0o755, b"") for folder in sorted(folders)),
