@@ -38,6 +38,9 @@ COMPLETE = {
     ("guest", "setup"): ("alpha",),
     ("exec",): ("alpha", "--", "true"),
     ("shell",): ("alpha",),
+    ("session", "open"): ("alpha",),
+    ("session", "ls"): (),
+    ("session", "close"): ("alpha",),
     ("cp",): ("/nonexistent/file", "alpha:/tmp"),
     ("forward",): ("tcp:192.0.2.1:1", "alpha:2"),
     ("ssh-config",): (),
@@ -59,7 +62,7 @@ COMPLETE = {
 }
 """Each command with its required arguments."""
 
-ANY_WORDS = {("run",), ("guest", "run"), ("exec",), ("journal",), ("status",)}
+ANY_WORDS = {("run",), ("guest", "run"), ("exec",), ("journal",), ("status",), ("session", "close")}
 """These accept any words as COMMAND."""
 
 NUMBERS = (
@@ -127,6 +130,9 @@ def usage() -> Iterator[Call]:
     yield ("exec", "alpha", "-e", "NOT_SET_HERE", "--", "true"), 2, "NAME=VALUE"
     yield ("exec", "alpha", "-e", "1=2", "--", "true"), 2, "'1'"
     yield ("exec", "-t", "alpha", "--", "true"), 2, "terminal"
+    yield ("session", "close", "alpha", "--all"), 2, "name guests, or give --all"
+    yield ("session", "close", "alpha"), 1, "no session with alpha"
+    yield ("session", "open", "alpha", "--idle", "nan"), 2, "not a number"
     yield ("cp", "/a", "/b"), 2, "no guest: write NAME:PATH"
     yield ("cp", "-", "-"), 2, "no guest: write NAME:PATH"
     yield ("cp", "-", "-", "alpha:x"), 2, "`-` is for one source"
@@ -258,7 +264,10 @@ def calls() -> list[Call]:
 
 def test_every_command_is_called() -> None:
     """The tables also call new commands wrongly; `help` is in the table of groups."""
-    assert {words for words in commands() if words != ("guest",)} == {*COMPLETE, ("help",)}
+    assert {words for words in commands() if words not in {("guest",), ("session",)}} == {
+        *COMPLETE,
+        ("help",),
+    }
 
 
 def test_there_are_as_many_calls_as_promised() -> None:

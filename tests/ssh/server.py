@@ -53,7 +53,7 @@ class SshServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._server: asyncssh.SSHAcceptor | None = None
-        self._connections: list[asyncssh.SSHServerConnection] = []
+        self.connections: list[asyncssh.SSHServerConnection] = []
 
     @property
     def public_key(self) -> str:
@@ -84,7 +84,7 @@ class SshServer:
             sock=self._guest.create_server(self._port),
             server_host_keys=[self.key, *self._other_keys],
             authorized_client_keys=asyncssh.import_authorized_keys(self._authorized),
-            server_factory=lambda: _Server(self._connections),
+            server_factory=lambda: _Server(self.connections),
             process_factory=partial(_run, self._instead),
             sftp_factory=self._sftp,
             encoding=None,
@@ -94,7 +94,7 @@ class SshServer:
         assert self._server
         self._server.close()
         await self._server.wait_closed()
-        for connection in self._connections:
+        for connection in self.connections:
             connection.abort()
             await connection.wait_closed()
         others = asyncio.all_tasks() - {asyncio.current_task()}

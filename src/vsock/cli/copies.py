@@ -16,7 +16,7 @@ from vsock.ssh.copying.guest import GuestSide
 from vsock.ssh.copying.host import HostSide
 
 if TYPE_CHECKING:
-    from vsock.cli.remote import Place as Where
+    from vsock.cli.orders import Place as Where
     from vsock.ssh.copying import CopyResult, Place, Progress
     from vsock.ssh.copying.sides import Side
 

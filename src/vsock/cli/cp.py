@@ -48,12 +48,13 @@ def cp(
 
     Exit code: 0, or 1 if something was not copied.
     """  # noqa: D301 - click reads the backspace: lines behind it are not filled
-    from vsock.cli import copies, remote
+    from vsock.cli import copies
+    from vsock.cli.orders import Place as Where
     from vsock.ssh.copying import Place
 
     froms, to = [Place.parse(one) for one in sources], Place.parse(destination)
     _check(froms, to, destination)
-    where = remote.Place(forward_agent=False, **place)
+    where = Where(forward_agent=False, **place)
     result = copies.run(
         where,
         froms,

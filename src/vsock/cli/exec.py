@@ -5,18 +5,17 @@ The exit code is the command's, as ssh(1) has it: 255 is our own failure.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from vsock.cli.completion import guests as known_guests
-from vsock.cli.options import Seconds, json_option, session_options
+from vsock.cli.options import Seconds, agent_option, json_option, session_options
+from vsock.cli.orders import Order, Place, Result, carry_out, tell
 from vsock.cli.output import print_json
 
 __all__ = ["exec_", "shell"]
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class _CommandBehindDashes(click.Command):
@@ -34,11 +33,6 @@ class _CommandBehindDashes(click.Command):
         return [*super().collect_usage_pieces(ctx), "--", "COMMAND", "[ARGUMENT]..."]
 
 
-_agent_option: Callable[[_F], _F] = click.option(
-    "-A", "--forward-agent", is_flag=True, help="Let it use your ssh-agent."
-)
-
-
 @click.command(
     "exec", cls=_CommandBehindDashes, short_help="Run a command in a guest, or in several."
 )
@@ -53,7 +47,7 @@ _agent_option: Callable[[_F], _F] = click.option(
     metavar="BYTES",
     help="End it when it has written so much.",
 )
-@_agent_option
+@agent_option
 @session_options
 @json_option
 def exec_(
@@ -89,35 +83,42 @@ def exec_(
         raise click.UsageError("a terminal (-t) is for one guest, and not for --json")
     if tty and (sys.stdin is None or not sys.stdin.isatty()):
         raise click.UsageError("-t needs a terminal as standard input")
-    from vsock.cli import remote
-
-    order = remote.Order(command, _variables(env), workdir, tty, timeout, max_output)
-    where = remote.Place(**place)
+    order = Order(command, _variables(env), workdir, tty, timeout, max_output)
+    where = Place(**place)
+    if len(guests) == 1 and not as_json:
+        return carry_out(where, guests[0], order)
+    results = _results(where, guests, order, show=not as_json)
     if as_json:
-        results = remote.run(remote.in_all(where, guests, order, show=False))
         print_json(results)
-        return next((one.exit_code for one in results if one.exit_code), 0)
-    if len(guests) == 1:
-        return remote.run(remote.in_one(where, guests[0], order))
-    results = remote.run(remote.in_all(where, guests, order, show=True))
-    remote.tell(results)
+    else:
+        for one in results:
+            tell(one)
     return next((one.exit_code for one in results if one.exit_code), 0)
 
 
 @click.command(short_help="Open a shell in a guest.")
 @click.argument("guest", shell_complete=known_guests)
-@_agent_option
+@agent_option
 @session_options
 def shell(guest: str, **place: Any) -> int:
     """Open the shell of a user of GUEST on this terminal, over SSH.
 
     If standard input is no terminal, the shell reads its commands from it. Exit code: as of `vsock exec`.
     """
+    is_tty = sys.stdin is not None and sys.stdin.isatty()
+    return carry_out(Place(**place), guest, Order((), {}, None, is_tty, None, None))
+
+
+def _results(where: Place, guests: tuple[str, ...], order: Order, *, show: bool) -> list[Result]:
+    """Run it in all guests at once; one that asks for a result alone may use a session that is kept open."""
+    if len(guests) == 1:
+        from vsock.cli import in_session
+
+        if result := in_session.attempt(in_session.captured, where, guests[0], order):
+            return [result]
     from vsock.cli import remote
 
-    is_tty = sys.stdin is not None and sys.stdin.isatty()
-    order = remote.Order((), {}, None, is_tty, None, None)
-    return remote.run(remote.in_one(remote.Place(**place), guest, order))
+    return remote.run(remote.in_all(where, guests, order, show=show))
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:

@@ -40,6 +40,10 @@ _COMMANDS: Final = {
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
     "exec": ("vsock.cli.exec:exec_", "Run a command in a guest, or in several."),
     "shell": ("vsock.cli.exec:shell", "Open a shell in a guest."),
+    "session": (
+        "vsock.cli.session:session",
+        "Keep sessions with guests open: commands need no login.",
+    ),
     "cp": ("vsock.cli.cp:cp", "Copy files and folders to guests, from them, and between them."),
     "ssh-proxy": (
         "vsock.cli.ssh_proxy:ssh_proxy",
@@ -67,6 +71,9 @@ _COMMANDS: Final = {
     "demo": ("vsock.cli.demo:demo", "Boot guests and show what the switch does."),
     "help": ("vsock.cli.main:help_", "Show the help of a command."),
 }
+
+_GROUPS: Final = {"guest", "session"}
+"""Commands that have commands of their own."""
 
 _QUESTIONS: Final = {"explain", "ping"}
 """Commands whose exit code 1 means "no"; errors that prevent an answer are 2, as in grep(1) and ping(8)."""
@@ -196,7 +203,7 @@ def _help_of(error: click.UsageError, words: Sequence[str]) -> str:
         return f"{error.ctx.command_path} --help"
     # The error of click's option parser does not have the command.
     group, command = _first_words(words)
-    path = ("vsock", group, command if group == "guest" else "", "--help")
+    path = ("vsock", group, command if group in _GROUPS else "", "--help")
     return " ".join(filter(None, path))
 
 

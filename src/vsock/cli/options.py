@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Seconds",
+    "agent_option",
     "json_option",
     "runtime_dir_option",
     "session_options",
@@ -35,6 +36,10 @@ transport_option: Callable[[_F], _F] = click.option(
     "--transport",
     type=click.Choice(["switch", "kernel"]),
     help="Use sockets of the switch, or of the kernel's own AF_VSOCK (in a guest).",
+)
+
+agent_option: Callable[[_F], _F] = click.option(
+    "-A", "--forward-agent", is_flag=True, help="Let programs in the guest use your ssh-agent."
 )
 
 

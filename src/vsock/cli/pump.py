@@ -11,6 +11,8 @@ import threading
 from contextlib import suppress
 from typing import Final
 
+from vsock._system.descriptors import write_all
+
 __all__ = ["carry"]
 
 _PIECE: Final = 256 * 1024
@@ -33,7 +35,7 @@ def carry(connection: socket.socket, source: int, sink: int, *, escape: bytes = 
     )
     sender.start()
     while piece := connection.recv(_PIECE):
-        _write(sink, piece)
+        write_all(sink, piece)
     # POLLHUP: both directions are shut down, by the peer's close or because it is gone.
     poll = select.poll()
     poll.register(connection, 0)
@@ -58,9 +60,3 @@ def _send(connection: socket.socket, source: int, escape: bytes, failures: list[
         failures.append(error)
     with suppress(OSError):
         connection.shutdown(how)
-
-
-def _write(sink: int, piece: bytes) -> None:
-    rest = memoryview(piece)
-    while rest:
-        rest = rest[os.write(sink, rest) :]

@@ -6,16 +6,25 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import click
-
-from vsock.cli.options import transport_of
+from vsock._system.descriptors import write_all
+from vsock.cli.orders import (
+    FAILED,
+    MOST_IN_JSON,
+    Failure,
+    Order,
+    Place,
+    Result,
+    result_of,
+    tell,
+    timed_out,
+    with_output,
+    wrote_too_much,
+)
 from vsock.errors import SessionError, UsageError, VsockError
-from vsock.ssh import guest_session
 from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals
 from vsock.ssh.session import printable, translated
 
@@ -23,75 +32,14 @@ if TYPE_CHECKING:
     from vsock.ssh.attached import Process
     from vsock.ssh.session import GuestSession
 
-__all__ = ["FAILED", "Order", "Place", "Result", "in_all", "in_one", "run", "tell"]
+__all__ = ["in_all", "in_one", "run"]
 
-FAILED: Final = 255
-"""The exit code of our own failures, as of ssh(1)."""
-
-_TIMED_OUT: Final = 124
-"""As timeout(1)."""
-_TERMINATED_BY: Final = 128
 _START_SECONDS: Final = 30.0
 """How long sshd may take to start a command: an emulated guest computes for seconds."""
 _GRACE_SECONDS: Final = 2.0
 """How long a command may go on after SIGTERM before SIGKILL."""
-_MOST_IN_JSON: Final = 64 << 20
-"""Bytes of output that are kept for --json, if --max-output does not say it."""
 _LONGEST_LINE: Final = 1 << 20
 _T = TypeVar("_T")
-
-
-class Failure(click.ClickException):
-    """Our own failure, not the command's."""
-
-    exit_code = FAILED
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where and as whom commands run."""
-
-    user: str
-    port: int
-    login_timeout: float
-    forward_agent: bool
-    transport: str | None
-    runtime_dir: Path | None
-
-    def session(self, guest: str) -> "GuestSession":
-        """A session with a guest, not open yet."""
-        return guest_session(
-            guest,
-            user=self.user,
-            port=self.port,
-            timeout=self.login_timeout,
-            transport=transport_of(self.runtime_dir, self.transport),
-            forward_agent=self.forward_agent,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What runs, and how."""
-
-    command: tuple[str, ...]
-    env: dict[str, str]
-    workdir: str | None
-    is_tty: bool
-    timeout: float | None
-    most: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """How a command ended; `signal` is a name such as KILL. `error`: it did not run, or not to its end."""
-
-    guest: str
-    exit_code: int
-    signal: str | None = None
-    stdout: str = ""
-    stderr: str = ""
-    error: str | None = None
 
 
 def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -122,17 +70,10 @@ async def in_one(where: Place, guest: str, order: Order) -> int:
                 stack.enter_context(_terminal(process))
             else:
                 stack.enter_context(forwarded_signals(process))
-            streams = (partial(_write_all, 1), partial(_write_all, 2))
+            streams = (partial(write_all, 1), partial(write_all, 2))
             result = await _see_through(process, session.name, order, 0, *streams)
-    tell([result])
+    tell(result)
     return result.exit_code
-
-
-def tell(results: Sequence[Result]) -> None:
-    """Print why commands did not run, or not to their ends."""
-    for result in results:
-        if result.error:
-            click.echo(f"vsock: {result.guest}: {result.error}", err=True)
 
 
 async def in_all(where: Place, guests: Sequence[str], order: Order, *, show: bool) -> list[Result]:
@@ -157,12 +98,11 @@ async def _one(where: Place, guest: str, order: Order, *, show: bool) -> Result:
                     one.end()
                 return result
             kept = (bytearray(), bytearray())
-            limited = replace(order, most=_MOST_IN_JSON if order.most is None else order.most)
+            limited = replace(order, most=MOST_IN_JSON if order.most is None else order.most)
             result = await _see_through(
                 process, guest, limited, None, kept[0].extend, kept[1].extend
             )
-            texts = [bytes(one).decode(errors="backslashreplace") for one in kept]
-            return replace(result, stdout=texts[0], stderr=texts[1])
+            return with_output(result, *kept)
     except BrokenPipeError:
         raise
     except (VsockError, OSError) as error:
@@ -202,26 +142,19 @@ async def _see_through(
                 await carry(process, stdin=stdin, stdout=stdout, stderr=stderr, most=order.most)
     except TimeoutError:
         await _end(process)
-        error = f"COMMAND was ended after {order.timeout:g} s"
-        return Result(guest=guest, exit_code=_TIMED_OUT, error=error)
+        assert order.timeout is not None
+        return timed_out(guest, order.timeout)
     except OutputLimitError:
         await _end(process)
-        error = f"COMMAND was ended: it wrote more than {order.most} bytes"
-        return Result(guest=guest, exit_code=FAILED, error=error)
+        assert order.most is not None
+        return wrote_too_much(guest, order.most)
     except BaseException:
         # Interrupted, or our reader is gone: a command without a terminal would go on.
         with suppress(OSError):
             process.terminate()
         raise
-    if process.exit_signal:
-        name = printable(process.exit_signal[0], 16)
-        numbers = {one.name: one.value for one in signal.Signals}
-        code = _TERMINATED_BY + numbers[f"SIG{name}"] if f"SIG{name}" in numbers else FAILED
-        return Result(guest=guest, exit_code=code, signal=name)
-    if process.exit_status is None:
-        error = "the session ended before COMMAND did"
-        return Result(guest=guest, exit_code=FAILED, error=error)
-    return Result(guest=guest, exit_code=process.exit_status)
+    name = printable(process.exit_signal[0], 16) if process.exit_signal else None
+    return result_of(guest, process.exit_status, name)
 
 
 async def _end(process: "Process") -> None:
@@ -272,15 +205,9 @@ class _Lines:
             lines.append(self._rest)
             self._rest = b""
         if lines:
-            _write_all(self._descriptor, b"".join(self._prefix + line + b"\n" for line in lines))
+            write_all(self._descriptor, b"".join(self._prefix + line + b"\n" for line in lines))
 
     def end(self) -> None:
         """Write what has no line end."""
         if self._rest:
             self.write(b"\n")
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

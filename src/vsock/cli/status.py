@@ -8,6 +8,7 @@ import click
 
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import json_option, runtime_dir_option, transport_of
+from vsock.cli.orders import Order, Place, carry_out
 from vsock.cli.output import bytes_text, print_json, print_table, seconds_text
 
 if TYPE_CHECKING:
@@ -104,12 +105,10 @@ def journal(name: str, options: tuple[str, ...], user: str, runtime_dir: Path | 
 
     -f follows it until Ctrl-C.
     """
-    from vsock.cli import remote
-
     command = ("journalctl", "--no-pager", *options)
-    order = remote.Order(command, {}, None, False, None, None)
-    place = remote.Place(user, 22, 30.0, False, None, runtime_dir)
-    return remote.run(remote.in_one(place, name, order))
+    order = Order(command, {}, None, False, None, None)
+    place = Place(user, 22, 30.0, False, None, runtime_dir)
+    return carry_out(place, name, order)
 
 
 def _print(states: "Sequence[GuestState]") -> None:

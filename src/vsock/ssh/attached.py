@@ -5,13 +5,13 @@ share, so they stay blocking; threads read and write them.
 """
 
 import asyncio
-import os
-import select
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from vsock._system.descriptors import PIECE, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     Process = SSHClientProcess[bytes]
     """A command in a guest; its streams are bytes (`encoding=None`)."""
 
-__all__ = ["OutputLimitError", "carry", "forwarded_signals", "in_thread"]
+__all__ = [
+    "SIGNALS",
+    "OutputLimitError",
+    "carry",
+    "ending_at_signals",
+    "forwarded_signals",
+    "in_thread",
+]
 
-_PIECE: Final = 64 * 1024
-_SIGNALS: Final = {
+SIGNALS: Final = {
     signal.SIGINT: "INT",
     signal.SIGTERM: "TERM",
     signal.SIGHUP: "HUP",
@@ -81,7 +87,7 @@ async def carry(
 async def _feed(process: "Process", stdin: int | None, failures: list[OSError]) -> None:
     """Send the data of a descriptor, and its end; one that cannot be read ends the command."""
     try:
-        while stdin is not None and (piece := await in_thread(_read, stdin)):
+        while stdin is not None and (piece := await in_thread(read, stdin)):
             process.stdin.write(piece)
             await process.stdin.drain()
         process.stdin.write_eof()
@@ -92,17 +98,8 @@ async def _feed(process: "Process", stdin: int | None, failures: list[OSError]) 
         process.close()
 
 
-def _read(descriptor: int) -> bytes:
-    """Read, and wait even if another process has made the descriptor non-blocking."""
-    while True:
-        try:
-            return os.read(descriptor, _PIECE)
-        except BlockingIOError:
-            select.select([descriptor], [], [])
-
-
 async def _drain(source: Any, sink: Callable[[bytes], object], left: list[int | None]) -> None:
-    while piece := await source.read(_PIECE):
+    while piece := await source.read(PIECE):
         if left[0] is not None:
             piece, over = piece[: left[0]], len(piece) > left[0]
             left[0] -= len(piece)
@@ -135,9 +132,8 @@ async def in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
     return await done
 
 
-@contextmanager
-def forwarded_signals(process: "Process") -> "Iterator[None]":
-    """Send this process's SIGINT, SIGTERM, SIGHUP and SIGQUIT to the command instead; the second one ends the session.
+def ending_at_signals(process: "Process") -> Callable[[str], None]:
+    """Return what sends a signal to the command by its name; the second one ends the session with it.
 
     A command that a signal has ended is over, also if programs that it started in the background keep its streams.
     """
@@ -159,10 +155,18 @@ def forwarded_signals(process: "Process") -> "Iterator[None]":
         else:
             loop.call_later(_REST_SECONDS, process.close)
 
-    for number, name in _SIGNALS.items():
+    return forward
+
+
+@contextmanager
+def forwarded_signals(process: "Process") -> "Iterator[None]":
+    """Send this process's SIGINT, SIGTERM, SIGHUP and SIGQUIT to the command instead, as `ending_at_signals` does."""
+    loop = asyncio.get_running_loop()
+    forward = ending_at_signals(process)
+    for number, name in SIGNALS.items():
         loop.add_signal_handler(number, forward, name)
     try:
         yield
     finally:
-        for number in _SIGNALS:
+        for number in SIGNALS:
             loop.remove_signal_handler(number)

@@ -15,8 +15,9 @@ from vsock.errors import SessionError
 if TYPE_CHECKING:
     from asyncssh import SSHCompletedProcess
 
+    from vsock.ssh.command_line import Command
     from vsock.ssh.copying import CopyResult
-    from vsock.ssh.session import Command, GuestSession, LocalPath
+    from vsock.ssh.session import GuestSession, LocalPath
 
 __all__ = ["BlockingSession"]
 

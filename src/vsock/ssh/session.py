@@ -7,7 +7,6 @@ words of errors are ours.
 import asyncio
 import errno
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -23,9 +22,9 @@ from vsock.errors import (
     HostKeyChanged,
     KeyRefused,
     SessionError,
-    UsageError,
     missing_extra,
 )
+from vsock.ssh.command_line import Command, command_line
 from vsock.ssh.host_keys import HostKey, HostKeys
 from vsock.ssh.hosts import Host, parse_host, pinned_as
 from vsock.ssh.identity import Identity
@@ -47,7 +46,6 @@ __all__ = [
     "LOGIN_SECONDS",
     "SSH_PORT",
     "GuestSession",
-    "command_line",
     "guest_session",
 ]
 
@@ -69,8 +67,6 @@ _OTHERS: Final = (
 """Kinds of host keys, of which every sshd has one."""
 
 LocalPath = str | os.PathLike[str]
-Command = str | Sequence[str]
-"""A line for the shell of the guest's user, or a program and its arguments, which reach it as they are."""
 
 
 def guest_session(
@@ -477,23 +473,3 @@ class _Client(asyncssh.SSHClient):
     ) -> bool:
         """Asked of each host key that is not pinned."""
         return self._trust.takes(HostKey.parse(key.export_public_key().decode()))
-
-
-def command_line(
-    command: Command, *, env: Mapping[str, str] | None = None, cwd: str | None = None
-) -> str:
-    """The line for the shell of the guest's user: arguments quoted, in an environment and a directory.
-
-    Raises:
-        UsageError: a variable's name is none.
-    """
-    line = command if isinstance(command, str) else f"exec {shlex.join(command)}"
-    # Lines of their own, so that what a text does with && and ; concerns the text alone.
-    parts = []
-    if cwd is not None:
-        parts.append(f"cd -- {shlex.quote(cwd)} || exit")
-    for name, value in (env or {}).items():
-        if not name.isidentifier() or not name.isascii():
-            raise UsageError(f"{name!r} is no name of an environment variable")
-        parts.append(f"export {name}={shlex.quote(value)}")
-    return "\n".join([*parts, line])

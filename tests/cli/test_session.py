@@ -1,0 +1,282 @@
+"""`vsock session`: a session that stays open, in which `vsock exec` and `vsock shell` run as they do without."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.ssh.server import SshServer
+
+from vsock.guest import Guest
+from vsock.ssh.identity import Identity
+from vsock.ssh.master.messages import at, sessions_dir
+from vsock.switch import Switch
+
+DEADLINE = 60
+
+
+@pytest.fixture
+def sshd(guest: Guest) -> Iterator[SshServer]:
+    """An SSH server in alpha."""
+    with SshServer(guest, Identity.of_user().public_key()) as running:
+        yield running
+
+
+@pytest.fixture
+def opened(sshd: SshServer) -> Iterator[SshServer]:
+    """The server, with one session that is kept open."""
+    done = vsock("session", "open", "alpha")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    yield sshd
+    vsock("session", "close", "--all")
+
+
+def vsock(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the command."""
+    command = [sys.executable, "-m", "vsock.cli", *words]
+    return subprocess.run(command, input=given, capture_output=True, timeout=DEADLINE, check=False)
+
+
+def sessions() -> list[dict[str, object]]:
+    """What `vsock session ls` says."""
+    listed: list[dict[str, object]] = json.loads(vsock("session", "ls", "--json").stdout)
+    return listed
+
+
+def logins(sshd: SshServer) -> int:
+    """How many connections the server has had."""
+    return len(sshd.connections)
+
+
+def test_commands_of_a_session_need_no_login(opened: SshServer) -> None:
+    """Streams are apart and bytes, exit codes and signals the command's; the shell too."""
+    data = os.urandom(3 << 20)
+    done = vsock("exec", "alpha", "--", "sh", "-c", "tee /dev/stderr", given=data)
+    assert (done.returncode, done.stdout == data, done.stderr == data) == (0, True, True)
+    for words, code, out in (
+        (["echo", "a  b", "$HOME"], 0, b"a  b $HOME\n"),
+        (["sh", "-c", "exit 7"], 7, b""),
+        (["sh", "-c", "kill -TERM $$"], 143, b""),
+        (["no such command"], 127, b""),
+    ):
+        done = vsock("exec", "alpha", "--", *words)
+        assert (done.returncode, done.stdout) == (code, out)
+    done = vsock("exec", "alpha", "-e", "A=b  c", "-w", "/usr", "--", "sh", "-c", 'echo "$A"; pwd')
+    assert done.stdout == b"b  c\n/usr\n"
+    done = vsock("shell", "alpha", given=b"echo $((6 * 7))\nexit 9\n")
+    assert (done.returncode, done.stdout) == (9, b"42\n")
+    assert logins(opened) == 1
+
+
+def test_result_as_json_is_the_same(opened: SshServer) -> None:
+    """What is no text is escaped."""
+    done = vsock("exec", "alpha", "--json", "--", "sh", "-c", r"printf 'a\377'; echo b >&2; exit 3")
+    (result,) = json.loads(done.stdout)
+    assert (result["stdout"], result["stderr"], result["exit_code"]) == ("a\\xff", "b\n", 3)
+    assert logins(opened) == 1
+
+
+def test_limits_are_kept(opened: SshServer) -> None:
+    """Time and output, and the command is over then."""
+    done = vsock("exec", "alpha", "--timeout", "0.5", "--", "sleep", "600")
+    assert (done.returncode, done.stderr) == (
+        124,
+        b"vsock: alpha: COMMAND was ended after 0.5 s\n",
+    )
+    done = vsock("exec", "alpha", "--max-output", "5", "--", "sh", "-c", "echo 12345678; sleep 600")
+    assert (done.returncode, done.stdout) == (255, b"12345")
+    wait_until_nothing_runs()
+    assert logins(opened) == 1
+
+
+def test_client_that_is_killed_ends_its_command(opened: SshServer) -> None:
+    """And the session goes on."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--"]
+    with subprocess.Popen(
+        [*command, "sh", "-c", "echo begun; sleep 600"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        assert sessions()[0]["running"] == 1
+        assert sessions()[0]["closes_in"] is None
+        process.kill()
+    wait_until_nothing_runs()
+    assert vsock("exec", "alpha", "--", "echo", "on").stdout == b"on\n"
+    assert logins(opened) == 1
+
+
+def test_reader_that_is_slow_gets_all(opened: SshServer) -> None:
+    """The command has ended long before its output was read."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--"]
+    with subprocess.Popen(
+        [*command, "head", "-c", "1000000", "/dev/zero"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        first = os.read(process.stdout.fileno(), 1)
+        vsock("exec", "alpha", "--", "true")
+        assert len(first + process.stdout.read()) == 1_000_000
+        assert process.wait(DEADLINE) == 0
+    assert logins(opened) == 1
+
+
+def test_reader_that_is_gone_ends_the_command(opened: SshServer) -> None:
+    """As a local command ends in `command | head -1`."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "while sleep 0.01; do echo y; done"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(DEADLINE) == 1
+    wait_until_nothing_runs()
+
+
+def test_input_that_cannot_be_read_is_a_failure(opened: SshServer, tmp_path: Path) -> None:
+    """And the command ends, which would wait for the end of its input."""
+    with (tmp_path / "only to write").open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "cat"],
+            stdin=file,
+            capture_output=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (255, b"vsock: Bad file descriptor\n")
+    assert logins(opened) == 1
+
+
+def test_session_is_for_the_same_user_port_and_guest(opened: SshServer) -> None:
+    """Others have logins of their own."""
+    assert vsock("exec", "-u", "somebody", "alpha", "--", "echo", "other").stdout == b"other\n"
+    assert logins(opened) == 2
+
+
+def test_command_too_long_for_a_message_has_its_own_session(opened: SshServer) -> None:
+    """The message has a limit, the command of sshd another."""
+    done = vsock("exec", "alpha", "--", "sh", "-c", f"echo {'x' * 60000} {'y' * 60000}|wc -c")
+    assert (done.stdout, logins(opened)) == (b"120002\n", 1)
+    long = ["z" * 60000] * 4
+    done = vsock("exec", "alpha", "--", "true", *long)
+    assert logins(opened) == 2
+
+
+def test_guest_that_goes_away_ends_its_session(opened: SshServer, switch: Switch) -> None:
+    """The command that ran, and the master."""
+    assert logins(opened) == 1
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "echo begun; sleep 60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        switch.remove_guest("alpha")
+        _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (
+        255,
+        b"vsock: alpha: the session ended before COMMAND did\n",
+    )
+    wait_until_there_is_none()
+
+
+def test_session_closes_when_it_is_idle(sshd: SshServer) -> None:
+    """After the last command."""
+    assert vsock("session", "open", "alpha", "--idle", "0.2").returncode == 0
+    wait_until_there_is_none()
+    assert logins(sshd) == 1
+
+
+def test_session_is_closed_with_what_runs_in_it(opened: SshServer) -> None:
+    """And closing it again is an error."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "echo begun; sleep 60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        assert vsock("session", "close", "alpha").returncode == 0
+        _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 255
+    assert err == b"vsock: alpha: the session ended before COMMAND did\n"
+    wait_until_there_is_none()
+    done = vsock("session", "close", "alpha")
+    assert (done.returncode, done.stderr) == (1, b"vsock: no session with alpha\n")
+    assert logins(opened) == 1
+
+
+def test_opening_again_changes_nothing(opened: SshServer) -> None:
+    """Also with a master in the foreground, which says so."""
+    assert vsock("session", "open", "alpha").returncode == 0
+    done = vsock("session", "open", "alpha", "--foreground")
+    assert (done.returncode, done.stderr.count(b"\n")) == (255, 1)
+    assert (len(sessions()), logins(opened)) == (1, 1)
+
+
+def test_socket_of_a_master_that_was_killed_is_taken(sshd: SshServer) -> None:
+    """Commands do without; the next master has its place."""
+    command = [sys.executable, "-m", "vsock.cli", "session", "open", "alpha", "--foreground"]
+    with subprocess.Popen(command) as process:
+        wait_for_sessions(1)
+        process.kill()
+    assert len(list(sessions_dir().iterdir())) == 1
+    assert vsock("exec", "alpha", "--", "echo", "on").stdout == b"on\n"
+    assert vsock("session", "open", "alpha").returncode == 0
+    assert (len(sessions()), logins(sshd)) == (1, 3)
+    assert vsock("session", "close", "alpha").returncode == 0
+
+
+@pytest.mark.usefixtures("guest")
+def test_failure_to_open_is_one_line() -> None:
+    """The same as that of exec."""
+    done = vsock("session", "open", "alpha")
+    assert (done.returncode, done.stderr.count(b"\n")) == (255, 1)
+    assert b"nobody listens on port 22 of alpha" in done.stderr
+    assert sessions() == []
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"", b"[]", b"\xff", b"{}", b'{"ask": "run"}', b'{"ask": "run", "line": 1, "terminal": null}'],
+)
+def test_client_that_says_nonsense_is_hung_up_on(opened: SshServer, packet: bytes) -> None:
+    """And the master serves others."""
+    assert logins(opened) == 1
+    (name,) = (one.name for one in sessions_dir().iterdir())
+    directory = os.open(sessions_dir(), os.O_PATH)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.settimeout(DEADLINE)
+        client.connect(str(at(directory, name)))
+        os.close(directory)
+        client.send(packet)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1000) == b""
+    assert vsock("exec", "alpha", "--", "echo", "on").stdout == b"on\n"
+    assert logins(opened) == 1
+
+
+def wait_until_nothing_runs() -> None:
+    """The master hears of the end of a client on its own time."""
+    deadline = time.monotonic() + DEADLINE
+    while sessions()[0]["running"]:
+        assert time.monotonic() < deadline
+
+
+def wait_until_there_is_none() -> None:
+    """The master ends on its own time."""
+    wait_for_sessions(0)
+
+
+def wait_for_sessions(count: int) -> None:
+    """Masters begin and end on their own time."""
+    deadline = time.monotonic() + DEADLINE
+    while len(sessions()) != count:
+        assert time.monotonic() < deadline
