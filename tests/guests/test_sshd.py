@@ -1,6 +1,7 @@
 """`vsock-sshd` as the first process of guests that contain nothing else: what `vsock guest agent --cpio --init` makes."""
 
 import asyncio
+import base64
 import hashlib
 import os
 import pty
@@ -23,6 +24,7 @@ from tests.guests.conftest import SwitchProcess
 
 import vsock
 from vsock.ssh.guest_server import PROGRAM
+from vsock.ssh.identity import Identity
 from vsock.testing._command import QEMU
 from vsock.testing._loop import loop_thread
 from vsock.testing._process import VmmProcess
@@ -42,12 +44,15 @@ MEMORY_MIB = 128
 class BareGuest:
     """A kernel and our archive, and nothing else."""
 
-    def __init__(self, image: Image, archive: Path, socket_path: Path, folder: Path) -> None:
+    def __init__(
+        self, image: Image, archive: Path, socket_path: Path, folder: Path, *, words: str
+    ) -> None:
         if image.vmm == "uml":
             command = [
                 *(str(image.kernel), f"initrd={archive}", "root=/dev/ram0", "rdinit=/init"),
                 *("quiet", "panic=-1", "con=null", "con0=null,fd:1", f"uml_dir={folder}/"),
                 *uml_args(socket_path, NAME, memory_mib=MEMORY_MIB),
+                *words.split(),  # last: they end the kernel's own
             ]
         else:
             command = [
@@ -55,7 +60,7 @@ class BareGuest:
                 *("-machine", "q35,accel=tcg", "-cpu", "max"),
                 *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
                 *("-kernel", str(image.kernel), "-initrd", str(archive)),
-                *("-append", "console=ttyS0 quiet panic=-1"),
+                *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
                 *qemu_args(socket_path, NAME, memory_mib=MEMORY_MIB),
             ]
         self.process = loop_thread().call(
@@ -107,7 +112,7 @@ def guest(
     state_home: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BareGuest]:
-    """The guest, which lets the key in `state_home` in."""
+    """The guest, which lets the key in `state_home` in: by its archive, or (QEMU) by the kernel's command line alone."""
     vmm: Vmm = request.param
     try:
         image = find_image(vmm)
@@ -117,10 +122,16 @@ def guest(
         pytest.skip(str(missing))
     folder = tmp_path_factory.mktemp("bare")
     archive = folder / "agent.cpio"
+    key = f"{Identity(state_home / 'vsock').public_key()}\n".encode()
+    others = tmp_path_factory.mktemp("others")
+    words = f"-- --run /{PROGRAM} -h"
+    if vmm == "qemu":
+        credential = f"ssh.authorized_keys.root:{base64.b64encode(key).decode()}"
+        words = f"systemd.set_credential_binary={credential} {words}"
     made = subprocess.run(
         command("guest", "agent", "--cpio", "--init", f"--output={archive}")
         + modules_of(image, folder),
-        env={**os.environ, "XDG_STATE_HOME": str(state_home)},
+        env={**os.environ, "XDG_STATE_HOME": str(state_home if vmm == "uml" else others)},
         capture_output=True,
         text=True,
         check=False,
@@ -129,7 +140,7 @@ def guest(
     added = vsock_switch.run("guest", "add", NAME, str(CID))
     assert added.returncode == 0, added.stderr
     work = Path(tempfile.mkdtemp(prefix="vsock-bare-"))
-    running = BareGuest(image, archive, vsock_switch.socket_path(NAME), work)
+    running = BareGuest(image, archive, vsock_switch.socket_path(NAME), work, words=words)
     try:
         waited = vsock_switch.run("wait", NAME, "--port=22", f"--timeout={BOOT_SECONDS}")
         assert waited.returncode == 0, f"{waited.stderr}\n{running.console()}"
@@ -195,6 +206,15 @@ def test_commands_run_without_a_shell(guest: BareGuest, tmp_path: Path) -> None:
     done = run("shell", NAME)
     assert done.returncode == 127
     assert b"no shell in this guest" in done.stderr
+
+
+def test_command_of_the_kernels_command_line_is_started(guest: BareGuest) -> None:
+    """Beside the server; its end is said, and the guest goes on."""
+    deadline = time.monotonic() + SECONDS
+    # User-Mode Linux adds a word to each command line, which the program does not know: status 2.
+    while f"/{PROGRAM} has ended (exit status: " not in guest.console():
+        assert time.monotonic() < deadline, guest.console()
+    assert "usage: vsock-sshd" in guest.console()
 
 
 def test_files_are_copied_both_ways(guest: BareGuest, tmp_path: Path) -> None:

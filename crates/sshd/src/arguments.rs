@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// What `--help` prints.
 pub(crate) const USAGE: &str = "\
 usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [--host-key FILE]
-       vsock-sshd --init [the same options] [-- COMMAND [ARGUMENT]...]
+       vsock-sshd --init [the same options] [--run COMMAND [ARGUMENT]... | -- COMMAND [ARGUMENT]...]
        vsock-sshd --sftp
 
   --port PORT             the vsock port to listen on (22); only CID 2, the host, is served
@@ -67,7 +67,8 @@ impl Arguments {
         let is_first = std::process::id() == 1;
         while let Some(word) = words.next() {
             match word.to_str() {
-                Some("--") => {
+                // A kernel keeps the words behind its own `--` for the first process, but no second `--` among them.
+                Some("--" | "--run") => {
                     read.command = words.by_ref().collect();
                     break;
                 }
@@ -133,6 +134,7 @@ mod tests {
         assert_eq!(read.role, Role::Init);
         assert_eq!(read.of_server, ["--port", "23"]);
         assert_eq!(read.command, ["sleep", "--port"]);
+        assert_eq!(parse(&["--init", "--run", "a", "--", "b"]).unwrap().command, ["a", "--", "b"]);
     }
 
     #[test]
