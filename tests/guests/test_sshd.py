@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import pty
@@ -36,6 +37,8 @@ from vsock.vmm import qemu_args, uml_args
 
 NAME = "bare"
 CID = 90
+PEER = "bare-peer"
+PEER_CID = 91
 SECONDS = 60
 BOOT_SECONDS = 120
 MEMORY_MIB = 128
@@ -137,8 +140,9 @@ def guest(
         check=False,
     )
     assert made.returncode == 0, made.stderr
-    added = vsock_switch.run("guest", "add", NAME, str(CID))
-    assert added.returncode == 0, added.stderr
+    for name, cid in ((NAME, CID), (PEER, PEER_CID)):
+        added = vsock_switch.run("guest", "add", name, str(cid), "--group=bare")
+        assert added.returncode == 0, added.stderr
     work = Path(tempfile.mkdtemp(prefix="vsock-bare-"))
     running = BareGuest(image, archive, vsock_switch.socket_path(NAME), work, words=words)
     try:
@@ -149,6 +153,7 @@ def guest(
         running.kill()
         shutil.rmtree(work, ignore_errors=True)
         vsock_switch.run("guest", "remove", NAME)
+        vsock_switch.run("guest", "remove", PEER)
         subprocess.run(
             command("guest", "host-key", NAME, "--forget"),
             env={
@@ -206,6 +211,15 @@ def test_commands_run_without_a_shell(guest: BareGuest, tmp_path: Path) -> None:
     done = run("shell", NAME)
     assert done.returncode == 127
     assert b"no shell in this guest" in done.stderr
+
+
+def test_only_the_host_is_served(guest: BareGuest, vsock_switch: SwitchProcess) -> None:
+    """Another guest, which may connect as far as the switch is concerned, reads the end at once."""
+    with vsock.Guest(vsock_switch.socket_path(PEER)) as peer:
+        with peer.create_connection((CID, 22), timeout=SECONDS) as connection:
+            connection.settimeout(SECONDS)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(100) == b""
 
 
 def test_command_of_the_kernels_command_line_is_started(guest: BareGuest) -> None:

@@ -1,9 +1,10 @@
 //! What a client has sent and nobody has read yet: bounded, without stopping the other direction.
 //!
-//! russh tells a client to go on as soon as data has arrived, whether or not the program it is for has read it. So the
-//! bound is set one layer below: while a connection's backlog is full, `Wire` receives nothing. Sending goes on. A client's word that it has room for output comes
-//! in the same stream, though, behind its data; so more is received while output waits for that word. A client cannot have sent more than the
-//! windows of its channels before it, so two programs that wait for each other (`cat` on both sides) get on.
+//! russh tells a client to go on as soon as data has arrived, whether or not the program that it is for has read it.
+//! So the bound is set one layer below: while a connection's backlog is full, `Wire` receives nothing. Sending goes on.
+//! A client's word that it has room for output comes in the same stream, though, behind its data; so more is received
+//! while output waits for that word. Before it a client cannot have sent more than the windows of its channels, so two
+//! programs that wait for each other (`cat` on both sides) get on.
 
 use std::collections::VecDeque;
 use std::io;

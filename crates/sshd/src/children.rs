@@ -1,5 +1,5 @@
-//! The children of this process: started by `process.rs`, waited for here, in one place, so that a process id is signalled only
-//! while it is a child's.
+//! The children of this process: started by `process.rs`, and waited for here, in one place, so that a process id is
+//! signalled only while it is a child's.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,19 +1,20 @@
-//! An SFTP server (version 3, with OpenSSH's extensions) on two streams: a process of its own for each client, which may wait for a
-//! disk, and which ends with its channel. Names are bytes, as Linux has them; which of them a client may use is up to the kernel.
+//! An SFTP server (version 3, with OpenSSH's extensions) on two streams: a process of its own for each client, which
+//! may wait for a disk, and which ends with its channel. Names are bytes, as Linux has them; which of them a client
+//! may use is up to the kernel.
 
+mod files;
 mod packet;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::{self, File, FileTimes, Metadata, OpenOptions, Permissions, ReadDir};
+use std::fs::{self, File, ReadDir};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use packet::{Attributes, Malformed, Reader, Writer};
-use rustix::fs::{AtFlags, CWD, RenameFlags, StatVfs, Timespec, Timestamps};
+use packet::{Malformed, Reader, Writer};
+use rustix::fs::StatVfs;
 use rustix::io::Errno;
 
 /// The longest packet of a client, as OpenSSH has it.
@@ -197,7 +198,7 @@ impl Server {
         match kind {
             kind::OPEN => {
                 let (path, flags, wanted) = (path(reader)?, reader.u32()?, reader.attributes()?);
-                let file = open(&path, flags, &wanted)?;
+                let file = files::open(&path, flags, &wanted)?;
                 self.add(id, Handle::File(file))
             }
             kind::OPENDIR => {
@@ -240,7 +241,7 @@ impl Server {
             }
             _ => {
                 let file = self.file(reader)?;
-                change_file(file, &reader.attributes()?)?;
+                files::change_file(file, &reader.attributes()?)?;
                 ok(id)
             }
         }
@@ -290,7 +291,7 @@ impl Server {
                 Handle::Folder { path, .. } => Ok(disk(id, &rustix::fs::statvfs(path.as_path())?)),
             },
             b"lsetstat@openssh.com" => {
-                change(&path(reader)?, &reader.attributes()?, false)?;
+                files::change(&path(reader)?, &reader.attributes()?, false)?;
                 ok(id)
             }
             b"limits@openssh.com" => {
@@ -314,16 +315,16 @@ fn with_paths(kind: u8, id: u32, reader: &mut Reader<'_>) -> Answer {
             return Ok(Writer::new(kind::ATTRS, id).attributes(&found));
         }
         kind::READLINK => return Ok(one_name(id, &fs::read_link(path(reader)?)?)),
-        kind::REALPATH => return Ok(one_name(id, &real_path(&path(reader)?)?)),
-        kind::SETSTAT => change(&path(reader)?, &reader.attributes()?, true)?,
-        kind::REMOVE => remove(&path(reader)?)?,
+        kind::REALPATH => return Ok(one_name(id, &files::real_path(&path(reader)?)?)),
+        kind::SETSTAT => files::change(&path(reader)?, &reader.attributes()?, true)?,
+        kind::REMOVE => files::remove(&path(reader)?)?,
         kind::MKDIR => {
             let (path, wanted) = (path(reader)?, reader.attributes()?);
             let mode = wanted.mode.unwrap_or(0o777) & 0o7777;
             fs::DirBuilder::new().mode(mode).create(path)?;
         }
         kind::RMDIR => fs::remove_dir(path(reader)?)?,
-        kind::RENAME => rename(&path(reader)?, &path(reader)?)?,
+        kind::RENAME => files::rename(&path(reader)?, &path(reader)?)?,
         // OpenSSH has these two the other way round than the draft, and all clients follow.
         kind::SYMLINK => std::os::unix::fs::symlink(path(reader)?, path(reader)?)?,
         _ => return Err(Failure::Status(status::OP_UNSUPPORTED, "unknown request")),
@@ -345,25 +346,6 @@ fn number(reader: &mut Reader<'_>) -> Result<u32, Failure> {
     handle.try_into().map(u32::from_be_bytes).map_err(|_| Errno::BADF.into())
 }
 
-fn open(path: &Path, flags: u32, wanted: &Attributes) -> io::Result<File> {
-    const READ: u32 = 1;
-    const WRITE: u32 = 2;
-    const APPEND: u32 = 4;
-    const CREATE: u32 = 8;
-    const TRUNCATE: u32 = 16;
-    const NEW: u32 = 32;
-    let has = |flag| flags & flag != 0;
-    let mut options = OpenOptions::new();
-    options
-        .read(has(READ))
-        .write(has(WRITE))
-        .append(has(APPEND))
-        .mode(wanted.mode.unwrap_or(0o666) & 0o7777);
-    // Without writing these are meaningless, and refused.
-    options.truncate(has(TRUNCATE)).create(has(CREATE)).create_new(has(CREATE) && has(NEW));
-    options.open(path)
-}
-
 fn list(id: u32, folder: &Path, entries: &mut ReadDir) -> Answer {
     let mut names = Vec::new();
     let mut size = 0;
@@ -382,112 +364,14 @@ fn list(id: u32, folder: &Path, entries: &mut ReadDir) -> Answer {
     let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
     let packet = Writer::new(kind::NAME, id).u32(count);
     Ok(names.iter().fold(packet, |packet, (name, found)| {
-        packet.string(name.as_bytes()).string(&long_name(name, found)).attributes(found)
+        packet.string(name.as_bytes()).string(&files::long_name(name, found)).attributes(found)
     }))
-}
-
-/// A line for people, such as `ls -l` has; programs read the attributes.
-fn long_name(name: &OsStr, found: &Metadata) -> Vec<u8> {
-    let kind = match found.mode() & 0o170_000 {
-        0o040_000 => 'd',
-        0o120_000 => 'l',
-        0o100_000 => '-',
-        0o020_000 => 'c',
-        0o060_000 => 'b',
-        0o010_000 => 'p',
-        _ => 's',
-    };
-    let letters = |bits: u32| {
-        ['r', 'w', 'x'].iter().enumerate().map(move |(at, letter)| match bits >> (2 - at) & 1 {
-            0 => '-',
-            _ => *letter,
-        })
-    };
-    let mode = found.mode();
-    let rights: String = [mode >> 6, mode >> 3, mode].into_iter().flat_map(letters).collect();
-    let (links, user, group, size) = (found.nlink(), found.uid(), found.gid(), found.size());
-    let mut line = format!("{kind}{rights} {links:3} {user:8} {group:8} {size:12} ").into_bytes();
-    line.extend(name.as_bytes());
-    line
 }
 
 fn one_name(id: u32, path: &Path) -> Writer {
     let name = path.as_os_str().as_bytes();
     // Attributes that say nothing.
     Writer::new(kind::NAME, id).u32(1).string(name).string(name).u32(0)
-}
-
-/// The absolute path; the last name need not be there.
-fn real_path(path: &Path) -> io::Result<PathBuf> {
-    match fs::canonicalize(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-                return Err(error);
-            };
-            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-            Ok(fs::canonicalize(folder)?.join(name))
-        }
-        done => done,
-    }
-}
-
-fn remove(path: &Path) -> Result<(), Failure> {
-    if fs::symlink_metadata(path)?.is_dir() {
-        return Err(Errno::ISDIR.into());
-    }
-    Ok(fs::remove_file(path)?)
-}
-
-/// As the third version has it: what has the new name stays.
-fn rename(old: &Path, new: &Path) -> Result<(), Failure> {
-    match rustix::fs::renameat_with(CWD, old, CWD, new, RenameFlags::NOREPLACE) {
-        // A file system that does not know this.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            if fs::symlink_metadata(new).is_ok() {
-                return Err(Errno::EXIST.into());
-            }
-            Ok(fs::rename(old, new)?)
-        }
-        done => Ok(done?),
-    }
-}
-
-fn change_file(file: &File, wanted: &Attributes) -> Result<(), Failure> {
-    if let Some(size) = wanted.size {
-        file.set_len(size)?;
-    }
-    if let Some((user, group)) = wanted.owners {
-        std::os::unix::fs::fchown(file, Some(user), Some(group))?;
-    }
-    if let Some(mode) = wanted.mode {
-        file.set_permissions(Permissions::from_mode(mode & 0o7777))?;
-    }
-    if let Some((read, written)) = wanted.times {
-        let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(seconds));
-        file.set_times(FileTimes::new().set_accessed(time(read)).set_modified(time(written)))?;
-    }
-    Ok(())
-}
-
-fn change(path: &Path, wanted: &Attributes, follow: bool) -> Result<(), Failure> {
-    if let Some(size) = wanted.size.filter(|_| follow) {
-        OpenOptions::new().write(true).open(path)?.set_len(size)?;
-    }
-    if let Some((user, group)) = wanted.owners {
-        let change = if follow { std::os::unix::fs::chown } else { std::os::unix::fs::lchown };
-        change(path, Some(user), Some(group))?;
-    }
-    // Linux has no mode for a link.
-    if let Some(mode) = wanted.mode.filter(|_| follow || !path.is_symlink()) {
-        fs::set_permissions(path, Permissions::from_mode(mode & 0o7777))?;
-    }
-    if let Some((read, written)) = wanted.times {
-        let time = |seconds| Timespec { tv_sec: i64::from(seconds), tv_nsec: 0 };
-        let times = Timestamps { last_access: time(read), last_modification: time(written) };
-        let flags = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-        rustix::fs::utimensat(CWD, path, &times, flags)?;
-    }
-    Ok(())
 }
 
 fn disk(id: u32, found: &StatVfs) -> Writer {
@@ -510,6 +394,8 @@ fn disk(id: u32, found: &StatVfs) -> Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     /// The type and the body of the answer to a request.
