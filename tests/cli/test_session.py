@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tests.ssh.server import SshServer
 
 from vsock.guest import Guest
 from vsock.ssh.identity import Identity
-from vsock.ssh.master.messages import at, sessions_dir
+from vsock.ssh.master.messages import GREETING, at, decode, sessions_dir
 from vsock.switch import Switch
 
 DEADLINE = 60
@@ -256,11 +258,110 @@ def test_client_that_says_nonsense_is_hung_up_on(opened: SshServer, packet: byte
         client.settimeout(DEADLINE)
         client.connect(str(at(directory, name)))
         os.close(directory)
+        assert decode(client.recv(1000)) == GREETING
         client.send(packet)
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1000) == b""
     assert vsock("exec", "alpha", "--", "echo", "on").stdout == b"on\n"
     assert logins(opened) == 1
+
+
+def test_time_limit_counts_also_while_nobody_reads(opened: SshServer) -> None:
+    """The pipe is full."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--timeout", "1", "--"]
+    with subprocess.Popen(
+        [*command, "head", "-c", "10000000", "/dev/zero"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.wait(DEADLINE) == 124
+    wait_until_nothing_runs()
+    assert logins(opened) == 1
+
+
+def test_second_signal_ends_it_whatever_the_command_does(opened: SshServer) -> None:
+    """The first one is the command's, which ignores it here."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "trap '' INT; echo begun; while sleep 0.1; do :; done"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        deadline = time.monotonic() + DEADLINE
+        while process.poll() is None:  # two that come at once may be one
+            assert time.monotonic() < deadline
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        assert process.returncode == 255
+    wait_until_nothing_runs()
+    assert logins(opened) == 1
+
+
+def test_command_that_sshd_declines_has_a_login_of_its_own(guest: Guest) -> None:
+    """A connection has no more than MaxSessions of them."""
+    with SshServer(guest, Identity.of_user().public_key(), sessions=2) as sshd:
+        assert vsock("session", "open", "alpha").returncode == 0
+        for number in range(4):
+            done = vsock("exec", "alpha", "--", "cat", given=b"data\n")
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"data\n", b"")
+            assert logins(sshd) == max(1, number)
+        assert vsock("session", "close", "alpha").returncode == 0
+
+
+def test_sessions_opened_at_once_are_one(sshd: SshServer) -> None:
+    """And closing one is over when the command is."""
+    command = [sys.executable, "-m", "vsock.cli", "session", "open", "alpha"]
+    with subprocess.Popen(command) as first, subprocess.Popen(command) as second:
+        assert (first.wait(DEADLINE), second.wait(DEADLINE)) == (0, 0)
+    assert len(sessions()) == 1
+    for _ in range(3):
+        assert vsock("session", "close", "alpha").returncode == 0
+        assert vsock("session", "open", "alpha").returncode == 0
+        assert vsock("exec", "alpha", "--", "true").returncode == 0
+    assert vsock("session", "close", "alpha").returncode == 0
+    assert logins(sshd) <= 5
+
+
+def test_master_that_is_stopped_holds_nobody_up(opened: SshServer) -> None:
+    """Commands do without it; the listing says that it does not answer."""
+    (status,) = sessions()
+    os.kill(int(str(status["pid"])), signal.SIGSTOP)
+    try:
+        assert vsock("exec", "alpha", "--", "echo", "on").stdout == b"on\n"
+        assert sessions() == []
+    finally:
+        os.kill(int(str(status["pid"])), signal.SIGCONT)
+    assert len(sessions()) == 1
+    assert logins(opened) == 2
+
+
+@pytest.mark.usefixtures("sshd")
+def test_session_holds_nothing_of_who_opened_it() -> None:
+    """For instance a lock of a shell script."""
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    command = [sys.executable, "-m", "vsock.cli", "session", "open", "alpha"]
+    assert subprocess.run(command, close_fds=False, timeout=DEADLINE, check=False).returncode == 0
+    os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    assert vsock("session", "close", "alpha").returncode == 0
+
+
+def test_directory_that_others_may_enter_is_not_used(opened: SshServer) -> None:
+    """Who reaches a socket there uses the session."""
+    sessions_dir().chmod(0o750)
+    assert sessions() == []
+    assert vsock("exec", "alpha", "--", "echo", "on").stdout == b"on\n"
+    done = vsock("session", "open", "alpha")
+    assert (done.returncode, done.stderr.count(b"\n")) == (255, 1)
+    assert b"its mode must be 0700" in done.stderr
+    sessions_dir().chmod(0o700)
+    assert len(sessions()) == 1
+    assert logins(opened) == 3
 
 
 def wait_until_nothing_runs() -> None:

@@ -38,6 +38,9 @@ COMPLETE = {
     ("guest", "setup"): ("alpha",),
     ("exec",): ("alpha", "--", "true"),
     ("shell",): ("alpha",),
+    ("jobs",): ("alpha",),
+    ("attach",): ("alpha", "x"),
+    ("wait-job",): ("alpha", "x"),
     ("session", "open"): ("alpha",),
     ("session", "ls"): (),
     ("session", "close"): ("alpha",),
@@ -130,6 +133,13 @@ def usage() -> Iterator[Call]:
     yield ("exec", "alpha", "-e", "NOT_SET_HERE", "--", "true"), 2, "NAME=VALUE"
     yield ("exec", "alpha", "-e", "1=2", "--", "true"), 2, "'1'"
     yield ("exec", "-t", "alpha", "--", "true"), 2, "terminal"
+    yield ("jobs", "alpha", "--kill", "x", "--remove", "y"), 2, "exclude each other"
+    yield ("jobs", "alpha", "--kill", "a/b"), 2, "'a/b' is no name of a job"
+    yield ("attach", "alpha", ".."), 2, "'..' is no name of a job"
+    yield ("wait-job", "alpha", "x", "--timeout", "nan"), 2, "not a number"
+    yield ("exec", "alpha", "--name", "x", "--", "true"), 2, "--name is for --detach"
+    yield ("exec", "alpha", "--detach", "--name", "", "--", "true"), 2, "'' is no name of a job"
+    yield ("exec", "alpha", "--detach", "--json", "--", "true"), 2, "--detach is for one guest"
     yield ("session", "close", "alpha", "--all"), 2, "name guests, or give --all"
     yield ("session", "close", "alpha"), 1, "no session with alpha"
     yield ("session", "open", "alpha", "--idle", "nan"), 2, "not a number"

@@ -102,6 +102,7 @@ def test_command_runs_in_stock_debian_without_any_question() -> None:
     digest = hashlib.sha256(data).hexdigest().encode()
     assert (done.returncode, done.stderr) == (9, b"e\n")
     assert done.stdout == digest + b"  -\n" + bytes(1_000_000)
+    assert run("exec", DEBIAN, "--", "printf", os.fsdecode(b"\xff")).stdout == b"\xff"
 
 
 def test_other_users_are_let_in_too() -> None:
@@ -192,6 +193,28 @@ def expect(terminal: int, pattern: bytes) -> None:
         piece = os.read(terminal, 4096)
         assert piece, seen
         seen += piece
+
+
+def test_jobs_outlive_the_session_as_units_of_systemd() -> None:
+    """Root's; another user's would not in a guest without pam_systemd, and are refused."""
+    words = ("exec", DEBIAN, "--detach", "--name", "one", "-w", "/usr", "--")
+    until = "until [ -e /tmp/go ]; do sleep 0.1; done"
+    script = f"pwd; cat /proc/self/cgroup; echo err >&2; {until}; exit 7"
+    done = run(*words, "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"one\n", b"")
+    (job,) = json.loads(run("jobs", DEBIAN, "--json").stdout)
+    assert (job["id"], job["state"]) == ("one", "running"), run("attach", DEBIAN, "one")
+    in_guest("touch /tmp/go")
+    done = run("attach", DEBIAN, "one")
+    lines = done.stdout.decode().splitlines()
+    assert (done.returncode, lines[0], done.stderr) == (7, "/usr", b"err\n")
+    assert lines[1].endswith("/system.slice/vsock-job-one.service")
+    assert run("jobs", DEBIAN, "--remove", "one").returncode == 0
+    assert in_guest("systemctl list-units --all --plain --no-legend 'vsock-job-*'") == ""
+    done = run("exec", DEBIAN, "-u", DEBIAN_USER, "--detach", "--", "true")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"vsock: debian: jobs of joe would end with the session, as part")
+    assert json.loads(run("jobs", DEBIAN, "-u", DEBIAN_USER, "--json").stdout) == []
 
 
 def test_clock_that_is_wrong_is_seen_and_set() -> None:

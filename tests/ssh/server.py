@@ -7,7 +7,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ class SshServer:
         sftp: makes its SFTP server, with the files of this machine.
         other_keys: more host keys, of other kinds.
         instead: a line for the shell that it runs whatever command is asked for.
+        sessions: how many commands it starts on a connection, and no files; None for no limit.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class SshServer:
         ] = asyncssh.SFTPServer,
         other_keys: Sequence[asyncssh.SSHKey] = (),
         instead: str | None = None,
+        sessions: int | None = None,
     ) -> None:
         self.key = key or asyncssh.generate_private_key("ssh-ed25519")
         self._sftp = sftp
@@ -49,6 +52,7 @@ class SshServer:
         self._port = port
         self._other_keys = other_keys
         self._instead = instead
+        self._sessions = sessions
         self._authorized = authorized
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -76,17 +80,35 @@ class SshServer:
         self._thread.join()
         self._loop.close()
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Make it read, write and answer nothing until the end of the block."""
+        stopped, goes_on = threading.Event(), threading.Event()
+
+        def stop() -> None:
+            stopped.set()
+            goes_on.wait()
+
+        self._loop.call_soon_threadsafe(stop)
+        stopped.wait()
+        try:
+            yield
+        finally:
+            goes_on.set()
+
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _listen(self) -> asyncssh.SSHAcceptor:
+        is_limited = self._sessions is not None
+        run = partial(_run, self._instead)
         return await asyncssh.listen(
             sock=self._guest.create_server(self._port),
             server_host_keys=[self.key, *self._other_keys],
             authorized_client_keys=asyncssh.import_authorized_keys(self._authorized),
-            server_factory=lambda: _Server(self.connections),
-            process_factory=partial(_run, self._instead),
-            sftp_factory=self._sftp,
+            server_factory=lambda: _Server(self.connections, run, self._sessions or 0),
+            process_factory=None if is_limited else run,
+            sftp_factory=False if is_limited else self._sftp,
             encoding=None,
         )
 
@@ -104,12 +126,27 @@ class SshServer:
 
 
 class _Server(asyncssh.SSHServer):
-    def __init__(self, connections: list[asyncssh.SSHServerConnection]) -> None:
+    """Counts connections; asked for commands only where their number is limited."""
+
+    def __init__(
+        self, connections: list[asyncssh.SSHServerConnection], run: Any, sessions: int
+    ) -> None:
         self._connections = connections
+        self._run = run
+        self._sessions = sessions
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """Keep it, to be ended with the server."""
         self._connections.append(conn)
+        self._connection = conn
+
+    def session_requested(self) -> Any:
+        """Refuse what is too much, as sshd does by its MaxSessions."""
+        self._sessions -= 1
+        if self._sessions < 0:
+            return False
+        channel = self._connection.create_server_channel(None)
+        return channel, asyncssh.SSHServerProcess(self._run, None, 3, False)
 
 
 async def _run(instead: str | None, session: asyncssh.SSHServerProcess[bytes]) -> None:

@@ -155,6 +155,21 @@ async def test_words_of_a_hostile_sshd_are_printable(switch: Switch, guest: Gues
     assert (caught.value.strerror or "").isprintable()
 
 
+async def test_closing_waits_only_so_long_for_a_guest_that_reads_nothing(
+    sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More is on its way to it than the connection holds."""
+    monkeypatch.setattr("vsock.ssh.session._CLOSE_SECONDS", 0.5)
+    async with vsock.guest_session("alpha") as guest:
+        process = await guest.open_process("cat > /dev/null", encoding=None)
+        with sshd.silent():
+            process.stdin.write(bytes(4 << 20))
+            async with asyncio.timeout(30):
+                await guest.close()
+    with pytest.raises(SessionError):
+        await guest.run("true")
+
+
 async def test_session_that_is_not_open_says_so() -> None:
     """Also after its end."""
     session = vsock.guest_session("alpha")

@@ -12,7 +12,7 @@ import click
 
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import Seconds, agent_option, json_option, session_options
-from vsock.cli.orders import Order, Place, Result, carry_out, tell
+from vsock.cli.orders import Order, Place, captured, carry_out, tell
 from vsock.cli.output import print_json
 
 __all__ = ["exec_", "shell"]
@@ -47,6 +47,10 @@ class _CommandBehindDashes(click.Command):
     metavar="BYTES",
     help="End it when it has written so much.",
 )
+@click.option(
+    "--detach", is_flag=True, help="Start it as a job, which goes on by itself; see `vsock jobs`."
+)
+@click.option("--name", metavar="JOB", help="With --detach: the job's name.")
 @agent_option
 @session_options
 @json_option
@@ -58,6 +62,8 @@ def exec_(
     tty: bool,
     timeout: float | None,
     max_output: int | None,
+    detach: bool,
+    name: str | None,
     as_json: bool,
     **place: Any,
 ) -> int:
@@ -68,6 +74,7 @@ def exec_(
     vsock exec alpha -- sh -c 'dmesg | tail'
     tar c . | vsock exec alpha -w /srv -- tar x
     vsock exec alpha beta -- uptime
+    vsock exec alpha --detach --name build -- make
 
     The arguments reach the program as they are; no shell expands them. Signals go to it, and Ctrl-C too.
     With several guests it runs in all of them at once, without standard input; lines begin with the guest's name.
@@ -85,12 +92,26 @@ def exec_(
         raise click.UsageError("-t needs a terminal as standard input")
     order = Order(command, _variables(env), workdir, tty, timeout, max_output)
     where = Place(**place)
+    if name is not None and not detach:
+        raise click.UsageError("--name is for --detach")
+    if detach:
+        if len(guests) > 1 or tty or timeout or max_output is not None or as_json:
+            raise click.UsageError(
+                "--detach is for one guest, without -t, --timeout, --max-output and --json"
+            )
+        from vsock.cli.jobs import detach as start
+
+        start(where, guests[0], order, name)
+        return 0
     if len(guests) == 1 and not as_json:
         return carry_out(where, guests[0], order)
-    results = _results(where, guests, order, show=not as_json)
     if as_json:
+        results = captured(where, guests, order)
         print_json(results)
     else:
+        from vsock.cli import remote
+
+        results = remote.run(remote.in_all(where, guests, order, show=True))
         for one in results:
             tell(one)
     return next((one.exit_code for one in results if one.exit_code), 0)
@@ -107,18 +128,6 @@ def shell(guest: str, **place: Any) -> int:
     """
     is_tty = sys.stdin is not None and sys.stdin.isatty()
     return carry_out(Place(**place), guest, Order((), {}, None, is_tty, None, None))
-
-
-def _results(where: Place, guests: tuple[str, ...], order: Order, *, show: bool) -> list[Result]:
-    """Run it in all guests at once; one that asks for a result alone may use a session that is kept open."""
-    if len(guests) == 1:
-        from vsock.cli import in_session
-
-        if result := in_session.attempt(in_session.captured, where, guests[0], order):
-            return [result]
-    from vsock.cli import remote
-
-    return remote.run(remote.in_all(where, guests, order, show=show))
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:

@@ -10,8 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from io import FileIO
@@ -29,24 +29,23 @@ from vsock.cli.orders import (
     with_output,
     wrote_too_much,
 )
-from vsock.ssh.command_line import command_line
+from vsock.ssh.command_line import SIGNALS, command_line
 from vsock.ssh.master.client import MasterClient
 
 __all__ = ["attempt", "captured", "run"]
 
 _GRACE_SECONDS: Final = 2.0
-"""How long a command may go on after SIGTERM before SIGKILL; how long its end, and the rest of its output, may take."""
-_FORWARDED: Final = {
-    signal.SIGINT: "INT",
-    signal.SIGTERM: "TERM",
-    signal.SIGHUP: "HUP",
-    signal.SIGQUIT: "QUIT",
-}
-_Sink = Callable[[bytes], object]
+"""How long a command may go on after SIGTERM before SIGKILL, and how long its end may take after that."""
+_Sink = Callable[[bytes, float | None], object]
+"""Takes what a command writes, until a time of `time.monotonic` at most, when it raises TimeoutError."""
 
 
 class _OutputLimitError(Exception):
     """A command wrote more than it may."""
+
+
+class _GivenUpError(Exception):
+    """A second signal came: the command is not waited for any more."""
 
 
 def attempt(
@@ -74,39 +73,59 @@ def attempt(
 
 
 def run(master: MasterClient, guest: str, order: Order) -> Result | None:
-    """Run it with this process's standard streams; None if the master takes no order that is so long.
+    """Run it with this process's standard streams; None if the master declines.
 
     Raises:
         SessionError: it did not start.
         OSError: a stream failed; BrokenPipeError when who reads our output is gone.
     """
-    return _run(master, guest, order, 0, (partial(write_all, 1), partial(write_all, 2)))
+    sinks = [partial(_write, descriptor) for descriptor in (1, 2)]
+    return _run(master, guest, order, 0, sinks, _passed_on)
 
 
 def captured(master: MasterClient, guest: str, order: Order) -> Result | None:
-    """Run it without standard input, and return its output in the result; otherwise as `run`."""
+    """Run it without standard input, and return its output in the result; otherwise as `run`.
+
+    Raises:
+        Failure: SIGTERM or SIGHUP came.
+        KeyboardInterrupt: Ctrl-C.
+    """
     kept = (bytearray(), bytearray())
     limited = replace(order, most=MOST_IN_JSON if order.most is None else order.most)
-    result = _run(master, guest, limited, None, (kept[0].extend, kept[1].extend))
+    sinks = [partial(_keep, one) for one in kept]
+    result = _run(master, guest, limited, None, sinks, _failing)
     return result and with_output(result, *kept)
 
 
+def _write(descriptor: int, piece: bytes, deadline: float | None) -> None:
+    write_all(descriptor, piece, deadline=deadline)
+
+
+def _keep(kept: bytearray, piece: bytes, _: float | None) -> None:
+    kept.extend(piece)
+
+
 def _run(
-    master: MasterClient, guest: str, order: Order, stdin: int | None, sinks: tuple[_Sink, _Sink]
+    master: MasterClient,
+    guest: str,
+    order: Order,
+    stdin: int | None,
+    sinks: Sequence[_Sink],
+    signals: Callable[[MasterClient, Order], AbstractContextManager[None]],
 ) -> Result | None:
     line = command_line(order.command, env=order.env, cwd=order.workdir) if order.command else None
     with ExitStack() as stack:
         (given, feed), (output, written), (errors, complained) = (_pipe(stack) for _ in range(3))
         theirs = (given, written, complained)
         numbers = [one.fileno() for one in theirs]
-        if not master.run(line, _terminal_of(order), numbers, order.timeout):
+        if not master.run(guest, line, _terminal_of(order), numbers, order.timeout):
             return None
         for one in theirs:
             one.close()
         failures: list[OSError] = []
         _feed(stdin, os.dup(feed.fileno()), master, failures)
         feed.close()
-        stack.enter_context(_passed_on(master, is_tty=order.is_tty))
+        stack.enter_context(signals(master, order))
         result = _follow(master, guest, order, {output: sinks[0], errors: sinks[1]})
     if failures:
         raise failures[0]
@@ -146,6 +165,8 @@ def _follow(master: MasterClient, guest: str, order: Order, outputs: dict[FileIO
     """Copy until the command has ended, or has to be ended."""
     try:
         return result_of(guest, *_copy(master, outputs, order.timeout, order.most))
+    except _GivenUpError:
+        return result_of(guest, None, None)
     except TimeoutError:
         _end(master, outputs)
         assert order.timeout is not None
@@ -175,10 +196,7 @@ def _copy(
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError
-            ready = selector.select(_GRACE_SECONDS if ended else left)
-            if ended and not ready:
-                break
-            for key, _ in ready:
+            for key, _ in selector.select(left):
                 if not isinstance(key.fileobj, FileIO):
                     ended = master.ended()
                     selector.unregister(key.fileobj)
@@ -186,7 +204,7 @@ def _copy(
                     over = most is not None and len(piece) > most
                     piece = piece[:most]
                     most = None if most is None else most - len(piece)
-                    outputs[key.fileobj](piece)
+                    outputs[key.fileobj](piece, deadline)
                     if over:
                         raise _OutputLimitError
                 else:
@@ -212,28 +230,55 @@ def _hang_up(master: MasterClient) -> None:
 
 
 @contextmanager
-def _passed_on(master: MasterClient, *, is_tty: bool) -> Iterator[None]:
+def _passed_on(master: MasterClient, order: Order) -> Iterator[None]:
     """Signals of this process go to the command; with a terminal its keys do, and its size follows."""
-    handlers: dict[int, Callable[..., object]] = {}
-    with ExitStack() as stack:
-        if is_tty:
-            from vsock.cli.terminal import raw
+    if not order.is_tty:
+        forward = _Forward(master)
+        with _handling({number: partial(forward, name) for number, name in SIGNALS.items()}):
+            yield
+        return
+    from vsock.cli.terminal import raw
 
-            handlers = {
-                signal.SIGWINCH: lambda *_: master.tell({"size": list(os.get_terminal_size(0))}),
-                # The guest's kernel hangs up its terminal.
-                signal.SIGTERM: lambda *_: _hang_up(master),
-                signal.SIGHUP: lambda *_: _hang_up(master),
-            }
-            stack.enter_context(raw(0))
-        else:
-            handlers = {
-                one: partial(_tell_signal, master, name) for one, name in _FORWARDED.items()
-            }
-        for number, handler in handlers.items():
-            stack.callback(signal.signal, number, signal.signal(number, handler))
+    def resize(*_: object) -> None:
+        with suppress(OSError):  # the terminal was hung up
+            master.tell({"size": list(os.get_terminal_size(0))})
+
+    def hang_up(*_: object) -> None:
+        _hang_up(master)  # the guest's kernel hangs up its terminal
+
+    handlers = {signal.SIGWINCH: resize, signal.SIGTERM: hang_up, signal.SIGHUP: hang_up}
+    with raw(0), _handling(handlers):
         yield
 
 
-def _tell_signal(master: MasterClient, name: str, *_: object) -> None:
-    master.tell({"signal": name})
+class _Forward:
+    """Sends signals to the command; the second one kills it, and nothing is waited for any more."""
+
+    def __init__(self, master: MasterClient) -> None:
+        self._master = master
+        self._is_second = False
+
+    def __call__(self, name: str, *_: object) -> None:
+        self._master.tell({"signal": name})
+        if self._is_second:
+            raise _GivenUpError
+        self._is_second = True
+
+
+@contextmanager
+def _failing(_: MasterClient, __: Order) -> Iterator[None]:
+    """Signals end this process in good order, as they do in `remote`."""
+
+    def fail(*_: object) -> None:
+        raise Failure("interrupted; COMMAND was told to end")
+
+    with _handling({signal.SIGTERM: fail, signal.SIGHUP: fail}):
+        yield
+
+
+@contextmanager
+def _handling(handlers: Mapping[signal.Signals, Callable[..., object]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for number, handler in handlers.items():
+            stack.callback(signal.signal, number, signal.signal(number, handler))
+        yield

@@ -40,6 +40,9 @@ _COMMANDS: Final = {
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
     "exec": ("vsock.cli.exec:exec_", "Run a command in a guest, or in several."),
     "shell": ("vsock.cli.exec:shell", "Open a shell in a guest."),
+    "jobs": ("vsock.cli.jobs:jobs", "List the jobs of a guest, end or remove one."),
+    "attach": ("vsock.cli.jobs:attach", "Show what a job of a guest writes, until it ends."),
+    "wait-job": ("vsock.cli.jobs:wait_job", "Wait until a job of a guest ends."),
     "session": (
         "vsock.cli.session:session",
         "Keep sessions with guests open: commands need no login.",

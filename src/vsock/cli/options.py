@@ -99,7 +99,7 @@ def session_options(command: _F) -> _F:
         click.option(
             "--login-timeout",
             type=Seconds(),
-            default=30.0,
+            default=60.0,
             show_default=True,
             help="Seconds to connect and log in.",
         ),

@@ -1,6 +1,7 @@
 """What `vsock exec` and `vsock shell` are to run, where, and how it ended."""
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILED",
     "MOST_IN_JSON",
+    "TIMED_OUT",
     "Failure",
     "Order",
     "Place",
     "Result",
+    "captured",
     "carry_out",
     "result_of",
     "tell",
@@ -34,7 +37,7 @@ FAILED: Final = 255
 MOST_IN_JSON: Final = 64 << 20
 """Bytes of output that are kept for --json, if --max-output does not say it."""
 
-_TIMED_OUT: Final = 124
+TIMED_OUT: Final = 124
 """As timeout(1)."""
 _TERMINATED_BY: Final = 128
 
@@ -121,7 +124,7 @@ def result_of(guest: str, status: int | None, ended_by: str | None) -> Result:
 def timed_out(guest: str, seconds: float) -> Result:
     """The result of a command that `--timeout` ended."""
     error = f"COMMAND was ended after {seconds:g} s"
-    return Result(guest=guest, exit_code=_TIMED_OUT, error=error)
+    return Result(guest=guest, exit_code=TIMED_OUT, error=error)
 
 
 def wrote_too_much(guest: str, most: int) -> Result:
@@ -158,3 +161,15 @@ def carry_out(where: Place, guest: str, order: Order) -> int:
     from vsock.cli import remote
 
     return remote.run(remote.in_one(where, guest, order))
+
+
+def captured(where: Place, guests: Sequence[str], order: Order) -> list[Result]:
+    """Run it in all guests at once, without standard input; one alone in a session that is kept open if there is one."""
+    from vsock.cli import in_session
+
+    in_one = in_session.captured
+    if len(guests) == 1 and (result := in_session.attempt(in_one, where, guests[0], order)):
+        return [result]
+    from vsock.cli import remote
+
+    return remote.run(remote.in_all(where, guests, order, show=False))

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vsock._system.descriptors import write_all
+from vsock._system.text import printable
 from vsock.cli.orders import (
     FAILED,
     MOST_IN_JSON,
@@ -26,7 +27,8 @@ from vsock.cli.orders import (
 )
 from vsock.errors import SessionError, UsageError, VsockError
 from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals
-from vsock.ssh.session import printable, translated
+from vsock.ssh.command_line import START_SECONDS
+from vsock.ssh.session import translated
 
 if TYPE_CHECKING:
     from vsock.ssh.attached import Process
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["in_all", "in_one", "run"]
 
-_START_SECONDS: Final = 30.0
-"""How long sshd may take to start a command: an emulated guest computes for seconds."""
 _GRACE_SECONDS: Final = 2.0
 """How long a command may go on after SIGTERM before SIGKILL."""
 _LONGEST_LINE: Final = 1 << 20
@@ -117,7 +117,7 @@ async def _start(session: "GuestSession", order: Order) -> "Process":
             "term_size": tuple(os.get_terminal_size(0)),
         }
     command = order.command or None
-    seconds = min(order.timeout or _START_SECONDS, _START_SECONDS)
+    seconds = min(order.timeout or START_SECONDS, START_SECONDS)
     try:
         async with asyncio.timeout(seconds):
             return await session.open_process(command, env=order.env, cwd=order.workdir, **options)

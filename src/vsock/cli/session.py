@@ -1,8 +1,9 @@
 """`vsock session`: sessions with guests that stay open, so that `vsock exec` and `vsock shell` need no login."""
 
+import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +14,11 @@ from vsock.cli.groups import Group
 from vsock.cli.options import Seconds, agent_option, json_option, session_options
 from vsock.cli.orders import Failure, Place
 from vsock.cli.output import print_json, print_table, seconds_text
+from vsock.errors import SessionError
 
 if TYPE_CHECKING:
-    from vsock.ssh.master.messages import Key
+    from vsock.ssh.master.client import MasterClient
+    from vsock.ssh.master.messages import Key, Status
 
 __all__ = ["session"]
 
@@ -52,11 +55,19 @@ def open_(guest: str, idle: float, foreground: bool, **place: Any) -> int:
     from vsock.ssh.master.client import MasterClient
 
     if found := MasterClient.find(key):
-        found.sock.close()
-        if foreground:
-            raise Failure(f"there is a session with {guest}: see `vsock session ls`")
+        with found:
+            if foreground:
+                raise Failure(_there_is_one(guest))
         return 0
-    return _keep(where, key, idle, lambda: None) if foreground else _in_background(where, key, idle)
+    if foreground:
+        if not _keep(where, key, idle, lambda: None):
+            raise Failure(_there_is_one(guest))
+        return 0
+    return _in_background(where, key, idle)
+
+
+def _there_is_one(guest: str) -> str:
+    return f"there is a session with {guest} already: see `vsock session ls`"
 
 
 def _in_background(where: Place, key: "Key", idle: float) -> int:
@@ -64,8 +75,13 @@ def _in_background(where: Place, key: "Key", idle: float) -> int:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        return _keep(where, key, idle, partial(_leave, writer))
+        # Nothing that a caller left open, such as a lock, is to stay open with the session.
+        os.closerange(3, writer)
+        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
+        leave = partial(_leave, writer)
+        if not _keep(where, key, idle, leave):
+            leave()  # another process has opened it meanwhile
+        return 0
     os.close(writer)
     try:
         if os.read(reader, len(_OPEN)) == _OPEN:
@@ -75,7 +91,10 @@ def _in_background(where: Place, key: "Key", idle: float) -> int:
         raise
     finally:
         os.close(reader)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # it has said why
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        raise Failure(f"signal {-code} ended the process that opened the session")
+    return code  # it has said why
 
 
 def _leave(writer: int) -> None:
@@ -83,40 +102,42 @@ def _leave(writer: int) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nothing, number)
+    os.close(nothing)
     os.write(writer, _OPEN)
     os.close(writer)
 
 
-def _keep(where: Place, key: "Key", idle: float, when_open: Callable[[], object]) -> int:
-    """Be the master of a session until it ends."""
+def _keep(where: Place, key: "Key", idle: float, when_open: Callable[[], object]) -> bool:
+    """Be the master of a session until it ends; False if another process is.
+
+    Raises:
+        Failure: it was not opened.
+    """
     import asyncio
 
     from vsock.cli.remote import run
     from vsock.ssh.master.server import Master, listener
 
-    async def keep() -> None:
+    async def keep() -> bool:
         async with where.session(key.guest) as opened:
-            with listener(key) as sock:
-                master = Master(opened, key, sock, idle)
+            with listener(key) as place:
+                if place is None:
+                    return False
+                master = Master(opened, key, place, idle)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     asyncio.get_running_loop().add_signal_handler(number, master.close)
                 when_open()
                 await master.serve()
+                return True
 
-    run(keep())
-    return 0
+    return run(keep())
 
 
 @session.command("ls", short_help="List sessions that are kept open.")
 @json_option
 def ls(as_json: bool) -> None:
     """List the sessions that this user keeps open."""
-    from vsock.ssh.master.client import masters
-
-    found = []
-    for master in masters():
-        with master:
-            found.append(master.status())
+    found = [status for _, status in _masters()]
     if as_json:
         print_json(found)
         return
@@ -145,14 +166,25 @@ def close(guests: tuple[str, ...], everything: bool) -> None:
     """Close the sessions with the guests, of whatever user and port; what runs in them is ended."""
     if everything == bool(guests):
         raise click.UsageError("name guests, or give --all")
-    from vsock.ssh.master.client import masters
-
     missing = set(guests)
-    for master in masters():
-        with master:
-            guest = master.status().guest
-            if everything or guest in guests:
-                missing.discard(guest)
-                master.close_session()
+    for master, status in _masters():
+        if everything or status.guest in guests:
+            missing.discard(status.guest)
+            master.close_session()
     if missing:
         raise click.ClickException(f"no session with {', '.join(sorted(missing))}")
+
+
+def _masters() -> "Iterator[tuple[MasterClient, Status]]":
+    """All masters of this user that answer; of one that does not a line is printed."""
+    from vsock.ssh.master.client import masters
+
+    for master in masters():
+        with master:
+            try:
+                status = master.status()
+            except SessionError as error:
+                if error.errno != errno.ECONNRESET:  # else it has just ended
+                    click.echo(f"vsock: {error.strerror}", err=True)
+                continue
+            yield master, status

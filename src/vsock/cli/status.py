@@ -107,7 +107,7 @@ def journal(name: str, options: tuple[str, ...], user: str, runtime_dir: Path | 
     """
     command = ("journalctl", "--no-pager", *options)
     order = Order(command, {}, None, False, None, None)
-    place = Place(user, 22, 30.0, False, None, runtime_dir)
+    place = Place(user, 22, 60.0, False, None, runtime_dir)
     return carry_out(place, name, order)
 
 

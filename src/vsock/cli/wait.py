@@ -4,6 +4,7 @@ A condition says whether it holds, and if not, what is missing and what to do ab
 option. They look again and again, at longer and longer intervals.
 """
 
+import errno
 import shutil
 import sys
 import time
@@ -35,7 +36,7 @@ _LONGEST_PAUSE: Final = 0.5
 _GROWTH: Final = 1.4
 
 _LOGIN_SECONDS: Final = 15.0
-"""How long an attempt to log in may take."""
+"""How long the first attempt to log in may take; the next may take twice as long as the one before."""
 
 _ANSWER_SECONDS: Final = 2.0
 """How long a guest may take to answer an attempt to connect."""
@@ -89,23 +90,27 @@ class _Port:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Ssh:
-    """The sshd of the guest lets us in."""
+    """The sshd of the guest lets us in; `deadline` is a time of `time.monotonic`."""
 
     transport: "Transport"
-    seconds: float
+    deadline: float
     title: str = "lets us in over ssh"
+    seconds: float = _LOGIN_SECONDS
 
     def missing(self, guest: GuestRecord) -> str | None:
         from vsock.ssh import guest_session
 
+        seconds = max(_ANSWER_SECONDS, min(self.seconds, self.deadline - time.monotonic()))
         try:
-            with guest_session(guest.name, timeout=self.seconds, transport=self.transport):
+            with guest_session(guest.name, timeout=seconds, transport=self.transport):
                 return None
         except (HostKeyChanged, KeyRefused):
             raise  # time does not change that
         except OSError as error:
+            if error.errno == errno.ETIMEDOUT:
+                self.seconds *= 2  # a slow guest must not begin anew for ever
             return error.strerror or str(error)
 
 
@@ -142,12 +147,12 @@ def wait(
     """
     if ready + ssh + (port is not None) > 1:
         raise click.UsageError("--ready, --port and --ssh exclude each other")
+    begun = time.monotonic()
     condition: Condition = _Ready()
     if port is not None:
         condition = _Port(port, transport_of(runtime_dir, None))
     if ssh:
-        condition = _Ssh(transport_of(runtime_dir, None), min(timeout, _LOGIN_SECONDS))
-    begun = time.monotonic()
+        condition = _Ssh(transport_of(runtime_dir, None), begun + timeout)
     guest = _wait(ControlClient(runtime_dir), name, condition, begun + timeout)
     if as_json:
         print_json(guest)

@@ -5,13 +5,13 @@ share, so they stay blocking; threads read and write them.
 """
 
 import asyncio
-import signal
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vsock._system.descriptors import PIECE, read
+from vsock.ssh.command_line import SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     """A command in a guest; its streams are bytes (`encoding=None`)."""
 
 __all__ = [
-    "SIGNALS",
     "OutputLimitError",
     "carry",
     "ending_at_signals",
@@ -30,12 +29,6 @@ __all__ = [
     "in_thread",
 ]
 
-SIGNALS: Final = {
-    signal.SIGINT: "INT",
-    signal.SIGTERM: "TERM",
-    signal.SIGHUP: "HUP",
-    signal.SIGQUIT: "QUIT",
-}
 _LOOK_SECONDS: Final = 0.05
 _REST_SECONDS: Final = 0.5
 """How long what an ended command wrote may be on its way."""
@@ -132,13 +125,15 @@ async def in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
     return await done
 
 
-def ending_at_signals(process: "Process") -> Callable[[str], None]:
-    """Return what sends a signal to the command by its name; the second one ends the session with it.
+@contextmanager
+def ending_at_signals(process: "Process") -> "Iterator[Callable[[str], None]]":
+    """Give what sends a signal to the command by its name; the second one ends the session with it.
 
     A command that a signal has ended is over, also if programs that it started in the background keep its streams.
     """
     loop = asyncio.get_running_loop()
     seen: list[str] = []
+    looking: list[asyncio.TimerHandle] = []
 
     def forward(name: str) -> None:
         seen.append(name)
@@ -151,22 +146,26 @@ def ending_at_signals(process: "Process") -> Callable[[str], None]:
 
     def close_behind_its_end() -> None:
         if process.returncode is None:
-            loop.call_later(_LOOK_SECONDS, close_behind_its_end)
+            looking[:] = [loop.call_later(_LOOK_SECONDS, close_behind_its_end)]
         else:
             loop.call_later(_REST_SECONDS, process.close)
 
-    return forward
+    try:
+        yield forward
+    finally:
+        for handle in looking:
+            handle.cancel()
 
 
 @contextmanager
 def forwarded_signals(process: "Process") -> "Iterator[None]":
     """Send this process's SIGINT, SIGTERM, SIGHUP and SIGQUIT to the command instead, as `ending_at_signals` does."""
     loop = asyncio.get_running_loop()
-    forward = ending_at_signals(process)
-    for number, name in SIGNALS.items():
-        loop.add_signal_handler(number, forward, name)
-    try:
-        yield
-    finally:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
+    with ending_at_signals(process) as forward:
+        for number, name in SIGNALS.items():
+            loop.add_signal_handler(number, forward, name)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)

@@ -1,11 +1,24 @@
 """Commands for a guest, as the one line that its shell reads."""
 
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from vsock.errors import UsageError
 
-__all__ = ["Command", "command_line"]
+__all__ = ["SIGNALS", "START_SECONDS", "Command", "command_line"]
+
+START_SECONDS: Final = 60.0
+"""How long sshd may take to start a command: that of an emulated guest computes for seconds."""
+
+SIGNALS: Final = {
+    signal.SIGINT: "INT",
+    signal.SIGTERM: "TERM",
+    signal.SIGHUP: "HUP",
+    signal.SIGQUIT: "QUIT",
+}
+"""Signals of this process that are the command's, with their names in SSH (RFC 4254, section 6.10)."""
 
 Command = str | Sequence[str]
 """A line for the shell of the guest's user, or a program and its arguments, which reach it as they are."""

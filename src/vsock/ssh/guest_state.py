@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from vsock._system.text import printable
 from vsock.errors import SessionError
-from vsock.ssh.session import printable, translated
+from vsock.ssh.session import translated
 
 if TYPE_CHECKING:
     from vsock.ssh.session import GuestSession

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from vsock import aio
 from vsock._socket.transport import ConnectOptions, Transport, transport_for
+from vsock._system.text import printable
 from vsock.address import as_target
 from vsock.errors import (
     ConnectRefused,
@@ -55,8 +56,11 @@ SSH_PORT: Final = 22
 DEFAULT_USER: Final = "root"
 """Whom systemd's credential `ssh.authorized_keys.root` gives our key."""
 
-LOGIN_SECONDS: Final = 30.0
-"""How long connecting and logging in may take: sshd of an emulated guest computes for seconds."""
+LOGIN_SECONDS: Final = 60.0
+"""How long connecting and logging in may take: the first time, sshd of an emulated guest computes for 20 seconds."""
+
+_CLOSE_SECONDS: Final = 5.0
+"""How long a guest may take for what is on its way to it when the session is closed."""
 
 _LONGEST_REASON: Final = 200
 
@@ -174,8 +178,14 @@ class GuestSession:
     async def close(self) -> None:
         """End the session and the programs that it has started on a terminal. A second call has no effect."""
         connection, self._connection = self._connection, None
-        if connection:
-            connection.close()
+        if not connection:
+            return
+        connection.close()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await connection.wait_closed()
+        except TimeoutError:
+            connection.abort()  # the guest takes no more of what we sent
             await connection.wait_closed()
 
     async def run(
@@ -236,7 +246,10 @@ class GuestSession:
         Raises:
             SessionError: sshd does not start it.
         """
-        line = None if command is None else command_line(command, env=env, cwd=cwd)
+        line: Any = None
+        if command is not None:
+            # Bytes, because a command may have any; asyncssh takes them too.
+            line = os.fsencode(command_line(command, env=env, cwd=cwd))
         with translated(self.name):
             return await self.connection.create_process(line, **options)
 
@@ -417,14 +430,9 @@ def end(process: asyncssh.SSHClientProcess[Any]) -> None:
     process.close()
 
 
-def printable(text: str, most: int = _LONGEST_REASON) -> str:
-    """Words of a guest in one line that cannot move a terminal's cursor."""
-    return "".join(one if one.isprintable() else "?" for one in text[:most])
-
-
 def _reason(error: Exception) -> str:
     said = error.reason if isinstance(error, asyncssh.Error) else str(error)
-    return printable(said).rstrip(".") or "the connection ended"
+    return printable(said, _LONGEST_REASON).rstrip(".") or "the connection ended"
 
 
 def _paths(named: LocalPath | Sequence[LocalPath]) -> list[bytes]:

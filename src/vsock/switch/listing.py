@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vsock._system.text import printable
 from vsock.address import Address
 from vsock.control.model import DatagramRecord, FlowRecord, GuestRecord, ListenerRecord
 from vsock.control.schema import from_json
@@ -54,4 +55,4 @@ def program_of(pid: int | None) -> str | None:
     except OSError:
         return None
     # A program chooses its name itself: it must not write to the terminal of who lists it.
-    return "".join(letter if letter.isprintable() else "?" for letter in name.rstrip("\n"))
+    return printable(name.rstrip("\n"))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
+from vsock._system.text import printable
 from vsock.address import Address
 from vsock.aio.server import Server
 from vsock.control.model import FIRST_GUEST_CID, LONGEST_TEXT, NOTIFY_PORT
@@ -66,8 +67,8 @@ class Message:
             if line in (b"READY=1", b"STOPPING=1"):
                 ready = line == b"READY=1"
             elif line.startswith(b"STATUS="):
-                text = line.removeprefix(b"STATUS=").decode(errors="replace")[:LONGEST_TEXT]
-                status = "".join(letter if letter.isprintable() else "?" for letter in text)
+                text = line.removeprefix(b"STATUS=").decode(errors="replace")
+                status = printable(text, LONGEST_TEXT)
         return cls(ready, status)
 
 

@@ -7,12 +7,25 @@ from collections.abc import Sequence
 from typing import Any, Final, Self
 
 from vsock.errors import SessionError
-from vsock.ssh.master.messages import LONGEST, Key, Status, at, decode, encode, sessions_dir
+from vsock.ssh.command_line import START_SECONDS
+from vsock.ssh.master.messages import (
+    GREETING,
+    LONGEST,
+    Key,
+    Status,
+    at,
+    decode,
+    encode,
+    open_directory,
+    sessions_dir,
+)
 
 __all__ = ["MasterClient", "masters"]
 
-_ANSWER_SECONDS: Final = 40.0
-"""More than a master waits for the guest's sshd before it says that this started no command."""
+_ANSWER_SECONDS: Final = 2.0
+"""How long a master may take for what needs no guest."""
+_START_SECONDS: Final = START_SECONDS + 10
+"""A master says that sshd started no command; it is not to be forestalled."""
 
 
 class MasterClient:
@@ -24,28 +37,30 @@ class MasterClient:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        sock.settimeout(_ANSWER_SECONDS)
 
     @classmethod
     def find(cls, key: Key) -> Self | None:
-        """Connect to the master of a session; None if there is none."""
+        """Connect to the master of a session; None if there is none that serves."""
         return cls._connect(key.file_name)
 
     @classmethod
     def _connect(cls, name: str) -> Self | None:
         try:
-            directory = os.open(sessions_dir(), os.O_PATH | os.O_DIRECTORY)
+            directory = open_directory()
         except OSError:
             return None
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.settimeout(_ANSWER_SECONDS)
         try:
             sock.connect(str(at(directory, name)))
-        except OSError:  # it has ended, or ends
-            sock.close()
-            return None
+            if decode(sock.recv(LONGEST)) == GREETING:
+                return cls(sock)
+        except (OSError, ValueError):
+            pass  # it has ended, or ends, or is another version's
         finally:
             os.close(directory)
-        return cls(sock)
+        sock.close()
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -71,12 +86,13 @@ class MasterClient:
 
     def run(
         self,
+        guest: str,
         line: str | None,
         terminal: dict[str, Any] | None,
         pipes: Sequence[int],
         seconds: float | None,
     ) -> bool:
-        """Start a command, within `seconds`, whose standard streams are `pipes`; False if its line is too long.
+        """Start a command, within `seconds`, whose standard streams are `pipes`; False if the master declines.
 
         Raises:
             SessionError: it did not start; the message says why.
@@ -85,13 +101,18 @@ class MasterClient:
             packet = encode({"ask": "run", "line": line, "terminal": terminal})
         except ValueError:
             return False
-        if seconds is not None:
-            self.sock.settimeout(min(seconds, _ANSWER_SECONDS))
-        answer = self._exchange(packet, pipes)
+        patience = min(seconds or _START_SECONDS, _START_SECONDS)
+        self.sock.settimeout(patience)
+        try:
+            answer = self._exchange(packet, pipes)
+        except TimeoutError:
+            raise SessionError(
+                errno.ETIMEDOUT, f"sshd of {guest} started no command within {patience:g} s"
+            ) from None
         if "error" in answer:
             raise SessionError(errno.ECONNABORTED, str(answer["error"]))
         self.sock.settimeout(None)
-        return True
+        return "declined" not in answer
 
     def tell(self, message: dict[str, Any]) -> None:
         """Tell about a signal or a new size; lost if the command has ended."""
@@ -115,18 +136,21 @@ class MasterClient:
         return message.get("status"), message.get("signal")
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        return self._exchange(encode(message), ())
+        try:
+            return self._exchange(encode(message), ())
+        except TimeoutError:
+            raise SessionError(
+                errno.ETIMEDOUT, "the master of a session does not answer: is it stopped?"
+            ) from None
 
     def _exchange(self, packet: bytes, descriptors: Sequence[int]) -> dict[str, Any]:
         try:
             socket.send_fds(self.sock, [packet], descriptors)
             answer = self.sock.recv(LONGEST)
-        except OSError as error:
-            raise SessionError(
-                errno.ETIMEDOUT, f"the session's master does not answer: {error}"
-            ) from None
+        except ConnectionError:
+            answer = b""
         if not answer:
-            raise SessionError(errno.ECONNRESET, "the session's master has ended")
+            raise SessionError(errno.ECONNRESET, "the master of the session has ended")
         return decode(answer)
 
 

@@ -4,25 +4,42 @@ Each has a SOCK_SEQPACKET socket of unix(7) in the user's state directory, and a
 
 | from the client | answer |
 | --- | --- |
+| (connects) | `GREETING`; a master that has none to give does not serve, and the client logs in itself |
 | `{"ask": "status"}` | a `Status` |
 | `{"ask": "close"}` | `{}`; the master ends its session and itself |
-| `{"ask": "run", "line": …, "terminal": …}` and the pipes | `{"started": true}`, or `{"error": text}` |
+| `{"ask": "run", "line": …, "terminal": …}` and the pipes | `{"started": true}`, `{"declined": reason}`, or `{"error": text}` |
 | then `{"signal": "INT"}` or `{"size": [columns, rows]}` | none |
 | | at the end `{"status": number}` or `{"signal": name}`; both null if the session ended first |
 
-`line` is for the shell of the guest's user, null for the shell itself. `terminal` is null, or `{"type", "size"}`. The pipes
+`declined` says that nothing was run: the client logs in itself. `line` is for the shell of the guest's user, null for the shell itself. `terminal` is null, or `{"type", "size"}`. The pipes
 are standard input (to read from), output and error (to write to); no error with a terminal.
 """
 
+import errno
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from vsock.errors import SessionError
 from vsock.ssh.identity import state_dir
 
-__all__ = ["LONGEST", "Key", "Status", "at", "decode", "encode", "sessions_dir"]
+__all__ = [
+    "GREETING",
+    "LONGEST",
+    "Key",
+    "Status",
+    "at",
+    "decode",
+    "encode",
+    "open_directory",
+    "sessions_dir",
+]
+
+GREETING: Final = {"vsock": 1}
+"""The first packet of a master, with the version of these messages."""
 
 LONGEST: Final = 192 * 1024
 """Bytes of a message: less than the kernel's default send buffer. A longer command has a session of its own."""
@@ -49,7 +66,9 @@ class Key:
     @property
     def file_name(self) -> str:
         """The name of the socket in `sessions_dir`."""
-        fields = (self.guest, self.user, self.port, self.forward_agent, self.transport)
+        # A home directory may be that of several machines.
+        machine = os.uname().nodename
+        fields = (machine, self.guest, self.user, self.port, self.forward_agent, self.transport)
         return hashlib.sha256(repr(fields).encode()).hexdigest()[:16]
 
 
@@ -78,6 +97,24 @@ class Status:
 def sessions_dir() -> Path:
     """The directory of the masters' sockets; mode 0700, as the private key beside it."""
     return state_dir() / "sessions"
+
+
+def open_directory() -> int:
+    """Open `sessions_dir`, which nobody else may enter: who reaches a socket there uses the session.
+
+    Raises:
+        SessionError: it is somebody else's, or others may enter it (EPERM).
+        OSError: there is none.
+    """
+    directory = os.open(sessions_dir(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    found = os.fstat(directory)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        os.close(directory)
+        raise SessionError(
+            errno.EPERM,
+            f"{sessions_dir()} is not a directory of yours alone: its mode must be 0700",
+        )
+    return directory
 
 
 def at(directory: int, name: str) -> Path:

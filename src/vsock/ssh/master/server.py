@@ -9,67 +9,102 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from vsock.errors import SessionError, VsockError
+from vsock._system.descriptors import PIECE
+from vsock._system.text import printable
+from vsock.errors import VsockError
 from vsock.ssh.attached import ending_at_signals
-from vsock.ssh.master.messages import LONGEST, Key, Status, at, decode, encode, sessions_dir
-from vsock.ssh.session import GuestSession, end, printable
+from vsock.ssh.command_line import START_SECONDS
+from vsock.ssh.master.messages import (
+    GREETING,
+    LONGEST,
+    Key,
+    Status,
+    at,
+    decode,
+    encode,
+    open_directory,
+    sessions_dir,
+)
+from vsock.ssh.session import GuestSession, end
 
 if TYPE_CHECKING:
     from vsock.ssh.attached import Process
 
-__all__ = ["Master", "listener"]
+__all__ = ["Listener", "Master", "listener"]
 
 _MOST_CLIENTS: Final = 64
 _REQUEST_SECONDS: Final = 10.0
 """How long a client may say nothing before its request."""
-_START_SECONDS: Final = 30.0
-"""How long sshd may take to start a command: an emulated guest computes for seconds."""
 _PIPES: Final = 3
 
 
+class Listener:
+    """Where clients find a session."""
+
+    def __init__(self, directory: int, sock: socket.socket, path: Path) -> None:
+        self.sock = sock
+        self._directory = directory
+        self._path = path
+        self._made = path.stat()
+
+    def remove(self) -> None:
+        """Let nobody find it any more. A second call has no effect."""
+        fcntl.flock(self._directory, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(self._path.stat(), self._made):
+                self._path.unlink()
+        except FileNotFoundError:
+            pass  # the second call
+        finally:
+            fcntl.flock(self._directory, fcntl.LOCK_UN)
+
+
 @contextmanager
-def listener(key: Key) -> Iterator[socket.socket]:
-    """Listen where clients look for the session; the socket's file goes with the block.
+def listener(key: Key) -> Iterator[Listener | None]:
+    """Listen where clients look for the session, until the end of the block; None if another master does.
 
     Raises:
-        SessionError: the session has a master.
-        OSError: the directory cannot be made.
+        SessionError: the directory is not ours alone (EPERM).
+        OSError: it cannot be made.
     """
     sessions_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = os.open(sessions_dir(), os.O_RDONLY | os.O_DIRECTORY)
+    directory = open_directory()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     path = at(directory, key.file_name)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)  # of two that start at once, one listens
         try:
-            _bind(sock, path, key)
-            sock.listen(_MOST_CLIENTS)
-            made = path.stat()
+            is_ours = _bind(sock, path)
+            if is_ours:
+                sock.listen(_MOST_CLIENTS)
+                made = Listener(directory, sock, path)
         finally:
             fcntl.flock(directory, fcntl.LOCK_UN)
+        if not is_ours:
+            yield None
+            return
         try:
-            yield sock
+            yield made
         finally:
-            fcntl.flock(directory, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), made):
-                    path.unlink()
+            made.remove()
     finally:
         sock.close()
         os.close(directory)
 
 
-def _bind(sock: socket.socket, path: Path, key: Key) -> None:
+def _bind(sock: socket.socket, path: Path) -> bool:
+    """Bind it; False if another listens there."""
     try:
         sock.bind(str(path))
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
     else:
-        return
+        return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.settimeout(_REQUEST_SECONDS)
         try:
@@ -77,8 +112,8 @@ def _bind(sock: socket.socket, path: Path, key: Key) -> None:
         except ConnectionRefusedError:
             path.unlink()  # a master that was killed left it
             sock.bind(str(path))
-        else:
-            raise SessionError(errno.EEXIST, f"there is a session with {key.guest}")
+            return True
+    return False
 
 
 class Master:
@@ -87,17 +122,17 @@ class Master:
     Args:
         session: open.
         key: what it is known by.
-        sock: the listener.
+        place: where it listens.
         idle_seconds: how long the session stays open when nothing runs in it.
     """
 
     def __init__(
-        self, session: GuestSession, key: Key, sock: socket.socket, idle_seconds: float
+        self, session: GuestSession, key: Key, place: Listener, idle_seconds: float
     ) -> None:
-        sock.setblocking(False)
+        place.sock.setblocking(False)
         self._session = session
         self._key = key
-        self._sock = sock
+        self._place = place
         self._idle_seconds = idle_seconds
         self._begun = time.monotonic()
         self._closing: asyncio.TimerHandle | None = None
@@ -107,21 +142,22 @@ class Master:
 
     async def serve(self) -> None:
         """Serve until the session is to end; what runs in it is ended then."""
-        tasks = [asyncio.create_task(it) for it in (self._watch_session(), self._accept())]
+        watching = asyncio.create_task(self._session.connection.wait_closed())
+        accepting = asyncio.create_task(self._accept())
+        for task in (watching, accepting):
+            task.add_done_callback(lambda _: self._over.set())
         self._rest()
         try:
             await self._over.wait()
         finally:
-            for task in (*tasks, *self._clients):
+            self._place.remove()
+            tasks = [watching, accepting, *self._clients]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, *self._clients, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def close(self) -> None:
         """End it, from a handler of signals."""
-        self._over.set()
-
-    async def _watch_session(self) -> None:
-        await self._session.connection.wait_closed()
         self._over.set()
 
     def _rest(self) -> None:
@@ -137,9 +173,9 @@ class Master:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            client, _ = await loop.sock_accept(self._sock)
+            client, _ = await loop.sock_accept(self._place.sock)
             if len(self._clients) >= _MOST_CLIENTS:
-                client.close()
+                client.close()  # without a greeting: it does without us
                 continue
             task = asyncio.create_task(self._serve(client))
             self._clients.add(task)
@@ -147,7 +183,8 @@ class Master:
 
     async def _serve(self, client: socket.socket) -> None:
         """Answer a client until it goes, says nothing any more, or its command has ended."""
-        with client, suppress(TimeoutError):
+        with client, suppress(OSError, TimeoutError):
+            client.send(encode(GREETING))
             while True:
                 async with asyncio.timeout(_REQUEST_SECONDS):
                     packet, pipes = await _receive(client)
@@ -155,19 +192,20 @@ class Master:
                     return
                 try:
                     await self._answer(client, decode(packet), pipes)
-                except (OSError, ValueError, KeyError, TypeError):
-                    return  # a client that went, or is none of ours
+                except (ValueError, KeyError, TypeError):
+                    return  # it is no client of ours
                 finally:
-                    while pipes:
-                        os.close(pipes.pop())
+                    for pipe in pipes:
+                        pipe.close()
 
     async def _answer(
-        self, client: socket.socket, request: dict[str, Any], pipes: list[int]
+        self, client: socket.socket, request: dict[str, Any], pipes: list[FileIO]
     ) -> None:
         match request["ask"]:
             case "status":
                 client.send(encode(asdict(self._status())))
             case "close":
+                self._place.remove()
                 client.send(encode({}))
                 self._over.set()
             case "run" if len(pipes) == _PIPES:
@@ -198,64 +236,103 @@ class Master:
         client: socket.socket,
         line: str | None,
         terminal: dict[str, Any] | None,
-        pipes: list[int],
+        pipes: list[FileIO],
     ) -> None:
-        options: dict[str, Any] = {"encoding": None}
+        stdin, stdout, stderr = pipes
+        options: dict[str, Any] = {"encoding": None, "stdout": stdout, "stderr": stderr}
         if terminal:
             options |= {"term_type": terminal["type"], "term_size": tuple(terminal["size"])}
-        # asyncssh owns what it is given.
-        files = [os.dup(pipe) for pipe in pipes]
-        options |= zip(("stdin", "stdout", "stderr"), files, strict=True)
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                process = await self._session.open_process(line, **options)
-        except TimeoutError:
-            name, seconds = self._session.name, _START_SECONDS
-            client.send(
-                encode({"error": f"sshd of {name} started no command within {seconds:g} s"})
-            )
+        process = await self._start(client, line, options)
+        if process is None:
             return
-        except (VsockError, OSError) as error:
-            client.send(encode({"error": getattr(error, "strerror", None) or str(error)}))
-            return
-        while pipes:
-            os.close(pipes.pop())  # or the client waits for the end of its output
+        pipes.clear()  # asyncssh's now, and closed with the channel
+        feeding = asyncio.create_task(_feed(stdin, process))
+        steering = asyncio.create_task(_steer(client, process))
         try:
             client.send(encode({"started": True}))
-            steering = asyncio.create_task(_steer(client, process))
-            try:
-                await process.wait_closed()
-            finally:
-                steering.cancel()
-                await asyncio.gather(steering, return_exceptions=True)
-            ended_by = printable(process.exit_signal[0], 16) if process.exit_signal else None
-            client.send(encode({"status": process.exit_status, "signal": ended_by}))
+            await process.wait_closed()
         except BaseException:
             end(process)
             raise
+        finally:
+            for task in (feeding, steering):
+                task.cancel()
+            await asyncio.gather(feeding, steering, return_exceptions=True)
+        ended_by = printable(process.exit_signal[0], 16) if process.exit_signal else None
+        client.send(encode({"status": process.exit_status, "signal": ended_by}))
+
+    async def _start(
+        self, client: socket.socket, line: str | None, options: dict[str, Any]
+    ) -> "Process | None":
+        """Start a command; None if it does not, which the client has been told."""
+        starting = asyncio.create_task(self._session.open_process(line, **options))
+        # Never cancelled: asyncssh would leave the channel open, and perhaps a command in it.
+        try:
+            done, _ = await asyncio.wait({starting}, timeout=START_SECONDS)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_end_late)
+            client.send(encode({"declined": "the session closes"}))
+            raise
+        if not done:
+            starting.add_done_callback(_end_late)
+            name, seconds = self._session.name, START_SECONDS
+            text = f"sshd of {name} started no command within {seconds:g} s"
+            client.send(encode({"error": text}))
+            return None
+        try:
+            return starting.result()
+        except (VsockError, OSError) as error:
+            # For instance more commands at once than MaxSessions of sshd_config(5).
+            client.send(encode({"declined": str(error)}))
+            return None
+
+
+def _end_late(starting: "asyncio.Task[Process]") -> None:
+    if not starting.cancelled() and not starting.exception():
+        end(starting.result())
+
+
+async def _feed(stdin: FileIO, process: "Process") -> None:
+    """Send what the client writes, and its end, as long as the command reads."""
+    reader = asyncio.StreamReader(limit=PIECE)
+    loop = asyncio.get_running_loop()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.connect_read_pipe(lambda: protocol, stdin)
+    try:
+        while piece := await reader.read(PIECE):
+            process.stdin.write(piece)
+            await process.stdin.drain()
+        process.stdin.write_eof()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the command reads no more: closing the pipe tells the client
+    finally:
+        transport.close()
 
 
 async def _steer(client: socket.socket, process: "Process") -> None:
-    """Pass on what the client says while its command runs; a client that has gone ends it."""
-    signalled = ending_at_signals(process)
-    while True:
-        packet, pipes = await _receive(client)
-        for pipe in pipes:
-            os.close(pipe)
-        if not packet:
-            end(process)
-            return
-        message = decode(packet)
-        if "signal" in message:
-            signalled(str(message["signal"]))
-        elif "size" in message:
-            columns, rows = map(int, message["size"])
-            with suppress(OSError):  # it has ended
-                process.change_terminal_size(columns, rows)
+    """Pass on what the client says while its command runs; one that has gone, or talks nonsense, ends it."""
+    with ending_at_signals(process) as signalled:
+        try:
+            while True:
+                packet, pipes = await _receive(client)
+                for pipe in pipes:
+                    pipe.close()
+                if not packet:
+                    break
+                message = decode(packet)
+                if "signal" in message:
+                    signalled(str(message["signal"]))
+                elif "size" in message:
+                    columns, rows = map(int, message["size"])
+                    with suppress(OSError):  # it has ended
+                        process.change_terminal_size(columns, rows)
+        except (ValueError, TypeError):
+            pass
+        end(process)
 
 
-async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Read a packet and its descriptors; an empty one at the end."""
+async def _receive(sock: socket.socket) -> tuple[bytes, list[FileIO]]:
+    """Read a packet and its pipes (to read from, to write to, to write to); an empty one at the end."""
     sock.setblocking(False)
     loop = asyncio.get_running_loop()
     while True:
@@ -266,12 +343,13 @@ async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
         finally:
             loop.remove_reader(sock)
         try:
-            packet, pipes, _, _ = socket.recv_fds(sock, LONGEST, _PIPES, socket.MSG_CMSG_CLOEXEC)
+            packet, numbers, _, _ = socket.recv_fds(sock, LONGEST, _PIPES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             continue
         except OSError:
             return b"", []
-        return packet, pipes
+        modes = ("r", "w", "w")
+        return packet, [FileIO(number, mode) for number, mode in zip(numbers, modes, strict=False)]
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

@@ -1,0 +1,125 @@
+"""`vsock jobs`, `attach` and `wait-job`: commands in a guest that `vsock exec --detach` has started."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from vsock._system.text import printable
+from vsock.cli.completion import guests as known_guests
+from vsock.cli.options import Seconds, json_option, session_options
+from vsock.cli.orders import TIMED_OUT, Failure, Order, Place, Result, captured, carry_out
+from vsock.cli.output import print_json, print_table, seconds_text
+from vsock.ssh import jobs as in_guest
+
+__all__ = ["attach", "detach", "jobs", "wait_job"]
+
+_LONGEST_REASON = 200
+
+
+def detach(where: Place, guest: str, order: Order, name: str | None) -> None:
+    """Start the order's command as a job, and print its name.
+
+    Raises:
+        Failure: it did not start.
+    """
+    import secrets
+
+    job = in_guest.checked_id(secrets.token_hex(4) if name is None else name)
+    _asked(where, guest, replace(order, command=in_guest.start(job, order.command)))
+    click.echo(job)
+
+
+@click.command(short_help="List the jobs of a guest, end or remove one.")
+@click.argument("guest", shell_complete=known_guests)
+@click.option("--kill", metavar="JOB", help="End it: SIGTERM, and SIGKILL 5 s later.")
+@click.option("--remove", metavar="JOB", help="Remove what is kept of one that has ended.")
+@json_option
+@session_options
+def jobs(guest: str, kill: str | None, remove: str | None, as_json: bool, **place: Any) -> None:
+    """List the commands that `vsock exec --detach` has started in GUEST for its user (-u).
+
+    The guest keeps their output until they are removed. A job is `lost` if the guest was restarted meanwhile.
+    """
+    if kill and remove:
+        raise click.UsageError("--kill and --remove exclude each other")
+    where = Place(forward_agent=False, **place)
+    if kill:
+        _asked(where, guest, _order(in_guest.kill(in_guest.checked_id(kill))))
+        return
+    if remove:
+        _asked(where, guest, _order(in_guest.remove(in_guest.checked_id(remove))))
+        return
+    found = in_guest.listed(_asked(where, guest, _order(in_guest.listing())).stdout)
+    if as_json:
+        print_json(found)
+        return
+    now = time.time()
+    print_table(
+        "Jobs",
+        ("job", "state", ">code", ">time", "command"),
+        [
+            (
+                one.id,
+                one.state,
+                "" if one.exit_code is None else str(one.exit_code),
+                "?"
+                if one.started is None
+                else seconds_text(max(0, (one.ended or now) - one.started)),
+                one.command,
+            )
+            for one in found
+        ],
+    )
+
+
+@click.command(short_help="Show what a job of a guest writes, until it ends.")
+@click.argument("guest", shell_complete=known_guests)
+@click.argument("job")
+@session_options
+def attach(guest: str, job: str, **place: Any) -> int:
+    """Show all that JOB of GUEST has written, and what it writes, until it ends.
+
+    Ctrl-C ends this command, not the job. Exit code: the job's; 1 if there is no such job, or it is lost.
+    """
+    order = _order(in_guest.follow(in_guest.checked_id(job)))
+    return carry_out(Place(forward_agent=False, **place), guest, order)
+
+
+@click.command("wait-job", short_help="Wait until a job of a guest ends.")
+@click.argument("guest", shell_complete=known_guests)
+@click.argument("job")
+@click.option("--timeout", type=Seconds(), help="Wait no longer than so many seconds.")
+@session_options
+def wait_job(guest: str, job: str, timeout: float | None, **place: Any) -> int:
+    """Wait until JOB of GUEST ends.
+
+    Exit code: the job's; 124 if it still runs after --timeout; 1 if there is no such job, or it is lost.
+    """
+    order = replace(_order(in_guest.wait(in_guest.checked_id(job))), timeout=timeout)
+    (result,) = captured(Place(forward_agent=False, **place), [guest], order)
+    if result.exit_code == TIMED_OUT and result.error:
+        click.echo(f"vsock: {guest}: job {job} still runs", err=True)
+    elif result.error or result.stderr:
+        click.echo(f"vsock: {guest}: {result.error or _reason(result)}", err=True)
+    return result.exit_code
+
+
+def _order(command: tuple[str, ...]) -> Order:
+    return Order(command, {}, None, False, None, None)
+
+
+def _asked(where: Place, guest: str, order: Order) -> Result:
+    """Run it; what it says on standard error, if it fails, is our error."""
+    (result,) = captured(where, [guest], replace(order, most=in_guest.MOST_LISTED))
+    if result.error:
+        raise Failure(f"{guest}: {result.error}")
+    if result.exit_code:
+        raise click.ClickException(f"{guest}: {_reason(result)}")
+    return result
+
+
+def _reason(result: Result) -> str:
+    said = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.exit_code}"
+    return printable(said, _LONGEST_REASON)
