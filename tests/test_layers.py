@@ -20,7 +20,7 @@ LEAVES = {"address", "errors", "runtime"}
 
 BELOW_SOCKETS = LEAVES | {"_system", "_client", "_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | {"sockets", "aio", "guest", "_native"}
-BELOW_TOOLS = BELOW_SWITCH | {"control", "forwarding", "ssh", "switch", "vmm", "preload"}
+BELOW_TOOLS = BELOW_SWITCH | {"control", "forwarding", "proxy", "ssh", "switch", "vmm", "preload"}
 
 ALLOWED: dict[str, set[str]] = {
     # leaves
@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "switch": BELOW_SWITCH | {"control"},
     # what programs do with it
     "forwarding": BELOW_SOCKETS | {"sockets", "aio"},
+    "proxy": BELOW_SOCKETS | {"control", "forwarding"},
     "ssh": BELOW_SOCKETS | {"aio", "control"},
     # tools
     "cli": BELOW_TOOLS | {"demo", "perf"},
@@ -59,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
 FROM_ELSEWHERE = {
     "cli": {"click", "rich"},  # vsock[cli]
     "demo": {"rich"},  # vsock[cli]
+    "proxy": {"h11"},  # vsock[proxy]
     "ssh": {"asyncssh"},  # vsock[ssh]
     "switch": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn"},  # vsock[switch]
     "perf": {"matplotlib"},  # vsock[plot]

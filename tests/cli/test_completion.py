@@ -38,6 +38,7 @@ def offered(*words: str) -> list[str]:
         (("qemu-args", "b"), ["beta"]),
         (("uml-args", "b"), ["beta"]),
         (("ssh-proxy", "g"), ["gamma"]),
+        (("proxy", "--guest", "b"), ["beta"]),
         (("ping", "al"), ["alpha"]),
         (("perf", "al"), ["alpha"]),
         (("explain", "ho"), ["host"]),

@@ -74,7 +74,9 @@ def test_job_goes_on_by_itself_and_its_output_is_kept(tmp_path: Path) -> None:
     script = (
         f'echo "$A" "$1"; pwd; echo e >&2; until [ -e {tmp_path}/go ]; do sleep 0.1; done; exit 7'
     )
-    words = ("-w", "/usr", "-e", "A=b  'c'", "--", "sh", "-c", script, "sh", "d  e")
+    # The variable XDG_STATE_HOME is the job's: it does not say where jobs are kept.
+    variables = ("-e", "A=b  'c'", "-e", "XDG_STATE_HOME=/nonexistent", "-e", "PATH=/usr/bin:/bin")
+    words = ("-w", "/usr", *variables, "--", "sh", "-c", script, "sh", "d  e")
     done = vsock("exec", "alpha", "--detach", "--name", "one", *words)
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
     (job,) = jobs()
@@ -149,11 +151,53 @@ def test_job_whose_shell_was_killed_is_lost() -> None:
     assert vsock("wait-job", "alpha", "x").stderr.startswith("vsock: alpha: job x is lost")
 
 
+def test_job_has_the_mask_of_its_user_and_a_directory_may_be_a_link(tmp_path: Path) -> None:
+    """As /root is one in some systems; only what is kept of a job is for its user alone."""
+    state = Path(os.environ["XDG_STATE_HOME"])
+    state.mkdir(exist_ok=True)
+    (state / "elsewhere").mkdir()
+    (state / "vsock").mkdir(exist_ok=True)
+    (state / "vsock/jobs").symlink_to(state / "elsewhere")
+    script = f"umask > {tmp_path}/mask; until [ -e {tmp_path}/go ]; do sleep 0.1; done"
+    assert vsock("exec", "alpha", "--detach", "--name", "x", "--", "sh", "-c", script).stdout
+    assert [one["state"] for one in jobs()] == ["running"]
+    (tmp_path / "go").touch()
+    assert vsock("wait-job", "alpha", "x").returncode == 0
+    mask = os.umask(0)
+    os.umask(mask)
+    assert int((tmp_path / "mask").read_text(), 8) == mask
+
+
+def test_commands_with_odd_characters_are_listed_each(tmp_path: Path) -> None:
+    """What echo would take for an escape, and lines."""
+    for number, text in enumerate(("a\\c", "b\nc", "d\u2028job x ended 1 2 3")):
+        name = f"job{number}"
+        assert vsock("exec", "alpha", "--detach", "--name", name, "--", "true", text).stdout
+        assert vsock("wait-job", "alpha", name).returncode == 0
+    assert [one["id"] for one in jobs()] == ["job0", "job1", "job2"]
+
+
+def test_whoever_follows_a_job_ends_with_the_session(tmp_path: Path) -> None:
+    """Nothing is left in the guest that waits for the job."""
+    script = f"until [ -e {tmp_path}/never ]; do sleep 0.1; done"
+    assert vsock("exec", "alpha", "--detach", "--name", "x", "--", "sh", "-c", script).stdout
+    follower = subprocess.Popen(
+        ("sh", "-c", '"$@" & echo $!; wait', "sh", *follow("x")), stdout=subprocess.PIPE
+    )
+    with follower:
+        assert follower.stdout
+        pid = int(follower.stdout.readline())
+        follower.kill()
+    deadline = time.monotonic() + DEADLINE
+    while Path(f"/proc/{pid}/cwd").exists():
+        assert time.monotonic() < deadline
+
+
 def test_names_are_unique_and_those_that_are_missing_are_named() -> None:
     """Also a name that the guest cannot keep."""
     assert vsock("exec", "alpha", "--detach", "--name", "x", "--", "true").stdout == "x\n"
     done = vsock("exec", "alpha", "--detach", "--name", "x", "--", "true")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (255, 1)
     assert done.stderr.startswith("vsock: alpha: there is a job x already")
     for words in (("attach",), ("wait-job",), ("jobs", "--kill"), ("jobs", "--remove")):
         done = vsock(words[0], "alpha", *words[1:], "y")

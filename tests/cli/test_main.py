@@ -61,6 +61,7 @@ def test_every_command_has_help_and_imports_no_daemon(command: str) -> None:
         ["cat", "-l", "80"],
         ["perf", "3"],
         ["ping", "3"],
+        ["proxy", "--allow", "a.test"],
         ["explain", "host", "alpha"],
     ],
 )

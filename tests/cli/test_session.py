@@ -20,6 +20,7 @@ from vsock.ssh.master.messages import GREETING, at, decode, sessions_dir
 from vsock.switch import Switch
 
 DEADLINE = 60
+SILENT = b"vsock: the master of a session does not answer: is its process stopped?\n"
 
 
 @pytest.fixture
@@ -331,11 +332,15 @@ def test_master_that_is_stopped_holds_nobody_up(opened: SshServer) -> None:
     os.kill(int(str(status["pid"])), signal.SIGSTOP)
     try:
         assert vsock("exec", "alpha", "--", "echo", "on").stdout == b"on\n"
-        assert sessions() == []
+        done = vsock("session", "ls")
+        assert (done.returncode, done.stdout) == (0, b"Sessions: none\n")
+        assert done.stderr == SILENT
+        done = vsock("session", "open", "alpha")
+        assert (done.returncode, done.stderr.count(b"\n")) == (255, 1)
     finally:
         os.kill(int(str(status["pid"])), signal.SIGCONT)
     assert len(sessions()) == 1
-    assert logins(opened) == 2
+    assert logins(opened) == 3
 
 
 @pytest.mark.usefixtures("sshd")

@@ -46,6 +46,7 @@ COMPLETE = {
     ("session", "close"): ("alpha",),
     ("cp",): ("/nonexistent/file", "alpha:/tmp"),
     ("forward",): ("tcp:192.0.2.1:1", "alpha:2"),
+    ("proxy",): ("--allow", "a.test:x"),
     ("ssh-config",): (),
     ("status",): ("alpha",),
     ("clock",): ("alpha",),
@@ -84,6 +85,9 @@ NUMBERS = (
     ("qemu-args", "alpha", "--memory"),
     ("uml-args", "alpha", "--memory"),
     ("guest", "set", "alpha", "--cid"),
+    ("proxy", "--allow", "a", "--connections"),
+    ("proxy", "--allow", "a", "--rate"),
+    ("proxy", "--allow", "a", "--timeout"),
 )
 """Options with a number."""
 
@@ -151,6 +155,15 @@ def usage() -> Iterator[Call]:
     yield ("cp", ":/a", "alpha:/b"), 2, "no guest before the colon"
     yield ("cp", "", "alpha:/b"), 2, "is no path"
     yield ("guest", "host-key", "alpha", "ssh-ed25519 AAAA"), 2, "ssh-ed25519"
+    yield ("forward", "-L", "80", "alpha"), 2, "-L '80': write [BIND:]PORT:HOST:PORT"
+    yield ("forward", "-R", "1080", "alpha"), 2, "-R '1080': write"
+    yield ("forward", "-D", "x", "alpha"), 2, "-D 'x': write [BIND:]PORT"
+    yield ("forward", "-D", "0", "alpha", "beta"), 2, "are for one guest: alpha beta"
+    yield ("proxy",), 2, "--allow"
+    yield ("proxy", "--allow", "http://a.test"), 2, "a rule has no scheme"
+    yield ("proxy", "--allow", "a.test", "--listen", "tcp:x"), 2, "is no TCP port"
+    yield ("proxy", "--allow", "a.test", "--header-file", "a.test"), 2, "write HOST=FILE"
+    yield ("proxy", "--allow", "a.test", "--transport", "kernel", "--guest", "a"), 2, "--guest"
     yield ("guest", "setup", "alpha", "--user", "a b"), 2, "'a b'"
     yield ("guest", "add", "x", "9", "--group"), 2, "see `vsock guest add --help`"
     yield ("ping", "alpha", "-c"), 2, "see `vsock ping --help`"
@@ -205,6 +218,8 @@ def guests() -> Iterator[Call]:
     for which, status in (("cat", 1), ("ping", 2), ("perf", 1)):
         yield (which, "nobody:5"), status, f"no guest 'nobody' {GUESTS}"
         yield (which, "9:5"), status, f"no guest 9 {GUESTS}"
+    yield ("forward", "-D", "0", "nobody"), 1, "guest 'nobody': no such guest"
+    yield ("proxy", "--allow", "a", "--guest", "nobody"), 1, f"no guest 'nobody' {GUESTS}"
     yield ("ssh-proxy", "nobody"), 1, f"no guest 'nobody' {GUESTS}"
     yield ("guest", "run", "alpha", "true"), 1, "guest alpha runs already"
 
@@ -333,6 +348,7 @@ def test_wrong_call_is_one_true_line(
         ("ping", "alpha"),
         ("perf", "alpha"),
         ("ssh-proxy", "alpha"),
+        ("proxy", "--allow", "a"),
         ("qemu-args", "alpha"),
     ],
 )

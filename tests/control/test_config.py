@@ -332,3 +332,53 @@ def test_sockets_of_others_are_not_where_only_the_switch_may_enter(line: str) ->
     assert faults_of(guest) == [f"c.toml:4: {line.partition(' ')[0]}: {reason}"]
     for elsewhere in ('socket = "/run/vm/a"', 'hybrid = "/run/vm/a"'):
         assert parse(f"{guest}{elsewhere}\n").guests
+
+
+SERVICES = """\
+[[forward]]
+name = "web"
+listen = "8080"
+to = "alpha:80"
+
+[[proxy]]
+name = "packages"
+allow = ["index.example.org", "*.mirror.example:80 GET"]
+guests = ["alpha"]
+header_files = ["api.test=/etc/token"]
+log = "/var/log/proxy.log"
+rate = 5
+"""
+
+
+def test_services_are_commands_of_vsock() -> None:
+    """Each field becomes an argument of the command."""
+    web, packages = parse(SERVICES).services
+    directory = Path("/run/x")
+    assert web.command(directory) == ["forward", "--runtime-dir=/run/x", "--", "8080", "alpha:80"]
+    assert packages.command(directory) == [
+        *(
+            "proxy",
+            "--runtime-dir=/run/x",
+            "--allow=index.example.org",
+            "--allow=*.mirror.example:80 GET",
+        ),
+        *("--listen=host:3128", "--guest=alpha", "--header-file=api.test=/etc/token"),
+        *("--log=/var/log/proxy.log", "--connections=64", "--rate=5"),
+    ]
+
+
+def test_faults_of_services_have_their_lines() -> None:
+    """Names are unique among all of them; paths are absolute."""
+    wrong = SERVICES.replace('"packages"', '"web"').replace("/var/log", "log").replace("5", "0")
+    assert faults_of(wrong.replace("=/etc", "=etc")) == [
+        "c.toml:10: header_files: 'api.test=etc/token': write HOST=FILE or HOST:PORT=FILE, with an absolute path",
+        "c.toml:11: log: log/proxy.log is relative: the daemon's directory is not yours",
+        "c.toml:12: rate must be 1 to 10000, not 0",
+    ]
+    assert faults_of(SERVICES.replace('"packages"', '"web"')) == [
+        "c.toml:7: name: forward web exists already"
+    ]
+    assert faults_of('[[proxy]]\nname = "a"\nallow = []\n[forward]\nto = "x"\n') == [
+        "c.toml:3: allow must be a list of at least one",
+        "c.toml:4: write [[forward]], with two brackets, once per forward",
+    ]

@@ -210,6 +210,8 @@ def test_command_alone_says_what_a_switch_needs(wheel: Path, tmp_path: Path) -> 
     assert refusal(programs / "vsock", "switch") == (2, f"vsock: {reason}\n")
     reason = "a session with a guest needs asyncssh: pip install 'vsock[ssh]'"
     assert refusal(programs / "vsock", "exec", "a", "--", "true") == (2, f"vsock: {reason}\n")
+    reason = "vsock proxy needs h11: pip install 'vsock[proxy]'"
+    assert refusal(programs / "vsock", "proxy", "--allow", "a") == (2, f"vsock: {reason}\n")
     code, said = refusal(programs / "vsock", "guest", "ls", "--runtime-dir", tmp_path)
     assert (code, said.count("\n")) == (1, 1)
     assert "no switch answers" in said

@@ -148,6 +148,22 @@ class _Server(asyncssh.SSHServer):
         channel = self._connection.create_server_channel(None)
         return channel, asyncssh.SSHServerProcess(self._run, None, 3, False)
 
+    def connection_requested(self, *_: object) -> bool:
+        """Forward to any port, as sshd does by default."""
+        return True
+
+    def unix_connection_requested(self, *_: object) -> bool:
+        """Forward to any Unix socket."""
+        return True
+
+    def server_requested(self, *_: object) -> bool:
+        """Listen at any port."""
+        return True
+
+    def unix_server_requested(self, *_: object) -> bool:
+        """Listen at any Unix socket."""
+        return True
+
 
 async def _run(instead: str | None, session: asyncssh.SSHServerProcess[bytes]) -> None:
     pipe = asyncio.subprocess.PIPE

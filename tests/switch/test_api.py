@@ -227,6 +227,7 @@ def test_openapi_document_names_every_path(switch: Switch) -> None:
         "/v1/guests/{guest}",
         "/v1/listeners",
         "/v1/datagrams",
+        "/v1/services",
         "/v1/flows",
         "/v1/policy",
     }

@@ -1,23 +1,50 @@
-"""`vsock forward`: connections from one end to another, TCP, Unix or vsock."""
+"""`vsock forward`: connections from one end to another, TCP, Unix or vsock; or over a guest's SSH server, as ssh(1) has them."""
 
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vsock.cli.options import Seconds, runtime_dir_option, transport_of, transport_option
+from vsock.cli.completion import guests as known_guests
+from vsock.cli.options import Seconds, session_options, transport_of
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
     from vsock.forwarding import Refused
+    from vsock.ssh.forwards import Forward
 
 __all__ = ["forward"]
 
 
 @click.command(short_help="Forward connections: TCP, Unix and vsock, to each other.")
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
+@click.argument(
+    "ends", nargs=-1, required=True, metavar="FROM TO | GUEST", shell_complete=known_guests
+)
+@click.option(
+    "-L",
+    "to_guest",
+    multiple=True,
+    metavar="[BIND:]PORT:HOST:PORT",
+    help="Over SSH: listen here, connect from GUEST. Repeatable.",
+)
+@click.option(
+    "-R",
+    "to_host",
+    multiple=True,
+    metavar="[BIND:]PORT:HOST:PORT",
+    help="Over SSH: listen in GUEST, connect from here. Repeatable.",
+)
+@click.option(
+    "-D",
+    "socks",
+    multiple=True,
+    metavar="[BIND:]PORT",
+    help="Over SSH: a SOCKS proxy here that connects from GUEST. Repeatable.",
+)
 @click.option(
     "--timeout",
     type=Seconds(),
@@ -26,15 +53,15 @@ __all__ = ["forward"]
     help="Seconds in which TO must answer.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not report connections that fail.")
-@transport_option
-@runtime_dir_option
+@session_options
 def forward(
-    source: str,
-    target: str,
+    ends: tuple[str, ...],
+    to_guest: tuple[str, ...],
+    to_host: tuple[str, ...],
+    socks: tuple[str, ...],
     timeout: float,
     quiet: bool,
-    transport: str | None,
-    runtime_dir: Path | None,
+    **place: Any,
 ) -> None:
     """Listen at FROM, and connect each connection to TO, until interrupted.
 
@@ -46,32 +73,97 @@ def forward(
 
     An end is an ADDRESS of vsock, unix:PATH, tcp:HOST:PORT, or a PORT of 127.0.0.1. The end of one direction
     does not end the other.
+
+    With -L, -R or -D the SSH server of GUEST forwards, for what does not listen on vsock in the guest:
+
+    \b
+    vsock forward -L 8080:localhost:80 alpha       a web server of the guest that listens on TCP alone
+    vsock forward -R 3128:localhost:3128 alpha     a port of this host at a port of the guest
+    vsock forward -D 1080 alpha                    what the guest reaches, for programs here
     """  # noqa: D301 - click reads the backspace: lines behind it are not filled
+    import asyncio
+
+    named = {"L": to_guest, "R": to_host, "D": socks}
+    if any(named.values()):
+        from vsock.ssh.forwards import parse_forward
+
+        if len(ends) != 1:
+            raise click.UsageError(f"-L, -R and -D are for one guest: {' '.join(ends)}")
+        forwards = [parse_forward(kind, one) for kind in ("L", "R", "D") for one in named[kind]]
+        asyncio.run(_by_ssh(ends[0], forwards, place))
+        return
+    if len(ends) != 2:
+        raise click.UsageError(f"write FROM and TO, or -L, -R or -D and a guest: {' '.join(ends)}")
+    asyncio.run(_by_vsock(ends[0], ends[1], timeout, quiet, place))
+
+
+async def _by_vsock(
+    source: str, target: str, seconds: float, is_quiet: bool, place: dict[str, Any]
+) -> None:
     import asyncio
 
     from vsock.forwarding import Forwarder, parse_end
 
     ends = parse_end(source), parse_end(target)
-    where = transport_of(runtime_dir, transport)
+    where = transport_of(place["runtime_dir"], place["transport"])
 
     def tell(refused: "Refused") -> None:
-        if not quiet:
+        if not is_quiet:
             click.echo(f"vsock: from {refused.peer}: {refused.reason}", err=True)
 
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        forwarder = Forwarder(*ends, transport=where, seconds=timeout, tell=tell)
-        async with forwarder:
-            click.echo(f"forwarding {forwarder.address} to {ends[1]}")
-            sys.stdout.flush()
-            waiting = asyncio.ensure_future(forwarder.wait())
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, waiting.cancel)
-            try:
-                await waiting
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task and task.cancelling():
-                    raise  # Ctrl-C
+    async with Forwarder(*ends, transport=where, seconds=seconds, tell=tell) as forwarder:
+        click.echo(f"forwarding {forwarder.address} to {ends[1]}")
+        sys.stdout.flush()
+        await _until_signal(asyncio.ensure_future(forwarder.wait()))
 
-    asyncio.run(run())
+
+async def _by_ssh(guest: str, forwards: "Sequence[Forward]", place: dict[str, Any]) -> None:
+    import asyncio
+    import errno
+
+    from vsock.cli.orders import Place
+    from vsock.errors import SessionError
+    from vsock.ssh.forwards import Port, open_forward, text_of
+
+    made: list[Path] = []
+    try:
+        async with Place(**place, forward_agent=False).session(guest) as session:
+            for one in forwards:
+                listener = await open_forward(session, one)
+                listen = one.listen
+                if isinstance(listen, Port):
+                    listen = Port(listen.host, listener.get_port())
+                elif one.kind == "L":
+                    made.append(Path(listen))
+                click.echo(f"forwarding {_told(one, text_of(listen), guest)}")
+            sys.stdout.flush()
+            await _until_signal(asyncio.ensure_future(session.connection.wait_closed()))
+            if session.connection.is_closed():
+                raise SessionError(errno.ECONNRESET, f"the session with {guest} ended")
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+
+
+def _told(forward: "Forward", listen: str, guest: str) -> str:
+    from vsock.ssh.forwards import text_of
+
+    target = text_of(forward.target) if forward.target else "what SOCKS names"
+    if forward.kind == "R":
+        return f"{listen} of {guest} to {target}"
+    return f"{listen} to {target} of {guest}"
+
+
+async def _until_signal(waiting: "asyncio.Future[None]") -> None:
+    """Wait until this is over, or until a signal says so."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, waiting.cancel)
+    try:
+        await waiting
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise  # Ctrl-C

@@ -80,7 +80,7 @@ def run(master: MasterClient, guest: str, order: Order) -> Result | None:
         OSError: a stream failed; BrokenPipeError when who reads our output is gone.
     """
     sinks = [partial(_write, descriptor) for descriptor in (1, 2)]
-    return _run(master, guest, order, 0, sinks, _passed_on)
+    return _run(master, guest, order, 0 if order.reads else None, sinks, _passed_on)
 
 
 def captured(master: MasterClient, guest: str, order: Order) -> Result | None:
@@ -125,8 +125,11 @@ def _run(
         failures: list[OSError] = []
         _feed(stdin, os.dup(feed.fileno()), master, failures)
         feed.close()
-        stack.enter_context(signals(master, order))
-        result = _follow(master, guest, order, {output: sinks[0], errors: sinks[1]})
+        try:
+            with signals(master, order):
+                result = _follow(master, guest, order, {output: sinks[0], errors: sinks[1]})
+        except _GivenUpError:
+            return result_of(guest, None, None)
     if failures:
         raise failures[0]
     return result
@@ -165,8 +168,6 @@ def _follow(master: MasterClient, guest: str, order: Order, outputs: dict[FileIO
     """Copy until the command has ended, or has to be ended."""
     try:
         return result_of(guest, *_copy(master, outputs, order.timeout, order.most))
-    except _GivenUpError:
-        return result_of(guest, None, None)
     except TimeoutError:
         _end(master, outputs)
         assert order.timeout is not None
@@ -256,13 +257,13 @@ class _Forward:
 
     def __init__(self, master: MasterClient) -> None:
         self._master = master
-        self._is_second = False
+        self._seen = 0
 
     def __call__(self, name: str, *_: object) -> None:
+        self._seen += 1
         self._master.tell({"signal": name})
-        if self._is_second:
+        if self._seen == 2:
             raise _GivenUpError
-        self._is_second = True
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """`vsock jobs`, `attach` and `wait-job`: commands in a guest that `vsock exec --detach` has started."""
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +26,11 @@ def detach(where: Place, guest: str, order: Order, name: str | None) -> None:
     import secrets
 
     job = in_guest.checked_id(secrets.token_hex(4) if name is None else name)
-    _asked(where, guest, replace(order, command=in_guest.start(job, order.command)))
+    start = in_guest.start(job, order.command, order.env)
+    # Its variables are the job's, not the script's that starts it.
+    result = _result(where, guest, replace(order, command=start, env={}))
+    if result.exit_code:
+        raise Failure(f"{guest}: {_reason(result)}")
     click.echo(job)
 
 
@@ -42,20 +45,19 @@ def jobs(guest: str, kill: str | None, remove: str | None, as_json: bool, **plac
 
     The guest keeps their output until they are removed. A job is `lost` if the guest was restarted meanwhile.
     """
-    if kill and remove:
+    if kill is not None and remove is not None:
         raise click.UsageError("--kill and --remove exclude each other")
     where = Place(forward_agent=False, **place)
-    if kill:
+    if kill is not None:
         _asked(where, guest, _order(in_guest.kill(in_guest.checked_id(kill))))
         return
-    if remove:
+    if remove is not None:
         _asked(where, guest, _order(in_guest.remove(in_guest.checked_id(remove))))
         return
     found = in_guest.listed(_asked(where, guest, _order(in_guest.listing())).stdout)
     if as_json:
         print_json(found)
         return
-    now = time.time()
     print_table(
         "Jobs",
         ("job", "state", ">code", ">time", "command"),
@@ -64,9 +66,7 @@ def jobs(guest: str, kill: str | None, remove: str | None, as_json: bool, **plac
                 one.id,
                 one.state,
                 "" if one.exit_code is None else str(one.exit_code),
-                "?"
-                if one.started is None
-                else seconds_text(max(0, (one.ended or now) - one.started)),
+                "?" if one.seconds is None else seconds_text(one.seconds),
                 one.command,
             )
             for one in found
@@ -107,14 +107,20 @@ def wait_job(guest: str, job: str, timeout: float | None, **place: Any) -> int:
 
 
 def _order(command: tuple[str, ...]) -> Order:
-    return Order(command, {}, None, False, None, None)
+    return Order(command, {}, None, False, None, None, reads=False)
+
+
+def _result(where: Place, guest: str, order: Order) -> Result:
+    """Run it; Failure if it did not run to its end."""
+    (result,) = captured(where, [guest], replace(order, most=in_guest.MOST_LISTED))
+    if result.error:
+        raise Failure(f"{guest}: {result.error}")
+    return result
 
 
 def _asked(where: Place, guest: str, order: Order) -> Result:
     """Run it; what it says on standard error, if it fails, is our error."""
-    (result,) = captured(where, [guest], replace(order, most=in_guest.MOST_LISTED))
-    if result.error:
-        raise Failure(f"{guest}: {result.error}")
+    result = _result(where, guest, order)
     if result.exit_code:
         raise click.ClickException(f"{guest}: {_reason(result)}")
     return result

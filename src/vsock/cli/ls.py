@@ -1,4 +1,4 @@
-"""`vsock ls`: guests, listeners, datagram sockets and flows of a switch."""
+"""`vsock ls`: guests, listeners, datagram sockets, services and flows of a switch."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from vsock.control.model import (
     ListenerRecord,
     SwitchRecord,
 )
+from vsock.control.services import ServiceRecord
 
 __all__ = ["ls"]
 
@@ -31,7 +32,7 @@ __all__ = ["ls"]
 @json_option
 @runtime_dir_option
 def ls(itself: bool, as_json: bool, runtime_dir: Path | None) -> None:
-    """Show guests, listeners, datagram sockets and flows of a switch.
+    """Show guests, listeners, datagram sockets, services and flows of a switch.
 
     Guests: a running guest is `ready` if it has said so. `sent` and `received` are bytes that the guest sent and received (`bytes_in` and `bytes_out` in
     JSON); `errors` counts packets that were malformed or did not fit a buffer, and attachments that ended
@@ -43,14 +44,21 @@ def ls(itself: bool, as_json: bool, runtime_dir: Path | None) -> None:
         _print_switch(client.switch(), as_json)
         return
     guests, listeners, flows = client.guests(), client.listeners(), client.flows()
-    datagrams = client.datagrams()
+    datagrams, services = client.datagrams(), client.services()
     if as_json:
-        listed = {"guests": guests, "listeners": listeners, "datagrams": datagrams, "flows": flows}
+        listed = {
+            "guests": guests,
+            "listeners": listeners,
+            "datagrams": datagrams,
+            "services": services,
+            "flows": flows,
+        }
         print_json(listed)
         return
     print_guests(guests)
     _print_listeners(listeners)
     _print_datagrams(datagrams)
+    _print_services(services)
     _print_flows(flows, guests)
 
 
@@ -97,6 +105,23 @@ def _print_datagrams(datagrams: list[DatagramRecord]) -> None:
                 process_text(one.pid, one.program),
             )
             for one in datagrams
+        ],
+    )
+
+
+def _print_services(services: list[ServiceRecord]) -> None:
+    if not services:
+        # Few switches have any: show no empty table.
+        return
+    print_table(
+        "Services",
+        ("name", "kind", "state", ">restarts", ">pid", "what it does"),
+        [
+            (
+                *(one.name, one.kind, one.state, str(one.restarts), str(one.pid or "")),
+                f"{one.summary}: {one.reason}" if one.reason else one.summary,
+            )
+            for one in services
         ],
     )
 

@@ -37,6 +37,7 @@ _COMMANDS: Final = {
         "vsock.cli.forward:forward",
         "Forward connections: TCP, Unix and vsock, to each other.",
     ),
+    "proxy": ("vsock.cli.proxy:proxy", "Let guests without a network reach hosts on a list."),
     "run": ("vsock.cli.run:run", "Run a program with AF_VSOCK sockets of the switch."),
     "exec": ("vsock.cli.exec:exec_", "Run a command in a guest, or in several."),
     "shell": ("vsock.cli.exec:shell", "Open a shell in a guest."),

@@ -86,7 +86,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What runs, and how."""
+    """What runs, and how; `reads`: this process's standard input."""
 
     command: tuple[str, ...]
     env: dict[str, str]
@@ -94,6 +94,7 @@ class Order:
     is_tty: bool
     timeout: float | None
     most: int | None
+    reads: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,9 @@ async def in_one(where: Place, guest: str, order: Order) -> int:
             else:
                 stack.enter_context(forwarded_signals(process))
             streams = (partial(write_all, 1), partial(write_all, 2))
-            result = await _see_through(process, session.name, order, 0, *streams)
+            result = await _see_through(
+                process, session.name, order, 0 if order.reads else None, *streams
+            )
     tell(result)
     return result.exit_code
 

@@ -66,6 +66,16 @@ def open_(guest: str, idle: float, foreground: bool, **place: Any) -> int:
     return _in_background(where, key, idle)
 
 
+def _serves(key: "Key") -> bool:
+    from vsock.ssh.master.client import MasterClient
+
+    found = MasterClient.find(key)
+    if found is None:
+        return False
+    with found:
+        return True
+
+
 def _there_is_one(guest: str) -> str:
     return f"there is a session with {guest} already: see `vsock session ls`"
 
@@ -80,6 +90,8 @@ def _in_background(where: Place, key: "Key", idle: float) -> int:
         os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
         leave = partial(_leave, writer)
         if not _keep(where, key, idle, leave):
+            if not _serves(key):
+                raise Failure("the process that keeps the session does not answer: is it stopped?")
             leave()  # another process has opened it meanwhile
         return 0
     os.close(writer)
@@ -177,14 +189,15 @@ def close(guests: tuple[str, ...], everything: bool) -> None:
 
 def _masters() -> "Iterator[tuple[MasterClient, Status]]":
     """All masters of this user that answer; of one that does not a line is printed."""
-    from vsock.ssh.master.client import masters
+    from vsock.ssh.master.client import MasterClient, masters
 
-    for master in masters():
-        with master:
-            try:
-                status = master.status()
-            except SessionError as error:
-                if error.errno != errno.ECONNRESET:  # else it has just ended
-                    click.echo(f"vsock: {error.strerror}", err=True)
+    for name in masters():
+        try:
+            master = MasterClient.connect(name)
+            if master is None:
                 continue
-            yield master, status
+            with master:
+                yield master, master.status()
+        except SessionError as error:
+            if error.errno != errno.ENOTCONN:  # else it has just ended
+                click.echo(f"vsock: {error.strerror}", err=True)

@@ -25,6 +25,7 @@ from vsock.control.model import (
 )
 from vsock.control.policy import Verdict
 from vsock.control.schema import fields_of, from_json
+from vsock.control.services import ServiceRecord
 from vsock.errors import (
     NoSuchGuest,
     NoSwitch,
@@ -72,6 +73,10 @@ class ControlClient:
     def datagrams(self) -> list[DatagramRecord]:
         """Datagram sockets of host programs, by port."""
         return [from_json(DatagramRecord, item) for item in self._ask("GET", "/v1/datagrams")]
+
+    def services(self) -> list[ServiceRecord]:
+        """Forwards and proxies that the switch runs."""
+        return [from_json(ServiceRecord, item) for item in self._ask("GET", "/v1/services")]
 
     def flows(self) -> list[FlowRecord]:
         """Connections, oldest first."""

@@ -21,6 +21,21 @@
     bytes_per_second = 50000000   # optional: from it, and to it, at most
     host_aliases = [3]            # optional: CIDs by which it reaches the host besides 2
 
+    [[forward]]                   # vsock forward 8080 alpha:80, for as long as the switch runs
+    name = "web"
+    listen = "8080"
+    to = "alpha:80"
+
+    [[proxy]]                     # vsock proxy --allow index.example.org --allow '*.files.example.org:443'
+    name = "packages"
+    allow = ["index.example.org", "*.files.example.org:443"]
+    listen = ["host:3128"]        # optional, as are the other options of `vsock proxy`
+    guests = ["alpha"]
+    header_files = ["api.internal=/etc/vsock/token"]
+    log = "/var/log/vsock-proxy.log"
+    connections = 64
+    rate = 50
+
 Each fault says file, line, what is wrong and what would be right. `tomllib` keeps no line
 numbers, so they are looked up afterwards, and only when there is a fault to report.
 """
@@ -34,6 +49,7 @@ from typing import Any, Final, TypeVar
 
 from vsock.control.model import GuestSpec, SwitchSpec, conflicts, settings, with_paths
 from vsock.control.schema import Fault, SchemaError, faults, read, unknown
+from vsock.control.services import ForwardSpec, ProxySpec, Service
 from vsock.control.toml_lines import Place, line_of
 from vsock.errors import UsageError
 from vsock.runtime import RuntimeFiles, default_runtime_dir
@@ -42,15 +58,17 @@ __all__ = ["Config", "ConfigError", "ConfigFault", "load", "parse"]
 
 _T = TypeVar("_T")
 
-_TABLES: Final = ("switch", "guest")
+_SERVICES: Final[tuple[type[Service], ...]] = (ForwardSpec, ProxySpec)
+_TABLES: Final = ("switch", "guest", *(kind.kind for kind in _SERVICES))
 
 
 @dataclass(frozen=True, slots=True)
 class Config(SwitchSpec):
-    """The contents of a config file: a switch, and the guests that it starts with."""
+    """The contents of a config file: a switch, the guests that it starts with, and its services."""
 
     runtime_dir: Path
     guests: tuple[GuestSpec, ...] = ()
+    services: tuple[Service, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +147,33 @@ class _Reader:
             self.found.append(((key,), str(unknown(key, _TABLES))))
         switch = self._record(SwitchSpec, ("switch",), document.get("switch", {})) or SwitchSpec()
         directory = runtime_dir or switch.runtime_dir or default_runtime_dir()
-        tables = document.get("guest", [])
-        if not isinstance(tables, list):
-            self.found.append((("guest",), "write [[guest]], with two brackets, once per guest"))
-            tables = []
-        guests = self._guests(tables, RuntimeFiles(directory.absolute()))
+        guests = self._guests(self._list(document, "guest"), RuntimeFiles(directory.absolute()))
         return Config(
-            runtime_dir=directory, guests=guests, sandbox=switch.sandbox, **settings(switch)
+            runtime_dir=directory,
+            guests=guests,
+            services=self._services(document),
+            sandbox=switch.sandbox,
+            **settings(switch),
         )
+
+    def _list(self, document: Mapping[str, Any], key: str) -> list[object]:
+        tables = document.get(key, [])
+        if isinstance(tables, list):
+            return tables
+        self.found.append(((key,), f"write [[{key}]], with two brackets, once per {key}"))
+        return []
+
+    def _services(self, document: Mapping[str, Any]) -> tuple[Service, ...]:
+        services: dict[str, Service] = {}
+        for kind in _SERVICES:
+            for index, table in enumerate(self._list(document, kind.kind)):
+                place = (kind.kind, index)
+                if service := self._record(kind, place, table):
+                    if other := services.get(service.name):
+                        reason = f"{other.kind} {other.name} exists already"
+                        self._note(place, Fault("name", reason))
+                    services[service.name] = service
+        return tuple(services.values())
 
     def _guests(self, tables: list[object], files: RuntimeFiles) -> tuple[GuestSpec, ...]:
         guests: list[GuestSpec] = []

@@ -4,7 +4,8 @@
 | --- | --- |
 | `ends` | the two ends, as addresses: listening and connecting |
 | `splicing` | copies between two connected sockets; no byte passes through Python |
-| `forwarder` | accepts, connects, and keeps count |
+| `acceptor` | accepts connections at an end, each served in a task |
+| `forwarder` | connects each accepted connection to the other end |
 """
 
 from vsock.forwarding.ends import End, TcpEnd, parse_end

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vsock._socket.transport import Transport
     from vsock.address import Target
 
-__all__ = ["End", "TcpEnd", "connect", "listen", "parse_end"]
+__all__ = ["End", "TcpEnd", "connect", "connect_first", "listen", "parse_end"]
 
 _LOOPBACK: Final = "127.0.0.1"
 _LAST_PORT: Final = 65535
@@ -86,11 +86,15 @@ async def connect(
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(seconds):
         found = await loop.getaddrinfo(end.host, end.port, type=socket.SOCK_STREAM)
-        return await _first(found)
+        return await connect_first(found)
 
 
-async def _first(found: Sequence[tuple[int, int, int, str, Any]]) -> socket.socket:
-    """Connect to the first of some addresses that takes it."""
+async def connect_first(found: Sequence[tuple[int, int, int, str, Any]]) -> socket.socket:
+    """Connect to the first address that takes it, of those that getaddrinfo(3) returned; the socket is non-blocking.
+
+    Raises:
+        OSError: none does; the error of the last one.
+    """
     failure: OSError = OSError("no address")
     for family, kind, proto, _, address in found:
         sock = socket.socket(family, kind, proto)

@@ -1,16 +1,13 @@
-"""Accepts connections at one end and makes each a connection to the other."""
+"""Makes each connection that is accepted at one end a connection to the other."""
 
-import asyncio
-import errno
-import resource
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from vsock.errors import SwitchGone
 from vsock.forwarding import ends
+from vsock.forwarding.acceptor import Acceptor, places
 from vsock.forwarding.splicing import Carried, join
 
 if TYPE_CHECKING:
@@ -18,12 +15,6 @@ if TYPE_CHECKING:
     from vsock.address import Target
 
 __all__ = ["Forwarder", "Refused"]
-
-_DESCRIPTORS: Final = 6
-"""Of a connection: two sockets and two pipes."""
-_RESERVE: Final = 64
-_PAUSE_SECONDS: Final = 0.1
-_NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +54,26 @@ class Forwarder:
         self._target = target
         self._transport = transport
         self._seconds = seconds
-        self._places = asyncio.Semaphore(min(most, _places()))
         self._tell = tell
-        self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self.total = 0
+        self._acceptor = Acceptor(source, self._serve, places=places(most), transport=transport)
+
+    @property
+    def total(self) -> int:
         """Connections so far."""
+        return self._acceptor.total
 
     @property
     def open(self) -> int:
         """Connections now."""
-        return len(self._connections)
+        return self._acceptor.open
 
     @property
     def address(self) -> str:
         """Where it listens, with the port that was free."""
-        assert self._listener
-        if isinstance(self._source, ends.TcpEnd):
-            host, port, *_ = self._listener.getsockname()
-            return str(ends.TcpEnd(host, port))
-        return str(self._source)
+        return self._acceptor.address
 
     async def __aenter__(self) -> Self:
-        self._listener = ends.listen(self._source, self._transport)
-        self._accepting = asyncio.create_task(self._accept(self._listener))
+        await self._acceptor.__aenter__()
         return self
 
     async def __aexit__(
@@ -96,13 +82,7 @@ class Forwarder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._listener
-        assert self._accepting
-        tasks = [self._accepting, *self._connections]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._listener.close()
+        await self._acceptor.__aexit__(kind, error, traceback)
 
     async def wait(self) -> None:
         """Wait until it cannot accept any more.
@@ -110,37 +90,11 @@ class Forwarder:
         Raises:
             OSError: why, such as SwitchGone.
         """
-        assert self._accepting
-        await self._accepting
+        await self._acceptor.wait()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._places.acquire()
-            try:
-                caller, peer = await loop.sock_accept(listener)
-            except SwitchGone:
-                raise
-            except OSError as error:
-                self._places.release()
-                if error.errno in _NO_DESCRIPTORS:
-                    await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            except BaseException:
-                self._places.release()
-                raise
-            self.total += 1
-            task = loop.create_task(self._serve(caller, str(peer or self._source)))
-            self._connections.add(task)
-            task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self._connections.discard(task)
-        self._places.release()
-
-    async def _serve(self, caller: socket.socket, peer: str) -> None:
+    async def _serve(self, caller: socket.socket, address: Any) -> None:
+        peer = str(address or self._source)
         try:
-            caller.setblocking(False)
             callee = await ends.connect(self._target, self._transport, self._seconds)
         except BaseException as error:
             caller.close()
@@ -153,11 +107,3 @@ class Forwarder:
             await join(caller, callee, Carried())
         except OSError as error:
             self._tell(Refused(peer, error.strerror or str(error)))
-
-
-def _places() -> int:
-    """How many connections this process has descriptors for, after it has taken all that it may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(1, (hard - _RESERVE) // _DESCRIPTORS)

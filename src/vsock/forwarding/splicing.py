@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Carried", "join"]
+__all__ = ["Carried", "carry", "join", "reset"]
 
 _PIECE: Final = 1 << 20
 _FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
@@ -44,11 +44,11 @@ async def join(caller: socket.socket, callee: socket.socket, carried: Carried) -
 
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(_carry(caller, callee, there))
-            group.create_task(_carry(callee, caller, back))
+            group.create_task(carry(caller, callee, there))
+            group.create_task(carry(callee, caller, back))
     except BaseException as error:
         for sock in (caller, callee):
-            _reset(sock)
+            reset(sock)
         if isinstance(error, BaseExceptionGroup):
             raise error.exceptions[0] from None
         raise
@@ -57,8 +57,12 @@ async def join(caller: socket.socket, callee: socket.socket, carried: Carried) -
         callee.close()
 
 
-async def _carry(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
-    """Copy one direction to its end."""
+async def carry(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
+    """Copy one direction to its end, and pass that on; `count` is called with the bytes of each piece.
+
+    Raises:
+        OSError: a side was lost.
+    """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         while True:
@@ -104,6 +108,7 @@ async def _ready(sock: socket.socket, *, is_reading: bool) -> None:
         remove(sock)
 
 
-def _reset(sock: socket.socket) -> None:
+def reset(sock: socket.socket) -> None:
+    """Make the close of a socket one that its peer cannot take for an end."""
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)

@@ -20,7 +20,7 @@ This module has the scripts, in POSIX shell as busybox has it, and reads what th
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -49,36 +49,43 @@ _LONGEST_COMMAND: Final = 400
 """Bytes of a command that are listed."""
 
 _HEAD: Final = """\
-jobs=${XDG_STATE_HOME:-${HOME:-/tmp}/.local/state}/vsock/jobs
-enter() { cd "$jobs/$1" 2>/dev/null || { echo "there is no job $1: see \\`vsock jobs\\`" >&2; exit 1; }; }
+jobs=${XDG_STATE_HOME:-${HOME:?is not set}/.local/state}/vsock/jobs
+enter() { cd -P "$jobs/$1" 2>/dev/null || { echo "there is no job $1: see \\`vsock jobs\\`" >&2; exit 1; }; }
 runs() {
     [ "$(cat boot 2>/dev/null)" = "$(cat /proc/sys/kernel/random/boot_id)" ] || return 1
     pid=$(cat pid 2>/dev/null) && [ "$(readlink "/proc/$pid/cwd")" = "$PWD" ]
 }
-nap() { sleep 0.2 2>/dev/null || sleep 1; }
+nap() {
+    read -r _ _ _ parent _ < /proc/$$/stat
+    [ "$parent" = "$PPID" ] || exit 1
+    sleep 0.2 2>/dev/null || sleep 1
+}
 """
-"""A job runs if its shell is there: that stays in the job's directory, which tells it from a later process of its number."""
+"""A job runs if its shell is there: that stays in the job's directory, which tells it from a later process of its number.
+Who waits (`nap`) ends when the session has ended, and with it its parent."""
 
 _START: Final = (
     _HEAD
     + """\
 set -e
+usual=$(umask)
 umask 077
 export PWD
 mkdir -p "$jobs"
 mkdir "$jobs/$1" || { echo "there is a job $1 already, or no place for one" >&2; exit 1; }
 trap 'rm -rf "$jobs/$1"' EXIT
-export -p > "$jobs/$1/environment"
-cd "$jobs/$1"
+{ export -p; printf '%s\\n' "$3" "umask $usual"; } > "$jobs/$1/environment"
+cd -P "$jobs/$1"
 cat /proc/sys/kernel/random/boot_id > boot
 printf '%s\\n' "$2" > line
 cat > run <<'END'
-cd "$1" || exit
+cd -P "$1" || exit
 date +%s > started
-echo $$ > pid
+echo 255 > code.new
 trap : TERM
+echo $$ > pid
 sh -c '. ./environment && cd -- "$PWD" && . "$0/line"' "$PWD" < /dev/null > stdout 2> stderr
-echo $? > code.new
+printf '%03d\\n' $? 1<> code.new
 date +%s > ended
 mv code.new code
 END
@@ -90,7 +97,9 @@ if [ -d /run/systemd/system ]; then
     [ -z "$unit" ] || mode=$(systemctl show -p KillMode --value "$unit" 2>/dev/null) || mode=
 fi
 if [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && command -v systemd-run > /dev/null; then
-    systemd-run --quiet --collect --unit="vsock-job-$1" sh "$PWD/run" "$PWD"
+    trap - EXIT
+    trap : TERM INT HUP
+    systemd-run --quiet --collect --unit="vsock-job-$1.service" sh "$PWD/run" "$PWD" || { rm -rf "$PWD"; exit 1; }
 else
     case "$unit:$mode" in
     :* | *:process | *:none) ;;
@@ -99,28 +108,38 @@ else
         exit 1
         ;;
     esac
+    trap - EXIT
+    trap : TERM INT HUP
     if command -v setsid > /dev/null; then set -- "$1" setsid; else set -- "$1" nohup; fi
     "$2" sh run "$PWD" < /dev/null > /dev/null 2>&1 &
 fi
 n=0
 while [ ! -s pid ]; do
     n=$((n + 1))
-    [ "$n" -ne 100 ] || { echo "job $1 did not begin" >&2; exit 1; }
+    [ "$n" -ne 100 ] || { echo "job $1 has not begun yet: see \\`vsock jobs\\`" >&2; exit 1; }
     nap
 done
-trap - EXIT
 """
 )
+"""From the start on the job is not taken back: a signal finds the directory in use.
+
+Room for the exit code is taken before the command runs: its output may fill the disk."""
 
 _LIST: Final = (
     _HEAD
     + f"""\
+value() {{ read=$(cat "$1" 2>/dev/null); printf '%s' "${{read:--}}"; }}
+printf 'now %s\\n' "$(date +%s)"
 cd "$jobs" 2>/dev/null || exit 0
 for id in *; do
-    cd "$jobs/$id" 2>/dev/null || continue
-    if [ -e code ]; then state=ended; elif runs; then state=running; else state=lost; fi
-    echo "job $id $state $(cat code 2>/dev/null || echo -) $(cat started || echo -) $(cat ended 2>/dev/null || echo -)"
-    echo " $(head -c {_LONGEST_COMMAND} line | tr '\\n' ' ')"
+    cd -P "$jobs/$id" 2>/dev/null || continue
+    if [ -e code ]; then state=ended
+    elif runs; then state=running
+    elif [ -e code ]; then state=ended
+    else state=lost
+    fi
+    printf 'job %s %s %s %s %s\\n' "$id" "$state" "$(value code)" "$(value started)" "$(value ended)"
+    printf ' %s\\n' "$(head -c {_LONGEST_COMMAND} line | tr '\\n' ' ')"
 done
 """
 )
@@ -129,16 +148,12 @@ _FOLLOW: Final = (
     _HEAD
     + """\
 enter "$1"
-out=0 err=0
-show() {
-    size=$(wc -c < "$1")
-    if [ "$size" -gt "$2" ]; then tail -c "+$(($2 + 1))" "$1" | head -c "$((size - $2))"; fi
-}
+exec 3< stdout 4< stderr
 while :; do
     over=
     if [ -e code ] || ! runs; then over=1; fi
-    show stdout "$out"; out=$size
-    show stderr "$err" >&2; err=$size
+    cat <&3 || exit
+    cat <&4 >&2 || exit
     [ -z "$over" ] || break
     nap
 done
@@ -167,7 +182,7 @@ runs || { echo "job $1 does not run" >&2; exit 1; }
 end() { kill -s "$1" -- "-$pid" 2>/dev/null || kill -s "$1" "$pid"; }
 end TERM
 n=0
-while [ ! -e code ] && runs; do
+while { [ ! -e code ] && runs; } || kill -s 0 -- "-$pid" 2>/dev/null; do
     nap
     n=$((n + 1))
     if [ "$n" -eq 25 ]; then
@@ -198,6 +213,7 @@ class Job:
         exit_code: when it has ended; 128 + N if signal N ended it.
         started: seconds since 1970, by the guest's clock.
         ended: the same; None while it runs.
+        seconds: how long it ran, or has run.
         command: the beginning of its line, for the shell.
     """
 
@@ -206,6 +222,7 @@ class Job:
     exit_code: int | None
     started: int | None
     ended: int | None
+    seconds: int | None
     command: str
 
 
@@ -222,9 +239,14 @@ def checked_id(text: str) -> str:
     return text
 
 
-def start(job: str, command: Sequence[str]) -> tuple[str, ...]:
-    """The command that starts a job, in the environment and directory that this command has."""
-    return _script(_START, job, f"exec {shlex.join(command)}")
+def start(
+    job: str, command: Sequence[str], env: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The command that starts a job, in the directory where it runs itself, with these variables beside its own."""
+    exports = "\n".join(
+        f"export {name}={shlex.quote(value)}" for name, value in (env or {}).items()
+    )
+    return _script(_START, job, f"exec {shlex.join(command)}", exports)
 
 
 def listing() -> tuple[str, ...]:
@@ -256,6 +278,7 @@ def _script(text: str, *arguments: str) -> tuple[str, ...]:
     return ("sh", "-c", text, "vsock-job", *arguments)
 
 
+_NOW: Final = re.compile(r"now (\d{1,12})")
 _LINE: Final = re.compile(
     r"job (?P<id>\S{1,64}) (?P<state>running|ended|lost) (?P<code>\d{1,3}|-) (?P<started>\d{1,12}|-) (?P<ended>\d{1,12}|-)"
 )
@@ -263,22 +286,27 @@ _LINE: Final = re.compile(
 
 def listed(said: str) -> list[Job]:
     """Read what the command `listing` wrote, oldest first; lines that it cannot have written are left out."""
-    lines = said.splitlines()
+    lines = said.split("\n")
+    clock = _NOW.fullmatch(lines[0])
+    now = int(clock[1]) if clock else None
     found = [
-        _job(match, line)
+        _job(match, line, now)
         for head, line in pairwise([*lines, ""])
         if (match := _LINE.fullmatch(head))
     ]
     return sorted(found, key=lambda job: job.started or 0)
 
 
-def _job(head: re.Match[str], line: str) -> Job:
+def _job(head: re.Match[str], line: str, now: int | None) -> Job:
+    started, ended = _number(head["started"]), _number(head["ended"])
+    until = now if head["state"] == "running" else ended
     return Job(
         id=head["id"] if _ID.fullmatch(head["id"]) else "?",
         state=head["state"],
-        exit_code=_number(head["code"]),
-        started=_number(head["started"]),
-        ended=_number(head["ended"]),
+        exit_code=_number(head["code"]) if head["state"] == "ended" else None,
+        started=started,
+        ended=ended,
+        seconds=None if started is None or until is None else max(0, until - started),
         command=printable(line.strip().removeprefix("exec "), _LONGEST_COMMAND),
     )
 

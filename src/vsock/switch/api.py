@@ -32,6 +32,7 @@ from vsock.control.model import (
 )
 from vsock.control.policy import Verdict
 from vsock.control.schema import Fault, SchemaError, about, fields_of, read, read_changes
+from vsock.control.services import ServiceRecord
 from vsock.errors import NoSuchGuest, TransportError, UsageError
 
 if TYPE_CHECKING:
@@ -165,6 +166,11 @@ def _add_questions(app: FastAPI, switch: "Switch") -> None:
     async def list_datagrams() -> list[DatagramRecord]:
         """Datagram sockets of host programs, by port."""
         return switch.datagrams()
+
+    @app.get("/v1/services", operation_id="list_services")
+    async def list_services() -> list[ServiceRecord]:
+        """Forwards and proxies that the switch runs, in the order of its config file."""
+        return switch.services()
 
     @app.get("/v1/flows", operation_id="list_flows")
     async def list_flows() -> list[FlowRecord]:

@@ -1,7 +1,7 @@
 """The daemon: runs one switch from a config until a signal.
 
 SIGTERM and SIGINT stop it cleanly. A data plane that has ended by itself ends it with an error. SIGHUP reads the config file again and takes the steps from the old
-config to the new one; a file with faults changes nothing. The daemon sends READY, RELOADING, STOPPING and
+config to the new one; a file with faults changes nothing. Services of the file are supervised (`vsock.switch.services`). The daemon sends READY, RELOADING, STOPPING and
 the watchdog's messages to systemd.
 """
 
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 from vsock.control.config import Config
 from vsock.control.model import settings
+from vsock.control.services import ServiceRecord
 from vsock.control.steps import Change, Remove, steps
 from vsock.errors import NoSuchGuest, TransportError, VsockError
 from vsock.switch.notify import notify, watchdog_interval
+from vsock.switch.services import Services
 from vsock.switch.switch import Switch
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ def run(config: Config, *, reload: Callable[[], Config] | None = None, level: st
 
 class _DaemonSwitch(Switch):
     _directory_option = "--runtime-dir"
+    supervisor: Services
+
+    def services(self) -> list[ServiceRecord]:
+        return self.supervisor.records()
 
 
 class _Daemon:
@@ -65,6 +71,9 @@ class _Daemon:
             sandbox=config.sandbox,
             **settings(config),
         )
+        self._services = Services(self._switch.runtime_dir)
+        self._switch.supervisor = self._services
+        self._wanted_services = config.services
         self._over = asyncio.Event()
         self._failure: TransportError | None = None
         self._reading = asyncio.Lock()
@@ -82,6 +91,8 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGHUP, read_again)
         async with AsyncExitStack() as stack:
             await self._start(stack)
+            await stack.enter_async_context(self._services)
+            await self._services.become(self._wanted_services)
             _log.info("ready: runtime_dir=%s", self._switch.runtime_dir)
             notify("READY=1", f"STATUS={len(self._configured)} guests")
             watch = asyncio.create_task(self._watch())
@@ -139,10 +150,13 @@ class _Daemon:
             return
         async with self._reading:
             # Removing a guest waits until it has received RST for its connections.
-            await asyncio.to_thread(self._take, self._reload)
+            config = await asyncio.to_thread(self._take, self._reload)
+            if config and not self._over.is_set():
+                await self._services.become(config.services)
 
-    def _take(self, reload: Callable[[], Config]) -> None:
+    def _take(self, reload: Callable[[], Config]) -> Config | None:
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        config = None
         try:
             config = reload()
         except (VsockError, OSError) as error:
@@ -151,6 +165,7 @@ class _Daemon:
         else:
             self._become(config)
         notify("READY=1")
+        return config
 
     def _become(self, config: Config) -> None:
         """Takes the steps to a new config; guests that the control API has added stay."""

@@ -37,6 +37,7 @@ from vsock.control.model import (
 )
 from vsock.control.policy import HOST_NAME, Verdict
 from vsock.control.schema import about, checked, fields_of, read, read_changes, types_of
+from vsock.control.services import ServiceRecord
 from vsock.errors import NoSuchGuest, TransportError, UsageError, missing_extra, no_guest
 from vsock.runtime import RuntimeFiles, default_runtime_dir
 from vsock.switch import listing
@@ -403,6 +404,10 @@ class Switch:
         """All connections, oldest first."""
         found = map(listing.flow, self._running().snapshot()["flows"])
         return sorted(found, key=lambda flow: flow.id)
+
+    def services(self) -> list[ServiceRecord]:
+        """Forwards and proxies that run with the switch: those of a daemon's config file, and in a program none."""
+        return []
 
     def explain(self, source: str | int, destination: str | int) -> Verdict:
         """Whether `source` may connect to `destination`, and why. Both are names or CIDs, or "host"."""

@@ -41,10 +41,18 @@ class MasterClient:
     @classmethod
     def find(cls, key: Key) -> Self | None:
         """Connect to the master of a session; None if there is none that serves."""
-        return cls._connect(key.file_name)
+        try:
+            return cls.connect(key.file_name)
+        except SessionError:
+            return None
 
     @classmethod
-    def _connect(cls, name: str) -> Self | None:
+    def connect(cls, name: str) -> Self | None:
+        """Connect to a master by the name of its socket; None if it has ended, ends, or is another version's.
+
+        Raises:
+            SessionError: it does not answer (ETIMEDOUT).
+        """
         try:
             directory = open_directory()
         except OSError:
@@ -55,8 +63,11 @@ class MasterClient:
             sock.connect(str(at(directory, name)))
             if decode(sock.recv(LONGEST)) == GREETING:
                 return cls(sock)
+        except TimeoutError:
+            sock.close()
+            raise _silent() from None
         except (OSError, ValueError):
-            pass  # it has ended, or ends, or is another version's
+            pass
         finally:
             os.close(directory)
         sock.close()
@@ -105,6 +116,8 @@ class MasterClient:
         self.sock.settimeout(patience)
         try:
             answer = self._exchange(packet, pipes)
+        except ConnectionError:
+            return False  # it has closed the connection before it read the request
         except TimeoutError:
             raise SessionError(
                 errno.ETIMEDOUT, f"sshd of {guest} started no command within {patience:g} s"
@@ -138,26 +151,32 @@ class MasterClient:
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._exchange(encode(message), ())
+        except ConnectionError:
+            raise _ended() from None
         except TimeoutError:
-            raise SessionError(
-                errno.ETIMEDOUT, "the master of a session does not answer: is it stopped?"
-            ) from None
+            raise _silent() from None
 
     def _exchange(self, packet: bytes, descriptors: Sequence[int]) -> dict[str, Any]:
-        try:
-            socket.send_fds(self.sock, [packet], descriptors)
-            answer = self.sock.recv(LONGEST)
-        except ConnectionError:
-            answer = b""
+        socket.send_fds(self.sock, [packet], descriptors)
+        answer = self.sock.recv(LONGEST)
         if not answer:
-            raise SessionError(errno.ECONNRESET, "the master of the session has ended")
+            raise _ended()
         return decode(answer)
 
 
-def masters() -> list[MasterClient]:
-    """Connect to all masters of this user."""
+def _ended() -> SessionError:
+    return SessionError(errno.ENOTCONN, "the master of the session has ended")
+
+
+def _silent() -> SessionError:
+    return SessionError(
+        errno.ETIMEDOUT, "the master of a session does not answer: is its process stopped?"
+    )
+
+
+def masters() -> list[str]:
+    """The names of the sockets of this user's masters, some of which may have ended."""
     try:
-        names = sorted(one.name for one in sessions_dir().iterdir())
+        return sorted(one.name for one in sessions_dir().iterdir())
     except FileNotFoundError:
         return []
-    return [found for name in names if (found := MasterClient._connect(name))]

@@ -6,12 +6,15 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import asyncssh
 
 from vsock._system.descriptors import PIECE
 from vsock._system.text import printable
@@ -238,14 +241,15 @@ class Master:
         terminal: dict[str, Any] | None,
         pipes: list[FileIO],
     ) -> None:
-        stdin, stdout, stderr = pipes
+        taken = tuple(pipes)
+        pipes.clear()
+        stdin, stdout, stderr = taken
         options: dict[str, Any] = {"encoding": None, "stdout": stdout, "stderr": stderr}
         if terminal:
             options |= {"term_type": terminal["type"], "term_size": tuple(terminal["size"])}
-        process = await self._start(client, line, options)
+        process = await self._start(client, line, options, taken)
         if process is None:
             return
-        pipes.clear()  # asyncssh's now, and closed with the channel
         feeding = asyncio.create_task(_feed(stdin, process))
         steering = asyncio.create_task(_steer(client, process))
         try:
@@ -262,16 +266,21 @@ class Master:
         client.send(encode({"status": process.exit_status, "signal": ended_by}))
 
     async def _start(
-        self, client: socket.socket, line: str | None, options: dict[str, Any]
+        self,
+        client: socket.socket,
+        line: str | None,
+        options: dict[str, Any],
+        pipes: Sequence[FileIO],
     ) -> "Process | None":
-        """Start a command; None if it does not, which the client has been told."""
+        """Start a command, whose pipes are asyncssh's then; None if it does not, which the client has been told."""
         starting = asyncio.create_task(self._session.open_process(line, **options))
+        starting.add_done_callback(partial(_close_failed, pipes))
         # Never cancelled: asyncssh would leave the channel open, and perhaps a command in it.
         try:
             done, _ = await asyncio.wait({starting}, timeout=START_SECONDS)
         except asyncio.CancelledError:
             starting.add_done_callback(_end_late)
-            client.send(encode({"declined": "the session closes"}))
+            client.send(encode({"error": "the session was closed"}))
             raise
         if not done:
             starting.add_done_callback(_end_late)
@@ -282,9 +291,19 @@ class Master:
         try:
             return starting.result()
         except (VsockError, OSError) as error:
-            # For instance more commands at once than MaxSessions of sshd_config(5).
-            client.send(encode({"declined": str(error)}))
+            # Nothing has run if there was no channel: for instance more commands at once than MaxSessions of
+            # sshd_config(5). A connection that ends may have carried the command there before.
+            is_refused = isinstance(error.__cause__, asyncssh.ChannelOpenError)
+            is_open = not self._session.connection.is_closed()
+            reason = getattr(error, "strerror", None) or str(error)
+            client.send(encode({"declined" if is_refused and is_open else "error": reason}))
             return None
+
+
+def _close_failed(pipes: Sequence[FileIO], starting: "asyncio.Task[Process]") -> None:
+    if starting.cancelled() or starting.exception():
+        for pipe in pipes:
+            pipe.close()
 
 
 def _end_late(starting: "asyncio.Task[Process]") -> None:

@@ -1,0 +1,172 @@
+"""Services: forwards and proxies of the config file, which the daemon runs, starts again, lists and ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.switch.test_daemon import Daemon
+
+from vsock.control.client import ControlClient
+from vsock.control.services import ServiceRecord
+from vsock.guest import Guest
+from vsock.runtime import RuntimeFiles
+
+SECONDS = 30
+
+GUEST = '[[guest]]\nname = "alpha"\ncid = 3\n'
+FORWARD = '[[forward]]\nname = "web"\nlisten = "tcp:127.0.0.1:0"\nto = "alpha:80"\n'
+PROXY = '[[proxy]]\nname = "packages"\nallow = ["a.test"]\nlisten = ["tcp:127.0.0.1:0"]\n'
+
+
+def port_in(line: str) -> int:
+    """The port at which a line of the log says that a service listens."""
+    found = re.search(r"tcp:127\.0\.0\.1:(\d+)", line)
+    assert found
+    return int(found[1])
+
+
+def service(runtime_dir: Path, name: str) -> ServiceRecord:
+    """A service as it is."""
+    (found,) = [one for one in ControlClient(runtime_dir).services() if one.name == name]
+    return found
+
+
+def until_gone(pid: int) -> None:
+    """Wait until a process has ended; whoever inherits it reaps it."""
+    deadline = time.monotonic() + SECONDS
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that waits to be reaped has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def config(runtime_dir: Path) -> Path:
+    """A config file with both kinds of services."""
+    file = runtime_dir / "vsock.toml"
+    file.write_text(GUEST + FORWARD + PROXY)
+    return file
+
+
+def test_services_serve_are_logged_and_listed(runtime_dir: Path, config: Path) -> None:
+    """They end with the switch; what a proxy logs is in the switch's log."""
+    with Daemon("--config", str(config)) as daemon:
+        # The two start at the same time.
+        lines = [daemon.wait_for("forwarding tcp:|proxy listens at") for _ in range(2)]
+        web, packages = sorted(lines, key=lambda line: "packages" in line)
+        assert "forward web: forwarding" in web
+        with (
+            Guest(RuntimeFiles(runtime_dir).guest_socket("alpha")) as guest,
+            guest.create_server(80) as server,
+            socket.create_connection(("127.0.0.1", port_in(web)), SECONDS) as sock,
+        ):
+            connection, _ = server.accept()
+            with connection:
+                sock.sendall(b"x")
+                assert connection.recv(1) == b"x"
+        with socket.create_connection(("127.0.0.1", port_in(packages)), SECONDS) as sock:
+            sock.sendall(b"CONNECT b.test:1 HTTP/1.0\r\n\r\n")
+            assert sock.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 403"
+        assert '"target": "b.test:1"' in daemon.wait_for("proxy packages: {")
+        records = ControlClient(runtime_dir).services()
+        assert [(one.name, one.kind, one.state, one.restarts) for one in records] == [
+            ("web", "forward", "running", 0),
+            ("packages", "proxy", "running", 0),
+        ]
+        shown = subprocess.run(
+            [sys.executable, "-m", "vsock.cli", "ls"], capture_output=True, text=True, check=True
+        ).stdout
+        assert re.search(r"web +forward +running +0 +\d+ +tcp:127.0.0.1:0 to alpha:80\n", shown)
+        listed = subprocess.run(
+            [sys.executable, "-m", "vsock.cli", "ls", "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert [one["pid"] for one in json.loads(listed)["services"]] == [r.pid for r in records]
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for("stopped")
+        assert daemon.process.wait(SECONDS) == 0
+        for one in records:
+            assert one.pid
+            until_gone(one.pid)
+
+
+def test_service_that_ends_is_started_again(runtime_dir: Path, config: Path) -> None:
+    """With the number of times in the listing; others go on."""
+    with Daemon("--config", str(config)) as daemon:
+        for _ in range(2):
+            daemon.wait_for("forwarding tcp:|proxy listens at")
+        before, other = service(runtime_dir, "web"), service(runtime_dir, "packages")
+        assert before.pid
+        os.kill(before.pid, signal.SIGKILL)
+        daemon.wait_for(r"WARNING .*forward web: ended \(-9\), starts again in 0.5 s")
+        daemon.wait_for("forward web: forwarding tcp:")
+        after = service(runtime_dir, "web")
+        assert (after.state, after.restarts, after.pid != before.pid) == ("running", 1, True)
+        assert service(runtime_dir, "packages") == other
+
+
+def test_services_become_those_of_the_file_on_sighup(runtime_dir: Path, config: Path) -> None:
+    """Unchanged ones go on; an entry that cannot work says why until it is changed."""
+    with Daemon("--config", str(config)) as daemon:
+        for _ in range(2):
+            daemon.wait_for("forwarding tcp:|proxy listens at")
+        web = service(runtime_dir, "web")
+        config.write_text(GUEST + FORWARD + PROXY.replace("a.test", "a.test:x"))
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("proxy packages: cannot run, until its entry is changed: 'a.test:x': ")
+        packages = service(runtime_dir, "packages")
+        assert (packages.state, packages.pid) == ("failed", None)
+        assert packages.reason.startswith("'a.test:x': 'x' is no port")
+        assert service(runtime_dir, "web") == web
+        config.write_text(GUEST + PROXY)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("proxy packages: proxy listens at")
+        assert [one.name for one in ControlClient(runtime_dir).services()] == ["packages"]
+        assert web.pid
+        until_gone(web.pid)
+
+
+def test_services_of_a_switch_that_is_killed_end_too(runtime_dir: Path, config: Path) -> None:
+    """Nobody would know of them, and the next switch starts its own."""
+    with Daemon("--config", str(config)) as daemon:
+        for _ in range(2):
+            daemon.wait_for("forwarding tcp:|proxy listens at")
+        pids = [one.pid for one in ControlClient(runtime_dir).services()]
+        daemon.process.kill()
+        for pid in pids:
+            assert pid
+            until_gone(pid)
+
+
+def test_log_of_a_proxy_is_opened_anew_on_sighup(
+    runtime_dir: Path, config: Path, tmp_path: Path
+) -> None:
+    """As logrotate needs it; the proxy goes on."""
+    log = tmp_path / "proxy.log"
+    config.write_text(PROXY + f'log = "{log}"\n')
+    with Daemon("--config", str(config)) as daemon:
+        daemon.wait_for("proxy listens at")
+        before = service(runtime_dir, "packages")
+        log.rename(tmp_path / "proxy.log.1")
+        daemon.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + SECONDS
+        while not log.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert service(runtime_dir, "packages") == before
