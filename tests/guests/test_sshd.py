@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fcntl import ioctl
 from pathlib import Path
 from struct import pack
@@ -33,7 +33,7 @@ from vsock.testing.errors import GuestUnavailable
 from vsock.testing.images import Image, Vmm, find_image
 from vsock.testing.plugin import REQUIRED_VARIABLE
 from vsock.transports import SwitchTransport
-from vsock.vmm import qemu_args, uml_args
+from vsock.vmm import credential_args, qemu_args, ssh_credentials, uml_args
 
 NAME = "bare"
 CID = 90
@@ -47,8 +47,18 @@ MEMORY_MIB = 128
 class BareGuest:
     """A kernel and our archive, and nothing else."""
 
+    second_home: Path
+    """The value of XDG_STATE_HOME with which another key is found that the guest lets in."""
+
     def __init__(
-        self, image: Image, archive: Path, socket_path: Path, folder: Path, *, words: str
+        self,
+        image: Image,
+        archive: Path,
+        socket_path: Path,
+        folder: Path,
+        *,
+        words: str,
+        firmware: Mapping[str, bytes],
     ) -> None:
         if image.vmm == "uml":
             command = [
@@ -65,6 +75,7 @@ class BareGuest:
                 *("-kernel", str(image.kernel), "-initrd", str(archive)),
                 *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
                 *qemu_args(socket_path, NAME, memory_mib=MEMORY_MIB),
+                *credential_args(firmware),
             ]
         self.process = loop_thread().call(
             VmmProcess.start(
@@ -115,7 +126,10 @@ def guest(
     state_home: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BareGuest]:
-    """The guest, which lets the key in `state_home` in: by its archive, or (QEMU) by the kernel's command line alone."""
+    """The guest. It lets in two keys.
+
+    The one in `state_home` by its archive, or (QEMU) as `vsock qemu-args --ssh` says; another by the kernel's command line.
+    """
     vmm: Vmm = request.param
     try:
         image = find_image(vmm)
@@ -125,12 +139,12 @@ def guest(
         pytest.skip(str(missing))
     folder = tmp_path_factory.mktemp("bare")
     archive = folder / "agent.cpio"
-    key = f"{Identity(state_home / 'vsock').public_key()}\n".encode()
+    second_home = tmp_path_factory.mktemp("second")
+    key = f"{Identity(second_home / 'vsock').public_key()}\n".encode()
+    credential = f"ssh.authorized_keys.root:{base64.b64encode(key).decode()}"
+    words = f"systemd.set_credential_binary={credential} -- --run /{PROGRAM} -h"
     others = tmp_path_factory.mktemp("others")
-    words = f"-- --run /{PROGRAM} -h"
-    if vmm == "qemu":
-        credential = f"ssh.authorized_keys.root:{base64.b64encode(key).decode()}"
-        words = f"systemd.set_credential_binary={credential} {words}"
+    firmware = ssh_credentials(Identity(state_home / "vsock").public_key())
     made = subprocess.run(
         command("guest", "agent", "--cpio", "--init", f"--output={archive}")
         + modules_of(image, folder),
@@ -144,7 +158,9 @@ def guest(
         added = vsock_switch.run("guest", "add", name, str(cid), "--group=bare")
         assert added.returncode == 0, added.stderr
     work = Path(tempfile.mkdtemp(prefix="vsock-bare-"))
-    running = BareGuest(image, archive, vsock_switch.socket_path(NAME), work, words=words)
+    socket_path = vsock_switch.socket_path(NAME)
+    running = BareGuest(image, archive, socket_path, work, words=words, firmware=firmware)
+    running.second_home = second_home
     try:
         waited = vsock_switch.run("wait", NAME, "--port=22", f"--timeout={BOOT_SECONDS}")
         assert waited.returncode == 0, f"{waited.stderr}\n{running.console()}"
@@ -211,6 +227,19 @@ def test_commands_run_without_a_shell(guest: BareGuest, tmp_path: Path) -> None:
     done = run("shell", NAME)
     assert done.returncode == 127
     assert b"no shell in this guest" in done.stderr
+
+
+def test_key_of_the_kernels_command_line_is_let_in(
+    guest: BareGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the other one; a key that nobody has named is refused."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(guest.second_home))
+    done = run("exec", NAME, "--", f"/{PROGRAM}", "--version")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("XDG_STATE_HOME", str(guest.second_home / "none"))
+    done = run("exec", NAME, "--", f"/{PROGRAM}", "--version")
+    assert done.returncode == 255
+    assert b"does not take the key" in done.stderr
 
 
 def test_only_the_host_is_served(guest: BareGuest, vsock_switch: SwitchProcess) -> None:
