@@ -47,7 +47,7 @@ def copies(lab: Lab, plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for name, boot, size, count in (
         ("uml", _uml, 64 if plan.quick else 128, 500 if plan.quick else 10_000),
-        ("qemu", _debian, 8 if plan.quick else 32, 100 if plan.quick else 500),
+        ("qemu", _debian, 8 if plan.quick else 128, 50 if plan.quick else 500),
     ):
         try:
             with boot(lab) as guest:
