@@ -123,6 +123,12 @@ test-guests: setup build guests sshd ## Tests with real guests: QEMU and User-Mo
 	@tools/debian-packages $(PROGRAM_PACKAGES)
 	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
 
+BREAKS ?= 100
+
+.PHONY: test-breaks
+test-breaks: setup build ## Break the connections of copies at random moments; BREAKS=1000: so many sequences of breaks
+	VSOCK_TEST_BREAKS=$(BREAKS) $(BIN)/pytest tests/ssh/test_plain.py -k random_moments
+
 CONFORMANCE := build/conformance
 
 .PHONY: conformance
