@@ -23,7 +23,7 @@ from tests.ssh.server import SshServer
 import vsock
 from vsock.errors import CopyError, SessionError, UsageError
 from vsock.guest import Guest
-from vsock.ssh.copying import Copier, Progress
+from vsock.ssh.copying import Copier, Progress, trees
 from vsock.ssh.copying import guest as guest_module
 from vsock.ssh.copying.guest import GuestSide
 from vsock.ssh.copying.host import HostSide
@@ -442,6 +442,21 @@ async def test_listings_without_end_are_bounded(guest: Guest, here: Path) -> Non
     (here / "out").rename(here.parent / "before")
     (line,) = await failures_of(guest, Deep, here)
     assert "more than 100 folders within each other" in line
+
+
+async def test_folders_that_wait_are_bounded_on_all_levels_together(
+    guest: Guest, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three in each, of which one is copied and two wait, until no more may wait."""
+    monkeypatch.setattr(trees, "MOST_FOLDERS_WAITING", 10)
+
+    class Folders(Lying):
+        names = tuple(name(b"%d" % n, stat.S_IFDIR | 0o755) for n in range(3))
+        said = name(b"", stat.S_IFDIR | 0o755)
+
+    lines = await failures_of(guest, Folders, here, most_entries=300)
+    assert "alpha:root/0/0/0/0/: more than 10 folders: the rest is not copied" in lines
+    assert not any("root/0/0/0/: more than 10 folders" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from vsock.errors import SessionError
 from vsock.guest import Guest
 from vsock.ssh import data_connection
 from vsock.ssh.copying import Progress
+from vsock.ssh.copying import guest as guest_module
 from vsock.ssh.copying import sftp as sftp_module
 from vsock.ssh.copying.guest import GuestSide
 from vsock.ssh.copying.sides import CHUNK, WINDOW
@@ -295,6 +296,34 @@ async def test_only_this_guest_gets_in_and_only_with_the_token(
     assert (there / "file").read_text() == "content"
 
 
+KNOCKING_ONCE = """
+import socket, sys
+sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+sock.connect((int(sys.argv[3]), int(sys.argv[4])))
+sock.sendall(b"x" * 64)
+sock.settimeout({seconds})
+try:
+    sock.recv(1)
+except ConnectionError:
+    pass
+sys.exit("may not connect")
+"""
+
+
+async def test_refused_connections_are_told_when_ssh_carries_the_data(
+    guest: Guest, programs: Path, here: Path, there: Path
+) -> None:
+    """A user of the guest who keeps the right connection away is seen."""
+    replace(programs, "perl", KNOCKING_ONCE.format(seconds=DEADLINE))
+    (here / "file").write_text("content")
+    with ssh_server(guest, programs):
+        async with vsock.guest_session("alpha") as session:
+            result = await session.copy_in(here / "file", str(there))
+    assert result.over_ssh == ("alpha: may not connect",)
+    assert result.notes == ("1 other connections to the port for the data of alpha were closed",)
+    assert (there / "file").read_text() == "content"
+
+
 async def test_guest_that_never_connects_costs_a_bounded_time(
     guest: Guest, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,6 +499,20 @@ def test_listings_of_many_names_need_little_memory(
     assert code == 1
     assert "the guest sends an SFTP packet that is too large" in errors
     assert most - least < MOST_MORE
+
+
+async def test_listing_that_is_never_answered_is_given_up(
+    sshd: SshServer, programs: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the request to close it, which follows."""
+    monkeypatch.setattr(guest_module, "_ANSWER_SECONDS", 1.0)
+    silent = "    elif kind == 12:\n        while True: read(4096)\n    elif kind == 12 and"
+    source = LISTING.replace("    elif kind == 12 and", silent).format(size=0)
+    replace(programs, "sftp-server", source)
+    async with vsock.guest_session("alpha") as session:
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(SessionError, match="alpha did not answer for 1 s"):
+                await session.copy_out("d", here / "out")
 
 
 # -- copies that end early -----------------------------------------------------------------------------
