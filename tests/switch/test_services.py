@@ -121,6 +121,22 @@ def test_service_that_ends_is_started_again(runtime_dir: Path, config: Path) -> 
         assert service(runtime_dir, "packages") == other
 
 
+def test_modules_in_the_directory_of_the_switch_are_not_run(
+    runtime_dir: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may be able to write there."""
+    monkeypatch.chdir(tmp_path)
+    with Daemon("--config", str(config)) as daemon:
+        for _ in range(2):
+            daemon.wait_for("forwarding tcp:|proxy listens at")
+        # The switch has its modules already.
+        (tmp_path / "click.py").write_text('raise SystemExit("not the library")')
+        before = service(runtime_dir, "web")
+        assert before.pid
+        os.kill(before.pid, signal.SIGKILL)
+        assert "forwarding" in daemon.wait_for("forward web: (forwarding tcp:|not the library)")
+
+
 def test_services_become_those_of_the_file_on_sighup(runtime_dir: Path, config: Path) -> None:
     """Unchanged ones go on; an entry that cannot work says why until it is changed."""
     with Daemon("--config", str(config)) as daemon:

@@ -133,8 +133,9 @@ class _Supervised:
     async def _run_once(self) -> int:
         """Start the process, and pass what it prints to the log; returns its exit code."""
         pipe = asyncio.subprocess.PIPE
+        # -P: no modules of the directory that the switch was started in.
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "vsock.cli.supervised", str(os.getpid()), *self._command),
+            *(sys.executable, "-P", "-m", "vsock.cli.supervised", str(os.getpid()), *self._command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=pipe,
             stderr=pipe,
