@@ -370,6 +370,66 @@ async def test_client_that_does_not_say_what_it_wants_is_given_up(
         assert entry.reason == "no whole request within 0.3 s"
 
 
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server that takes everything and says nothing."""
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(65536):
+            pass
+        await asyncio.Event().wait()
+
+
+async def test_plain_request_has_an_answer_in_time(run_proxy: Start, serve: Serve) -> None:
+    """An interim answer is none; who has it already gets a reset."""
+
+    async def go_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await hang(reader, writer)
+
+    request = b"POST http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
+    ports = [await serve(hang), await serve(go_on)]
+    async with run_proxy("127.0.0.1:*", seconds=1.0) as running, asyncio.timeout(30):
+        answer = await talk(running.port, request % ports[0], ends=True)
+        text = f"127.0.0.1:{ports[0]}: no answer within 1 s"
+        assert answer.startswith(f"HTTP/1.1 504 {text}\r\n".encode())
+        entry = await entry_of(running)
+        assert (entry.verdict, entry.reason) == ("failed", text)
+        with pytest.raises(ConnectionResetError):
+            await talk(running.port, request % ports[1])
+        assert (await entry_of(running, 1)).verdict == "failed"
+
+
+async def test_client_that_is_gone_holds_no_place(run_proxy: Start, serve: Serve) -> None:
+    """Long before its answer would have had to come."""
+    has_come = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        has_come.set()
+        await hang(reader, writer)
+
+    request = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % await serve(take)
+    async with run_proxy("127.0.0.1:*", seconds=600.0) as running, asyncio.timeout(30):
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(request)
+        await has_come.wait()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        writer.transport.abort()
+        entry = await entry_of(running)
+        assert (entry.verdict, entry.reason) == ("failed", "Connection reset by peer")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_connection_without_bytes_ends(run_proxy: Start, serve: Serve, ends: bool) -> None:
+    """Also one of which a direction has ended: nobody may come back to it."""
+    connect = b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: a\r\n\r\n" % await serve(hang)
+    async with run_proxy("127.0.0.1:*", idle_seconds=0.2) as running, asyncio.timeout(30):
+        with pytest.raises(ConnectionResetError):
+            await talk(running.port, connect, ends=ends)
+        entry = await entry_of(running)
+        assert (entry.verdict, entry.reason) == ("failed", "no bytes for 0.2 s")
+
+
 async def test_headers_without_end_take_no_more_than_they_may(run_proxy: Start) -> None:
     """The client is told, and what it still sends is read for a moment only."""
     async with run_proxy("a.test") as running:

@@ -82,6 +82,13 @@ __all__ = ["proxy"]
     show_default=True,
     help="Seconds for a client to say what it wants, and for the host to answer.",
 )
+@click.option(
+    "--idle-timeout",
+    type=Seconds(),
+    default=3600.0,
+    show_default=True,
+    help="Seconds for which a connection may carry no bytes.",
+)
 @transport_option
 @runtime_dir_option
 def proxy(
@@ -93,6 +100,7 @@ def proxy(
     connections: int,
     rate: int,
     timeout: float,
+    idle_timeout: float,
     transport: str | None,
     runtime_dir: Path | None,
 ) -> None:
@@ -134,6 +142,7 @@ def proxy(
         names=names_from(client) if client else dict,
         limits=Limits(connections=connections, rate=rate),
         seconds=timeout,
+        idle_seconds=idle_timeout,
     )
     if guests and not client:
         raise UsageError("--guest: only a switch knows the names of guests")

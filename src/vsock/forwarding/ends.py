@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from vsock._socket.transport import Transport
     from vsock.address import Target
 
-__all__ = ["End", "TcpEnd", "connect", "connect_first", "listen", "parse_end"]
+__all__ = ["End", "TcpEnd", "connect", "connect_first", "keep_alive", "listen", "parse_end"]
 
 _LOOPBACK: Final = "127.0.0.1"
 _LAST_PORT: Final = 65535
 _BACKLOG: Final = 1024
+_PROBES: Final = (
+    (socket.TCP_KEEPIDLE, 60),
+    (socket.TCP_KEEPINTVL, 15),
+    (socket.TCP_KEEPCNT, 4),
+)
+"""A TCP peer that has vanished is known two minutes after its last packet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ async def connect_first(found: Sequence[tuple[int, int, int, str, Any]]) -> sock
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)
             await asyncio.get_running_loop().sock_connect(sock, address)
         except OSError as error:
             sock.close()
@@ -111,6 +118,14 @@ async def connect_first(found: Sequence[tuple[int, int, int, str, Any]]) -> sock
         else:
             return sock
     raise failure
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel ask a TCP peer that is silent whether it is there still, so that the loss of its machine is noticed."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _PROBES:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def listen(end: "TcpEnd | Target", transport: "Transport | str | None") -> socket.socket:

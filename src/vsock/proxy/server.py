@@ -1,7 +1,7 @@
 """Serves the clients of a proxy: reads what each asks for, decides, connects, and logs.
 
 A connection has three parts, each with its deadline: the client says what it wants; the host is found and connected to; then
-the bytes are copied by `vsock.forwarding`, for as long as the two ends like.
+the bytes are copied by `vsock.forwarding`, for as long as the two ends like and some move.
 """
 
 import asyncio
@@ -50,7 +50,8 @@ class Settings:
         names: returns the names of guests by CID; runs in a thread.
         limits: of each client.
         connections: of all clients together.
-        seconds: until a client has said what it wants, and until the host is connected to.
+        seconds: until a client has said what it wants, until the host is connected to, and until it answers a plain request.
+        idle_seconds: for which a connection may carry no bytes; it ends before twice as many.
     """
 
     rules: Rules
@@ -60,6 +61,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     connections: int = 1024
     seconds: float = 10.0
+    idle_seconds: float = 3600.0
 
 
 class Proxy:
@@ -185,11 +187,15 @@ class Proxy:
         self._check_guest(connection)
         self._settings.rules.check(request)
         callee = await self._connect(connection.client, request)
-        if request.protocol == "http":
-            key = (request.host, request.port)
-            await connection.exchange(callee, self._settings.credentials.get(key, ()), seconds)
-        else:
-            await connection.join(callee, seconds)
+        idle = self._settings.idle_seconds
+        try:
+            if request.protocol == "http":
+                added = self._settings.credentials.get((request.host, request.port), ())
+                await connection.exchange(callee, added, seconds, idle)
+            else:
+                await connection.join(callee, seconds, idle)
+        finally:
+            callee.close()
         return True
 
     def _check_guest(self, connection: Connection) -> None:
