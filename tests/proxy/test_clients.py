@@ -82,6 +82,7 @@ async def test_lookup_that_hangs_keeps_its_place_after_its_client_gave_up(
 
 
 ENTRY = Entry(
+    number=1,
     time="2026-01-01T00:00:00.000+00:00",
     cid=3,
     guest="alpha",

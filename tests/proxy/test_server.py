@@ -525,6 +525,73 @@ async def test_proxy_whose_log_fails_serves_no_more(web: Web, run_proxy: Start) 
                 await proxy.wait()
 
 
+@pytest.mark.parametrize("method", ["CONNECT", "GET"])
+async def test_host_is_sent_nothing_that_the_log_does_not_have(
+    run_proxy: Start, serve: Serve, method: str
+) -> None:
+    """The first line is written before the client can send anything, and has the number of the last."""
+    seen: list[list[str]] = []
+
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        seen.append([one.verdict for one in running.log])
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    port = await serve(look)
+    target = f"127.0.0.1:{port}" if method == "CONNECT" else f"http://127.0.0.1:{port}/"
+    request = f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\nx".encode()
+    async with run_proxy("127.0.0.1:*") as running:
+        assert b" 204 " in await talk(running.port, request)
+        await entry_of(running)
+        assert seen == [["opened"]]
+        first, last = running.log
+        assert (first.number, first.time, first.target) == (last.number, last.time, last.target)
+        assert (first.bytes_out, last.verdict) == (0, "allowed")
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "GET"])
+async def test_request_that_cannot_be_logged_is_refused(serve: Serve, method: str) -> None:
+    """The host gets no byte of it."""
+    from vsock.proxy.rules import Rules, parse_rule
+    from vsock.proxy.server import Proxy, Settings
+
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.put_nowait(await reader.read())
+
+    def write(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    port = await serve(take)
+    target = f"127.0.0.1:{port}" if method == "CONNECT" else f"http://127.0.0.1:{port}/"
+    settings = Settings(rules=Rules([parse_rule("127.0.0.1:*")]))
+    async with Proxy([parse_end("tcp:127.0.0.1:0")], settings, write) as proxy:
+        own = int(proxy.addresses[0].rpartition(":")[2])
+        answer = await talk(own, f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\nx".encode())
+        assert answer.startswith(b"HTTP/1.1 500 the log of this proxy cannot be written\r\n")
+        async with asyncio.timeout(30):
+            assert await received.get() == b""
+
+
+async def test_fault_of_the_proxy_is_not_logged_as_allowed(run_proxy: Start) -> None:
+    """Here of the settings."""
+
+    class Broken(dict[Any, Any]):
+        def get(self, *_: object) -> Any:
+            raise RuntimeError("broken")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        async with run_proxy("127.0.0.1:*", credentials=Broken()) as running:
+            request = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % port
+            with contextlib.suppress(ConnectionError):
+                assert await talk(running.port, request) == b""
+            entry = await entry_of(running)
+            assert (entry.verdict, entry.reason) == ("failed", "a fault of the proxy: RuntimeError")
+
+
 async def test_probe_that_says_nothing_is_no_request(run_proxy: Start) -> None:
     """As `vsock wait --port` connects; the log has the next one alone."""
     async with run_proxy("a.test") as running:

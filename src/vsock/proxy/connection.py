@@ -34,6 +34,7 @@ class Connection:
         caller: the connected socket, which its owner closes.
         client: whose it is.
         listener: by which it came.
+        number: which of the proxy's connections it is.
 
     Attributes:
         guest: the name of the guest, where it is known.
@@ -41,13 +42,14 @@ class Connection:
         loss: how the connection was lost.
     """
 
-    def __init__(self, caller: socket.socket, client: Client, listener: str) -> None:
+    def __init__(self, caller: socket.socket, client: Client, listener: str, number: int) -> None:
         self.client = client
         self.guest: str | None = None
         self.refusal: Refusal | None = None
         self.loss: str | None = None
         self._caller = caller
         self._listener = listener
+        self._number = number
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._time = datetime.now(UTC)
@@ -245,17 +247,26 @@ class Connection:
                 while left > 0 and (data := await self._loop.sock_recv(self._caller, _PIECE)):
                     left -= len(data)
 
+    def opened(self) -> Entry:
+        """What the log has of it before the client hears that it has its connection."""
+        return self._entry("opened", None, 0)
+
     def entry(self) -> Entry:
-        """What the log has of it."""
-        request, refusal = self._request, self.refusal
+        """What the log has of it when it is over."""
+        refusal = self.refusal
         verdict, reason = "allowed", None
         if refusal:
             verdict = "refused" if refusal.reason.is_refusal else "failed"
             reason = f"{refusal.text} ({refusal.details})" if refusal.details else refusal.text
         elif self.loss:
             verdict, reason = "failed", self.loss
+        return self._entry(verdict, reason, self.client.take_turned_away())
+
+    def _entry(self, verdict: str, reason: str | None, turned_away: int) -> Entry:
+        request = self._request
         return Entry(
             time=self._time.isoformat(timespec="milliseconds"),
+            number=self._number,
             cid=self.cid,
             guest=self.guest,
             listener=self._listener,
@@ -268,7 +279,7 @@ class Connection:
             bytes_out=self._carried.there,
             bytes_in=self._carried.back,
             seconds=round(self._loop.time() - self._began, 3),
-            turned_away=self.client.take_turned_away(),
+            turned_away=turned_away,
         )
 
 

@@ -40,6 +40,7 @@ class Reason(Enum):
     UNREACHABLE = "unreachable"
     CONNECTION_REFUSED = "connection refused"
     TIMED_OUT = "timed out"
+    INTERNAL = "internal"
 
     @property
     def is_refusal(self) -> bool:

@@ -6,6 +6,7 @@ the bytes are copied by `vsock.forwarding`, for as long as the two ends like and
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -70,7 +71,7 @@ class Proxy:
     Args:
         listeners: where it listens.
         settings: what it does.
-        write: writes an entry of the log; when it fails, so does the proxy, because nothing may go unseen.
+        write: writes an entry of the log; when it fails, so does the request and the proxy, because nothing may go unseen.
         transport: of listeners that belong to none, as for `vsock.create_connection`.
 
     Raises:
@@ -90,6 +91,7 @@ class Proxy:
         self._clients = Clients(settings.limits)
         self._names = GuestNames(settings.names)
         self._resolver = Resolver()
+        self._numbers = itertools.count(1)
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stack = AsyncExitStack()
         all_places = places(settings.connections)
@@ -144,7 +146,7 @@ class Proxy:
                 reset(caller)
                 caller.close()
                 return
-            connection = Connection(caller, client, listener)
+            connection = Connection(caller, client, listener, next(self._numbers))
             try:
                 await self._serve(connection)
             finally:
@@ -166,9 +168,12 @@ class Proxy:
         except asyncio.CancelledError:
             connection.loss = "the proxy ended"
             raise
+        except BaseException as error:
+            connection.loss = f"a fault of the proxy: {type(error).__name__}"
+            raise
         finally:
             if has_asked:
-                self._log(connection)
+                self._log(connection.entry())
 
     async def _carry_out(self, connection: Connection) -> bool:
         """Do what the client asks for; returns whether it asked for anything."""
@@ -189,6 +194,8 @@ class Proxy:
         callee = await self._connect(connection.client, request)
         idle = self._settings.idle_seconds
         try:
+            if not self._log(connection.opened()):
+                raise Refusal(Reason.INTERNAL, "the log of this proxy cannot be written")
             if request.protocol == "http":
                 added = self._settings.credentials.get((request.host, request.port), ())
                 await connection.exchange(callee, added, seconds, idle)
@@ -224,9 +231,12 @@ class Proxy:
                 str(error),
             ) from None
 
-    def _log(self, connection: Connection) -> None:
+    def _log(self, entry: Entry) -> bool:
+        """Write an entry of the log; returns whether it is written. If it is not, the proxy ends."""
         try:
-            self._write(connection.entry())
+            self._write(entry)
         except OSError as error:
             if not self._broken.done():
                 self._broken.set_exception(error)
+            return False
+        return True

@@ -27,6 +27,7 @@ _CODES: Final = {
     Reason.UNREACHABLE: 3,
     Reason.CONNECTION_REFUSED: 5,
     Reason.TIMED_OUT: 6,
+    Reason.INTERNAL: 1,
 }
 _UNKNOWN_ADDRESS: Final = 8
 
