@@ -176,6 +176,7 @@ async def _serve(
         waiting = asyncio.ensure_future(running.wait())
         loop.add_signal_handler(signal.SIGTERM, waiting.cancel)
         loop.add_signal_handler(signal.SIGHUP, reopen if log.has_file else waiting.cancel)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # a switch starts it blocked
         try:
             await waiting
         except asyncio.CancelledError:

@@ -166,17 +166,19 @@ class Connection:
 
     async def _pass_answer(self, callee: socket.socket, opening: HttpOpening) -> None:
         """Pass the server's answer on; the kernel copies what is behind its status line."""
-        while not opening.has_answer:
+        is_final = False
+        while not is_final:
             try:
                 data = await self._loop.sock_recv(callee, _PIECE)
             except OSError as error:
                 raise self._no_answer(os.strerror(error.errno or errno.ECONNRESET)) from None
             self._count_back(len(data))
             piece = opening.answer_for_client(data)
+            is_final = opening.has_answer
+            if is_final:
+                self._answered.set()
             if piece:
                 self._has_answer = True
-                if opening.has_answer:
-                    self._answered.set()
                 await self._loop.sock_sendall(self._caller, piece)
             elif not data:
                 raise self._no_answer("it closed without an answer")
