@@ -525,6 +525,18 @@ async def test_proxy_whose_log_fails_serves_no_more(web: Web, run_proxy: Start) 
                 await proxy.wait()
 
 
+async def test_log_has_what_was_refused(run_proxy: Start) -> None:
+    """As far as it could be read."""
+    rest = b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with run_proxy("a.test") as running:
+        await talk(running.port, b"TRACE http://a.test/x" + rest)
+        entry = await entry_of(running)
+        assert (entry.method, entry.target, entry.path) == ("TRACE", "a.test:80", "/x")
+        await talk(running.port, b"GET /x" + rest)
+        entry = await entry_of(running, 1)
+        assert (entry.method, entry.target) == ("GET", None)
+
+
 @pytest.mark.parametrize("method", ["CONNECT", "GET"])
 async def test_host_is_sent_nothing_that_the_log_does_not_have(
     run_proxy: Start, serve: Serve, method: str

@@ -265,7 +265,8 @@ class Connection:
         return self._entry(verdict, reason, self.client.take_turned_away())
 
     def _entry(self, verdict: str, reason: str | None, turned_away: int) -> Entry:
-        request = self._request
+        opening = self._opening
+        request = opening.request if opening and self._request is None else self._request
         return Entry(
             time=self._time.isoformat(timespec="milliseconds"),
             number=self._number,
@@ -273,7 +274,7 @@ class Connection:
             guest=self.guest,
             listener=self._listener,
             protocol=request.protocol if request else None,
-            method=request.method if request else None,
+            method=request.method if request else opening.method if opening else None,
             target=request.target if request else None,
             path=request.path if request else None,
             verdict=verdict,

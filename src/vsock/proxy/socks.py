@@ -35,6 +35,10 @@ _UNKNOWN_ADDRESS: Final = 8
 class SocksOpening:
     """What a client sends until it is clear where it wants to connect."""
 
+    request: Request | None = None
+    method: str | None = None
+    """Of HTTP alone."""
+
     def __init__(self) -> None:
         self._received = b""
         self._answer = b""
