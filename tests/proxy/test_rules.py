@@ -93,6 +93,8 @@ def test_methods_are_for_plain_requests_alone() -> None:
             "::1:80",
             "::1",
             "[127.0.0.1]:80",
+            "[::ffff:10.0.0.1]:80",
+            "[::ffff:10.0.0.0/104]:80",
             "10.0.0.1/8:80",
             "http://a.test",
             "a.test/x",

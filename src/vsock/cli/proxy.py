@@ -66,7 +66,7 @@ __all__ = ["proxy"]
     type=click.IntRange(1, 4096),
     default=64,
     show_default=True,
-    help="Connections of one guest at once.",
+    help="Connections of one guest at once; all guests together have 1024.",
 )
 @click.option(
     "--rate",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vsock.address import Address
 from vsock.forwarding import ends
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from vsock.address import Target
 
 __all__ = ["Proxy", "Settings"]
-
-_REASONS: Final = {
-    errno.ECONNREFUSED: Reason.CONNECTION_REFUSED,
-    errno.ETIMEDOUT: Reason.TIMED_OUT,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,9 +219,10 @@ class Proxy:
                 Reason.TIMED_OUT, f"{request.target}: no answer within {seconds:g} s"
             ) from None
         except OSError as error:
+            is_refused = error.errno == errno.ECONNREFUSED
             # The words of asyncio have the address, which the client need not know.
             raise Refusal(
-                _REASONS.get(error.errno or 0, Reason.UNREACHABLE),
+                Reason.CONNECTION_REFUSED if is_refused else Reason.UNREACHABLE,
                 f"{request.target}: {os.strerror(error.errno or errno.EHOSTUNREACH)}",
                 str(error),
             ) from None
