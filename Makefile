@@ -16,11 +16,14 @@ BIN := $(VENV)/bin
 CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests; the Python tests cover it.
 RUST_TESTED := --workspace --exclude vsock-python
-NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml)
+NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -path crates/sshd -prune -o -name '*.rs' -print -o -name Cargo.toml -print)
+SSHD_SOURCES := Cargo.toml Cargo.lock crates/sshd/Cargo.toml $(shell find crates/sshd -name '*.rs') tools/build-sshd
 BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.rs' -o -name Cargo.toml)
 # Benchmarks are a workspace of their own, built beside the package.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
 GUEST_PACKAGES := qemu-system-x86
+# The C library that a static program is linked with.
+STATIC_PACKAGES := libc6-dev
 # Programs that make a whole Debian as a disk image.
 DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows their system calls.
@@ -55,6 +58,9 @@ setup: $(VENV)/.tools ## Make the virtual environment with all tools, in .venv
 
 .PHONY: build
 build: $(VENV)/.built ## Build both libraries and install the package in .venv (editable)
+
+.PHONY: sshd
+sshd: src/vsock/_lib/vsock-sshd ## Build vsock-sshd, for guests without an SSH server; part of the tests and of `dist`
 
 .PHONY: dist
 dist: $(VENV)/.tools ## Make sdist and wheel, in build/dist
@@ -104,7 +110,7 @@ test-rust: build ## Rust tests: core, device against driver
 	cargo test $(IN_BENCH) --workspace --locked
 
 .PHONY: test-python
-test-python: setup build ## Python tests that need no VM
+test-python: setup build sshd ## Python tests that need no VM
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
 	$(BIN)/pytest -m 'not vm and not dist'
 
@@ -113,9 +119,15 @@ test-dist: setup build ## Build sdist and wheel, and install them in an empty en
 	$(BIN)/pytest -m dist
 
 .PHONY: test-guests
-test-guests: setup build guests ## Tests with real guests: QEMU and User-Mode Linux
+test-guests: setup build guests sshd ## Tests with real guests: QEMU and User-Mode Linux
 	@tools/debian-packages $(PROGRAM_PACKAGES)
 	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
+
+BREAKS ?= 100
+
+.PHONY: test-breaks
+test-breaks: setup build ## Break the connections of copies at random moments; BREAKS=1000: so many sequences of breaks
+	VSOCK_TEST_BREAKS=$(BREAKS) $(BIN)/pytest tests/ssh/test_plain.py -k random_moments
 
 CONFORMANCE := build/conformance
 
@@ -185,6 +197,10 @@ $(ATTACKER): $(BENCH_SOURCES)
 $(PATHS): $(BENCH_SOURCES)
 	cargo build $(IN_BENCH) --release --locked --package vsock-paths
 	@touch $@
+
+src/vsock/_lib/vsock-sshd: $(SSHD_SOURCES)
+	@tools/debian-packages $(STATIC_PACKAGES) || true # prints what is missing
+	@tools/sign-of-life "building vsock-sshd" tools/build-sshd
 
 # maturin warns that it is not the build backend itself; tools/build_backend.py calls it.
 $(VENV)/.built: export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING = 1

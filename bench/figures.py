@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from bench.agents import once
 from bench.busy import busy
+from bench.copies import copies
 from bench.hostile.rows import hostile
 from bench.lab import Lab
 from bench.plan import Plan
@@ -213,5 +214,6 @@ FIGURES: dict[str, Figure] = {
     "many-flows": many_flows,
     "content": content,
     "real": real_guests,
+    "copies": copies,
     "hostile": hostile,
 }

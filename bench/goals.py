@@ -157,6 +157,22 @@ _RULES = [
         )
         for way in ("h2g", "g2h")
     ),
+    *(
+        _Rule(f"13 cp uml {way} of vsock cat", _ratio(f"copy uml {way}", "vsock cat"), 0.7)
+        for way in ("h2g", "g2h")
+    ),
+    *(
+        _Rule(f"13 cp qemu {way} of scp", _ratio(f"copy qemu {way}", "scp"), 5.0)
+        for way in ("h2g", "g2h")
+    ),
+    *(
+        _Rule(f"13 cp {vmm} small files of scp", _ratio(f"copy {vmm} small files", "scp -r"), 3.0)
+        for vmm in ("uml", "qemu")
+    ),
+    *(
+        _Rule(f"13 cp {vmm} memory of the host, MiB", _median(f"copy {vmm} memory"), 64, True)
+        for vmm in ("uml", "qemu")
+    ),
     _Rule("10 memory of an idle flow, KiB", _median("many flows: memory of each"), 2.0, True),
     _Rule("10 active flows slower by", _slower("many flows: one active flow per guest"), 1.2, True),
     _Rule("10 active bulk slower by", _slower("many flows: active bulk h2g"), 1.2, True),

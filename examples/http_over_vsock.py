@@ -3,13 +3,13 @@
     python http_over_vsock.py serve 8080 --directory /usr/share/doc
     python http_over_vsock.py get alpha:8080 /README
 
-Other programs that use socketserver or http.client need the same two changes: one replaces the
-listener, the other the connection.
+Other programs that use socketserver or http.client need the same two changes.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from http.client import HTTPConnection
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -52,8 +52,8 @@ if __name__ == "__main__":
         with VsockHTTPServer(arguments.port, handler) as server:
             print(f"serving {arguments.directory} on port {arguments.port}", flush=True)
             server.serve_forever()
-    connection = VsockHTTPConnection(arguments.address)
-    connection.request("GET", arguments.path)
-    response = connection.getresponse()
-    sys.stdout.buffer.write(response.read())
+    with closing(VsockHTTPConnection(arguments.address)) as connection:
+        connection.request("GET", arguments.path)
+        response = connection.getresponse()
+        sys.stdout.buffer.write(response.read())
     sys.exit(response.status != 200)

@@ -20,7 +20,9 @@ LEAVES = {"address", "errors", "runtime"}
 
 BELOW_SOCKETS = LEAVES | {"_system", "_client", "_socket", "transports"}
 BELOW_SWITCH = BELOW_SOCKETS | {"sockets", "aio", "guest", "_native"}
-BELOW_TOOLS = BELOW_SWITCH | {"control", "forwarding", "proxy", "ssh", "switch", "vmm", "preload"}
+BELOW_TOOLS = BELOW_SWITCH | {
+    *("adapters", "control", "forwarding", "proxy", "ssh", "switch", "vmm", "preload"),
+}
 
 ALLOWED: dict[str, set[str]] = {
     # leaves
@@ -46,6 +48,8 @@ ALLOWED: dict[str, set[str]] = {
     "forwarding": BELOW_SOCKETS | {"sockets", "aio"},
     "proxy": BELOW_SOCKETS | {"control", "forwarding"},
     "ssh": BELOW_SOCKETS | {"aio", "control"},
+    # libraries of others, over it
+    "adapters": BELOW_SOCKETS | {"sockets", "aio", "forwarding", "ssh"},
     # tools
     "cli": BELOW_TOOLS | {"demo", "perf"},
     "demo": BELOW_TOOLS | {"testing"},
@@ -58,6 +62,18 @@ ALLOWED: dict[str, set[str]] = {
 
 
 FROM_ELSEWHERE = {
+    # each module of its own library
+    "adapters": {
+        "aiohttp",
+        "anyio",
+        "asyncssh",
+        "fsspec",
+        "httpcore",
+        "sshfs",
+        "httpx",
+        "requests",
+        "urllib3",
+    },
     "cli": {"click", "rich"},  # vsock[cli]
     "demo": {"rich"},  # vsock[cli]
     "proxy": {"h11"},  # vsock[proxy]

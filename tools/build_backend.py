@@ -1,8 +1,8 @@
-"""Build backend of the package (PEP 517): builds the preload library, then calls maturin.
+"""Build backend of the package (PEP 517): builds the preload library and vsock-sshd, then calls maturin.
 
-maturin builds one Rust library, the native module. The preload library is a second one; it is built
-first and put into the package's folder, from where maturin takes it along (`include` in
-pyproject.toml).
+maturin builds one Rust library, the native module. The preload library is a second one, and vsock-sshd a
+program; they are built first and put into the package's folder, from where maturin takes them along (`include` in
+pyproject.toml). An editable installation has no vsock-sshd until `make sshd` makes it, which takes a minute.
 
 Wheels are built by maturin's command rather than by its own hook, which tags them for this machine
 only: the command asks the native module which C library it needs, and says so in the tag.
@@ -46,9 +46,10 @@ def build_wheel(
     config_settings: dict[str, Any] | None = None,
     metadata_directory: str | None = None,
 ) -> str:
-    """Build the wheel with both libraries, stripped and without paths of this machine."""
+    """Build the wheel with both libraries and the program, stripped and without paths of this machine."""
     environment = os.environ | {"RUSTFLAGS": _flags_without_paths()}
-    _build_preload(environment)
+    _build("build-preload", environment)
+    _build("build-sshd", environment)
     with tempfile.TemporaryDirectory() as out:
         command = ["maturin", "build", "--release", "--strip", "--interpreter", sys.executable]
         subprocess.run([*command, "--out", out], check=True, env=environment)
@@ -59,13 +60,13 @@ def build_wheel(
 
 def build_editable(*arguments: Any, **options: Any) -> str:
     """Build both libraries in place, and an editable wheel."""
-    _build_preload()
+    _build("build-preload")
     return maturin.build_editable(*arguments, **options)
 
 
-def _build_preload(environment: dict[str, str] | None = None) -> None:
+def _build(name: str, environment: dict[str, str] | None = None) -> None:
     # Run by its interpreter, because it is not executable in a source distribution.
-    script = Path(__file__).parent / "build-preload"
+    script = Path(__file__).parent / name
     subprocess.run(["sh", script], check=True, env=environment)
 
 

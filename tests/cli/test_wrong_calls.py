@@ -33,6 +33,7 @@ COMPLETE = {
     ("guest", "remove"): ("x",),
     ("guest", "ls"): (),
     ("guest", "run"): (),
+    ("guest", "agent"): ("--cpio", "-o", "/nonexistent/agent.cpio"),
     ("guest", "host-key"): ("alpha",),
     ("guest", "setup"): ("alpha",),
     ("exec",): ("alpha", "--", "true"),

@@ -69,6 +69,8 @@ def test_sdist_has_no_built_library(dist: Path) -> None:
         names = archive.getnames()
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
     assert any(name.endswith("crates/preload/src/lib.rs") for name in names)
+    assert any(name.endswith("crates/sshd/src/main.rs") for name in names)
+    assert not any(name.endswith("_lib/vsock-sshd") for name in names)
 
 
 def test_tag_names_the_c_library_that_is_needed(wheel: Path, tmp_path: Path) -> None:
@@ -94,6 +96,24 @@ def test_libraries_are_stripped_and_name_no_path_of_this_machine(
         content = library.read_bytes()
         for path in (str(ROOT), home, str(Path.home()), "/tmp/"):
             assert path.encode() not in content, (library.name, path)
+
+
+def test_server_for_guests_is_in_the_wheel_and_goes_into_a_root_file_system(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """Static, stripped, and without a path of this machine."""
+    root = tmp_path / "root"
+    root.mkdir()
+    programs = installed(wheel, tmp_path / "venv", "[cli,ssh]")
+    state = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    run(programs / "vsock", "guest", "agent", "--into", root, **state)
+    program = root / "usr/lib/vsock/vsock-sshd"
+    assert run(program, "--version").startswith("vsock-sshd ")
+    assert "no symbols" in run("objdump", "-t", program)
+    assert "NEEDED" not in run("objdump", "-p", program)
+    home = os.environ.get("CARGO_HOME") or str(Path("~/.cargo").expanduser())
+    for path in (str(ROOT), home):
+        assert path.encode() not in program.read_bytes(), path
 
 
 def extracted(wheel: Path, folder: Path) -> list[Path]:

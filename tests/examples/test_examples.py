@@ -1,12 +1,19 @@
 """Every example does what it says, against a real switch and a userspace guest."""
 
+import json
+import re
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from tests.examples.conftest import EXAMPLES, read_line
+from tests.ssh.server import SshServer
 
 import vsock
+from vsock.ssh.identity import Identity
 
 PORT = 5000
 
@@ -104,6 +111,117 @@ def test_http_serves_files(guest, serve, run, tmp_path):
     serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
     assert run("http_over_vsock.py", "get", f"alpha:{PORT}", "/page") == "a page\n"
     assert "404" in run("http_over_vsock.py", "get", f"alpha:{PORT}", "/none", status=1)
+
+
+@pytest.mark.parametrize("library", ["httpx", "requests", "urllib3"])
+def test_http_clients_get_a_page(guest, serve, run, tmp_path, library):
+    """Each library by its own function of the example."""
+    (tmp_path / "page").write_text("a page\n")
+    serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
+    assert run("http_clients.py", library, f"http://alpha:{PORT}/page") == "a page\n"
+
+
+@pytest.mark.parametrize("library", ["httpx", "aiohttp"])
+def test_http_clients_of_asyncio_get_a_page(guest, serve, run, tmp_path, library):
+    """Twenty times, and each reply is the same."""
+    (tmp_path / "page").write_text("a page\n")
+    serve("http_over_vsock.py", "serve", PORT, "--directory", tmp_path, guest=guest)
+    assert run("http_clients_asyncio.py", library, f"http://alpha:{PORT}/page") == "a page\n"
+
+
+@pytest.mark.parametrize(("server", "client"), [("uvicorn", "('3', …)"), ("hypercorn", "None")])
+def test_asgi_servers_answer_a_guest(guest, serve, run, server, client):
+    """uvicorn tells the application who asks."""
+    serve("serve_asgi.py", server, PORT)
+    said = run("http_over_vsock.py", "get", f"host:{PORT}", "/", guest=guest)
+    assert re.sub(r"\d{2,}", "…", said) == f"client: {client}\n"
+
+
+def test_wsgi_server_answers_a_guest(guest, serve, run):
+    """The standard library's, which tells the application who asks."""
+    serve("serve_wsgi.py", PORT)
+    assert run("http_over_vsock.py", "get", f"host:{PORT}", "/", guest=guest) == "client: 3\n"
+
+
+def test_gunicorn_answers_a_guest(guest, run, tmp_path):
+    """With its processes, and with the example as its configuration."""
+    example = EXAMPLES / "serve_wsgi.py"
+    command = [
+        *(sys.executable, "-m", "gunicorn", "-c", str(example), "--workers", "2"),
+        *("--pythonpath", str(EXAMPLES), "--no-control-socket", "serve_wsgi:app"),
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr
+            while "Booting worker" not in (line := server.stderr.readline()):
+                assert line, "gunicorn has ended"
+            said = run("http_over_vsock.py", "get", "host:8081", "/", guest=guest)
+            assert said == "client: None\n"
+        finally:
+            server.terminate()
+            ended = server.communicate(timeout=30)[1]
+    assert server.returncode == 0, ended
+    assert "Traceback" not in ended
+
+
+def test_objects_go_between_programs(guest, serve, run):
+    """With the right key; a client with another one is told apart."""
+    name = "multiprocessing_connection.py"
+    server = serve(name, "serve", PORT, "key")
+    said = run(name, "ask", f"host:{PORT}", "key", 3, 4, 5, guest=guest)
+    assert said == "{'sum': 12, 'largest': 5}\n"
+    run(name, "ask", f"host:{PORT}", "other", 1, guest=guest, status=1)
+    assert "not authenticated" in read_line(server)
+
+
+def test_grpc_answers_in_both_directions(guest, serve, run):
+    """Server in the guest and client on the host, and the other way round."""
+    serve("grpc_over_vsock.py", "serve", PORT, guest=guest)
+    assert run("grpc_over_vsock.py", "ask", f"alpha:{PORT}", "one", "two") == "ONE\nTWO\n"
+    serve("grpc_over_vsock.py", "serve", PORT)
+    assert run("grpc_over_vsock.py", "ask", f"host:{PORT}", "back", guest=guest) == "BACK\n"
+
+
+def test_files_of_a_guest_are_listed_and_shown(guest, run, tmp_path):
+    """Over SFTP of an SSH server in the guest."""
+    (tmp_path / "rows").write_text("first\n" + "row\n" * 100_000 + "last\n")
+    with SshServer(guest, Identity.of_user().public_key()):
+        said = run("fsspec_files.py", f"vsock://alpha{tmp_path}/")
+        assert f"file          400011 {tmp_path}/rows" in said.splitlines()
+        assert run("fsspec_files.py", f"vsock://alpha{tmp_path}/rows") == "first\nlast\n"
+
+
+def test_docker_sdk_asks_the_daemon_of_a_guest(guest, run):
+    """One that knows its version, and has no containers."""
+    listener = guest.create_server(2375)
+    with ThreadingHTTPServer(("", 0), NoContainers, bind_and_activate=False) as daemon:
+        daemon.socket.close()
+        daemon.socket = listener
+        thread = threading.Thread(target=daemon.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            assert run("docker_sdk.py", "alpha:2375") == "Docker 27.5.1\n"
+        finally:
+            daemon.shutdown()
+            thread.join()
+    said = run("docker_sdk.py", "alpha:9", status=1)
+    assert "alpha:9: connect to 3:9: refused" in said
+
+
+class NoContainers(BaseHTTPRequestHandler):
+    """A Docker daemon, as far as the example asks."""
+
+    def do_GET(self) -> None:
+        """Answer as the engine API says."""
+        is_version = self.path.endswith("/version")
+        said = {"ApiVersion": "1.47", "Version": "27.5.1"} if is_version else []
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(said).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
 
 
 def test_hybrid_socket_goes_both_ways(switch, serve, run):

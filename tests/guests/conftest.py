@@ -30,6 +30,9 @@ from vsock.testing.debian import DebianGuest
 from vsock.testing.errors import GuestUnavailable
 from vsock.testing.images import find_programs
 from vsock.testing.plugin import (
+    DEBIAN,
+    DEBIAN_BOOT_SECONDS,
+    DEBIAN_CID,
     FIRST_CID,
     KINDS,
     NEWER_KINDS,
@@ -40,18 +43,12 @@ from vsock.testing.plugin import (
 from vsock.transports import SwitchTransport
 from vsock.vmm import notify_credential, ssh_credentials
 
-READY_SECONDS = 20
+__all__ = ["DEBIAN", "DEBIAN_CID"]  # for the tests here, which name the guest of the plugin
 
-DEBIAN = "debian"
-"""Name in the switch of the guest of the fixture `debian`."""
+READY_SECONDS = 20
 
 DEBIAN_USER = "joe"
 """A user of that guest, beside root."""
-
-DEBIAN_BOOT_SECONDS = 180
-"""Until it is ready, at most; on a busy machine under emulation it takes 60."""
-
-DEBIAN_CID = FIRST_CID + len(KINDS + NEWER_KINDS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.vm)
             # The first test with Debian waits for its boot.
-            needs_debian = "debian" in getattr(item, "fixturenames", ())
+            needs_debian = "debian_guest" in getattr(item, "fixturenames", ())
             item.add_marker(pytest.mark.timeout(180 + DEBIAN_BOOT_SECONDS * needs_debian))
 
 
@@ -175,9 +172,9 @@ def place(linux_guests: SharedGuests) -> Callable[[str], LinuxPlace]:
 
 
 @pytest.fixture(scope="session")
-def state_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def state_home(vsock_state_home: Path) -> Path:
     """The value of XDG_STATE_HOME with which the key is found that `debian` lets in."""
-    return tmp_path_factory.mktemp("state")
+    return vsock_state_home
 
 
 @pytest.fixture(scope="session")
@@ -189,29 +186,16 @@ def debian_credentials(state_home: Path) -> dict[str, str | bytes]:
 
 
 @pytest.fixture(scope="session")
-def debian(
-    vsock_switch: SwitchProcess, debian_credentials: dict[str, str | bytes]
-) -> Iterator[DebianGuest]:
+def debian(vsock_switch: SwitchProcess, debian_guest: DebianGuest) -> DebianGuest:
     """A stock Debian 13 at the switch, as guest `DEBIAN`, which is ready; one for all tests."""
-    try:
-        with DebianGuest(vsock_switch, DEBIAN, debian_credentials) as guest:
-            done = vsock_switch.run("wait", DEBIAN, f"--timeout={DEBIAN_BOOT_SECONDS}")
-            assert done.returncode == 0, f"{done.stderr}\n{guest.console_tail()}"
-            yield guest
-    except GuestUnavailable as missing:
-        _fail_or_skip(str(missing))
+    done = vsock_switch.run("wait", DEBIAN, f"--timeout={DEBIAN_BOOT_SECONDS}")
+    assert done.returncode == 0, f"{done.stderr}\n{debian_guest.console_tail()}"
+    return debian_guest
 
 
 @pytest.fixture
-def debian_user(
-    debian: DebianGuest,
-    state_home: Path,
-    vsock_switch: SwitchProcess,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def debian_user(debian: DebianGuest, vsock_environment: None) -> None:
     """Commands find the switch, and the key with which the guest was booted."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
-    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(vsock_switch.runtime_dir))
 
 
 _ports = iter(range(20_000, 30_000))

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.guests.conftest import DEBIAN
 
 import vsock
+from vsock.testing.plugin import DEBIAN
 
 SECONDS = 120
 SIZE = 5 << 20
@@ -51,8 +51,8 @@ def test_tree_with_a_large_file_goes_there_and_back(tmp_path: Path) -> None:
     os.utime(tree / "inner/big", (1_000_000_000, 1_000_000_000))
     os.utime(tree, (1_100_000_000, 1_100_000_000))
     result = json.loads(run("cp", "--json", str(tree), f"{DEBIAN}:/tmp/there"))
-    counts = [result[name] for name in ("files", "folders", "links", "bytes", "failed", "notes")]
-    assert counts == [2, 2, 1, SIZE + 8, 0, []]
+    names = ("files", "folders", "links", "bytes", "failed", "notes", "over_ssh")
+    assert [result[name] for name in names] == [2, 2, 1, SIZE + 8, 0, [], []]
     assert in_guest("cd /tmp/there; sha256sum < inner/big; stat -c '%a %Y' inner/big") == (
         f"{hashlib.sha256(data).hexdigest()}  -\n640 1000000000"
     )
@@ -67,6 +67,42 @@ def test_tree_with_a_large_file_goes_there_and_back(tmp_path: Path) -> None:
     assert (back / "link").readlink() == Path("inner/big")
     assert sorted(path.name for path in back.iterdir()) == ["a b;\n", "inner", "link"]
     in_guest("rm -r /tmp/there")
+
+
+def test_ssh_carries_the_data_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Both ways bring the same bytes."""
+    data = os.urandom(SIZE)
+    (tmp_path / "big").write_bytes(data)
+    said = json.loads(run("cp", "--json", "--encrypted", str(tmp_path / "big"), f"{DEBIAN}:/tmp"))
+    assert said["over_ssh"] == [f"{DEBIAN}: it was asked for"]
+    said = json.loads(run("cp", "--json", f"{DEBIAN}:/tmp/big", str(tmp_path / "back")))
+    assert said["over_ssh"] == []
+    assert (tmp_path / "back").read_bytes() == data
+    in_guest("rm /tmp/big")
+
+
+def test_copy_whose_connection_is_killed_goes_on(tmp_path: Path) -> None:
+    """Its sftp-server dies: one line, nothing under the name, and --resume brings the rest."""
+    data = os.urandom(16 << 20)
+    (tmp_path / "big").write_bytes(data)
+    words = ("cp", str(tmp_path / "big"), f"{DEBIAN}:/tmp/big")
+    command = [sys.executable, "-m", "vsock.cli", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as copy:
+        assert copy.stderr
+        # Until 8 MiB are there.
+        said = in_guest(
+            "until [ $(cat /tmp/.big.*.part 2>/dev/null | wc -c) -gt 8388608 ]; do sleep 0.01; done;"
+            " kill $(pidof sftp-server); test -e /tmp/big || echo none"
+        )
+        assert said == "none"
+        assert copy.wait(SECONDS) == 1
+        (line,) = copy.stderr.read().splitlines()
+        assert "ended during the copy; another one with --resume goes on from there" in line
+    run(words[0], "--resume", *words[1:])
+    assert in_guest("sha256sum < /tmp/big; ls -A /tmp | grep -c part || true") == (
+        f"{hashlib.sha256(data).hexdigest()}  -\n0"
+    )
+    in_guest("rm /tmp/big")
 
 
 def test_streams_and_files_without_a_size() -> None:

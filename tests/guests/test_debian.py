@@ -1,13 +1,15 @@
 """A stock Debian 13 guest, with nothing of ours in it: it is heard, and can be reached."""
 
+import asyncio
 import time
 
 import pytest
-from tests.guests.conftest import DEBIAN, DEBIAN_CID, SwitchProcess
+from tests.guests.conftest import SwitchProcess
 
 from vsock import sockets
 from vsock.control.client import ControlClient
 from vsock.testing.debian import DebianGuest
+from vsock.testing.plugin import DEBIAN, DEBIAN_CID
 from vsock.transports import SwitchTransport
 
 SECONDS = 30
@@ -64,3 +66,17 @@ def until_ready(client: ControlClient, wanted: bool | None) -> None:
     while client.guest(DEBIAN).ready is not wanted:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_session_of_the_plugin_is_blocking_or_asynchronous(
+    debian_session,
+):
+    """As users' tests have it: the switch, the key and the guest are those of the fixtures."""
+    with debian_session() as guest:
+        assert guest.run("uname -s", check=True).stdout == "Linux\n"
+
+    async def main():
+        async with debian_session(timeout=60) as session:
+            return (await session.run("id -un", check=True)).stdout
+
+    assert asyncio.run(main()) == "root\n"

@@ -18,11 +18,12 @@ from struct import pack
 from termios import TIOCSWINSZ
 
 import pytest
-from tests.guests.conftest import DEBIAN, DEBIAN_USER
+from tests.guests.conftest import DEBIAN_USER
 
 import vsock
 from vsock.ssh.identity import Identity
 from vsock.testing.debian import DebianGuest
+from vsock.testing.plugin import DEBIAN
 from vsock.transports import SwitchTransport
 
 SECONDS = 60
@@ -41,6 +42,12 @@ def run(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         command(*words), input=given, capture_output=True, timeout=SECONDS, check=False
     )
+
+
+@pytest.fixture(autouse=True)
+def traceback_of_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is ended by SIGABRT says where it was."""
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
 
 
 def in_guest(line: str) -> str:
@@ -68,6 +75,17 @@ def running() -> Iterator[list[subprocess.Popen[bytes]]]:
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 stream.close()
+
+
+def code_of(process: "subprocess.Popen[bytes]") -> int:
+    """The exit code; if there is none, the failure says what the guest and the process do."""
+    try:
+        return process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        there = in_guest("ps -ef")
+        process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER: it prints where it is
+        said = process.communicate(timeout=SECONDS)
+        raise AssertionError(f"{process.args!r} does not end\n{there}\n{said}") from None
 
 
 @pytest.fixture(params=["a login of its own", "a session that is kept open"])
@@ -137,7 +155,7 @@ def test_signals_and_timeouts_leave_nothing_running(running: list[subprocess.Pop
     assert process.stdout
     assert process.stdout.readline() == b"begun\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(SECONDS) == 130
+    assert code_of(process) == 130
     assert process.stdout.read() == b""
     until_gone("sleep 111[1]")
     done = run(
@@ -178,7 +196,7 @@ def test_terminal_has_the_size_of_ours_and_follows_it(
         expect(ours, rb"(?s)\^C.*# $")
         os.write(ours, b"stty size; exit 6\r")
         expect(ours, rb"44 55\r\n")
-        assert process.wait(SECONDS) == 6
+        assert code_of(process) == 6
     finally:
         os.close(ours)
         os.close(theirs)

@@ -6,16 +6,29 @@
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import asyncssh
 
 from vsock.guest import Guest
+from vsock.preload import preload_environment
+from vsock.ssh.data_connection import _NO_OPENER, _TOKEN_VARIABLE
+
+_Order = Callable[[str | None], tuple[list[str], dict[str, str]]]
+
+_GUARDED = """
+import os, sys
+from vsock.cli.guard import raise_guard
+raise_guard(kill=True)
+os.execv("/bin/sh", ["/bin/sh", "-c", sys.argv[1]])
+"""
 
 
 class SshServer:
@@ -29,6 +42,9 @@ class SshServer:
         sftp: makes its SFTP server, with the files of this machine.
         other_keys: more host keys, of other kinds.
         instead: a line for the shell that it runs whatever command is asked for.
+        programs: a folder with programs that the guest also has. By default it has none that can open a connection
+            for data.
+        has_only: it has no others.
         sessions: how many commands it starts on a connection, and no files; None for no limit.
     """
 
@@ -44,6 +60,8 @@ class SshServer:
         ] = asyncssh.SFTPServer,
         other_keys: Sequence[asyncssh.SSHKey] = (),
         instead: str | None = None,
+        programs: Path | None = None,
+        has_only: bool = False,
         sessions: int | None = None,
     ) -> None:
         self.key = key or asyncssh.generate_private_key("ssh-ed25519")
@@ -52,6 +70,8 @@ class SshServer:
         self._port = port
         self._other_keys = other_keys
         self._instead = instead
+        self._programs = programs
+        self._has_only = has_only
         self._sessions = sessions
         self._authorized = authorized
         self._loop = asyncio.new_event_loop()
@@ -101,7 +121,7 @@ class SshServer:
 
     async def _listen(self) -> asyncssh.SSHAcceptor:
         is_limited = self._sessions is not None
-        run = partial(_run, self._instead)
+        run = partial(_run, self._order)
         return await asyncssh.listen(
             sock=self._guest.create_server(self._port),
             server_host_keys=[self.key, *self._other_keys],
@@ -111,6 +131,19 @@ class SshServer:
             sftp_factory=False if is_limited else self._sftp,
             encoding=None,
         )
+
+    def _order(self, asked: str | None) -> tuple[list[str], dict[str, str]]:
+        """The program to run for a command, and its environment."""
+        line = self._instead or asked or "exec sh"
+        if _TOKEN_VARIABLE not in line:
+            return ["/bin/sh", "-c", line], dict(os.environ)
+        if self._programs is None:
+            line = f"exit {_NO_OPENER}"
+        # AF_VSOCK is the userspace guest's, and a program that would have the kernel's is killed.
+        environment = preload_environment(Path(self._guest.transport.directory))
+        others = "" if self._has_only else f":{environment['PATH']}"
+        environment["PATH"] = f"{self._programs}{others}"
+        return [sys.executable, "-c", _GUARDED, line], environment
 
     async def _end(self) -> None:
         assert self._server
@@ -165,10 +198,12 @@ class _Server(asyncssh.SSHServer):
         return True
 
 
-async def _run(instead: str | None, session: asyncssh.SSHServerProcess[bytes]) -> None:
+async def _run(order: _Order, session: asyncssh.SSHServerProcess[bytes]) -> None:
     pipe = asyncio.subprocess.PIPE
+    words, environment = order(session.command)
     process = await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", instead or session.command or "exec sh"),
+        *words,
+        env=environment,
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
@@ -187,6 +222,9 @@ async def _run(instead: str | None, session: asyncssh.SSHServerProcess[bytes]) -
             os.killpg(process.pid, signal.SIGKILL)
             # Read to the end, which closes the pipes.
             await process.communicate()
+        else:
+            # It may have ended before a child of it that has its pipes.
+            process._transport.close()  # type: ignore[attr-defined]
     if code < 0:
         session.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
     else:

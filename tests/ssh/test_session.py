@@ -161,7 +161,8 @@ async def test_closing_waits_only_so_long_for_a_guest_that_reads_nothing(
     """More is on its way to it than the connection holds."""
     monkeypatch.setattr("vsock.ssh.session._CLOSE_SECONDS", 0.5)
     async with vsock.guest_session("alpha") as guest:
-        process = await guest.open_process("cat > /dev/null", encoding=None)
+        process = await guest.open_process("echo; cat > /dev/null", encoding=None)
+        await process.stdout.readline()  # it has been started
         with sshd.silent():
             process.stdin.write(bytes(4 << 20))
             async with asyncio.timeout(30):

@@ -87,13 +87,17 @@ async def start_server(
     return server
 
 
-async def run(steps: Steps[_T]) -> _T:
-    """Go through `steps`, letting the event loop run where they wait, and return their result."""
+async def run(steps: Steps[_T], wait: Callable[[Wait], Awaitable[bool]] | None = None) -> _T:
+    """Go through `steps`, letting the event loop run where they wait, and return their result.
+
+    `wait` is for event loops other than asyncio's.
+    """
+    wait = wait or _wait
     with contextlib.closing(steps):
         try:
             wanted = next(steps)
             while True:
-                wanted = steps.send(await _wait(wanted))
+                wanted = steps.send(await wait(wanted))
         except StopIteration as end:
             result: _T = end.value
             return result

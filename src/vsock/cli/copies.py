@@ -34,23 +34,29 @@ def run(
     *,
     resume: bool,
     verify: bool,
+    encrypted: bool,
     is_shown: bool,
 ) -> "CopyResult":
     """Copy; `is_shown` says whether a terminal shows the progress."""
     with _shown(is_wanted=is_shown) as progress:
         copier = Copier(resume=resume, verify=verify, progress=progress)
-        return asyncio.run(_copy(copier, where, sources, destination))
+        return asyncio.run(_copy(copier, where, sources, destination, encrypted=encrypted))
 
 
 async def _copy(
-    copier: Copier, where: "Where", sources: "Sequence[Place]", destination: "Place"
+    copier: Copier,
+    where: "Where",
+    sources: "Sequence[Place]",
+    destination: "Place",
+    *,
+    encrypted: bool,
 ) -> "CopyResult":
     host = HostSide()
     async with AsyncExitStack() as stack:
         guests: dict[str, GuestSide] = {}
         for name in {one.guest for one in (*sources, destination) if one.guest}:
             session = await stack.enter_async_context(where.session(name))
-            guests[name] = await GuestSide.open(session)
+            guests[name] = await GuestSide.open(session, encrypted=encrypted)
             stack.push_async_callback(guests[name].close)
 
         def side(place: "Place") -> "Side":
@@ -108,7 +114,11 @@ class _Bar:
             self._start(now)
         path = now.path if len(now.path) <= _PATH_WIDTH else f"…{now.path[1 - _PATH_WIDTH :]}"
         self.display.update(
-            self.task, completed=now.bytes, total=now.total or None, description=path
+            self.task,
+            completed=now.bytes,
+            total=now.total or None,
+            description=path,
+            carrier="over ssh" if now.over_ssh else "over vsock",
         )
 
     def _start(self, now: "Progress") -> None:
@@ -121,10 +131,11 @@ class _Bar:
             progress.DownloadColumn(binary_units=True),
             progress.TransferSpeedColumn(),
             progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[carrier]}"),
             console=Console(stderr=True),
             transient=True,
         )
-        self.task = self.display.add_task("", completed=now.bytes)
+        self.task = self.display.add_task("", completed=now.bytes, carrier="")
         self.display.start()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""`vsock cp`: files and trees between the host and guests, over SSH."""
+"""`vsock cp`: files and trees between the host and guests, by SSH and SFTP."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ __all__ = ["cp"]
 @click.argument("destination", metavar="DESTINATION")
 @click.option("--resume", is_flag=True, help="Go on with what a broken copy has left.")
 @click.option("--no-verify", is_flag=True, help="Do not compare what was written.")
+@click.option("--encrypted", is_flag=True, help="Let ssh carry the data, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @session_options
 @json_option
@@ -28,11 +29,12 @@ def cp(
     destination: str,
     resume: bool,
     no_verify: bool,
+    encrypted: bool,
     quiet: bool,
     as_json: bool,
     **place: Any,
 ) -> int:
-    """Copy each SOURCE to DESTINATION, over SSH: NAME:PATH in a guest, a local path, or `-`.
+    """Copy each SOURCE to DESTINATION, by SSH: NAME:PATH in a guest, a local path, or `-`.
 
     \b
     vsock cp report.txt alpha:/tmp/
@@ -43,6 +45,9 @@ def cp(
     A DESTINATION that is a folder gets the sources; else it is the new name of the only one. Folders are copied
     with all in them. Modes, times and links are kept. `SOURCE/.` stands for what is in a folder. A local path with
     a colon is written ./a:b, and NAME: alone is the home of the user.
+
+    Data passes over a plain vsock connection, which the guest opens when it is told to over ssh. If it cannot, or
+    with --encrypted, ssh carries the data.
 
     A file has its name only when it is whole and was compared. What fails does not stop the others.
 
@@ -61,6 +66,7 @@ def cp(
         to,
         resume=resume,
         verify=not no_verify,
+        encrypted=encrypted,
         is_shown=not quiet and not as_json,
     )
     for line in (*result.notes, *result.failures):

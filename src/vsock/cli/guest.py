@@ -1,4 +1,4 @@
-"""`vsock guest`: the guests of a running switch; `run`, `host-key` and `setup` have modules of their own."""
+"""`vsock guest`: the guests of a running switch; `run`, `agent`, `host-key` and `setup` have modules of their own."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -8,6 +8,7 @@ import click
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.fields import field_options, given, names_of, whole_number
 from vsock.cli.groups import Group
+from vsock.cli.guest_agent import agent
 from vsock.cli.guest_run import run
 from vsock.cli.guest_ssh import host_key, setup
 from vsock.cli.options import json_option, runtime_dir_option
@@ -32,7 +33,7 @@ def guest() -> None:
     """Add, change, remove, list or run guests of a switch."""
 
 
-for _command in (run, host_key, setup):
+for _command in (run, agent, host_key, setup):
     guest.add_command(_command)
 
 

@@ -62,7 +62,7 @@ def host_key(name: str, key: str, forget: bool, as_json: bool, runtime_dir: Path
 @click.option(
     "--for",
     "system",
-    type=click.Choice(["systemd", "older-systemd", "cloud-init", "busybox"]),
+    type=click.Choice(["systemd", "older-systemd", "cloud-init", "busybox", "none"]),
     help="Only for this kind of guest.",
 )
 def setup(name: str, user: str, system: str | None) -> None:

@@ -19,10 +19,17 @@ __all__ = ["Forwarder", "Refused"]
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A connection that came to nothing, or was lost."""
+    """A connection that came to nothing, or was lost.
+
+    Attributes:
+        peer: where it came from.
+        reason: why it ended.
+        is_lost: whether it had been open, and then one side ended it with an error.
+    """
 
     peer: str
     reason: str
+    is_lost: bool = False
 
 
 class Forwarder:
@@ -97,13 +104,14 @@ class Forwarder:
         try:
             callee = await ends.connect(self._target, self._transport, self._seconds)
         except BaseException as error:
-            caller.close()
-            if isinstance(error, OSError):
+            # The reason is told before the caller sees the end.
+            with caller:
+                if not isinstance(error, OSError):
+                    raise
                 reason = error.strerror or str(error) or f"no answer within {self._seconds:g} s"
                 self._tell(Refused(peer, f"{self._target}: {reason}"))
                 return
-            raise
         try:
             await join(caller, callee, Carried())
         except OSError as error:
-            self._tell(Refused(peer, error.strerror or str(error)))
+            self._tell(Refused(peer, error.strerror or str(error), is_lost=True))

@@ -29,6 +29,7 @@ from vsock.ssh.command_line import Command, command_line
 from vsock.ssh.host_keys import HostKey, HostKeys
 from vsock.ssh.hosts import Host, parse_host, pinned_as
 from vsock.ssh.identity import Identity
+from vsock.transports import SwitchTransport
 
 try:
     import asyncssh
@@ -130,6 +131,7 @@ class GuestSession:
         self._transport = transport
         self._forward_agent = forward_agent
         self._connection: asyncssh.SSHClientConnection | None = None
+        self._route: tuple[SwitchTransport, int] | None = None
         self._blocking: BlockingSession | None = None
 
     @property
@@ -147,6 +149,11 @@ class GuestSession:
         if self._connection is None:
             raise SessionError(errno.ENOTCONN, f"the session with {self.name} is not open")
         return self._connection
+
+    @property
+    def route(self) -> tuple[SwitchTransport, int] | None:
+        """The switch through which the guest is reached, and its CID there; None if it is reached in another way."""
+        return self._route
 
     async def __aenter__(self) -> Self:
         self._connection = await self._open()
@@ -276,6 +283,7 @@ class GuestSession:
         progress: "Callable[[Progress], object] | None" = None,
         resume: bool = False,
         verify: bool = True,
+        encrypted: bool = False,
     ) -> "CopyResult":
         """Copy files and folders of the host into the guest; links are copied as links.
 
@@ -285,6 +293,7 @@ class GuestSession:
             progress: called a few times in a second, in the session's thread.
             resume: go on with what a broken copy of the same file has left.
             verify: compare each file with what was read.
+            encrypted: let ssh carry the data, and not a plain vsock connection of the guest to this process.
 
         Raises:
             CopyError: not everything was copied; `failures` says what and why. What is copied is whole.
@@ -296,7 +305,7 @@ class GuestSession:
         from vsock.ssh.copying.host import HostSide
 
         copier = Copier(resume=resume, verify=verify, progress=progress)
-        guest, host = await GuestSide.open(self), HostSide()
+        guest, host = await GuestSide.open(self, encrypted=encrypted), HostSide()
         try:
             sources = [(host, path) for path in _paths(source)]
             await copier.copy(sources, guest, os.fsencode(destination))
@@ -312,6 +321,7 @@ class GuestSession:
         progress: "Callable[[Progress], object] | None" = None,
         resume: bool = False,
         verify: bool = True,
+        encrypted: bool = False,
     ) -> "CopyResult":
         """Copy files and folders of the guest to the host; the arguments and errors are as of `copy_in`."""
         from vsock.ssh.copying import Copier
@@ -319,7 +329,7 @@ class GuestSession:
         from vsock.ssh.copying.host import HostSide
 
         copier = Copier(resume=resume, verify=verify, progress=progress)
-        guest, host = await GuestSide.open(self), HostSide()
+        guest, host = await GuestSide.open(self, encrypted=encrypted), HostSide()
         try:
             sources = [(guest, path) for path in _paths(source)]
             await copier.copy(sources, host, os.fsencode(destination))
@@ -354,7 +364,10 @@ class GuestSession:
         target = as_target(self._host.address(self._port))
         where = transport_for(target, self._transport)
         try:
-            return await aio.run(where.connect(target, ConnectOptions()))
+            sock = await aio.run(where.connect(target, ConnectOptions()))
+            if isinstance(where, SwitchTransport):
+                self._route = where, sock.getpeername().cid
+            return sock
         except ConnectTimeout as error:
             raise ConnectTimeout(
                 error.errno, f"{self.name} does not answer: is it running? see `vsock guest ls`"

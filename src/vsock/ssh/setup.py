@@ -83,6 +83,17 @@ socat VSOCK-LISTEN:22,fork EXEC:'dropbear -i -R' &
 """
 
 
+def _none(name: str, user: str, key: str) -> str:
+    return f"""\
+# On the host: an initramfs with our server (docs/guide/guests-without-ssh.md), which lets root in with your key.
+vsock guest agent --cpio --init -o agent.cpio
+qemu-system-x86_64 $(vsock qemu-args {name}) -initrd agent.cpio ...
+
+# Or put it into a root file system, and have the guest start /usr/lib/vsock/vsock-sshd.
+vsock guest agent --into ROOTFS
+"""
+
+
 def _home(user: str) -> str:
     return "/root" if user == "root" else f"/home/{user}"
 
@@ -92,6 +103,7 @@ _TITLES: Final = {
     "older-systemd": ("systemd before 256 (Debian 12, Ubuntu 24.04)", _older_systemd),
     "cloud-init": ("a cloud image with systemd before 256, as user data", _cloud_init),
     "busybox": ("no systemd (Alpine, busybox)", _busybox),
+    "none": ("no SSH server at all (an initramfs, a container image)", _none),
 }
 
 SYSTEMS: Final = tuple(_TITLES)

@@ -16,6 +16,7 @@ import asyncssh
 from asyncssh import constants
 
 from vsock.errors import SessionError
+from vsock.ssh.copying.plain_sftp import plain_sftp
 from vsock.ssh.copying.sides import (
     CHUNK,
     Entry,
@@ -25,6 +26,7 @@ from vsock.ssh.copying.sides import (
     part_name,
     shown,
 )
+from vsock.ssh.data_connection import DataConnection, DataConnectionError
 
 if TYPE_CHECKING:
     from vsock.ssh.session import GuestSession
@@ -66,22 +68,51 @@ _REASONS: Final[dict[type[asyncssh.SFTPError], str]] = {
 class GuestSide:
     """The files of a guest, as its sshd lets a user have them; `notes` says what its server cannot do."""
 
-    def __init__(self, session: "GuestSession", client: asyncssh.SFTPClient) -> None:
+    def __init__(
+        self,
+        session: "GuestSession",
+        client: asyncssh.SFTPClient,
+        *,
+        data: DataConnection | None = None,
+        over_ssh: str | None = None,
+    ) -> None:
         self._session = session
         self.name = session.name
         self.client = client
         self.notes: set[str] = set()
+        self.over_ssh = over_ssh
+        """Why ssh carries the data; None if a plain connection does."""
+        self._data = data
+        if data and data.refused:
+            self.notes.add(
+                f"{data.refused} other connections to the port for the data of {self.name} were closed"
+            )
 
     @classmethod
-    async def open(cls, session: "GuestSession") -> "GuestSide":
-        """Ask its sshd for SFTP.
+    async def open(cls, session: "GuestSession", *, encrypted: bool = False) -> "GuestSide":
+        """Start an SFTP server in the guest, which is reached over a plain connection, or as part of its sshd over ssh.
+
+        Args:
+            session: an open session with the guest.
+            encrypted: over ssh in any case.
 
         Raises:
             SessionError: it has no SFTP, or the session ended.
         """
+        over_ssh = "it was asked for"
+        if not encrypted:
+            try:
+                data, client = await plain_sftp(session)
+                return cls(session, client, data=data)
+            except DataConnectionError as error:
+                over_ssh = str(error)
+        return cls(session, await cls._sftp(session), over_ssh=over_ssh)
+
+    @staticmethod
+    async def _sftp(session: "GuestSession") -> asyncssh.SFTPClient:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return cls(session, await session.sftp())
+                return await session.sftp()
         except (asyncssh.Error, ValueError, OSError) as error:
             if isinstance(error, SessionError):
                 raise
@@ -97,7 +128,15 @@ class GuestSide:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await self.client.wait_closed()
         except TimeoutError:
-            self._session.connection.abort()
+            self._abort()
+        if self._data:
+            self._data.abort()
+
+    def _abort(self) -> None:
+        """Give the guest up; closing would wait for its answers."""
+        if self._data:
+            self._data.abort()
+        self._session.connection.abort()
 
     @property
     def chunk(self) -> int:
@@ -120,7 +159,7 @@ class GuestSide:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await answer
         except TimeoutError:
-            self._session.connection.abort()  # else closing would wait for it, too
+            self._abort()
             raise SessionError(
                 errno.ETIMEDOUT, f"{self.name} did not answer for {_ANSWER_SECONDS:g} s"
             ) from None
@@ -162,7 +201,12 @@ class GuestSide:
         return Entry.of(said.permissions, size, min(seconds, _LAST_SECOND))
 
     async def digest(self, path: bytes, length: int) -> bytes | None:
-        """SHA-256 by the guest's own sha256sum; None if it has none that reads this file."""
+        """SHA-256 by the guest's own sha256sum; None if it has none that reads this file, or to read it costs less.
+
+        A plain connection is quicker than that under emulation, and with the sha256sum of busybox.
+        """
+        if length <= _FEW or not self.over_ssh:
+            return None
         try:
             quoted = shlex.quote(path.decode())
         except UnicodeDecodeError:
@@ -265,10 +309,16 @@ class GuestFolder:
     async def writer(self, name: bytes, tag: str, *, resume: bool) -> "GuestWriter":
         """Begin a file, or go on with a part of it."""
         part = part_name(name, tag)
-        there = await self.entry(part)
-        if there and not resume:
-            # Perhaps another copy of the same file is at work, so it stays.
-            part, there = part_name(name, secrets.token_hex(6)), None
+        there = await self.entry(part) if resume else None
+        try:
+            return await self._begin(part, name, there)
+        except EntryError:
+            # Perhaps another copy of the same file is at work, so its part stays.
+            if resume or not await self.entry(part):
+                raise
+        return await self._begin(part_name(name, secrets.token_hex(6)), name, None)
+
+    async def _begin(self, part: bytes, name: bytes, there: Entry | None) -> "GuestWriter":
         if there and there.kind is not Kind.FILE:
             raise EntryError(f"{self.text(part)}: is not a part that `vsock cp` has left")
         path = self._of(part)
@@ -279,8 +329,7 @@ class GuestFolder:
         file = await self._side.ask(
             self._client.open(path, flags, attrs, encoding=None, block_size=0), path
         )
-        begun = there.size if there else 0
-        return GuestWriter(self._side, file, path, self._of(name), begun)
+        return GuestWriter(self._side, file, path, self._of(name), there.size if there else 0)
 
     async def finish(self, entry: Entry | None) -> None:
         """Mode and time of a new folder."""
@@ -318,7 +367,7 @@ class GuestReader:
 
     async def digest(self, length: int) -> bytes:
         """SHA-256 of its first bytes."""
-        found = await self._side.digest(self._path, length) if length > _FEW else None
+        found = await self._side.digest(self._path, length)
         return found or await digest_of(self.read, length)
 
     async def close(self) -> None:
@@ -371,7 +420,7 @@ class GuestWriter:
 
     async def digest(self, length: int) -> bytes:
         """SHA-256 of its first bytes."""
-        found = await self._side.digest(self._part, length) if length > _FEW else None
+        found = await self._side.digest(self._part, length)
         return found or await self.read_again(length)
 
     async def read_again(self, length: int) -> bytes:

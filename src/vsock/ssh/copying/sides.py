@@ -3,14 +3,17 @@
 Names and paths are bytes, as in the kernels of both sides.
 """
 
+import asyncio
 import hashlib
 import stat
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol, Self
 
 __all__ = [
+    "AT_ONCE",
     "CHUNK",
     "WINDOW",
     "Entry",
@@ -21,8 +24,10 @@ __all__ = [
     "Reader",
     "Side",
     "Writer",
+    "cancel",
     "digest_of",
     "part_name",
+    "read_all",
     "shown",
     "written_runs",
 ]
@@ -30,8 +35,11 @@ __all__ = [
 CHUNK: Final = 128 << 10
 """Bytes of a read or write; OpenSSH's sftp-server takes 255 KiB, asyncssh's client asks what a server takes."""
 
-WINDOW: Final = 4 << 20
+WINDOW: Final = 2 << 20
 """Bytes that are on their way at once in each direction. So all of a part but its last bytes, as many as these, is whole."""
+
+AT_ONCE: Final = WINDOW // CHUNK
+"""Reads or writes of a window."""
 
 _BLOCK: Final = 64 << 10
 _ZEROS: Final = bytes(_BLOCK)
@@ -83,12 +91,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a copy is; `total` is 0 while it is not known."""
+    """How far a copy is; `total` is 0 while it is not known, `over_ssh` says whether ssh carries the data."""
 
     path: str
     files: int
     bytes: int
     total: int
+    over_ssh: bool = False
 
 
 class Reader(Protocol):
@@ -215,10 +224,38 @@ def shown(path: bytes) -> str:
 
 
 async def digest_of(read: Callable[[int, int], Awaitable[bytes]], length: int) -> bytes:
-    """SHA-256 of the first bytes of a file, by reading them; of all if there are fewer."""
+    """SHA-256 of the first bytes of a file, by reading them, a window ahead; of all if there are fewer."""
     hashed = hashlib.sha256()
-    offset = 0
-    while offset < length and (data := await read(offset, min(CHUNK, length - offset))):
-        hashed.update(data)
-        offset += len(data)
+    ahead: deque[asyncio.Task[bytes]] = deque()
+    asked = 0
+    try:
+        while asked < length or ahead:
+            while asked < length and len(ahead) < AT_ONCE:
+                size = min(CHUNK, length - asked)
+                ahead.append(asyncio.create_task(read_all(read, asked, size)))
+                asked += size
+            data = await ahead.popleft()
+            hashed.update(data)
+            if not data:
+                break
+    finally:
+        await cancel(ahead)
     return hashed.digest()
+
+
+async def read_all(read: Callable[[int, int], Awaitable[bytes]], offset: int, length: int) -> bytes:
+    """Read so much, however short single answers are; less at the end of the file."""
+    data = await read(offset, length)
+    if not data or len(data) == length:
+        return data
+    pieces = bytearray(data)
+    while len(pieces) < length and (data := await read(offset + len(pieces), length - len(pieces))):
+        pieces += data
+    return bytes(pieces)
+
+
+async def cancel(tasks: "deque[asyncio.Task[bytes]] | deque[asyncio.Task[None]]") -> None:
+    """End reads or writes whose results nobody wants any more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,11 +4,12 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from typing import Final
 
 from vsock.errors import SessionError
 from vsock.ssh.copying.sides import (
+    AT_ONCE,
     CHUNK,
     WINDOW,
     Entry,
@@ -16,12 +17,14 @@ from vsock.ssh.copying.sides import (
     Folder,
     Reader,
     Writer,
+    cancel,
+    read_all,
     written_runs,
 )
 
 __all__ = ["copy_file", "copy_stream", "read_in_order"]
 
-_AT_ONCE: Final = WINDOW // CHUNK
+_DISCARD_SECONDS: Final = 2.0
 
 Came = Callable[[int], None]
 """Called with the number of bytes that came, or were there already."""
@@ -36,8 +39,9 @@ async def copy_file(
     resume: bool,
     verify: bool,
     came: Came,
+    large: asyncio.Lock,
 ) -> None:
-    """Copy a file.
+    """Copy a file. Several may be copied at once; `large` is held by the one that needs windows.
 
     Raises:
         EntryError: it was not copied; nothing has changed under its name.
@@ -47,9 +51,15 @@ async def copy_file(
     try:
         writer = await target.writer(new_name, _tag(source, name, reader.entry), resume=resume)
         try:
-            await _fill(reader, writer, source.text(name), verify=verify, came=came)
+            # What was small in the listing may be large by now.
+            async with large if reader.entry.size > CHUNK else nullcontext():
+                await _fill(reader, writer, source.text(name), verify=verify, came=came)
             await writer.place(reader.entry)
         except (SessionError, asyncio.CancelledError):
+            if reader.entry.size <= CHUNK:  # a part that small is of no use
+                with suppress(EntryError, SessionError, TimeoutError):
+                    async with asyncio.timeout(_DISCARD_SECONDS):
+                        await writer.discard()
             raise
         except BaseException:
             with suppress(EntryError):  # the first one is the reason
@@ -75,7 +85,7 @@ async def copy_stream(
     writer = await target.writer(name, tag, resume=False)
     try:
         hashed, size = hashlib.sha256(), 0
-        outgoing = _Outgoing(writer)
+        outgoing = _Outgoing(writer, AT_ONCE)
         try:
             async for data in pieces:
                 hashed.update(data)
@@ -106,7 +116,7 @@ async def _fill(reader: Reader, writer: Writer, text: str, *, verify: bool, came
         await writer.truncate(begin)
     came(begin)
     hashed = hashlib.sha256()
-    outgoing, offset = _Outgoing(writer), begin
+    outgoing, offset = _Outgoing(writer, AT_ONCE if size else 1), begin
     try:
         async with aclosing(read_in_order(reader, begin, text)) as pieces:
             async for data in pieces:
@@ -158,41 +168,35 @@ async def read_in_order(reader: Reader, begin: int, text: str) -> AsyncGenerator
     asked = begin
     try:
         while asked < size or ahead:
-            while asked < size and len(ahead) < _AT_ONCE:
+            while asked < size and len(ahead) < AT_ONCE:
                 length = min(CHUNK, size - asked)
-                ahead.append(asyncio.create_task(_read_all(reader, asked, length, text)))
+                ahead.append(asyncio.create_task(_read_whole(reader, asked, length, text)))
                 asked += length
             yield await ahead.popleft()
     finally:
-        await _cancel(ahead)
+        await cancel(ahead)
 
 
-async def _read_all(reader: Reader, offset: int, length: int, text: str) -> bytes:
-    """Read so much, however short single answers are."""
-    data = await reader.read(offset, length)
-    if len(data) == length:
-        return data
-    pieces = bytearray(data)
-    while data and len(pieces) < length:
-        data = await reader.read(offset + len(pieces), length - len(pieces))
-        pieces += data
-    if len(pieces) < length:
+async def _read_whole(reader: Reader, offset: int, length: int, text: str) -> bytes:
+    data = await read_all(reader.read, offset, length)
+    if len(data) < length:
         raise EntryError(f"{text}: ends before its size, or became shorter during the copy")
-    return bytes(pieces)
+    return data
 
 
 class _Outgoing:
-    """Writes on their way, as many as a window has; `reached` is the end of the last one."""
+    """Writes on their way, a bounded number; `reached` is the end of the last one."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, at_once: int) -> None:
         self._writer = writer
+        self._at_once = at_once
         self.reached = 0
         self._tasks: deque[asyncio.Task[None]] = deque()
 
     async def put(self, offset: int, data: bytes) -> None:
         """Write what is not zeros; waits while the window is full."""
         for at, run in written_runs(data):
-            while len(self._tasks) >= _AT_ONCE:
+            while len(self._tasks) >= self._at_once:
                 await self._tasks.popleft()
             self._tasks.append(asyncio.create_task(self._writer.write(offset + at, run)))
             self.reached = offset + at + len(run)
@@ -204,13 +208,7 @@ class _Outgoing:
 
     async def end(self) -> None:
         """Let none of them go on."""
-        await _cancel(self._tasks)
-
-
-async def _cancel(tasks: "deque[asyncio.Task[bytes]] | deque[asyncio.Task[None]]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._tasks)
 
 
 def _tag(source: Folder, name: bytes, entry: Entry) -> str:

@@ -3,25 +3,29 @@
 A file, link or folder that fails does not stop the others; the result has a line for each.
 """
 
+import asyncio
 import os
 import posixpath
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vsock.errors import UsageError
 from vsock.ssh.attached import in_thread
 from vsock.ssh.copying.guest import GuestSide
-from vsock.ssh.copying.sides import Entry, EntryError, Folder, Kind, Progress, Side
+from vsock.ssh.copying.sides import CHUNK, Entry, EntryError, Folder, Kind, Progress, Side
 from vsock.ssh.copying.transfer import copy_file, copy_stream, read_in_order
 
 __all__ = ["MOST_ENTRIES", "Copier", "CopyResult", "Place"]
 
 MOST_ENTRIES: Final = 1_000_000
 """Files, folders and links of one copy, so that a guest whose listing has no end does not fill the disk with names."""
+
+FILES_AT_ONCE: Final = 32
+"""Small files that are on their way at once: each needs several answers of the guest, one after the other."""
 
 _DEEPEST: Final = 100
 """Folders within folders; each takes a descriptor."""
@@ -75,6 +79,7 @@ class CopyResult:
         failed: how many files, links and folders were not copied.
         failures: a line for each, with the side at fault; of the first thousand.
         notes: what the guest's SFTP server could not do.
+        over_ssh: a line for each guest whose data ssh carried instead of a plain vsock connection, with the reason.
     """
 
     files: int
@@ -85,6 +90,7 @@ class CopyResult:
     failed: int
     failures: tuple[str, ...]
     notes: tuple[str, ...]
+    over_ssh: tuple[str, ...]
 
 
 class Copier:
@@ -117,10 +123,14 @@ class Copier:
         self._begun = time.monotonic()
         self._told = 0.0
         self._path = ""
+        self._over_ssh = False
+        self._slots = asyncio.Semaphore(FILES_AT_ONCE)
+        self._large = asyncio.Lock()
 
     def result(self, *sides: Side) -> CopyResult:
         """What was copied until now; `sides` are those that may have notes."""
-        notes = {note for side in sides if isinstance(side, GuestSide) for note in side.notes}
+        guests = [side for side in sides if isinstance(side, GuestSide)]
+        notes = {note for guest in guests for note in guest.notes}
         return CopyResult(
             files=self._counts[Kind.FILE],
             folders=self._counts[Kind.FOLDER],
@@ -130,6 +140,7 @@ class Copier:
             failed=self._failed,
             failures=tuple(self._failures),
             notes=tuple(sorted(notes)),
+            over_ssh=tuple(f"{one.name}: {one.over_ssh}" for one in guests if one.over_ssh),
         )
 
     async def copy(self, sources: Sequence[tuple[Side, bytes]], target: Side, path: bytes) -> None:
@@ -139,6 +150,7 @@ class Copier:
             SessionError: a session ended; `result` says what was copied before.
             UsageError: several sources, and no folder for them.
         """
+        self._note_carriers(target, *(side for side, _ in sources))
         try:
             there = await target.entry(path, follow=True)
         except EntryError as error:
@@ -158,6 +170,7 @@ class Copier:
 
     async def from_stream(self, pieces: AsyncIterator[bytes], target: Side, path: bytes) -> None:
         """Copy a stream to a file."""
+        self._note_carriers(target)
         try:
             there = await target.entry(path, follow=True)
             if path.endswith(b"/") or (there and there.kind is Kind.FOLDER):
@@ -178,6 +191,7 @@ class Copier:
 
     async def to_stream(self, side: Side, path: bytes, write: Callable[[bytes], object]) -> None:
         """Copy a file to a stream; `write` is called in a thread."""
+        self._note_carriers(side)
         try:
             folder, name = await self._parent(side, path)
             try:
@@ -241,24 +255,50 @@ class Copier:
             raise EntryError(f"{side.text(path)}: names no file")
         return await side.folder(head), name
 
-    async def _contents(self, source: Folder, target: Folder, depth: int) -> None:
-        """Copy what is in a folder; an entry that fails does not stop the others."""
-        async with aclosing(source.entries()) as entries:
-            async for name, entry in entries:
-                self._seen += 1
-                if self._seen > self._most_entries:
-                    raise EntryError(
-                        f"{source.text(b'')}: more than {self._most_entries} entries: "
-                        "the rest is not copied"
-                    )
-                try:
-                    if not name or b"/" in name or b"\0" in name or name in _ITSELF:
-                        raise EntryError(f"{source.text(b'')}: lists {name!r}, which is no name")
-                    await self._entry(source, name, entry, target, name, depth)
-                except EntryError as error:
-                    self._fail(error)
+    async def _contents(
+        self, source: Folder, target: Folder, depth: int, *, is_new: bool = False
+    ) -> None:
+        """Copy what is in a folder; an entry that fails does not stop the others.
+
+        Small files are copied at once with others; what is not yet done at the end is waited for.
+        """
+        too_many: EntryError | None = None
+        async with _together() as others, aclosing(source.entries()) as entries:
+            try:
+                async for name, entry in entries:
+                    self._seen += 1
                     if self._seen > self._most_entries:
-                        return
+                        raise EntryError(
+                            f"{source.text(b'')}: more than {self._most_entries} entries: "
+                            "the rest is not copied"
+                        )
+                    try:
+                        if not name or b"/" in name or b"\0" in name or name in _ITSELF:
+                            raise EntryError(
+                                f"{source.text(b'')}: lists {name!r}, which is no name"
+                            )
+                        copying = self._entry(source, name, entry, target, name, depth, is_new)
+                        if entry.kind is Kind.FILE and entry.size <= CHUNK:
+                            await self._slots.acquire()
+                            others.create_task(self._small(copying))
+                        else:
+                            await copying
+                    except EntryError as error:
+                        self._fail(error)
+                        if self._seen > self._most_entries:
+                            return
+            except EntryError as error:
+                too_many = error
+        if too_many:
+            raise too_many
+
+    async def _small(self, copying: Coroutine[Any, Any, None]) -> None:
+        try:
+            await copying
+        except EntryError as error:
+            self._fail(error)
+        finally:
+            self._slots.release()
 
     async def _entry(
         self,
@@ -268,26 +308,15 @@ class Copier:
         target: Folder,
         new_name: bytes,
         depth: int,
+        is_new: bool = False,
     ) -> None:
+        """Copy an entry; `is_new` says that the target is a folder of this copy, with nothing in it that could stay."""
         self._path = source.text(name)
+        if entry.kind in (Kind.FILE, Kind.LINK) and not is_new:
+            await self._free(target, new_name)
         if entry.kind is Kind.FILE:
-            await self._free(target, new_name)
-            before = self._bytes
-            try:
-                await copy_file(
-                    source,
-                    name,
-                    target,
-                    new_name,
-                    resume=self._resume,
-                    verify=self._verify,
-                    came=self._came,
-                )
-            except EntryError:
-                self._bytes = before
-                raise
+            await self._file(source, name, target, new_name)
         elif entry.kind is Kind.LINK:
-            await self._free(target, new_name)
             await target.make_link(new_name, await source.read_link(name), entry)
         elif entry.kind is Kind.FOLDER:
             if depth == _DEEPEST:
@@ -299,6 +328,29 @@ class Copier:
                 f"{self._path}: is a {entry.kind.value}; only files, folders and links are copied"
             )
         self._counts[entry.kind] += 1
+
+    async def _file(self, source: Folder, name: bytes, target: Folder, new_name: bytes) -> None:
+        count = 0
+
+        def came(more: int) -> None:
+            nonlocal count
+            count += more
+            self._came(more)
+
+        try:
+            await copy_file(
+                source,
+                name,
+                target,
+                new_name,
+                resume=self._resume,
+                verify=self._verify,
+                came=came,
+                large=self._large,
+            )
+        except EntryError:
+            self._bytes -= count
+            raise
 
     async def _folder(
         self,
@@ -313,7 +365,7 @@ class Copier:
             is_new = await self._make(target, new_name)
             here = await target.folder(new_name)
             try:
-                await self._contents(source, here, depth)
+                await self._contents(source, here, depth, is_new=is_new)
                 await here.finish(entry if is_new else None)
             finally:
                 await here.close()
@@ -368,18 +420,31 @@ class Copier:
                     finally:
                         await within.close()
 
+    def _note_carriers(self, *sides: Side) -> None:
+        self._over_ssh = any(isinstance(one, GuestSide) and one.over_ssh for one in sides)
+
     def _came(self, count: int) -> None:
         self._bytes += count
         now = time.monotonic()
         if self._progress and now - self._told > _PROGRESS_SECONDS:
             self._told = now
             done = self._counts[Kind.FILE]
-            self._progress(Progress(self._path, done, self._bytes, self._total))
+            self._progress(Progress(self._path, done, self._bytes, self._total, self._over_ssh))
 
     def _fail(self, error: EntryError) -> None:
         self._failed += 1
         if len(self._failures) < _MOST_FAILURES:
             self._failures.append(str(error))
+
+
+@asynccontextmanager
+async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Tasks of which the first error ends all, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None
 
 
 async def _refuse_within_itself(side: Side, path: bytes, target: Side, target_path: bytes) -> None:

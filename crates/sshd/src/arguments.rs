@@ -1,0 +1,153 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub(crate) const USAGE: &str = "\
+usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [--host-key FILE]
+       vsock-sshd --init [the same options] [--run COMMAND [ARGUMENT]... | -- COMMAND [ARGUMENT]...]
+       vsock-sshd --sftp
+
+  --port PORT             the vsock port to listen on (22); only CID 2, the host, is served
+  --listen unix:PATH      a Unix socket instead: whoever can connect to it counts as the host
+  --authorized-keys FILE  the keys that are let in (/etc/vsock-sshd/authorized_keys)
+  --host-key FILE         the host key, made if it is missing (/etc/vsock-sshd/host_key)
+  --init                  be the first process of a guest: mount /proc, /sys, /dev and so on, load the modules
+                          in /usr/lib/vsock/modules, keep a server running, reap children, start COMMAND
+  --sftp                  serve SFTP on the standard streams
+  --version, --help";
+
+/// Where the files are if no option says so.
+const FOLDER: &str = "/etc/vsock-sshd";
+
+/// What this process is to be.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub(crate) enum Role {
+    Server,
+    Init,
+    Sftp,
+    Version,
+    Help,
+}
+
+/// Where the server listens.
+#[derive(Debug, PartialEq, Eq, Clone)]
+pub(crate) enum Place {
+    Vsock(u32),
+    Unix(PathBuf),
+}
+
+/// The command line, read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Arguments {
+    pub(crate) role: Role,
+    pub(crate) place: Place,
+    pub(crate) authorized_keys: PathBuf,
+    pub(crate) host_key: PathBuf,
+    /// With `--init`: what to start beside the server; empty for nothing.
+    pub(crate) command: Vec<OsString>,
+    /// The options that concern the server, as they were given.
+    pub(crate) of_server: Vec<OsString>,
+}
+
+impl Arguments {
+    /// Reads the words behind the program's name. An error is a sentence for the user.
+    pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Arguments, String> {
+        let mut read = Arguments {
+            role: Role::Server,
+            place: Place::Vsock(22),
+            authorized_keys: PathBuf::from(FOLDER).join("authorized_keys"),
+            host_key: PathBuf::from(FOLDER).join("host_key"),
+            command: Vec::new(),
+            of_server: Vec::new(),
+        };
+        let mut words = words.peekable();
+        // A kernel gives the words of its command line that it does not know to the first process.
+        let is_first = std::process::id() == 1;
+        while let Some(word) = words.next() {
+            match word.to_str() {
+                // A kernel keeps the words behind its own `--` for the first process, but no second `--` among them.
+                Some("--" | "--run") => {
+                    read.command = words.by_ref().collect();
+                    break;
+                }
+                Some("--init") => read.role = Role::Init,
+                Some("--sftp") => read.role = Role::Sftp,
+                Some("--version") => read.role = Role::Version,
+                Some("--help" | "-h") => read.role = Role::Help,
+                Some(option @ ("--port" | "--listen" | "--authorized-keys" | "--host-key")) => {
+                    let value = words.next().ok_or(format!("{option} needs a value"))?;
+                    read.set(option, &value)?;
+                    read.of_server.extend([word, value]);
+                }
+                _ if is_first => {}
+                _ => return Err(format!("unknown argument {word:?}")),
+            }
+        }
+        if is_first && read.role == Role::Server {
+            read.role = Role::Init;
+        }
+        if read.role != Role::Init && !read.command.is_empty() {
+            return Err("COMMAND is for --init".to_owned());
+        }
+        Ok(read)
+    }
+
+    fn set(&mut self, option: &str, value: &OsString) -> Result<(), String> {
+        match option {
+            "--port" => {
+                let port = value.to_str().and_then(|text| text.parse().ok());
+                // u32::MAX is VMADDR_PORT_ANY.
+                let port = port.filter(|&port| port != u32::MAX);
+                self.place = Place::Vsock(port.ok_or(format!("{value:?} is no vsock port"))?);
+            }
+            "--listen" => {
+                let path = value.to_str().and_then(|text| text.strip_prefix("unix:"));
+                let path = path.ok_or(format!("{value:?}: write unix:PATH"))?;
+                self.place = Place::Unix(PathBuf::from(path));
+            }
+            "--authorized-keys" => self.authorized_keys = PathBuf::from(value),
+            _ => self.host_key = PathBuf::from(value),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Arguments, String> {
+        Arguments::parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn no_arguments_mean_port_22_of_vsock() {
+        let read = parse(&[]).unwrap();
+        assert_eq!((read.role, read.place), (Role::Server, Place::Vsock(22)));
+    }
+
+    #[test]
+    fn init_keeps_the_options_of_its_server() {
+        let read = parse(&["--init", "--port", "23", "--", "sleep", "--port"]).unwrap();
+        assert_eq!(read.role, Role::Init);
+        assert_eq!(read.of_server, ["--port", "23"]);
+        assert_eq!(read.command, ["sleep", "--port"]);
+        assert_eq!(parse(&["--init", "--run", "a", "--", "b"]).unwrap().command, ["a", "--", "b"]);
+    }
+
+    #[test]
+    fn wrong_words_are_named() {
+        for (words, said) in [
+            (&["--port"][..], "needs a value"),
+            (&["--port", "-1"], "no vsock port"),
+            (&["--port", "4294967295"], "no vsock port"),
+            (&["--listen", "/run/x"], "unix:PATH"),
+            (&["start"], "unknown argument"),
+            (&["--", "true"], "for --init"),
+        ] {
+            assert!(parse(words).unwrap_err().contains(said), "{words:?}");
+        }
+    }
+}

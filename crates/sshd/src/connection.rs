@@ -1,0 +1,285 @@
+//! One connection after its login: its channels, and what a client asks of them.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use russh::server::{Handle, Msg};
+use russh::{ChannelId, ChannelWriteHalf, Sig};
+use rustix::process::{Signal, WaitStatus};
+use tokio::io::AsyncWriteExt;
+use tokio::task::AbortHandle;
+
+use crate::backlog::{Backlog, Inbox, InboxReader};
+use crate::children::{ChildId, Children};
+use crate::command::{self, Program};
+use crate::process::{self, Terminal, Wishes};
+use crate::{forwards, limits};
+
+/// The channels of a connection, shared with the tasks that serve them.
+#[derive(Clone)]
+pub(crate) struct Channels {
+    pub(crate) backlog: Arc<Backlog>,
+    children: Children,
+    map: Arc<Mutex<HashMap<ChannelId, Channel>>>,
+}
+
+struct Channel {
+    inbox: Arc<Inbox>,
+    /// Until a process takes it.
+    writer: Option<ChannelWriteHalf<Msg>>,
+    wishes: Wishes,
+    process: Option<Running>,
+    tasks: Vec<AbortHandle>,
+}
+
+struct Running {
+    child: ChildId,
+    terminal: Option<OwnedFd>,
+}
+
+impl Channels {
+    pub(crate) fn new(children: Children) -> Channels {
+        Channels { backlog: Arc::default(), children, map: Arc::default() }
+    }
+
+    fn map(&self) -> MutexGuard<'_, HashMap<ChannelId, Channel>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, id: ChannelId, act: impl FnOnce(&mut Channel) -> T) -> Option<T> {
+        self.map().get_mut(&id).map(act)
+    }
+
+    /// Whether there may be no more channels.
+    pub(crate) fn is_full(&self) -> bool {
+        self.map().len() >= limits::CHANNELS
+    }
+
+    /// Adds a channel; returns what arrives on it. `writer` is for a process that it may get.
+    pub(crate) fn add(&self, id: ChannelId, writer: Option<ChannelWriteHalf<Msg>>) -> Arc<Inbox> {
+        let inbox = Inbox::new(&self.backlog);
+        let channel = Channel {
+            inbox: Arc::clone(&inbox),
+            writer,
+            wishes: Wishes::default(),
+            process: None,
+            tasks: Vec::new(),
+        };
+        self.map().insert(id, channel);
+        inbox
+    }
+
+    /// What arrives on a channel.
+    pub(crate) fn inbox(&self, id: ChannelId) -> Option<Arc<Inbox>> {
+        self.with(id, |channel| Arc::clone(&channel.inbox))
+    }
+
+    /// Ends a task together with a channel.
+    pub(crate) fn own(&self, id: ChannelId, task: AbortHandle) {
+        match self.map().get_mut(&id) {
+            Some(channel) => channel.tasks.push(task),
+            None => task.abort(),
+        }
+    }
+
+    /// Data that has arrived.
+    pub(crate) fn push(&self, id: ChannelId, data: &[u8]) {
+        self.with(id, |channel| channel.inbox.push(data));
+    }
+
+    /// The client sends no more on a channel.
+    pub(crate) fn end(&self, id: ChannelId) {
+        self.with(id, |channel| channel.inbox.end());
+    }
+
+    /// A channel is closed: its tasks and its process end.
+    pub(crate) fn remove(&self, id: ChannelId) {
+        let channel = self.map().remove(&id);
+        if let Some(channel) = channel {
+            self.finish(channel);
+        }
+    }
+
+    /// Closes a channel that has served its purpose. russh does not tell of the end of those that we close.
+    pub(crate) async fn close(&self, writer: &ChannelWriteHalf<Msg>) {
+        // The session has ended otherwise.
+        let _ = writer.close().await;
+        let channel = self.map().remove(&writer.id());
+        if let Some(channel) = channel {
+            self.finish(Channel { process: None, ..channel });
+        }
+    }
+
+    /// The connection has ended.
+    pub(crate) fn remove_all(&self) {
+        let channels: Vec<_> = self.map().drain().collect();
+        for (_, channel) in channels {
+            self.finish(channel);
+        }
+    }
+
+    fn finish(&self, channel: Channel) {
+        channel.inbox.close();
+        channel.tasks.iter().for_each(AbortHandle::abort);
+        if let Some(running) = channel.process {
+            self.hang_up(running.child);
+        }
+    }
+
+    /// Ends a process whose channel is closed, with its group. Who has made a group of their own goes on.
+    fn hang_up(&self, child: ChildId) {
+        self.children.signal(child, Signal::HUP);
+        self.children.signal(child, Signal::CONT);
+        let children = self.children.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(limits::GRACE_TIME).await;
+            children.signal(child, Signal::KILL);
+        });
+    }
+
+    /// A terminal for the process that will start; false: too late.
+    pub(crate) fn want_terminal(&self, id: ChannelId, terminal: Terminal) -> bool {
+        self.wish(id, |wishes| {
+            wishes.terminal = Some(terminal);
+            true
+        })
+    }
+
+    /// A variable for the process that will start; false: too late, too many, or no name of one.
+    pub(crate) fn want_variable(&self, id: ChannelId, name: &str, value: &str) -> bool {
+        let is_fit = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+        is_fit
+            && self.wish(id, |wishes| {
+                let size = |(a, b): &(String, String)| a.len() + b.len();
+                let bytes: usize = wishes.variables.iter().map(size).sum();
+                let fits = bytes + name.len() + value.len() <= limits::VARIABLE_BYTES;
+                if wishes.variables.len() < limits::VARIABLES && fits {
+                    wishes.variables.push((name.to_owned(), value.to_owned()));
+                    return true;
+                }
+                false
+            })
+    }
+
+    /// The client's agent for the process that will start.
+    pub(crate) fn want_agent(&self, id: ChannelId, handle: Handle) -> bool {
+        let Some((path, task)) = forwards::listen_for_agent(self.clone(), handle) else {
+            return false;
+        };
+        self.own(id, task);
+        self.wish(id, |wishes| {
+            wishes.agent = Some(path);
+            true
+        })
+    }
+
+    fn wish(&self, id: ChannelId, act: impl FnOnce(&mut Wishes) -> bool) -> bool {
+        self.with(id, |channel| channel.writer.is_some() && act(&mut channel.wishes)) == Some(true)
+    }
+
+    /// The terminal of a channel has another size.
+    pub(crate) fn resize(&self, id: ChannelId, size: rustix::termios::Winsize) {
+        self.with(id, |channel| {
+            if let Some(terminal) = &mut channel.wishes.terminal {
+                terminal.size = size;
+            }
+            if let Some(terminal) = channel.process.as_ref().and_then(|it| it.terminal.as_ref()) {
+                process::resize(terminal, size);
+            }
+        });
+    }
+
+    /// Signals the process of a channel, and its group.
+    pub(crate) fn signal(&self, id: ChannelId, signal: &Sig) {
+        // Debug prints the names of the others.
+        let name =
+            if let Sig::Custom(name) = signal { name.clone() } else { format!("{signal:?}") };
+        let child = self.with(id, |channel| channel.process.as_ref().map(|it| it.child)).flatten();
+        if let (Some(child), Some(signal)) = (child, process::signal_of(&name)) {
+            self.children.signal(child, signal);
+        }
+    }
+
+    /// Starts the user's shell; false: there is none, or the channel has a process.
+    pub(crate) fn start_shell(&self, id: ChannelId, handle: Handle) -> bool {
+        let Some(shell) = command::shell() else {
+            let said =
+                "vsock-sshd: there is no shell in this guest: give a program and its arguments\n";
+            return self.say_failure(id, &handle, 127, said.to_owned());
+        };
+        self.start(id, handle, &Program { name: shell.into(), ..Program::default() })
+    }
+
+    /// Starts a command; false: the channel has a process.
+    pub(crate) fn start_command(&self, id: ChannelId, handle: Handle, line: &[u8]) -> bool {
+        match command::program_of(command::shell().as_deref(), line) {
+            Ok(program) => self.start(id, handle, &program),
+            Err(fault) => self.say_failure(id, &handle, 127, format!("vsock-sshd: {fault}\n")),
+        }
+    }
+
+    /// Starts our SFTP server; false: the channel has a process.
+    pub(crate) fn start_sftp(&self, id: ChannelId, handle: Handle) -> bool {
+        self.start(id, handle, &process::sftp_program())
+    }
+
+    fn start(&self, id: ChannelId, handle: Handle, program: &Program) -> bool {
+        let mut map = self.map();
+        let Some(channel) = map.get_mut(&id) else { return false };
+        let Some(writer) = channel.writer.take() else { return false };
+        let started = match process::start(&self.children, program, &channel.wishes) {
+            Ok(started) => started,
+            Err(error) => {
+                channel.writer = Some(writer);
+                drop(map);
+                let (status, said) = process::failure(OsStr::new(&program.name), &error);
+                return self.say_failure(id, &handle, status, said);
+            }
+        };
+        channel.process = Some(Running { child: started.child, terminal: started.terminal });
+        let inbox = InboxReader(Arc::clone(&channel.inbox));
+        let all = self.clone();
+        let task = tokio::spawn(async move {
+            let (output, errors) = (writer.make_writer(), writer.make_writer_ext(Some(1)));
+            let status = started
+                .streams
+                .see_through(started.ended, inbox, &all.backlog, output, errors)
+                .await;
+            let _ = writer.eof().await;
+            report(&handle, id, status).await;
+            all.close(&writer).await;
+        });
+        channel.tasks.push(task.abort_handle());
+        true
+    }
+
+    /// Answers for a program that did not start, as a shell does. Returns true: the client's request was understood.
+    fn say_failure(&self, id: ChannelId, handle: &Handle, status: u32, said: String) -> bool {
+        let Some(writer) = self.with(id, |channel| channel.writer.take()).flatten() else {
+            return false;
+        };
+        let (all, handle) = (self.clone(), handle.clone());
+        let task = tokio::spawn(async move {
+            let _ = writer.make_writer_ext(Some(1)).write_all(said.as_bytes()).await;
+            let _ = writer.eof().await;
+            let _ = handle.exit_status_request(id, status).await;
+            all.close(&writer).await;
+        });
+        self.own(id, task.abort_handle());
+        true
+    }
+}
+
+/// Tells the client how a process ended. Without an answer the connection has ended.
+async fn report(handle: &Handle, id: ChannelId, status: Option<WaitStatus>) {
+    let Some(status) = status else { return };
+    if let Some(number) = status.terminating_signal() {
+        let name = Sig::Custom(process::name_of(number));
+        let _ = handle.exit_signal_request(id, name, false, String::new(), String::new()).await;
+    } else {
+        let code = status.exit_status().and_then(|code| u32::try_from(code).ok());
+        let _ = handle.exit_status_request(id, code.unwrap_or(255)).await;
+    }
+}

@@ -1,0 +1,274 @@
+//! Connections that are forwarded: to services of the guest for the client (`ssh -L`), from listening sockets in the
+//! guest to the client (`ssh -R`), and the client's agent.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use russh::server::{ChannelOpenHandle, Handle, Msg};
+use russh::{Channel, ChannelOpenFailure, ChannelWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::backlog::InboxReader;
+use crate::connection::Channels;
+use crate::limits;
+
+/// Where names of the guest itself are looked up; there is no DNS here.
+const HOSTS: &str = "/etc/hosts";
+
+/// Folders of which one should be writable, for the sockets of agents.
+const FOLDERS: [&str; 3] = ["/run", "/tmp", "/dev/shm"];
+
+/// What a client wants a connection to.
+pub(crate) enum Target {
+    Tcp(String, u32),
+    Unix(PathBuf),
+}
+
+/// Opens a connection for a channel that the client has asked for, and answers it.
+pub(crate) fn connect(
+    channels: &Channels,
+    channel: Channel<Msg>,
+    reply: ChannelOpenHandle,
+    target: Target,
+) {
+    let (_, writer) = channel.split();
+    let id = writer.id();
+    let inbox = InboxReader(channels.add(id, None));
+    let all = channels.clone();
+    let task = tokio::spawn(async move {
+        match timeout(limits::CONNECT_TIME, target.connect()).await {
+            Ok(Ok(stream)) => {
+                reply.accept().await;
+                relay(&all, writer, inbox, stream).await;
+            }
+            Ok(Err(_)) | Err(_) => {
+                reply.reject(ChannelOpenFailure::ConnectFailed).await;
+                all.remove(id);
+            }
+        }
+    });
+    channels.own(id, task.abort_handle());
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Target {
+    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Target::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            Target::Tcp(host, port) => {
+                let port = u16::try_from(*port).map_err(io::Error::other)?;
+                let mut last = io::Error::from(io::ErrorKind::NotFound);
+                for address in addresses(host, &std::fs::read_to_string(HOSTS).unwrap_or_default())
+                {
+                    match TcpStream::connect(SocketAddr::new(address, port)).await {
+                        Ok(stream) => {
+                            stream.set_nodelay(true)?;
+                            return Ok(Box::new(stream));
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+}
+
+/// The addresses of a host: as it is written, or as `hosts`, a text like /etc/hosts, has it.
+fn addresses(host: &str, hosts: &str) -> Vec<IpAddr> {
+    let written = host.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(address) = written.parse() {
+        return vec![address];
+    }
+    let mut found: Vec<IpAddr> = hosts
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split('#').next()?.split_ascii_whitespace();
+            let address = words.next()?.parse().ok()?;
+            words.any(|name| name.eq_ignore_ascii_case(host)).then_some(address)
+        })
+        .collect();
+    if found.is_empty() && host == "localhost" {
+        found = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
+    found
+}
+
+/// Copies both ways until both have ended; the end of one direction does not end the other.
+async fn relay(
+    channels: &Channels,
+    writer: ChannelWriteHalf<Msg>,
+    mut inbox: InboxReader,
+    stream: impl Stream,
+) {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let into_guest = async {
+        let _ = tokio::io::copy(&mut inbox, &mut to).await;
+        let _ = to.shutdown().await;
+        // What still comes is for nobody.
+        inbox.0.close();
+    };
+    let to_client = async {
+        let mut output = writer.make_writer();
+        let mut buffer = vec![0; 32 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let _waits = channels.backlog.output_waits();
+            if output.write_all(&buffer[..length]).await.is_err() {
+                break;
+            }
+        }
+        let _ = writer.eof().await;
+    };
+    tokio::join!(into_guest, to_client);
+    channels.close(&writer).await;
+}
+
+/// Listens on a port of the guest for the client: `ssh -R`. Returns the port.
+pub(crate) async fn listen_tcp(
+    channels: Channels,
+    handle: Handle,
+    address: &str,
+    port: u32,
+) -> io::Result<(u32, AbortHandle)> {
+    let number = u16::try_from(port).map_err(io::Error::other)?;
+    let listener = bind_tcp(address, number).await?;
+    let bound = u32::from(listener.local_addr()?.port());
+    let address = address.to_owned();
+    let task = tokio::spawn(async move {
+        loop {
+            let Ok((stream, peer)) = listener.accept().await else { return };
+            let (handle, address) = (handle.clone(), address.clone());
+            serve(channels.clone(), stream, async move {
+                let from = (peer.ip().to_string(), u32::from(peer.port()));
+                handle.channel_open_forwarded_tcpip(address, bound, from.0, from.1).await
+            });
+        }
+    });
+    Ok((bound, task.abort_handle()))
+}
+
+async fn bind_tcp(address: &str, port: u16) -> io::Result<TcpListener> {
+    // RFC 4254, section 7.1: the empty address is any, of both families.
+    if matches!(address, "" | "*") {
+        let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+        return match TcpListener::bind(any).await {
+            Ok(listener) => Ok(listener),
+            Err(_) => TcpListener::bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)).await,
+        };
+    }
+    let found = addresses(address, "");
+    let address = found.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    TcpListener::bind(SocketAddr::new(*address, port)).await
+}
+
+/// Listens on a Unix socket of the guest for the client: `ssh -R PATH:…`.
+pub(crate) fn listen_unix(
+    channels: Channels,
+    handle: Handle,
+    path: &str,
+) -> io::Result<AbortHandle> {
+    let listener = UnixListener::bind(path)?;
+    let mut file = Removed(PathBuf::from(path));
+    let name = path.to_owned();
+    let task = tokio::spawn(async move {
+        let _file = &mut file;
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            let (handle, name) = (handle.clone(), name.clone());
+            serve(channels.clone(), stream, async move {
+                handle.channel_open_forwarded_streamlocal(name).await
+            });
+        }
+    });
+    Ok(task.abort_handle())
+}
+
+/// Makes a socket that leads to the client's agent, in a folder that only this user can enter.
+pub(crate) fn listen_for_agent(
+    channels: Channels,
+    handle: Handle,
+) -> Option<(PathBuf, AbortHandle)> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name =
+        format!("vsock-sshd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let folder = FOLDERS.iter().map(|folder| Path::new(folder).join(&name)).find(|folder| {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700).create(folder).is_ok()
+    })?;
+    let folder = Removed(folder);
+    let path = folder.0.join("agent");
+    let listener = UnixListener::bind(&path).ok()?;
+    let file = Removed(path.clone());
+    let task = tokio::spawn(async move {
+        let _both = (&file, &folder); // in this order they are removed
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            let handle = handle.clone();
+            serve(channels.clone(), stream, async move { handle.channel_open_agent().await });
+        }
+    });
+    Some((path, task.abort_handle()))
+}
+
+/// Opens a channel to the client for a connection that somebody in the guest has made. Its end is a dropped connection.
+fn serve(
+    channels: Channels,
+    stream: impl Stream + 'static,
+    open: impl Future<Output = Result<Channel<Msg>, russh::Error>> + Send + 'static,
+) {
+    if channels.is_full() {
+        return;
+    }
+    tokio::spawn(async move {
+        let Ok(Ok(channel)) = timeout(limits::CONNECT_TIME, open).await else { return };
+        let (_, writer) = channel.split();
+        let id = writer.id();
+        // `channel_open_confirmation` has added it, before any data came.
+        let Some(inbox) = channels.inbox(id) else { return };
+        let all = channels.clone();
+        let task =
+            tokio::spawn(async move { relay(&all, writer, InboxReader(inbox), stream).await });
+        channels.own(id, task.abort_handle());
+    });
+}
+
+/// A socket or an empty folder that is removed with its owner.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // What somebody else has put there instead stays.
+        let Ok(found) = std::fs::symlink_metadata(&self.0) else { return };
+        if found.file_type().is_socket() {
+            let _ = std::fs::remove_file(&self.0);
+        } else if found.is_dir() {
+            let _ = std::fs::remove_dir(&self.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_addresses_or_names_of_the_file() {
+        let hosts = "127.0.0.1 localhost\n10.0.0.1 db.example db # the database\n::1 DB\n";
+        let said =
+            |host| addresses(host, hosts).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(said("1.2.3.4"), ["1.2.3.4"]);
+        assert_eq!(said("[::1]"), ["::1"]);
+        assert_eq!(said("localhost"), ["127.0.0.1"]);
+        assert_eq!(said("db"), ["10.0.0.1", "::1"]);
+        assert!(said("the").is_empty());
+        assert_eq!(addresses("localhost", "").len(), 2);
+    }
+}

@@ -1,0 +1,538 @@
+//! An SFTP server (version 3, with OpenSSH's extensions) on two streams: a process of its own for each client, which
+//! may wait for a disk, and which ends with its channel. Names are bytes, as Linux has them; which of them a client
+//! may use is up to the kernel.
+
+mod files;
+mod packet;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File, ReadDir};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+
+use packet::{Malformed, Reader, Writer};
+use rustix::fs::StatVfs;
+use rustix::io::Errno;
+
+/// The longest packet of a client, as OpenSSH has it.
+const PACKET: usize = 256 << 10;
+/// What one request may read or write.
+const CHUNK: usize = PACKET - 1024;
+/// Files and folders that are open at once.
+const HANDLES: usize = 128;
+/// The size of an answer from which on it gets no more names of a folder.
+const LISTING: usize = 16 << 10;
+
+/// The types of packets.
+mod kind {
+    pub(super) const INIT: u8 = 1;
+    pub(super) const VERSION: u8 = 2;
+    pub(super) const OPEN: u8 = 3;
+    pub(super) const CLOSE: u8 = 4;
+    pub(super) const READ: u8 = 5;
+    pub(super) const WRITE: u8 = 6;
+    pub(super) const LSTAT: u8 = 7;
+    pub(super) const FSTAT: u8 = 8;
+    pub(super) const SETSTAT: u8 = 9;
+    pub(super) const FSETSTAT: u8 = 10;
+    pub(super) const OPENDIR: u8 = 11;
+    pub(super) const READDIR: u8 = 12;
+    pub(super) const REMOVE: u8 = 13;
+    pub(super) const MKDIR: u8 = 14;
+    pub(super) const RMDIR: u8 = 15;
+    pub(super) const REALPATH: u8 = 16;
+    pub(super) const STAT: u8 = 17;
+    pub(super) const RENAME: u8 = 18;
+    pub(super) const READLINK: u8 = 19;
+    pub(super) const SYMLINK: u8 = 20;
+    pub(super) const STATUS: u8 = 101;
+    pub(super) const HANDLE: u8 = 102;
+    pub(super) const DATA: u8 = 103;
+    pub(super) const NAME: u8 = 104;
+    pub(super) const ATTRS: u8 = 105;
+    pub(super) const EXTENDED: u8 = 200;
+    pub(super) const EXTENDED_REPLY: u8 = 201;
+}
+
+/// How a request ended.
+mod status {
+    pub(super) const OK: u32 = 0;
+    pub(super) const EOF: u32 = 1;
+    pub(super) const NO_SUCH_FILE: u32 = 2;
+    pub(super) const PERMISSION_DENIED: u32 = 3;
+    pub(super) const FAILURE: u32 = 4;
+    pub(super) const BAD_MESSAGE: u32 = 5;
+    pub(super) const OP_UNSUPPORTED: u32 = 8;
+}
+
+/// What the server knows beyond version 3.
+const EXTENSIONS: [(&str, &str); 7] = [
+    ("posix-rename@openssh.com", "1"),
+    ("statvfs@openssh.com", "2"),
+    ("fstatvfs@openssh.com", "2"),
+    ("hardlink@openssh.com", "1"),
+    ("fsync@openssh.com", "1"),
+    ("lsetstat@openssh.com", "1"),
+    ("limits@openssh.com", "1"),
+];
+
+/// Serves the standard streams until they end.
+pub(crate) fn serve_standard_streams() -> io::Result<()> {
+    serve(&mut io::stdin().lock(), &mut io::stdout().lock())
+}
+
+fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
+    let mut server = Server::default();
+    let mut packet = Vec::new();
+    loop {
+        let mut head = [0; 4];
+        match input.read_exact(&mut head) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            done => done?,
+        }
+        let length = usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX);
+        if length == 0 || length > PACKET {
+            return Err(io::Error::other(format!("the client sends a packet of {length} bytes")));
+        }
+        packet.resize(length, 0);
+        input.read_exact(&mut packet)?;
+        output.write_all(&server.answer(&packet).finish())?;
+        output.flush()?;
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+enum Failure {
+    Io(io::Error),
+    Status(u32, &'static str),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Io(error)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Failure {
+        Failure::Io(error.into())
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(_: Malformed) -> Failure {
+        Failure::Status(status::BAD_MESSAGE, "malformed packet")
+    }
+}
+
+impl Failure {
+    fn answer(&self, id: u32) -> Writer {
+        let (code, text) = match self {
+            Failure::Status(code, text) => (*code, (*text).to_owned()),
+            Failure::Io(error) => {
+                let code = match Errno::from_io_error(error) {
+                    Some(Errno::NOENT | Errno::NOTDIR | Errno::BADF | Errno::LOOP) => {
+                        status::NO_SUCH_FILE
+                    }
+                    Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => status::PERMISSION_DENIED,
+                    Some(Errno::NOSYS | Errno::OPNOTSUPP) => status::OP_UNSUPPORTED,
+                    _ => status::FAILURE,
+                };
+                (code, error.to_string())
+            }
+        };
+        status_of(id, code, &text)
+    }
+}
+
+fn status_of(id: u32, code: u32, text: &str) -> Writer {
+    Writer::new(kind::STATUS, id).u32(code).string(text.as_bytes()).string(b"")
+}
+
+/// An open file, or a folder that is being read.
+enum Handle {
+    File(File),
+    Folder { path: PathBuf, entries: ReadDir },
+}
+
+type Answer = Result<Writer, Failure>;
+
+/// The state of one client: what it has open.
+#[derive(Default)]
+struct Server {
+    handles: HashMap<u32, Handle>,
+    next: u32,
+}
+
+impl Server {
+    fn answer(&mut self, packet: &[u8]) -> Writer {
+        let mut reader = Reader(packet);
+        let Ok(kind) = reader.byte() else { return status_of(0, status::BAD_MESSAGE, "") };
+        if kind == kind::INIT {
+            let version = Writer::without_id(kind::VERSION).u32(3);
+            return EXTENSIONS.iter().fold(version, |packet, (name, version)| {
+                packet.string(name.as_bytes()).string(version.as_bytes())
+            });
+        }
+        let Ok(id) = reader.u32() else { return status_of(0, status::BAD_MESSAGE, "") };
+        let done = match kind {
+            kind::OPEN
+            | kind::CLOSE
+            | kind::READ
+            | kind::WRITE
+            | kind::FSTAT
+            | kind::FSETSTAT
+            | kind::OPENDIR
+            | kind::READDIR => self.with_handles(kind, id, &mut reader),
+            kind::EXTENDED => self.extended(id, &mut reader),
+            _ => with_paths(kind, id, &mut reader),
+        };
+        done.unwrap_or_else(|failure| failure.answer(id))
+    }
+
+    fn with_handles(&mut self, kind: u8, id: u32, reader: &mut Reader<'_>) -> Answer {
+        match kind {
+            kind::OPEN => {
+                let (path, flags, wanted) = (path(reader)?, reader.u32()?, reader.attributes()?);
+                let file = files::open(&path, flags, &wanted)?;
+                self.add(id, Handle::File(file))
+            }
+            kind::OPENDIR => {
+                let path = path(reader)?;
+                let entries = fs::read_dir(&path)?;
+                self.add(id, Handle::Folder { path, entries })
+            }
+            kind::CLOSE => {
+                let number = number(reader)?;
+                self.handles.remove(&number).ok_or(Failure::from(Errno::BADF))?;
+                ok(id)
+            }
+            kind::READDIR => match self.handle(reader)? {
+                Handle::Folder { path, entries } => list(id, path, entries),
+                Handle::File(_) => Err(Errno::NOTDIR.into()),
+            },
+            kind::READ => {
+                let file = self.file(reader)?;
+                let (offset, most) = (reader.u64()?, reader.u32()?);
+                let most = usize::try_from(most).unwrap_or(CHUNK).min(CHUNK);
+                let read = |place: &mut [u8]| file.read_at(place, offset);
+                let (packet, length) = Writer::new(kind::DATA, id).filled(most, read)?;
+                if length == 0 && most > 0 {
+                    return Err(Failure::Status(status::EOF, "end of file"));
+                }
+                Ok(packet)
+            }
+            kind::WRITE => {
+                let file = self.file(reader)?;
+                let (offset, data) = (reader.u64()?, reader.string()?);
+                file.write_all_at(data, offset)?;
+                ok(id)
+            }
+            kind::FSTAT => {
+                let file = match self.handle(reader)? {
+                    Handle::File(file) => file.metadata()?,
+                    Handle::Folder { path, .. } => fs::metadata(path)?,
+                };
+                Ok(Writer::new(kind::ATTRS, id).attributes(&file))
+            }
+            _ => {
+                let file = self.file(reader)?;
+                files::change_file(file, &reader.attributes()?)?;
+                ok(id)
+            }
+        }
+    }
+
+    fn add(&mut self, id: u32, handle: Handle) -> Answer {
+        if self.handles.len() >= HANDLES {
+            return Err(Failure::Status(status::FAILURE, "too many open files"));
+        }
+        while self.handles.contains_key(&self.next) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.handles.insert(number, handle);
+        Ok(Writer::new(kind::HANDLE, id).string(&number.to_be_bytes()))
+    }
+
+    fn handle(&mut self, reader: &mut Reader<'_>) -> Result<&mut Handle, Failure> {
+        self.handles.get_mut(&number(reader)?).ok_or(Errno::BADF.into())
+    }
+
+    fn file(&mut self, reader: &mut Reader<'_>) -> Result<&File, Failure> {
+        match self.handle(reader)? {
+            Handle::File(file) => Ok(file),
+            Handle::Folder { .. } => Err(Errno::ISDIR.into()),
+        }
+    }
+
+    fn extended(&mut self, id: u32, reader: &mut Reader<'_>) -> Answer {
+        match reader.string()? {
+            b"posix-rename@openssh.com" => {
+                fs::rename(path(reader)?, path(reader)?)?;
+                ok(id)
+            }
+            b"hardlink@openssh.com" => {
+                fs::hard_link(path(reader)?, path(reader)?)?;
+                ok(id)
+            }
+            b"fsync@openssh.com" => {
+                self.file(reader)?.sync_all()?;
+                ok(id)
+            }
+            b"statvfs@openssh.com" => Ok(disk(id, &rustix::fs::statvfs(path(reader)?)?)),
+            b"fstatvfs@openssh.com" => match self.handle(reader)? {
+                Handle::File(file) => Ok(disk(id, &rustix::fs::fstatvfs(file)?)),
+                Handle::Folder { path, .. } => Ok(disk(id, &rustix::fs::statvfs(path.as_path())?)),
+            },
+            b"lsetstat@openssh.com" => {
+                files::change(&path(reader)?, &reader.attributes()?, false)?;
+                ok(id)
+            }
+            b"limits@openssh.com" => {
+                let [packet, chunk, handles] = [PACKET, CHUNK, HANDLES].map(|most| most as u64);
+                let reply = Writer::new(kind::EXTENDED_REPLY, id);
+                Ok(reply.u64(packet).u64(chunk).u64(chunk).u64(handles))
+            }
+            _ => Err(Failure::Status(status::OP_UNSUPPORTED, "unknown extension")),
+        }
+    }
+}
+
+fn with_paths(kind: u8, id: u32, reader: &mut Reader<'_>) -> Answer {
+    match kind {
+        kind::STAT => {
+            let found = fs::metadata(path(reader)?)?;
+            return Ok(Writer::new(kind::ATTRS, id).attributes(&found));
+        }
+        kind::LSTAT => {
+            let found = fs::symlink_metadata(path(reader)?)?;
+            return Ok(Writer::new(kind::ATTRS, id).attributes(&found));
+        }
+        kind::READLINK => return Ok(one_name(id, &fs::read_link(path(reader)?)?)),
+        kind::REALPATH => return Ok(one_name(id, &files::real_path(&path(reader)?)?)),
+        kind::SETSTAT => files::change(&path(reader)?, &reader.attributes()?, true)?,
+        kind::REMOVE => files::remove(&path(reader)?)?,
+        kind::MKDIR => {
+            let (path, wanted) = (path(reader)?, reader.attributes()?);
+            let mode = wanted.mode.unwrap_or(0o777) & 0o7777;
+            fs::DirBuilder::new().mode(mode).create(path)?;
+        }
+        kind::RMDIR => fs::remove_dir(path(reader)?)?,
+        kind::RENAME => files::rename(&path(reader)?, &path(reader)?)?,
+        // OpenSSH has these two the other way round than the draft, and all clients follow.
+        kind::SYMLINK => std::os::unix::fs::symlink(path(reader)?, path(reader)?)?,
+        _ => return Err(Failure::Status(status::OP_UNSUPPORTED, "unknown request")),
+    }
+    ok(id)
+}
+
+fn ok(id: u32) -> Answer {
+    Ok(status_of(id, status::OK, ""))
+}
+
+fn path(reader: &mut Reader<'_>) -> Result<PathBuf, Malformed> {
+    let name = reader.string()?;
+    Ok(PathBuf::from(OsStr::from_bytes(if name.is_empty() { b"." } else { name })))
+}
+
+fn number(reader: &mut Reader<'_>) -> Result<u32, Failure> {
+    let handle = reader.string()?;
+    handle.try_into().map(u32::from_be_bytes).map_err(|_| Errno::BADF.into())
+}
+
+fn list(id: u32, folder: &Path, entries: &mut ReadDir) -> Answer {
+    let mut names = Vec::new();
+    let mut size = 0;
+    while size < LISTING {
+        let Some(entry) = entries.next() else { break };
+        let name = entry?.file_name();
+        // It may be gone by now.
+        if let Ok(found) = fs::symlink_metadata(folder.join(&name)) {
+            size += 2 * name.len() + 64;
+            names.push((name, found));
+        }
+    }
+    if names.is_empty() {
+        return Err(Failure::Status(status::EOF, "no more names"));
+    }
+    let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
+    let packet = Writer::new(kind::NAME, id).u32(count);
+    Ok(names.iter().fold(packet, |packet, (name, found)| {
+        packet.string(name.as_bytes()).string(&files::long_name(name, found)).attributes(found)
+    }))
+}
+
+fn one_name(id: u32, path: &Path) -> Writer {
+    let name = path.as_os_str().as_bytes();
+    // Attributes that say nothing.
+    Writer::new(kind::NAME, id).u32(1).string(name).string(name).u32(0)
+}
+
+fn disk(id: u32, found: &StatVfs) -> Writer {
+    let numbers = [
+        found.f_bsize,
+        found.f_frsize,
+        found.f_blocks,
+        found.f_bfree,
+        found.f_bavail,
+        found.f_files,
+        found.f_ffree,
+        found.f_favail,
+        found.f_fsid,
+        // Read-only, and without set-user-id: as the extension has them.
+        found.f_flag.bits() & 3,
+        found.f_namemax,
+    ];
+    numbers.into_iter().fold(Writer::new(kind::EXTENDED_REPLY, id), Writer::u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// The type and the body of the answer to a request.
+    fn ask(server: &mut Server, request: Writer) -> (u8, Vec<u8>) {
+        let packet = request.finish();
+        let answer = server.answer(&packet[4..]).finish();
+        assert_eq!(answer[5..9], packet[5..9], "the id of the request");
+        (answer[4], answer[9..].to_vec())
+    }
+
+    fn code((kind, body): (u8, Vec<u8>)) -> u32 {
+        assert_eq!(kind, kind::STATUS);
+        Reader(&body).u32().unwrap()
+    }
+
+    fn request(kind: u8) -> Writer {
+        Writer::new(kind, 0x0102_0304)
+    }
+
+    fn handle((kind, body): (u8, Vec<u8>)) -> Vec<u8> {
+        assert_eq!(kind, kind::HANDLE);
+        Reader(&body).string().unwrap().to_vec()
+    }
+
+    fn name(path: &Path) -> &[u8] {
+        path.as_os_str().as_bytes()
+    }
+
+    #[test]
+    fn file_is_written_read_changed_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(OsStr::from_bytes(b"\xff\xfe"));
+        let mut server = Server::default();
+        let open = request(kind::OPEN).string(name(&path)).u32(1 | 2 | 8 | 32).u32(4).u32(0o600);
+        let file = handle(ask(&mut server, open));
+        let write = request(kind::WRITE).string(&file).u64(3).string(b"data");
+        assert_eq!(code(ask(&mut server, write)), status::OK);
+        let read = request(kind::READ).string(&file).u64(2).u32(u32::MAX);
+        let (kind, body) = ask(&mut server, read);
+        assert_eq!((kind, Reader(&body).string().unwrap()), (kind::DATA, &b"\0data"[..]));
+        let read = request(kind::READ).string(&file).u64(7).u32(10);
+        assert_eq!(code(ask(&mut server, read)), status::EOF);
+        let change =
+            request(kind::FSETSTAT).string(&file).u32(1 | 4 | 8).u64(5).u32(0o640).u32(1).u32(2);
+        assert_eq!(code(ask(&mut server, change)), status::OK);
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.size(), found.mode() & 0o777, found.mtime()), (5, 0o640, 2));
+        assert_eq!(code(ask(&mut server, request(kind::CLOSE).string(&file))), status::OK);
+        assert_eq!(
+            code(ask(&mut server, request(kind::CLOSE).string(&file))),
+            status::NO_SUCH_FILE
+        );
+        assert_eq!(code(ask(&mut server, request(kind::REMOVE).string(name(&path)))), status::OK);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn rename_of_the_third_version_replaces_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        fs::write(&old, "old").unwrap();
+        fs::write(&new, "new").unwrap();
+        let mut server = Server::default();
+        let rename = request(kind::RENAME).string(name(&old)).string(name(&new));
+        assert_eq!(code(ask(&mut server, rename)), status::FAILURE);
+        let extension = b"posix-rename@openssh.com";
+        let rename =
+            request(kind::EXTENDED).string(extension).string(name(&old)).string(name(&new));
+        assert_eq!(code(ask(&mut server, rename)), status::OK);
+        assert_eq!(fs::read(&new).unwrap(), b"old");
+    }
+
+    #[test]
+    fn folder_is_listed_in_several_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..500 {
+            fs::write(folder.path().join(format!("file-{number}")), "").unwrap();
+        }
+        let mut server = Server::default();
+        let open = request(kind::OPENDIR).string(name(folder.path()));
+        let handle = handle(ask(&mut server, open));
+        let (mut names, mut answers) = (0, 0);
+        loop {
+            let (kind, body) = ask(&mut server, request(kind::READDIR).string(&handle));
+            if kind == kind::STATUS {
+                break;
+            }
+            assert!(body.len() < 2 * LISTING);
+            names += Reader(&body).u32().unwrap();
+            answers += 1;
+        }
+        assert_eq!(names, 500);
+        assert!(answers > 1);
+    }
+
+    #[test]
+    fn handles_are_bounded_and_foreign_ones_are_refused() {
+        let mut server = Server::default();
+        let mut open = || ask(&mut server, request(kind::OPENDIR).string(b"/"));
+        for _ in 0..HANDLES {
+            assert_eq!(open().0, kind::HANDLE);
+        }
+        assert_eq!(code(open()), status::FAILURE);
+        for wrong in [&b""[..], b"1234", b"12345"] {
+            let read = request(kind::READ).string(wrong).u64(0).u32(1);
+            assert_eq!(code(ask(&mut server, read)), status::NO_SUCH_FILE);
+        }
+    }
+
+    #[test]
+    fn every_packet_of_random_bytes_has_an_answer() {
+        // Numbers of a linear congruence: the same in every run.
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        let mut server = Server::default();
+        for _ in 0..20_000 {
+            let mut packet: Vec<u8> = (0..next() % 40).map(|_| next() % 24).collect();
+            // Without the requests that could change something here.
+            if let Some(kind) =
+                packet.first_mut().filter(|kind| matches!(**kind, 3 | 9 | 13..=15 | 18 | 20))
+            {
+                *kind = kind::STAT;
+            }
+            assert!(server.answer(&packet).finish().len() >= 9);
+        }
+    }
+
+    #[test]
+    fn giant_packet_ends_the_stream() {
+        for length in [0, 1 << 18 | 1, u32::MAX] {
+            let mut out = Vec::new();
+            let done = serve(&mut &length.to_be_bytes()[..], &mut out);
+            assert!(done.unwrap_err().to_string().contains("packet of"), "{length}");
+        }
+        assert!(serve(&mut &b""[..], &mut Vec::new()).is_ok());
+    }
+}
