@@ -154,14 +154,27 @@ def _cat(guest: _Guest, port: int, source: Path | None, target: Path | None) -> 
         guest.vsock("cat", f"{guest.name}:{port}", **files)
 
 
+# Not ru_maxrss of the child, which begins with what this process had before exec.
+_MEASURED = """
+import sys
+from vsock.cli.main import main
+code = main(sys.argv[1:])
+print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+sys.exit(code)
+"""
+
+
 def _peak(guest: _Guest, *words: str) -> float:
     """The largest resident set of a command of `vsock`, in MiB."""
-    process = subprocess.Popen([sys.executable, "-m", "vsock.cli", *words], env=guest.environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise AgentError(f"vsock {words[0]} ended with {process.returncode}")
-    return usage.ru_maxrss / 1024
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *words],
+        env=guest.environment,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise AgentError(f"vsock {words[0]} ended with {done.returncode}")
+    return int(done.stdout.splitlines()[-1]) / 1024
 
 
 def _small_files(vmm: str, guest: _Guest, scp: list[str], count: int, rounds: int) -> Row:

@@ -23,7 +23,7 @@ from tests.ssh.server import SshServer
 import vsock
 from vsock.errors import CopyError, SessionError, UsageError
 from vsock.guest import Guest
-from vsock.ssh.copying import Copier, Progress
+from vsock.ssh.copying import Copier, Progress, trees
 from vsock.ssh.copying import guest as guest_module
 from vsock.ssh.copying.guest import GuestSide
 from vsock.ssh.copying.host import HostSide
@@ -386,7 +386,7 @@ async def test_guest_that_lists_bad_names_writes_nothing_outside(guest: Guest, h
         )
 
     lines = await failures_of(guest, Names, here)
-    assert len([line for line in lines if "which is no name" in line]) == 5
+    assert len([line for line in lines if "which is no name" in line]) == 6
     assert len(lines) == 6
     assert names_in(here / "out") == {"good", os.fsdecode(b"\xff\xfe")}
 
@@ -442,6 +442,21 @@ async def test_listings_without_end_are_bounded(guest: Guest, here: Path) -> Non
     (here / "out").rename(here.parent / "before")
     (line,) = await failures_of(guest, Deep, here)
     assert "more than 100 folders within each other" in line
+
+
+async def test_folders_that_wait_are_bounded_on_all_levels_together(
+    guest: Guest, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three in each, of which one is copied and two wait, until no more may wait."""
+    monkeypatch.setattr(trees, "MOST_FOLDERS_WAITING", 10)
+
+    class Folders(Lying):
+        names = tuple(name(b"%d" % n, stat.S_IFDIR | 0o755) for n in range(3))
+        said = name(b"", stat.S_IFDIR | 0o755)
+
+    lines = await failures_of(guest, Folders, here, most_entries=300)
+    assert "alpha:root/0/0/0/0/: more than 10 folders: the rest is not copied" in lines
+    assert not any("root/0/0/0/: more than 10 folders" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -592,10 +607,11 @@ def test_full_disk_is_one_line_and_leaves_nothing(sshd: SshServer, here: Path, t
 
 
 MEASURED = """
-import resource, sys
+import sys
 from vsock.cli.main import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss, which begins with what the process had before exec, the tests' own.
+print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
 sys.exit(code)
 """
 
@@ -614,7 +630,7 @@ def peak(*words: str) -> int:
 
 
 def test_memory_is_constant(sshd: SshServer, here: Path, there: Path) -> None:
-    """1 GiB needs no more than a window more than a byte."""
+    """1 GiB needs no more than a few windows more than a byte."""
     (here / "small").write_bytes(b"x")
     with (here / "large").open("wb") as file:
         file.write(os.urandom(2 * WINDOW))
@@ -622,4 +638,4 @@ def test_memory_is_constant(sshd: SshServer, here: Path, there: Path) -> None:
     least = peak("cp", str(here / "small"), f"alpha:{there}")
     most = peak("cp", str(here / "large"), f"alpha:{there}")
     assert (there / "large").stat().st_size == 1 << 30
-    assert most - least < 4 * WINDOW
+    assert most - least < 16 * WINDOW

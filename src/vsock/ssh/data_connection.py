@@ -40,6 +40,9 @@ _MOST_WAITING: Final = 8
 _READ_AHEAD: Final = 512 << 10
 """Bytes that are read from the guest before anybody wants them; asyncio reads up to twice as many."""
 
+_MOST_SAID: Final = 4096
+"""Bytes of what a program that failed has said; its last line is the reason."""
+
 _TOKEN_VARIABLE: Final = "VSOCK_TOKEN"
 _NO_PROGRAM, _NO_OPENER = 93, 94
 
@@ -82,7 +85,17 @@ exit {_NO_OPENER}
 
 
 class DataConnectionError(Exception):
-    """There is no data connection; the text says why, in a few words."""
+    """There is no data connection; the text says why, in a few words.
+
+    Attributes:
+        refused: as of `DataConnection`.
+        is_late: the guest was told to connect, and nothing came of it in time: something between them may be wrong.
+    """
+
+    def __init__(self, text: str, *, refused: int = 0, is_late: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
+        self.is_late = is_late
 
 
 class DataConnection:
@@ -105,9 +118,20 @@ class DataConnection:
         self.writer = writer
         self.refused = refused
         self._process = process
+        self._watch = asyncio.create_task(self._end_with_session())
+
+    async def _end_with_session(self) -> None:
+        """Who closes the session wants nothing more to be copied.
+
+        A program that ends of its own has an exit status; then the connection ends by itself, after its last bytes.
+        """
+        await self._process.wait_closed()
+        if self._process.returncode is None:
+            self.writer.transport.abort()
 
     def abort(self) -> None:
         """End it at once, and the program by that."""
+        self._watch.cancel()
         self.writer.transport.abort()
         self._process.close()
 
@@ -150,7 +174,8 @@ async def open_data_connection(
         order = ["sh", "-c", _OPENER, "sh", str(host), str(port), *programs]
         return await _ordered(session, order, door)
     except TimeoutError:
-        raise DataConnectionError(f"it did not connect within {OPEN_SECONDS:g} s") from None
+        reason = f"it did not connect within {OPEN_SECONDS:g} s"
+        raise DataConnectionError(reason, refused=door.refused, is_late=True) from None
     except (SessionError, OSError) as error:
         raise DataConnectionError(f"it starts no command: {error}") from error
     finally:
@@ -172,9 +197,11 @@ async def _ordered(session: "GuestSession", order: "list[str]", door: "_Door") -
             finally:
                 ended.cancel()
             if not door.came.done():
-                raise DataConnectionError(await _reason(process))
+                reason = await _reason(process)
+                raise DataConnectionError(reason, refused=door.refused)
             return DataConnection(*door.came.result(), process, door.refused)
         except BaseException:
+            door.abandon()
             process.close()
             raise
 
@@ -185,7 +212,7 @@ async def _reason(process: "SSHClientProcess[bytes]") -> str:
         return "it has no perl, python3, socat or ncat that knows vsock"
     if process.returncode == _NO_PROGRAM:
         return "it has no sftp-server of its own"
-    said = (await process.stderr.read(400)).decode(errors="replace").strip().splitlines()
+    said = (await process.stderr.read(_MOST_SAID)).decode(errors="replace").strip().splitlines()
     return printable(said[-1], 100) if said else f"its command ended with {process.returncode}"
 
 
@@ -213,16 +240,24 @@ class _Door:
         """Read the token."""
         self._writers.add(writer)
         said = b""
-        with suppress(TimeoutError, asyncio.IncompleteReadError, OSError):
-            async with asyncio.timeout(_TOKEN_SECONDS):
-                said = await reader.readexactly(len(self.token))
-        self._waiting -= 1
-        self._writers.discard(writer)
+        try:
+            with suppress(TimeoutError, asyncio.IncompleteReadError, OSError):
+                async with asyncio.timeout(_TOKEN_SECONDS):
+                    said = await reader.readexactly(len(self.token))
+        finally:
+            self._waiting -= 1
+            self._writers.discard(writer)
         # The first one takes the token: `came` is done, or cancelled, for all after it.
         if hmac.compare_digest(said, self.token) and not self.came.done():
             self.came.set_result((reader, writer))
         else:
             self.refused += 1
+            writer.transport.abort()
+
+    def abandon(self) -> None:
+        """Close the right one too, if it came: nobody takes it."""
+        if self.came.done() and not self.came.cancelled():
+            _, writer = self.came.result()
             writer.transport.abort()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ checked. Memory is bounded, however large files and folders are.
 | `sides` | what a copy needs of a side: folders, readers, writers |
 | `host` | the host's files, by descriptors of their folders |
 | `guest` | a guest's files, by SFTP |
+| `sftp` | asyncssh's SFTP client, over a plain data connection or over ssh |
 | `transfer` | one file: the data, in what order, and its comparison |
 | `trees` | named files and whole trees, and the result |
 """

@@ -10,13 +10,13 @@ import secrets
 import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import asyncssh
 from asyncssh import constants
 
 from vsock.errors import SessionError
-from vsock.ssh.copying.plain_sftp import plain_sftp
+from vsock.ssh.copying.sftp import plain_sftp, ssh_sftp
 from vsock.ssh.copying.sides import (
     CHUNK,
     Entry,
@@ -83,9 +83,13 @@ class GuestSide:
         self.over_ssh = over_ssh
         """Why ssh carries the data; None if a plain connection does."""
         self._data = data
-        if data and data.refused:
+        if data:
+            self._note_refused(data.refused)
+
+    def _note_refused(self, count: int) -> None:
+        if count:
             self.notes.add(
-                f"{data.refused} other connections to the port for the data of {self.name} were closed"
+                f"{count} other connections to the port for the data of {self.name} were closed"
             )
 
     @classmethod
@@ -99,20 +103,26 @@ class GuestSide:
         Raises:
             SessionError: it has no SFTP, or the session ended.
         """
-        over_ssh = "it was asked for"
-        if not encrypted:
-            try:
-                data, client = await plain_sftp(session)
-                return cls(session, client, data=data)
-            except DataConnectionError as error:
-                over_ssh = str(error)
-        return cls(session, await cls._sftp(session), over_ssh=over_ssh)
+        if encrypted:
+            return cls(session, await cls._sftp(session), over_ssh="it was asked for")
+        try:
+            data, client = await plain_sftp(session)
+            return cls(session, client, data=data)
+        except DataConnectionError as error:
+            side = cls(session, await cls._sftp(session), over_ssh=str(error))
+            side._note_refused(error.refused)
+            if error.is_late:
+                side.notes.add(
+                    f"ssh carried the data of {side.name}, which was told to open a connection, and did not in time: "
+                    "--encrypted does not wait for that"
+                )
+            return side
 
     @staticmethod
     async def _sftp(session: "GuestSession") -> asyncssh.SFTPClient:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return await session.sftp()
+                return await ssh_sftp(session)
         except (asyncssh.Error, ValueError, OSError) as error:
             if isinstance(error, SessionError):
                 raise
@@ -136,7 +146,8 @@ class GuestSide:
         """Give the guest up; closing would wait for its answers."""
         if self._data:
             self._data.abort()
-        self._session.connection.abort()
+        with suppress(SessionError):  # it is closed already
+            self._session.connection.abort()
 
     @property
     def chunk(self) -> int:
@@ -155,6 +166,8 @@ class GuestSide:
             EntryError: the guest says no, or what it must not say.
             SessionError: the session ended, or there is no answer.
         """
+        # A listing that is given up asks the guest to close it, and waits for the answer to that.
+        last = asyncio.get_running_loop().call_later(2 * _ANSWER_SECONDS, self._abort)
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await answer
@@ -175,6 +188,8 @@ class GuestSide:
             raise EntryError(
                 f"{self.text(path)}: the guest's SFTP server breaks the protocol"
             ) from error
+        finally:
+            last.cancel()
 
     async def entry(self, path: bytes, *, follow: bool) -> Entry | None:
         """What is there."""
@@ -242,20 +257,26 @@ class GuestFolder:
 
     async def entries(self) -> AsyncGenerator[tuple[bytes, Entry], None]:
         """What the guest says is in it."""
-        listing = self._client.scandir(self._path or b".")
+        listing = cast(
+            "AsyncGenerator[asyncssh.SFTPName, None]", self._client.scandir(self._path or b".")
+        )
         dots = 0
-        while dots <= _MOST_DOTS:
-            try:
-                found = await self._side.ask(anext(listing), self._path)
-            except StopAsyncIteration:
-                return
-            name = found.filename
-            assert isinstance(name, bytes)
-            if name in (b".", b".."):
-                dots += 1
-            else:
-                yield name, self._side.read_entry(found.attrs, self._of(name))
-        raise EntryError(f"{self.text(b'')}: the guest lists the folder itself again and again")
+        try:
+            while dots <= _MOST_DOTS:
+                try:
+                    found = await self._side.ask(anext(listing), self._path)
+                except StopAsyncIteration:
+                    return
+                name = found.filename
+                assert isinstance(name, bytes)
+                if name in (b".", b".."):
+                    dots += 1
+                else:
+                    yield name, self._side.read_entry(found.attrs, self._of(name))
+            raise EntryError(f"{self.text(b'')}: the guest lists the folder itself again and again")
+        finally:
+            with suppress(EntryError, SessionError):  # what ended the listing is the reason
+                await self._side.ask(listing.aclose(), self._path)
 
     async def entry(self, name: bytes) -> Entry | None:
         """What is there."""

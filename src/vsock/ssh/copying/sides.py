@@ -35,7 +35,7 @@ __all__ = [
 CHUNK: Final = 128 << 10
 """Bytes of a read or write; OpenSSH's sftp-server takes 255 KiB, asyncssh's client asks what a server takes."""
 
-WINDOW: Final = 2 << 20
+WINDOW: Final = 1 << 20
 """Bytes that are on their way at once in each direction. So all of a part but its last bytes, as many as these, is whole."""
 
 AT_ONCE: Final = WINDOW // CHUNK

@@ -8,6 +8,7 @@ import os
 import posixpath
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Final
 from vsock.errors import UsageError
 from vsock.ssh.attached import in_thread
 from vsock.ssh.copying.guest import GuestSide
-from vsock.ssh.copying.sides import CHUNK, Entry, EntryError, Folder, Kind, Progress, Side
+from vsock.ssh.copying.sides import CHUNK, WINDOW, Entry, EntryError, Folder, Kind, Progress, Side
 from vsock.ssh.copying.transfer import copy_file, copy_stream, read_in_order
 
 __all__ = ["MOST_ENTRIES", "Copier", "CopyResult", "Place"]
@@ -27,8 +28,17 @@ MOST_ENTRIES: Final = 1_000_000
 FILES_AT_ONCE: Final = 32
 """Small files that are on their way at once: each needs several answers of the guest, one after the other."""
 
+_SLOT: Final = WINDOW // FILES_AT_ONCE
+"""Bytes of a small file that count as one of those; so all of them together are no more than a window."""
+
 _DEEPEST: Final = 100
 """Folders within folders; each takes a descriptor."""
+
+MOST_FOLDERS_WAITING: Final = 50_000
+"""Folders that were listed and are not yet copied, on all levels together: their names are kept meanwhile."""
+
+_LONGEST_NAME: Final = 255
+"""NAME_MAX of Linux."""
 
 _MOST_FAILURES: Final = 1000
 """Lines that are kept; more are only counted."""
@@ -116,6 +126,7 @@ class Copier:
         self._progress = progress
         self._most_entries = most_entries
         self._seen = 0
+        self._folders_waiting = 0
         self._counts = dict.fromkeys((Kind.FILE, Kind.FOLDER, Kind.LINK), 0)
         self._bytes = self._total = 0
         self._failures: list[str] = []
@@ -260,45 +271,87 @@ class Copier:
     ) -> None:
         """Copy what is in a folder; an entry that fails does not stop the others.
 
-        Small files are copied at once with others; what is not yet done at the end is waited for.
+        Small files are copied at once with others; what is not yet done at the end is waited for. Folders are copied
+        when the listing is at its end: one that stays open keeps an answer of the guest, and that on each level.
         """
-        too_many: EntryError | None = None
-        async with _together() as others, aclosing(source.entries()) as entries:
-            try:
-                async for name, entry in entries:
-                    self._seen += 1
-                    if self._seen > self._most_entries:
-                        raise EntryError(
-                            f"{source.text(b'')}: more than {self._most_entries} entries: "
-                            "the rest is not copied"
-                        )
-                    try:
-                        if not name or b"/" in name or b"\0" in name or name in _ITSELF:
-                            raise EntryError(
-                                f"{source.text(b'')}: lists {name!r}, which is no name"
-                            )
-                        copying = self._entry(source, name, entry, target, name, depth, is_new)
-                        if entry.kind is Kind.FILE and entry.size <= CHUNK:
-                            await self._slots.acquire()
-                            others.create_task(self._small(copying))
-                        else:
-                            await copying
-                    except EntryError as error:
-                        self._fail(error)
-                        if self._seen > self._most_entries:
-                            return
-            except EntryError as error:
-                too_many = error
-        if too_many:
-            raise too_many
-
-    async def _small(self, copying: Coroutine[Any, Any, None]) -> None:
+        listing_error: EntryError | None = None
+        folders: deque[tuple[bytes, Entry]] = deque()
         try:
-            await copying
+            async with _together() as others:
+                try:
+                    async with aclosing(source.entries()) as entries:
+                        async for name, entry in entries:
+                            self._count_entry(source)
+                            if not _is_name(name):
+                                line = f"{source.text(b'')}: lists {name[:300]!r}, which is no name"
+                                self._fail(EntryError(line))
+                            elif entry.kind is Kind.FOLDER:
+                                self._count_waiting(source)
+                                folders.append((name, entry))
+                            elif entry.kind is Kind.FILE and entry.size <= CHUNK:
+                                slots = 1 + entry.size // _SLOT
+                                for _ in range(slots):
+                                    await self._slots.acquire()
+                                others.create_task(
+                                    self._small(slots, source, name, entry, target, depth, is_new)
+                                )
+                            else:
+                                await self._try_entry(source, name, entry, target, depth, is_new)
+                except EntryError as error:
+                    listing_error = error
+                while folders and self._seen <= self._most_entries:
+                    name, entry = folders.popleft()
+                    self._folders_waiting -= 1
+                    await self._try_entry(source, name, entry, target, depth, is_new)
+        finally:
+            self._folders_waiting -= len(folders)
+        if listing_error:
+            raise listing_error
+
+    def _count_entry(self, source: Folder) -> None:
+        self._seen += 1
+        if self._seen > self._most_entries:
+            raise EntryError(
+                f"{source.text(b'')}: more than {self._most_entries} entries: the rest is not copied"
+            )
+
+    def _count_waiting(self, source: Folder) -> None:
+        if self._folders_waiting == MOST_FOLDERS_WAITING:
+            raise EntryError(
+                f"{source.text(b'')}: more than {MOST_FOLDERS_WAITING} folders: the rest is not copied"
+            )
+        self._folders_waiting += 1
+
+    async def _small(
+        self,
+        slots: int,
+        source: Folder,
+        name: bytes,
+        entry: Entry,
+        target: Folder,
+        depth: int,
+        is_new: bool,
+    ) -> None:
+        try:
+            await self._try_entry(source, name, entry, target, depth, is_new)
+        finally:
+            for _ in range(slots):
+                self._slots.release()
+
+    async def _try_entry(
+        self,
+        source: Folder,
+        name: bytes,
+        entry: Entry,
+        target: Folder,
+        depth: int,
+        is_new: bool,
+    ) -> None:
+        """Copy an entry; one that fails does not stop the others."""
+        try:
+            await self._entry(source, name, entry, target, name, depth, is_new)
         except EntryError as error:
             self._fail(error)
-        finally:
-            self._slots.release()
 
     async def _entry(
         self,
@@ -406,19 +459,28 @@ class Copier:
             return
 
     async def _measure(self, folder: Folder, left: list[int], depth: int) -> None:
-        async with aclosing(folder.entries()) as entries:
-            async for name, entry in entries:
-                left[0] -= 1
-                if left[0] < 0:
-                    return
-                if entry.kind is Kind.FILE:
-                    self._total += entry.size
-                elif entry.kind is Kind.FOLDER and depth < _DEEPEST and b"/" not in name:
-                    within = await folder.folder(name)
-                    try:
-                        await self._measure(within, left, depth + 1)
-                    finally:
-                        await within.close()
+        folders: deque[bytes] = deque()
+        try:
+            async with aclosing(folder.entries()) as entries:
+                async for name, entry in entries:
+                    left[0] -= 1
+                    if left[0] < 0 or self._folders_waiting == MOST_FOLDERS_WAITING:
+                        return
+                    if entry.kind is Kind.FILE:
+                        self._total += entry.size
+                    elif entry.kind is Kind.FOLDER and depth < _DEEPEST and _is_name(name):
+                        folders.append(name)
+                        self._folders_waiting += 1
+            while folders:
+                name = folders.popleft()
+                self._folders_waiting -= 1
+                within = await folder.folder(name)
+                try:
+                    await self._measure(within, left, depth + 1)
+                finally:
+                    await within.close()
+        finally:
+            self._folders_waiting -= len(folders)
 
     def _note_carriers(self, *sides: Side) -> None:
         self._over_ssh = any(isinstance(one, GuestSide) and one.over_ssh for one in sides)
@@ -435,6 +497,15 @@ class Copier:
         self._failed += 1
         if len(self._failures) < _MOST_FAILURES:
             self._failures.append(str(error))
+
+
+def _is_name(name: bytes) -> bool:
+    return (
+        name not in _ITSELF
+        and len(name) <= _LONGEST_NAME
+        and b"/" not in name
+        and b"\0" not in name
+    )
 
 
 @asynccontextmanager
