@@ -34,7 +34,11 @@ def test_watchdog_beats_twice_as_often_as_systemd_waits(monkeypatch: pytest.Monk
     assert watchdog_interval() == 1.5
 
 
-@pytest.mark.parametrize(("usec", "pid"), [("", ""), ("0", str(os.getpid())), ("3000000", "1")])
+@pytest.mark.parametrize(
+    ("usec", "pid"),
+    [("", ""), ("0", str(os.getpid())), ("3000000", "1")],
+    ids=["unset", "no time", "another process"],
+)
 def test_watchdog_of_nobody_or_another_process_is_none(
     usec: str, pid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
