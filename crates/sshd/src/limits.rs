@@ -36,6 +36,9 @@ pub(crate) const BACKLOG: usize = 1 << 20;
 /// The same while output waits for the client.
 pub(crate) const BACKLOG_WHILE_OUTPUT_WAITS: usize = 8 << 20;
 
+/// How long to wait when this process or the guest has no descriptors or memory for a connection.
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a connection to a service of the guest may take to open.
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(10);
 
