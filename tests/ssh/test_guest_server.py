@@ -76,6 +76,18 @@ async def test_left_processes_do_not_hold_a_command_back(session: GuestSession) 
     assert done.returncode == 0
 
 
+async def test_endless_output_of_left_processes_does_not_hold_a_command_back(
+    session: GuestSession,
+) -> None:
+    """What is sent after the command's end is bounded."""
+    process = await session.open_process("cat /dev/zero & sleep 0.1", encoding=None)
+    received = 0
+    while data := await process.stdout.read(MIB):
+        received += len(data)
+    assert received > 0
+    assert (await process.wait()).returncode == 0
+
+
 async def test_terminal_follows_the_size(session: GuestSession) -> None:
     """And the end of input ends a program on it."""
     process = await session.open_process(
@@ -92,10 +104,20 @@ async def test_terminal_follows_the_size(session: GuestSession) -> None:
 
 
 @pytest.mark.parametrize("end", ["channel", "connection"])
-async def test_processes_end_with_their_channel(server: GuestServer, end: str) -> None:
-    """The whole group, also of a program that ignores SIGHUP."""
+@pytest.mark.parametrize(
+    "command",
+    [
+        "trap '' HUP; sleep 1000 & echo $!; wait; wait",
+        "(trap '' HUP; exec sleep 1000) & echo $!; wait",
+    ],
+    ids=["all ignore it", "its leader does not"],
+)
+async def test_processes_end_with_their_channel(
+    server: GuestServer, end: str, command: str
+) -> None:
+    """The whole group, also of programs that ignore SIGHUP."""
     async with asyncio.timeout(SECONDS), vsock.guest_session(server.host) as session:
-        process = await session.open_process("trap '' HUP; sleep 1000 & echo $!; wait; wait")
+        process = await session.open_process(command)
         pid = int(await process.stdout.readline())
         if end == "channel":
             process.close()

@@ -156,12 +156,15 @@ impl Channels {
 
     /// Ends a process whose channel is closed, with its group. Who has made a group of their own goes on.
     fn hang_up(&self, child: ChildId) {
+        // Its group may outlive it, with programs that ignore SIGHUP.
+        self.children.hold(child);
         self.children.signal(child, Signal::HUP);
         self.children.signal(child, Signal::CONT);
         let children = self.children.clone();
         tokio::spawn(async move {
             tokio::time::sleep(limits::GRACE_TIME).await;
             children.signal(child, Signal::KILL);
+            children.release(child);
         });
     }
 

@@ -42,6 +42,10 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection to a service of the guest may take to open.
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(10);
 
+/// Bytes of output that are sent after the end of a process: the most that an unprivileged program can have in a pipe
+/// (pipe(7)).
+pub(crate) const LAST_OUTPUT: usize = 1 << 20;
+
 /// How long a process may go on after SIGHUP when its channel has been closed.
 pub(crate) const GRACE_TIME: Duration = Duration::from_secs(2);
 

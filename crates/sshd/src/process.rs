@@ -21,6 +21,7 @@ use crate::backlog::{Backlog, InboxReader};
 use crate::children::{ChildId, Children};
 use crate::command::Program;
 use crate::descriptor::Descriptor;
+use crate::limits;
 
 /// The path of this program, which is its own SFTP server.
 pub(crate) const OURSELVES: &str = "/proc/self/exe";
@@ -223,7 +224,8 @@ async fn copy_in(mut from: InboxReader, mut to: Descriptor, is_terminal: bool) {
     }
 }
 
-/// Copies what the process writes to the client: to its end, or, once the process has ended, all that is there.
+/// Copies what the process writes to the client: to its end, or, once the process has ended, all that is there. Others
+/// may go on writing, so that is at most what a pipe or a terminal can hold.
 async fn copy_out(
     from: &Descriptor,
     mut to: impl AsyncWrite + Unpin,
@@ -231,16 +233,21 @@ async fn copy_out(
     mut is_ended: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; 32 << 10];
-    loop {
+    let mut left = limits::LAST_OUTPUT;
+    while left > 0 {
+        let has_ended = *is_ended.borrow();
         match from.read_now(&mut buffer) {
             Ok(Some(0)) | Err(_) => return,
             Ok(Some(length)) => {
+                if has_ended {
+                    left = left.saturating_sub(length);
+                }
                 let _waits = backlog.output_waits();
                 if to.write_all(&buffer[..length]).await.is_err() {
                     return;
                 }
             }
-            Ok(None) if *is_ended.borrow() => return,
+            Ok(None) if has_ended => return,
             Ok(None) => {
                 tokio::select! {
                     readable = from.readable() => if readable.is_err() { return },
