@@ -42,7 +42,10 @@ def server_path() -> Path:
     """
     path = Path(__file__).parents[1] / "_lib" / "vsock-sshd"
     if not path.exists():
-        raise UsageError(f"{path} is missing: build it with `make sshd`, or install the wheel")
+        raise UsageError(
+            f"this installation was built without {path.name}, which needs Rust 1.89 and a static C library"
+            " (libc6-dev on Debian, glibc-static on Fedora): install these and vsock anew; in a clone: make sshd"
+        )
     return path
 
 
