@@ -330,3 +330,51 @@ pub(crate) fn resize(terminal: impl AsFd, size: Winsize) {
     // A terminal that is gone needs none.
     let _ = rustix::termios::tcsetwinsize(terminal, size);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use super::*;
+
+    /// A client, and a program that fills the pipe again as soon as something has been taken out of it.
+    struct Refilling {
+        pipe: OwnedFd,
+        sent: usize,
+    }
+
+    impl AsyncWrite for Refilling {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.sent += bytes.len();
+            if self.sent > 2 * limits::LAST_OUTPUT {
+                return Poll::Ready(Err(io::Error::other("too much")));
+            }
+            assert_eq!(rustix::io::write(&self.pipe, bytes), Ok(bytes.len()));
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn output_after_the_end_of_a_process_is_bounded() {
+        let (from, pipe) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::write(&pipe, &[0; 1000]).unwrap();
+        let mut client = Refilling { pipe, sent: 0 };
+        let (_say_ended, is_ended) = watch::channel(true);
+        let from = Descriptor::new(from).unwrap();
+        copy_out(&from, &mut client, &Arc::default(), is_ended).await;
+        assert!((limits::LAST_OUTPUT..limits::LAST_OUTPUT + 1000).contains(&client.sent));
+    }
+}
