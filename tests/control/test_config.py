@@ -375,10 +375,14 @@ def test_faults_of_services_have_their_lines() -> None:
         "c.toml:11: log: log/proxy.log is relative: the daemon's directory is not yours",
         "c.toml:12: rate must be 1 to 10000, not 0",
     ]
+    # The switch's log would leave out lines.
+    assert faults_of(SERVICES.replace('log = "/var/log/proxy.log"\n', "")) == [
+        "c.toml:6: proxy has no log"
+    ]
     assert faults_of(SERVICES.replace('"packages"', '"web"')) == [
         "c.toml:7: name: forward web exists already"
     ]
-    assert faults_of('[[proxy]]\nname = "a"\nallow = []\n[forward]\nto = "x"\n') == [
+    assert faults_of('[[proxy]]\nname = "a"\nallow = []\nlog = "/l"\n[forward]\nto = "x"\n') == [
         "c.toml:3: allow must be a list of at least one",
-        "c.toml:4: write [[forward]], with two brackets, once per forward",
+        "c.toml:5: write [[forward]], with two brackets, once per forward",
     ]

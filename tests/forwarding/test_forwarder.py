@@ -15,6 +15,7 @@ import pytest
 import vsock
 from vsock.errors import AddressError, SwitchGone
 from vsock.forwarding import Forwarder, Refused, TcpEnd, parse_end
+from vsock.forwarding.ends import connect_first
 from vsock.guest import Guest
 from vsock.switch import Switch
 
@@ -240,3 +241,28 @@ async def test_end_of_the_block_closes_everything(
     while len(os.listdir("/proc/self/fd")) > before:  # noqa: PTH208 - the server's end closes a moment later
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.01)
+
+
+async def test_silent_address_does_not_take_the_time_of_the_next() -> None:
+    """Nor does one that refuses; the kernel would wait for minutes."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as silent,
+        socket.create_server(("127.0.0.1", 0)) as live,
+        contextlib.ExitStack() as stack,
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            refusing = closed.getsockname()
+        for _ in range(8):  # its queue is full, and the kernel drops what more comes
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(silent.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
+            for address in (refusing, silent.getsockname(), live.getsockname())
+        ]
+        async with asyncio.timeout(30):
+            with await connect_first(found) as sock:
+                assert sock.getpeername() == live.getsockname()
+            with pytest.raises(ConnectionRefusedError):
+                await connect_first(found[:1])
+        assert len(asyncio.all_tasks()) == 1

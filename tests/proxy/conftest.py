@@ -74,10 +74,19 @@ def web() -> Iterator[Web]:
 
 @dataclass
 class Running:
-    """A proxy, where it listens, and the entries of its log."""
+    """A proxy, where it listens, and its log.
+
+    Attributes:
+        log: all entries.
+    """
 
     proxy: Proxy
-    entries: list[Entry]
+    log: list[Entry]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries of requests that are over."""
+        return [one for one in self.log if one.verdict != "opened"]
 
     @property
     def port(self) -> int:
@@ -97,11 +106,11 @@ def run_proxy() -> Start:
     async def run(
         *rules: str, ends: tuple[str, ...] = ("tcp:127.0.0.1:0",), **settings: Any
     ) -> AsyncIterator[Running]:
-        entries: list[Entry] = []
+        log: list[Entry] = []
         settings = {"seconds": 30.0} | settings
         parsed = Rules([parse_rule(rule) for rule in rules])
         listeners = [parse_end(end) for end in ends]
-        async with Proxy(listeners, Settings(rules=parsed, **settings), entries.append) as proxy:
-            yield Running(proxy, entries)
+        async with Proxy(listeners, Settings(rules=parsed, **settings), log.append) as proxy:
+            yield Running(proxy, log)
 
     return run

@@ -13,7 +13,7 @@ from vsock.errors import UsageError
 from vsock.proxy.clients import Clients, Limits
 from vsock.proxy.credentials import read_header_file
 from vsock.proxy.log import Entry, Log
-from vsock.proxy.request import Request
+from vsock.proxy.request import Refusal, Request
 from vsock.proxy.resolver import Resolver
 
 
@@ -81,7 +81,26 @@ async def test_lookup_that_hangs_keeps_its_place_after_its_client_gave_up(
         assert await resolver.resolve(slow, Request("connect", "c.test", 80))
 
 
+async def test_lookup_without_a_thread_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are places."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    client = Clients(Limits(lookups=2)).enter(3)
+    assert client
+    resolver = Resolver()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        for _ in range(70):
+            async with asyncio.timeout(30):
+                with pytest.raises(Refusal, match="cannot be looked up now"):
+                    await resolver.resolve(client, Request("connect", "a.test", 80))
+    assert await resolver.resolve(client, Request("connect", "127.0.0.1", 80))
+
+
 ENTRY = Entry(
+    number=1,
     time="2026-01-01T00:00:00.000+00:00",
     cid=3,
     guest="alpha",

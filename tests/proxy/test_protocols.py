@@ -76,6 +76,9 @@ def test_requests_are_read(
         (b"GET http://a.test/#x HTTP/1.1\r\nHost: a\r\n\r\n", Reason.MALFORMED),
         (b"GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n", Reason.MALFORMED),
         (b"TRACE http://a.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Reason.FORBIDDEN),
+        (b"trace http://a.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Reason.FORBIDDEN),
+        (b"TRACK http://a.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Reason.FORBIDDEN),
+        (b"connect http://a.test/ HTTP/1.1\r\nHost: a\r\n\r\n", Reason.UNSUPPORTED),
         (b"CONNECT a.test HTTP/1.1\r\nHost: a\r\n\r\n", Reason.MALFORMED),
         (b"CONNECT http://a.test:80/ HTTP/1.1\r\nHost: a\r\n\r\n", Reason.MALFORMED),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n", Reason.MALFORMED),
@@ -113,6 +116,30 @@ def test_what_is_no_request_of_http_is_refused(data: bytes, reason: Reason) -> N
     assert first == b"HTTP/1.1 %s %s" % (status[reason], caught.value.text.encode())
     assert body == f"vsock proxy: {caught.value.text}\n".encode()
     assert b"Content-Length: %d" % len(body) in head
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET http://user:s3cret@a.test/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://a.test/ HTTP/1.1\r\nHost: a\r\nAuthorization s3cret\r\n\r\n",
+        b"GET http://a.test/ HTTP/1.1\r\nHost: a\r\nContent-Length: s3cret\r\n\r\n",
+        b"Authorization: s3cret\r\n\r\n",
+        b"s3cret" * 10 + b" http://a.test/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_refusal_does_not_repeat_what_may_be_a_secret(data: bytes) -> None:
+    """It goes to the log."""
+    with pytest.raises(Refusal) as caught:
+        HttpOpening().receive(data)
+    assert "s3cret" not in caught.value.text + caught.value.details
+
+
+def test_client_of_http_1_0_is_asked_for_as_one() -> None:
+    """It could not read the chunks of an answer to HTTP/1.1."""
+    opening = HttpOpening()
+    assert opening.receive(b"GET http://a.test/?HTTP/1.1 HTTP/1.0\r\n\r\n")
+    assert opening.head_for_server(()).startswith(b"GET /?HTTP/1.1 HTTP/1.0\r\nHost: a.test\r\n")
 
 
 def test_headers_without_end_are_refused() -> None:

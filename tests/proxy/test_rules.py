@@ -93,6 +93,8 @@ def test_methods_are_for_plain_requests_alone() -> None:
             "::1:80",
             "::1",
             "[127.0.0.1]:80",
+            "[::ffff:10.0.0.1]:80",
+            "[::ffff:10.0.0.0/104]:80",
             "10.0.0.1/8:80",
             "http://a.test",
             "a.test/x",
@@ -179,6 +181,15 @@ def test_names_lead_only_to_public_addresses() -> None:
             ("2001:db8::1", False),
         ),
         ("64:ff9b:1::a00:1", False),
+        *(
+            ("168.63.129.16", False),
+            ("168.63.129.17", True),
+            ("192.0.0.9", False),
+            ("192.0.0.192", False),
+            ("100.100.100.200", False),
+            ("::ffff:168.63.129.16", False),
+            ("64:ff9b::a83f:8110", False),
+        ),
     ],
 )
 def test_public_addresses(address: str, expected: bool) -> None:

@@ -370,6 +370,66 @@ async def test_client_that_does_not_say_what_it_wants_is_given_up(
         assert entry.reason == "no whole request within 0.3 s"
 
 
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server that takes everything and says nothing."""
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(65536):
+            pass
+        await asyncio.Event().wait()
+
+
+async def test_plain_request_has_an_answer_in_time(run_proxy: Start, serve: Serve) -> None:
+    """An interim answer is none; who has it already gets a reset."""
+
+    async def go_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await hang(reader, writer)
+
+    request = b"POST http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
+    ports = [await serve(hang), await serve(go_on)]
+    async with run_proxy("127.0.0.1:*", seconds=1.0) as running, asyncio.timeout(30):
+        answer = await talk(running.port, request % ports[0], ends=True)
+        text = f"127.0.0.1:{ports[0]}: no answer within 1 s"
+        assert answer.startswith(f"HTTP/1.1 504 {text}\r\n".encode())
+        entry = await entry_of(running)
+        assert (entry.verdict, entry.reason) == ("failed", text)
+        with pytest.raises(ConnectionResetError):
+            await talk(running.port, request % ports[1])
+        assert (await entry_of(running, 1)).verdict == "failed"
+
+
+async def test_client_that_is_gone_holds_no_place(run_proxy: Start, serve: Serve) -> None:
+    """Long before its answer would have had to come."""
+    has_come = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        has_come.set()
+        await hang(reader, writer)
+
+    request = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % await serve(take)
+    async with run_proxy("127.0.0.1:*", seconds=600.0) as running, asyncio.timeout(30):
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(request)
+        await has_come.wait()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        writer.transport.abort()
+        entry = await entry_of(running)
+        assert (entry.verdict, entry.reason) == ("failed", "Connection reset by peer")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_connection_without_bytes_ends(run_proxy: Start, serve: Serve, ends: bool) -> None:
+    """Also one of which a direction has ended: nobody may come back to it."""
+    connect = b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: a\r\n\r\n" % await serve(hang)
+    async with run_proxy("127.0.0.1:*", idle_seconds=0.2) as running, asyncio.timeout(30):
+        with pytest.raises(ConnectionResetError):
+            await talk(running.port, connect, ends=ends)
+        entry = await entry_of(running)
+        assert (entry.verdict, entry.reason) == ("failed", "no bytes for 0.2 s")
+
+
 async def test_headers_without_end_take_no_more_than_they_may(run_proxy: Start) -> None:
     """The client is told, and what it still sends is read for a moment only."""
     async with run_proxy("a.test") as running:
@@ -463,6 +523,85 @@ async def test_proxy_whose_log_fails_serves_no_more(web: Web, run_proxy: Start) 
         with pytest.raises(OSError, match="No space left"):
             async with asyncio.timeout(30):
                 await proxy.wait()
+
+
+async def test_log_has_what_was_refused(run_proxy: Start) -> None:
+    """As far as it could be read."""
+    rest = b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with run_proxy("a.test") as running:
+        await talk(running.port, b"TRACE http://a.test/x" + rest)
+        entry = await entry_of(running)
+        assert (entry.method, entry.target, entry.path) == ("TRACE", "a.test:80", "/x")
+        await talk(running.port, b"GET /x" + rest)
+        entry = await entry_of(running, 1)
+        assert (entry.method, entry.target) == ("GET", None)
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "GET"])
+async def test_host_is_sent_nothing_that_the_log_does_not_have(
+    run_proxy: Start, serve: Serve, method: str
+) -> None:
+    """The first line is written before the client can send anything, and has the number of the last."""
+    seen: list[list[str]] = []
+
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        seen.append([one.verdict for one in running.log])
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    port = await serve(look)
+    target = f"127.0.0.1:{port}" if method == "CONNECT" else f"http://127.0.0.1:{port}/"
+    request = f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\nx".encode()
+    async with run_proxy("127.0.0.1:*") as running:
+        assert b" 204 " in await talk(running.port, request)
+        await entry_of(running)
+        assert seen == [["opened"]]
+        first, last = running.log
+        assert (first.number, first.time, first.target) == (last.number, last.time, last.target)
+        assert (first.bytes_out, last.verdict) == (0, "allowed")
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "GET"])
+async def test_request_that_cannot_be_logged_is_refused(serve: Serve, method: str) -> None:
+    """The host gets no byte of it."""
+    from vsock.proxy.rules import Rules, parse_rule
+    from vsock.proxy.server import Proxy, Settings
+
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.put_nowait(await reader.read())
+
+    def write(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    port = await serve(take)
+    target = f"127.0.0.1:{port}" if method == "CONNECT" else f"http://127.0.0.1:{port}/"
+    settings = Settings(rules=Rules([parse_rule("127.0.0.1:*")]))
+    async with Proxy([parse_end("tcp:127.0.0.1:0")], settings, write) as proxy:
+        own = int(proxy.addresses[0].rpartition(":")[2])
+        answer = await talk(own, f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\nx".encode())
+        assert answer.startswith(b"HTTP/1.1 500 the log of this proxy cannot be written\r\n")
+        async with asyncio.timeout(30):
+            assert await received.get() == b""
+
+
+async def test_fault_of_the_proxy_is_not_logged_as_allowed(run_proxy: Start) -> None:
+    """Here of the settings."""
+
+    class Broken(dict[Any, Any]):
+        def get(self, *_: object) -> Any:
+            raise RuntimeError("broken")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        async with run_proxy("127.0.0.1:*", credentials=Broken()) as running:
+            request = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % port
+            with contextlib.suppress(ConnectionError):
+                assert await talk(running.port, request) == b""
+            entry = await entry_of(running)
+            assert (entry.verdict, entry.reason) == ("failed", "a fault of the proxy: RuntimeError")
 
 
 async def test_probe_that_says_nothing_is_no_request(run_proxy: Start) -> None:

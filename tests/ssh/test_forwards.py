@@ -64,7 +64,7 @@ def test_forms_of_ssh_are_read(kind: str, text: str, listen: object, target: obj
             )
         ),
         *(("R", text) for text in ("1080", "a:1080")),
-        *(("D", text) for text in ("", "x", "/s", "1080:a:80", "1080:80")),
+        *(("D", text) for text in ("", "x", "/s", "1080:a:80", "1080:80", "[]:1080", "[*]:1080")),
     ],
 )
 def test_what_is_no_form_of_ssh_is_refused(kind: str, text: str) -> None:
@@ -218,6 +218,27 @@ def test_end_that_is_taken_is_one_line(sshd: SshServer, capsys: pytest.CaptureFi
         there = capsys.readouterr().err
         assert there.startswith(f"vsock: sshd of alpha does not listen at 127.0.0.1:{port}: ")
         assert there.count("\n") == 1
+
+
+def test_socket_that_is_there_is_not_replaced(
+    sshd: SshServer,
+    digests: tuple[int, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A program listens there; nor is a file, or a link that leads nowhere."""
+    from vsock.cli.main import main
+
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (digests[1], link):
+        assert main(["forward", "-L", f"{path}:a:1", "alpha"]) == 1
+        assert capsys.readouterr().err == (
+            f"vsock: {path} exists: remove it if no program listens there\n"
+        )
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(digests[1]))
+    digest_through(sock)
 
 
 def test_forward_ends_with_its_session(sshd: SshServer, start: Start, switch: Switch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import Seconds, session_options, transport_of
@@ -89,6 +90,10 @@ def forward(
 
         if len(ends) != 1:
             raise click.UsageError(f"-L, -R and -D are for one guest: {' '.join(ends)}")
+        for option, name in (("--timeout", "timeout"), ("-q", "quiet")):
+            source = click.get_current_context().get_parameter_source(name)
+            if source is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"{option} is for FROM TO, not for -L, -R and -D")
         forwards = [parse_forward(kind, one) for kind in ("L", "R", "D") for one in named[kind]]
         asyncio.run(_by_ssh(ends[0], forwards, place))
         return

@@ -66,7 +66,7 @@ __all__ = ["proxy"]
     type=click.IntRange(1, 4096),
     default=64,
     show_default=True,
-    help="Connections of one guest at once.",
+    help="Connections of one guest at once; all guests together have 1024.",
 )
 @click.option(
     "--rate",
@@ -82,6 +82,13 @@ __all__ = ["proxy"]
     show_default=True,
     help="Seconds for a client to say what it wants, and for the host to answer.",
 )
+@click.option(
+    "--idle-timeout",
+    type=Seconds(),
+    default=3600.0,
+    show_default=True,
+    help="Seconds for which a connection may carry no bytes.",
+)
 @transport_option
 @runtime_dir_option
 def proxy(
@@ -93,6 +100,7 @@ def proxy(
     connections: int,
     rate: int,
     timeout: float,
+    idle_timeout: float,
     transport: str | None,
     runtime_dir: Path | None,
 ) -> None:
@@ -134,6 +142,7 @@ def proxy(
         names=names_from(client) if client else dict,
         limits=Limits(connections=connections, rate=rate),
         seconds=timeout,
+        idle_seconds=idle_timeout,
     )
     if guests and not client:
         raise UsageError("--guest: only a switch knows the names of guests")
@@ -167,6 +176,7 @@ async def _serve(
         waiting = asyncio.ensure_future(running.wait())
         loop.add_signal_handler(signal.SIGTERM, waiting.cancel)
         loop.add_signal_handler(signal.SIGHUP, reopen if log.has_file else waiting.cancel)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # a switch starts it blocked
         try:
             await waiting
         except asyncio.CancelledError:

@@ -32,7 +32,8 @@ def ssh_config(user: str, change: str | None, runtime_dir: Path | None) -> None:
         return
     Identity.of_user().make()
     options = [] if runtime_dir is None else ["--runtime-dir", str(runtime_dir.absolute())]
-    text = fragment([sys.executable, "-m", "vsock.cli"], options, user=user)
+    # -P: ssh runs this in any directory, whose modules are not ours.
+    text = fragment([sys.executable, "-P", "-m", "vsock.cli"], options, user=user)
     if change == "install":
         _tell(install(text, Path.home()))
     else:

@@ -29,10 +29,10 @@
     [[proxy]]                     # vsock proxy --allow index.example.org --allow '*.files.example.org:443'
     name = "packages"
     allow = ["index.example.org", "*.files.example.org:443"]
+    log = "/var/log/vsock-proxy.log"
     listen = ["host:3128"]        # optional, as are the other options of `vsock proxy`
     guests = ["alpha"]
     header_files = ["api.internal=/etc/vsock/token"]
-    log = "/var/log/vsock-proxy.log"
     connections = 64
     rate = 50
 

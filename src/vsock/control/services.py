@@ -72,15 +72,13 @@ class ProxySpec:
 
     name: Annotated[Name, About("Its name in listings and in the log.")]
     allow: Annotated[tuple[Text, ...], About("Rules: who may be reached.")]
+    log: Annotated[Path, Rule(_wrong_log), About("Where its log goes.")]
     listen: Annotated[tuple[Text, ...], About("Where it listens.")] = ("host:3128",)
     guests: Annotated[tuple[Name, ...], About("Only these guests.")] = ()
     header_files: Annotated[
         tuple[Annotated[str, Rule(_wrong_header_file)], ...],
         About("Headers that are added to requests for a host."),
     ] = ()
-    log: Annotated[
-        Path | None, Rule(_wrong_log), About("Where its log goes, else to the switch's.")
-    ] = None
     connections: Annotated[
         int, Rule(_wrong_connections), About("Connections of one guest at once.")
     ] = 64
@@ -100,7 +98,7 @@ class ProxySpec:
     @property
     def reads_again(self) -> bool:
         """Whether it does something on SIGHUP, instead of ending."""
-        return self.log is not None
+        return True
 
     def command(self, runtime_dir: Path) -> list[str]:
         """The arguments of `vsock`."""
@@ -110,8 +108,7 @@ class ProxySpec:
             *(f"--listen={end}" for end in self.listen),
             *(f"--guest={name}" for name in self.guests),
             *(f"--header-file={text}" for text in self.header_files),
-            *([f"--log={self.log}"] if self.log else []),
-            *(f"--connections={self.connections}", f"--rate={self.rate}"),
+            *(f"--log={self.log}", f"--connections={self.connections}", f"--rate={self.rate}"),
         ]
 
 

@@ -115,6 +115,7 @@ class Acceptor:
                 raise
             self.total += 1
             caller.setblocking(False)
+            ends.keep_alive(caller)
             task = loop.create_task(self._serve(caller, peer))
             self._connections.add(task)
             task.add_done_callback(self._over)

@@ -22,11 +22,19 @@ if TYPE_CHECKING:
     from vsock._socket.transport import Transport
     from vsock.address import Target
 
-__all__ = ["End", "TcpEnd", "connect", "connect_first", "listen", "parse_end"]
+__all__ = ["End", "TcpEnd", "connect", "connect_first", "keep_alive", "listen", "parse_end"]
 
 _LOOPBACK: Final = "127.0.0.1"
 _LAST_PORT: Final = 65535
 _BACKLOG: Final = 1024
+_HEAD_START_SECONDS: Final = 0.25
+"""Of an address, before the next one is tried as well: what RFC 8305 recommends."""
+_PROBES: Final = (
+    (socket.TCP_KEEPIDLE, 60),
+    (socket.TCP_KEEPINTVL, 15),
+    (socket.TCP_KEEPCNT, 4),
+)
+"""A TCP peer that has vanished is known two minutes after its last packet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +100,61 @@ async def connect(
 async def connect_first(found: Sequence[tuple[int, int, int, str, Any]]) -> socket.socket:
     """Connect to the first address that takes it, of those that getaddrinfo(3) returned; the socket is non-blocking.
 
+    The next address is tried when one has failed or is silent for a moment, so that one silent address does not take all the
+    time (RFC 8305).
+
     Raises:
         OSError: none does; the error of the last one.
     """
-    failure: OSError = OSError("no address")
-    for family, kind, proto, _, address in found:
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().sock_connect(sock, address)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure
+    failure = OSError("no address")
+    waiting = list(found)
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    try:
+        while waiting or attempts:
+            if waiting:
+                attempts.add(asyncio.create_task(_connect_to(waiting.pop(0))))
+            done, attempts = await asyncio.wait(
+                attempts,
+                timeout=_HEAD_START_SECONDS if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for one in done:
+                error = one.exception()
+                if error is None:
+                    attempts |= done - {one}
+                    return one.result()
+                if not isinstance(error, OSError):
+                    raise error
+                failure = error
+        raise failure
+    finally:
+        for one in attempts:
+            one.cancel()
+        for result in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(result, socket.socket):
+                result.close()  # it was second
+
+
+async def _connect_to(found: tuple[int, int, int, str, Any]) -> socket.socket:
+    family, kind, proto, _, address = found
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel ask a TCP peer that is silent whether it is there still, so that the loss of its machine is noticed."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _PROBES:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def listen(end: "TcpEnd | Target", transport: "Transport | str | None") -> socket.socket:

@@ -28,6 +28,11 @@ class Carried:
         self.there = 0
         self.back = 0
 
+    @property
+    def total(self) -> int:
+        """Of both directions."""
+        return self.there + self.back
+
 
 async def join(caller: socket.socket, callee: socket.socket, carried: Carried) -> None:
     """Copy in both directions until both have ended, and close both sockets, which are non-blocking streams.

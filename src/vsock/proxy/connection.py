@@ -7,7 +7,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
@@ -34,6 +34,7 @@ class Connection:
         caller: the connected socket, which its owner closes.
         client: whose it is.
         listener: by which it came.
+        number: which of the proxy's connections it is.
 
     Attributes:
         guest: the name of the guest, where it is known.
@@ -41,19 +42,21 @@ class Connection:
         loss: how the connection was lost.
     """
 
-    def __init__(self, caller: socket.socket, client: Client, listener: str) -> None:
+    def __init__(self, caller: socket.socket, client: Client, listener: str, number: int) -> None:
         self.client = client
         self.guest: str | None = None
         self.refusal: Refusal | None = None
         self.loss: str | None = None
         self._caller = caller
         self._listener = listener
+        self._number = number
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._time = datetime.now(UTC)
         self._opening: HttpOpening | SocksOpening | None = None
         self._request: Request | None = None
         self._has_answer = False
+        self._answered = asyncio.Event()
         self._carried = Carried()
 
     @property
@@ -80,8 +83,12 @@ class Connection:
                 return request
             data = await self._loop.sock_recv(self._caller, _PIECE)
 
-    async def join(self, callee: socket.socket, seconds: float) -> None:
-        """Say that there is a connection, and copy until both directions have ended."""
+    async def join(self, callee: socket.socket, seconds: float, idle: float) -> None:
+        """Say that there is a connection, and copy until both directions have ended.
+
+        Raises:
+            OSError: a side was lost, or no bytes have moved for `idle` seconds.
+        """
         assert self._opening
         try:
             async with asyncio.timeout(seconds):
@@ -94,25 +101,55 @@ class Connection:
             reset(callee)
             callee.close()
             raise
-        await join(self._caller, callee, self._carried)
+        await self._while_active(join(self._caller, callee, self._carried), idle)
 
     async def exchange(
-        self, callee: socket.socket, added: Sequence[Header], seconds: float
+        self, callee: socket.socket, added: Sequence[Header], seconds: float, idle: float
     ) -> None:
-        """Send a plain request, and copy the answer while the body is still on its way."""
+        """Send a plain request, and copy the answer while the body is still on its way.
+
+        Raises:
+            OSError: a side was lost, or no bytes have moved for `idle` seconds.
+            Refusal: the body is malformed; or there is no answer, for `seconds` once the body is sent.
+        """
         assert isinstance(self._opening, HttpOpening)
+        await self._while_active(self._exchange(callee, self._opening, added, seconds), idle)
+
+    async def _while_active(self, work: Coroutine[None, None, None], idle: float) -> None:
+        """Do it for as long as bytes move: what is abandoned ends after `idle` to twice as many seconds."""
+        task = asyncio.create_task(work)
+        try:
+            before = -1
+            while self._carried.total != before:
+                before = self._carried.total
+                await asyncio.wait([task], timeout=idle)
+                if task.done():
+                    task.result()
+                    return
+            raise TimeoutError(f"no bytes for {idle:g} s")
+        finally:
+            await _cancelled([task])
+
+    async def _exchange(
+        self, callee: socket.socket, opening: HttpOpening, added: Sequence[Header], seconds: float
+    ) -> None:
         tasks: list[asyncio.Task[None]] = []
         try:
-            head = self._opening.head_for_server(tuple(added))
+            head = opening.head_for_server(tuple(added))
             async with asyncio.timeout(seconds):
                 await self._loop.sock_sendall(callee, head)
             self._carried.there += len(head)
-            tasks.append(asyncio.create_task(self._send_body(callee, self._opening)))
-            tasks.append(asyncio.create_task(self._pass_answer(callee, self._opening)))
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                tasks[0].result()
-            await tasks[1]
+            body = asyncio.create_task(self._send_body(callee, opening))
+            answer = asyncio.create_task(self._pass_answer(callee, opening))
+            tasks = [body, answer]
+            while not answer.done():
+                running = [one for one in tasks if not one.done()]
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+                if body in done:
+                    tasks.append(asyncio.create_task(self._expect_answer(seconds)))
+                    tasks.append(asyncio.create_task(self._expect_caller()))
             await _cancelled(tasks)  # a server may answer before it has the whole body
             await self._linger()
         except BaseException as error:
@@ -129,19 +166,49 @@ class Connection:
 
     async def _pass_answer(self, callee: socket.socket, opening: HttpOpening) -> None:
         """Pass the server's answer on; the kernel copies what is behind its status line."""
-        while not opening.has_answer:
+        is_final = False
+        while not is_final:
             try:
                 data = await self._loop.sock_recv(callee, _PIECE)
             except OSError as error:
                 raise self._no_answer(os.strerror(error.errno or errno.ECONNRESET)) from None
             self._count_back(len(data))
             piece = opening.answer_for_client(data)
+            is_final = opening.has_answer
+            if is_final:
+                self._answered.set()
             if piece:
                 self._has_answer = True
                 await self._loop.sock_sendall(self._caller, piece)
             elif not data:
                 raise self._no_answer("it closed without an answer")
         await carry(callee, self._caller, self._count_back)
+
+    async def _expect_answer(self, seconds: float) -> None:
+        """Wait until the answer's status line is there, which comes behind interim answers.
+
+        Raises:
+            Refusal: it takes too long.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._answered.wait()
+        except TimeoutError:
+            raise Refusal(Reason.TIMED_OUT, self._too_late(seconds)) from None
+
+    async def _expect_caller(self) -> None:
+        """Read what the caller sends behind its request, which goes nowhere: only so is its loss seen.
+
+        Raises:
+            OSError: it is lost. Its end is no loss: it may still read.
+        """
+        left = _LINGER_BYTES
+        while left > 0 and (data := await self._loop.sock_recv(self._caller, _PIECE)):
+            left -= len(data)
+
+    def _too_late(self, seconds: float) -> str:
+        assert self._request
+        return f"{self._request.target}: no answer within {seconds:g} s"
 
     def _no_answer(self, reason: str) -> Refusal:
         assert self._request
@@ -182,22 +249,32 @@ class Connection:
                 while left > 0 and (data := await self._loop.sock_recv(self._caller, _PIECE)):
                     left -= len(data)
 
+    def opened(self) -> Entry:
+        """What the log has of it before the client hears that it has its connection."""
+        return self._entry("opened", None, 0)
+
     def entry(self) -> Entry:
-        """What the log has of it."""
-        request, refusal = self._request, self.refusal
+        """What the log has of it when it is over."""
+        refusal = self.refusal
         verdict, reason = "allowed", None
         if refusal:
             verdict = "refused" if refusal.reason.is_refusal else "failed"
             reason = f"{refusal.text} ({refusal.details})" if refusal.details else refusal.text
         elif self.loss:
             verdict, reason = "failed", self.loss
+        return self._entry(verdict, reason, self.client.take_turned_away())
+
+    def _entry(self, verdict: str, reason: str | None, turned_away: int) -> Entry:
+        opening = self._opening
+        request = opening.request if opening and self._request is None else self._request
         return Entry(
             time=self._time.isoformat(timespec="milliseconds"),
+            number=self._number,
             cid=self.cid,
             guest=self.guest,
             listener=self._listener,
             protocol=request.protocol if request else None,
-            method=request.method if request else None,
+            method=request.method if request else opening.method if opening else None,
             target=request.target if request else None,
             path=request.path if request else None,
             verdict=verdict,
@@ -205,7 +282,7 @@ class Connection:
             bytes_out=self._carried.there,
             bytes_in=self._carried.back,
             seconds=round(self._loop.time() - self._began, 3),
-            turned_away=self.client.take_turned_away(),
+            turned_away=turned_away,
         )
 
 

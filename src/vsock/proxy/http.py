@@ -25,6 +25,7 @@ LONGEST_HEAD: Final = 32768
 """Bytes of a request's first line and headers."""
 
 _LONGEST_METHOD: Final = 32
+_ECHOES: Final = ("TRACE", "TRACK")
 _SCHEME: Final = "http://"
 _PORT: Final = 80
 _VIA: Final = (b"Via", b"1.1 vsock-proxy")
@@ -39,6 +40,7 @@ _STATUS: Final = {
     Reason.UNREACHABLE: HTTPStatus.BAD_GATEWAY,
     Reason.CONNECTION_REFUSED: HTTPStatus.BAD_GATEWAY,
     Reason.TIMED_OUT: HTTPStatus.GATEWAY_TIMEOUT,
+    Reason.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 _OF_ONE_HOP: Final = {
     *(
@@ -63,7 +65,10 @@ class HttpOpening:
         self._server = h11.Connection(h11.CLIENT)
         self._head: h11.Request | None = None
         self._target = ""
-        self._request: Request | None = None
+        self.request: Request | None = None
+        """What it asks for, also if that is refused, as far as it can be read."""
+        self.method: str | None = None
+        """The method, also where the rest cannot be read."""
         self._of_answer = b""
         self.has_answer = False
         """Whether the status line of the final answer is passed on, and so everything behind it is."""
@@ -94,8 +99,7 @@ class HttpOpening:
         if not isinstance(event, h11.Request):
             raise Refusal(Reason.MALFORMED, "the connection ended before the request did")
         self._head = event
-        self._request = self._read(event)
-        return self._request
+        return self._read(event)
 
     def granted(self) -> bytes:
         """The answer to a CONNECT that has its connection."""
@@ -118,11 +122,11 @@ class HttpOpening:
     def head_for_server(self, added: tuple[Header, ...]) -> bytes:
         """The head of a plain request as it goes to its server, with headers of the host in place of the client's."""
         assert self._head
-        assert self._request
+        assert self.request
         hidden = (
             _OF_ONE_HOP | _named_in_connection(self._head) | {name.lower() for name, _ in added}
         )
-        headers = [(b"Host", _authority(self._request)), (b"Connection", b"close"), _VIA]
+        headers = [(b"Host", _authority(self.request)), (b"Connection", b"close"), _VIA]
         headers += [one for one in self._head.headers.raw_items() if one[0].lower() not in hidden]
         headers += added
         headers += [
@@ -130,9 +134,13 @@ class HttpOpening:
             for name, value in self._head.headers
             if name in (b"content-length", b"transfer-encoding")
         ]
-        return self._sent(
+        sent = self._sent(
             h11.Request(method=self._head.method, target=self._target, headers=headers)
         )
+        if self._head.http_version < b"1.1":
+            # h11 writes 1.1. A client of 1.0 knows no chunks, in which a server may answer that.
+            sent = sent.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1)
+        return sent
 
     def body_for_server(self, data: bytes | None) -> tuple[bytes, bool]:
         """Take bytes of a plain request's body, none for their end, None for what came with the head.
@@ -189,25 +197,31 @@ class HttpOpening:
         names = [name for name, _ in head.headers]
         method, target = head.method.decode(), head.target.decode()
         if len(method) > _LONGEST_METHOD:
-            raise Refusal(Reason.UNSUPPORTED, f"no such method as {method[:_LONGEST_METHOD]}...")
+            raise Refusal(Reason.UNSUPPORTED, "no such method")
+        self.method = method
+        if method == "CONNECT":
+            request = Request("connect", *split_host(target))
+        elif target.lower().startswith(_SCHEME):
+            request = self._read_url(method, target[len(_SCHEME) :])
+        else:
+            raise Refusal(
+                Reason.UNSUPPORTED if "://" in target else Reason.MALFORMED,
+                "this is a proxy: send CONNECT HOST:PORT, or a whole URL that begins with http://",
+            )
+        self.request = request
         has_body = b"content-length" in names or b"transfer-encoding" in names
         if b"content-length" in names and b"transfer-encoding" in names:
             raise Refusal(Reason.MALFORMED, "both Content-Length and Transfer-Encoding")
         if b"transfer-encoding" in names and head.http_version < b"1.1":
             raise Refusal(Reason.MALFORMED, "Transfer-Encoding in HTTP/1.0")
-        if method == "CONNECT":
-            if has_body:
-                raise Refusal(Reason.MALFORMED, "CONNECT with a body")
-            host, port = split_host(target)
-            return Request("connect", host, port)
-        if method == "TRACE":
+        if method == "CONNECT" and has_body:
+            raise Refusal(Reason.MALFORMED, "CONNECT with a body")
+        # Some servers read methods in any case.
+        if method.upper() in _ECHOES:
             raise Refusal(Reason.FORBIDDEN, "TRACE would show headers that the proxy adds")
-        if not target.lower().startswith(_SCHEME):
-            raise Refusal(
-                Reason.UNSUPPORTED if "://" in target else Reason.MALFORMED,
-                "this is a proxy: send CONNECT HOST:PORT, or a whole URL that begins with http://",
-            )
-        return self._read_url(method, target[len(_SCHEME) :])
+        if method != "CONNECT" and method.upper() == "CONNECT":
+            raise Refusal(Reason.UNSUPPORTED, "CONNECT is written in upper case")
+        return request
 
     def _read_url(self, method: str, rest: str) -> Request:
         """Read a URL behind its scheme; user and password, and fragments, have no place in it (RFC 9112, section 3.2.2)."""
@@ -238,12 +252,9 @@ def _authority(request: Request) -> bytes:
 
 
 def _malformed(error: h11.RemoteProtocolError) -> Refusal:
-    text = str(error)
+    """The words of h11 have pieces of the request, which may be secrets, and do not belong into a log."""
     if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-        text = f"more than {LONGEST_HEAD} bytes of headers"
-    reason = (
-        Reason.UNSUPPORTED
-        if error.error_status_hint == HTTPStatus.NOT_IMPLEMENTED
-        else Reason.MALFORMED
-    )
-    return Refusal(reason, "".join(one for one in text[:120] if " " <= one <= "~"))
+        return Refusal(Reason.MALFORMED, f"more than {LONGEST_HEAD} bytes of headers")
+    if error.error_status_hint == HTTPStatus.NOT_IMPLEMENTED:
+        return Refusal(Reason.UNSUPPORTED, "a Transfer-Encoding other than chunked")
+    return Refusal(Reason.MALFORMED, "no valid HTTP")

@@ -1,4 +1,4 @@
-"""The log of a proxy: one line of JSON for each request, written when it is over.
+"""The log of a proxy: a line of JSON when a host is connected to, before the client can send it anything; one when a request is over.
 
 What a client chooses in it is bounded: hosts are names of 253 characters at most, paths and reasons are cut, and JSON escapes
 the rest. How many lines a client causes, `vsock.proxy.clients` limits.
@@ -23,20 +23,23 @@ class Entry:
 
     Attributes:
         time: when it began, in UTC.
+        number: of the connection, from 1 on since the proxy began; both lines of a request have the same.
         cid: the guest's; None for a client that came by TCP or a Unix socket.
         guest: its name, where the switch tells.
         listener: by which it came.
         protocol: `http`, `connect`, `socks5`; None if it said none of these.
         method, path: of HTTP; without the query, which may have secrets.
         target: ``HOST:PORT``; None if it is not known.
-        verdict: `allowed`; `refused`; or `failed`: let through, and not or not wholly carried out.
+        verdict: `opened`: the host is connected to; when it is over `allowed`; `refused`; or `failed`: let through, and not or
+            not wholly carried out.
         reason: why it was refused, or failed.
         bytes_out, bytes_in: to the target and from it.
         seconds: how long it took.
-        turned_away: connections of this client that were closed since its last request because it had too many.
+        turned_away: connections of this client that were closed because it had too many, since its last request was over.
     """
 
     time: str
+    number: int
     cid: int | None
     guest: str | None
     listener: str

@@ -27,7 +27,6 @@ LAST_PORT: Final = 65535
 _LONGEST_NAME: Final = 253
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_LONGEST_WRONG: Final = 60
 
 
 class Reason(Enum):
@@ -40,6 +39,7 @@ class Reason(Enum):
     UNREACHABLE = "unreachable"
     CONNECTION_REFUSED = "connection refused"
     TIMED_OUT = "timed out"
+    INTERNAL = "internal"
 
     @property
     def is_refusal(self) -> bool:
@@ -103,17 +103,17 @@ def split_host(text: str, port: int | None = None) -> tuple[Host, int]:
         host, digits = text, ""
     if digits:
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 5):
-            raise _malformed(text)
+            raise _malformed()
         port = int(digits)
     if port is None or not 1 <= port <= LAST_PORT:
-        raise _malformed(text)
+        raise _malformed()
     if host.startswith("[") and host.endswith("]") and "%" not in host:
         try:
             return IPv6Address(host[1:-1]), port
         except AddressValueError:
-            raise _malformed(text) from None
+            raise _malformed() from None
     if ":" in host:
-        raise _malformed(text)
+        raise _malformed()
     return parse_host(host), port
 
 
@@ -129,11 +129,12 @@ def parse_host(text: str) -> Host:
         try:
             return ip_address(name)
         except ValueError:
-            raise _malformed(text) from None
+            raise _malformed() from None
     if len(name) > _LONGEST_NAME or not all(map(_LABEL.fullmatch, labels)):
-        raise _malformed(text)
+        raise _malformed()
     return name
 
 
-def _malformed(text: str) -> Refusal:
-    return Refusal(Reason.MALFORMED, f"{text[:_LONGEST_WRONG]!a} is no host and port")
+def _malformed() -> Refusal:
+    """Without what it is instead, which may be a password, and goes to a log."""
+    return Refusal(Reason.MALFORMED, "that is no host and port")

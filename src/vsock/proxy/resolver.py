@@ -65,7 +65,14 @@ class Resolver:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(deliver, found)
 
-        threading.Thread(target=look_up, name="vsock-resolver", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name="vsock-resolver", daemon=True).start()
+        except RuntimeError:
+            client.lookups.release()
+            self._places.release()
+            raise Refusal(
+                Reason.INTERNAL, f"{request.host} cannot be looked up now", "no thread"
+            ) from None
         try:
             return (await answered)[:_MOST_ADDRESSES]
         except (OSError, UnicodeError) as error:

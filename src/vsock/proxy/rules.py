@@ -15,7 +15,7 @@ needs a rule of its own, for itself or for a network without public addresses: w
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from typing import Final
 
 from vsock.errors import UsageError
@@ -24,6 +24,8 @@ from vsock.proxy.request import LAST_PORT, Reason, Refusal, Request, parse_host
 
 __all__ = ["Rule", "Rules", "parse_rule"]
 
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")
+"""Addresses of IPv4, as which they are checked (`vsock.proxy.addresses.canonical`)."""
 _PORTS: Final = (range(80, 81), range(443, 444))
 _METHOD: Final = re.compile(r"[A-Z]{1,32}")
 
@@ -159,6 +161,8 @@ def _host(text: str, host: str) -> tuple[str, IPNetwork | None]:
     else:
         if bracketed != (network.version == 6):
             raise UsageError(f"{text!r}: an IPv6 address is written in brackets, [::1]:80")
+        if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+            raise UsageError(f"{text!r}: write the IPv4 address itself")
         return "", network
     name = host.removeprefix("*.")
     if host == "*":

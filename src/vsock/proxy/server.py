@@ -1,18 +1,19 @@
 """Serves the clients of a proxy: reads what each asks for, decides, connects, and logs.
 
 A connection has three parts, each with its deadline: the client says what it wants; the host is found and connected to; then
-the bytes are copied by `vsock.forwarding`, for as long as the two ends like.
+the bytes are copied by `vsock.forwarding`, for as long as the two ends like and some move.
 """
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vsock.address import Address
 from vsock.forwarding import ends
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Proxy", "Settings"]
 
-_REASONS: Final = {
-    errno.ECONNREFUSED: Reason.CONNECTION_REFUSED,
-    errno.ETIMEDOUT: Reason.TIMED_OUT,
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -50,7 +46,8 @@ class Settings:
         names: returns the names of guests by CID; runs in a thread.
         limits: of each client.
         connections: of all clients together.
-        seconds: until a client has said what it wants, and until the host is connected to.
+        seconds: until a client has said what it wants, until the host is connected to, and until it answers a plain request.
+        idle_seconds: for which a connection may carry no bytes; it ends before twice as many.
     """
 
     rules: Rules
@@ -60,6 +57,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     connections: int = 1024
     seconds: float = 10.0
+    idle_seconds: float = 3600.0
 
 
 class Proxy:
@@ -68,7 +66,7 @@ class Proxy:
     Args:
         listeners: where it listens.
         settings: what it does.
-        write: writes an entry of the log; when it fails, so does the proxy, because nothing may go unseen.
+        write: writes an entry of the log; when it fails, so does the request and the proxy, because nothing may go unseen.
         transport: of listeners that belong to none, as for `vsock.create_connection`.
 
     Raises:
@@ -88,6 +86,7 @@ class Proxy:
         self._clients = Clients(settings.limits)
         self._names = GuestNames(settings.names)
         self._resolver = Resolver()
+        self._numbers = itertools.count(1)
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stack = AsyncExitStack()
         all_places = places(settings.connections)
@@ -142,7 +141,7 @@ class Proxy:
                 reset(caller)
                 caller.close()
                 return
-            connection = Connection(caller, client, listener)
+            connection = Connection(caller, client, listener, next(self._numbers))
             try:
                 await self._serve(connection)
             finally:
@@ -164,9 +163,12 @@ class Proxy:
         except asyncio.CancelledError:
             connection.loss = "the proxy ended"
             raise
+        except BaseException as error:
+            connection.loss = f"a fault of the proxy: {type(error).__name__}"
+            raise
         finally:
             if has_asked:
-                self._log(connection)
+                self._log(connection.entry())
 
     async def _carry_out(self, connection: Connection) -> bool:
         """Do what the client asks for; returns whether it asked for anything."""
@@ -185,11 +187,17 @@ class Proxy:
         self._check_guest(connection)
         self._settings.rules.check(request)
         callee = await self._connect(connection.client, request)
-        if request.protocol == "http":
-            key = (request.host, request.port)
-            await connection.exchange(callee, self._settings.credentials.get(key, ()), seconds)
-        else:
-            await connection.join(callee, seconds)
+        idle = self._settings.idle_seconds
+        try:
+            if not self._log(connection.opened()):
+                raise Refusal(Reason.INTERNAL, "the log of this proxy cannot be written")
+            if request.protocol == "http":
+                added = self._settings.credentials.get((request.host, request.port), ())
+                await connection.exchange(callee, added, seconds, idle)
+            else:
+                await connection.join(callee, seconds, idle)
+        finally:
+            callee.close()
         return True
 
     def _check_guest(self, connection: Connection) -> None:
@@ -211,16 +219,20 @@ class Proxy:
                 Reason.TIMED_OUT, f"{request.target}: no answer within {seconds:g} s"
             ) from None
         except OSError as error:
+            is_refused = error.errno == errno.ECONNREFUSED
             # The words of asyncio have the address, which the client need not know.
             raise Refusal(
-                _REASONS.get(error.errno or 0, Reason.UNREACHABLE),
+                Reason.CONNECTION_REFUSED if is_refused else Reason.UNREACHABLE,
                 f"{request.target}: {os.strerror(error.errno or errno.EHOSTUNREACH)}",
                 str(error),
             ) from None
 
-    def _log(self, connection: Connection) -> None:
+    def _log(self, entry: Entry) -> bool:
+        """Write an entry of the log; returns whether it is written. If it is not, the proxy ends."""
         try:
-            self._write(connection.entry())
+            self._write(entry)
         except OSError as error:
             if not self._broken.done():
                 self._broken.set_exception(error)
+            return False
+        return True

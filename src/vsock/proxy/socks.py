@@ -27,12 +27,17 @@ _CODES: Final = {
     Reason.UNREACHABLE: 3,
     Reason.CONNECTION_REFUSED: 5,
     Reason.TIMED_OUT: 6,
+    Reason.INTERNAL: 1,
 }
 _UNKNOWN_ADDRESS: Final = 8
 
 
 class SocksOpening:
     """What a client sends until it is clear where it wants to connect."""
+
+    request: Request | None = None
+    method: str | None = None
+    """Of HTTP alone."""
 
     def __init__(self) -> None:
         self._received = b""

@@ -13,6 +13,7 @@ that is free. A PATH has a slash. -L and -D listen here and connect from the gue
 """
 
 import errno
+import os
 import re
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -101,6 +102,8 @@ def _fields(text: str) -> list[str]:
 def _side(fields: list[str], *, is_bound: bool) -> tuple[Side | None, list[str]]:
     """Read a side from the first fields; returns it, None if there is none, and the other fields."""
     first, *rest = fields
+    if first in ("[]", "[*]"):  # what is in brackets is one address
+        return None, rest
     if "/" in first:
         return first, rest
     if is_bound and first and (port := _port(first)) is not None:
@@ -123,6 +126,8 @@ async def open_forward(session: GuestSession, forward: Forward) -> asyncssh.SSHL
         OSError: this host cannot listen there.
         SessionError: the guest's sshd does not.
     """
+    if forward.kind == "L" and isinstance(forward.listen, str):
+        _check_free(forward.listen)
     with translated(session.name):
         try:
             return await _begin(session.connection, forward)
@@ -132,6 +137,12 @@ async def open_forward(session: GuestSession, forward: Forward) -> asyncssh.SSHL
                 f"sshd of {session.name} does not listen at {text_of(forward.listen)}: "
                 "is it taken, or is forwarding not allowed there?",
             ) from None
+
+
+def _check_free(path: str) -> None:
+    """Return if nothing is there: asyncio would remove the socket of a program that listens."""
+    if os.path.lexists(path):
+        raise OSError(errno.EADDRINUSE, f"{path} exists: remove it if no program listens there")
 
 
 async def _begin(

@@ -31,6 +31,9 @@ _STEADY_SECONDS: Final = 60.0
 _ENDING_SECONDS: Final = 5.0
 """How long a service may take to end after SIGTERM."""
 _PREFIX: Final = "vsock: "
+_MOST_LINES: Final = 50
+_LINES_PER_SECOND: Final = 1.0
+"""What a service may print: so many lines at once, and so many on average."""
 
 
 class Services:
@@ -49,12 +52,12 @@ class Services:
         return [one.record() for one in self._running.values()]
 
     async def become(self, wanted: Sequence[Service]) -> None:
-        """End what is wanted no more or otherwise, and start what is new; what stays reopens its log."""
+        """End what is wanted no more or otherwise, and start what is new or has failed; what stays reopens its log."""
         before = self._running
         kept = {
             one.name: before[one.name]
             for one in wanted
-            if one.name in before and before[one.name].service == one
+            if one.name in before and before[one.name].can_stay(one)
         }
         ended = [one for name, one in before.items() if name not in kept]
         await asyncio.gather(*(one.end() for one in ended))
@@ -86,6 +89,8 @@ class _Supervised:
         self._state = "waiting"
         self._restarts = 0
         self._reason = ""
+        self._last_error = ""
+        self._allowance = _Allowance()
         self._task = asyncio.create_task(self._supervise())
 
     def record(self) -> ServiceRecord:
@@ -99,6 +104,10 @@ class _Supervised:
             restarts=self._restarts,
             reason=self._reason,
         )
+
+    def can_stay(self, wanted: Service) -> bool:
+        """Whether it is what is wanted. One that has failed may work now: a file that it reads may have changed."""
+        return self.service == wanted and self._state != "failed"
 
     def read_again(self) -> None:
         """Have it open its log anew, if it has one."""
@@ -116,7 +125,12 @@ class _Supervised:
         pause = _FIRST_PAUSE
         while True:
             began = loop.time()
-            code = await self._run_once()
+            self._last_error = ""
+            try:
+                code = await self._run_once()
+            except OSError as error:
+                code, self._last_error = None, str(error)
+            self._reason = self._last_error
             if code == _MISUSED:
                 self._state = "failed"
                 self._say(logging.ERROR, f"cannot run, until its entry is changed: {self._reason}")
@@ -125,22 +139,35 @@ class _Supervised:
                 pause = _FIRST_PAUSE
             self._state = "waiting"
             reason = f": {self._reason}" if self._reason else ""
-            self._say(logging.WARNING, f"ended ({code}), starts again in {pause:g} s{reason}")
+            what = "could not be started" if code is None else f"ended ({code})"
+            self._say(logging.WARNING, f"{what}, starts again in {pause:g} s{reason}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             self._restarts += 1
 
     async def _run_once(self) -> int:
-        """Start the process, and pass what it prints to the log; returns its exit code."""
+        """Start the process, and pass what it prints to the log; returns its exit code.
+
+        Raises:
+            OSError: it cannot be started, for instance because there are too many processes.
+        """
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "vsock.cli.supervised", str(os.getpid()), *self._command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,  # Ctrl-C is for the switch, which ends them
-        )
-        self._state, self._reason = "running", ""
+        hangup = {signal.SIGHUP}
+        # Its process starts with SIGHUP blocked, and takes it when it can handle it: before that it would die of it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, hangup)
+        try:
+            # -P: no modules of the directory that the switch was started in.
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "vsock.cli.supervised", str(os.getpid())),
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,  # Ctrl-C is for the switch, which ends them
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, hangup)
+        self._state = "running"
         process = self._process
         try:
             return await self._see_through(process)
@@ -167,13 +194,47 @@ class _Supervised:
         return await process.wait()
 
     async def _tell(self, stream: asyncio.StreamReader) -> None:
-        while line := await stream.readline():
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:
+                self._last_error = "it printed a line that is too long"
+                self._say(logging.WARNING, self._last_error)
+                if self._process and self._process.returncode is None:
+                    self._process.kill()
+                continue
+            if not line:
+                return
             text = line.decode(errors="backslashreplace").rstrip()
-            if text.startswith(_PREFIX):
-                self._reason = text.removeprefix(_PREFIX)
-                self._say(logging.WARNING, self._reason)
-            else:
-                self._say(logging.INFO, text)
+            is_error = text.startswith(_PREFIX)
+            text = text.removeprefix(_PREFIX)
+            if is_error:
+                self._last_error = text
+            left_out = self._allowance.take(asyncio.get_running_loop().time())
+            if left_out:
+                self._say(logging.WARNING, f"{left_out} lines are left out here")
+            if left_out is not None:
+                self._say(logging.WARNING if is_error else logging.INFO, text)
 
     def _say(self, level: int, text: str) -> None:
         _log.log(level, "%s %s: %s", self.service.kind, self.service.name, text)
+
+
+class _Allowance:
+    """Lines that a service may add to the log: guests cause some of them."""
+
+    def __init__(self) -> None:
+        self._lines = float(_MOST_LINES)
+        self._at = 0.0
+        self._left_out = 0
+
+    def take(self, now: float) -> int | None:
+        """Take a line, at a time of the loop; returns how many were left out before it, None if it is to be left out."""
+        self._lines = min(_MOST_LINES, self._lines + (now - self._at) * _LINES_PER_SECOND)
+        self._at = now
+        if self._lines < 1:
+            self._left_out += 1
+            return None
+        self._lines -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
