@@ -51,6 +51,10 @@ class GuestServer:
         (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
         return int(line.split()[1]) * 1024
 
+    def descriptors(self) -> set[int]:
+        """Those that it has open."""
+        return {int(path.name) for path in Path(f"/proc/{self.pid}/fd").iterdir()}
+
     def children(self) -> list[int]:
         """The processes that it has started."""
         text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()

@@ -101,14 +101,46 @@ def test_link_in_the_place_of_a_file_is_replaced(tmp_path: Path) -> None:
     (root / KEYS).parent.mkdir(parents=True)
     outside.write_text("mine")
     (root / KEYS).symlink_to(outside)
-    (root / KEYS).with_name(".authorized_keys.new").symlink_to(outside)
-    assert (
-        main(["guest", "agent", "--into", str(root)]) == 1
-    )  # somebody has prepared the temporary name
-    (root / KEYS).with_name(".authorized_keys.new").unlink()
     assert main(["guest", "agent", "--into", str(root)]) == 0
     assert outside.read_text() == "mine"
     assert not (root / KEYS).is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "file"])
+def test_what_has_the_temporary_name_is_not_written_to(tmp_path: Path, kind: str) -> None:
+    """A FIFO stands for a device too; a file may be another user's, whose it would stay."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / KEYS).parent.mkdir(parents=True)
+    outside.write_text("mine")
+    prepared = (root / KEYS).with_name(".authorized_keys.new")
+    match kind:
+        case "link":
+            prepared.symlink_to(outside)
+        case "fifo":
+            os.mkfifo(prepared)
+        case _:
+            prepared.hardlink_to(outside)
+    assert main(["guest", "agent", "--into", str(root)]) == 0
+    assert outside.read_text() == "mine"
+    assert (root / KEYS).read_text() == f"{Identity.of_user().public_key()}\n"
+    assert (root / KEYS).lstat().st_nlink == 1
+    assert not os.path.lexists(prepared)
+
+
+def test_folders_can_be_entered_whatever_the_umask_is(tmp_path: Path) -> None:
+    """The guest's other users need /usr and /etc; a folder that was there keeps its mode."""
+    (tmp_path / "usr").mkdir(mode=0o711)
+    before = os.umask(0o077)
+    try:
+        assert main(["guest", "agent", "--into", str(tmp_path)]) == 0
+    finally:
+        os.umask(before)
+    modes = {
+        name: stat.S_IMODE((tmp_path / name).stat().st_mode)
+        for name in ("usr", "usr/lib", "usr/lib/vsock", "etc", "etc/vsock-sshd")
+    }
+    assert modes.pop("usr") == 0o711
+    assert set(modes.values()) == {0o755}
 
 
 @pytest.mark.parametrize(

@@ -92,10 +92,20 @@ async def test_terminal_follows_the_size(session: GuestSession) -> None:
 
 
 @pytest.mark.parametrize("end", ["channel", "connection"])
-async def test_processes_end_with_their_channel(server: GuestServer, end: str) -> None:
-    """The whole group, also of a program that ignores SIGHUP."""
+@pytest.mark.parametrize(
+    "command",
+    [
+        "trap '' HUP; sleep 1000 & echo $!; wait; wait",
+        """sh -c 'trap "" HUP; echo $$; exec sleep 1000' & wait""",
+    ],
+    ids=["all ignore it", "its leader does not"],
+)
+async def test_processes_end_with_their_channel(
+    server: GuestServer, end: str, command: str
+) -> None:
+    """The whole group, also of programs that ignore SIGHUP."""
     async with asyncio.timeout(SECONDS), vsock.guest_session(server.host) as session:
-        process = await session.open_process("trap '' HUP; sleep 1000 & echo $!; wait; wait")
+        process = await session.open_process(command)
         pid = int(await process.stdout.readline())
         if end == "channel":
             process.close()

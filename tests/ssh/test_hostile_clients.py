@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import random
+import resource
+import select
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import asyncssh
@@ -168,6 +170,115 @@ async def test_flood_of_forwards_and_variables_is_refused(
         done = await process.wait()
         assert len([line for line in str(done.stdout).splitlines() if line.startswith("V")]) == 32
     await until(lambda: not list(tmp_path.glob("l*")))
+
+
+@pytest.fixture
+def agent_folders(server: GuestServer) -> Callable[[], list[Path]]:
+    """The folders of the server's sockets for agents."""
+    name = f"vsock-sshd-{server.pid}-*"
+    return lambda: [
+        path for parent in ("/run", "/tmp", "/dev/shm") for path in Path(parent).glob(name)
+    ]
+
+
+async def test_flood_of_requests_for_an_agent_makes_few_sockets(
+    server: GuestServer,
+    agent_folders: Callable[[], list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Sixteen with the other listeners, one of a channel, and none once its process has started."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "no-agent"))
+    async with asyncio.timeout(SECONDS):
+        async with vsock.guest_session(server.host, forward_agent=True) as session:
+            await session.connection.forward_remote_path(str(tmp_path / "listener"), "/nowhere")
+            for _ in range(20):
+                process = await session.open_process("cat")
+                for _ in range(20):
+                    name = b"auth-agent-req@openssh.com"
+                    packet = struct.pack(">I", len(name)) + name + b"\0"
+                    process.channel.send_packet(CHANNEL_REQUEST, packet)
+            assert (await session.run("echo served")).stdout == "served\n"
+            assert len(agent_folders()) == 15
+    await until(lambda: not agent_folders())
+
+
+class _Greeting(asyncssh.SSHTCPSession[bytes]):
+    """Writes a word, and that is it."""
+
+    def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
+        self._channel = chan
+
+    def session_started(self) -> None:
+        self._channel.write(b"hello")
+        self._channel.write_eof()
+
+
+async def _until_closed(port: int, most: int) -> list[socket.socket]:
+    """Connect 300 times; return the connections that are still open when all others have been closed."""
+    connections = [socket.create_connection(("127.0.0.1", port), SECONDS) for _ in range(300)]
+    left = connections
+
+    def few_are_left() -> bool:
+        nonlocal left
+        readable, _, _ = select.select(left, [], [], 0)
+        for connection in readable:
+            assert connection.recv(1) == b""
+            connection.close()
+        left = [connection for connection in left if connection not in readable]
+        return len(left) <= most
+
+    await until(few_are_left)
+    return left
+
+
+async def test_flood_of_a_guests_program_waits_for_the_client_within_the_limit(
+    server: GuestServer,
+) -> None:
+    """Its connections are channels as soon as they are asked for; a late answer is served, and so are those that come later."""
+    answers = asyncio.Event()
+
+    async def accept(_host: str, _port: int) -> asyncssh.SSHTCPSession[bytes]:
+        await answers.wait()
+        return _Greeting()
+
+    async with opened(server) as session:
+        listener = await session.connection.create_server(accept, "127.0.0.1", 0)
+        waiting = await _until_closed(listener.get_port(), CHANNELS)
+        assert len(waiting) == CHANNELS
+        assert await serves(server)
+        answers.set()
+        for connection in waiting:
+            connection.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(connection, 5) == b"hello"
+            connection.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.get_port())
+        assert await reader.read() == b"hello"
+        writer.close()
+
+
+async def test_listener_outlives_a_shortage_of_descriptors(server: GuestServer) -> None:
+    """The connection that could not be accepted is, once there are some again."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    async with opened(server) as session:
+        service = await asyncio.start_server(greet, "127.0.0.1", 0)
+        port = service.sockets[0].getsockname()[1]
+        listener = await session.connection.forward_remote_port("127.0.0.1", 0, "127.0.0.1", port)
+        used = server.descriptors()
+        free = next(number for number in range(len(used) + 1) if number not in used)
+        before = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (free, before[1]))
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.get_port())
+        # Asked for behind the connection, and answered: no process without descriptors.
+        assert (await session.run("true")).returncode == 126
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+        assert await reader.read() == b"hello"
+        writer.close()
+        service.close()
 
 
 async def test_input_that_nobody_reads_is_bounded_and_its_program_ends(server: GuestServer) -> None:

@@ -52,16 +52,21 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Reads the words behind the program's name. An error is a sentence for the user.
-    pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Arguments, String> {
-        let mut read = Arguments {
-            role: Role::Server,
+    /// What no arguments mean, for a role.
+    pub(crate) fn defaults(role: Role) -> Arguments {
+        Arguments {
+            role,
             place: Place::Vsock(22),
             authorized_keys: PathBuf::from(FOLDER).join("authorized_keys"),
             host_key: PathBuf::from(FOLDER).join("host_key"),
             command: Vec::new(),
             of_server: Vec::new(),
-        };
+        }
+    }
+
+    /// Reads the words behind the program's name. An error is a sentence for the user.
+    pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Arguments, String> {
+        let mut read = Arguments::defaults(Role::Server);
         let mut words = words.peekable();
         // A kernel gives the words of its command line that it does not know to the first process.
         let is_first = std::process::id() == 1;

@@ -17,14 +17,21 @@ pub(crate) struct ChildId {
     serial: u64,
 }
 
-/// The children that have not been waited for.
+/// The children that have not been waited for. Those of others, which this process may have got by exec, are left alone.
 #[derive(Clone, Default)]
 pub(crate) struct Children(Arc<Mutex<Running>>);
 
 #[derive(Default)]
 struct Running {
-    children: HashMap<Pid, (u64, oneshot::Sender<WaitStatus>)>,
+    children: HashMap<Pid, Child>,
     started: u64,
+}
+
+struct Child {
+    serial: u64,
+    ended: Option<oneshot::Sender<WaitStatus>>,
+    /// Not to be waited for yet: see `hold`.
+    is_held: bool,
 }
 
 impl Children {
@@ -46,11 +53,39 @@ impl Children {
     }
 
     fn reap(&self) {
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if let Some((_, ended)) = self.running().children.remove(&pid) {
-                // Nobody waits if its channel was closed.
-                let _ = ended.send(status);
+        self.running().children.retain(|&pid, child| {
+            if child.is_held {
+                return true;
             }
+            match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+                Ok(None) => true,
+                Ok(Some((_, status))) => {
+                    // Nobody waits if its channel was closed.
+                    let _ = child.ended.take().map(|ended| ended.send(status));
+                    false
+                }
+                Err(_) => false, // it is no child any more
+            }
+        });
+    }
+
+    /// Keeps a child's process id, and so its process group's, from becoming another one's, also when the child ends:
+    /// until `release`.
+    pub(crate) fn hold(&self, child: ChildId) {
+        self.set_held(child, true);
+    }
+
+    /// Waits for the child again.
+    pub(crate) fn release(&self, child: ChildId) {
+        self.set_held(child, false);
+        self.reap();
+    }
+
+    fn set_held(&self, child: ChildId, is_held: bool) {
+        if let Some(found) = self.running().children.get_mut(&child.pid)
+            && found.serial == child.serial
+        {
+            found.is_held = is_held;
         }
     }
 
@@ -65,13 +100,13 @@ impl Children {
         let mut running = self.running();
         running.started += 1;
         let serial = running.started;
-        running.children.insert(pid, (serial, sender));
+        running.children.insert(pid, Child { serial, ended: Some(sender), is_held: false });
         Ok((ChildId { pid, serial }, receiver))
     }
 
-    /// Signals the process group of a child that has not ended.
+    /// Signals the process group of a child that has not been waited for.
     pub(crate) fn signal(&self, child: ChildId, signal: Signal) {
-        let known = self.running().children.get(&child.pid).map(|(serial, _)| *serial);
+        let known = self.running().children.get(&child.pid).map(|it| it.serial);
         if known == Some(child.serial) {
             // The group exists as long as its leader has not been waited for.
             let _ = rustix::process::kill_process_group(child.pid, signal);

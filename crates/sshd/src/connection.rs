@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use russh::server::{Handle, Msg};
@@ -23,6 +24,17 @@ pub(crate) struct Channels {
     pub(crate) backlog: Arc<Backlog>,
     children: Children,
     map: Arc<Mutex<HashMap<ChannelId, Channel>>>,
+    /// How many channels to the client are asked for and not answered yet.
+    opening: Arc<AtomicUsize>,
+}
+
+/// A channel to the client that is being opened: it counts as one until this is dropped.
+pub(crate) struct Opening(Arc<AtomicUsize>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 struct Channel {
@@ -41,7 +53,7 @@ struct Running {
 
 impl Channels {
     pub(crate) fn new(children: Children) -> Channels {
-        Channels { backlog: Arc::default(), children, map: Arc::default() }
+        Channels { backlog: Arc::default(), children, map: Arc::default(), opening: Arc::default() }
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<ChannelId, Channel>> {
@@ -54,7 +66,21 @@ impl Channels {
 
     /// Whether there may be no more channels.
     pub(crate) fn is_full(&self) -> bool {
-        self.map().len() >= limits::CHANNELS
+        self.map().len() + self.opening.load(Ordering::Relaxed) >= limits::CHANNELS
+    }
+
+    /// Makes room for a channel to the client; none if there may be no more.
+    pub(crate) fn begin_opening(&self) -> Option<Opening> {
+        if self.is_full() {
+            return None;
+        }
+        self.opening.fetch_add(1, Ordering::Relaxed);
+        Some(Opening(Arc::clone(&self.opening)))
+    }
+
+    /// How many channels have a socket that leads to the client's agent.
+    pub(crate) fn agents(&self) -> usize {
+        self.map().values().filter(|channel| channel.wishes.agent.is_some()).count()
     }
 
     /// Adds a channel; returns what arrives on it. `writer` is for a process that it may get.
@@ -130,12 +156,15 @@ impl Channels {
 
     /// Ends a process whose channel is closed, with its group. Who has made a group of their own goes on.
     fn hang_up(&self, child: ChildId) {
+        // Its group may outlive it, with programs that ignore SIGHUP.
+        self.children.hold(child);
         self.children.signal(child, Signal::HUP);
         self.children.signal(child, Signal::CONT);
         let children = self.children.clone();
         tokio::spawn(async move {
             tokio::time::sleep(limits::GRACE_TIME).await;
             children.signal(child, Signal::KILL);
+            children.release(child);
         });
     }
 
@@ -163,8 +192,12 @@ impl Channels {
             })
     }
 
-    /// The client's agent for the process that will start.
+    /// The client's agent for the process that will start; false: too late, it has one, or there is no place for it.
     pub(crate) fn want_agent(&self, id: ChannelId, handle: Handle) -> bool {
+        // One of a channel, which a process that has started would not get to know.
+        if !self.wish(id, |wishes| wishes.agent.is_none()) {
+            return false;
+        }
         let Some((path, task)) = forwards::listen_for_agent(self.clone(), handle) else {
             return false;
         };

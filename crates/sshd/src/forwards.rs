@@ -12,7 +12,7 @@ use russh::{Channel, ChannelOpenFailure, ChannelWriteHalf};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::backlog::InboxReader;
 use crate::connection::Channels;
@@ -144,7 +144,7 @@ pub(crate) async fn listen_tcp(
     let address = address.to_owned();
     let task = tokio::spawn(async move {
         loop {
-            let Ok((stream, peer)) = listener.accept().await else { return };
+            let (stream, peer) = accepted(|| listener.accept()).await;
             let (handle, address) = (handle.clone(), address.clone());
             serve(channels.clone(), stream, async move {
                 let from = (peer.ip().to_string(), u32::from(peer.port()));
@@ -181,7 +181,7 @@ pub(crate) fn listen_unix(
     let task = tokio::spawn(async move {
         let _file = &mut file;
         loop {
-            let Ok((stream, _)) = listener.accept().await else { return };
+            let (stream, _) = accepted(|| listener.accept()).await;
             let (handle, name) = (handle.clone(), name.clone());
             serve(channels.clone(), stream, async move {
                 handle.channel_open_forwarded_streamlocal(name).await
@@ -210,12 +210,22 @@ pub(crate) fn listen_for_agent(
     let task = tokio::spawn(async move {
         let _both = (&file, &folder); // in this order they are removed
         loop {
-            let Ok((stream, _)) = listener.accept().await else { return };
+            let (stream, _) = accepted(|| listener.accept()).await;
             let handle = handle.clone();
             serve(channels.clone(), stream, async move { handle.channel_open_agent().await });
         }
     });
     Some((path, task.abort_handle()))
+}
+
+/// The next connection. A socket that listens stays fit for it: what fails is one connection, or descriptors are short.
+async fn accepted<T, F: Future<Output = io::Result<T>>>(accept: impl Fn() -> F) -> T {
+    loop {
+        match accept().await {
+            Ok(connection) => return connection,
+            Err(_) => sleep(limits::PAUSE).await,
+        }
+    }
 }
 
 /// Opens a channel to the client for a connection that somebody in the guest has made. Its end is a dropped connection.
@@ -224,15 +234,15 @@ fn serve(
     stream: impl Stream + 'static,
     open: impl Future<Output = Result<Channel<Msg>, russh::Error>> + Send + 'static,
 ) {
-    if channels.is_full() {
-        return;
-    }
+    let Some(opening) = channels.begin_opening() else { return };
     tokio::spawn(async move {
-        let Ok(Ok(channel)) = timeout(limits::CONNECT_TIME, open).await else { return };
+        // However late: what the client confirms is served. The end of its connection ends this too.
+        let Ok(channel) = open.await else { return };
         let (_, writer) = channel.split();
         let id = writer.id();
         // `channel_open_confirmation` has added it, before any data came.
         let Some(inbox) = channels.inbox(id) else { return };
+        drop(opening);
         let all = channels.clone();
         let task =
             tokio::spawn(async move { relay(&all, writer, InboxReader(inbox), stream).await });

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -65,17 +66,21 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<()> {
     let mut command = start_command(&arguments.command);
     let mut server = start_server(&arguments.of_server);
     loop {
-        let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::empty()) else {
-            // There is no child, as the server could not be started.
-            std::thread::sleep(PAUSE);
-            server = start_server(&arguments.of_server);
-            continue;
+        let options = if server.is_some() { WaitOptions::empty() } else { WaitOptions::NOHANG };
+        let (pid, status) = match rustix::process::wait(options) {
+            Ok(Some(ended)) => ended,
+            Err(Errno::INTR) => continue,
+            Ok(None) | Err(_) => {
+                // The server has ended, or could not be started.
+                std::thread::sleep(PAUSE);
+                server = start_server(&arguments.of_server);
+                continue;
+            }
         };
         let status = ExitStatus::from_raw(status.as_raw());
         if is(&server, pid) {
             eprintln!("vsock-sshd: the server has ended ({status}); starting it again");
-            std::thread::sleep(PAUSE);
-            server = start_server(&arguments.of_server);
+            server = None;
         } else if is(&command, pid) {
             eprintln!("vsock-sshd: {} has ended ({status})", arguments.command[0].display());
             command = None;
@@ -95,12 +100,20 @@ fn warn(what: &str, done: io::Result<()>) {
 
 fn mount_at(kind: &str, folder: &str, options: &str) -> io::Result<()> {
     fs::create_dir_all(folder)?;
+    // By the kernel, or by an initramfs before us: what is in it must not be hidden.
+    if is_mount_point(Path::new(folder))? {
+        return Ok(());
+    }
     let options = std::ffi::CString::new(options)?;
     match mount(kind, folder, kind, MountFlags::NOSUID, Some(options.as_c_str())) {
-        // The kernel, or an initramfs before us, has done so.
         Ok(()) | Err(Errno::BUSY) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+fn is_mount_point(folder: &Path) -> io::Result<bool> {
+    let parent = folder.parent().unwrap_or(folder);
+    Ok(fs::metadata(folder)?.dev() != fs::metadata(parent)?.dev())
 }
 
 fn load_modules() {
@@ -166,5 +179,19 @@ fn started(what: &str, command: &mut Command) -> Option<Child> {
             warn(what, Err(error));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_recognized() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("inner")).unwrap();
+        assert!(!is_mount_point(&folder.path().join("inner")).unwrap());
+        assert!(is_mount_point(Path::new("/proc")).unwrap());
+        assert!(!is_mount_point(Path::new("/")).unwrap());
     }
 }

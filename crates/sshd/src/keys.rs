@@ -24,15 +24,25 @@ const FIRMWARE: &str = "/sys/firmware/dmi/entries";
 
 /// The keys that are let in now: those of `file`, and those of the credential.
 pub(crate) fn authorized(file: &Path) -> Vec<PublicKey> {
-    let mut texts = vec![read(file).unwrap_or_default()];
-    texts.extend(command_line_credentials(&read(Path::new(COMMAND_LINE)).unwrap_or_default()));
+    let mut texts = vec![text_of(file)];
+    texts.extend(command_line_credentials(&text_of(Path::new(COMMAND_LINE))));
     for entry in fs::read_dir(FIRMWARE).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with("11-") {
-            texts
-                .extend(firmware_credentials(&read(&entry.path().join("raw")).unwrap_or_default()));
+            texts.extend(firmware_credentials(&text_of(&entry.path().join("raw"))));
         }
     }
     texts.iter().flat_map(|text| keys_in(text)).collect()
+}
+
+/// What a file has. That it cannot be read is said, or a key that is refused because of it would be a riddle; that it
+/// is missing is nothing unusual.
+fn text_of(file: &Path) -> Vec<u8> {
+    read(file).unwrap_or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            eprintln!("vsock-sshd: keys of {}: {error}", file.display());
+        }
+        Vec::new()
+    })
 }
 
 /// The keys of a text as authorized_keys has it. A line with options is passed over: each of them would be a
@@ -78,12 +88,15 @@ fn words(line: &str) -> Vec<String> {
 
 /// What the strings of a table say, as `io.systemd.credential:` and `io.systemd.credential.binary:`.
 fn firmware_credentials(table: &[u8]) -> Vec<Vec<u8>> {
+    // The strings follow the table's head, whose length is its second byte.
+    let head = table.get(1).copied().map_or(0, usize::from);
     table
+        .get(head..)
+        .unwrap_or_default()
         .split(|&byte| byte == 0)
         .filter_map(|string| {
-            // The first string follows the table's head, whose length is its second byte.
-            let string = String::from_utf8_lossy(string);
-            let (_, setting) = string.split_once("io.systemd.credential")?;
+            let string = std::str::from_utf8(string).ok()?;
+            let setting = string.strip_prefix("io.systemd.credential")?;
             let (name, value) = setting.split_once('=')?;
             match name.split_once(':')? {
                 ("", CREDENTIAL) => Some(value.as_bytes().to_vec()),
@@ -187,12 +200,14 @@ mod tests {
     #[test]
     fn firmware_has_credentials_behind_the_head_of_a_table() {
         let table = format!(
-            "\x0b\x05\x01\x0b\x03io.systemd.credential:{CREDENTIAL}={KEY}\0\
-             io.systemd.credential.binary:{CREDENTIAL}=aGkK\0io.systemd.credential:x=y\0\0"
+            "\x0b\x05\x00\x0b\x03io.systemd.credential:{CREDENTIAL}={KEY}\0\
+             io.systemd.credential.binary:{CREDENTIAL}=aGkK\0io.systemd.credential:x=y\0\
+             vendor's io.systemd.credential:{CREDENTIAL}={KEY}\0\0"
         );
         let found = firmware_credentials(table.as_bytes());
         assert_eq!(found, [KEY.as_bytes(), b"hi\n"]);
         assert!(firmware_credentials(b"").is_empty());
+        assert!(firmware_credentials(b"\x0b\xff").is_empty());
     }
 
     #[test]

@@ -36,8 +36,15 @@ pub(crate) const BACKLOG: usize = 1 << 20;
 /// The same while output waits for the client.
 pub(crate) const BACKLOG_WHILE_OUTPUT_WAITS: usize = 8 << 20;
 
+/// How long to wait when this process or the guest has no descriptors or memory for a connection.
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a connection to a service of the guest may take to open.
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes of output that are sent after the end of a process: the most that an unprivileged program can have in a pipe
+/// (pipe(7)).
+pub(crate) const LAST_OUTPUT: usize = 1 << 20;
 
 /// How long a process may go on after SIGHUP when its channel has been closed.
 pub(crate) const GRACE_TIME: Duration = Duration::from_secs(2);

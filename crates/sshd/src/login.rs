@@ -83,8 +83,12 @@ impl Client {
         }
     }
 
+    fn has_room_to_listen(&self) -> bool {
+        self.listeners.len() + self.channels.agents() < limits::LISTENERS
+    }
+
     fn may_listen(&self, name: &str) -> bool {
-        self.listeners.len() < limits::LISTENERS && !self.listeners.contains_key(name)
+        self.has_room_to_listen() && !self.listeners.contains_key(name)
     }
 
     fn stop_listening(&mut self, name: &str) -> bool {
@@ -183,7 +187,10 @@ impl Handler for Client {
         _: u32,
         _: &mut Session,
     ) -> Done {
-        self.channels.add(id, None);
+        // A client may confirm what it has opened itself, or twice.
+        if self.channels.inbox(id).is_none() {
+            self.channels.add(id, None);
+        }
         Ok(())
     }
 
@@ -247,7 +254,7 @@ impl Handler for Client {
         id: ChannelId,
         session: &mut Session,
     ) -> Result<bool, Self::Error> {
-        Ok(self.channels.want_agent(id, session.handle()))
+        Ok(self.has_room_to_listen() && self.channels.want_agent(id, session.handle()))
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Done {

@@ -25,6 +25,11 @@ use arguments::{Arguments, Role};
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
+        // The end of the first process is the guest's: better one that can be entered, and says what is wrong.
+        Err(fault) if std::process::id() == 1 => {
+            eprintln!("vsock-sshd: {fault}; going on without arguments");
+            Arguments::defaults(Role::Init)
+        }
         Err(fault) => {
             eprintln!("vsock-sshd: {fault}\n{}", arguments::USAGE);
             return ExitCode::from(2);

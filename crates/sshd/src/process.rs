@@ -21,6 +21,7 @@ use crate::backlog::{Backlog, InboxReader};
 use crate::children::{ChildId, Children};
 use crate::command::Program;
 use crate::descriptor::Descriptor;
+use crate::limits;
 
 /// The path of this program, which is its own SFTP server.
 pub(crate) const OURSELVES: &str = "/proc/self/exe";
@@ -223,7 +224,8 @@ async fn copy_in(mut from: InboxReader, mut to: Descriptor, is_terminal: bool) {
     }
 }
 
-/// Copies what the process writes to the client: to its end, or, once the process has ended, all that is there.
+/// Copies what the process writes to the client: to its end, or, once the process has ended, all that is there. Others
+/// may go on writing, so that is at most what a pipe or a terminal can hold.
 async fn copy_out(
     from: &Descriptor,
     mut to: impl AsyncWrite + Unpin,
@@ -231,16 +233,21 @@ async fn copy_out(
     mut is_ended: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; 32 << 10];
-    loop {
+    let mut left = limits::LAST_OUTPUT;
+    while left > 0 {
+        let has_ended = *is_ended.borrow();
         match from.read_now(&mut buffer) {
             Ok(Some(0)) | Err(_) => return,
             Ok(Some(length)) => {
+                if has_ended {
+                    left = left.saturating_sub(length);
+                }
                 let _waits = backlog.output_waits();
                 if to.write_all(&buffer[..length]).await.is_err() {
                     return;
                 }
             }
-            Ok(None) if *is_ended.borrow() => return,
+            Ok(None) if has_ended => return,
             Ok(None) => {
                 tokio::select! {
                     readable = from.readable() => if readable.is_err() { return },
@@ -322,4 +329,52 @@ pub(crate) fn name_of(number: i32) -> String {
 pub(crate) fn resize(terminal: impl AsFd, size: Winsize) {
     // A terminal that is gone needs none.
     let _ = rustix::termios::tcsetwinsize(terminal, size);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use super::*;
+
+    /// A client, and a program that fills the pipe again as soon as something has been taken out of it.
+    struct Refilling {
+        pipe: OwnedFd,
+        sent: usize,
+    }
+
+    impl AsyncWrite for Refilling {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.sent += bytes.len();
+            if self.sent > 2 * limits::LAST_OUTPUT {
+                return Poll::Ready(Err(io::Error::other("too much")));
+            }
+            assert_eq!(rustix::io::write(&self.pipe, bytes), Ok(bytes.len()));
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn output_after_the_end_of_a_process_is_bounded() {
+        let (from, pipe) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::write(&pipe, &[0; 1000]).unwrap();
+        let mut client = Refilling { pipe, sent: 0 };
+        let (_say_ended, is_ended) = watch::channel(true);
+        let from = Descriptor::new(from).unwrap();
+        copy_out(&from, &mut client, &Arc::default(), is_ended).await;
+        assert!((limits::LAST_OUTPUT..limits::LAST_OUTPUT + 1000).contains(&client.sent));
+    }
 }

@@ -30,9 +30,6 @@ const KEY_EXCHANGES: &[kex::Name] = &[
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
 ];
 
-/// How long to wait when this process or the guest has no descriptors or memory for a connection.
-const PAUSE: Duration = Duration::from_millis(100);
-
 /// Serves until listening fails.
 pub(crate) fn run(arguments: &Arguments) -> io::Result<()> {
     // One thread: what is done per connection is little, and a guest may have one processor and a few megabytes.
@@ -62,7 +59,7 @@ async fn serve(arguments: &Arguments) -> io::Result<()> {
     loop {
         match listener.accept().await {
             Ok(socket) => server.begin(socket),
-            Err(error) if is_shortage(&error) => sleep(PAUSE).await,
+            Err(error) if is_shortage(&error) => sleep(limits::PAUSE).await,
             Err(error) => return Err(error),
         }
     }

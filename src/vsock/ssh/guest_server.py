@@ -6,7 +6,7 @@ With it go this user's public key, and a host key of its own, so that the guest 
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -42,7 +42,10 @@ def server_path() -> Path:
     """
     path = Path(__file__).parents[1] / "_lib" / "vsock-sshd"
     if not path.exists():
-        raise UsageError(f"{path} is missing: build it with `make sshd`, or install the wheel")
+        raise UsageError(
+            f"this installation was built without {path.name}, which needs Rust 1.89 and a static C library"
+            " (libc6-dev on Debian, glibc-static on Fedora): install these and vsock anew; in a clone: make sshd"
+        )
     return path
 
 
@@ -153,15 +156,20 @@ def install(root: Path, files: Sequence[File]) -> None:
 def _folders(root: Path, folder: int, names: Sequence[str]) -> Iterator[int]:
     """Open folder in folder, and make those that are missing."""
     for position, name in enumerate(names):
-        if not _exists(name, folder):
+        is_new = not _exists(name, folder)
+        if is_new:
             os.mkdir(name, 0o755, dir_fd=folder)
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Others' folders may allow no reading, and then no more than O_PATH.
+        flags = os.O_RDONLY if is_new else os.O_PATH
+        flags |= os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             folder = os.open(name, flags, dir_fd=folder)
         except NotADirectoryError:
             path = root.joinpath(*names[: position + 1])
             raise UsageError(f"{path} is no folder, and links are not followed") from None
         yield folder
+        if is_new:
+            os.fchmod(folder, 0o755)  # this user's umask is not the guest's
 
 
 def _write(root: Path, file: File, name: str, folder: int) -> None:
@@ -175,7 +183,10 @@ def _write(root: Path, file: File, name: str, folder: int) -> None:
             )
         return
     partial = f".{name}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    # What is there may be a device, a FIFO or another user's file: none of them is written to.
+    with suppress(FileNotFoundError):
+        os.unlink(partial, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     out = os.open(partial, flags, stat.S_IMODE(file.mode), dir_fd=folder)
     with os.fdopen(out, "wb") as opened:
         os.fchmod(opened.fileno(), stat.S_IMODE(file.mode))
