@@ -30,7 +30,7 @@ DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace openssl systemd curl
 # Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
 export VSOCK_REQUIRE_PROGRAMS ?= 1
-TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests
+TEST_PARTS := check test-rust test-commands test-python bench-instructions test-dist test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -109,10 +109,18 @@ test-rust: build ## Rust tests: core, device against driver
 	$(CARGO) test $(RUST_TESTED) --locked
 	cargo test $(IN_BENCH) --workspace --locked
 
-.PHONY: test-python
-test-python: setup build sshd ## Python tests that need no VM
+# Tests that mostly wait for processes and for each other's ends: two of their files at a time.
+SIDE_BY_SIDE := tests/adapters tests/cli tests/proxy
+
+.PHONY: test-commands
+test-commands: setup build ## Python tests of commands, adapters and the proxy; they need no VM
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
-	$(BIN)/pytest -m 'not vm and not dist'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not vm and not dist' $(SIDE_BY_SIDE)
+
+.PHONY: test-python
+test-python: setup build sshd ## All other Python tests that need no VM
+	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
+	$(BIN)/pytest -m 'not vm and not dist' $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 .PHONY: test-dist
 test-dist: setup build ## Build sdist and wheel, and install them in an empty environment

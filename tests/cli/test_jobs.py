@@ -179,14 +179,16 @@ def test_commands_with_odd_characters_are_listed_each(tmp_path: Path) -> None:
 
 def test_whoever_follows_a_job_ends_with_the_session(tmp_path: Path) -> None:
     """Nothing is left in the guest that waits for the job."""
-    script = f"until [ -e {tmp_path}/never ]; do sleep 0.1; done"
+    script = f"echo begun; until [ -e {tmp_path}/never ]; do sleep 0.1; done"
     assert vsock("exec", "alpha", "--detach", "--name", "x", "--", "sh", "-c", script).stdout
     follower = subprocess.Popen(
         ("sh", "-c", '"$@" & echo $!; wait', "sh", *follow("x")), stdout=subprocess.PIPE
     )
     with follower:
         assert follower.stdout
-        pid = int(follower.stdout.readline())
+        lines = [follower.stdout.readline(), follower.stdout.readline()]
+        lines.remove(b"begun\n")  # it follows, and so knows its parent
+        pid = int(lines[0])
         follower.kill()
     deadline = time.monotonic() + DEADLINE
     while Path(f"/proc/{pid}/cwd").exists():
