@@ -150,6 +150,8 @@ class GuestFileSystem(SSHFileSystem):  # type: ignore[misc] # sshfs has no types
             raise OSError(number, f"{self._session.name}: {said}") from error
         except asyncssh.DisconnectError as error:
             raise self._ended(error.reason) from error
+        except ConnectionError as error:  # asyncssh passes on what its socket says
+            raise self._ended(error.strerror or str(error)) from error
 
     def _ended(self, reason: str) -> SessionError:
         self.forget()
