@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 # PyO3's build script needs the interpreter that will load the module.
 CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests; the Python tests cover it.
-RUST_TESTED := --workspace --exclude vsock-python
+RUST_TESTED := --workspace --exclude vsock-python --exclude vsock-sshd
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -path crates/sshd -prune -o -name '*.rs' -print -o -name Cargo.toml -print)
 SSHD_SOURCES := Cargo.toml Cargo.lock crates/sshd/Cargo.toml $(shell find crates/sshd -name '*.rs') tools/build-sshd
 BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.rs' -o -name Cargo.toml)
@@ -30,7 +30,7 @@ DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace openssl systemd curl
 # Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
 export VSOCK_REQUIRE_PROGRAMS ?= 1
-TEST_PARTS := check test-rust test-commands test-python bench-instructions test-dist test-guests
+TEST_PARTS := check test-rust test-python test-processes bench-instructions test-dist test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -109,18 +109,22 @@ test-rust: build ## Rust tests: core, device against driver
 	$(CARGO) test $(RUST_TESTED) --locked
 	cargo test $(IN_BENCH) --workspace --locked
 
-# Tests that mostly wait for processes and for each other's ends: two of their files at a time.
-SIDE_BY_SIDE := tests/adapters tests/cli tests/proxy
+.PHONY: test-sshd
+test-sshd: setup build sshd ## Rust tests of vsock-sshd; test-python and test-guests use the program
+	cargo test --package vsock-sshd --locked
 
-.PHONY: test-commands
-test-commands: setup build ## Python tests of commands, adapters and the proxy; they need no VM
-	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not vm and not dist' $(SIDE_BY_SIDE)
+# Tests of signals, of terminals and of what is left when processes die: one after another.
+ONE_BY_ONE := tests/bad_input tests/demo tests/preload tests/sharing
 
 .PHONY: test-python
-test-python: setup build sshd ## All other Python tests that need no VM
+test-python: setup build sshd ## Python tests that need no VM, two files at a time
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
-	$(BIN)/pytest -m 'not vm and not dist' $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not vm and not dist' $(addprefix --ignore=,$(ONE_BY_ONE))
+
+.PHONY: test-processes
+test-processes: setup build ## Python tests of signals and of dying processes, one after another
+	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
+	$(BIN)/pytest -m 'not vm and not dist' $(ONE_BY_ONE)
 
 .PHONY: test-dist
 test-dist: setup build ## Build sdist and wheel, and install them in an empty environment
