@@ -210,9 +210,12 @@ $(PATHS): $(BENCH_SOURCES)
 	cargo build $(IN_BENCH) --release --locked --package vsock-paths
 	@touch $@
 
+# As tools/build_backend.py compiles it for a wheel, so that test-dist need not compile other packages anew.
+AS_FOR_DIST := CARGO_TARGET_DIR=build/dist-target \
+  RUSTFLAGS="--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}/registry/src=registry"
 src/vsock/_lib/vsock-sshd: $(SSHD_SOURCES)
 	@tools/debian-packages $(STATIC_PACKAGES) || true # prints what is missing
-	@tools/sign-of-life "building vsock-sshd" tools/build-sshd
+	@$(AS_FOR_DIST) tools/sign-of-life "building vsock-sshd" tools/build-sshd
 
 # maturin warns that it is not the build backend itself; tools/build_backend.py calls it.
 $(VENV)/.built: export MATURIN_NO_MISSING_BUILD_BACKEND_WARNING = 1
