@@ -35,20 +35,6 @@ from vsock.switch import Switch
 DEADLINE = 50
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A folder of the host."""
-    (tmp_path / "here").mkdir()
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Path:
-    """A folder of the guest."""
-    (tmp_path / "there").mkdir()
-    return tmp_path / "there"
-
-
 KEY = asyncssh.generate_private_key("ssh-ed25519")
 
 

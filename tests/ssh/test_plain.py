@@ -47,20 +47,6 @@ SEEDS = int(os.environ.get("VSOCK_TEST_BREAKS", "10"))
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A folder of the host."""
-    (tmp_path / "here").mkdir()
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Path:
-    """A folder of the guest."""
-    (tmp_path / "there").mkdir()
-    return tmp_path / "there"
-
-
-@pytest.fixture
 def programs(tmp_path: Path) -> Path:
     """A folder with programs of the guest."""
     return install(tmp_path / "programs")
