@@ -12,7 +12,16 @@ The switch knows which guest it connects to, so a guest's host key is pinned und
 | `session` | a session with a guest, for asyncio |
 | `blocking` | the same for programs without asyncio |
 | `identity` | the key pair of this user, which guests let in |
+| `command_line` | a command, as the one line that the guest's shell reads |
+| `attached` | a command and the descriptors of this process |
+| `master` | a process that keeps a session open for commands |
+| `jobs` | commands that go on without a session |
 | `copying` | files and trees, to guests and from them |
+| `data_connection` | what copies use beside the session: a plain connection |
+| `forwards` | ports and sockets, as ssh's -L, -R and -D |
+| `guest_state` | what a guest says of itself; its clock |
+| `guest_server` | puts `vsock-sshd` where a guest finds it |
+| `setup` | what a guest needs for an sshd on vsock, in words |
 | `host_keys` | the host keys of guests |
 | `hosts` | guests as OpenSSH's users write them: `alpha.vsock`, `vsock/3`, `vsock-mux/PATH` |
 | `config` | the lines for OpenSSH's own configuration |
