@@ -412,6 +412,25 @@ def test_client_that_sends_no_request_in_time_is_hung_up_on(
         assert half.recv(1) == b""
 
 
+def test_clients_are_hung_up_on_when_the_switch_stops(runtime_dir: Path) -> None:
+    """Those that are silent, that have an answer, and that have sent half of a request."""
+    control = RuntimeFiles(runtime_dir).control
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    with contextlib.ExitStack() as opened:
+        with Switch(runtime_dir=runtime_dir, control=True):
+            for client in clients:
+                opened.enter_context(client)
+                client.settimeout(10)
+                client.connect(str(control))
+            clients[1].sendall(b"GET /v1/switch HTTP/1.1\r\nHost: x\r\n\r\n")
+            clients[2].sendall(b"POST /v1/guests HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            assert clients[1].recv(12) == b"HTTP/1.1 200"
+        for client in clients:
+            with contextlib.suppress(ConnectionError):
+                while client.recv(4096):
+                    pass
+
+
 def test_client_waits_while_many_wait_at_the_socket(runtime_dir: Path) -> None:
     """A full backlog is no error until the client's time is over."""
     with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:

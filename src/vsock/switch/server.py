@@ -31,6 +31,9 @@ MOST_CONNECTIONS: Final = 64
 PATIENCE: Final = 10.0
 """Seconds that a client may take to send a request."""
 
+_LAST_SECONDS: Final = 1.0
+"""How long the answers that are being made, and clients that read them, are waited for at the end."""
+
 _BACKLOG: Final = 16
 """Connections that asyncio accepts before it does anything else, and that wait meanwhile."""
 
@@ -53,7 +56,7 @@ class ControlServer:
             lifespan="off",
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=1,
+            date_header=False,  # its clock wakes the process once a second
             backlog=_BACKLOG,
         )
         self._server = _Server(config)
@@ -82,7 +85,7 @@ class ControlServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._server.should_exit = True
+        self._server.is_over.set()
         if self._serving:
             await self._serving
         self._path.unlink(missing_ok=True)
@@ -101,11 +104,15 @@ def _refuse_descriptors(listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server as a guest in somebody's program: signals are not its business."""
+    """uvicorn's server as a guest in somebody's program: signals are not its business, and it wakes for requests alone.
+
+    uvicorn's own looks ten times a second whether it is to end, and takes a tenth of a second or two to do so.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.is_up = asyncio.Event()
+        self.is_over = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -115,15 +122,36 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.is_up.set()
 
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # it makes the headers of all answers
+        await self.is_over.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        clients = [it for it in self.server_state.connections if isinstance(it, _PeerProtocol)]
+        for client in clients:
+            client.shutdown()
+        if clients:
+            await asyncio.wait([it.is_lost for it in clients], timeout=_LAST_SECONDS)
+        for client in clients:
+            client.transport.abort()
+        for task in self.server_state.tasks:
+            task.cancel()
+
 
 class _PeerProtocol(H11Protocol):
     """HTTP/1.1 that tells the application which process is at the other end, and waits for none without end."""
 
+    is_lost: asyncio.Future[None]
     _deadline: asyncio.TimerHandle | None = None
     _since: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own annotation
         super().connection_made(transport)
+        self.is_lost = self.loop.create_future()
         self._since = self.loop.time()
         self._watch()
         self._make_room()
@@ -144,6 +172,7 @@ class _PeerProtocol(H11Protocol):
         if self._deadline:
             self._deadline.cancel()
         super().connection_lost(exc)
+        self.is_lost.set_result(None)
 
     def _owes_request(self) -> bool:
         """The client has sent no request that has no answer yet, or not all of it."""
