@@ -57,6 +57,16 @@ def in_guest(line: str) -> str:
     return done.stdout.decode().strip()
 
 
+def until_runs(pattern: str) -> None:
+    """Wait until a process of the guest has this in its command line.
+
+    dash ignores SIGINT in a child between vfork and exec: sent then, the signal would be lost to both.
+    """
+    deadline = time.monotonic() + SECONDS
+    while in_guest(f"pgrep -x -c -f '{pattern}' || true") == "0":
+        assert time.monotonic() < deadline, in_guest("ps -ef")
+
+
 def until_gone(pattern: str) -> None:
     """Wait until no process of the guest has this in its command line."""
     deadline = time.monotonic() + SECONDS
@@ -154,6 +164,7 @@ def test_signals_and_timeouts_leave_nothing_running(running: list[subprocess.Pop
     running.append(process)
     assert process.stdout
     assert process.stdout.readline() == b"begun\n"
+    until_runs("sleep 111[1]")
     process.send_signal(signal.SIGINT)
     assert code_of(process) == 130
     assert process.stdout.read() == b""

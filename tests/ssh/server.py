@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +76,7 @@ class SshServer:
         self._authorized = authorized
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
+        self._ends: set[asyncio.Task[Any]] = set()
         self._server: asyncssh.SSHAcceptor | None = None
         self.connections: list[asyncssh.SSHServerConnection] = []
 
@@ -121,7 +122,7 @@ class SshServer:
 
     async def _listen(self) -> asyncssh.SSHAcceptor:
         is_limited = self._sessions is not None
-        run = partial(_run, self._order)
+        run = partial(_run, self._order, self._ends)
         return await asyncssh.listen(
             sock=self._guest.create_server(self._port),
             server_host_keys=[self.key, *self._other_keys],
@@ -152,10 +153,12 @@ class SshServer:
         for connection in self.connections:
             connection.abort()
             await connection.wait_closed()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
+        others = asyncio.all_tasks() - {asyncio.current_task()} - self._ends
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        # A cancelled command has begun this, and so may others have before.
+        await asyncio.gather(*self._ends)
 
 
 class _Server(asyncssh.SSHServer):
@@ -198,7 +201,9 @@ class _Server(asyncssh.SSHServer):
         return True
 
 
-async def _run(order: _Order, session: asyncssh.SSHServerProcess[bytes]) -> None:
+async def _run(
+    order: _Order, ends: set[asyncio.Task[Any]], session: asyncssh.SSHServerProcess[bytes]
+) -> None:
     pipe = asyncio.subprocess.PIPE
     words, environment = order(session.command)
     process = await asyncio.create_subprocess_exec(
@@ -219,9 +224,13 @@ async def _run(order: _Order, session: asyncssh.SSHServerProcess[bytes]) -> None
         await asyncio.gather(feeding, return_exceptions=True)
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            # Read to the end, which closes the pipes.
-            await process.communicate()
+            with suppress(ProcessLookupError):  # it has ended, and the loop has not heard of it
+                os.killpg(process.pid, signal.SIGKILL)
+            # Read to the end, which closes the pipes. A task of its own is not cancelled with the command.
+            end = asyncio.create_task(process.communicate())
+            ends.add(end)
+            end.add_done_callback(ends.discard)
+            await asyncio.shield(end)
         else:
             # It may have ended before a child of it that has its pipes.
             process._transport.close()  # type: ignore[attr-defined]
