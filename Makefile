@@ -30,7 +30,7 @@ DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace openssl systemd curl
 # Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
 export VSOCK_REQUIRE_PROGRAMS ?= 1
-TEST_PARTS := check test-rust test-python test-processes bench-instructions test-dist test-guests
+TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -113,18 +113,13 @@ test-rust: build ## Rust tests: core, device against driver
 test-sshd: setup build sshd ## Rust tests of vsock-sshd; test-python and test-guests use the program
 	cargo test --package vsock-sshd --locked
 
-# Tests of signals, of terminals and of what is left when processes die: one after another.
-ONE_BY_ONE := tests/bad_input tests/demo tests/preload tests/sharing
+# Two files at a time: the tests wait for other processes more than they compute.
+PYTEST_BY_TWO := $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: test-python
-test-python: setup build sshd ## Python tests that need no VM, two files at a time
+test-python: setup build sshd ## Python tests that need no VM
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not vm and not dist' $(addprefix --ignore=,$(ONE_BY_ONE))
-
-.PHONY: test-processes
-test-processes: setup build ## Python tests of signals and of dying processes, one after another
-	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
-	$(BIN)/pytest -m 'not vm and not dist' $(ONE_BY_ONE)
+	$(PYTEST_BY_TWO) -m 'not vm and not dist'
 
 .PHONY: test-dist
 test-dist: setup build ## Build sdist and wheel, and install them in an empty environment
@@ -133,7 +128,7 @@ test-dist: setup build ## Build sdist and wheel, and install them in an empty en
 .PHONY: test-guests
 test-guests: setup build guests sshd ## Tests with real guests: QEMU and User-Mode Linux
 	@tools/debian-packages $(PROGRAM_PACKAGES)
-	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m vm
+	VSOCK_REQUIRE_GUESTS=1 $(PYTEST_BY_TWO) -m vm
 
 BREAKS ?= 100
 

@@ -57,15 +57,18 @@ def no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory, which is this process's runtime directory.
-
-    Its path is short: the path of a Unix socket has at most 107 bytes, and pytest's own may be longer.
-    """
+def short_path() -> Iterator[Path]:
+    """An empty directory for sockets: the path of one has at most 107 bytes, and with pytest's `tmp_path` may have more."""
     directory = Path(tempfile.mkdtemp(prefix="vsock-"))
-    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(directory))
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def runtime_dir(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory, which is this process's runtime directory."""
+    monkeypatch.setenv("VSOCK_RUNTIME_DIR", str(short_path))
+    return short_path
 
 
 @pytest.fixture

@@ -62,9 +62,9 @@ def wait_until(is_so: object) -> None:
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Machines:
+def machines(short_path: Path) -> Machines:
     """Two machines that never finish booting."""
-    return Machines(tmp_path)
+    return Machines(short_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

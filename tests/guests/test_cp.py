@@ -83,7 +83,7 @@ def test_ssh_carries_the_data_where_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_copy_whose_connection_is_killed_goes_on(tmp_path: Path) -> None:
     """Its sftp-server dies: one line, nothing under the name, and --resume brings the rest."""
-    data = os.urandom(16 << 20)
+    data = os.urandom(64 << 20)
     (tmp_path / "big").write_bytes(data)
     words = ("cp", str(tmp_path / "big"), f"{DEBIAN}:/tmp/big")
     command = [sys.executable, "-m", "vsock.cli", *words]

@@ -41,7 +41,7 @@ def test_demo_passes_with_real_guests(linux_guests: SharedGuests) -> None:
 @pytest.mark.parametrize("way_out", ["signal", "reader leaves", "kill"])
 @pytest.mark.usefixtures("vsock_switch")
 def test_demo_left_in_the_middle_of_a_boot_leaves_no_machine(
-    way_out: str, linux_guests: SharedGuests, tmp_path: Path
+    way_out: str, linux_guests: SharedGuests, short_path: Path
 ) -> None:
     """N3: with a real QEMU, whose command line names the demo's directory."""
     guest_or_skip(linux_guests, "qemu-6.1")
@@ -49,12 +49,12 @@ def test_demo_left_in_the_middle_of_a_boot_leaves_no_machine(
         [sys.executable, "-m", "vsock.cli", "demo"],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(short_path)},
     ) as demo:
         assert demo.stdout
         while "alpha: kernel is up" not in demo.stdout.readline():
             assert demo.poll() is None
-        assert running_from(tmp_path)
+        assert running_from(short_path)
         if way_out == "reader leaves":
             demo.stdout.close()
         else:
@@ -62,10 +62,10 @@ def test_demo_left_in_the_middle_of_a_boot_leaves_no_machine(
         expected = {"signal": 130, "reader leaves": 1, "kill": -signal.SIGKILL}
         assert demo.wait(60) == expected[way_out]
     deadline = time.monotonic() + 30
-    while running_from(tmp_path):
-        assert time.monotonic() < deadline, running_from(tmp_path)
+    while running_from(short_path):
+        assert time.monotonic() < deadline, running_from(short_path)
         signal.sigtimedwait([], 0.05)
-    assert way_out == "kill" or not list(tmp_path.iterdir())
+    assert way_out == "kill" or not list(short_path.iterdir())
 
 
 def running_from(directory: Path) -> list[str]:

@@ -24,13 +24,17 @@ PATIENCE_ONCE = 8
 
 
 def read_to_the_end(port: int) -> str:
-    """In the guest: connect to the host, and print when a blocked receive returns, and its result."""
+    """In the guest: connect to the host, and return what a blocked receive ends with."""
     import socket
 
     client = socket.socket(socket.AF_VSOCK)
     client.connect((socket.VMADDR_CID_HOST, port))
     print("connected", flush=True)
-    return repr(client.recv(1))
+    try:
+        return repr(client.recv(1))
+    except ConnectionResetError:
+        # User-Mode Linux then also loses the device, and its kernel resets what no program has looked at yet.
+        return "reset"
 
 
 @pytest.mark.parametrize("kind", ["qemu-6.12", "uml"])
@@ -51,7 +55,8 @@ def test_guest_that_is_removed_hears_that_its_connections_are_over(
                 client.remove_guest(kind)
                 with pytest.raises(ConnectionResetError):
                     accepted.recv(1)
-                assert program.result(DEADLINE) == "b''"
+                ends = {"b''"} if kind != "uml" else {"b''", "reset"}
+                assert program.result(DEADLINE) in ends
     finally:
         # The next test that uses this guest boots it again.
         guest.guest.kill()
