@@ -9,7 +9,7 @@ use std::time::Duration;
 use russh::keys::HashAlg;
 use russh::server::{Config, run_stream};
 use russh::{MethodKind, MethodSet, Preferred, SshId, kex};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::arguments::{Arguments, Place};
@@ -106,7 +106,7 @@ impl Server {
         let Ok(connection) = Arc::clone(&self.connections).try_acquire_owned() else { return };
         let Ok(login) = Arc::clone(&self.logins).try_acquire_owned() else { return };
         let Ok(socket) = Descriptor::new(socket) else { return };
-        let channels = Channels::new(self.children.clone());
+        let channels = Channels::new(self.children.clone(), connection);
         let backlog = Arc::clone(&channels.backlog);
         let wire = Wire { socket, backlog: Arc::clone(&backlog) };
         let (say_logged_in, logged_in) = oneshot::channel();
@@ -118,12 +118,12 @@ impl Server {
             }
             drop(login);
         });
-        tokio::spawn(see_through(Arc::clone(&self.config), wire, client, connection));
+        tokio::spawn(see_through(Arc::clone(&self.config), wire, client));
     }
 }
 
 /// Serves a connection to its end.
-async fn see_through(config: Arc<Config>, wire: Wire, client: Client, _: OwnedSemaphorePermit) {
+async fn see_through(config: Arc<Config>, wire: Wire, client: Client) {
     // How it ends is the client's business: whatever is wrong with what it sends concerns nobody else.
     if let Ok(session) = run_stream(config, wire, client).await {
         let _ = session.await;
