@@ -159,7 +159,6 @@ def usage() -> Iterator[Call]:
     yield ("forward", "-R", "1080", "alpha"), 2, "-R '1080': write"
     yield ("forward", "-D", "x", "alpha"), 2, "-D 'x': write [BIND:]PORT"
     yield ("forward", "-D", "0", "alpha", "beta"), 2, "are for one guest: alpha beta"
-    yield ("forward", "-D", "0", "-q", "alpha"), 2, "-q is for FROM TO"
     yield ("forward", "-D", "0", "--timeout", "10", "alpha"), 2, "--timeout is for FROM TO"
     yield ("proxy",), 2, "--allow"
     yield ("proxy", "--allow", "http://a.test"), 2, "a rule has no scheme"

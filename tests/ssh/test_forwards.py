@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -193,16 +196,57 @@ def test_all_kinds_at_once(
 def test_connection_that_nobody_takes_ends_and_the_forward_goes_on(
     sshd: SshServer, start: Start, digests: tuple[int, Path]
 ) -> None:
-    """A port of the guest at which nobody listens."""
+    """A port of the guest at which nobody listens, by -L and -D; one of this machine, by -R. Each is one line."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         free: int = server.getsockname()[1]
-    _, lines = start(
-        "-L", f"0:127.0.0.1:{free}", "-L", f"0:127.0.0.1:{digests[0]}", "alpha", forwards=2
-    )
-    with socket.create_connection(("127.0.0.1", port_of(lines[0]))) as sock:
-        sock.settimeout(SECONDS)
-        assert sock.recv(10) == b""
-    digest_through(socket.create_connection(("127.0.0.1", port_of(lines[1]))))
+    nobody = f"127.0.0.1:{free}"
+    options = [
+        *("-L", f"0:127.0.0.1:{digests[0]}", "-L", f"0:{nobody}", "-L", "0:/no/socket"),
+        *("-R", f"127.0.0.1:0:{nobody}", "-D", "127.0.0.1:0"),
+    ]
+    process, (digest, *failing) = start(*options, "alpha", forwards=5)
+    said = []
+    for line in failing:
+        with socket.create_connection(("127.0.0.1", port_of(line))) as sock:
+            sock.settimeout(SECONDS)
+            if "SOCKS" in line:
+                sock.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1" + free.to_bytes(2))
+            while answer := sock.recv(100):
+                assert "SOCKS" in line, answer
+        assert process.stderr
+        said.append(process.stderr.readline())
+    digest_through(socket.create_connection(("127.0.0.1", port_of(digest))))
+    targets = (f"{nobody} of alpha", "/no/socket of alpha", nobody, f"{nobody} of alpha")
+    for target, line in zip(targets, said, strict=True):
+        assert line.startswith(f"vsock: {target}: "), said
+        assert "Errno" in line, said
+
+
+def test_failures_that_are_many_are_told_in_part(sshd: SshServer, start: Start) -> None:
+    """Fifty lines at once, and later one that counts the others; -q says nothing."""
+    process, (line,) = start("-L", "0:/no/socket", "alpha")
+    quiet, (silent,) = start("-q", "-L", "0:/no/socket", "alpha")
+
+    def fail(times: int) -> None:
+        for one in (line, silent):
+            for _ in range(times):
+                with socket.create_connection(("127.0.0.1", port_of(one))) as sock:
+                    sock.settimeout(SECONDS)
+                    assert sock.recv(10) == b""
+
+    fail(60)
+    assert process.stderr
+    lines = [process.stderr.readline() for _ in range(50)]
+    assert all(line.startswith("vsock: /no/socket of alpha: ") for line in lines)
+    deadline = time.monotonic() + SECONDS
+    while not (readable := select.select([process.stderr], [], [], 0)[0]):
+        assert time.monotonic() < deadline
+        fail(1)
+    assert readable
+    assert re.fullmatch(r"vsock: \d+ lines are left out here\n", process.stderr.readline())
+    for one in (process, quiet):
+        one.terminate()
+    assert quiet.communicate(timeout=SECONDS)[1] == ""
 
 
 def test_end_that_is_taken_is_one_line(sshd: SshServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,23 @@ def test_services_serve_are_logged_and_listed(runtime_dir: Path, config: Path, l
         for one in records:
             assert one.pid
             until_gone(one.pid)
+
+
+def test_connection_of_a_forward_that_fails_is_logged(
+    runtime_dir: Path, config: Path, log: Path
+) -> None:
+    """With where it came from, its target and the reason."""
+    with Daemon("--config", str(config)) as daemon:
+        lines = [daemon.wait_for("forwarding tcp:|proxy listens at") for _ in range(2)]
+        (web,) = [line for line in lines if "forward web" in line]
+        with (
+            Guest(RuntimeFiles(runtime_dir).guest_socket("alpha")),
+            socket.create_connection(("127.0.0.1", port_in(web)), SECONDS) as sock,
+        ):
+            with suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+            said = daemon.wait_for("forward web: from ")
+        assert re.search(r"WARNING.*127\.0\.0\.1.* alpha:80: .*nobody", said), said
 
 
 def test_service_that_ends_is_started_again(runtime_dir: Path, config: Path) -> None:

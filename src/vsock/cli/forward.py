@@ -13,7 +13,7 @@ from vsock.cli.options import Seconds, session_options, transport_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vsock.forwarding import Refused
     from vsock.ssh.forwards import Forward
@@ -90,20 +90,41 @@ def forward(
 
         if len(ends) != 1:
             raise click.UsageError(f"-L, -R and -D are for one guest: {' '.join(ends)}")
-        for option, name in (("--timeout", "timeout"), ("-q", "quiet")):
-            source = click.get_current_context().get_parameter_source(name)
-            if source is not ParameterSource.DEFAULT:
-                raise click.UsageError(f"{option} is for FROM TO, not for -L, -R and -D")
+        source = click.get_current_context().get_parameter_source("timeout")
+        if source is not ParameterSource.DEFAULT:
+            raise click.UsageError("--timeout is for FROM TO, not for -L, -R and -D")
         forwards = [parse_forward(kind, one) for kind in ("L", "R", "D") for one in named[kind]]
-        asyncio.run(_by_ssh(ends[0], forwards, place))
+        asyncio.run(_by_ssh(ends[0], forwards, _teller(quiet), place))
         return
     if len(ends) != 2:
         raise click.UsageError(f"write FROM and TO, or -L, -R or -D and a guest: {' '.join(ends)}")
-    asyncio.run(_by_vsock(ends[0], ends[1], timeout, quiet, place))
+    asyncio.run(_by_vsock(ends[0], ends[1], timeout, _teller(quiet), place))
+
+
+def _teller(is_quiet: bool) -> "Callable[[str], None]":
+    """What prints a connection that failed; not every one of many."""
+    import time
+
+    from vsock.control.allowance import Allowance
+
+    allowance = Allowance()
+
+    def tell(text: str) -> None:
+        left_out = None if is_quiet else allowance.take(time.monotonic())
+        if left_out:
+            click.echo(f"vsock: {left_out} lines are left out here", err=True)
+        if left_out is not None:
+            click.echo(f"vsock: {text}", err=True)
+
+    return tell
 
 
 async def _by_vsock(
-    source: str, target: str, seconds: float, is_quiet: bool, place: dict[str, Any]
+    source: str,
+    target: str,
+    seconds: float,
+    tell: "Callable[[str], None]",
+    place: dict[str, Any],
 ) -> None:
     import asyncio
 
@@ -112,27 +133,32 @@ async def _by_vsock(
     ends = parse_end(source), parse_end(target)
     where = transport_of(place["runtime_dir"], place["transport"])
 
-    def tell(refused: "Refused") -> None:
-        if not is_quiet:
-            click.echo(f"vsock: from {refused.peer}: {refused.reason}", err=True)
+    def tell_of(refused: "Refused") -> None:
+        tell(f"from {refused.peer}: {refused.reason}")
 
-    async with Forwarder(*ends, transport=where, seconds=seconds, tell=tell) as forwarder:
+    async with Forwarder(*ends, transport=where, seconds=seconds, tell=tell_of) as forwarder:
         click.echo(f"forwarding {forwarder.address} to {ends[1]}")
         sys.stdout.flush()
         await _until_signal(asyncio.ensure_future(forwarder.wait()))
 
 
-async def _by_ssh(guest: str, forwards: "Sequence[Forward]", place: dict[str, Any]) -> None:
+async def _by_ssh(
+    guest: str,
+    forwards: "Sequence[Forward]",
+    tell: "Callable[[str], None]",
+    place: dict[str, Any],
+) -> None:
     import asyncio
     import errno
 
     from vsock.cli.orders import Place
     from vsock.errors import SessionError
-    from vsock.ssh.forwards import Port, open_forward, text_of
+    from vsock.ssh.forwards import Port, open_forward, report_failures, text_of
 
     made: list[Path] = []
     try:
         async with Place(**place, forward_agent=False).session(guest) as session:
+            report_failures(session, tell)
             for one in forwards:
                 listener = await open_forward(session, one)
                 listen = one.listen

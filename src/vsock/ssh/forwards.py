@@ -15,19 +15,31 @@ that is free. A PATH has a slash. -L and -D listen here and connect from the gue
 import errno
 import os
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import asyncssh
 
+from vsock._system.text import printable
 from vsock.errors import SessionError, UsageError
 from vsock.ssh.session import GuestSession, translated
 
-__all__ = ["Forward", "Kind", "Port", "Side", "open_forward", "parse_forward", "text_of"]
+__all__ = [
+    "Forward",
+    "Kind",
+    "Port",
+    "Side",
+    "open_forward",
+    "parse_forward",
+    "report_failures",
+    "text_of",
+]
 
 Kind = Literal["L", "R", "D"]
 
 _LAST_PORT: Final = 65535
+_LONGEST: Final = 200
 _FIELD: Final = re.compile(r"\[[^\[\]]*\]|[^:\[\]]*")
 _FORMS: Final = {
     "L": "[BIND:]PORT:HOST:PORT; a Unix socket's path may stand for a port",
@@ -137,6 +149,38 @@ async def open_forward(session: GuestSession, forward: Forward) -> asyncssh.SSHL
                 f"sshd of {session.name} does not listen at {text_of(forward.listen)}: "
                 "is it taken, or is forwarding not allowed there?",
             ) from None
+
+
+def report_failures(session: GuestSession, tell: Callable[[str], None]) -> None:
+    """Have `tell` called with each connection of this session's forwards that cannot be opened: its target, and why.
+
+    asyncssh has no hook for that: it closes the connection that it has accepted. So the methods by which its forwards
+    open connections are wrapped.
+    """
+    connection, there = session.connection, f" of {session.name}"
+    for name, skipped, where in (
+        ("create_connection", 1, there),  # what makes the session comes first
+        ("create_unix_connection", 1, there),
+        ("forward_connection", 0, ""),
+        ("forward_unix_connection", 0, ""),
+    ):
+        setattr(connection, name, _told(getattr(connection, name), skipped, where, tell))
+
+
+def _told(
+    connect: Callable[..., Awaitable[Any]], skipped: int, where: str, tell: Callable[[str], None]
+) -> Callable[..., Awaitable[Any]]:
+    async def connect_or_tell(*words: Any) -> Any:
+        try:
+            return await connect(*words)
+        except asyncssh.ChannelOpenError as error:
+            first, *rest = words[skipped:]
+            target = text_of(Port(first, rest[0]) if rest else first)
+            reason = error.reason or f"refused with code {error.code}"
+            tell(f"{printable(target, _LONGEST)}{where}: {printable(reason, _LONGEST)}")
+            raise
+
+    return connect_or_tell
 
 
 def _check_free(path: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from vsock.control.allowance import Allowance
 from vsock.control.services import Service, ServiceRecord
 
 __all__ = ["Services"]
@@ -31,9 +32,6 @@ _STEADY_SECONDS: Final = 60.0
 _ENDING_SECONDS: Final = 5.0
 """How long a service may take to end after SIGTERM."""
 _PREFIX: Final = "vsock: "
-_MOST_LINES: Final = 50
-_LINES_PER_SECOND: Final = 1.0
-"""What a service may print: so many lines at once, and so many on average."""
 
 
 class Services:
@@ -90,7 +88,7 @@ class _Supervised:
         self._restarts = 0
         self._reason = ""
         self._last_error = ""
-        self._allowance = _Allowance()
+        self._allowance = Allowance()
         self._task = asyncio.create_task(self._supervise())
 
     def record(self) -> ServiceRecord:
@@ -218,23 +216,3 @@ class _Supervised:
 
     def _say(self, level: int, text: str) -> None:
         _log.log(level, "%s %s: %s", self.service.kind, self.service.name, text)
-
-
-class _Allowance:
-    """Lines that a service may add to the log: guests cause some of them."""
-
-    def __init__(self) -> None:
-        self._lines = float(_MOST_LINES)
-        self._at = 0.0
-        self._left_out = 0
-
-    def take(self, now: float) -> int | None:
-        """Take a line, at a time of the loop; returns how many were left out before it, None if it is to be left out."""
-        self._lines = min(_MOST_LINES, self._lines + (now - self._at) * _LINES_PER_SECOND)
-        self._at = now
-        if self._lines < 1:
-            self._left_out += 1
-            return None
-        self._lines -= 1
-        left_out, self._left_out = self._left_out, 0
-        return left_out
