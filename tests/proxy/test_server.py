@@ -132,6 +132,29 @@ async def test_refusals_are_clear_to_curl(web: Web, run_proxy: Start) -> None:
             assert entry.reason == f"localhost:{web.port} is not allowed"
 
 
+@pytest.mark.parametrize(
+    ("command", "where", "target"),
+    [
+        (2, b"\3\x06a.test\0\x50", "a.test:80"),
+        (3, b"\1\0\0\0\0\0\0", "0.0.0.0:0"),
+        (3, b"\4" + bytes(15) + b"\1\0\x35", "[::1]:53"),
+    ],
+    ids=["BIND", "UDP ASSOCIATE without an address", "UDP ASSOCIATE"],
+)
+async def test_refused_commands_of_socks_are_logged_with_their_target(
+    run_proxy: Start, command: int, where: bytes, target: str
+) -> None:
+    """The host and the port that the client names."""
+    async with run_proxy("a.test") as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(b"\5\1\0" + bytes((5, command, 0)) + where)
+        assert await reader.read() == b"\5\0\5\7\0\1\0\0\0\0\0\0"
+        writer.close()
+        entry = await entry_of(running, 0)
+        assert (entry.protocol, entry.target, entry.verdict) == ("socks5", target, "refused")
+        assert entry.reason == f"command {command} of SOCKS5; only CONNECT is"
+
+
 @pytest.mark.programs("curl")
 async def test_bodies_of_both_framings_arrive(web: Web, run_proxy: Start, tmp_path: Path) -> None:
     """With Content-Length and in chunks, also where the client waits for `100 Continue`."""

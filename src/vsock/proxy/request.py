@@ -70,7 +70,7 @@ class Request:
     Attributes:
         protocol: `http`, `connect` (HTTP's method CONNECT) or `socks5`.
         host: where to.
-        port: 1 to 65535.
+        port: 1 to 65535; 0 only in what SOCKS refuses.
         method: of HTTP; None for a connection, of whose bytes nothing is known.
         path: of an HTTP request, without its query.
     """

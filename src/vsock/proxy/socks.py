@@ -36,6 +36,7 @@ class SocksOpening:
     """What a client sends until it is clear where it wants to connect."""
 
     request: Request | None = None
+    """What it asks for as far as that is known, also if it is refused."""
     method: str | None = None
     """Of HTTP alone."""
 
@@ -107,13 +108,13 @@ class SocksOpening:
         if len(data) < end + 2:
             return None
         self._received = data[end + 2 :]
+        port = int.from_bytes(data[end : end + 2])
+        self.request = Request("socks5", _host(kind, data[start:end]), port)
         if command != _CONNECT:
             raise Refusal(Reason.UNSUPPORTED, f"command {command} of SOCKS5; only CONNECT is")
-        port = int.from_bytes(data[end : end + 2])
-        host = _host(kind, data[start:end])
         if not port:
             raise Refusal(Reason.MALFORMED, "port 0")
-        return Request("socks5", host, port)
+        return self.request
 
 
 def _host(kind: int, data: bytes) -> Host:
