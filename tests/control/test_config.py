@@ -347,6 +347,7 @@ guests = ["alpha"]
 header_files = ["api.test=/etc/token"]
 log = "/var/log/proxy.log"
 rate = 5
+idle_timeout = 90
 """
 
 
@@ -364,6 +365,15 @@ def test_services_are_commands_of_vsock() -> None:
         ),
         *("--listen=host:3128", "--guest=alpha", "--header-file=api.test=/etc/token"),
         *("--log=/var/log/proxy.log", "--connections=64", "--rate=5"),
+        "--idle-timeout=90.0",
+    ]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "31536001"])
+def test_idle_timeout_of_a_proxy_is_a_time(seconds: str) -> None:
+    """The command would take no other either."""
+    assert faults_of(SERVICES.replace("idle_timeout = 90", f"idle_timeout = {seconds}")) == [
+        f"c.toml:13: idle_timeout must be above 0, and a year at most, not {float(seconds):g}"
     ]
 
 

@@ -35,6 +35,7 @@
     header_files = ["api.internal=/etc/vsock/token"]
     connections = 64
     rate = 50
+    idle_timeout = 3600
 
 Each fault says file, line, what is wrong and what would be right. `tomllib` keeps no line
 numbers, so they are looked up afterwards, and only when there is a fault to report.

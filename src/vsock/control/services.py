@@ -15,6 +15,7 @@ __all__ = ["ForwardSpec", "ProxySpec", "Service", "ServiceRecord"]
 
 _MOST_CONNECTIONS: Final = 4096
 _HIGHEST_RATE: Final = 10_000
+_A_YEAR: Final = 365 * 86400
 
 
 def _wrong_log(path: Path) -> str | None:
@@ -37,6 +38,11 @@ def _wrong_connections(number: int) -> str | None:
 def _wrong_rate(number: int) -> str | None:
     is_right = 1 <= number <= _HIGHEST_RATE
     return None if is_right else f"must be 1 to {_HIGHEST_RATE}, not {number}"
+
+
+def _wrong_idle_timeout(seconds: float) -> str | None:
+    is_right = 0 < seconds <= _A_YEAR  # "nan" is not
+    return None if is_right else f"must be above 0, and a year at most, not {seconds:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +89,11 @@ class ProxySpec:
         int, Rule(_wrong_connections), About("Connections of one guest at once.")
     ] = 64
     rate: Annotated[int, Rule(_wrong_rate), About("Requests of one guest in a second.")] = 50
+    idle_timeout: Annotated[
+        float,
+        Rule(_wrong_idle_timeout),
+        About("Seconds for which a connection may carry no bytes."),
+    ] = 3600.0
 
     def inconsistencies(self) -> Iterator[Fault]:
         """Yields the faults of fields that are valid by themselves but make no proxy."""
@@ -109,6 +120,7 @@ class ProxySpec:
             *(f"--guest={name}" for name in self.guests),
             *(f"--header-file={text}" for text in self.header_files),
             *(f"--log={self.log}", f"--connections={self.connections}", f"--rate={self.rate}"),
+            f"--idle-timeout={self.idle_timeout}",
         ]
 
 
