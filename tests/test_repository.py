@@ -1,4 +1,4 @@
-"""The first things that a newcomer tries: the README's example and `make help`."""
+"""The first things that a newcomer tries, the README's example and `make help`; and the numbers of decisions."""
 
 import re
 import subprocess
@@ -36,3 +36,16 @@ def test_help_lists_every_target() -> None:
     assert len(targets) > 10
     for target in targets:
         assert re.search(rf"^  {target} +\S", shown, re.MULTILINE), target
+
+
+def test_decisions_have_numbers_of_their_own() -> None:
+    """The first line of each, and links in documents, say the same."""
+    files = sorted((ROOT / "docs/decisions").glob("*.md"))
+    assert len({file.name[:4] for file in files}) == len(files) > 20
+    for file in files:
+        assert file.read_text(encoding="utf-8").startswith(f"# {int(file.name[:4])}. "), file
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        text = document.read_text(encoding="utf-8")
+        for said, name in re.findall(r"\[decision (\d+)\]\(\S*?([^/\s]+\.md)\)", text):
+            assert ROOT / "docs/decisions" / name in files, (document, name)
+            assert int(said) == int(name[:4]), (document, said)
