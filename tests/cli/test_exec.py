@@ -1,9 +1,13 @@
-"""`vsock exec` and `vsock shell`: streams apart, exit codes, several guests; errors are one line and 255."""
+"""`vsock exec` and `vsock shell`: streams apart, exit codes, several guests; errors are one line and 255.
+
+What a command does is the same with a login of its own and in a session that is kept open: the fixture `logged_in`.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,13 +35,33 @@ def vsock(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]
     return subprocess.run(command, input=given, capture_output=True, timeout=DEADLINE, check=False)
 
 
+@pytest.fixture(params=["a login of its own", "a session that is kept open"])
+def logged_in(request: pytest.FixtureRequest, sshd: SshServer) -> Iterator[None]:
+    """How commands reach the guest; in a session that is kept open they need no login, and leave nothing running."""
+    if request.param == "a login of its own":
+        yield
+        return
+    done = vsock("session", "open", "alpha")
+    assert (done.returncode, done.stderr) == (0, b"")
+    try:
+        yield
+        deadline = time.monotonic() + DEADLINE
+        while json.loads(vsock("session", "ls", "--json").stdout)[0]["running"]:
+            assert time.monotonic() < deadline
+        assert len(sshd.connections) == 1
+    finally:
+        vsock("session", "close", "--all")
+
+
+@pytest.mark.usefixtures("logged_in")
 def test_streams_are_apart_and_bytes() -> None:
-    """A megabyte of each, in and out."""
-    data = os.urandom(1 << 20)
+    """Three megabytes of each, in and out."""
+    data = os.urandom(3 << 20)
     done = vsock("exec", "alpha", "--", "sh", "-c", "tee /dev/stderr", given=data)
     assert (done.returncode, done.stdout == data, done.stderr == data) == (0, True, True)
 
 
+@pytest.mark.usefixtures("logged_in")
 @pytest.mark.parametrize(
     ("words", "code", "out"),
     [
@@ -53,6 +77,7 @@ def test_exit_code_is_that_of_the_command(words: list[str], code: int, out: byte
     assert (done.returncode, done.stdout) == (code, out), done.stderr
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_environment_and_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name alone has the value that it has here."""
     monkeypatch.setenv("FROM_HERE", "'quoted'  twice")
@@ -77,6 +102,7 @@ def test_several_guests_at_once(switch: Switch) -> None:
     assert (done.returncode, len(errors)) == (255, 3)
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_results_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     """What is no text is escaped."""
     words = ["exec", "alpha", "--json", "--", "sh", "-c", r"printf 'a\377'; echo b >&2; exit 3"]
@@ -92,12 +118,14 @@ def test_results_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_shell_without_a_terminal_reads_commands() -> None:
     """As `ssh alpha < script` does."""
     done = vsock("shell", "alpha", given=b"echo $((6 * 7))\nexit 9\n")
     assert (done.returncode, done.stdout) == (9, b"42\n")
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_reader_that_is_gone_ends_the_command() -> None:
     """As a local command ends in `command | head -1`."""
     command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "yes"]
@@ -110,6 +138,7 @@ def test_reader_that_is_gone_ends_the_command() -> None:
         assert process.wait(DEADLINE) == 1
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_input_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
     """And the command ends, which would wait for the end of its input."""
     with (tmp_path / "only to write").open("wb") as file:
@@ -123,6 +152,7 @@ def test_input_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (255, b"vsock: Bad file descriptor\n")
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_input_that_does_not_block_is_waited_for() -> None:
     """As a pipe that another program has made so."""
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""`vsock session`: a session that stays open, in which `vsock exec` and `vsock shell` run as they do without."""
+"""`vsock session`: a session that stays open. That commands run in it as they do without: test_exec.py."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from tests.ssh.server import SshServer
@@ -56,34 +55,6 @@ def logins(sshd: SshServer) -> int:
     return len(sshd.connections)
 
 
-def test_commands_of_a_session_need_no_login(opened: SshServer) -> None:
-    """Streams are apart and bytes, exit codes and signals the command's; the shell too."""
-    data = os.urandom(3 << 20)
-    done = vsock("exec", "alpha", "--", "sh", "-c", "tee /dev/stderr", given=data)
-    assert (done.returncode, done.stdout == data, done.stderr == data) == (0, True, True)
-    for words, code, out in (
-        (["echo", "a  b", "$HOME"], 0, b"a  b $HOME\n"),
-        (["sh", "-c", "exit 7"], 7, b""),
-        (["sh", "-c", "kill -TERM $$"], 143, b""),
-        (["no such command"], 127, b""),
-    ):
-        done = vsock("exec", "alpha", "--", *words)
-        assert (done.returncode, done.stdout) == (code, out)
-    done = vsock("exec", "alpha", "-e", "A=b  c", "-w", "/usr", "--", "sh", "-c", 'echo "$A"; pwd')
-    assert done.stdout == b"b  c\n/usr\n"
-    done = vsock("shell", "alpha", given=b"echo $((6 * 7))\nexit 9\n")
-    assert (done.returncode, done.stdout) == (9, b"42\n")
-    assert logins(opened) == 1
-
-
-def test_result_as_json_is_the_same(opened: SshServer) -> None:
-    """What is no text is escaped."""
-    done = vsock("exec", "alpha", "--json", "--", "sh", "-c", r"printf 'a\377'; echo b >&2; exit 3")
-    (result,) = json.loads(done.stdout)
-    assert (result["stdout"], result["stderr"], result["exit_code"]) == ("a\\xff", "b\n", 3)
-    assert logins(opened) == 1
-
-
 def test_limits_are_kept(opened: SshServer) -> None:
     """Time and output, and the command is over then."""
     done = vsock("exec", "alpha", "--timeout", "0.5", "--", "sleep", "600")
@@ -124,37 +95,6 @@ def test_reader_that_is_slow_gets_all(opened: SshServer) -> None:
         vsock("exec", "alpha", "--", "true")
         assert len(first + process.stdout.read()) == 1_000_000
         assert process.wait(DEADLINE) == 0
-    assert logins(opened) == 1
-
-
-def test_reader_that_is_gone_ends_the_command(opened: SshServer) -> None:
-    """As a local command ends in `command | head -1`."""
-    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
-    with subprocess.Popen(
-        [*command, "while sleep 0.01; do echo y; done"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        assert process.stdout.readline() == b"y\n"
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(DEADLINE) == 1
-    wait_until_nothing_runs()
-
-
-def test_input_that_cannot_be_read_is_a_failure(opened: SshServer, tmp_path: Path) -> None:
-    """And the command ends, which would wait for the end of its input."""
-    with (tmp_path / "only to write").open("wb") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "cat"],
-            stdin=file,
-            capture_output=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-    assert (done.returncode, done.stderr) == (255, b"vsock: Bad file descriptor\n")
     assert logins(opened) == 1
 
 
