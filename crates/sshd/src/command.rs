@@ -105,11 +105,14 @@ fn lines_of(text: &[u8]) -> Option<Vec<Vec<Vec<u8>>>> {
                         b'\\' if matches!(bytes.peek(), Some(b'"' | b'\\' | b'$' | b'`')) => {
                             word.push(bytes.next()?);
                         }
+                        b'\\' if bytes.peek() == Some(&b'\n') => drop(bytes.next()),
                         b'$' | b'`' => return None,
                         inner => word.push(inner),
                     }
                 }
             }
+            // It goes on in the next line: neither of the two bytes is in a word, or between words.
+            b'\\' if bytes.peek() == Some(&b'\n') => drop(bytes.next()),
             b'\\' => word.get_or_insert_default().push(bytes.next()?),
             b'|' if is_end_of_cd(lines.last()?, &word, bytes.clone()) => {
                 // "cd -- FOLDER || exit": a folder that is not there ends it anyway.
@@ -195,6 +198,64 @@ mod tests {
             "cd /tmp && ls",
         ] {
             assert!(without_shell(line.as_bytes()).is_err(), "{line:?}");
+        }
+    }
+
+    /// Texts of these pieces, the same ones each time.
+    fn texts(pieces: &[&str], count: usize) -> Vec<String> {
+        let mut state = 0x5eed_u64;
+        let mut next = |bound: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % bound as u64).unwrap()
+        };
+        (0..count)
+            .map(|_| (0..=next(12)).map(|_| pieces[next(pieces.len())]).collect::<String>())
+            .collect()
+    }
+
+    #[test]
+    fn line_that_is_understood_has_the_words_of_a_real_shell() {
+        let pieces = [
+            "a", "b", "=", "é", " ", " ", "\t", "\n", "'", "'", "\"", "\"", "\\", "\\\n", "\\\"",
+            "''", "$", "`", "*", "?", "[", "]", "~", "#", "!", "%", "^", "|", "&", ";", "<", ">",
+            "(", ")",
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let mut understood = 0;
+        for line in texts(&pieces, 4000) {
+            // Behind a name, as the name itself may be a word of the shell's language.
+            let Ok(program) = without_shell(format!("words {line}").as_bytes()) else { continue };
+            understood += 1;
+            let shell = std::process::Command::new(SHELL)
+                .args([
+                    "-c",
+                    &format!(
+                        "words() {{ for word; do printf '%s\\0' \"$word\"; done; }}; words {line}"
+                    ),
+                ])
+                .current_dir(&folder)
+                .output()
+                .unwrap();
+            let ours: Vec<u8> = program
+                .arguments
+                .iter()
+                .flat_map(|word| [word.clone().into_vec(), vec![0]].concat())
+                .collect();
+            assert!(shell.stderr.is_empty(), "{line:?}: {shell:?}");
+            assert_eq!(String::from_utf8(ours), String::from_utf8(shell.stdout), "{line:?}");
+        }
+        assert!(understood > 100, "{understood}");
+    }
+
+    #[test]
+    fn words_that_are_quoted_come_back() {
+        let pieces = ["a", " ", "'", "\"", "\\", "$", "\n", "*", "|", "é", "#"];
+        for words in texts(&pieces, 2000) {
+            let quoted = format!("'{}'", words.replace('\'', r#"'"'"'"#));
+            let program = without_shell(format!("exec name {quoted}").as_bytes()).unwrap();
+            assert_eq!(program.arguments, [OsString::from(words)]);
         }
     }
 }
