@@ -1,12 +1,13 @@
 """Plays attacks on a running `vsock switch` and measures what a neighbour suffers.
 
 `make hostile` plays all cases, `python -m bench.hostile --help` says how to play some. The attacks are
-in Rust (`src/`), one process each; all else is here.
+in Rust (`src/`), one process each, and in `inside.py` for programs of Linux guests; all else is here.
 
 | module | what it does |
 | --- | --- |
 | `cases` | the table of cases: one line each |
-| `attackers` | how an attack is started and stopped; a real guest goes here too |
+| `attackers` | how an attack is started and stopped, in a process or in a booted guest |
+| `inside` | the attacks of programs in a booted guest |
 | `arena` | the switch under attack, and the neighbour that measures |
 | `play` | one case: control and attack in rounds |
 | `judge` | limits, and what is over them; pure |
