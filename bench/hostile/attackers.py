@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BY", "Attack", "UnplayedError", "busy_loops"]
 
 
-INSIDE: Final = Path(__file__).parent / "inside.py"
+_HERE: Final = Path(__file__).parent
 
 
 class UnplayedError(Exception):
@@ -67,8 +67,8 @@ def process(hostile: Path, arena: Arena, name: str) -> Iterator[Attack]:
 
 
 @contextmanager
-def in_guest(vmm: "Vmm", _: Path, arena: Arena, name: str) -> Iterator[Attack]:
-    """A program of a guest that was booted for it; `inside.py` has these."""
+def in_guest(vmm: "Vmm", source: Path, _: Path, arena: Arena, name: str) -> Iterator[Attack]:
+    """A program that is run in a guest that was booted for it."""
     from vsock import testing
 
     try:
@@ -77,7 +77,7 @@ def in_guest(vmm: "Vmm", _: Path, arena: Arena, name: str) -> Iterator[Attack]:
             beside_the_switch(),
             testing.boot(str(arena.attackers[0].socket), name, vmm=vmm) as guest,
         ):
-            program = guest.spawn_python(INSIDE.read_text(), name, str(arena.accomplice.cid))
+            program = guest.spawn_python(source.read_text(), name, str(arena.accomplice.cid))
             program.read_line()
             attack = Attack(lambda: [*_group(guest.pid), arena.accomplice_pid])
             yield attack
@@ -100,8 +100,9 @@ def _group(leader: int) -> list[int]:
 
 BY: dict[str, Attacker] = {
     "process": process,
-    "uml": partial(in_guest, "uml"),
-    "qemu": partial(in_guest, "qemu"),
+    "uml": partial(in_guest, "uml", _HERE / "inside.py"),
+    "qemu": partial(in_guest, "qemu", _HERE / "inside.py"),
+    "qemu's kernel": partial(in_guest, "qemu", _HERE / "driver.py"),
 }
 
 

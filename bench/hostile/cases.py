@@ -44,6 +44,7 @@ WHO = {
     "program": "A host program",
     "control API": "A program at the control API",
     "guest program": "An ordinary program of a Linux guest",
+    "guest kernel": "The kernel of a QEMU guest",
 }
 """Who attacks, in the order of the table."""
 
@@ -60,6 +61,15 @@ INSIDE = {
     "hoard": "500 connections full of bytes that nobody reads",
 }
 """Attacks of `inside.py`."""
+
+DRIVER = {
+    "restarts": "the device is reset and started without end",
+    "kicks": "empty queues are kicked without end",
+    "short-chains": "chains too short for a header",
+    "requests": "REQUESTs where nobody listens, and no buffer for the answers",
+    "random-packets": "headers with every field at random",
+}
+"""Attacks of `driver.py`."""
 
 CASES: dict[str, list[Case]] = {
     "guest": [
@@ -230,6 +240,10 @@ CASES: dict[str, list[Case]] = {
             "qemu": {name: INSIDE[name] for name in ("connect-close", "single-bytes", "bulk")},
         }.items()
         for attack, how in attacks.items()
+    ],
+    "guest kernel": [
+        Case(f"kernel-{attack}", how, attack=attack, by="qemu's kernel")
+        for attack, how in DRIVER.items()
     ],
 }
 
