@@ -98,14 +98,16 @@ async def _join(
             from vsock.forwarding.splicing import Carried, join
 
             try:
-                await join(sshfs, data.detach(), Carried())
+                with suppress(OSError):  # sshfs has lost its connection then, and says so
+                    await join(sshfs, data.detach(), Carried())
             finally:
                 data.abort()
             return
     async with answering(session):
         streams = await ssh_server(session)
     _tell(report, notes=told)
-    await join_over_ssh(sshfs, *streams)
+    with suppress(OSError):
+        await join_over_ssh(sshfs, *streams)
 
 
 if __name__ == "__main__":
