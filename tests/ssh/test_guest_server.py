@@ -1,8 +1,10 @@
 """`vsock-sshd` as a guest's SSH server: asyncssh and OpenSSH are its peers. The same in a guest: tests/guests/test_sshd.py."""
 
 import asyncio
+import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -210,6 +212,138 @@ async def test_ports_and_sockets_are_forwarded_both_ways(
         back.close()
         await back.wait_closed()
         await until(lambda: not (tmp_path / "here-back").exists())
+
+
+class _Target:
+    """A service on a Unix socket or a TCP port, whose buffers are small."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self._socket = socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._socket.bind(("127.0.0.1", 0) if kind == "tcp" else str(folder / "target"))
+        self._socket.listen()
+        self._socket.setblocking(False)
+
+    async def connected(
+        self, session: GuestSession
+    ) -> tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]]:
+        """A channel that leads to it."""
+        where = self._socket.getsockname()
+        if isinstance(where, str):
+            return await session.connection.open_unix_connection(where)
+        return await session.connection.open_connection(*where)
+
+    async def accepted(self) -> socket.socket:
+        """The connection of a channel."""
+        accepted, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+        accepted.setblocking(False)
+        return accepted
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.close()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[_Target]:
+    """Both kinds."""
+    made = _Target(request.param, tmp_path)
+    yield made
+    made.close()
+
+
+def _digest(data: bytes) -> str:
+    """To compare what is too long for pytest to explain."""
+    return hashlib.sha256(data).hexdigest()
+
+
+async def _rest(connection: socket.socket) -> bytes:
+    """What is received until the other side has ended its data."""
+    data = b""
+    while piece := await asyncio.get_running_loop().sock_recv(connection, 65536):
+        data += piece
+    connection.close()
+    return data
+
+
+@pytest.mark.parametrize("end", ["end of data", "channel", "connection"])
+async def test_data_before_the_close_of_a_forwarded_channel_arrives(
+    session: GuestSession, target: _Target, end: str
+) -> None:
+    """RFC 4254, section 5.3: also when the target reads only afterwards."""
+    data = os.urandom(450_000)
+    _, writer = await target.connected(session)
+    connection = await target.accepted()
+    writer.write(data)
+    if end == "connection":
+        await session.run("true")  # its answer says that the server has received what came before
+        session.connection.abort()
+    else:
+        if end == "end of data":
+            writer.write_eof()
+        writer.close()
+        await writer.wait_closed()
+    assert _digest(await _rest(connection)) == _digest(data)
+
+
+async def test_target_that_answers_before_it_reads_gets_what_a_closed_channel_has_sent(
+    session: GuestSession, target: _Target
+) -> None:
+    """Its answer, for which the client has no room, is for nobody."""
+    data = os.urandom(450_000)
+    _, writer = await target.connected(session)
+    connection = await target.accepted()
+    writer.write(data)
+    writer.close()
+    await asyncio.get_running_loop().sock_sendall(connection, bytes(16 * MIB))
+    assert _digest(await _rest(connection)) == _digest(data)
+
+
+async def test_output_of_a_target_that_ends_arrives_at_a_client_that_reads_late(
+    session: GuestSession, target: _Target
+) -> None:
+    """More than the windows and buffers on the way hold, before EOF and CLOSE."""
+    data = os.urandom(8 * MIB)
+    reader, writer = await target.connected(session)
+    connection = await target.accepted()
+    writer.write_eof()
+    assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""
+
+    async def answer() -> None:
+        await asyncio.get_running_loop().sock_sendall(connection, data)
+        connection.close()
+
+    answering = asyncio.ensure_future(answer())
+    await session.run("true")
+    assert not answering.done()  # all that holds bytes on the way is full
+    assert _digest(await reader.read()) == _digest(data)
+    await answering
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("end", ["end of data", "channel"])
+async def test_input_before_the_close_of_a_session_arrives(
+    session: GuestSession, tmp_path: Path, end: str
+) -> None:
+    """The process reads only afterwards; one whose input has not ended gets SIGHUP behind it."""
+    data = os.urandom(450_000)
+    wait = f"trap '' HUP; until [ -e {tmp_path}/go ]; do sleep 0.02; done"
+    process = await session.open_process(
+        f"{wait}; tee {tmp_path}/got; touch {tmp_path}/ended", encoding=None
+    )
+    process.stdin.write(data)
+    if end == "end of data":
+        process.stdin.write_eof()
+    process.close()
+    await process.wait_closed()
+    (tmp_path / "go").touch()
+    await until(lambda: _digest(_content(tmp_path / "got")) == _digest(data))
+    if end == "end of data":
+        await until((tmp_path / "ended").exists)
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.exists() else b""
 
 
 @pytest.fixture

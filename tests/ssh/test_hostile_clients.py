@@ -307,6 +307,47 @@ async def test_input_that_nobody_reads_is_bounded_and_its_program_ends(server: G
     await server.until_childless()
 
 
+@pytest.fixture
+def silent_target(tmp_path: Path) -> Iterator[str]:
+    """A Unix socket that accepts nothing: connections to it stay open, and take as much as a socket holds."""
+    with socket.socket(socket.AF_UNIX) as target:
+        target.bind(str(tmp_path / "target"))
+        target.listen(2 * CHANNELS)
+        yield str(tmp_path / "target")
+
+
+async def test_closed_channels_whose_targets_go_on_are_held_for_a_bounded_time(
+    server: GuestServer, silent_target: str
+) -> None:
+    """They count as channels, also of a connection that has ended."""
+    async with opened(server) as session:
+        for _ in range(CHANNELS):
+            _, writer = await session.connection.open_unix_connection(silent_target)
+            writer.write(b"x")
+            writer.close()
+            await writer.wait_closed()
+        with pytest.raises(asyncssh.ChannelOpenError) as refused:
+            await session.connection.open_unix_connection(silent_target)
+        assert refused.value.code == asyncssh.OPEN_RESOURCE_SHORTAGE
+    assert await serves(server)
+    assert len(server.descriptors()) > CHANNELS
+    await until(lambda: len(server.descriptors()) < CHANNELS)
+
+
+async def test_data_that_no_target_takes_holds_its_connection_for_a_bounded_time(
+    server: GuestServer, silent_target: str
+) -> None:
+    """Three megabytes, which stop the client, are given up after their channels are closed."""
+    async with opened(server) as session:
+        for _ in range(6):
+            _, writer = await session.connection.open_unix_connection(silent_target)
+            writer.write(bytes(500_000))
+            writer.close()
+            await writer.wait_closed()
+        assert (await session.run("echo again")).stdout == "again\n"
+        assert server.memory() < MOST_MEMORY
+
+
 async def test_output_that_nobody_reads_is_bounded(server: GuestServer) -> None:
     """Of a program that writes without end; its input is read while there is room."""
     async with opened(server) as session:

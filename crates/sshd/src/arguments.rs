@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// What `--help` prints.
 pub(crate) const USAGE: &str = "\
-usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [--host-key FILE]
+usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [--host-key FILE] [--without-keys]
        vsock-sshd --init [the same options] [--run COMMAND [ARGUMENT]... | -- COMMAND [ARGUMENT]...]
        vsock-sshd --sftp
 
@@ -13,10 +13,16 @@ usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [-
   --listen unix:PATH      a Unix socket instead: whoever can connect to it counts as the host
   --authorized-keys FILE  the keys that are let in (/etc/vsock-sshd/authorized_keys)
   --host-key FILE         the host key, made if it is missing (/etc/vsock-sshd/host_key)
+  --without-keys          listen on vsock also if no key is let in yet: keys are read at each login. It is refused
+                          otherwise, as this may be another machine than the guest that it is for
   --init                  be the first process of a guest: mount /proc, /sys, /dev and so on, load the modules
-                          in /usr/lib/vsock/modules, keep a server running, reap children, start COMMAND
+                          in /usr/lib/vsock/modules, keep a server running, reap children, start COMMAND;
+                          the server has --without-keys
   --sftp                  serve SFTP on the standard streams
   --version, --help";
+
+/// The option that `--init` gives its server.
+pub(crate) const WITHOUT_KEYS: &str = "--without-keys";
 
 /// Where the files are if no option says so.
 const FOLDER: &str = "/etc/vsock-sshd";
@@ -45,6 +51,8 @@ pub(crate) struct Arguments {
     pub(crate) place: Place,
     pub(crate) authorized_keys: PathBuf,
     pub(crate) host_key: PathBuf,
+    /// Whether to listen on vsock if no key is let in.
+    pub(crate) without_keys: bool,
     /// With `--init`: what to start beside the server; empty for nothing.
     pub(crate) command: Vec<OsString>,
     /// The options that concern the server, as they were given.
@@ -59,6 +67,7 @@ impl Arguments {
             place: Place::Vsock(22),
             authorized_keys: PathBuf::from(FOLDER).join("authorized_keys"),
             host_key: PathBuf::from(FOLDER).join("host_key"),
+            without_keys: false,
             command: Vec::new(),
             of_server: Vec::new(),
         }
@@ -81,6 +90,7 @@ impl Arguments {
                 Some("--sftp") => read.role = Role::Sftp,
                 Some("--version") => read.role = Role::Version,
                 Some("--help" | "-h") => read.role = Role::Help,
+                Some(WITHOUT_KEYS) => read.without_keys = true,
                 Some(option @ ("--port" | "--listen" | "--authorized-keys" | "--host-key")) => {
                     let value = words.next().ok_or(format!("{option} needs a value"))?;
                     read.set(option, &value)?;
@@ -131,6 +141,12 @@ mod tests {
     fn no_arguments_mean_port_22_of_vsock() {
         let read = parse(&[]).unwrap();
         assert_eq!((read.role, read.place), (Role::Server, Place::Vsock(22)));
+    }
+
+    #[test]
+    fn listening_without_keys_is_an_option() {
+        assert!(!parse(&["--port", "23"]).unwrap().without_keys);
+        assert!(parse(&[WITHOUT_KEYS]).unwrap().without_keys);
     }
 
     #[test]

@@ -85,6 +85,8 @@ struct InboxState {
     bytes: VecDeque<u8>,
     /// No more will come.
     is_ended: bool,
+    /// The client has said so, rather than closed the channel.
+    is_whole: bool,
     /// Nobody will read any more: what comes is dropped.
     is_closed: bool,
     reader: Option<Waker>,
@@ -112,13 +114,29 @@ impl Inbox {
         }
     }
 
-    /// Says that no more will come.
+    /// Says that no more will come: the client has sent all.
     pub(crate) fn end(&self) {
+        self.state().is_whole = true;
+        self.break_off();
+    }
+
+    /// Whether the client has said that it has sent all.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.state().is_whole
+    }
+
+    /// Says that no more will come, as the channel is closed. What is there can be read.
+    pub(crate) fn break_off(&self) {
         let mut state = self.state();
         state.is_ended = true;
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
+    }
+
+    /// Whether there is nothing to read any more, now or later.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state().is_closed
     }
 
     /// Drops what is there, and all that comes.

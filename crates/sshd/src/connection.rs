@@ -3,19 +3,22 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use russh::server::{Handle, Msg};
 use russh::{ChannelId, ChannelWriteHalf, Sig};
 use rustix::process::{Signal, WaitStatus};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
 
 use crate::backlog::{Backlog, Inbox, InboxReader};
 use crate::children::{ChildId, Children};
 use crate::command::{self, Program};
-use crate::process::{self, Terminal, Wishes};
+use crate::output::{Closed, Open, Output};
+use crate::process::{self, Started, Streams, Terminal, Wishes};
 use crate::{forwards, limits};
 
 /// The channels of a connection, shared with the tasks that serve them.
@@ -24,25 +27,30 @@ pub(crate) struct Channels {
     pub(crate) backlog: Arc<Backlog>,
     children: Children,
     map: Arc<Mutex<HashMap<ChannelId, Channel>>>,
-    /// How many channels to the client are asked for and not answered yet.
-    opening: Arc<AtomicUsize>,
+    slots: Arc<Semaphore>,
+    /// It counts as a connection until all that serves its channels has ended.
+    _connection: Arc<OwnedSemaphorePermit>,
 }
 
-/// A channel to the client that is being opened: it counts as one until this is dropped.
-pub(crate) struct Opening(Arc<AtomicUsize>);
+/// Counts as a channel until it is dropped: from the wish to open one until all that serves it has ended.
+pub(crate) type Slot = OwnedSemaphorePermit;
 
-impl Drop for Opening {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// What arrives on a channel, and its end.
+pub(crate) struct Input {
+    pub(crate) bytes: InboxReader,
+    pub(crate) closed: Closed,
 }
 
 struct Channel {
     inbox: Arc<Inbox>,
+    open: Open,
+    /// Of a session, until a process takes it; the task of a forward has its own.
+    slot: Option<Slot>,
     /// Until a process takes it.
     writer: Option<ChannelWriteHalf<Msg>>,
     wishes: Wishes,
     process: Option<Running>,
+    /// Those that end together with the channel.
     tasks: Vec<AbortHandle>,
 }
 
@@ -52,8 +60,14 @@ struct Running {
 }
 
 impl Channels {
-    pub(crate) fn new(children: Children) -> Channels {
-        Channels { backlog: Arc::default(), children, map: Arc::default(), opening: Arc::default() }
+    pub(crate) fn new(children: Children, connection: OwnedSemaphorePermit) -> Channels {
+        Channels {
+            backlog: Arc::default(),
+            children,
+            map: Arc::default(),
+            slots: Arc::new(Semaphore::new(limits::CHANNELS)),
+            _connection: Arc::new(connection),
+        }
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<ChannelId, Channel>> {
@@ -64,18 +78,9 @@ impl Channels {
         self.map().get_mut(&id).map(act)
     }
 
-    /// Whether there may be no more channels.
-    pub(crate) fn is_full(&self) -> bool {
-        self.map().len() + self.opening.load(Ordering::Relaxed) >= limits::CHANNELS
-    }
-
-    /// Makes room for a channel to the client; none if there may be no more.
-    pub(crate) fn begin_opening(&self) -> Option<Opening> {
-        if self.is_full() {
-            return None;
-        }
-        self.opening.fetch_add(1, Ordering::Relaxed);
-        Some(Opening(Arc::clone(&self.opening)))
+    /// Makes room for a channel; none if there may be no more.
+    pub(crate) fn slot(&self) -> Option<Slot> {
+        Arc::clone(&self.slots).try_acquire_owned().ok()
     }
 
     /// How many channels have a socket that leads to the client's agent.
@@ -83,23 +88,30 @@ impl Channels {
         self.map().values().filter(|channel| channel.wishes.agent.is_some()).count()
     }
 
-    /// Adds a channel; returns what arrives on it. `writer` is for a process that it may get.
-    pub(crate) fn add(&self, id: ChannelId, writer: Option<ChannelWriteHalf<Msg>>) -> Arc<Inbox> {
-        let inbox = Inbox::new(&self.backlog);
+    /// Adds a channel; returns what arrives on it. `writer` and `slot` are for a process that it may get.
+    pub(crate) fn add(
+        &self,
+        id: ChannelId,
+        writer: Option<ChannelWriteHalf<Msg>>,
+        slot: Option<Slot>,
+    ) -> Input {
         let channel = Channel {
-            inbox: Arc::clone(&inbox),
+            inbox: Inbox::new(&self.backlog),
+            open: Open::default(),
+            slot,
             writer,
             wishes: Wishes::default(),
             process: None,
             tasks: Vec::new(),
         };
+        let input = channel.input();
         self.map().insert(id, channel);
-        inbox
+        input
     }
 
     /// What arrives on a channel.
-    pub(crate) fn inbox(&self, id: ChannelId) -> Option<Arc<Inbox>> {
-        self.with(id, |channel| Arc::clone(&channel.inbox))
+    pub(crate) fn input(&self, id: ChannelId) -> Option<Input> {
+        self.with(id, |channel| channel.input())
     }
 
     /// Ends a task together with a channel.
@@ -120,11 +132,11 @@ impl Channels {
         self.with(id, |channel| channel.inbox.end());
     }
 
-    /// A channel is closed: its tasks and its process end.
+    /// A channel is closed: what serves it ends, in bounded time.
     pub(crate) fn remove(&self, id: ChannelId) {
         let channel = self.map().remove(&id);
         if let Some(channel) = channel {
-            self.finish(channel);
+            channel.finish();
         }
     }
 
@@ -132,26 +144,13 @@ impl Channels {
     pub(crate) async fn close(&self, writer: &ChannelWriteHalf<Msg>) {
         // The session has ended otherwise.
         let _ = writer.close().await;
-        let channel = self.map().remove(&writer.id());
-        if let Some(channel) = channel {
-            self.finish(Channel { process: None, ..channel });
-        }
+        self.remove(writer.id());
     }
 
     /// The connection has ended.
     pub(crate) fn remove_all(&self) {
         let channels: Vec<_> = self.map().drain().collect();
-        for (_, channel) in channels {
-            self.finish(channel);
-        }
-    }
-
-    fn finish(&self, channel: Channel) {
-        channel.inbox.close();
-        channel.tasks.iter().for_each(AbortHandle::abort);
-        if let Some(running) = channel.process {
-            self.hang_up(running.child);
-        }
+        channels.into_iter().for_each(|(_, channel)| channel.finish());
     }
 
     /// Ends a process whose channel is closed, with its group. Who has made a group of their own goes on.
@@ -162,7 +161,7 @@ impl Channels {
         self.children.signal(child, Signal::CONT);
         let children = self.children.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(limits::GRACE_TIME).await;
+            sleep(limits::GRACE_TIME).await;
             children.signal(child, Signal::KILL);
             children.release(child);
         });
@@ -271,21 +270,64 @@ impl Channels {
                 return self.say_failure(id, &handle, status, said);
             }
         };
-        channel.process = Some(Running { child: started.child, terminal: started.terminal });
-        let inbox = InboxReader(Arc::clone(&channel.inbox));
+        let Started { child, ended, streams, terminal } = started;
+        channel.process = Some(Running { child, terminal });
+        let slot = channel.slot.take();
+        let input = channel.input();
         let all = self.clone();
-        let task = tokio::spawn(async move {
-            let (output, errors) = (writer.make_writer(), writer.make_writer_ext(Some(1)));
-            let status = started
-                .streams
-                .see_through(started.ended, inbox, &all.backlog, output, errors)
-                .await;
-            let _ = writer.eof().await;
-            report(&handle, id, status).await;
-            all.close(&writer).await;
+        tokio::spawn(async move {
+            let _slot = slot;
+            all.see_through(child, ended, streams, input, &writer, &handle).await;
         });
-        channel.tasks.push(task.abort_handle());
         true
+    }
+
+    /// Serves a process to its end, or to that of its channel.
+    async fn see_through(
+        &self,
+        child: ChildId,
+        ended: oneshot::Receiver<WaitStatus>,
+        streams: Streams,
+        input: Input,
+        writer: &ChannelWriteHalf<Msg>,
+        handle: &Handle,
+    ) {
+        let Input { bytes, mut closed } = input;
+        let inbox = Arc::clone(&bytes.0);
+        let output = Output::new(writer.make_writer(), &self.backlog, &closed);
+        let errors = Output::new(writer.make_writer_ext(Some(1)), &self.backlog, &closed);
+        let (unfed, fed) = oneshot::channel();
+        let mut seen = pin!(streams.see_through(ended, bytes, unfed, output, errors));
+        tokio::select! {
+            status = &mut seen => {
+                let _ = writer.eof().await;
+                report(handle, writer.id(), status).await;
+                self.close(writer).await;
+                return;
+            }
+            () = closed.wait() => {}
+        }
+        // RFC 4254, section 5.3: what the client sent before is still delivered.
+        let is_fed = timeout(limits::LAST_INPUT_TIME, async {
+            tokio::select! {
+                _ = &mut seen => None,
+                _ = fed => Some(()),
+            }
+        });
+        match is_fed.await {
+            Ok(None) => return,
+            // With all of its input a program may end by itself.
+            Ok(Some(())) if inbox.is_whole() => {
+                if timeout(limits::GRACE_TIME, &mut seen).await.is_ok() {
+                    return;
+                }
+            }
+            Ok(Some(())) => {}
+            Err(_) => forwards::say_lost("a program"),
+        }
+        self.hang_up(child);
+        // SIGHUP ends it, or what it does then; not SIGPIPE.
+        let _ = timeout(limits::GRACE_TIME, seen).await;
     }
 
     /// Answers for a program that did not start, as a shell does. Returns true: the client's request was understood.
@@ -302,6 +344,18 @@ impl Channels {
         });
         self.own(id, task.abort_handle());
         true
+    }
+}
+
+impl Channel {
+    fn input(&self) -> Input {
+        Input { bytes: InboxReader(Arc::clone(&self.inbox)), closed: self.open.closed() }
+    }
+
+    /// Says that it is closed; dropping `open` says it to the tasks that go on until they have delivered its input.
+    fn finish(self) {
+        self.inbox.break_off();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 

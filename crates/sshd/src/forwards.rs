@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use russh::server::{ChannelOpenHandle, Handle, Msg};
@@ -14,9 +15,9 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::backlog::InboxReader;
-use crate::connection::Channels;
+use crate::connection::{Channels, Input, Slot};
 use crate::limits;
+use crate::output::Output;
 
 /// Where names of the guest itself are looked up; there is no DNS here.
 const HOSTS: &str = "/etc/hosts";
@@ -33,19 +34,25 @@ pub(crate) enum Target {
 /// Opens a connection for a channel that the client has asked for, and answers it.
 pub(crate) fn connect(
     channels: &Channels,
+    slot: Slot,
     channel: Channel<Msg>,
     reply: ChannelOpenHandle,
     target: Target,
 ) {
     let (_, writer) = channel.split();
     let id = writer.id();
-    let inbox = InboxReader(channels.add(id, None));
+    let mut input = channels.add(id, None, None);
     let all = channels.clone();
-    let task = tokio::spawn(async move {
-        match timeout(limits::CONNECT_TIME, target.connect()).await {
+    tokio::spawn(async move {
+        let _slot = slot;
+        let connected = tokio::select! {
+            connected = timeout(limits::CONNECT_TIME, target.connect()) => connected,
+            () = input.closed.wait() => return,
+        };
+        match connected {
             Ok(Ok(stream)) => {
                 reply.accept().await;
-                relay(&all, writer, inbox, stream).await;
+                relay(&all, writer, input, stream).await;
             }
             Ok(Err(_)) | Err(_) => {
                 reply.reject(ChannelOpenFailure::ConnectFailed).await;
@@ -53,7 +60,6 @@ pub(crate) fn connect(
             }
         }
     });
-    channels.own(id, task.abort_handle());
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -103,32 +109,49 @@ fn addresses(host: &str, hosts: &str) -> Vec<IpAddr> {
 }
 
 /// Copies both ways until both have ended; the end of one direction does not end the other.
+///
+/// When the channel is closed, what the client sent before is still delivered (RFC 4254, section 5.3), and the stream is
+/// read to its end: closed with unread bytes, a socket would lose some of what was written to it.
 async fn relay(
     channels: &Channels,
     writer: ChannelWriteHalf<Msg>,
-    mut inbox: InboxReader,
+    input: Input,
     stream: impl Stream,
 ) {
     let (mut from, mut to) = tokio::io::split(stream);
+    let Input { mut bytes, mut closed } = input;
+    let inbox = Arc::clone(&bytes.0);
+    let mut output = Output::new(writer.make_writer(), &channels.backlog, &closed);
     let into_guest = async {
-        let _ = tokio::io::copy(&mut inbox, &mut to).await;
+        let _ = tokio::io::copy(&mut bytes, &mut to).await;
         let _ = to.shutdown().await;
         // What still comes is for nobody.
-        inbox.0.close();
+        bytes.0.close();
     };
     let to_client = async {
-        let mut output = writer.make_writer();
         let mut buffer = vec![0; 32 << 10];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
-            let _waits = channels.backlog.output_waits();
-            if output.write_all(&buffer[..length]).await.is_err() {
-                break;
-            }
+            output.send(&buffer[..length]).await;
         }
         let _ = writer.eof().await;
     };
-    tokio::join!(into_guest, to_client);
+    tokio::select! {
+        _ = async { tokio::join!(into_guest, to_client) } => {}
+        () = async { closed.wait().await; sleep(limits::LAST_INPUT_TIME).await } => {
+            if !inbox.is_closed() {
+                say_lost("the other end of a forwarded connection");
+            }
+        }
+    }
     channels.close(&writer).await;
+}
+
+/// Tells the guest's log that the last input of a channel was not delivered.
+pub(crate) fn say_lost(reader: &str) {
+    let seconds = limits::LAST_INPUT_TIME.as_secs();
+    eprintln!(
+        "vsock-sshd: {reader} did not take all that a client sent before it closed the channel: waited {seconds} s"
+    );
 }
 
 /// Listens on a port of the guest for the client: `ssh -R`. Returns the port.
@@ -234,19 +257,15 @@ fn serve(
     stream: impl Stream + 'static,
     open: impl Future<Output = Result<Channel<Msg>, russh::Error>> + Send + 'static,
 ) {
-    let Some(opening) = channels.begin_opening() else { return };
+    let Some(slot) = channels.slot() else { return };
     tokio::spawn(async move {
+        let _slot = slot;
         // However late: what the client confirms is served. The end of its connection ends this too.
         let Ok(channel) = open.await else { return };
         let (_, writer) = channel.split();
-        let id = writer.id();
         // `channel_open_confirmation` has added it, before any data came.
-        let Some(inbox) = channels.inbox(id) else { return };
-        drop(opening);
-        let all = channels.clone();
-        let task =
-            tokio::spawn(async move { relay(&all, writer, InboxReader(inbox), stream).await });
-        channels.own(id, task.abort_handle());
+        let Some(input) = channels.input(writer.id()) else { return };
+        relay(&channels, writer, input, stream).await;
     });
 }
 

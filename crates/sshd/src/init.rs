@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::net::{AddressFamily, SendFlags, SocketType, netlink};
 use rustix::process::{Pid, WaitOptions};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, WITHOUT_KEYS};
 use crate::process::OURSELVES;
 
 /// Type, folder, options.
@@ -159,7 +159,7 @@ fn start_server(options: &[OsString]) -> Option<Child> {
     } else {
         std::env::args_os().next()?
     };
-    started("the server", Command::new(path).arg0("vsock-sshd").args(options))
+    started("the server", Command::new(path).arg0("vsock-sshd").arg(WITHOUT_KEYS).args(options))
 }
 
 fn start_command(words: &[OsString]) -> Option<Child> {

@@ -46,7 +46,10 @@ pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// (pipe(7)).
 pub(crate) const LAST_OUTPUT: usize = 1 << 20;
 
-/// How long a process may go on after SIGHUP when its channel has been closed.
+/// How long a program or a service of the guest may take for the input that a client sent before it closed the channel.
+pub(crate) const LAST_INPUT_TIME: Duration = Duration::from_secs(10);
+
+/// How long a process may go on after the end of its input, and after SIGHUP, when its channel has been closed.
 pub(crate) const GRACE_TIME: Duration = Duration::from_secs(2);
 
 /// Bytes of a file of keys.

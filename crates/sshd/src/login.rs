@@ -76,10 +76,10 @@ impl Client {
     }
 
     async fn connect(&self, channel: Channel<Msg>, reply: ChannelOpenHandle, target: Target) {
-        if self.channels.is_full() {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        if let Some(slot) = self.channels.slot() {
+            forwards::connect(&self.channels, slot, channel, reply, target);
         } else {
-            forwards::connect(&self.channels, channel, reply, target);
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
         }
     }
 
@@ -143,14 +143,14 @@ impl Handler for Client {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Done {
-        if self.channels.is_full() {
+        let Some(slot) = self.channels.slot() else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
-        }
+        };
         // Without its reading half, whose queue would stop the whole connection when it is full: what arrives is
         // given to `data` too.
         let (_, writer) = channel.split();
-        self.channels.add(writer.id(), Some(writer));
+        self.channels.add(writer.id(), Some(writer), Some(slot));
         reply.accept().await;
         Ok(())
     }
@@ -188,8 +188,8 @@ impl Handler for Client {
         _: &mut Session,
     ) -> Done {
         // A client may confirm what it has opened itself, or twice.
-        if self.channels.inbox(id).is_none() {
-            self.channels.add(id, None);
+        if self.channels.input(id).is_none() {
+            self.channels.add(id, None, None);
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ mod keys;
 mod limits;
 mod listener;
 mod login;
+mod output;
 mod process;
 mod server;
 mod sftp;

@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -17,11 +16,12 @@ use rustix::termios::Winsize;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 
-use crate::backlog::{Backlog, InboxReader};
+use crate::backlog::InboxReader;
 use crate::children::{ChildId, Children};
 use crate::command::Program;
 use crate::descriptor::Descriptor;
 use crate::limits;
+use crate::output::Output;
 
 /// The path of this program, which is its own SFTP server.
 pub(crate) const OURSELVES: &str = "/proc/self/exe";
@@ -170,14 +170,14 @@ fn open_terminal(name: &CStr) -> io::Result<OwnedFd> {
 
 impl Streams {
     /// Copies until the process has ended and what it has written has been sent. Processes that it left behind may
-    /// hold its streams open: those are not waited for.
+    /// hold its streams open: those are not waited for. `unfed` is dropped when the process has got all its input.
     pub(crate) async fn see_through(
         self,
         ended: oneshot::Receiver<WaitStatus>,
         inbox: InboxReader,
-        backlog: &Arc<Backlog>,
-        output: impl AsyncWrite + Unpin,
-        errors: impl AsyncWrite + Unpin,
+        unfed: oneshot::Sender<()>,
+        output: Output<impl AsyncWrite + Unpin>,
+        errors: Output<impl AsyncWrite + Unpin>,
     ) -> Option<WaitStatus> {
         let has_terminal = self.errors.is_none();
         let (say_ended, is_ended) = watch::channel(false);
@@ -187,13 +187,13 @@ impl Streams {
             status
         };
         let copy = async {
-            tokio::join!(copy_out(&self.output, output, backlog, is_ended.clone()), async {
+            tokio::join!(copy_out(&self.output, output, is_ended.clone()), async {
                 if let Some(from) = &self.errors {
-                    copy_out(from, errors, backlog, is_ended.clone()).await;
+                    copy_out(from, errors, is_ended.clone()).await;
                 }
             });
         };
-        let feed = copy_in(inbox, self.input, has_terminal);
+        let feed = copy_in(inbox, self.input, unfed, has_terminal);
         tokio::select! {
             (status, ()) = async { tokio::join!(wait, copy) } => status,
             // It ends only by being dropped.
@@ -203,7 +203,12 @@ impl Streams {
 }
 
 /// Copies what the client sends to the process.
-async fn copy_in(mut from: InboxReader, mut to: Descriptor, is_terminal: bool) {
+async fn copy_in(
+    mut from: InboxReader,
+    mut to: Descriptor,
+    unfed: oneshot::Sender<()>,
+    is_terminal: bool,
+) {
     let mut buffer = vec![0; 16 << 10];
     loop {
         match from.read(&mut buffer).await {
@@ -217,9 +222,13 @@ async fn copy_in(mut from: InboxReader, mut to: Descriptor, is_terminal: bool) {
             }
         }
     }
-    if is_terminal {
-        // A terminal stays open for its output.
+    let is_whole = from.0.is_whole();
+    if is_terminal && is_whole {
         let _ = to.write_all(&[END_OF_INPUT]).await;
+    }
+    drop(unfed);
+    // A terminal stays open for its output. And no program must take for all what was broken off: it gets SIGHUP first.
+    if is_terminal || !is_whole {
         std::future::pending::<()>().await;
     }
 }
@@ -228,8 +237,7 @@ async fn copy_in(mut from: InboxReader, mut to: Descriptor, is_terminal: bool) {
 /// may go on writing, so that is at most what a pipe or a terminal can hold.
 async fn copy_out(
     from: &Descriptor,
-    mut to: impl AsyncWrite + Unpin,
-    backlog: &Arc<Backlog>,
+    mut to: Output<impl AsyncWrite + Unpin>,
     mut is_ended: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; 32 << 10];
@@ -242,10 +250,7 @@ async fn copy_out(
                 if has_ended {
                     left = left.saturating_sub(length);
                 }
-                let _waits = backlog.output_waits();
-                if to.write_all(&buffer[..length]).await.is_err() {
-                    return;
-                }
+                to.send(&buffer[..length]).await;
             }
             Ok(None) if has_ended => return,
             Ok(None) => {
@@ -334,7 +339,10 @@ pub(crate) fn resize(terminal: impl AsFd, size: Winsize) {
 #[cfg(test)]
 mod tests {
     use std::pin::Pin;
+    use std::sync::Arc;
     use std::task::{Context, Poll};
+
+    use crate::output::Open;
 
     use super::*;
 
@@ -351,9 +359,7 @@ mod tests {
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
             self.sent += bytes.len();
-            if self.sent > 2 * limits::LAST_OUTPUT {
-                return Poll::Ready(Err(io::Error::other("too much")));
-            }
+            assert!(self.sent <= 2 * limits::LAST_OUTPUT);
             assert_eq!(rustix::io::write(&self.pipe, bytes), Ok(bytes.len()));
             Poll::Ready(Ok(bytes.len()))
         }
@@ -374,7 +380,9 @@ mod tests {
         let mut client = Refilling { pipe, sent: 0 };
         let (_say_ended, is_ended) = watch::channel(true);
         let from = Descriptor::new(from).unwrap();
-        copy_out(&from, &mut client, &Arc::default(), is_ended).await;
+        let open = Open::default();
+        let output = Output::new(&mut client, &Arc::default(), &open.closed());
+        copy_out(&from, output, is_ended).await;
         assert!((limits::LAST_OUTPUT..limits::LAST_OUTPUT + 1000).contains(&client.sent));
     }
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use russh::keys::HashAlg;
 use russh::server::{Config, run_stream};
 use russh::{MethodKind, MethodSet, Preferred, SshId, kex};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
-use crate::arguments::{Arguments, Place};
+use crate::arguments::{Arguments, Place, WITHOUT_KEYS};
 use crate::backlog::Wire;
 use crate::children::Children;
 use crate::connection::Channels;
@@ -37,9 +37,10 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<()> {
 }
 
 async fn serve(arguments: &Arguments) -> io::Result<()> {
+    let count = keys::authorized(&arguments.authorized_keys).len();
+    check_keys(arguments, count)?;
     let listener = Listener::bind(&arguments.place)?;
     let key = keys::host_key(&arguments.host_key)?;
-    let count = keys::authorized(&arguments.authorized_keys).len();
     let place = match &arguments.place {
         Place::Vsock(port) => format!("vsock port {port}"),
         Place::Unix(path) => path.display().to_string(),
@@ -63,6 +64,18 @@ async fn serve(arguments: &Arguments) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Refuses to listen on vsock where nobody has put a key. Nothing else tells a guest that is to be entered from a
+/// machine that this program was started on by mistake: that one may be a guest too, with a vsock of its own.
+fn check_keys(arguments: &Arguments, count: usize) -> io::Result<()> {
+    if count > 0 || arguments.without_keys || matches!(arguments.place, Place::Unix(_)) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "no key is let in: put one into {}; or give {WITHOUT_KEYS}, if this is the guest and the keys come later",
+        arguments.authorized_keys.display()
+    )))
 }
 
 fn is_shortage(error: &io::Error) -> bool {
@@ -106,7 +119,7 @@ impl Server {
         let Ok(connection) = Arc::clone(&self.connections).try_acquire_owned() else { return };
         let Ok(login) = Arc::clone(&self.logins).try_acquire_owned() else { return };
         let Ok(socket) = Descriptor::new(socket) else { return };
-        let channels = Channels::new(self.children.clone());
+        let channels = Channels::new(self.children.clone(), connection);
         let backlog = Arc::clone(&channels.backlog);
         let wire = Wire { socket, backlog: Arc::clone(&backlog) };
         let (say_logged_in, logged_in) = oneshot::channel();
@@ -118,14 +131,35 @@ impl Server {
             }
             drop(login);
         });
-        tokio::spawn(see_through(Arc::clone(&self.config), wire, client, connection));
+        tokio::spawn(see_through(Arc::clone(&self.config), wire, client));
     }
 }
 
 /// Serves a connection to its end.
-async fn see_through(config: Arc<Config>, wire: Wire, client: Client, _: OwnedSemaphorePermit) {
+async fn see_through(config: Arc<Config>, wire: Wire, client: Client) {
     // How it ends is the client's business: whatever is wrong with what it sends concerns nobody else.
     if let Ok(session) = run_stream(config, wire, client).await {
         let _ = session.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use crate::arguments::Role;
+
+    use super::*;
+
+    #[test]
+    fn vsock_without_a_key_is_refused_unless_it_is_wanted() {
+        let plain = Arguments::defaults(Role::Server);
+        let said = check_keys(&plain, 0).unwrap_err().to_string();
+        assert!(said.contains("/etc/vsock-sshd/authorized_keys"), "{said}");
+        assert!(check_keys(&plain, 1).is_ok());
+        let wanted = Arguments { without_keys: true, ..Arguments::defaults(Role::Server) };
+        assert!(check_keys(&wanted, 0).is_ok());
+        let unix = Arguments { place: Place::Unix(PathBuf::from("sshd")), ..plain };
+        assert!(check_keys(&unix, 0).is_ok());
     }
 }
