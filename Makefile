@@ -27,7 +27,7 @@ STATIC_PACKAGES := libc6-dev
 # Programs that make a whole Debian as a disk image.
 DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows their system calls.
-PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client strace openssl systemd curl
+PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client sshfs strace openssl systemd curl
 # Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
 export VSOCK_REQUIRE_PROGRAMS ?= 1
 TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests
@@ -167,7 +167,7 @@ bench: build $(LOAD) $(ATTACKER) ## Measure and compare with limits and peers, 1
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: hostile
-hostile: build $(LOAD) $(ATTACKER) ## Attack a running switch and measure a neighbour, 15 minutes; QUICK=1: ten cases
+hostile: build guests $(LOAD) $(ATTACKER) ## Attack a running switch and measure a neighbour, 15 minutes; QUICK=1: ten cases
 	$(BIN)/python -m bench.hostile $(if $(QUICK),--quick) $(HOSTILE)
 
 .PHONY: bench-peers

@@ -1,21 +1,29 @@
 """How an attack is started and stopped.
 
 An attacker is a context manager that attacks while it is entered. `process` is one process of
-`vsock-hostile`. An attacker inside a booted guest (QEMU, User-Mode Linux) is another function of the
-same form, and a line of `BY`.
+`vsock-hostile`; `in_guest` is a program in a Linux guest that was booted for it.
 """
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from bench.agents import Agent, AgentError, cpu_seconds
 from bench.hostile.arena import Arena, beside_the_switch
 
+if TYPE_CHECKING:
+    from vsock.testing.images import Vmm
+
 __all__ = ["BY", "Attack", "UnplayedError", "busy_loops"]
+
+
+_HERE: Final = Path(__file__).parent
 
 
 class UnplayedError(Exception):
@@ -28,12 +36,12 @@ class Attack:
     steps = 0
     """What it did, once it is over."""
 
-    def __init__(self, pids: list[int]) -> None:
+    def __init__(self, pids: Callable[[], list[int]]) -> None:
         self._pids = pids  # of all that works for the attacker
 
     def processor_time(self) -> float:
         """Seconds that the attacker has computed."""
-        return sum(cpu_seconds(pid) for pid in self._pids)
+        return sum(map(cpu_seconds, self._pids()))
 
 
 Attacker = Callable[[Path, Arena, str], AbstractContextManager[Attack]]
@@ -50,7 +58,7 @@ def process(hostile: Path, arena: Arena, name: str) -> Iterator[Attack]:
     except AgentError as error:
         raise UnplayedError(str(error).rpartition(": ")[2]) from error
     with agent:
-        attack = Attack([agent.pid, arena.accomplice_pid])
+        attack = Attack(lambda: [agent.pid, arena.accomplice_pid])
         yield attack
         try:
             attack.steps = agent.ask("stop", timeout=4)["count"]
@@ -58,7 +66,44 @@ def process(hostile: Path, arena: Arena, name: str) -> Iterator[Attack]:
             raise UnplayedError(str(error).rpartition(": ")[2]) from error
 
 
-BY: dict[str, Attacker] = {"process": process}
+@contextmanager
+def in_guest(vmm: "Vmm", source: Path, _: Path, arena: Arena, name: str) -> Iterator[Attack]:
+    """A program that is run in a guest that was booted for it."""
+    from vsock import testing
+
+    try:
+        # The guest runs where the thread does that starts it: the first guest's start makes that thread.
+        with (
+            beside_the_switch(),
+            testing.boot(str(arena.attackers[0].socket), name, vmm=vmm) as guest,
+        ):
+            program = guest.spawn_python(source.read_text(), name, str(arena.accomplice.cid))
+            program.read_line()
+            attack = Attack(lambda: [*_group(guest.pid), arena.accomplice_pid])
+            yield attack
+            program.write(b"", eof=True)
+            attack.steps = int(program.wait(10).check().stdout.split()[-1])
+    except testing.GuestError as error:
+        raise UnplayedError(str(error).splitlines()[0]) from error
+
+
+def _group(leader: int) -> list[int]:
+    """The processes of a VMM: User-Mode Linux has one for each program of its guest."""
+    pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+    found = []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            if os.getpgid(pid) == leader:
+                found.append(pid)
+    return found
+
+
+BY: dict[str, Attacker] = {
+    "process": process,
+    "uml": partial(in_guest, "uml", _HERE / "inside.py"),
+    "qemu": partial(in_guest, "qemu", _HERE / "inside.py"),
+    "qemu's kernel": partial(in_guest, "qemu", _HERE / "driver.py"),
+}
 
 
 LOOP = """

@@ -43,11 +43,33 @@ WHO = {
     "front end": "A front end that was taken over",
     "program": "A host program",
     "control API": "A program at the control API",
+    "guest program": "An ordinary program of a Linux guest",
+    "guest kernel": "The kernel of a QEMU guest",
 }
 """Who attacks, in the order of the table."""
 
 FUSE = "needs a FUSE server: guest memory that answers no read"
 CGROUP = "needs root and a memory group of its own, and ends the switch"
+
+INSIDE = {
+    "connect-close": "connections that are closed at once",
+    "connect-unread": "the same, with a greeting unread",
+    "connect-refused": "connects that the host refuses",
+    "single-bytes": "one byte a call",
+    "bulk": "as much as the guest can send",
+    "echo-unread": "64 connections to an echo, never read",
+    "hoard": "500 connections full of bytes that nobody reads",
+}
+"""Attacks of `inside.py`."""
+
+DRIVER = {
+    "restarts": "the device is reset and started without end",
+    "kicks": "empty queues are kicked without end",
+    "short-chains": "chains too short for a header",
+    "requests": "REQUESTs where nobody listens, and no buffer for the answers",
+    "random-packets": "headers with every field at random",
+}
+"""Attacks of `driver.py`."""
 
 CASES: dict[str, list[Case]] = {
     "guest": [
@@ -210,6 +232,18 @@ CASES: dict[str, list[Case]] = {
         Case("api-connect-close", "connects and closes", "S14"),
         Case("api-lists", "the list of flows without end"),
         Case("api-garbage", "what is no HTTP"),
+    ],
+    "guest program": [
+        Case(f"{vmm}-{attack}", how, attack=attack, by=vmm)
+        for vmm, attacks in {
+            "uml": INSIDE,
+            "qemu": {name: INSIDE[name] for name in ("connect-close", "single-bytes", "bulk")},
+        }.items()
+        for attack, how in attacks.items()
+    ],
+    "guest kernel": [
+        Case(f"kernel-{attack}", how, attack=attack, by="qemu's kernel")
+        for attack, how in DRIVER.items()
     ],
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.hostile import driver, inside
 from bench.hostile.arena import LOST
 from bench.hostile.cases import CASES, QUICK, WHO
 from bench.hostile.judge import Limits, Played, Resources, Round, Sample, judge
@@ -94,9 +95,15 @@ def test_every_case_has_its_attack_and_every_attack_its_case():
     assert len(names) == len(set(names))
     assert set(CASES) == set(WHO)
     assert set(QUICK) <= set(names)
-    played = {(case.attack or case.name).partition(":")[0] for case in cases if not case.skip}
+    in_rust: set[str] = set()
+    in_guests: set[str] = set()
+    for case in cases:
+        if not case.skip:
+            attack = (case.attack or case.name).partition(":")[0]
+            (in_rust if case.by == "process" else in_guests).add(attack)
     sources = "".join(path.read_text() for path in SOURCES.glob("*.rs"))
-    assert played == set(re.findall(r'name: "([a-z0-9-]+)"', sources))
+    assert in_rust == set(re.findall(r'name: "([a-z0-9-]+)"', sources))
+    assert in_guests == set(inside.ATTACKS) | set(driver.ATTACKS)
 
 
 def test_table_of_the_review_is_large_enough():

@@ -45,6 +45,8 @@ COMPLETE = {
     ("session", "ls"): (),
     ("session", "close"): ("alpha",),
     ("cp",): ("/nonexistent/file", "alpha:/tmp"),
+    ("mount",): ("alpha:/tmp", "/nonexistent/folder"),
+    ("umount",): ("/nonexistent/folder",),
     ("forward",): ("tcp:192.0.2.1:1", "alpha:2"),
     ("proxy",): ("--allow", "a.test:x"),
     ("ssh-config",): (),
@@ -154,6 +156,16 @@ def usage() -> Iterator[Call]:
     yield ("cp", "alpha:/a", "/b", "/c"), 2, "a local SOURCE needs a guest"
     yield ("cp", ":/a", "alpha:/b"), 2, "no guest before the colon"
     yield ("cp", "", "alpha:/b"), 2, "is no path"
+    yield ("mount", "/a", "/b"), 2, "names no guest: write NAME:PATH"
+    yield ("mount", "-", "/b"), 2, "names no guest: write NAME:PATH"
+    yield ("mount", ":/a", "/b"), 2, "no guest before the colon"
+    yield ("mount", "alpha:", "/b", "--json"), 2, "--json is for the listing"
+    yield ("mount", "alpha:", "/nonexistent/x"), 1, "/nonexistent/x: No such file"
+    yield ("mount", "alpha:", "/proc/version"), 1, "/proc/version: Not a directory"
+    yield ("mount", "alpha:", "/proc"), 1, "a file system (proc) is mounted there already"
+    yield ("umount", "/nonexistent/x"), 1, "nothing is mounted there"
+    yield ("umount", "/proc"), 1, "no folder of a guest is mounted there"
+    yield ("umount", "/x", "--lazy", "--force"), 2, "--lazy and --force exclude each other"
     yield ("guest", "host-key", "alpha", "ssh-ed25519 AAAA"), 2, "ssh-ed25519"
     yield ("forward", "-L", "80", "alpha"), 2, "-L '80': write [BIND:]PORT:HOST:PORT"
     yield ("forward", "-R", "1080", "alpha"), 2, "-R '1080': write"

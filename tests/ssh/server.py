@@ -46,6 +46,7 @@ class SshServer:
             for data.
         has_only: it has no others.
         sessions: how many commands it starts on a connection, and no files; None for no limit.
+        window: how many bytes a program's input may have, before the program has read any.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class SshServer:
         programs: Path | None = None,
         has_only: bool = False,
         sessions: int | None = None,
+        window: int = 1 << 21,
     ) -> None:
         self.key = key or asyncssh.generate_private_key("ssh-ed25519")
         self._sftp = sftp
@@ -73,6 +75,7 @@ class SshServer:
         self._programs = programs
         self._has_only = has_only
         self._sessions = sessions
+        self._window = window
         self._authorized = authorized
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -131,6 +134,7 @@ class SshServer:
             process_factory=None if is_limited else run,
             sftp_factory=False if is_limited else self._sftp,
             encoding=None,
+            window=self._window,
         )
 
     def _order(self, asked: str | None) -> tuple[list[str], dict[str, str]]:

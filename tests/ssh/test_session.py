@@ -1,6 +1,7 @@
 """`vsock.guest_session`: commands in a guest, for asyncio and without; each error says which side failed."""
 
 import asyncio
+import contextlib
 
 import asyncssh
 import pytest
@@ -12,6 +13,8 @@ from vsock.guest import Guest
 from vsock.ssh.host_keys import HostKey, HostKeys, pin_name
 from vsock.ssh.identity import Identity
 from vsock.switch import Switch
+
+MIB = 1 << 20
 
 
 async def test_command_runs_with_its_arguments_environment_and_directory(sshd: SshServer) -> None:
@@ -169,6 +172,27 @@ async def test_closing_waits_only_so_long_for_a_guest_that_reads_nothing(
                 await guest.close()
     with pytest.raises(SessionError):
         await guest.run("true")
+
+
+async def test_input_waits_for_a_guest_that_takes_less_than_it_said(guest: Guest) -> None:
+    """The window that it grants is not what this process holds for it."""
+    authorized = Identity.of_user().public_key()
+    with SshServer(guest, authorized, port=23, window=(1 << 32) - 1) as sshd:
+        async with vsock.guest_session("alpha", port=23) as session:
+            process = await session.open_process("echo; cat | wc -c", encoding=None)
+            await process.stdout.readline()  # it has been started
+            sent = 0
+            with sshd.silent(), contextlib.suppress(TimeoutError):
+                while sent < 64 * MIB:
+                    process.stdin.write(bytes(MIB))
+                    sent += MIB
+                    async with asyncio.timeout(1):
+                        await process.stdin.drain()
+                        await session.drain()
+            assert sent < 16 * MIB
+            await session.drain()
+            process.stdin.write_eof()
+            assert int(await process.stdout.read()) == sent
 
 
 async def test_session_that_is_not_open_says_so() -> None:

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import gc
 import http.client
 import json
 import os
 import socket
 import threading
 import time
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -429,6 +431,16 @@ def test_clients_are_hung_up_on_when_the_switch_stops(runtime_dir: Path) -> None
             with contextlib.suppress(ConnectionError):
                 while client.recv(4096):
                     pass
+
+
+def test_switch_that_has_ended_is_forgotten(runtime_dir: Path) -> None:
+    """A program may start as many as it likes: none of its handlers of requests holds one."""
+    with Switch(runtime_dir=runtime_dir, control=True) as switch:
+        assert ControlClient(runtime_dir).switch().pid == os.getpid()
+    ended = weakref.ref(switch)
+    del switch
+    gc.collect()
+    assert ended() is None
 
 
 def test_client_waits_while_many_wait_at_the_socket(runtime_dir: Path) -> None:

@@ -49,6 +49,11 @@ _COMMANDS: Final = {
         "Keep sessions with guests open: commands need no login.",
     ),
     "cp": ("vsock.cli.cp:cp", "Copy files and folders to guests, from them, and between them."),
+    "mount": (
+        "vsock.cli.mount:mount",
+        "Mount a folder of a guest on this host, or list such mounts.",
+    ),
+    "umount": ("vsock.cli.mount:umount", "End a mount of a guest's folder."),
     "ssh-proxy": (
         "vsock.cli.ssh_proxy:ssh_proxy",
         "Connect OpenSSH to a guest, as its ProxyCommand.",

@@ -72,7 +72,7 @@ async def in_one(where: Place, guest: str, order: Order) -> int:
                 stack.enter_context(forwarded_signals(process))
             streams = (partial(write_all, 1), partial(write_all, 2))
             result = await _see_through(
-                process, session.name, order, 0 if order.reads else None, *streams
+                session, process, session.name, order, 0 if order.reads else None, *streams
             )
     tell(result)
     return result.exit_code
@@ -94,7 +94,7 @@ async def _one(where: Place, guest: str, order: Order, *, show: bool) -> Result:
             if show:
                 lines = [_Lines(guest, 1), _Lines(guest, 2)]
                 result = await _see_through(
-                    process, guest, order, None, lines[0].write, lines[1].write
+                    session, process, guest, order, None, lines[0].write, lines[1].write
                 )
                 for one in lines:
                     one.end()
@@ -102,7 +102,7 @@ async def _one(where: Place, guest: str, order: Order, *, show: bool) -> Result:
             kept = (bytearray(), bytearray())
             limited = replace(order, most=MOST_IN_JSON if order.most is None else order.most)
             result = await _see_through(
-                process, guest, limited, None, kept[0].extend, kept[1].extend
+                session, process, guest, limited, None, kept[0].extend, kept[1].extend
             )
             return with_output(result, *kept)
     except BrokenPipeError:
@@ -130,6 +130,7 @@ async def _start(session: "GuestSession", order: Order) -> "Process":
 
 
 async def _see_through(
+    session: "GuestSession",
     process: "Process",
     guest: str,
     order: Order,
@@ -141,7 +142,9 @@ async def _see_through(
     try:
         async with asyncio.timeout(order.timeout):
             with translated(guest):
-                await carry(process, stdin=stdin, stdout=stdout, stderr=stderr, most=order.most)
+                await carry(
+                    session, process, stdin=stdin, stdout=stdout, stderr=stderr, most=order.most
+                )
     except TimeoutError:
         await _end(process)
         assert order.timeout is not None

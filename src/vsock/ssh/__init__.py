@@ -17,7 +17,9 @@ The switch knows which guest it connects to, so a guest's host key is pinned und
 | `master` | a process that keeps a session open for commands |
 | `jobs` | commands that go on without a session |
 | `copying` | files and trees, to guests and from them |
-| `data_connection` | what copies use beside the session: a plain connection |
+| `data_connection` | what copies and mounts use beside the session: a plain connection |
+| `sftp_server` | how a guest's SFTP server is reached, over that or over ssh |
+| `mounts` | folders of guests in this host's mount table |
 | `forwards` | ports and sockets, as ssh's -L, -R and -D |
 | `guest_state` | what a guest says of itself; its clock |
 | `guest_server` | puts `vsock-sshd` where a guest finds it |

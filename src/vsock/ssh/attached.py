@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from asyncssh import SSHClientProcess
 
+    from vsock.ssh.session import GuestSession
+
     Process = SSHClientProcess[bytes]
     """A command in a guest; its streams are bytes (`encoding=None`)."""
 
@@ -40,6 +42,7 @@ class OutputLimitError(Exception):
 
 
 async def carry(
+    session: "GuestSession",
     process: "Process",
     *,
     stdin: int | None,
@@ -50,6 +53,7 @@ async def carry(
     """Copy until the command has ended and all that it wrote is written here.
 
     Args:
+        session: where it runs.
         process: the command.
         stdin: a descriptor to read from, None for an empty standard input.
         stdout: takes what the command writes, called in a thread and one call at a time.
@@ -62,7 +66,7 @@ async def carry(
     """
     left = [most]
     failures: list[OSError] = []
-    feeding = asyncio.create_task(_feed(process, stdin, failures))
+    feeding = asyncio.create_task(_feed(session, process, stdin, failures))
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_drain(process.stdout, stdout, left))
@@ -77,12 +81,15 @@ async def carry(
         raise failures[0]
 
 
-async def _feed(process: "Process", stdin: int | None, failures: list[OSError]) -> None:
+async def _feed(
+    session: "GuestSession", process: "Process", stdin: int | None, failures: list[OSError]
+) -> None:
     """Send the data of a descriptor, and its end; one that cannot be read ends the command."""
     try:
         while stdin is not None and (piece := await in_thread(read, stdin)):
             process.stdin.write(piece)
             await process.stdin.drain()
+            await session.drain()
         process.stdin.write_eof()
     except (BrokenPipeError, ConnectionResetError):
         return  # the command reads no more; what it writes is still read

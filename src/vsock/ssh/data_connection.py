@@ -22,6 +22,7 @@ from vsock.aio.server import Server
 from vsock.errors import SessionError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from asyncssh import SSHClientProcess
@@ -128,6 +129,15 @@ class DataConnection:
         await self._process.wait_closed()
         if self._process.returncode is None:
             self.writer.transport.abort()
+
+    def detach(self) -> "socket.socket":
+        """The connection as a socket, for a caller that copies by itself, before anything was read or written here.
+
+        It is the caller's to close. This object is kept until then: it ends the program.
+        """
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined] # of every transport that reads
+        sock: socket.socket = self.writer.get_extra_info("socket").dup()
+        return sock
 
     def abort(self) -> None:
         """End it at once, and the program by that."""

@@ -131,6 +131,8 @@ class GuestSession:
         self._transport = transport
         self._forward_agent = forward_agent
         self._connection: asyncssh.SSHClientConnection | None = None
+        self._takes_more = asyncio.Event()
+        self._takes_more.set()
         self._route: tuple[SwitchTransport, int] | None = None
         self._blocking: BlockingSession | None = None
 
@@ -259,6 +261,14 @@ class GuestSession:
             line = os.fsencode(command_line(command, env=env, cwd=cwd))
         with translated(self.name):
             return await self.connection.create_process(line, **options)
+
+    async def drain(self) -> None:
+        """Wait while the connection has more to send than its buffer should hold.
+
+        `drain` of a program's standard input waits for the window of its channel, and no longer: a guest may grant
+        a window of 4 GiB and read nothing.
+        """
+        await self._takes_more.wait()
 
     async def sftp(self) -> asyncssh.SFTPClient:
         """Return a client for the guest's files.
@@ -396,7 +406,7 @@ class GuestSession:
                 config=None,  # a session is what its arguments say, whatever is in ~/.ssh/config
                 username=self._user,
                 client_keys=[str(identity.private_file)],
-                client_factory=lambda: _Client(trust),
+                client_factory=lambda: _Client(trust, self._takes_more),
                 known_hosts=(pinned, [], []),
                 # Not only those of pinned keys: a guest that has none of these has another key than the pinned one.
                 # No certificates: a name is trusted by its key alone.
@@ -486,8 +496,18 @@ def _algorithms(keys: list[asyncssh.SSHKey]) -> list[str]:
 
 
 class _Client(asyncssh.SSHClient):
-    def __init__(self, trust: _Trust) -> None:
+    def __init__(self, trust: _Trust, takes_more: asyncio.Event) -> None:
         self._trust = trust
+        self._takes_more = takes_more
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """Take the transport's word of when it is full, which asyncssh does nothing with."""
+        conn.pause_writing = self._takes_more.clear  # type: ignore[method-assign]
+        conn.resume_writing = self._takes_more.set  # type: ignore[method-assign]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody waits any more: what is written now fails."""
+        self._takes_more.set()
 
     def validate_host_public_key(
         self, host: str, addr: str, port: int, key: asyncssh.SSHKey

@@ -2,7 +2,7 @@
 
 Each handler turns a request into one call of `Switch`, the result into a record, and an exception into a
 status with one line. `control.schema` reads the bodies, as it reads config files. The server puts the
-client's process into the request's scope, and handlers that change something log it.
+switch and the client's process into the request's scope, and handlers that change something log it.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
-from fastapi import Body, FastAPI, Request
+from fastapi import Body, Depends, FastAPI, Request
 from fastapi import HTTPException as Refused
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -38,12 +38,15 @@ from vsock.errors import NoSuchGuest, TransportError, UsageError
 if TYPE_CHECKING:
     from vsock.switch.switch import Switch
 
-__all__ = ["PEER", "make_app"]
+__all__ = ["PEER", "SWITCH", "app"]
 
 _log: Final = logging.getLogger("vsock.switch.api")
 
 PEER: Final = "vsock.peer"
 """The key in a request's scope under which the server puts the client's process."""
+
+SWITCH: Final = "vsock.switch"
+"""The key of the switch that is asked."""
 
 
 MOST_BODY: Final = 1 << 20
@@ -116,94 +119,98 @@ _NewGuest = Annotated[GuestSpec, Body(), _ReadBy(partial(read, GuestSpec), Guest
 _Changes = Annotated[dict[str, Any], Body(), _ReadBy(partial(read_changes, GuestSpec), GuestChange)]
 
 
-def make_app(switch: "Switch") -> FastAPI:
-    """The API of one switch as an ASGI application."""
-    app = FastAPI(
-        title="vsock switch",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-        responses={status: {"model": Refusal} for status in (404, 409, 413, 415, 422)},
-    )
-    app.add_middleware(_BoundedBodies)
-    _add_questions(app, switch)
-    _add_changes(app, switch)
-    app.exception_handler(UsageError)(lambda _, error: _error_response(422, str(error)))
-    app.exception_handler(NoSuchGuest)(lambda _, error: _error_response(404, _reason(error)))
-    app.exception_handler(RequestValidationError)(_not_understood)
-    app.exception_handler(TransportError)(lambda _, error: _error_response(409, _reason(error)))
-    app.exception_handler(OSError)(lambda _, error: _error_response(409, _reason(error)))
-    app.exception_handler(HTTPException)(_not_served)
-    app.exception_handler(Exception)(
-        lambda *_: _error_response(500, "internal error; it is in the log")
-    )
-    return app
+async def _switch_of(request: Request) -> "Switch":
+    return cast("Switch", request.scope[SWITCH])
 
 
-def _add_questions(app: FastAPI, switch: "Switch") -> None:
-    @app.get("/v1/switch", operation_id="get_switch")
-    async def get_switch() -> SwitchRecord:
-        """The switch itself: version, process, totals and counters."""
-        return switch.info()
+if TYPE_CHECKING:
+    _Asked = Annotated[Switch, Depends(_switch_of)]
+else:
+    _Asked = Annotated[object, Depends(_switch_of)]
+"""The switch that is asked."""
 
-    # Guests in threads: the names of their sockets' users may have to be fetched from another machine (nss(5)).
-    @app.get("/v1/guests", operation_id="list_guests")
-    async def list_guests() -> list[GuestRecord]:
-        """All guests, by CID."""
-        return await asyncio.to_thread(switch.guests)
-
-    @app.get("/v1/guests/{guest}", operation_id="get_guest")
-    async def get_guest(guest: str) -> GuestRecord:
-        """One guest, by name or CID."""
-        return await asyncio.to_thread(switch.guest, guest)
-
-    @app.get("/v1/listeners", operation_id="list_listeners")
-    async def list_listeners() -> list[ListenerRecord]:
-        """Host programs that listen, by port."""
-        return switch.listeners()
-
-    @app.get("/v1/datagrams", operation_id="list_datagrams")
-    async def list_datagrams() -> list[DatagramRecord]:
-        """Datagram sockets of host programs, by port."""
-        return switch.datagrams()
-
-    @app.get("/v1/services", operation_id="list_services")
-    async def list_services() -> list[ServiceRecord]:
-        """Forwards and proxies that the switch runs, in the order of its config file."""
-        return switch.services()
-
-    @app.get("/v1/flows", operation_id="list_flows")
-    async def list_flows() -> list[FlowRecord]:
-        """Connections, oldest first."""
-        return switch.flows()
-
-    @app.get("/v1/policy", operation_id="explain_policy")
-    async def explain_policy(source: str, destination: str) -> Verdict:
-        """May `source` connect to `destination`, and which rule says so."""
-        return switch.explain(source, destination)
+# One for all switches of a process: FastAPI keeps each handler for ever, and with it what the handler refers to.
+app: Final = FastAPI(
+    title="vsock switch",
+    version="1",
+    docs_url=None,
+    redoc_url=None,
+    responses={status: {"model": Refusal} for status in (404, 409, 413, 415, 422)},
+)
+app.add_middleware(_BoundedBodies)
 
 
-def _add_changes(app: FastAPI, switch: "Switch") -> None:
-    # In threads: to tell a guest first may take a second, in which others are answered.
-    @app.post("/v1/guests", operation_id="add_guest", status_code=201)
-    async def add_guest(new: _NewGuest, request: Request) -> GuestRecord:
-        """Lets one more guest in."""
-        _log.info("add guest %s asked by %s", new.name, request.scope.get(PEER))
-        return await asyncio.to_thread(switch.add, new)
+@app.get("/v1/switch", operation_id="get_switch")
+async def get_switch(switch: _Asked) -> SwitchRecord:
+    """The switch itself: version, process, totals and counters."""
+    return switch.info()
 
-    @app.patch("/v1/guests/{guest}", operation_id="change_guest")
-    async def change_guest(guest: str, what: _Changes, request: Request) -> GuestRecord:
-        """Gives a running guest another CID (its connections end), groups, or hybrid socket (they go on)."""
-        if not what:
-            raise UsageError(f"nothing to change: give {_CHANGEABLE}")
-        _log.info("change of %s to %s asked by %s", guest, what, request.scope.get(PEER))
-        return await asyncio.to_thread(switch.change_guest, guest, **what)
 
-    @app.delete("/v1/guests/{guest}", operation_id="remove_guest", status_code=204)
-    async def remove_guest(guest: str, request: Request) -> None:
-        """Ends a guest's attachment and flows, and forgets it."""
-        _log.info("remove guest %s asked by %s", guest, request.scope.get(PEER))
-        await asyncio.to_thread(switch.remove_guest, guest)
+# Guests in threads: the names of their sockets' users may have to be fetched from another machine (nss(5)).
+@app.get("/v1/guests", operation_id="list_guests")
+async def list_guests(switch: _Asked) -> list[GuestRecord]:
+    """All guests, by CID."""
+    return await asyncio.to_thread(switch.guests)
+
+
+@app.get("/v1/guests/{guest}", operation_id="get_guest")
+async def get_guest(switch: _Asked, guest: str) -> GuestRecord:
+    """One guest, by name or CID."""
+    return await asyncio.to_thread(switch.guest, guest)
+
+
+@app.get("/v1/listeners", operation_id="list_listeners")
+async def list_listeners(switch: _Asked) -> list[ListenerRecord]:
+    """Host programs that listen, by port."""
+    return switch.listeners()
+
+
+@app.get("/v1/datagrams", operation_id="list_datagrams")
+async def list_datagrams(switch: _Asked) -> list[DatagramRecord]:
+    """Datagram sockets of host programs, by port."""
+    return switch.datagrams()
+
+
+@app.get("/v1/services", operation_id="list_services")
+async def list_services(switch: _Asked) -> list[ServiceRecord]:
+    """Forwards and proxies that the switch runs, in the order of its config file."""
+    return switch.services()
+
+
+@app.get("/v1/flows", operation_id="list_flows")
+async def list_flows(switch: _Asked) -> list[FlowRecord]:
+    """Connections, oldest first."""
+    return switch.flows()
+
+
+@app.get("/v1/policy", operation_id="explain_policy")
+async def explain_policy(switch: _Asked, source: str, destination: str) -> Verdict:
+    """May `source` connect to `destination`, and which rule says so."""
+    return switch.explain(source, destination)
+
+
+# In threads: to tell a guest first may take a second, in which others are answered.
+@app.post("/v1/guests", operation_id="add_guest", status_code=201)
+async def add_guest(switch: _Asked, new: _NewGuest, request: Request) -> GuestRecord:
+    """Lets one more guest in."""
+    _log.info("add guest %s asked by %s", new.name, request.scope.get(PEER))
+    return await asyncio.to_thread(switch.add, new)
+
+
+@app.patch("/v1/guests/{guest}", operation_id="change_guest")
+async def change_guest(switch: _Asked, guest: str, what: _Changes, request: Request) -> GuestRecord:
+    """Gives a running guest another CID (its connections end), groups, or hybrid socket (they go on)."""
+    if not what:
+        raise UsageError(f"nothing to change: give {_CHANGEABLE}")
+    _log.info("change of %s to %s asked by %s", guest, what, request.scope.get(PEER))
+    return await asyncio.to_thread(switch.change_guest, guest, **what)
+
+
+@app.delete("/v1/guests/{guest}", operation_id="remove_guest", status_code=204)
+async def remove_guest(switch: _Asked, guest: str, request: Request) -> None:
+    """Ends a guest's attachment and flows, and forgets it."""
+    _log.info("remove guest %s asked by %s", guest, request.scope.get(PEER))
+    await asyncio.to_thread(switch.remove_guest, guest)
 
 
 def _error_response(status: int, reason: str) -> JSONResponse:
@@ -239,3 +246,14 @@ def _faults(error: RequestValidationError) -> str:
         f"{'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg']}"
         for fault in error.errors()
     )
+
+
+app.exception_handler(UsageError)(lambda _, error: _error_response(422, str(error)))
+app.exception_handler(NoSuchGuest)(lambda _, error: _error_response(404, _reason(error)))
+app.exception_handler(RequestValidationError)(_not_understood)
+app.exception_handler(TransportError)(lambda _, error: _error_response(409, _reason(error)))
+app.exception_handler(OSError)(lambda _, error: _error_response(409, _reason(error)))
+app.exception_handler(HTTPException)(_not_served)
+app.exception_handler(Exception)(
+    lambda *_: _error_response(500, "internal error; it is in the log")
+)

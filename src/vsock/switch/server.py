@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from vsock.switch.api import PEER, make_app
+from vsock.switch.api import PEER, SWITCH, app
 from vsock.switch.claims import peer_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ControlServer:
     def __init__(self, switch: "Switch", path: Path) -> None:
         self._path = path
         config = uvicorn.Config(
-            make_app(switch),
+            _asking(switch),
             http=_PeerProtocol,
             ws="none",
             lifespan="off",
@@ -89,6 +89,14 @@ class ControlServer:
         if self._serving:
             await self._serving
         self._path.unlink(missing_ok=True)
+
+
+def _asking(switch: "Switch") -> _Asgi:
+    async def app_of_switch(scope: _Scope, receive: Any, send: Any) -> None:
+        scope[SWITCH] = switch
+        await app(scope, receive, send)
+
+    return app_of_switch
 
 
 def _refuse_descriptors(listener: socket.socket) -> None:

@@ -27,6 +27,7 @@ from vsock.ssh.copying.sides import (
     shown,
 )
 from vsock.ssh.data_connection import DataConnection, DataConnectionError
+from vsock.ssh.sftp_server import answering, notes
 
 if TYPE_CHECKING:
     from vsock.ssh.session import GuestSession
@@ -84,13 +85,7 @@ class GuestSide:
         """Why ssh carries the data; None if a plain connection does."""
         self._data = data
         if data:
-            self._note_refused(data.refused)
-
-    def _note_refused(self, count: int) -> None:
-        if count:
-            self.notes.add(
-                f"{count} other connections to the port for the data of {self.name} were closed"
-            )
+            self.notes.update(notes(self.name, refused=data.refused))
 
     @classmethod
     async def open(cls, session: "GuestSession", *, encrypted: bool = False) -> "GuestSide":
@@ -110,26 +105,13 @@ class GuestSide:
             return cls(session, client, data=data)
         except DataConnectionError as error:
             side = cls(session, await cls._sftp(session), over_ssh=str(error))
-            side._note_refused(error.refused)
-            if error.is_late:
-                side.notes.add(
-                    f"ssh carried the data of {side.name}, which was told to open a connection, and did not in time: "
-                    "--encrypted does not wait for that"
-                )
+            side.notes.update(notes(side.name, refused=error.refused, is_late=error.is_late))
             return side
 
     @staticmethod
     async def _sftp(session: "GuestSession") -> asyncssh.SFTPClient:
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await ssh_sftp(session)
-        except (asyncssh.Error, ValueError, OSError) as error:
-            if isinstance(error, SessionError):
-                raise
-            raise SessionError(
-                errno.EPROTONOSUPPORT,
-                f"sshd of {session.name} has no SFTP: is its sftp-server installed?",
-            ) from error
+        async with answering(session):
+            return await ssh_sftp(session)
 
     async def close(self) -> None:
         """End SFTP, not the session, unless the guest does not answer."""

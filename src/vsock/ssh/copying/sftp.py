@@ -13,23 +13,13 @@ from asyncssh.packet import PacketDecodeError
 from asyncssh.sftp import start_sftp_client
 
 from vsock.errors import SessionError
-from vsock.ssh.data_connection import (
-    DataConnection,
-    DataConnectionError,
-    open_data_connection,
-)
+from vsock.ssh.data_connection import DataConnection, DataConnectionError
+from vsock.ssh.sftp_server import plain_server, ssh_server
 
 if TYPE_CHECKING:
     from vsock.ssh.session import GuestSession
 
 __all__ = ["plain_sftp", "ssh_sftp"]
-
-_SERVERS: Final = (
-    "sftp-server",
-    *("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server"),
-    *("/usr/lib/ssh/sftp-server", "/usr/libexec/sftp-server", "/usr/lib64/misc/sftp-server"),
-)
-"""Where the distributions have OpenSSH's: Debian, Fedora, Alpine and Arch, others, Gentoo."""
 
 _ANSWER_SECONDS: Final = 30.0
 _SFTP_VERSION: Final = 3
@@ -47,7 +37,7 @@ async def plain_sftp(session: "GuestSession") -> tuple[DataConnection, asyncssh.
     Raises:
         DataConnectionError: there is no data connection, or no sftp-server behind it.
     """
-    data = await open_data_connection(session, _SERVERS)
+    data = await plain_server(session)
     channel = _Channel(session, data)
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
@@ -65,7 +55,7 @@ async def plain_sftp(session: "GuestSession") -> tuple[DataConnection, asyncssh.
 
 async def ssh_sftp(session: "GuestSession") -> asyncssh.SFTPClient:
     """Start the SFTP of the guest's sshd, and return a client of it; it raises what asyncssh does."""
-    writer, reader, _ = await session.connection.open_session(subsystem="sftp", encoding=None)
+    writer, reader = await ssh_server(session)
     return await _client(session, _BoundedReader(reader), writer)
 
 

@@ -250,7 +250,7 @@ class Master:
         process = await self._start(client, line, options, taken)
         if process is None:
             return
-        feeding = asyncio.create_task(_feed(stdin, process))
+        feeding = asyncio.create_task(_feed(self._session, stdin, process))
         steering = asyncio.create_task(_steer(client, process))
         try:
             client.send(encode({"started": True}))
@@ -311,7 +311,7 @@ def _end_late(starting: "asyncio.Task[Process]") -> None:
         end(starting.result())
 
 
-async def _feed(stdin: FileIO, process: "Process") -> None:
+async def _feed(session: GuestSession, stdin: FileIO, process: "Process") -> None:
     """Send what the client writes, and its end, as long as the command reads."""
     reader = asyncio.StreamReader(limit=PIECE)
     loop = asyncio.get_running_loop()
@@ -321,6 +321,7 @@ async def _feed(stdin: FileIO, process: "Process") -> None:
         while piece := await reader.read(PIECE):
             process.stdin.write(piece)
             await process.stdin.drain()
+            await session.drain()
         process.stdin.write_eof()
     except (BrokenPipeError, ConnectionResetError):
         return  # the command reads no more: closing the pipe tells the client
