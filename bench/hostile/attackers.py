@@ -41,7 +41,11 @@ class Attack:
 
     def processor_time(self) -> float:
         """Seconds that the attacker has computed."""
-        return sum(map(cpu_seconds, self._pids()))
+        total = 0.0
+        for pid in self._pids():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                total += cpu_seconds(pid)
+        return total
 
 
 Attacker = Callable[[Path, Arena, str], AbstractContextManager[Attack]]
@@ -72,11 +76,11 @@ def in_guest(vmm: "Vmm", source: Path, _: Path, arena: Arena, name: str) -> Iter
     from vsock import testing
 
     try:
-        # The guest runs where the thread does that starts it: the first guest's start makes that thread.
-        with (
-            beside_the_switch(),
-            testing.boot(str(arena.attackers[0].socket), name, vmm=vmm) as guest,
-        ):
+        with ExitStack() as stack:
+            # The guest runs where the thread does that starts it: the first guest's start makes that thread.
+            with beside_the_switch():
+                guest = testing.boot(str(arena.attackers[0].socket), name, vmm=vmm)
+                stack.enter_context(guest)
             program = guest.spawn_python(source.read_text(), name, str(arena.accomplice.cid))
             program.read_line()
             attack = Attack(lambda: [*_group(guest.pid), arena.accomplice_pid])

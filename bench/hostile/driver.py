@@ -146,28 +146,28 @@ class Device:
         return int(index)
 
 
-def restarts(device: Device) -> Iterator[None]:
+def restarts(device: Device) -> Iterator[bool]:
     """The device is reset and started without end."""
     while True:
         device.start()
-        yield
+        yield True
 
 
-def kicks(device: Device) -> Iterator[None]:
+def kicks(device: Device) -> Iterator[bool]:
     """Empty queues are kicked without end."""
     device.start()
     while True:
         for queue in range(QUEUES):
             device.kick(queue)
-        yield
+        yield True
 
 
-def short_chains(device: Device) -> Iterator[None]:
+def short_chains(device: Device) -> Iterator[bool]:
     """Chains that are too short for a header."""
     yield from _sent(device, lambda _: (0, 1))
 
 
-def requests(device: Device) -> Iterator[None]:
+def requests(device: Device) -> Iterator[bool]:
     """REQUESTs to a port of the host where nobody listens, and no buffer for the answers."""
     for index in range(PACKETS):
         ports = 1000 + index, 7777
@@ -178,15 +178,15 @@ def requests(device: Device) -> Iterator[None]:
     yield from _sent(device, lambda index: (index * HEADER, HEADER))
 
 
-def random_packets(device: Device) -> Iterator[None]:
+def random_packets(device: Device) -> Iterator[bool]:
     """Headers with every field at random."""
     chance = random.Random(1)
-    for _ in _sent(device, lambda index: (index * HEADER, HEADER)):
+    for is_step in _sent(device, lambda index: (index * HEADER, HEADER)):
         device.pages[DATA:] = chance.randbytes(PAGE)
-        yield
+        yield is_step
 
 
-def _sent(device: Device, buffer: Callable[[int], tuple[int, int]]) -> Iterator[None]:
+def _sent(device: Device, buffer: Callable[[int], tuple[int, int]]) -> Iterator[bool]:
     """Send the same packets again and again; `buffer` tells where in the data page each is, and how long."""
     device.start()
     data = device.physical(3 * QUEUES)
@@ -198,11 +198,11 @@ def _sent(device: Device, buffer: Callable[[int], tuple[int, int]]) -> Iterator[
         turn = (turn + PACKETS) & 0xFFFF
         device.offer(TX, [index % PACKETS for index in range(SIZE)], turn)
         while device.used(TX) != turn:
-            yield
-        yield
+            yield False
+        yield True
 
 
-ATTACKS: dict[str, Callable[[Device], Iterator[None]]] = {
+ATTACKS: dict[str, Callable[[Device], Iterator[bool]]] = {
     "restarts": restarts,
     "kicks": kicks,
     "short-chains": short_chains,
@@ -214,8 +214,9 @@ ATTACKS: dict[str, Callable[[Device], Iterator[None]]] = {
 def main() -> None:
     """Attack until the end of standard input."""
     steps = 0
-    for steps, _ in enumerate(ATTACKS[sys.argv[1]](Device()), 1):
-        if steps == 1:
+    for is_step in ATTACKS[sys.argv[1]](Device()):
+        steps += is_step
+        if is_step and steps == 1:
             print("attacking", flush=True)
         if select.select([sys.stdin], [], [], 0)[0]:
             break

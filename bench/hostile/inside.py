@@ -5,7 +5,6 @@
 goes on until its standard input ends, and prints how many steps it took. It needs nothing but Python.
 """
 
-import errno
 import socket
 import sys
 import threading
@@ -94,8 +93,9 @@ def hoard(cid: int) -> Iterator[None]:
             with suppress(OSError):
                 socks.append(_connected((cid, ECHO)))
                 socks[-1].settimeout(0.01)
-        with suppress(TimeoutError):
-            socks[-1].sendall(data)
+        if socks:
+            with suppress(TimeoutError):
+                socks[-1].sendall(data)
         yield
 
 
@@ -114,7 +114,7 @@ def main() -> None:
     """Attack from several threads until the end of standard input."""
     attack, cid = ATTACKS[sys.argv[1]], int(sys.argv[2])
     steps = [0] * THREADS
-    faults: list[OSError] = []
+    faults: list[Exception] = []
     is_over = threading.Event()
     begun = threading.Event()
 
@@ -125,7 +125,7 @@ def main() -> None:
                 begun.set()
                 if is_over.is_set():
                     return
-        except OSError as error:
+        except Exception as error:
             faults.append(error)
             begun.set()
 
@@ -135,9 +135,9 @@ def main() -> None:
     begun.wait()
     print("attacking", flush=True)
     sys.stdin.read()
+    if not any(thread.is_alive() for thread in threads):
+        sys.exit(f"the attack ended after {sum(steps)} steps: {faults[0]!r}")
     is_over.set()
-    if faults and not any(steps):
-        sys.exit(f"{errno.errorcode.get(faults[0].errno or 0)}: {faults[0]}")
     print(sum(steps), flush=True)
 
 

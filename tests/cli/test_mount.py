@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ from vsock.ssh.mounts import Mount, mount_at, mounts
 pytestmark = pytest.mark.programs("sshfs", "fusermount3", "perl")
 
 DEADLINE = 40
+READ = 0
+"""Number of read(2) on x86-64."""
+
 GONE = "not connected|connection abort|Input/output error"
 """What a program reads from a file system that was killed."""
 
@@ -48,15 +52,24 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder to mount at; nothing is mounted there afterwards, and no process of its mounts is left."""
     path = tmp_path / "a folder"
     path.mkdir()
-    seen: set[int] = set()
     yield path
     for _ in range(4):
-        if not (mount := mount_at(str(path))):
+        if not mount_at(str(path)):
             break
-        seen.add(mount.pid() or 0)
         subprocess.run(["fusermount3", "-uz", str(path)], check=True, timeout=DEADLINE)
     assert mount_at(str(path)) is None
-    until(lambda: not helpers())
+    until(lambda: not helpers() and not file_systems(path))
+
+
+def file_systems(folder: Path) -> list[int]:
+    """The sshfs of a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            if words[0] == b"sshfs" and words[-1] == os.fsencode(folder):
+                found.append(int(process.name))
+    return found
 
 
 def helpers() -> list[int]:
@@ -162,6 +175,23 @@ def test_data_does_not_pass_over_ssh(
 
 
 @pytest.mark.usefixtures("sshd")
+def test_name_with_a_carriage_return_is_one_line_of_the_table(
+    there: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel's table has it as it is; any user may mount at such a name."""
+    odd = folder / "a\rb"
+    odd.mkdir()
+    does("mount", f"alpha:{there}", odd)
+    try:
+        assert mounted(odd).guest == "alpha"
+        capfd.readouterr()
+        does("mount")
+        assert f"{folder}/a?b" in capfd.readouterr().out
+    finally:
+        does("umount", odd)
+
+
+@pytest.mark.usefixtures("sshd")
 def test_listing_shows_what_the_kernel_knows(
     there: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +211,9 @@ def test_listing_shows_what_the_kernel_knows(
     every = json.loads(capfd.readouterr().out)
     (said,) = [one for one in every if one["folder"] == str(folder)]
     pid = said.pop("pid")
+    assert said.pop("device") == os.minor(folder.stat().st_dev)
     assert said == {
+        "uid": os.getuid(),
         "guest": "alpha",
         "path": str(odd),
         "folder": str(folder),
@@ -190,9 +222,9 @@ def test_listing_shows_what_the_kernel_knows(
     }
     assert Path(f"/proc/{pid}/comm").read_text() == "sshfs\n"
     does("mount")
-    (line,) = [one for one in capfd.readouterr().out.splitlines() if f"{folder}  ro" in one]
-    assert line.split()[-1] == str(pid)
-    said_by_kernel = Path("/proc/mounts").read_bytes().splitlines()
+    (line,) = [one for one in capfd.readouterr().out.splitlines() if str(folder) in one]
+    assert line.split()[-2:] == ["ro", str(pid)]
+    said_by_kernel = Path("/proc/mounts").read_bytes().split(b"\n")
     path = os.fsencode(folder).replace(b" ", b"\\040")
     (options,) = [one.split()[3] for one in said_by_kernel if path in one]
     assert {b"nosuid", b"nodev", b"ro"} <= set(options.split(b","))
@@ -417,15 +449,15 @@ def test_links_of_the_guest_lead_nowhere_on_the_host(
     assert (tmp_path / "secret").read_text() == "of the host"
 
 
-def test_sshfs_that_cannot_contain_links_is_told(
+def test_sshfs_that_cannot_contain_links_needs_an_option(
     guest: Guest,
     there: Path,
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    fails: Callable[..., str],
 ) -> None:
-    """An older one is used, with a line that says what it does."""
+    """An older one is used for guests that the user trusts."""
     real = subprocess.run(["which", "sshfs"], capture_output=True, text=True, check=True).stdout
     (tmp_path / "bin").mkdir()
     older = tmp_path / "bin/sshfs"
@@ -433,8 +465,20 @@ def test_sshfs_that_cannot_contain_links_is_told(
     older.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     with serving(guest):
-        does("mount", f"alpha:{there}", folder)
-    assert capfd.readouterr().err.startswith("vsock: this sshfs does not have the option contain_")
+        assert "--follow-links" in fails("mount", f"alpha:{there}", folder)
+        assert mount_at(str(folder)) is None
+        does("mount", "--follow-links", f"alpha:{there}", folder)
+
+
+@pytest.mark.usefixtures("sshd")
+def test_links_of_a_guest_that_is_trusted_lead_to_files_of_this_host(
+    there: Path, folder: Path, tmp_path: Path
+) -> None:
+    """With --follow-links."""
+    (tmp_path / "outside").write_text("of the host")
+    (there / "out").symlink_to(tmp_path / "outside")
+    does("mount", "--follow-links", f"alpha:{there}", folder)
+    assert (folder / "out").read_text() == "of the host"
 
 
 class Named(asyncssh.SFTPServer):
@@ -481,10 +525,11 @@ def test_guest_that_does_not_answer_is_given_up(
 
 
 def test_program_that_waits_for_a_silent_guest_is_freed(
-    guest: Guest, there: Path, folder: Path, fails: Callable[..., str]
+    guest: Guest, there: Path, folder: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
-    """Its call cannot be interrupted, but umount --force ends it with an error."""
+    """Its call cannot be interrupted, but umount --force ends it with an error, also by a link to the folder."""
     (there / "file").write_text("content")
+    (tmp_path / "link").symlink_to(folder)
     ends: list[str] = []
 
     def read(file: int) -> None:
@@ -499,8 +544,10 @@ def test_program_that_waits_for_a_silent_guest_is_freed(
         with server.silent():
             thread = threading.Thread(target=read, args=[file])
             thread.start()
+            call = Path(f"/proc/self/task/{thread.native_id}/syscall")
+            until(lambda: call.read_text().startswith(f"{READ} {file:#x} "))
             assert "in use by" in fails("umount", folder)
-            does("umount", "--force", folder)
+            does("umount", "--force", tmp_path / "link")
             thread.join(DEADLINE)
             (end,) = ends
         assert re.search(GONE, end)
@@ -508,14 +555,79 @@ def test_program_that_waits_for_a_silent_guest_is_freed(
             os.close(file)
 
 
+ENDLESS = """
+import os, struct, sys
+def read(count):
+    data = b""
+    while len(data) < count:
+        piece = os.read(0, count - len(data))
+        if not piece:
+            sys.exit()
+        data += piece
+    return data
+def text(data):
+    return struct.pack(">I", len(data)) + data
+def answer(kind, body):
+    packet = struct.pack(">IB", len(body) + 1, kind) + body
+    while packet:
+        packet = packet[os.write(1, packet):]
+FOLDER = struct.pack(">II", 4, 0o40755)
+counter = 0
+while True:
+    length, kind = struct.unpack(">IB", read(5))
+    body = read(length - 1)
+    number = body[:4]
+    if kind == 1:
+        answer(2, struct.pack(">I", 3))
+    elif kind in (7, 8, 17):
+        answer(105, number + FOLDER)
+    elif kind == 11:
+        answer(102, number + text(b"handle"))
+    elif kind == 16:
+        answer(104, number + struct.pack(">I", 1) + text(b"/") + text(b"/") + FOLDER)
+    elif kind == 12:
+        names = [text(b"%0200d" % (counter + it)) + text(b"") + FOLDER for it in range(500)]
+        counter += 500
+        answer(104, number + struct.pack(">I", 500) + b"".join(names))
+    else:
+        answer(101, number + struct.pack(">I", 0) + text(b"") + text(b""))
+"""
+"""An sftp-server whose folders have no last name (draft-ietf-secsh-filexfer-02)."""
+
+
+def test_listing_without_an_end_has_bounded_memory_and_can_be_ended(
+    guest: Guest, there: Path, folder: Path, tmp_path: Path
+) -> None:
+    """sshfs keeps all names until the last one has come; it may take so much memory, and not all of this machine."""
+    programs = install(tmp_path / "programs")
+    (programs / "sftp-server").write_text(f"#!{sys.executable}\n{ENDLESS}")
+    with serving(guest, programs=programs):
+        does("mount", f"alpha:{there}", folder)
+        pid = mounted(folder).pid()
+        assert pid
+        most = sshfs._MOST_MEMORY
+        assert resource.prlimit(pid, resource.RLIMIT_DATA) == (most, most)
+        with subprocess.Popen(["ls", folder], stderr=subprocess.PIPE, text=True) as listing:
+            until(lambda: memory(pid) > 64 << 20)
+            does("umount", "--force", folder)
+            _, said = listing.communicate(timeout=DEADLINE)
+        assert re.search(GONE, said)
+
+
+def memory(pid: int) -> int:
+    """Bytes of a process that are resident."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_guest_that_stops_is_an_error_and_not_a_wait(
     guest: Guest, there: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a paused VM does: its sshd is asked every few seconds whether it answers."""
-    monkeypatch.setattr(sshfs, "_KEEPALIVE_SECONDS", 1.0)
+    monkeypatch.setattr(sshfs, "_KEEPALIVE_SECONDS", 3.0)
     (there / "file").write_text("content")
     with serving(guest) as server:
         does("mount", f"alpha:{there}", folder)
+        assert (folder / "file").read_text() == "content"
         with server.silent():
             assert error_of(folder / "file") == errno.EIO
             does("umount", folder)

@@ -51,8 +51,9 @@ def test_folder_of_the_guest_is_here_and_comes_back(folder: Path) -> None:
     run("wait", DEBIAN, "--ssh", "--timeout", str(SECONDS))
     in_guest("mkdir /tmp/shared; ln -s /etc/passwd /tmp/shared/out; ln -s big /tmp/shared/in")
     run("mount", "--reconnect", f"{DEBIAN}:/tmp/shared", str(folder))
-    # Not a child of sshd, but of the program that has opened the connection: sshd's own would be internal.
-    assert "vsock:" in in_guest("readlink /proc/$(pidof sftp-server)/fd/0 | sed s/socket/vsock/")
+    # Its standard input is no pipe and no Unix socket, which it would be as a child of sshd.
+    socket = "inode=$(readlink /proc/$(pidof sftp-server)/fd/0 | tr -dc 0-9); test $inode"
+    assert in_guest(f"{socket}; grep -c $inode /proc/net/unix || true") == "0"
     data = os.urandom(SIZE)
     (folder / "big").write_bytes(data)
     assert in_guest("sha256sum < /tmp/shared/big") == f"{hashlib.sha256(data).hexdigest()}  -"

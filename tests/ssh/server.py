@@ -120,6 +120,16 @@ class SshServer:
         finally:
             goes_on.set()
 
+    def begin_key_exchange(self) -> None:
+        """Send all clients the first packet of one, and read and answer nothing after it."""
+
+        async def begin() -> None:
+            for connection in self.connections:
+                connection._send_kexinit()
+                connection._transport.pause_reading()  # type: ignore[union-attr]
+
+        self._call(begin())
+
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 

@@ -195,6 +195,25 @@ async def test_input_waits_for_a_guest_that_takes_less_than_it_said(guest: Guest
             assert int(await process.stdout.read()) == sent
 
 
+async def test_input_waits_during_a_key_exchange_without_an_end(guest: Guest) -> None:
+    """asyncssh then keeps all that is to be sent."""
+    authorized = Identity.of_user().public_key()
+    with SshServer(guest, authorized, port=23, window=(1 << 32) - 1) as sshd:
+        async with vsock.guest_session("alpha", port=23) as session:
+            process = await session.open_process("echo; cat | wc -c", encoding=None)
+            await process.stdout.readline()  # it has been started
+            sshd.begin_key_exchange()
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < 64 * MIB:
+                    process.stdin.write(bytes(MIB))
+                    sent += MIB
+                    async with asyncio.timeout(1):
+                        await process.stdin.drain()
+                        await session.drain()
+            assert sent < 16 * MIB
+
+
 async def test_session_that_is_not_open_says_so() -> None:
     """Also after its end."""
     session = vsock.guest_session("alpha")

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,10 +112,11 @@ def _teller(is_quiet: bool) -> "Callable[[str], None]":
 
     def tell(text: str) -> None:
         left_out = None if is_quiet else allowance.take(time.monotonic())
-        if left_out:
-            click.echo(f"vsock: {left_out} lines are left out here", err=True)
-        if left_out is not None:
-            click.echo(f"vsock: {text}", err=True)
+        with suppress(OSError):  # that nobody reads it does not end the connections
+            if left_out:
+                click.echo(f"vsock: {left_out} lines are left out here", err=True)
+            if left_out is not None:
+                click.echo(f"vsock: {text}", err=True)
 
     return tell
 

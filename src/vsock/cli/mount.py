@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vsock._system.text import printable
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import json_option, session_options
 from vsock.cli.output import plain, print_json, print_table, process_text
@@ -28,6 +29,11 @@ _MOST_USERS: Final = 5
     "--reconnect", is_flag=True, help="Connect again, when the guest has gone and has come back."
 )
 @click.option("--encrypted", is_flag=True, help="Let ssh carry the data, too.")
+@click.option(
+    "--follow-links",
+    is_flag=True,
+    help="Follow links that lead out of PATH, among the files of this host.",
+)
 @session_options
 @json_option
 def mount(
@@ -36,6 +42,7 @@ def mount(
     read_only: bool,
     reconnect: bool,
     encrypted: bool,
+    follow_links: bool,
     as_json: bool,
     **place: Any,
 ) -> None:
@@ -47,12 +54,14 @@ def mount(
 
     sshfs is the file system, and the guest's SSH server lets you in as for `vsock cp`. A relative PATH begins in the
     home of the user, and NAME: is that home. Only you can look into the mounted folder. Programs of set-user-ID and
-    devices do nothing there, and links that lead out of it are not followed.
+    devices do nothing there, and links that lead out of it are not followed, without --follow-links.
 
     If the connection is lost, every access ends with an error (EIO), until `vsock umount`; with --reconnect the next
     access connects again.
     """  # noqa: D301 - click reads the backspace: lines behind it are not filled
     if source is None:
+        if read_only or reconnect or encrypted or follow_links:
+            raise click.UsageError("name NAME:PATH and DIR")
         _list(as_json=as_json)
         return
     if folder is None:
@@ -75,6 +84,7 @@ def mount(
         encrypted=encrypted,
         reconnect=reconnect,
         read_only=read_only,
+        follow_links=follow_links,
     ):
         click.echo(f"vsock: {line}", err=True)
 
@@ -84,7 +94,7 @@ def _mountable(folder: str) -> str:
     from vsock.ssh.mounts import mount_at
 
     if there := mount_at(folder):
-        what = f"{there.guest}:{there.path}" if there.is_ours else f"a file system ({there.type})"
+        what = _source(there) if there.is_ours else f"a file system ({there.type})"
         raise click.ClickException(f"{folder}: {what} is mounted there already")
     path = Path(folder).resolve()
     if any(path.iterdir()):  # raises if it is missing, or no folder
@@ -106,14 +116,18 @@ def _list(*, as_json: bool) -> None:
         ("source", "folder", "mode", ">pid"),
         [
             (
-                f"{one.guest}:{one.path}",
-                one.folder,
+                _source(one),
+                printable(one.folder),
                 "ro" if one.read_only else "rw",
                 str(pid or ""),
             )
             for one, pid in found
         ],
     )
+
+
+def _source(one: "Mount") -> str:
+    return printable(f"{one.guest}:{one.path}")
 
 
 @click.command(short_help="End a mount of a guest's folder.")
@@ -147,5 +161,8 @@ def umount(folder: str, lazy: bool, force: bool) -> None:
 def _users(there: "Mount") -> str:
     from vsock.ssh.mounts import users_of
 
-    found = [process_text(pid, name) for pid, name in islice(users_of(there.folder), _MOST_USERS)]
+    found = [
+        process_text(pid, printable(name))
+        for pid, name in islice(users_of(there.folder), _MOST_USERS)
+    ]
     return f"in use by {', '.join(found) or 'a process of another user'}; end that, or give --lazy or --force"

@@ -5,8 +5,10 @@ those of ssh, and are not read; `sshfs.Order` is in the environment.
 """
 
 import asyncio
+import errno
 import json
 import os
+import select
 import socket
 import sys
 from contextlib import suppress
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from vsock.ssh.session import GuestSession
 
 __all__ = ["main"]
+
+_LAST_SECONDS: Final = 2.0
+"""How long what sshfs said before it left may be on its way."""
 
 _MOST_UNANSWERED: Final = 3
 """So many questions without an answer end the session: the guest was stopped, or hangs."""
@@ -36,6 +41,10 @@ def main() -> int:
         except (VsockError, OSError) as error:
             _tell(report, error=getattr(error, "strerror", None) or str(error))
             return 1
+        except Exception as error:
+            # sshfs gives it no standard error to tell this by.
+            _tell(report, error=f"vsock.cli.sftp_pipe: {error!r}")
+            raise
     return 0
 
 
@@ -56,6 +65,7 @@ async def _serve(order: Order, sshfs: socket.socket, report: socket.socket) -> N
     from pathlib import Path
 
     from vsock.cli.orders import Place
+    from vsock.errors import SessionError
 
     sshfs.setblocking(False)
     fields = dict(order.place)
@@ -65,12 +75,33 @@ async def _serve(order: Order, sshfs: socket.socket, report: socket.socket) -> N
         session.connection.set_keepalive(order.keepalive, _MOST_UNANSWERED)
         joined = asyncio.ensure_future(_join(order, session, sshfs, report))
         ended = asyncio.ensure_future(session.connection.wait_closed())
-        await asyncio.wait([joined, ended], return_when=asyncio.FIRST_COMPLETED)
-        for one in (joined, ended):
+        left = asyncio.ensure_future(_left(sshfs))
+        tasks = [joined, ended, left]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if left.done():
+            await asyncio.wait([joined], timeout=_LAST_SECONDS)
+        has_ended = ended.done() and not joined.done()
+        for one in tasks:
             one.cancel()
-        await asyncio.gather(ended, return_exceptions=True)
+        await asyncio.gather(ended, left, return_exceptions=True)
         with suppress(asyncio.CancelledError):
             await joined
+    if has_ended:
+        raise SessionError(errno.ECONNRESET, f"the session with {order.guest} ended")
+
+
+async def _left(sshfs: socket.socket) -> None:
+    """Wait until sshfs is gone, which may be before there is anything to join it with."""
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    poller = select.epoll()
+    poller.register(sshfs, 0)  # a hangup is always told, and data alone is not
+    loop.add_reader(poller.fileno(), gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(poller.fileno())
+        poller.close()
 
 
 async def _join(

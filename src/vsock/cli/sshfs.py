@@ -6,6 +6,7 @@ which gets its order by the environment and the outcome of its work back to here
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -34,9 +35,12 @@ _HOST: Final = "guest"
 """What sshfs calls the guest in its own messages."""
 
 _NOT_CONTAINED: Final = (
-    "this sshfs does not have the option contain_symlinks: links in the guest's folder may lead to files of this host;"
-    " use sshfs 3.7.6 or later for guests that you do not trust"
+    "this sshfs cannot keep the guest's links from leading to files of this host: use sshfs 3.7.6 or later,"
+    " or give --follow-links if you trust the guest"
 )
+
+_MOST_MEMORY: Final = 512 << 20
+"""Bytes that sshfs may allocate: a guest may list names without end, and all are kept until the last one has come."""
 
 _KEEPALIVE_SECONDS: Final = 15.0
 
@@ -44,6 +48,8 @@ _REST_SECONDS: Final = 120.0
 """How long all behind the login may take: the data connection, and the first answers of SFTP."""
 
 _INTERRUPTS: Final = (signal.SIGTERM, signal.SIGHUP)
+
+_HELP_SECONDS: Final = 30.0
 
 _NAMES_SECONDS: Final = 1
 """How long names and attributes are kept; the kernel keeps them for a second anyway."""
@@ -84,6 +90,7 @@ def mount(
     encrypted: bool,
     reconnect: bool,
     read_only: bool,
+    follow_links: bool,
 ) -> list[str]:
     """Mount a folder of a guest, and return when it works.
 
@@ -94,7 +101,7 @@ def mount(
         click.ClickException: it is not mounted; the message says which side is at fault.
     """
     source = os.fsencode(f"{guest}:") + path
-    notes, options = _options(source, read_only=read_only)
+    options = _options(source, read_only=read_only, follow_links=follow_links)
     ours, theirs = socket.socketpair()
     with ours, theirs, tempfile.TemporaryFile() as said:
         ours.sendall(GO)
@@ -116,17 +123,18 @@ def mount(
         seconds = place.login_timeout + _REST_SECONDS
         code = _run(guest, command, environment, theirs, said, seconds)
         reports = _reports(ours)
-        notes += [line for one in reports for line in one.get("notes", ())]
         if code == 0:
-            return notes
+            return [line for one in reports for line in one.get("notes", ())]
         said.seek(0)
         raise click.ClickException(_reason(reports, said.read(), source, code))
 
 
-def _options(source: bytes, *, read_only: bool) -> tuple[list[str], bytes]:
-    """Lines for the user, and the options for sshfs."""
+def _options(source: bytes, *, read_only: bool, follow_links: bool) -> bytes:
+    """The options for sshfs."""
     try:
-        known = subprocess.run(["sshfs", "--help"], capture_output=True, check=False).stdout
+        known = subprocess.run(
+            ["sshfs", "--help"], capture_output=True, timeout=_HELP_SECONDS, check=False
+        ).stdout
     except FileNotFoundError:
         raise click.ClickException(
             "sshfs is not installed: install the package sshfs (fuse-sshfs on Fedora)"
@@ -144,10 +152,12 @@ def _options(source: bytes, *, read_only: bool) -> tuple[list[str], bytes]:
     ]
     if read_only:
         options.append(b"ro")
-    # Debian has it in 3.7.3, too.
+    # The version does not tell: Debian has it in 3.7.3, too.
     if b"contain_symlinks" in known:
-        return [], b",".join([*options, b"contain_symlinks"])
-    return [_NOT_CONTAINED], b",".join(options)
+        options.append(b"no_contain_symlinks" if follow_links else b"contain_symlinks")
+    elif not follow_links:
+        raise click.ClickException(_NOT_CONTAINED)
+    return b",".join(options)
 
 
 def _option(name: bytes, value: bytes) -> bytes:
@@ -183,30 +193,54 @@ def _run(
     seconds: float,
 ) -> int:
     """Run sshfs until it has gone into the background, or has failed; return its exit code."""
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=said,
-        stderr=said,
-        pass_fds=[socket_of_helper.fileno()],
-        start_new_session=True,
-    )
-    before = {number: signal.signal(number, _interrupt) for number in _INTERRUPTS}
+    heard = [number for number in _INTERRUPTS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in heard}
+    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    process: subprocess.Popen[bytes] | None = None
+    is_mounted = False
     try:
-        return process.wait(seconds)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=[socket_of_helper.fileno()],
+            start_new_session=True,
+        )
+        _bound(process.pid)
+        code = process.wait(seconds)
+        is_mounted = code == 0
+        return code
     except subprocess.TimeoutExpired:
         raise click.ClickException(f"{guest} did not answer within {seconds:g} s") from None
     finally:
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            # It mounts before it connects.
-            if (there := mount_at(os.fsdecode(command[-1]))) and there.is_ours:
-                unmount(there, lazy=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            if process and not is_mounted:
+                _undo(process, os.fsdecode(command[-1]))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _bound(pid: int) -> None:
+    """Bound the memory of a process, and of those that it starts."""
+    with suppress(ProcessLookupError):  # it has failed already
+        _, most = resource.prlimit(pid, resource.RLIMIT_DATA)
+        most = _MOST_MEMORY if most == resource.RLIM_INFINITY else min(most, _MOST_MEMORY)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+
+
+def _undo(process: subprocess.Popen[bytes], folder: str) -> None:
+    """End an sshfs, and what it may have mounted: it mounts before it connects, and then goes into the background."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if (there := mount_at(folder)) and there.is_ours:
+        unmount(there, lazy=True)
 
 
 def _interrupt(*_: object) -> None:
@@ -229,10 +263,11 @@ def _reason(reports: Sequence[dict[str, Any]], said: bytes, source: bytes, code:
     errors = [one["error"] for one in reports if "error" in one]
     if errors:
         return str(errors[-1])
-    last = (said.strip().splitlines() or [b"it ended with %d" % code])[-1].decode(errors="replace")
-    if last.startswith(f"{_HOST}:"):
-        reason = last.rpartition(": ")[2]
-        return f"{shown}: {reason[:1].lower()}{reason[1:]}"
+    text = said.decode(errors="replace").strip()
+    if text.startswith(f"{_HOST}:"):
+        reason = text.rpartition(": ")[2]
+        return f"{shown}: {printable(reason[:1].lower() + reason[1:], 200)}"
+    last = (text.splitlines() or [f"it ended with {code}"])[-1]
     # It connects when it has mounted: then nothing of this host can fail any more.
     what = f"{shown}: the guest's SFTP server failed" if reports else "sshfs failed"
     return f"{what}: {printable(last, 200)}"

@@ -170,9 +170,9 @@ def report_failures(session: GuestSession, tell: Callable[[str], None]) -> None:
 def _told(
     connect: Callable[..., Awaitable[Any]], skipped: int, where: str, tell: Callable[[str], None]
 ) -> Callable[..., Awaitable[Any]]:
-    async def connect_or_tell(*words: Any) -> Any:
+    async def connect_or_tell(*words: Any, **named: Any) -> Any:
         try:
-            return await connect(*words)
+            return await connect(*words, **named)
         except asyncssh.ChannelOpenError as error:
             first, *rest = words[skipped:]
             target = text_of(Port(first, rest[0]) if rest else first)

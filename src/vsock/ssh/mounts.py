@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,11 @@ SUBTYPE: Final = "vsock"
 
 _TYPE: Final = f"fuse.{SUBTYPE}"
 _UNMOUNT_SECONDS: Final = 30.0
+_MOST_LINKS: Final = 40
+"""As many as the kernel follows (path_resolution(7))."""
+_CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_USER: Final = re.compile(rb"\buser_id=([0-9]+)")
 _FILE_SYSTEM: Final = b"sshfs"
 
 
@@ -39,6 +43,8 @@ class Mount:
         folder: where it is mounted.
         read_only: nothing can be written.
         type: of the file system.
+        device: its number among the kernel's file systems.
+        uid: the user who has mounted it; -1 if the table does not say.
     """
 
     guest: str
@@ -46,6 +52,8 @@ class Mount:
     folder: str
     read_only: bool
     type: str
+    device: int
+    uid: int
 
     @property
     def is_ours(self) -> bool:
@@ -53,11 +61,13 @@ class Mount:
         return self.type == _TYPE
 
     def pid(self) -> int | None:
-        """The process of the file system; None if it is gone, or another user's that cannot be seen."""
+        """The process of the file system, which is its user's; None if it is gone, or cannot be seen."""
         folder = os.fsencode(self.folder)
         found = []
         for process in _processes():
             with suppress(OSError):
+                if process.stat().st_uid != self.uid:
+                    continue
                 words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
                 if words[-1] == folder and words[0].rpartition(b"/")[2] == _FILE_SYSTEM:
                     # One that was taken away lazily may go on: the folder is that of the last one.
@@ -72,8 +82,18 @@ def mounts() -> list[Mount]:
 
 def mount_at(folder: str) -> Mount | None:
     """The topmost mount of whatever type at a folder, or where a link with that name leads."""
-    path = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would look at the last part, too
-    return _topmost(str(path.parent.resolve() / path.name)) or _topmost(os.path.realpath(folder))
+    for _ in range(_MOST_LINKS):
+        if ".." not in Path(folder).parts:
+            folder = os.path.normpath(folder)  # a dot at the end would be a look into the folder
+        parent, name = os.path.split(folder)
+        folder = os.path.normpath(os.path.join(os.path.realpath(parent), name))  # noqa: PTH118 - text
+        if found := _topmost(folder):
+            return found
+        try:
+            folder = os.path.join(os.path.dirname(folder), os.readlink(folder))  # noqa: PTH115, PTH118, PTH120 - text
+        except OSError:
+            return None  # it is no link
+    return None
 
 
 def _topmost(folder: str) -> Mount | None:
@@ -83,17 +103,21 @@ def _topmost(folder: str) -> Mount | None:
 
 def _table() -> Iterator[Mount]:
     # proc(5): ID parent major:minor root MOUNT-POINT OPTIONS … - TYPE SOURCE options-of-the-file-system
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    # The kernel escapes blanks and line feeds alone, and any user may mount at a name with other characters.
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
         before, _, after = line.partition(b" - ")
-        folder, options = before.split(b" ")[4:6]
-        kind, source = after.split(b" ")[:2]
+        number, _, folder, options = before.split(b" ")[2:6]
+        kind, source, inner = after.split(b" ")[:3]
         guest, _, path = _text(source).partition(":") if kind == _TYPE.encode() else ("", "", "")
+        uid = _USER.search(inner)
         yield Mount(
             guest=guest,
             path=path,
             folder=_text(folder),
             read_only=b"ro" in options.split(b","),
             type=_text(kind),
+            device=int(number.partition(b":")[2]),
+            uid=int(uid[1]) if uid else -1,
         )
 
 
@@ -112,8 +136,35 @@ def unmount(mount: Mount, *, lazy: bool = False, force: bool = False) -> None:
     Raises:
         OSError: with EBUSY, programs use it; else `strerror` has fusermount3's words.
     """
-    pid = mount.pid() if force else None
-    order = ["fusermount3", "-u", *(["-z"] if lazy or force else []), "--", mount.folder]
+    with _ended(mount) if force else nullcontext():
+        _take_away(mount, is_lazy=lazy or force)
+
+
+@contextmanager
+def _ended(mount: Mount) -> Iterator[None]:
+    """End a mount's connection with its file system, and with it all calls that wait for an answer of the guest."""
+    try:
+        (_CONNECTIONS / str(mount.device) / "abort").write_bytes(b"1")
+    except OSError:  # fusectl is not mounted
+        pid = mount.pid()
+        if pid is None:
+            yield
+            return
+        process = os.pidfd_open(pid)
+        try:
+            is_the_one = mount.pid() == pid
+            yield
+            if is_the_one:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
+    else:
+        yield
+
+
+def _take_away(mount: Mount, *, is_lazy: bool) -> None:
+    order = ["fusermount3", "-u", *(["-z"] if is_lazy else []), "--", mount.folder]
     try:
         done = subprocess.run(
             order,
@@ -128,14 +179,12 @@ def unmount(mount: Mount, *, lazy: bool = False, force: bool = False) -> None:
         raise OSError(
             errno.ETIMEDOUT, f"fusermount3 did not return within {_UNMOUNT_SECONDS:g} s"
         ) from None
-    if done.returncode:
+    there = _topmost(mount.folder)
+    # A file system that has ended by itself takes its mount away, too.
+    if done.returncode and there and there.device == mount.device:
         said = done.stderr.decode(errors="replace").strip()
         code = errno.EBUSY if said.endswith("Device or resource busy") else errno.EIO
         raise OSError(code, printable(said) or f"fusermount3 ended with {done.returncode}")
-    if pid:
-        # The kernel then ends all calls that wait for an answer of the guest.
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def users_of(folder: str) -> Iterator[tuple[int, str]]:

@@ -63,6 +63,8 @@ LOGIN_SECONDS: Final = 60.0
 _CLOSE_SECONDS: Final = 5.0
 """How long a guest may take for what is on its way to it when the session is closed."""
 
+_LOOK_SECONDS: Final = 0.02
+
 _LONGEST_REASON: Final = 200
 
 _OTHERS: Final = (
@@ -132,7 +134,6 @@ class GuestSession:
         self._forward_agent = forward_agent
         self._connection: asyncssh.SSHClientConnection | None = None
         self._takes_more = asyncio.Event()
-        self._takes_more.set()
         self._route: tuple[SwitchTransport, int] | None = None
         self._blocking: BlockingSession | None = None
 
@@ -269,6 +270,10 @@ class GuestSession:
         a window of 4 GiB and read nothing.
         """
         await self._takes_more.wait()
+        # During a key exchange asyncssh keeps what is to be sent, and the guest may never finish it.
+        # It tells nobody when that is over.
+        while self._connection and self._connection._deferred_packets:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def sftp(self) -> asyncssh.SFTPClient:
         """Return a client for the guest's files.
@@ -348,6 +353,8 @@ class GuestSession:
         return _without_failures(copier.result(guest))
 
     async def _open(self) -> asyncssh.SSHClientConnection:
+        self._takes_more = asyncio.Event()
+        self._takes_more.set()
         identity = Identity.of_user()
         await asyncio.to_thread(identity.make)
         try:
