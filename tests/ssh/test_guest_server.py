@@ -214,6 +214,34 @@ async def test_ports_and_sockets_are_forwarded_both_ways(
         await until(lambda: not (tmp_path / "here-back").exists())
 
 
+class _Parting(asyncssh.SSHUNIXSession[bytes]):
+    """Says something and closes the channel, before anybody has waited for it."""
+
+    def connection_made(self, chan: asyncssh.SSHUNIXChannel[bytes]) -> None:
+        self._channel = chan
+
+    def session_started(self) -> None:
+        self._channel.write(bytes(500))
+        self._channel.close()
+
+
+async def test_channel_that_is_closed_as_soon_as_it_is_open_delivers_its_data(
+    session: GuestSession, tmp_path: Path
+) -> None:
+    """The server receives the confirmation, the data and the close at once."""
+    path = str(tmp_path / "listener")
+    await session.connection.create_unix_server(_Parting, path)
+
+    async def received() -> int:
+        reader, writer = await asyncio.open_unix_connection(path)
+        data = await reader.read()
+        writer.close()
+        return len(data)
+
+    for _ in range(5):
+        assert await asyncio.gather(*(received() for _ in range(20))) == [500] * 20
+
+
 class _Target:
     """A service on a Unix socket or a TCP port, whose buffers are small."""
 

@@ -263,8 +263,8 @@ fn serve(
         // However late: what the client confirms is served. The end of its connection ends this too.
         let Ok(channel) = open.await else { return };
         let (_, writer) = channel.split();
-        // `channel_open_confirmation` has added it, before any data came.
-        let Some(input) = channels.input(writer.id()) else { return };
+        // `channel_open_confirmation` has added it, before any data came. The client may have closed it since.
+        let Some(input) = channels.take_confirmed(writer.id()) else { return };
         relay(&channels, writer, input, stream).await;
     });
 }
