@@ -370,6 +370,18 @@ async def test_input_before_the_close_of_a_session_arrives(
         await until((tmp_path / "ended").exists)
 
 
+async def test_input_is_read_before_the_close_of_a_session_is_told(
+    session: GuestSession, tmp_path: Path
+) -> None:
+    """Also by a program that is not quick, and that SIGHUP does not find waiting for it."""
+    process = await session.open_process(
+        f"""trap 'echo "$line" > {tmp_path}/got; exit' HUP; sleep 0.1; read -r line; while :; do sleep 1; done"""
+    )
+    process.stdin.write("a line\n")
+    process.close()
+    await until(lambda: _content(tmp_path / "got") == b"a line\n")
+
+
 def _content(file: Path) -> bytes:
     return file.read_bytes() if file.exists() else b""
 
