@@ -454,6 +454,21 @@ async def test_other_keys_and_users_are_refused(server: GuestServer, tmp_path: P
             pass
 
 
+async def test_server_whose_log_is_closed_goes_on(server: GuestServer, tmp_path: Path) -> None:
+    """What it would say of a file of keys concerns nobody then."""
+    server.close_log()
+    keys = tmp_path / "authorized_keys"
+    keys.rename(tmp_path / "kept")
+    keys.mkdir()
+    with pytest.raises(KeyRefused):
+        async with vsock.guest_session(server.host):
+            pass
+    keys.rmdir()
+    (tmp_path / "kept").rename(keys)
+    async with vsock.guest_session(server.host) as session:
+        assert (await session.run("echo served")).stdout == "served\n"
+
+
 def test_program_is_static_and_small() -> None:
     """It needs nothing of its guest, and has at most 5 MB."""
     assert server_path().stat().st_size <= 5_000_000

@@ -16,8 +16,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::connection::{Channels, Input, Slot};
-use crate::limits;
 use crate::output::Output;
+use crate::{limits, log};
 
 /// Where names of the guest itself are looked up; there is no DNS here.
 const HOSTS: &str = "/etc/hosts";
@@ -149,9 +149,9 @@ async fn relay(
 /// Tells the guest's log that the last input of a channel was not delivered.
 pub(crate) fn say_lost(reader: &str) {
     let seconds = limits::LAST_INPUT_TIME.as_secs();
-    eprintln!(
-        "vsock-sshd: {reader} did not take all that a client sent before it closed the channel: waited {seconds} s"
-    );
+    log::say(format_args!(
+        "{reader} did not take all that a client sent before it closed the channel: waited {seconds} s"
+    ));
 }
 
 /// Listens on a port of the guest for the client: `ssh -R`. Returns the port.
