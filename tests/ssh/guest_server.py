@@ -45,6 +45,11 @@ class GuestServer:
         """Its process id."""
         return self._process.pid
 
+    def close_log(self) -> None:
+        """Nobody reads its stderr any more."""
+        assert self._process.stderr
+        self._process.stderr.close()
+
     def memory(self) -> int:
         """Bytes of memory that are its own."""
         status = Path(f"/proc/{self.pid}/status").read_text()
@@ -81,6 +86,6 @@ class GuestServer:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         assert self._process.stderr
-        said = self._process.stderr.read()
+        said = "" if self._process.stderr.closed else self._process.stderr.read()
         self._process.stderr.close()
         assert lived, said

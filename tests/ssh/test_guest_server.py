@@ -214,6 +214,34 @@ async def test_ports_and_sockets_are_forwarded_both_ways(
         await until(lambda: not (tmp_path / "here-back").exists())
 
 
+class _Parting(asyncssh.SSHUNIXSession[bytes]):
+    """Says something and closes the channel, before anybody has waited for it."""
+
+    def connection_made(self, chan: asyncssh.SSHUNIXChannel[bytes]) -> None:
+        self._channel = chan
+
+    def session_started(self) -> None:
+        self._channel.write(bytes(500))
+        self._channel.close()
+
+
+async def test_channel_that_is_closed_as_soon_as_it_is_open_delivers_its_data(
+    session: GuestSession, tmp_path: Path
+) -> None:
+    """The server receives the confirmation, the data and the close at once."""
+    path = str(tmp_path / "listener")
+    await session.connection.create_unix_server(_Parting, path)
+
+    async def received() -> int:
+        reader, writer = await asyncio.open_unix_connection(path)
+        data = await reader.read()
+        writer.close()
+        return len(data)
+
+    for _ in range(5):
+        assert await asyncio.gather(*(received() for _ in range(20))) == [500] * 20
+
+
 class _Target:
     """A service on a Unix socket or a TCP port, whose buffers are small."""
 
@@ -342,6 +370,18 @@ async def test_input_before_the_close_of_a_session_arrives(
         await until((tmp_path / "ended").exists)
 
 
+async def test_input_is_read_before_the_close_of_a_session_is_told(
+    session: GuestSession, tmp_path: Path
+) -> None:
+    """Also by a program that is not quick, and that SIGHUP does not find waiting for it."""
+    process = await session.open_process(
+        f"""trap 'echo "$line" > {tmp_path}/got; exit' HUP; sleep 0.1; read -r line; while :; do sleep 1; done"""
+    )
+    process.stdin.write("a line\n")
+    process.close()
+    await until(lambda: _content(tmp_path / "got") == b"a line\n")
+
+
 def _content(file: Path) -> bytes:
     return file.read_bytes() if file.exists() else b""
 
@@ -412,6 +452,21 @@ async def test_other_keys_and_users_are_refused(server: GuestServer, tmp_path: P
     with pytest.raises(KeyRefused):
         async with vsock.guest_session(server.host):
             pass
+
+
+async def test_server_whose_log_is_closed_goes_on(server: GuestServer, tmp_path: Path) -> None:
+    """What it would say of a file of keys concerns nobody then."""
+    server.close_log()
+    keys = tmp_path / "authorized_keys"
+    keys.rename(tmp_path / "kept")
+    keys.mkdir()
+    with pytest.raises(KeyRefused):
+        async with vsock.guest_session(server.host):
+            pass
+    keys.rmdir()
+    (tmp_path / "kept").rename(keys)
+    async with vsock.guest_session(server.host) as session:
+        assert (await session.run("echo served")).stdout == "served\n"
 
 
 def test_program_is_static_and_small() -> None:

@@ -6,7 +6,7 @@ use std::io;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -55,6 +55,9 @@ impl Children {
     fn reap(&self) {
         self.running().children.retain(|&pid, child| {
             if child.is_held {
+                if child.ended.is_some() && has_ended(pid) {
+                    child.ended = None;
+                }
                 return true;
             }
             match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
@@ -89,7 +92,8 @@ impl Children {
         }
     }
 
-    /// Starts a program, which becomes the leader of a process group. The receiver gets its end.
+    /// Starts a program, which becomes the leader of a process group. The receiver gets its end; of a child that is
+    /// held, an error when it ends.
     pub(crate) fn start(
         &self,
         command: &mut Command,
@@ -111,5 +115,33 @@ impl Children {
             // The group exists as long as its leader has not been waited for.
             let _ = rustix::process::kill_process_group(child.pid, signal);
         }
+    }
+}
+
+/// Whether a child has ended; it stays a zombie, whose process id is no other one's.
+fn has_ended(pid: Pid) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // An error: it is no child any more.
+    !matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn end_of_a_held_child_is_told_and_its_process_id_is_kept() {
+        let children = Children::watch().unwrap();
+        let (child, mut ended) = children.start(Command::new("sleep").arg("1000")).unwrap();
+        children.hold(child);
+        rustix::process::kill_process(child.pid, Signal::KILL).unwrap();
+        assert!(timeout(Duration::from_secs(30), &mut ended).await.unwrap().is_err());
+        assert!(rustix::process::test_kill_process(child.pid).is_ok());
+        children.release(child);
+        assert!(rustix::process::test_kill_process(child.pid).is_err());
     }
 }

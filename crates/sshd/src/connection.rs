@@ -27,6 +27,8 @@ pub(crate) struct Channels {
     pub(crate) backlog: Arc<Backlog>,
     children: Children,
     map: Arc<Mutex<HashMap<ChannelId, Channel>>>,
+    /// Of channels that we have opened: until their task takes it, also when they have been closed by then.
+    confirmed: Arc<Mutex<HashMap<ChannelId, Input>>>,
     slots: Arc<Semaphore>,
     /// It counts as a connection until all that serves its channels has ended.
     _connection: Arc<OwnedSemaphorePermit>,
@@ -65,6 +67,7 @@ impl Channels {
             backlog: Arc::default(),
             children,
             map: Arc::default(),
+            confirmed: Arc::default(),
             slots: Arc::new(Semaphore::new(limits::CHANNELS)),
             _connection: Arc::new(connection),
         }
@@ -72,6 +75,10 @@ impl Channels {
 
     fn map(&self) -> MutexGuard<'_, HashMap<ChannelId, Channel>> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn confirmed(&self) -> MutexGuard<'_, HashMap<ChannelId, Input>> {
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, id: ChannelId, act: impl FnOnce(&mut Channel) -> T) -> Option<T> {
@@ -109,9 +116,22 @@ impl Channels {
         input
     }
 
-    /// What arrives on a channel.
-    pub(crate) fn input(&self, id: ChannelId) -> Option<Input> {
-        self.with(id, |channel| channel.input())
+    /// Adds a channel that the client has confirmed.
+    pub(crate) fn confirm(&self, id: ChannelId) {
+        // A client may confirm what it has opened itself, or twice.
+        if self.map().contains_key(&id) {
+            return;
+        }
+        let mut confirmed = self.confirmed();
+        // There are no more that we have opened: the client has confirmed others, which nobody takes.
+        if confirmed.len() < limits::CHANNELS {
+            confirmed.insert(id, self.add(id, None, None));
+        }
+    }
+
+    /// What arrives on a channel that the client has confirmed, for the task that serves it.
+    pub(crate) fn take_confirmed(&self, id: ChannelId) -> Option<Input> {
+        self.confirmed().remove(&id)
     }
 
     /// Ends a task together with a channel.

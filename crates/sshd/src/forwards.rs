@@ -16,8 +16,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::connection::{Channels, Input, Slot};
-use crate::limits;
 use crate::output::Output;
+use crate::{limits, log};
 
 /// Where names of the guest itself are looked up; there is no DNS here.
 const HOSTS: &str = "/etc/hosts";
@@ -149,9 +149,9 @@ async fn relay(
 /// Tells the guest's log that the last input of a channel was not delivered.
 pub(crate) fn say_lost(reader: &str) {
     let seconds = limits::LAST_INPUT_TIME.as_secs();
-    eprintln!(
-        "vsock-sshd: {reader} did not take all that a client sent before it closed the channel: waited {seconds} s"
-    );
+    log::say(format_args!(
+        "{reader} did not take all that a client sent before it closed the channel: waited {seconds} s"
+    ));
 }
 
 /// Listens on a port of the guest for the client: `ssh -R`. Returns the port.
@@ -263,8 +263,8 @@ fn serve(
         // However late: what the client confirms is served. The end of its connection ends this too.
         let Ok(channel) = open.await else { return };
         let (_, writer) = channel.split();
-        // `channel_open_confirmation` has added it, before any data came.
-        let Some(input) = channels.input(writer.id()) else { return };
+        // `channel_open_confirmation` has added it, before any data came. The client may have closed it since.
+        let Some(input) = channels.take_confirmed(writer.id()) else { return };
         relay(&channels, writer, input, stream).await;
     });
 }

@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketType, netlink};
 use rustix::process::{Pid, WaitOptions};
 
 use crate::arguments::{Arguments, WITHOUT_KEYS};
+use crate::log;
 use crate::process::OURSELVES;
 
 /// Type, folder, options.
@@ -79,10 +80,10 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<()> {
         };
         let status = ExitStatus::from_raw(status.as_raw());
         if is(&server, pid) {
-            eprintln!("vsock-sshd: the server has ended ({status}); starting it again");
+            log::say(format_args!("the server has ended ({status}); starting it again"));
             server = None;
         } else if is(&command, pid) {
-            eprintln!("vsock-sshd: {} has ended ({status})", arguments.command[0].display());
+            log::say(format_args!("{} has ended ({status})", arguments.command[0].display()));
             command = None;
         }
     }
@@ -94,7 +95,7 @@ fn is(child: &Option<Child>, pid: Pid) -> bool {
 
 fn warn(what: &str, done: io::Result<()>) {
     if let Err(error) = done {
-        eprintln!("vsock-sshd: {what}: {error}");
+        log::say(format_args!("{what}: {error}"));
     }
 }
 

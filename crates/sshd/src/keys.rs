@@ -12,7 +12,7 @@ use std::path::Path;
 use russh::keys::ssh_key::{LineEnding, authorized_keys::Entry};
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
 
-use crate::limits;
+use crate::{limits, log};
 
 /// The credential whose lines are keys.
 const CREDENTIAL: &str = "ssh.authorized_keys.root";
@@ -39,7 +39,7 @@ pub(crate) fn authorized(file: &Path) -> Vec<PublicKey> {
 fn text_of(file: &Path) -> Vec<u8> {
     read(file).unwrap_or_else(|error| {
         if error.kind() != io::ErrorKind::NotFound {
-            eprintln!("vsock-sshd: keys of {}: {error}", file.display());
+            log::say(format_args!("keys of {}: {error}", file.display()));
         }
         Vec::new()
     })
@@ -146,10 +146,10 @@ pub(crate) fn host_key(file: &Path) -> io::Result<PrivateKey> {
     }
     let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(io::Error::other)?;
     if let Err(error) = keep(file, &key) {
-        eprintln!(
-            "vsock-sshd: the host key lives until this process ends: {}: {error}",
+        log::say(format_args!(
+            "the host key lives until this process ends: {}: {error}",
             file.display()
-        );
+        ));
     }
     Ok(key)
 }

@@ -49,7 +49,11 @@ pub(crate) const LAST_OUTPUT: usize = 1 << 20;
 /// How long a program or a service of the guest may take for the input that a client sent before it closed the channel.
 pub(crate) const LAST_INPUT_TIME: Duration = Duration::from_secs(10);
 
-/// How long a process may go on after the end of its input, and after SIGHUP, when its channel has been closed.
+/// How often it is looked whether a program has read its last input.
+pub(crate) const LOOK_TIME: Duration = Duration::from_millis(10);
+
+/// How long a process may go on when its channel has been closed: to read what is in its pipe, after the end of its
+/// input, and after SIGHUP.
 pub(crate) const GRACE_TIME: Duration = Duration::from_secs(2);
 
 /// Bytes of a file of keys.

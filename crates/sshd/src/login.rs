@@ -187,10 +187,7 @@ impl Handler for Client {
         _: u32,
         _: &mut Session,
     ) -> Done {
-        // A client may confirm what it has opened itself, or twice.
-        if self.channels.input(id).is_none() {
-            self.channels.add(id, None, None);
-        }
+        self.channels.confirm(id);
         Ok(())
     }
 

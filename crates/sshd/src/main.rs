@@ -13,6 +13,7 @@ mod init;
 mod keys;
 mod limits;
 mod listener;
+mod log;
 mod login;
 mod output;
 mod process;
@@ -28,11 +29,11 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         // The end of the first process is the guest's: better one that can be entered, and says what is wrong.
         Err(fault) if std::process::id() == 1 => {
-            eprintln!("vsock-sshd: {fault}; going on without arguments");
+            log::say(format_args!("{fault}; going on without arguments"));
             Arguments::defaults(Role::Init)
         }
         Err(fault) => {
-            eprintln!("vsock-sshd: {fault}\n{}", arguments::USAGE);
+            log::say(format_args!("{fault}\n{}", arguments::USAGE));
             return ExitCode::from(2);
         }
     };
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vsock-sshd: {error}");
+            log::say(format_args!("{error}"));
             ExitCode::FAILURE
         }
     }

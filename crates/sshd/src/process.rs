@@ -15,6 +15,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
 
 use crate::backlog::InboxReader;
 use crate::children::{ChildId, Children};
@@ -170,7 +171,8 @@ fn open_terminal(name: &CStr) -> io::Result<OwnedFd> {
 
 impl Streams {
     /// Copies until the process has ended and what it has written has been sent. Processes that it left behind may
-    /// hold its streams open: those are not waited for. `unfed` is dropped when the process has got all its input.
+    /// hold its streams open: those are not waited for. `unfed` is dropped when the process has got all its input, or has
+    /// not read it in time.
     pub(crate) async fn see_through(
         self,
         ended: oneshot::Receiver<WaitStatus>,
@@ -226,10 +228,21 @@ async fn copy_in(
     if is_terminal && is_whole {
         let _ = to.write_all(&[END_OF_INPUT]).await;
     }
+    if !is_terminal && !is_whole {
+        // SIGHUP follows, which the program must not get before what is in the pipe.
+        let _ = timeout(limits::GRACE_TIME, until_read(&to)).await;
+    }
     drop(unfed);
     // A terminal stays open for its output. And no program must take for all what was broken off: it gets SIGHUP first.
     if is_terminal || !is_whole {
         std::future::pending::<()>().await;
+    }
+}
+
+/// Waits until a pipe is empty, of which nothing tells.
+async fn until_read(pipe: &Descriptor) {
+    while rustix::io::ioctl_fionread(pipe).is_ok_and(|left| left > 0) {
+        sleep(limits::LOOK_TIME).await;
     }
 }
 

@@ -19,7 +19,7 @@ use crate::connection::Channels;
 use crate::descriptor::Descriptor;
 use crate::listener::Listener;
 use crate::login::{Admission, Client};
-use crate::{keys, limits};
+use crate::{keys, limits, log};
 
 /// Neither groups of primes nor curves that cost an emulated processor long: both clients that matter have these.
 const KEY_EXCHANGES: &[kex::Name] = &[
@@ -45,11 +45,11 @@ async fn serve(arguments: &Arguments) -> io::Result<()> {
         Place::Vsock(port) => format!("vsock port {port}"),
         Place::Unix(path) => path.display().to_string(),
     };
-    eprintln!(
-        "vsock-sshd: listening on {place}, {count} authorized {}, host key {}",
+    log::say(format_args!(
+        "listening on {place}, {count} authorized {}, host key {}",
         if count == 1 { "key" } else { "keys" },
         key.public_key().fingerprint(HashAlg::Sha256)
-    );
+    ));
     let server = Server {
         config: Arc::new(config(key)),
         admission: Arc::new(Admission::new(arguments.authorized_keys.clone())),
