@@ -86,18 +86,24 @@ def test_copy_whose_connection_is_killed_goes_on(tmp_path: Path) -> None:
     data = os.urandom(64 << 20)
     (tmp_path / "big").write_bytes(data)
     words = ("cp", str(tmp_path / "big"), f"{DEBIAN}:/tmp/big")
-    command = [sys.executable, "-m", "vsock.cli", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as copy:
-        assert copy.stderr
-        # Until 8 MiB are there.
-        said = in_guest(
-            "until [ $(cat /tmp/.big.*.part 2>/dev/null | wc -c) -gt 8388608 ]; do sleep 0.01; done;"
-            " kill $(pidof sftp-server); test -e /tmp/big || echo none"
-        )
-        assert said == "none"
-        assert copy.wait(SECONDS) == 1
-        (line,) = copy.stderr.read().splitlines()
-        assert "ended during the copy; another one with --resume goes on from there" in line
+    command = [sys.executable, "-m", "vsock.cli"]
+    # It waits before there is anything: a login takes longer than the copy. Until 8 MiB are there.
+    size = "stat -c %s /tmp/.big.*.part 2>/dev/null || echo 0"
+    kill = (
+        f'echo waiting; until [ "$({size})" -gt 8388608 ]; do sleep 0.01; done;'
+        " kill $(pidof sftp-server); test -e /tmp/big || echo none"
+    )
+    with subprocess.Popen(
+        [*command, "exec", DEBIAN, "--", "sh", "-c", kill], stdout=subprocess.PIPE, text=True
+    ) as killer:
+        assert killer.stdout
+        assert killer.stdout.readline() == "waiting\n"
+        with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True) as copy:
+            assert killer.communicate(timeout=SECONDS)[0] == "none\n"
+            assert copy.wait(SECONDS) == 1
+            assert copy.stderr
+            (line,) = copy.stderr.read().splitlines()
+            assert "ended during the copy; another one with --resume goes on from there" in line
     run(words[0], "--resume", *words[1:])
     assert in_guest("sha256sum < /tmp/big; ls -A /tmp | grep -c part || true") == (
         f"{hashlib.sha256(data).hexdigest()}  -\n0"

@@ -173,6 +173,8 @@ class SshServer:
         await asyncio.gather(*others, return_exceptions=True)
         # A cancelled command has begun this, and so may others have before.
         await asyncio.gather(*self._ends)
+        for _ in range(3):  # turns of the loop in which pipes are closed
+            await asyncio.sleep(0)
 
 
 class _Server(asyncssh.SSHServer):
@@ -246,7 +248,10 @@ async def _run(
             end.add_done_callback(ends.discard)
             await asyncio.shield(end)
         else:
-            # It may have ended before a child of it that has its pipes.
+            # It may have ended before a child of it that has its pipes, and without reading all.
+            assert process.stdin
+            if process.stdin.transport.get_write_buffer_size():
+                process.stdin.transport.abort()
             process._transport.close()  # type: ignore[attr-defined]
     if code < 0:
         session.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
