@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from vsock._system.processes import start_process
 from vsock.control.allowance import Allowance
 from vsock.control.services import Service, ServiceRecord
 
@@ -155,24 +156,14 @@ class _Supervised:
         signal.pthread_sigmask(signal.SIG_BLOCK, hangup)
         try:
             # -P: no modules of the directory that the switch was started in.
-            starting = asyncio.ensure_future(
-                asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "vsock.cli.supervised", str(os.getpid())),
-                    *self._command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=pipe,
-                    stderr=pipe,
-                    start_new_session=True,  # Ctrl-C is for the switch, which ends them
-                )
+            self._process = await start_process(
+                *(sys.executable, "-P", "-m", "vsock.cli.supervised", str(os.getpid())),
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,  # Ctrl-C is for the switch, which ends them
             )
-            try:
-                self._process = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                # Not cancelled itself: asyncio would wait for ever for the end of a process whose pipes it had not
-                # connected yet.
-                with suppress(OSError):  # it could not be started
-                    await self._terminate(await starting)
-                raise
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, hangup)
         self._state = "running"

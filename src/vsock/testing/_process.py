@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from vsock._system.processes import start_process
+
 _WATCH = 'read -r _; kill -KILL "-$1"; [ -z "$2" ] || rm -rf "$2"'
 _HELD = 'read -r _ && exec "$@" </dev/null'
 _CONSOLE_LINES = 400
@@ -46,7 +48,7 @@ class VmmProcess:
 
         The watcher removes the folder `work_dir` if this program is killed; otherwise the caller removes it.
         """
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             *("/bin/sh", "-c", _HELD, "vmm", *command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
+from vsock._system.processes import start_process
 from vsock.testing._command import QEMU
 from vsock.testing.errors import GuestUnavailable
 
@@ -71,9 +72,7 @@ def _machine() -> str:
 
 async def _version(qemu: str) -> str:
     devnull, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        qemu, "--version", stdin=devnull, stdout=pipe, stderr=devnull
-    )
+    process = await start_process(qemu, "--version", stdin=devnull, stdout=pipe, stderr=devnull)
     try:
         async with asyncio.timeout(_VERSION_SECONDS):
             shown, _ = await process.communicate()
