@@ -167,7 +167,7 @@ bench: build $(LOAD) $(ATTACKER) ## Measure and compare with limits and peers, 1
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: hostile
-hostile: build guests $(LOAD) $(ATTACKER) ## Attack a running switch and measure a neighbour, 15 minutes; QUICK=1: ten cases
+hostile: build guests $(LOAD) $(ATTACKER) ## Attack a running switch and measure a neighbour, 20 minutes; QUICK=1: ten cases
 	$(BIN)/python -m bench.hostile $(if $(QUICK),--quick) $(HOSTILE)
 
 .PHONY: bench-peers

@@ -81,7 +81,9 @@ def in_guest(vmm: "Vmm", source: Path, _: Path, arena: Arena, name: str) -> Iter
             with beside_the_switch():
                 guest = testing.boot(str(arena.attackers[0].socket), name, vmm=vmm)
                 stack.enter_context(guest)
-            program = guest.spawn_python(source.read_text(), name, str(arena.accomplice.cid))
+            program = guest.spawn_python(
+                f"{source.read_text()}\nmain()\n", name, str(arena.accomplice.cid)
+            )
             program.read_line()
             attack = Attack(lambda: [*_group(guest.pid), arena.accomplice_pid])
             yield attack

@@ -3,7 +3,8 @@
 `attackers.in_guest` sends this file into a booted QEMU guest and runs it there as root: `NAME CID`. It takes the device
 from the kernel's driver, maps its registers (virtio 1.2, section 4.1.4) and gives it rings in locked pages of its own,
 whose physical addresses /proc/self/pagemap tells. It prints a line when the attack has begun, goes on until its standard
-input ends, and prints how many steps it took. It needs nothing but Python.
+input ends, and prints how many steps it took. It needs nothing but Python. Here it does nothing: `in_guest` adds the
+call of `main`, so that nobody takes the device of the machine itself by starting the file.
 """
 
 import ctypes
@@ -221,7 +222,3 @@ def main() -> None:
         if select.select([sys.stdin], [], [], 0)[0]:
             break
     print(steps, flush=True)
-
-
-if __name__ == "__main__":
-    main()

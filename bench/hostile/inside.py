@@ -2,7 +2,8 @@
 
 `attackers.in_guest` sends this file into a booted guest and runs it there: `NAME CID`, with the CID of the accomplice
 (`vsock-load guest`), whose ports are those of `Service` in `src/stage.rs`. It prints a line when the attack has begun,
-goes on until its standard input ends, and prints how many steps it took. It needs nothing but Python.
+goes on until its standard input ends, and prints how many steps it took. It needs nothing but Python. Here it does
+nothing: `in_guest` adds the call of `main`, so that nobody attacks the kernel of the machine by starting the file.
 """
 
 import socket
@@ -139,7 +140,3 @@ def main() -> None:
         sys.exit(f"the attack ended after {sum(steps)} steps: {faults[0]!r}")
     is_over.set()
     print(sum(steps), flush=True)
-
-
-if __name__ == "__main__":
-    main()
