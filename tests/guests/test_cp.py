@@ -8,33 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.guests.debian_commands import SECONDS, in_guest, run
 
 import vsock
 from vsock.testing.plugin import DEBIAN
 
-SECONDS = 120
 SIZE = 5 << 20
 
 
 pytestmark = pytest.mark.usefixtures("debian_user")
-
-
-def run(*words: str, given: bytes = b"") -> bytes:
-    """The output of a command of `vsock`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vsock.cli", *words],
-        input=given,
-        capture_output=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    return done.stdout
-
-
-def in_guest(line: str) -> str:
-    """The output of a line for the guest's shell."""
-    return run("exec", DEBIAN, "--", "sh", "-c", line).decode().strip()
 
 
 def test_tree_with_a_large_file_goes_there_and_back(tmp_path: Path) -> None:

@@ -3,38 +3,20 @@
 import hashlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.guests.debian_commands import SECONDS, in_guest, run
 
 from vsock.ssh.mounts import mount_at
 from vsock.testing.plugin import DEBIAN
 
-SECONDS = 120
 SIZE = 5 << 20
 
 
 pytestmark = [pytest.mark.usefixtures("debian_user"), pytest.mark.programs("sshfs", "fusermount3")]
-
-
-def run(*words: str) -> bytes:
-    """The output of a command of `vsock`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vsock.cli", *words],
-        capture_output=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    return done.stdout
-
-
-def in_guest(line: str) -> str:
-    """The output of a line for the guest's shell."""
-    return run("exec", DEBIAN, "--", "sh", "-c", line).decode().strip()
 
 
 @pytest.fixture

@@ -269,7 +269,8 @@ class GuestSession:
         `drain` of a program's standard input waits for the window of its channel, and no longer: a guest may grant
         a window of 4 GiB and read nothing.
         """
-        await self._takes_more.wait()
+        if self._connection:
+            await self._takes_more.wait()
         # During a key exchange asyncssh keeps what is to be sent, and the guest may never finish it.
         # It tells nobody when that is over.
         while self._connection and self._connection._deferred_packets:  # noqa: ASYNC110
