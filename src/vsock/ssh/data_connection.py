@@ -45,38 +45,39 @@ _MOST_SAID: Final = 4096
 """Bytes of what a program that failed has said; its last line is the reason."""
 
 _TOKEN_VARIABLE: Final = "VSOCK_TOKEN"
+_PROGRAM: Final = 'exec "$VSOCK_PROGRAM"'
 _NO_PROGRAM, _NO_OPENER = 93, 94
 
 _PERL: Final = """\
 socket(S,40,1,0) && connect(S,pack("SSLLx4",40,0,$ARGV[1],$ARGV[0])) or die "connect: $!\\n";
 $t=delete $ENV{VSOCK_TOKEN};
 syswrite(S,$t)==length($t) or die "send: $!\\n";
-open(STDIN,"<&S"); open(STDOUT,">&S"); shift; shift; exec {$ARGV[0]} @ARGV; die "exec: $!\\n"
+open(STDIN,"<&S"); open(STDOUT,">&S"); exec "/bin/sh","-c",$ENV{VSOCK_LINE}; die "exec: $!\\n"
 """
 
 _PYTHON: Final = """\
 import os,sys,_socket as s
 c=s.socket(40,1); c.connect((int(sys.argv[1]),int(sys.argv[2])))
 t=os.environ.pop("VSOCK_TOKEN").encode(); assert c.send(t)==len(t)
-os.dup2(c.fileno(),0); os.dup2(c.fileno(),1); os.execv(sys.argv[3],sys.argv[3:])
+os.dup2(c.fileno(),0); os.dup2(c.fileno(),1); os.execv("/bin/sh",["sh","-c",os.environ["VSOCK_LINE"]])
 """
 
 # The token comes by standard input: all users of the guest may read the arguments of a process, and only its own its
-# environment. socat and ncat give the words to a shell, so these come to it by the environment, too.
+# environment. The line comes to each opener by its environment, too; socat takes quotes out of what it gives a shell.
 _OPENER: Final = f"""\
 IFS= read -r {_TOKEN_VARIABLE} && export {_TOKEN_VARIABLE} || exit
 has() {{ command -v "$1" >/dev/null 2>&1; }}
-cid=$1 port=$2; shift 2
-for program do has "$program" && break; done
-has "$program" || exit {_NO_PROGRAM}
-if has perl; then exec perl -e '{_PERL}' "$cid" "$port" "$program"; fi
-export VSOCK_PROGRAM="$program"
-run='printf %s ${_TOKEN_VARIABLE}; unset {_TOKEN_VARIABLE}; exec $VSOCK_PROGRAM'
+cid=$1 port=$2 VSOCK_LINE=$3; shift 3
+for VSOCK_PROGRAM do has "$VSOCK_PROGRAM" && break; done
+has "$VSOCK_PROGRAM" || exit {_NO_PROGRAM}
+export VSOCK_LINE VSOCK_PROGRAM
+if has perl; then exec perl -e '{_PERL}' "$cid" "$port"; fi
+run='printf %s ${_TOKEN_VARIABLE}; unset {_TOKEN_VARIABLE}; set -f; IFS=; eval $VSOCK_LINE'
 if has socat && socat -V | grep -q 'WITH_VSOCK 1'; then
   exec socat "VSOCK-CONNECT:$cid:$port" "SYSTEM:$run,nofork"
 fi
 if has python3 && python3 -IS -c 'import _socket; _socket.AF_VSOCK' 2>/dev/null; then
-  exec python3 -IS -c '{_PYTHON}' "$cid" "$port" "$(command -v "$program")"
+  exec python3 -IS -c '{_PYTHON}' "$cid" "$port"
 fi
 if has ncat && ncat --help 2>&1 | grep -q -e --vsock; then
   exec ncat --vsock --sh-exec "$run" "$cid" "$port"
@@ -153,13 +154,15 @@ class DataConnection:
 
 
 async def open_data_connection(
-    session: "GuestSession", programs: "Sequence[str]"
+    session: "GuestSession", programs: "Sequence[str]", line: str = _PROGRAM
 ) -> DataConnection:
     """Let the guest connect, with the first of these programs that it has.
 
     Args:
         session: an open session with the guest.
         programs: names or paths of programs in the guest.
+        line: for the guest's shell, which the connection is the standard input and output of; `$VSOCK_PROGRAM` is
+            that program.
 
     Raises:
         DataConnectionError: it does not; ssh works as before.
@@ -181,7 +184,7 @@ async def open_data_connection(
     try:
         await server.start_serving()
         host = await asyncio.to_thread(transport.local_cid)
-        order = ["sh", "-c", _OPENER, "sh", str(host), str(port), *programs]
+        order = ["sh", "-c", _OPENER, "sh", str(host), str(port), line, *programs]
         return await _ordered(session, order, door)
     except TimeoutError:
         reason = f"it did not connect within {OPEN_SECONDS:g} s"

@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from vsock.ssh.copying.digests import KINDS, SHA256
 from vsock.ssh.copying.sides import (
     Entry,
     EntryError,
     Kind,
-    digest_of,
+    Written,
     part_name,
     shown,
 )
@@ -26,6 +27,9 @@ __all__ = ["HostSide"]
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _NS: Final = 1_000_000_000
+_PIECE: Final = 1 << 20
+_BLOCK: Final = 512
+"""Bytes of st_blocks's unit."""
 
 
 def _entry(found: os.stat_result) -> Entry:
@@ -178,7 +182,13 @@ class HostReader:
     def __init__(self, descriptor: int, text: str) -> None:
         self._descriptor = descriptor
         self._text = text
-        self.entry = _entry(os.fstat(descriptor))
+        found = os.fstat(descriptor)
+        self.entry = _entry(found)
+        has_holes = found.st_blocks * _BLOCK < found.st_size
+        self.descriptor = None if has_holes else descriptor
+
+    async def stream(self, begin: int, *, verify: bool) -> None:
+        """Only guests have streams."""
 
     async def read(self, offset: int, size: int) -> bytes:
         """Read at an offset."""
@@ -189,9 +199,10 @@ class HostReader:
         """What it is by now."""
         return _entry(os.fstat(self._descriptor))
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes."""
-        return await digest_of(self.read, length)
+    async def digest(self, length: int, kind: str = SHA256) -> bytes:
+        """A digest of its first bytes."""
+        with _trouble(self._text):
+            return await _digest(self._descriptor, length, kind)
 
     async def close(self) -> None:
         """Close it."""
@@ -209,6 +220,9 @@ class HostWriter:
         self._text = text
         self.begun = os.fstat(descriptor).st_size
 
+    async def stream(self, begin: int, size: int, *, verify: bool) -> None:
+        """Only guests have streams."""
+
     async def write(self, offset: int, data: memoryview) -> None:
         """Write at an offset."""
         with _trouble(self._text):
@@ -221,14 +235,12 @@ class HostWriter:
         with _trouble(self._text):
             os.ftruncate(self._descriptor, size)
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes."""
-
-        async def read(offset: int, size: int) -> bytes:
-            return await asyncio.to_thread(os.pread, self._descriptor, size, offset)
-
+    async def digest(
+        self, length: int, kind: str = SHA256, written: Written | None = None
+    ) -> bytes:
+        """A digest of its first bytes, as soon as they are written."""
         with _trouble(self._text):
-            return await digest_of(read, length)
+            return await _digest(self._descriptor, length, kind, written)
 
     async def place(self, entry: Entry) -> None:
         """Finish it, and rename it."""
@@ -246,3 +258,22 @@ class HostWriter:
     async def close(self) -> None:
         """Close it."""
         os.close(self._descriptor)
+
+
+async def _digest(descriptor: int, length: int, kind: str, written: Written | None = None) -> bytes:
+    """A digest of the first bytes of a file; of all if there are fewer."""
+    hashed, at = KINDS[kind](), 0
+    buffer = memoryview(bytearray(min(_PIECE, length)))
+
+    def go_on(count: int) -> int:
+        count = os.preadv(descriptor, [buffer[:count]], at)
+        hashed.update(buffer[:count])
+        return count
+
+    while at < length:
+        most = min(_PIECE, length - at)
+        size = await written.after(at, most) if written else most
+        if not (count := await asyncio.to_thread(go_on, size)):
+            break
+        at += count
+    return hashed.digest()

@@ -1,0 +1,196 @@
+"""Large files as plain streams: a data connection with nothing between the bytes but one line before each file.
+
+sftp-server reads and writes 32 KiB at a time, and under emulation these many system calls are what is slow. A stream
+has no requests. SFTP makes the file, gives it mode and time, and renames it, as for any other file.
+
+Behind the connection are the guest's dd and cksum, or its python3: both copy a file, and then say its CRC. A CRC finds
+errors. A guest that lies would lie about any digest.
+"""
+
+import asyncio
+import os
+from contextlib import suppress
+from socket import SHUT_RDWR
+from typing import TYPE_CHECKING, Final, Self
+
+from vsock.ssh.copying.digests import CRC32, read_digest
+from vsock.ssh.copying.sides import CHUNK
+from vsock.ssh.data_connection import DataConnectionError, open_data_connection
+
+if TYPE_CHECKING:
+    import socket
+
+    from vsock.ssh.data_connection import DataConnection
+    from vsock.ssh.session import GuestSession
+
+__all__ = ["PIECE", "STREAM_FROM", "GuestStream"]
+
+STREAM_FROM: Final = 8 << 20
+"""Bytes of a file from which on a stream is quicker; to open one takes as long as some MiB by SFTP."""
+
+PIECE: Final = 1 << 20
+"""Bytes of a file that are sent or received before the next look."""
+
+_READY: Final = b"ready\n"
+_NONE: Final = "none"
+_MOST_SAID: Final = 256
+"""Bytes that a guest may say after the data."""
+
+# dd says how much it has copied. If that is too little, the guest says nothing more, and closes. Nobody may put a link
+# in the place of the file that SFTP has made. A file that grows ends where it did when it was opened.
+_BY_TOOLS: Final = f"""\
+export LC_ALL=C
+exec 3>&1
+sum() {{ if [ "$kind" = {_NONE} ]; then echo 0; else cksum -a {CRC32}b <"$path"; fi; }}
+echo ready
+while IFS= read -r path && IFS=" " read -r way kind chunks length; do
+  if [ "$way" = send ]
+  then said=$(dd bs={CHUNK} iflag=count_bytes skip="$chunks" count="$length" if="$path" 2>&1 >&3)
+  else said=$(dd bs={CHUNK} iflag=fullblock,count_bytes count="$length" \
+    of="$path" oflag=append,nofollow conv=notrunc,nocreat 2>&1)
+  fi
+  case "$said" in *"
+$length byte"*) sum || exit;; *) exit 1;; esac
+done
+"""
+
+# One process for all: to start one takes User-Mode Linux a tenth of a second.
+_BY_PYTHON: Final = f"""\
+import os,zlib
+b=memoryview(bytearray({PIECE})); void=os.open(os.devnull,os.O_WRONLY)
+def put(f,m):
+  while m: m=m[os.write(f,m):]
+def copy(i,o,left,c):
+  while left>0:
+    n=os.readv(i,[b[:left]])
+    if not n: break
+    put(o,b[:n]); left-=n
+    if kind!=b"{_NONE}": c=zlib.crc32(b[:n],c)
+  return left,c
+def line():
+  r=b""
+  while r[-1:]!=b"\\n":
+    x=os.read(0,1)
+    if not x: os._exit(0)
+    r+=x
+  return r[:-1]
+put(1,b"ready\\n")
+while 1:
+  path=line(); way,kind,chunks,length=line().split(); begin=int(chunks)*{CHUNK}; length=int(length); c=0
+  if way==b"send": f=os.open(path,os.O_RDONLY)
+  else: f=os.open(path,os.O_RDWR|os.O_APPEND|os.O_NOFOLLOW)
+  if kind!=b"{_NONE}": _,c=copy(f,void,begin,c)
+  os.lseek(f,begin,0)
+  left,c=copy(f,1,length,c) if way==b"send" else copy(0,f,length,c)
+  os.close(f)
+  if left: break
+  put(1,b"%d\\n"%c)
+"""
+
+_LINE: Final = f"""\
+if cksum -a {CRC32}b </dev/null >/dev/null 2>&1 && dd iflag=count_bytes,nofollow count=0 </dev/null 2>/dev/null
+then {_BY_TOOLS}
+else exec python3 -IS -c '{_BY_PYTHON}'
+fi
+"""
+
+
+class GuestStream:
+    """A stream to and from files of the guest, one after the other."""
+
+    def __init__(self, data: "DataConnection") -> None:
+        self._data = data
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket = data.detach()
+        self._sock.setblocking(False)
+        self._watch = asyncio.create_task(self._end_with_session())
+
+    @classmethod
+    async def open(cls, session: "GuestSession") -> Self:
+        """Let the guest connect.
+
+        Raises:
+            DataConnectionError: it lacks what that needs.
+        """
+        data = await open_data_connection(session, ["sh"], _LINE)
+        try:
+            # It says nothing more before it is asked to, so that what it says then is not read here.
+            if await data.reader.readexactly(len(_READY)) == _READY:
+                return cls(data)
+        except (asyncio.IncompleteReadError, OSError) as error:
+            data.abort()
+            raise DataConnectionError("it begins no stream") from error
+        except BaseException:
+            data.abort()
+            raise
+        data.abort()
+        raise DataConnectionError("it begins no stream")
+
+    async def _end_with_session(self) -> None:
+        await self._data.wait_closed()
+        self._end()
+
+    def _end(self) -> None:
+        with suppress(OSError):  # the other side has ended it
+            self._sock.shutdown(SHUT_RDWR)
+
+    async def take(self, path: bytes, begin: int, length: int, *, verify: bool) -> None:
+        """Let the guest append what is sent to a file that is there and has `begin` bytes."""
+        await self._order("take", path, begin, length, verify=verify)
+
+    async def give(self, path: bytes, begin: int, length: int, *, verify: bool) -> None:
+        """Let the guest send a part of a file."""
+        await self._order("send", path, begin, length, verify=verify)
+
+    async def _order(self, way: str, path: bytes, begin: int, length: int, *, verify: bool) -> None:
+        words = f"{way} {CRC32 if verify else _NONE} {begin // CHUNK} {length}\n"
+        await self._loop.sock_sendall(self._sock, path + b"\n" + words.encode())
+
+    async def send(self, descriptor: int, offset: int, size: int) -> int:
+        """Send from a file, and return how many bytes; fewer than `size` if it ends before.
+
+        Raises:
+            ConnectionError: the guest's program has ended.
+        """
+        with open(os.dup(descriptor), "rb", buffering=0) as file:  # noqa: ASYNC230, PTH123 - a descriptor
+            return await self._loop.sock_sendfile(self._sock, file, offset, size, fallback=False)
+
+    async def receive(self, size: int) -> memoryview:
+        """Receive so many bytes.
+
+        Raises:
+            ConnectionError: fewer have come.
+        """
+        buffer = memoryview(bytearray(size))
+        filled = 0
+        while filled < size:
+            filled += await self._read_into(buffer[filled:])
+        return buffer
+
+    async def _read_into(self, buffer: memoryview) -> int:
+        count = await self._loop.sock_recv_into(self._sock, buffer)
+        if not count:
+            raise ConnectionResetError("the guest's program has ended")
+        return count
+
+    async def digest(self) -> bytes:
+        """The CRC of its whole file, which the guest says after the last byte.
+
+        Raises:
+            ConnectionError: its program has failed, or has ended before.
+            ValueError: that is no CRC.
+        """
+        said = bytearray(_MOST_SAID)
+        filled = 0
+        while b"\n" not in said[:filled]:
+            if filled == len(said):
+                raise ValueError("no line")
+            filled += await self._read_into(memoryview(said)[filled:])
+        return read_digest(CRC32, bytes(said[:filled]))
+
+    def close(self) -> None:
+        """End it, and the guest's program by that."""
+        self._watch.cancel()
+        self._end()
+        self._sock.close()
+        self._data.abort()
