@@ -8,10 +8,11 @@ import zlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
-__all__ = ["CRC32", "KINDS", "SHA256", "Digest", "read_digest"]
+__all__ = ["CRC32", "KINDS", "SHA256", "Digest", "read_crc"]
 
 CRC32: Final = "crc32"
 SHA256: Final = "sha256"
+_LONGEST_CRC: Final = 10
 
 
 class Digest(Protocol):
@@ -38,15 +39,9 @@ class _Crc32:
 KINDS: Final[dict[str, Callable[[], Digest]]] = {CRC32: _Crc32, SHA256: hashlib.sha256}
 
 
-def read_digest(kind: str, said: bytes) -> bytes:
-    """The digest that a program prints first: `cksum` a decimal number, `sha256sum` a hexadecimal one.
-
-    Raises:
-        ValueError: it has printed something else.
-    """
-    word = said.split(maxsplit=1)[0].decode("ascii") if said.strip() else ""
-    if kind == CRC32 and word.isdecimal() and len(word) <= 10 and int(word) < 1 << 32:
-        return int(word).to_bytes(4)
-    if kind == SHA256 and len(word) == 64:
-        return bytes.fromhex(word)
-    raise ValueError(f"no {kind}")
+def read_crc(said: bytes) -> bytes | None:
+    """The CRC that a program prints first, as a decimal number; None if it has printed something else."""
+    word = said.partition(b"\n")[0].partition(b" ")[0]
+    if not (word.isdigit() and len(word) <= _LONGEST_CRC and int(word) < 1 << 32):
+        return None
+    return int(word).to_bytes(4)

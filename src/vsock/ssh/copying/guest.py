@@ -535,13 +535,13 @@ class _Stream:
         """Receive."""
         return await self._ask(self._stream.receive(size))
 
-    async def digest(self, length: int) -> bytes:
-        """The guest's digest of its file."""
+    async def crc(self, length: int) -> bytes:
+        """The CRC of the guest's file."""
         seconds = _ANSWER_SECONDS + length / _LEAST_BYTES_PER_SECOND
-        try:
-            return await self._ask(self._stream.digest(), seconds)
-        except ValueError:
-            raise EntryError(f"{self._side.text(self._path)}: the guest says no CRC") from None
+        said = await self._ask(self._stream.crc(), seconds)
+        if said is None:
+            raise EntryError(f"{self._side.text(self._path)}: the guest says no CRC")
+        return said
 
     def end(self) -> None:
         """The file was not copied to its end."""

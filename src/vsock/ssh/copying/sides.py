@@ -134,7 +134,7 @@ class Stream(Protocol):
     async def receive(self, size: int) -> memoryview:
         """Receive so many bytes."""
 
-    async def digest(self, length: int) -> bytes:
+    async def crc(self, length: int) -> bytes:
         """The CRC of the guest's whole file, which has this length, after the last byte; of no use if unverified."""
 
     def end(self) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from socket import SHUT_RDWR
 from typing import TYPE_CHECKING, Final, Self
 
-from vsock.ssh.copying.digests import CRC32, read_digest
+from vsock.ssh.copying.digests import CRC32, read_crc
 from vsock.ssh.copying.sides import CHUNK
 from vsock.ssh.data_connection import DataConnectionError, open_data_connection
 
@@ -153,7 +153,7 @@ class GuestStream:
             ConnectionError: the guest's program has ended.
         """
         with open(os.dup(descriptor), "rb", buffering=0) as file:  # noqa: ASYNC230, PTH123 - a descriptor
-            return await self._loop.sock_sendfile(self._sock, file, offset, size, fallback=False)
+            return await self._loop.sock_sendfile(self._sock, file, offset, size)
 
     async def receive(self, size: int) -> memoryview:
         """Receive so many bytes.
@@ -173,20 +173,19 @@ class GuestStream:
             raise ConnectionResetError("the guest's program has ended")
         return count
 
-    async def digest(self) -> bytes:
-        """The CRC of its whole file, which the guest says after the last byte.
+    async def crc(self) -> bytes | None:
+        """The CRC of its whole file, which the guest says after the last byte; None if it says something else.
 
         Raises:
             ConnectionError: its program has failed, or has ended before.
-            ValueError: that is no CRC.
         """
         said = bytearray(_MOST_SAID)
         filled = 0
         while b"\n" not in said[:filled]:
             if filled == len(said):
-                raise ValueError("no line")
+                return None
             filled += await self._read_into(memoryview(said)[filled:])
-        return read_digest(CRC32, bytes(said[:filled]))
+        return read_crc(bytes(said[:filled]))
 
     def close(self) -> None:
         """End it, and the guest's program by that."""

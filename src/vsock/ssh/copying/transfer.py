@@ -191,12 +191,13 @@ async def _by_stream(
             await _send(stream, descriptor, begin, size, text, came)
         else:
             await _receive(stream, writer, begin, size, came, written)
-        there = await stream.digest(size)
+        there = await stream.crc(size)
         crcs = (await here, there) if is_sent else (there, await here)
         is_done = True
     except SessionError:
-        if not is_sent and (await reader.now()).size < size:
-            raise EntryError(f"{text}: {_SHORT}") from None
+        with suppress(SessionError):  # the first one is the reason
+            if not is_sent and (await reader.now()).size < size:
+                raise EntryError(f"{text}: {_SHORT}") from None
         raise
     finally:
         here.cancel()
