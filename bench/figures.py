@@ -13,6 +13,7 @@ from bench.copies import copies
 from bench.hostile.rows import hostile
 from bench.lab import Lab
 from bench.plan import Plan
+from bench.reach import reach
 from bench.real import real_guests
 from bench.rows import Row, alternate
 from bench.scale import content, greedy, many_flows, many_guests
@@ -215,5 +216,6 @@ FIGURES: dict[str, Figure] = {
     "content": content,
     "real": real_guests,
     "copies": copies,
+    "reach": reach,
     "hostile": hostile,
 }

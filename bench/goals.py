@@ -166,12 +166,27 @@ _RULES = [
         for way in ("h2g", "g2h")
     ),
     *(
+        _Rule(
+            f"13 cp qemu {way} of scp, user-mode TCP",
+            _ratio(f"copy qemu {way}", "scp, user-mode TCP"),
+            1.5,
+        )
+        for way in ("h2g", "g2h")
+    ),
+    *(
         _Rule(f"13 cp {vmm} small files of scp", _ratio(f"copy {vmm} small files", "scp -r"), 3.0)
         for vmm in ("uml", "qemu")
     ),
     *(
         _Rule(f"13 cp {vmm} memory of the host, MiB", _median(f"copy {vmm} memory"), 64, True)
         for vmm in ("uml", "qemu")
+    ),
+    _Rule("13 exec in a kept session, ms", _median("exec uml"), 150, True),
+    _Rule("13 exec that logs in, of ssh", _ratio("exec uml", "ssh", of="ours cold"), 3.0, True),
+    _Rule("13 forward p50 of plain vsock", _ratio("forward ping p50", "plain vsock"), 1.3, True),
+    *(
+        _Rule(f"13 forward {way} of plain vsock", _ratio(f"forward {way}", "plain vsock"), 0.7)
+        for way in ("h2g", "g2h")
     ),
     _Rule("10 memory of an idle flow, KiB", _median("many flows: memory of each"), 2.0, True),
     _Rule("10 active flows slower by", _slower("many flows: one active flow per guest"), 1.2, True),
