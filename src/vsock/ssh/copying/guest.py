@@ -531,9 +531,9 @@ class _Stream:
         """Send from a file of the host."""
         return await self._ask(self._stream.send(descriptor, offset, size))
 
-    async def receive(self, size: int) -> memoryview:
+    async def receive(self, buffer: memoryview) -> None:
         """Receive."""
-        return await self._ask(self._stream.receive(size))
+        await self._ask(self._stream.receive(buffer))
 
     async def crc(self, length: int) -> bytes:
         """The CRC of the guest's file."""

@@ -129,10 +129,10 @@ class Stream(Protocol):
     """The data of one file without requests."""
 
     async def send(self, descriptor: int, offset: int, size: int) -> int:
-        """Send from a file of the host; returns how many bytes, fewer if it ends before."""
+        """Send from a file of the host; returns how many bytes, none at its end."""
 
-    async def receive(self, size: int) -> memoryview:
-        """Receive so many bytes."""
+    async def receive(self, buffer: memoryview) -> None:
+        """Receive until the buffer is full."""
 
     async def crc(self, length: int) -> bytes:
         """The CRC of the guest's whole file, which has this length, after the last byte; of no use if unverified."""

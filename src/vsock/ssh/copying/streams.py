@@ -9,17 +9,17 @@ errors. A guest that lies would lie about any digest.
 
 import asyncio
 import os
+import socket
 from contextlib import suppress
-from socket import SHUT_RDWR
+from socket import MSG_WAITALL, SHUT_RDWR
 from typing import TYPE_CHECKING, Final, Self
 
+from vsock.ssh.attached import in_thread
 from vsock.ssh.copying.digests import CRC32, read_crc
 from vsock.ssh.copying.sides import CHUNK
 from vsock.ssh.data_connection import DataConnectionError, open_data_connection
 
 if TYPE_CHECKING:
-    import socket
-
     from vsock.ssh.data_connection import DataConnection
     from vsock.ssh.session import GuestSession
 
@@ -96,13 +96,15 @@ fi
 
 
 class GuestStream:
-    """A stream to and from files of the guest, one after the other."""
+    """A stream to and from files of the guest, one after the other.
+
+    Threads wait for it: asyncio would be woken for each few packets. The caller bounds the time, and ends it.
+    """
 
     def __init__(self, data: "DataConnection") -> None:
         self._data = data
-        self._loop = asyncio.get_running_loop()
-        self._sock: socket.socket = data.detach()
-        self._sock.setblocking(False)
+        self._sock = socket.socket(fileno=data.detach().detach())
+        self._sock.setblocking(True)
         self._watch = asyncio.create_task(self._end_with_session())
 
     @classmethod
@@ -144,34 +146,31 @@ class GuestStream:
 
     async def _order(self, way: str, path: bytes, begin: int, length: int, *, verify: bool) -> None:
         words = f"{way} {CRC32 if verify else _NONE} {begin // CHUNK} {length}\n"
-        await self._loop.sock_sendall(self._sock, path + b"\n" + words.encode())
+        await in_thread(self._sock.sendall, path + b"\n" + words.encode())
 
     async def send(self, descriptor: int, offset: int, size: int) -> int:
-        """Send from a file, and return how many bytes; fewer than `size` if it ends before.
+        """Send from a file, and return how many bytes; none at its end.
 
         Raises:
             ConnectionError: the guest's program has ended.
         """
-        with open(os.dup(descriptor), "rb", buffering=0) as file:  # noqa: ASYNC230, PTH123 - a descriptor
-            return await self._loop.sock_sendfile(self._sock, file, offset, size)
+        # The file of whoever is cancelled is closed, and the thread may be at work a moment longer.
+        return await in_thread(self._send, os.dup(descriptor), offset, size)
 
-    async def receive(self, size: int) -> memoryview:
-        """Receive so many bytes.
+    def _send(self, descriptor: int, offset: int, size: int) -> int:
+        try:
+            return os.sendfile(self._sock.fileno(), descriptor, offset, size)
+        finally:
+            os.close(descriptor)
+
+    async def receive(self, buffer: memoryview) -> None:
+        """Receive until the buffer is full.
 
         Raises:
-            ConnectionError: fewer have come.
+            ConnectionError: less has come.
         """
-        buffer = memoryview(bytearray(size))
-        filled = 0
-        while filled < size:
-            filled += await self._read_into(buffer[filled:])
-        return buffer
-
-    async def _read_into(self, buffer: memoryview) -> int:
-        count = await self._loop.sock_recv_into(self._sock, buffer)
-        if not count:
+        if await in_thread(self._sock.recv_into, buffer, len(buffer), MSG_WAITALL) < len(buffer):
             raise ConnectionResetError("the guest's program has ended")
-        return count
 
     async def crc(self) -> bytes | None:
         """The CRC of its whole file, which the guest says after the last byte; None if it says something else.
@@ -179,13 +178,15 @@ class GuestStream:
         Raises:
             ConnectionError: its program has failed, or has ended before.
         """
-        said = bytearray(_MOST_SAID)
-        filled = 0
-        while b"\n" not in said[:filled]:
-            if filled == len(said):
+        said = b""
+        while b"\n" not in said:
+            more = await in_thread(self._sock.recv, _MOST_SAID)
+            if not more:
+                raise ConnectionResetError("the guest's program has ended")
+            said += more
+            if len(said) >= _MOST_SAID:
                 return None
-            filled += await self._read_into(memoryview(said)[filled:])
-        return read_crc(bytes(said[:filled]))
+        return read_crc(said)
 
     def close(self) -> None:
         """End it, and the guest's program by that."""

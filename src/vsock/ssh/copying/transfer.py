@@ -30,8 +30,6 @@ __all__ = ["copy_file", "copy_stream", "read_in_order"]
 
 _DISCARD_SECONDS: Final = 2.0
 _SHORT: Final = "ends before its size, or became shorter during the copy"
-_PIECES_AT_ONCE: Final = 2
-"""Pieces of a stream that are written while the next one comes."""
 
 Came = Callable[[int], None]
 """Called with the number of bytes that came, or were there already."""
@@ -227,20 +225,18 @@ async def _send(
 async def _receive(
     stream: Stream, writer: Writer, begin: int, size: int, came: Came, written: Written
 ) -> None:
-    outgoing, at = _Outgoing(writer, _PIECES_AT_ONCE), begin
-    written.until(begin)
-    try:
-        while at < size:
-            data = await stream.receive(min(PIECE, size - at))
-            await outgoing.put(at, data)
-            at += len(data)
-            came(len(data))
-            written.until(max(begin, outgoing.settled))
-        await outgoing.all_done()
-    finally:
-        await outgoing.end()
-    if outgoing.reached < size:
-        await writer.truncate(size)  # it ends in a hole
+    buffer, at, reached = memoryview(bytearray(PIECE)), begin, begin
+    while at < size:
+        piece = buffer[: size - at]
+        await stream.receive(piece)
+        for offset, run in written_runs(piece):
+            await writer.write(at + offset, run)
+            reached = at + offset + len(run)
+        at += len(piece)
+        came(len(piece))
+        written.until(reached)  # behind it may be a hole, which is none before something follows
+    if reached < size:
+        await writer.truncate(size)
     written.until(size)
 
 
@@ -299,30 +295,19 @@ class _Outgoing:
         self._at_once = at_once
         self.reached = 0
         self._tasks: deque[asyncio.Task[None]] = deque()
-        self._begins: deque[int] = deque()
 
-    @property
-    def settled(self) -> int:
-        """All before this is written, or a hole before something that is."""
-        return self._begins[0] if self._begins else self.reached
-
-    async def put(self, offset: int, data: bytes | memoryview) -> None:
+    async def put(self, offset: int, data: bytes) -> None:
         """Write what is not zeros; waits while the window is full."""
         for at, run in written_runs(data):
             while len(self._tasks) >= self._at_once:
-                await self._next_done()
+                await self._tasks.popleft()
             self._tasks.append(asyncio.create_task(self._writer.write(offset + at, run)))
-            self._begins.append(offset + at)
             self.reached = offset + at + len(run)
-
-    async def _next_done(self) -> None:
-        await self._tasks.popleft()
-        self._begins.popleft()
 
     async def all_done(self) -> None:
         """Wait for all of them."""
         while self._tasks:
-            await self._next_done()
+            await self._tasks.popleft()
 
     async def end(self) -> None:
         """Let none of them go on."""
