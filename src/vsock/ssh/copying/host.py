@@ -14,6 +14,7 @@ from typing import Final
 
 from vsock.ssh.copying.digests import KINDS, SHA256
 from vsock.ssh.copying.sides import (
+    CHUNK,
     Entry,
     EntryError,
     Kind,
@@ -226,9 +227,13 @@ class HostWriter:
     async def write(self, offset: int, data: memoryview) -> None:
         """Write at an offset."""
         with _trouble(self._text):
-            while data:
-                written = await asyncio.to_thread(os.pwrite, self._descriptor, data, offset)
-                offset, data = offset + written, data[written:]
+            await asyncio.to_thread(self._write, offset, data)
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        # Not more at once: ext4 takes as large folios as the write, and those are memory that no processor has cached.
+        while data:
+            written = os.pwrite(self._descriptor, data[:CHUNK], offset)
+            offset, data = offset + written, data[written:]
 
     async def truncate(self, size: int) -> None:
         """Cut or extend it."""
