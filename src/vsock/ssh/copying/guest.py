@@ -90,29 +90,40 @@ class GuestSide:
         self._data = data
         self._has_streams = True
         self._stream: GuestStream | None = None
+        self._opening: asyncio.Task[GuestStream | None] | None = None
         if data:
             self.notes.update(notes(self.name, refused=data.refused))
 
     @classmethod
-    async def open(cls, session: "GuestSession", *, encrypted: bool = False) -> "GuestSide":
+    async def open(
+        cls, session: "GuestSession", *, encrypted: bool = False, streams: bool = False
+    ) -> "GuestSide":
         """Start an SFTP server in the guest, which is reached over a plain connection, or as part of its sshd over ssh.
 
         Args:
             session: an open session with the guest.
             encrypted: over ssh in any case.
+            streams: begin at once what large files pass by; else it begins with the first one.
 
         Raises:
             SessionError: it has no SFTP, or the session ended.
         """
         if encrypted:
             return cls(session, await cls._sftp(session), over_ssh="it was asked for")
+        stream = asyncio.create_task(_begun(session)) if streams else None
         try:
             data, client = await plain_sftp(session)
-            return cls(session, client, data=data)
+            side = cls(session, client, data=data)
         except DataConnectionError as error:
             side = cls(session, await cls._sftp(session), over_ssh=str(error))
             side.notes.update(notes(side.name, refused=error.refused, is_late=error.is_late))
-            return side
+        except BaseException:
+            if stream:
+                stream.add_done_callback(_ended)
+                stream.cancel()
+            raise
+        side._opening = stream
+        return side
 
     @staticmethod
     async def _sftp(session: "GuestSession") -> asyncssh.SFTPClient:
@@ -211,15 +222,17 @@ class GuestSide:
         if self.over_ssh or not self._has_streams or b"\n" in path:
             return None
         if not self._stream:
-            try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    self._stream = await GuestStream.open(self._session)
-            except (DataConnectionError, TimeoutError):
-                self._has_streams = False
+            opening, self._opening = self._opening, None
+            self._stream = await (opening or _begun(self._session))
+            self._has_streams = self._stream is not None
         return self._stream
 
     def end_stream(self) -> None:
         """End the stream, of which a file was not copied to its end."""
+        if self._opening:
+            self._opening.add_done_callback(_ended)
+            self._opening.cancel()
+            self._opening = None
         if self._stream:
             self._stream.close()
             self._stream = None
@@ -247,6 +260,21 @@ class GuestSide:
                     process.close()
         except (ValueError, asyncio.IncompleteReadError, SessionError, TimeoutError):
             return None  # the caller reads the file again, and then an ended session is an error
+
+
+async def _begun(session: "GuestSession") -> GuestStream | None:
+    """A stream, unless the guest lacks what that needs."""
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await GuestStream.open(session)
+    except (DataConnectionError, TimeoutError):
+        return None
+
+
+def _ended(opening: "asyncio.Task[GuestStream | None]") -> None:
+    """Nobody wants it any more, though it may have begun."""
+    if not opening.cancelled() and not opening.exception() and (stream := opening.result()):
+        stream.close()
 
 
 class GuestFolder:

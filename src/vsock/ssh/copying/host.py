@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -22,8 +22,9 @@ from vsock.ssh.copying.sides import (
     part_name,
     shown,
 )
+from vsock.ssh.copying.streams import STREAM_FROM
 
-__all__ = ["HostSide"]
+__all__ = ["HostSide", "has_large_file"]
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
@@ -64,6 +65,16 @@ class HostSide:
         """Open a folder, whose path the user has named."""
         with _trouble(self.text(path)):
             return HostFolder(os.open(path or b".", _FOLDER), path)
+
+
+def has_large_file(paths: Iterable[bytes]) -> bool:
+    """Whether one of these is a file that passes as a stream; those in folders are not looked for."""
+    for path in paths:
+        with suppress(OSError):  # is told when it is copied
+            found = os.stat(path or b".")  # noqa: PTH116 - paths are bytes
+            if stat.S_ISREG(found.st_mode) and found.st_size >= STREAM_FROM:
+                return True
+    return False
 
 
 class HostFolder:
