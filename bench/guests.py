@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ SSHD_CONFIG = (
     "Subsystem sftp /usr/lib/openssh/sftp-server\n"
 )
 SERVE_TCP = """
-cd /sys/class/net; for one in e*; do ip link set $one up; ip addr replace 10.0.2.15/24 dev $one; done
-ss -ltn | grep -q :22 || systemd-run -q /usr/sbin/sshd -D
+mkdir -p /run/systemd/network
+printf '[Match]\\nName=e*\\n[Network]\\nAddress=10.0.2.15/24\\n' > /run/systemd/network/bench.network
+systemctl start systemd-networkd
 """
 PERL_CAT = """
 $SIG{CHLD}="IGNORE"; socket(L,40,1,0); bind(L,pack("SSLLx4",40,0,$ARGV[0],0xffffffff)); listen(L,8);
@@ -208,6 +210,11 @@ def debian(lab: Lab) -> Iterator[CommandGuest]:
         stack.enter_context(made)
         guest.vsock("wait", guest.name, "--ssh", "--timeout", "300")
         guest.run(SERVE_TCP)
+        deadline = time.monotonic() + SECONDS
+        while not _answers(port):
+            if time.monotonic() > deadline:
+                raise AgentError("sshd does not answer over QEMU's user-mode network")
+            time.sleep(0.5)
         _write_ssh_config(guest)
 
         def serve(port: int, line: str) -> None:
@@ -218,6 +225,15 @@ def debian(lab: Lab) -> Iterator[CommandGuest]:
 
         guest.serve_cat("/tmp/large", serve)
         yield guest
+
+
+def _answers(port: int) -> bool:
+    """Whether sshd says its version; QEMU itself accepts before there is a network."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
