@@ -112,18 +112,22 @@ class GuestSide:
             return cls(session, await cls._sftp(session), over_ssh="it was asked for")
         stream = asyncio.create_task(_begun(session)) if streams else None
         try:
-            data, client = await plain_sftp(session)
-            side = cls(session, client, data=data)
-        except DataConnectionError as error:
-            side = cls(session, await cls._sftp(session), over_ssh=str(error))
-            side.notes.update(notes(side.name, refused=error.refused, is_late=error.is_late))
+            side = await cls._plain_or_not(session)
         except BaseException:
-            if stream:
-                stream.add_done_callback(_ended)
-                stream.cancel()
+            _end_opening(stream)
             raise
         side._opening = stream
         return side
+
+    @classmethod
+    async def _plain_or_not(cls, session: "GuestSession") -> "GuestSide":
+        try:
+            data, client = await plain_sftp(session)
+            return cls(session, client, data=data)
+        except DataConnectionError as error:
+            side = cls(session, await cls._sftp(session), over_ssh=str(error))
+            side.notes.update(notes(side.name, refused=error.refused, is_late=error.is_late))
+            return side
 
     @staticmethod
     async def _sftp(session: "GuestSession") -> asyncssh.SFTPClient:
@@ -229,10 +233,8 @@ class GuestSide:
 
     def end_stream(self) -> None:
         """End the stream, of which a file was not copied to its end."""
-        if self._opening:
-            self._opening.add_done_callback(_ended)
-            self._opening.cancel()
-            self._opening = None
+        _end_opening(self._opening)
+        self._opening = None
         if self._stream:
             self._stream.close()
             self._stream = None
@@ -271,10 +273,16 @@ async def _begun(session: "GuestSession") -> GuestStream | None:
         return None
 
 
-def _ended(opening: "asyncio.Task[GuestStream | None]") -> None:
+def _end_opening(opening: "asyncio.Task[GuestStream | None] | None") -> None:
     """Nobody wants it any more, though it may have begun."""
-    if not opening.cancelled() and not opening.exception() and (stream := opening.result()):
-        stream.close()
+
+    def end(done: "asyncio.Task[GuestStream | None]") -> None:
+        if not done.cancelled() and not done.exception() and (stream := done.result()):
+            stream.close()
+
+    if opening:
+        opening.add_done_callback(end)
+        opening.cancel()
 
 
 class GuestFolder:

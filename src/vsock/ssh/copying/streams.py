@@ -8,11 +8,14 @@ errors. A guest that lies would lie about any digest.
 """
 
 import asyncio
+import errno
 import os
 import socket
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from socket import MSG_WAITALL, SHUT_RDWR
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from vsock.ssh.attached import in_thread
 from vsock.ssh.copying.digests import CRC32, read_crc
@@ -33,6 +36,10 @@ PIECE: Final = 1 << 20
 
 _READY: Final = b"ready\n"
 _NONE: Final = "none"
+_NO_SENDFILE: Final = (errno.EINVAL, errno.ENOSYS)
+"""Errors of a file system without it."""
+
+_T = TypeVar("_T")
 _MOST_SAID: Final = 256
 """Bytes that a guest may say after the data."""
 
@@ -105,6 +112,9 @@ class GuestStream:
         self._data = data
         self._sock = socket.socket(fileno=data.detach().detach())
         self._sock.setblocking(True)
+        self._lock = threading.Lock()
+        self._at_work = 0
+        self._is_closed = False
         self._watch = asyncio.create_task(self._end_with_session())
 
     @classmethod
@@ -146,7 +156,7 @@ class GuestStream:
 
     async def _order(self, way: str, path: bytes, begin: int, length: int, *, verify: bool) -> None:
         words = f"{way} {CRC32 if verify else _NONE} {begin // CHUNK} {length}\n"
-        await in_thread(self._sock.sendall, path + b"\n" + words.encode())
+        await self._in_thread(self._sock.sendall, path + b"\n" + words.encode())
 
     async def send(self, descriptor: int, offset: int, size: int) -> int:
         """Send from a file, and return how many bytes; none at its end.
@@ -154,12 +164,18 @@ class GuestStream:
         Raises:
             ConnectionError: the guest's program has ended.
         """
-        # The file of whoever is cancelled is closed, and the thread may be at work a moment longer.
-        return await in_thread(self._send, os.dup(descriptor), offset, size)
+        # The file of a copy that is cancelled is closed, and the thread may be at work a moment longer.
+        return await self._in_thread(self._send, os.dup(descriptor), offset, size)
 
     def _send(self, descriptor: int, offset: int, size: int) -> int:
         try:
             return os.sendfile(self._sock.fileno(), descriptor, offset, size)
+        except OSError as error:
+            if error.errno not in _NO_SENDFILE:
+                raise
+            data = os.pread(descriptor, size, offset)
+            self._sock.sendall(data)
+            return len(data)
         finally:
             os.close(descriptor)
 
@@ -169,7 +185,8 @@ class GuestStream:
         Raises:
             ConnectionError: less has come.
         """
-        if await in_thread(self._sock.recv_into, buffer, len(buffer), MSG_WAITALL) < len(buffer):
+        receive = self._sock.recv_into
+        if await self._in_thread(receive, buffer, len(buffer), MSG_WAITALL) < len(buffer):
             raise ConnectionResetError("the guest's program has ended")
 
     async def crc(self) -> bytes | None:
@@ -180,7 +197,7 @@ class GuestStream:
         """
         said = b""
         while b"\n" not in said:
-            more = await in_thread(self._sock.recv, _MOST_SAID)
+            more = await self._in_thread(self._sock.recv, _MOST_SAID)
             if not more:
                 raise ConnectionResetError("the guest's program has ended")
             said += more
@@ -188,9 +205,29 @@ class GuestStream:
                 return None
         return read_crc(said)
 
+    async def _in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        with self._lock:
+            self._at_work += 1
+        return await in_thread(self._work, call, *arguments)
+
+    def _work(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        try:
+            return call(*arguments)
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        # Not before: another file could have the descriptor's number while a thread still uses it.
+        if self._is_closed and not self._at_work:
+            self._sock.close()
+
     def close(self) -> None:
-        """End it, and the guest's program by that."""
+        """End it, and the guest's program by that; a thread that waits for it goes on, and fails."""
         self._watch.cancel()
         self._end()
-        self._sock.close()
         self._data.abort()
+        with self._lock:
+            self._is_closed = True
+            self._close_if_idle()
