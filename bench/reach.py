@@ -56,6 +56,7 @@ def _exec_row(guest: CommandGuest, plan: Plan) -> Row:
         "ours": warm,
         "ours cold": partial(milliseconds, partial(guest.vsock, *command)),
         "ssh": partial(milliseconds, partial(guest.command, *ssh)),
+        "vsock --version": partial(milliseconds, partial(guest.vsock, "--version")),
     }
     times, failures = alternate(contenders, 3 if plan.quick else 10)
     what = "vsock exec NAME -- true, guest under uml; ours is in a kept session"
