@@ -291,8 +291,9 @@ def test_directory_variables_and_exit_codes_work_without_a_shell(
     orphan = f"{busybox} sh -c '({busybox} sleep 0.2 &) ; exit'"
     assert run("exec", NAME, "--", busybox, "sh", "-c", orphan).returncode == 0
     deadline = time.monotonic() + SECONDS
-    while run("exec", NAME, "--", busybox, "pgrep", "sleep").returncode == 0:
+    while (done := run("exec", NAME, "--", busybox, "pidof", "sleep")).returncode == 0:
         assert time.monotonic() < deadline
+    assert (done.returncode, done.stderr) == (1, b"")  # and not, say, 127
     stat = f"{busybox} cat /proc/[0-9]*/stat"
     states = run("exec", NAME, "--", busybox, "sh", "-c", stat).stdout.decode().splitlines()
     assert not [line for line in states if ") Z 1 " in line]
