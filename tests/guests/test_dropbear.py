@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from tests.guests.bare_guest import BareGuest
@@ -50,7 +51,7 @@ def in_guest(line: str) -> str:
     return done.stdout.decode().strip()
 
 
-def said(*words: str) -> str:
+def said_by(*words: str) -> str:
     """What a command that fails says, in one line."""
     done = run(*words)
     assert done.returncode == 1
@@ -188,24 +189,24 @@ def test_guest_without_sftp_server_is_told_in_one_line(tmp_path: Path) -> None:
     server = "/usr/lib/openssh/sftp-server"
     in_guest(f"mv {server} /usr/lib/openssh/away")
     try:
-        line = said("cp", str(tmp_path / "file"), f"{NAME}:/tmp")
+        line = said_by("cp", str(tmp_path / "file"), f"{NAME}:/tmp")
     finally:
         in_guest(f"mv /usr/lib/openssh/away {server}")
     assert line == (f"vsock: sshd of {NAME} has no SFTP: is its sftp-server installed?")
 
 
 @pytest.fixture
-def forwarded() -> Iterator[Callable[..., str]]:
-    """Starts `vsock forward`, and returns what it says first."""
+def forwarded() -> Iterator[Callable[..., IO[str]]]:
+    """Starts `vsock forward`, and returns what it says."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(*words: str) -> str:
+    def start(*words: str) -> IO[str]:
         process = subprocess.Popen(
             command("forward", *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         running.append(process)
         assert process.stdout
-        return process.stdout.readline()
+        return process.stdout
 
     yield start
     for process in running:
@@ -213,24 +214,55 @@ def forwarded() -> Iterator[Callable[..., str]]:
         process.communicate(timeout=SECONDS)
 
 
-def test_ports_of_the_guest_and_of_this_host_are_forwarded(forwarded: Callable[..., str]) -> None:
+def port_in(line: str) -> int:
+    """The port at which a forward listens."""
+    assert line.startswith("forwarding "), line
+    return int(line.split()[1].rpartition(":")[2])
+
+
+def test_ports_of_the_guest_and_of_this_host_are_forwarded(
+    forwarded: Callable[..., IO[str]],
+) -> None:
     """A TCP port of the guest as one of this host by dropbear, and one of this host as a port of the guest."""
     with vsock.guest_session(NAME) as session, socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(SECONDS)
         session.run(
             "echo from the guest >/tmp/index.html; httpd -p 127.0.0.1:8080 -h /tmp", check=True
         )
-        there = forwarded("-L", "127.0.0.1:0:127.0.0.1:8080", NAME).split()[1]
-        with socket.create_connection(("127.0.0.1", int(there.rpartition(":")[2])), SECONDS) as web:
+        port = port_in(forwarded("-L", "127.0.0.1:0:127.0.0.1:8080", NAME).readline())
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as web:
             web.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
             assert web.makefile("rb").read().endswith(b"\r\n\r\nfrom the guest\n")
-        back = forwarded("-R", f"18080:127.0.0.1:{server.getsockname()[1]}", NAME)
-        assert back.startswith("forwarding "), back
+        port = port_in(forwarded("-R", f"0:127.0.0.1:{server.getsockname()[1]}", NAME).readline())
         with subprocess.Popen(
-            command("exec", NAME, "--", "nc", "127.0.0.1", "18080"), stdout=subprocess.PIPE
+            command("exec", NAME, "--", "nc", "127.0.0.1", str(port)), stdout=subprocess.PIPE
         ) as client:
             connection, _ = server.accept()
             with connection:
                 connection.sendall(b"from the host\n")
             assert client.communicate(timeout=SECONDS)[0] == b"from the host\n"
         session.run("killall httpd; rm /tmp/index.html", check=True)
+
+
+def test_what_dropbear_does_not_forward_is_told_in_one_line(
+    forwarded: Callable[..., IO[str]], short_path: Path
+) -> None:
+    """It has no forwards of Unix sockets, for which it gives a number; for a closed port it gives the reason."""
+    said = forwarded("-L", "0:127.0.0.1:1", "-L", f"{short_path}/there:/tmp/there", NAME)
+    port = port_in(said.readline())
+    assert said.readline().startswith("forwarding ")
+    with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+        assert connection.recv(1) == b""
+    assert said.readline() == f"vsock: 127.0.0.1:1 of {NAME}: Connection refused\n"
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.settimeout(SECONDS)
+        unix.connect(f"{short_path}/there")
+        assert unix.recv(1) == b""
+    assert said.readline() == (
+        f"vsock: /tmp/there of {NAME}: its sshd forwards nothing to Unix sockets, as dropbear\n"
+    )
+    line = said_by("forward", "-R", "/tmp/there:127.0.0.1:1", NAME)
+    assert line == (
+        f"vsock: sshd of {NAME} does not listen at /tmp/there:"
+        " is it taken, or does its sshd forward no Unix sockets, as dropbear?"
+    )
