@@ -126,22 +126,60 @@ def test_command_has_its_streams_and_exit_code(guest: BareGuest) -> None:
     assert run("exec", NAME, "--", "printf", os.fsdecode(b"\xff\\0")).stdout == b"\xff\0"
 
 
+@pytest.fixture
+def started(logged_in: None) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
+    """Starts a script for the guest's shell, which says that it has begun."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(script: str) -> "subprocess.Popen[bytes]":
+        words = command("exec", NAME, "--", "sh", "-c", script)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe)
+        running.append(process)
+        assert process.stdout
+        assert process.stdout.readline() == b"begun\n"
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_signal_reaches_a_command_and_what_it_has_started(
+    started: Callable[[str], "subprocess.Popen[bytes]"],
+) -> None:
+    """dropbear signals the shell alone, which would wait for its program. A signal may be caught; a second one kills.
+
+    Another command goes on, in the same session too.
+    """
+    other = started("echo begun; cat >/dev/null; exit 3")
+    script = "sh -c 'echo begun; exec sleep 1111'; echo not reached"
+    process = started(script)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == 130
+    assert process.communicate() == (b"", b"")
+    until_nothing_sleeps()
+    process = started("trap 'echo caught; exit 5' TERM; echo begun; while :; do sleep 0.1; done")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 5
+    assert process.communicate()[0] == b"caught\n"
+    process = started("trap 'echo caught' INT; sh -c 'trap \"\" INT; echo begun; exec sleep 2222'")
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) in (137, 255)
+    until_nothing_sleeps()
+    assert other.poll() is None
+    other.communicate()
+    assert other.returncode == 3
+
+
 @pytest.mark.usefixtures("logged_in")
-def test_command_is_ended_by_signals_and_by_its_timeout() -> None:
-    """A signal reaches the command, which may catch it; SIGTERM ends it at its timeout, then SIGKILL."""
-    script = "trap 'echo caught; exit 5' INT; echo begun; while :; do sleep 0.1; done"
-    with subprocess.Popen(
-        command("exec", NAME, "--", "sh", "-c", script), stdout=subprocess.PIPE
-    ) as process:
-        try:
-            assert process.stdout
-            assert process.stdout.readline() == b"begun\n"
-            process.send_signal(signal.SIGINT)
-            assert process.wait(SECONDS) == 5
-            assert process.stdout.read() == b"caught\n"
-        finally:
-            process.kill()
-    for script in ("exec sleep 2222", "trap '' TERM; exec sleep 3333"):
+def test_timeout_leaves_nothing_running() -> None:
+    """Of a shell and its program: by SIGTERM, then by SIGKILL."""
+    for script in ("sleep 3333; true", "trap '' TERM; sleep 4444; true"):
         done = run("exec", "--timeout=2", NAME, "--", "sh", "-c", script)
         text = f"vsock: {NAME}: COMMAND was ended after 2 s\n"
         assert (done.returncode, done.stderr.decode()) == (124, text)
