@@ -116,9 +116,9 @@ impl Fabric {
             Some(owner @ (Owner::Queue | Owner::Device | Owner::Flow)) => {
                 self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
             }
-            Some(Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener) => {
-                self.programs.pending.push(ready);
-            }
+            Some(
+                owner @ (Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener),
+            ) => self.programs.wait(owner, ready),
             None => {}
         }
     }
