@@ -18,7 +18,10 @@ NAME = "debian13"
 TOOLS = {"mmdebstrap": "mmdebstrap", "fakeroot": "fakeroot", "mke2fs": "e2fsprogs"}
 """Programs that make the image, and their packages."""
 
-PACKAGES = ("linux-image-cloud-amd64", "openssh-server", "rsync", "systemd-sysv", "udev")
+PACKAGES = (
+    *("linux-image-cloud-amd64", "systemd-sysv", "udev"),
+    *("openssh-server", "rsync", "sshfs"),
+)
 
 _SIZE = "4G"
 """Of the disk: a sparse file."""
