@@ -433,8 +433,14 @@ def has_ended(process: int) -> bool:
 
 
 def test_folder_that_is_none_is_a_line(tmp_path: Path) -> None:
-    """And the exit code of a failure."""
-    for path, reason in ((tmp_path / "no", errno.ENOENT), (Path("/etc/passwd"), errno.ENOTDIR)):
+    """And the exit code of a failure; a link may be what the client of another share has made of the folder."""
+    (tmp_path / "link").symlink_to("/etc")
+    for path, reason in (
+        (tmp_path / "no", errno.ENOENT),
+        (Path("/etc/passwd"), errno.ENOTDIR),
+        (tmp_path / "link", errno.ELOOP),
+        (tmp_path / "link/ssh", errno.ELOOP),
+    ):
         order: list[str | Path] = [server_path(), "--sftp", "--folder", path]
         done = subprocess.run(order, capture_output=True, text=True, timeout=SECONDS, check=False)
         assert done.returncode == 1

@@ -19,7 +19,7 @@ usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [-
                           in /usr/lib/vsock/modules, keep a server running, reap children, start COMMAND;
                           the server has --without-keys
   --sftp                  serve SFTP on the standard streams
-  --folder DIR            of the files in DIR alone, to a client that may be hostile
+  --folder DIR            of the files in DIR alone, to a client that may be hostile; no link leads to DIR
   --writable              it may change them, too
   --version, --help";
 

@@ -71,17 +71,17 @@ impl Found {
 }
 
 impl Tree {
-    /// The files in a folder.
+    /// The files in a folder, to which no link leads: a client of another one might have exchanged it for a link.
     pub(super) fn folder(path: &Path, is_writable: bool) -> io::Result<Tree> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty())?;
-        let tree = Tree::Folder { root, is_writable };
-        let found =
-            tree.find(Path::new("/")).map_err(|error| match Errno::from_io_error(&error) {
-                Some(Errno::NOSYS) => io::Error::other("no openat2(2): use Linux 5.6 or later"),
-                _ => error,
+        let resolve = ResolveFlags::NO_SYMLINKS;
+        let root = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
+            .map_err(|error| match error {
+                Errno::NOSYS => io::Error::other("no openat2(2): use Linux 5.6 or later"),
+                _ => error.into(),
             })?;
-        fs::metadata(&found)
+        let tree = Tree::Folder { root, is_writable };
+        fs::metadata(tree.find(Path::new("/"))?)
             .map_err(|error| io::Error::new(error.kind(), format!("/proc/self/fd: {error}")))?;
         Ok(tree)
     }
@@ -375,7 +375,10 @@ mod tests {
         let (place, tree) = place();
         let folder = place.path().join("in");
         let kind = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(rustix::fs::CWD, folder.join("fifo"), kind, Mode::RUSR, 0).unwrap();
+        let fifo = folder.join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, Mode::RWXU, 0).unwrap();
+        // With both ends open, a server that does open it fails here and does not wait.
+        let _ends = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
         let size = Attributes { size: Some(0), ..no_change() };
         for name in ["fifo", "socket"] {
@@ -427,18 +430,18 @@ mod tests {
         fs::write(outside.join("file"), "of the host").unwrap();
         symlink(&outside, folder.join("link")).unwrap();
         let is_over = AtomicBool::new(false);
+        let end = Instant::now() + Duration::from_secs(10);
         let exchange = || {
             let (inner, link) = (folder.join("inner"), folder.join("link"));
             let flags = rustix::fs::RenameFlags::EXCHANGE;
             let cwd = rustix::fs::CWD;
-            while !is_over.load(Ordering::Relaxed) {
+            while !is_over.load(Ordering::Relaxed) && Instant::now() < end {
                 rustix::fs::renameat_with(cwd, &inner, cwd, &link, flags).unwrap();
             }
         };
         let (mut reached, mut missed) = (0, 0);
         thread::scope(|scope| {
             scope.spawn(exchange);
-            let end = Instant::now() + Duration::from_secs(10);
             // Until both have been seen often enough: on a busy machine one of the two may run alone for a while.
             while (reached < 500 || missed < 500) && Instant::now() < end {
                 match tree.open(Path::new("inner/file"), 1, &no_change()) {
