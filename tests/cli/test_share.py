@@ -26,7 +26,7 @@ from vsock.ssh.mounts import mount_at
 
 pytestmark = pytest.mark.programs("sshfs", "fusermount3", "perl")
 
-DEADLINE = 60
+DEADLINE = 40
 
 
 @pytest.fixture
@@ -270,7 +270,8 @@ def test_each_failure_is_a_line_with_the_side_at_fault(
     """Of the host, of the switch, of the guest's sshd, of its programs and files; and nothing is mounted."""
     assert "nobody listens on port 22 of alpha" in fails("share", here, f"alpha:{there}")
     assert "no such guest" in fails("share", here, f"nobody:{there}")
-    words = [sys.executable, "-m", "vsock.cli", "share", "--background", here, f"nobody:{there}"]
+    words = [sys.executable, "-m", "vsock.cli", "share", "--background"]
+    words += [str(here), f"nobody:{there}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     with serving(guest):
