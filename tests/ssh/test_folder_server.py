@@ -197,7 +197,7 @@ def ways_out(folder: Path) -> list[str]:
         "chain",
         "dangling",
         f"..{folder.parent}/secret",
-        "/proc/self/root/etc/passwd",
+        "/proc/self/cwd/file",
         str(folder.parent / "secret"),
     ]
 
