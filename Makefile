@@ -27,7 +27,7 @@ STATIC_PACKAGES := libc6-dev
 # Programs that make a whole Debian as a disk image.
 DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows their system calls.
-PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client sshfs strace openssl systemd curl
+PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client sshfs strace openssl systemd curl git rsync libnss-wrapper
 # Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
 export VSOCK_REQUIRE_PROGRAMS ?= 1
 TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests

@@ -19,8 +19,10 @@ TOOLS = {"mmdebstrap": "mmdebstrap", "fakeroot": "fakeroot", "mke2fs": "e2fsprog
 """Programs that make the image, and their packages."""
 
 PACKAGES = (
-    *("linux-image-cloud-amd64", "systemd-sysv", "udev"),
-    *("openssh-server", "rsync", "sshfs"),
+    *("linux-image-cloud-amd64", "openssh-server", "systemd-sysv", "udev"),
+    # Programs of the host run these by ssh; Ansible needs Python.
+    *("git", "python3", "rsync"),
+    "sshfs",  # for `vsock share`
 )
 
 _SIZE = "4G"

@@ -27,6 +27,8 @@ from vsock.ssh.mounts import mount_at
 pytestmark = pytest.mark.programs("sshfs", "fusermount3", "perl")
 
 DEADLINE = 40
+AGAIN = "again"
+"""Another folder of the guest, beside `there`."""
 
 
 @pytest.fixture
@@ -41,11 +43,12 @@ def there(tmp_path: Path) -> Iterator[Path]:
     """A folder of the guest, which is not there yet; nothing is mounted there afterwards."""
     path = tmp_path / "guest's/a folder, \\ 'there'"
     yield path
-    for _ in range(4):
-        if not mount_at(str(path)):
-            break
-        subprocess.run(["fusermount3", "-uz", str(path)], check=True, timeout=DEADLINE)
-    assert mount_at(str(path)) is None
+    for folder in [path, path.with_name(AGAIN)]:
+        for _ in range(4):
+            if not mount_at(str(folder)):
+                break
+            subprocess.run(["fusermount3", "-uz", str(folder)], check=True, timeout=DEADLINE)
+        assert mount_at(str(folder)) is None
     until(lambda: not servers())
 
 
@@ -307,7 +310,7 @@ def test_share_ends_with_the_guest_or_comes_back_with_it(
     programs = tmp_path / "programs"
     programs.mkdir()
     (here / "file").touch()
-    again = there.with_name("again")
+    again = there.with_name(AGAIN)
     place = f"alpha:{again}"
     with ExitStack() as stack:
         with serving(guest, programs=programs) as server:
