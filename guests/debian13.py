@@ -22,6 +22,7 @@ PACKAGES = (
     *("linux-image-cloud-amd64", "openssh-server", "systemd-sysv", "udev"),
     # Programs of the host run these by ssh; Ansible needs Python.
     *("git", "python3", "rsync"),
+    "sshfs",  # for `vsock share`
 )
 
 _SIZE = "4G"

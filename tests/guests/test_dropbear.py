@@ -304,3 +304,9 @@ def test_what_dropbear_does_not_forward_is_told_in_one_line(
         f"vsock: sshd of {NAME} does not listen at /tmp/there:"
         " is it taken, or does its sshd forward no Unix sockets, as dropbear?"
     )
+
+
+def test_share_says_what_is_missing(tmp_path: Path) -> None:
+    """It has no sshfs."""
+    line = said_by("share", str(tmp_path), f"{NAME}:/tmp/shared")
+    assert line.startswith(f"vsock: {NAME}: it has no sshfs: install ")
