@@ -17,20 +17,23 @@ CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests; the Python tests cover it.
 RUST_TESTED := --workspace --exclude vsock-python --exclude vsock-sshd
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -path crates/sshd -prune -o -name '*.rs' -print -o -name Cargo.toml -print)
-SSHD_SOURCES := Cargo.toml Cargo.lock crates/sshd/Cargo.toml $(shell find crates/sshd -name '*.rs') tools/build-sshd
+SSHD_SOURCES := Cargo.toml Cargo.lock crates/sshd/Cargo.toml $(shell find crates/sshd crates/sandbox/src -name '*.rs') tools/build-sshd
 BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.rs' -o -name Cargo.toml)
 # Benchmarks are a workspace of their own, built beside the package.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target
+LOAD := target/release/vsock-load
+PATHS := target/release/vsock-paths
+ATTACKER := target/release/vsock-hostile
 GUEST_PACKAGES := qemu-system-x86
 # The C library that a static program is linked with.
 STATIC_PACKAGES := libc6-dev
 # Programs that make a whole Debian as a disk image.
 DISK_PACKAGES := mmdebstrap fakeroot e2fsprogs
 # Programs that the tests run, unmodified, under `vsock run`; and strace, which shows their system calls.
-PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client sshfs strace openssl systemd curl
+PROGRAM_PACKAGES := socat ncat nbdkit libnbd-bin openssh-client sshfs strace openssl systemd curl git rsync libnss-wrapper
 # Tests fail if their programs are missing. To skip them where nothing can be installed: make VSOCK_REQUIRE_PROGRAMS= test
 export VSOCK_REQUIRE_PROGRAMS ?= 1
-TEST_PARTS := check test-rust test-python bench-instructions test-dist test-guests
+TEST_PARTS := check test-rust test-python bench-instructions test-hostile test-dist test-guests
 FUZZ_SECONDS ?= 60
 
 ##@ Start here
@@ -121,6 +124,10 @@ test-python: setup build sshd ## Python tests that need no VM
 	@tools/debian-packages $(PROGRAM_PACKAGES) || true # prints what is missing; their tests fail, or are skipped
 	$(PYTEST_BY_TWO) -m 'not vm and not dist'
 
+.PHONY: test-hostile
+test-hostile: build $(LOAD) $(ATTACKER) ## Ten attacks on a running switch; `make hostile` has all
+	$(BIN)/python -m bench.hostile --quick
+
 .PHONY: test-dist
 test-dist: setup build ## Build sdist and wheel, and install them in an empty environment
 	$(BIN)/pytest -m dist
@@ -156,10 +163,6 @@ fuzz: $(VENV)/.tools ## Fuzz the parsers for FUZZ_SECONDS (60) in total
 	tools/fuzz $(FUZZ_SECONDS)
 
 ##@ Measuring
-
-LOAD := target/release/vsock-load
-PATHS := target/release/vsock-paths
-ATTACKER := target/release/vsock-hostile
 
 .PHONY: bench
 bench: build $(LOAD) $(ATTACKER) ## Measure and compare with limits and peers, 15 minutes; QUICK=1: under 2; results in bench/results

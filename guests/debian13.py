@@ -18,7 +18,12 @@ NAME = "debian13"
 TOOLS = {"mmdebstrap": "mmdebstrap", "fakeroot": "fakeroot", "mke2fs": "e2fsprogs"}
 """Programs that make the image, and their packages."""
 
-PACKAGES = ("linux-image-cloud-amd64", "openssh-server", "rsync", "systemd-sysv", "udev")
+PACKAGES = (
+    *("linux-image-cloud-amd64", "openssh-server", "systemd-sysv", "udev"),
+    # Programs of the host run these by ssh; Ansible needs Python.
+    *("git", "python3", "rsync"),
+    "sshfs",  # for `vsock share`
+)
 
 _SIZE = "4G"
 """Of the disk: a sparse file."""

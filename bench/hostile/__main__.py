@@ -20,15 +20,20 @@ TARGET = ROOT / "target" / "release"
 WHOLE = Length(3, Times())
 BRIEF = Length(1, Times(0.3, 0.1, 0.08))
 
-SLACK = 2.0
-"""How much more a quick run allows: one short round on a busy machine."""
+SLACK = 4.0
+"""How much more a quick run allows: one short round, on a machine that may be busy."""
+
+PLAYS = 3
+"""How often a quick run plays a case that is over a limit: what is wrong with the switch is wrong each time."""
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.hostile", description=__doc__)
     parser.add_argument("--only", metavar="NAME[,NAME]", help="only these cases")
     parser.add_argument("--kind", choices=list(CASES), help="only the cases of this attacker")
-    parser.add_argument("--quick", action="store_true", help="ten cases with wider limits")
+    parser.add_argument(
+        "--quick", action="store_true", help="ten cases with wider limits, for a busy machine"
+    )
     parser.add_argument("--list", action="store_true", help="name the cases and end")
     parser.add_argument("--rounds", type=int, help=f"rounds of each case ({WHOLE.rounds})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
@@ -49,21 +54,24 @@ def _chosen(arguments: argparse.Namespace) -> list[Case]:
     return [with_slack(case, SLACK) for case in cases] if arguments.quick else cases
 
 
-def _play(player: Player, cases: list[Case]) -> list[table.Result]:
-    """Plays all cases, each printed as it is measured."""
+def _play(player: Player, cases: list[Case], plays: int) -> list[table.Result]:
+    """Plays all cases, each until it is within its limits or has been played so often, and prints it."""
     results: list[table.Result] = []
     print(table.HEAD)
     for case in cases:
-        print(f"{case.name:{table.NAME}}", end="", flush=True)
         if why_not := case.why_not():
-            print(f" not played: {why_not}")
+            print(f"{case.name:{table.NAME}} not played: {why_not}")
             results.append((case, None, None))
             continue
-        played = player.play(case)
-        verdict = judge(played, case.limits)
-        print(table.row(played, verdict), flush=True)
-        for fault in verdict.faults:
-            print(f"    {fault:.75}", flush=True)
+        for _ in range(plays):
+            print(f"{case.name:{table.NAME}}", end="", flush=True)
+            played = player.play(case)
+            verdict = judge(played, case.limits)
+            print(table.row(played, verdict), flush=True)
+            for fault in verdict.faults:
+                print(f"    {fault:.75}", flush=True)
+            if verdict.ok:
+                break
         results.append((case, played, verdict))
     return results
 
@@ -82,7 +90,7 @@ def main() -> int:
     player = Player(partial(Arena, vsock, arguments.load), arguments.attacker, length)
     begin = time.monotonic()
     try:
-        results = _play(player, cases)
+        results = _play(player, cases, PLAYS if arguments.quick else 1)
     finally:
         player.close()
     about = {**machine(), "commit": commit(ROOT), "rounds": length.rounds}

@@ -47,6 +47,8 @@ COMPLETE = {
     ("cp",): ("/nonexistent/file", "alpha:/tmp"),
     ("mount",): ("alpha:/tmp", "/nonexistent/folder"),
     ("umount",): ("/nonexistent/folder",),
+    ("share",): ("/nonexistent/folder", "alpha:/srv/x"),
+    ("unshare",): ("alpha:/srv/x",),
     ("forward",): ("tcp:192.0.2.1:1", "alpha:2"),
     ("proxy",): ("--allow", "a.test:x"),
     ("ssh-config",): (),
@@ -164,6 +166,15 @@ def usage() -> Iterator[Call]:
     yield ("mount", "alpha:", "/proc/version"), 1, "/proc/version: Not a directory"
     yield ("mount", "alpha:", "/proc"), 1, "a file system (proc) is mounted there already"
     yield ("umount", "/nonexistent/x"), 1, "nothing is mounted there"
+    yield ("share", "/etc", "/b"), 2, "write NAME:PATH, a folder of a guest"
+    yield ("share", "/etc", "alpha:"), 2, "write NAME:PATH, a folder of a guest"
+    yield ("share", "/etc", ":/b"), 2, "no guest before the colon"
+    yield ("share", "--writable"), 2, "name DIR and NAME:PATH"
+    yield ("share", "/etc", "alpha:/b", "--json"), 2, "--json is for the listing"
+    yield ("share", "/nonexistent/x", "alpha:/b"), 1, "/nonexistent/x: No such file"
+    yield ("share", "/proc/version", "alpha:/b"), 1, "/proc/version: Not a directory"
+    yield ("unshare", "/b"), 2, "write NAME:PATH, a folder of a guest"
+    yield ("unshare", "alpha:/b"), 1, "nothing is shared there"
     yield ("umount", "/proc"), 1, "no folder of a guest is mounted there"
     yield ("umount", "/x", "--lazy", "--force"), 2, "--lazy and --force exclude each other"
     yield ("guest", "host-key", "alpha", "ssh-ed25519 AAAA"), 2, "ssh-ed25519"

@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vsock.address import CID_HOST
 from vsock.demo.checks import CHECKS
+from vsock.demo.checks.work import prepare
+from vsock.demo.lab import Lab
+from vsock.demo.places import ProcessPlace
 from vsock.demo.report import CheckReport, Report
 
 COMMAND = [sys.executable, "-m", "vsock.cli", "demo"]
@@ -42,6 +47,16 @@ def test_demo_without_images_uses_userspace_guests_and_says_so() -> None:
     assert all(rate["megabytes_per_second"] > 0 for rate in report["rates"])
     assert all("run `make guests`" in note for note in report["notes"])
     assert len(report["notes"]) == 2
+
+
+def test_work_in_a_guest_that_cannot_be_prepared_is_a_note(tmp_path: Path) -> None:
+    """The checks are left out then, with the reason, and the demo goes on."""
+    host = ProcessPlace("host", CID_HOST, tmp_path)
+    lab = Lab(tmp_path, host, host, host, [], [])
+    lab.state_home.write_text("no directory")
+    reason = prepare(lab)
+    assert reason is not None
+    assert reason.startswith("no commands in guests: ")
 
 
 def test_report_is_well_only_if_every_check_passed() -> None:

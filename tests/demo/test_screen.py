@@ -54,6 +54,7 @@ def test_next_steps_begin_with_finding_vsock(monkeypatch: pytest.MonkeyPatch) ->
 def kept(screen: Screen) -> None:
     """The output with `--keep`."""
     screen.kept(Path("/tmp/vsock-demo-x"), [GuestReport("alpha", 3, "qemu", "6.1")])
+    screen.kept_server(Path("/tmp/vsock-demo-x/state"), "alpha")
 
 
 def test_next_steps_are_all_where_vsock_is_found(

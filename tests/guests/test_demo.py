@@ -36,6 +36,29 @@ def test_demo_passes_with_real_guests(linux_guests: SharedGuests) -> None:
     assert [guest["vmm"] for guest in report["guests"]] == ["qemu", "uml"]
     assert all(guest["kernel"] for guest in report["guests"])
     assert report["ok"]
+    assert report["notes"] == []
+    assert report["checks"][-3]["detail"].endswith(f"says Linux {report['guests'][1]['kernel']}")
+
+
+@pytest.mark.usefixtures("vsock_switch")
+def test_demo_left_while_it_works_in_a_guest_leaves_no_process(
+    linux_guests: SharedGuests, short_path: Path
+) -> None:
+    """N3: neither a machine, nor a command of `vsock` that it runs there; all have the directory in their environment."""
+    guest_or_skip(linux_guests, "uml")
+    with subprocess.Popen(
+        [sys.executable, "-m", "vsock.cli", "demo"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(short_path)},
+    ) as demo:
+        assert demo.stdout
+        while "a command in a guest" not in demo.stdout.readline():
+            assert demo.poll() is None
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 130
+    until_gone(short_path, "environ")
+    assert not list(short_path.iterdir())
 
 
 @pytest.mark.parametrize("way_out", ["signal", "reader leaves", "kill"])
@@ -54,26 +77,31 @@ def test_demo_left_in_the_middle_of_a_boot_leaves_no_machine(
         assert demo.stdout
         while "alpha: kernel is up" not in demo.stdout.readline():
             assert demo.poll() is None
-        assert running_from(short_path)
+        assert running_from(short_path, "cmdline")
         if way_out == "reader leaves":
             demo.stdout.close()
         else:
             demo.send_signal(signal.SIGINT if way_out == "signal" else signal.SIGKILL)
         expected = {"signal": 130, "reader leaves": 1, "kill": -signal.SIGKILL}
         assert demo.wait(60) == expected[way_out]
-    deadline = time.monotonic() + 30
-    while running_from(short_path):
-        assert time.monotonic() < deadline, running_from(short_path)
-        signal.sigtimedwait([], 0.05)
+    until_gone(short_path, "cmdline")
     assert way_out == "kill" or not list(short_path.iterdir())
 
 
-def running_from(directory: Path) -> list[str]:
-    """Command lines of processes that name a file in `directory`."""
+def until_gone(directory: Path, where: str) -> None:
+    """Wait for the end of all processes that name a file in `directory`."""
+    deadline = time.monotonic() + 30
+    while running := running_from(directory, where):
+        assert time.monotonic() < deadline, running
+        signal.sigtimedwait([], 0.05)
+
+
+def running_from(directory: Path, where: str) -> list[str]:
+    """Processes that name a file in `directory`, in their "cmdline" or "environ": what they have there."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            found.append((process / "cmdline").read_bytes().decode(errors="replace"))
+            found.append((process / where).read_bytes().decode(errors="replace"))
     return [line for line in found if str(directory) in line]
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 from struct import pack
@@ -21,19 +21,17 @@ from termios import TIOCSWINSZ
 
 import pytest
 from tests.archives import members
+from tests.guests.bare_guest import BareGuest
 from tests.guests.conftest import SwitchProcess
 
 import vsock
 from vsock.ssh.guest_server import PROGRAM
 from vsock.ssh.identity import Identity
-from vsock.testing._command import QEMU
-from vsock.testing._loop import loop_thread
-from vsock.testing._process import VmmProcess
 from vsock.testing.errors import GuestUnavailable
 from vsock.testing.images import Image, Vmm, find_image
 from vsock.testing.plugin import REQUIRED_VARIABLE
 from vsock.transports import SwitchTransport
-from vsock.vmm import credential_args, qemu_args, ssh_credentials, uml_args
+from vsock.vmm import ssh_credentials
 
 NAME = "bare"
 CID = 90
@@ -41,59 +39,13 @@ PEER = "bare-peer"
 PEER_CID = 91
 SECONDS = 60
 BOOT_SECONDS = 120
-MEMORY_MIB = 128
 
 
-class BareGuest:
+class SshdGuest(BareGuest):
     """A kernel and our archive, and nothing else."""
 
     second_home: Path
     """The value of XDG_STATE_HOME with which another key is found that the guest lets in."""
-
-    def __init__(
-        self,
-        image: Image,
-        archive: Path,
-        socket_path: Path,
-        folder: Path,
-        *,
-        words: str,
-        firmware: Mapping[str, bytes],
-    ) -> None:
-        if image.vmm == "uml":
-            command = [
-                *(str(image.kernel), f"initrd={archive}", "root=/dev/ram0", "rdinit=/init"),
-                *("quiet", "panic=-1", "con=null", "con0=null,fd:1", f"uml_dir={folder}/"),
-                *uml_args(socket_path, NAME, memory_mib=MEMORY_MIB),
-                *words.split(),  # last: they end the kernel's own
-            ]
-        else:
-            command = [
-                *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
-                *("-machine", "q35,accel=tcg", "-cpu", "max"),
-                *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
-                *("-kernel", str(image.kernel), "-initrd", str(archive)),
-                *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
-                *qemu_args(socket_path, NAME, memory_mib=MEMORY_MIB),
-                *credential_args(firmware),
-            ]
-        self.process = loop_thread().call(
-            VmmProcess.start(
-                command,
-                fds=[],
-                environment={"TMPDIR": "/dev/shm"} if image.vmm == "uml" else {},
-                work_dir=folder,
-                on_line=lambda _: None,
-            )
-        )
-
-    def console(self) -> str:
-        """What it has said."""
-        return self.process.tail(100)
-
-    def kill(self) -> None:
-        """End it."""
-        loop_thread().call(self.process.kill())
 
 
 def command(*words: str) -> list[str]:
@@ -125,7 +77,7 @@ def guest(
     vsock_switch: SwitchProcess,
     state_home: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[BareGuest]:
+) -> Iterator[SshdGuest]:
     """The guest. It lets in two keys.
 
     The one in `state_home` by its archive, or (QEMU) as `vsock qemu-args --ssh` says; another by the kernel's command line.
@@ -159,7 +111,7 @@ def guest(
         assert added.returncode == 0, added.stderr
     work = Path(tempfile.mkdtemp(prefix="vsock-bare-"))
     socket_path = vsock_switch.socket_path(NAME)
-    running = BareGuest(image, archive, socket_path, work, words=words, firmware=firmware)
+    running = SshdGuest(image, archive, socket_path, NAME, work, words=words, firmware=firmware)
     running.second_home = second_home
     try:
         waited = vsock_switch.run("wait", NAME, "--port=22", f"--timeout={BOOT_SECONDS}")
@@ -230,7 +182,7 @@ def test_commands_run_without_a_shell(guest: BareGuest, tmp_path: Path) -> None:
 
 
 def test_key_of_the_kernels_command_line_is_let_in(
-    guest: BareGuest, monkeypatch: pytest.MonkeyPatch
+    guest: SshdGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the other one; a key that nobody has named is refused."""
     monkeypatch.setenv("XDG_STATE_HOME", str(guest.second_home))
@@ -291,8 +243,9 @@ def test_directory_variables_and_exit_codes_work_without_a_shell(
     orphan = f"{busybox} sh -c '({busybox} sleep 0.2 &) ; exit'"
     assert run("exec", NAME, "--", busybox, "sh", "-c", orphan).returncode == 0
     deadline = time.monotonic() + SECONDS
-    while run("exec", NAME, "--", busybox, "pgrep", "sleep").returncode == 0:
+    while (done := run("exec", NAME, "--", busybox, "pidof", "sleep")).returncode == 0:
         assert time.monotonic() < deadline
+    assert (done.returncode, done.stderr) == (1, b"")  # and not, say, 127
     stat = f"{busybox} cat /proc/[0-9]*/stat"
     states = run("exec", NAME, "--", busybox, "sh", "-c", stat).stdout.decode().splitlines()
     assert not [line for line in states if ") Z 1 " in line]

@@ -104,6 +104,28 @@ async def test_each_program_that_can_open_a_connection(
     assert (here / "back").read_bytes() == (here / "file").read_bytes()
 
 
+@pytest.mark.parametrize("opener", ["perl", "python3", "socat", "ncat"])
+async def test_arguments_of_the_program_arrive_as_they_are(
+    guest: Guest, programs: Path, opener: str
+) -> None:
+    """Whatever shells lie between: blanks, patterns, quotes, line feeds; and no token in its environment."""
+    need([opener])
+    for name in ("sh", "grep", opener):
+        path = PYTHON if name == "python3" else find(name)
+        (programs / name).symlink_to(str(path))
+    words = ["a  b", "*", "'\"$HOME`;,!!(", "", "-n", "new\nline\n", "é", "\\"]
+    script = 'printf "<%s>" "$@"; printf %s "${VSOCK_TOKEN-no token}"; read -r line; echo "$line"'
+    with SshServer(guest, Identity.of_user().public_key(), programs=programs, has_only=True):
+        async with vsock.guest_session("alpha") as session, asyncio.timeout(DEADLINE):
+            data = await data_connection.open_data_connection(
+                session, ("sh",), ["-c", script, "sh", *words]
+            )
+            data.writer.write(b"said\n")
+            said = await data.reader.read()
+            data.abort()
+    assert os.fsdecode(said) == "".join(f"<{word}>" for word in words) + "no tokensaid\n"
+
+
 async def test_many_small_files_are_all_there(sshd: SshServer, here: Path, there: Path) -> None:
     """Several are on their way at once; folders have their times, and old files are replaced."""
     for folder in range(3):

@@ -174,7 +174,8 @@ def test_images_of_another_kind_of_machine_are_not_kept(
         images[name] = {"kernel": name, "initramfs": name}
         (tmp_path / name).touch()
     manifest = fetch.Builder(tmp_path, refresh=False).manifest
-    manifest |= {"images": images, "programs": "6.1", "qemu": "6.1", "debian13": "6.1"}
+    parts = ("programs", "qemu", "dropbear", "debian13")
+    manifest |= {"images": images, **dict.fromkeys(parts, "6.1")}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     for flags, is_complete in (("sse2", True), ("amx_tile", False)):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")

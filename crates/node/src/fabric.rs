@@ -18,10 +18,10 @@ pub use self::saved::SavedFabric;
 use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
-use crate::flows::{FlowId, Flows, Outcome};
+use crate::flows::{FlowId, Flows, Outcome, READER_LOOKED_AT};
 use crate::links::{
     Budget, CidRead, Drained, Ending, Entry, Forwarder, Interface, LinkFault, LinkId, Links,
-    NewUplink, Quantum, Scratch, Sends, Sent, TIME_PER_ROUND, Update,
+    NewUplink, Quantum, Scratch, Sends, Sent, Update, Who,
 };
 use crate::options::{AddError, GuestOptions};
 use crate::orders::HybridSocket;
@@ -47,6 +47,8 @@ enum Due {
     Link(LinkId),
     /// A flow whose program has closed with something unsent.
     Linger(FlowId),
+    /// A flow in which a record waits for its reader.
+    Reader(FlowId),
     /// Flows between guests.
     Relay,
     /// Programs that could not be let in, and those that say nothing.
@@ -114,29 +116,16 @@ impl Fabric {
             Some(owner @ (Owner::Queue | Owner::Device | Owner::Flow)) => {
                 self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
             }
-            Some(Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener) => {
-                self.programs.pending.push(ready);
-            }
+            Some(
+                owner @ (Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener),
+            ) => self.programs.wait(owner, ready),
             None => {}
-        }
-    }
-
-    /// Serves programs that stand in line, for no longer than a link is served in a round.
-    pub(crate) fn serve_programs(&mut self) {
-        let until = self.cx.clock() + TIME_PER_ROUND;
-        while let Some(ready) = self.programs.pending.pop() {
-            if let Some(owner) = self.cx.sources.owner(ready.source) {
-                self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
-            }
-            if self.cx.clock() >= until {
-                break;
-            }
         }
     }
 
     /// Whether there is something to do before anything else happens.
     pub(crate) fn has_work(&self) -> bool {
-        self.links.active() > 0 || !self.programs.pending.is_empty()
+        self.links.is_active() || !self.programs.pending.is_empty()
     }
 
     /// A panic on behalf of one program drops that program and its flow, and must not end the others.
@@ -248,30 +237,49 @@ impl Fabric {
         while let Some(outcome) = self.flows.next_outcome() {
             if let Outcome::Ended(id, ..) = &outcome {
                 self.timers.set(Due::Linger(*id), None);
+                self.timers.set(Due::Reader(*id), None);
             }
             self.programs.flow_over(&mut self.cx, &self.links, outcome);
         }
     }
 
-    /// Serves each link that has work for the same time, however much it moves in that.
-    pub(crate) fn serve_active(&mut self) {
-        for _ in 0..self.links.active() {
-            let Some(id) = self.links.next_active() else { break };
-            let is_shared = self.quantum.is_shared(self.cx.now);
-            let mut has_more = true;
-            if !is_shared || self.links.has_time(id, self.cx.clock()) {
-                let until = self.cx.clock() + TIME_PER_ROUND;
-                has_more = self.serve(id);
-                self.follow_up();
-                while has_more && is_shared && self.cx.clock() < until {
-                    has_more = self.serve(id);
+    /// Serves links that have work, and programs that ask for something, each in its turn, until it is time to look whether
+    /// others have come.
+    pub(crate) fn serve_round(&mut self) {
+        let until = self.cx.clock() + self.links.round();
+        loop {
+            if !self.programs.pending.is_empty() {
+                self.links.activate_programs();
+            }
+            match self.links.next_turn() {
+                Some(Who::Link(id)) => {
+                    if self.serve(id) {
+                        self.links.activate(id);
+                    }
                     self.follow_up();
                 }
+                Some(Who::Programs) => self.serve_programs(),
+                None => return,
             }
-            if has_more {
-                self.links.activate(id);
+            if self.cx.clock() >= until {
+                return;
             }
         }
+    }
+
+    /// Serves programs that stand in line, for no longer than a turn takes.
+    fn serve_programs(&mut self) {
+        self.quantum.note(Who::Programs, self.cx.now);
+        let began = self.cx.clock();
+        while let Some(ready) = self.programs.pending.pop() {
+            if let Some(owner) = self.cx.sources.owner(ready.source) {
+                self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
+            }
+            if self.cx.clock().since(began) >= self.quantum.time(self.cx.now) {
+                break;
+            }
+        }
+        self.links.spend(Who::Programs, self.cx.clock().since(began));
     }
 
     /// One turn of one link. True: there is more to do.
@@ -289,7 +297,7 @@ impl Fabric {
         match served {
             Some(Ok(has_more)) => {
                 if self.links.note_work(id, self.cx.now) {
-                    self.quantum.note(id, self.cx.now);
+                    self.quantum.note(Who::Link(id), self.cx.now);
                 }
                 has_more
             }
@@ -310,14 +318,13 @@ impl Fabric {
         act: impl FnOnce(&mut Turn<'_>, &mut Interface, &mut Scratch) -> R,
     ) -> Option<R> {
         let mut interface = self.links.take(id)?;
-        let is_shared = self.quantum.is_shared(self.cx.now);
         let Self { cx, links, forwarder, flows, programs, scratch, .. } = self;
         let guest = interface.role().guest();
         let began = cx.clock();
         let until = began + self.quantum.time(cx.now);
         let mut turn = Turn { cx, links, forwarder, flows, programs, id, guest, until };
         let acted = catch_unwind(AssertUnwindSafe(|| act(&mut turn, &mut interface, scratch)));
-        self.links.spend(id, is_shared.then(|| self.cx.clock().since(began)));
+        self.links.spend(Who::Link(id), self.cx.clock().since(began));
         let done = acted.ok();
         if done.is_some() {
             self.timers.set(Due::Link(id), interface.deadline(self.cx.now));
@@ -352,6 +359,15 @@ impl Fabric {
     pub(crate) fn expire(&mut self) {
         let Self { cx, links, flows, timers, .. } = self;
         flows.watch_left(cx.now, links, |id, at| timers.set(Due::Linger(id), Some(at)));
+        let at = cx.now + READER_LOOKED_AT;
+        flows.watch_readers(|id| timers.set(Due::Reader(id), Some(at)));
+        if self.next_timer().is_some_and(|at| at <= self.cx.now) {
+            // An answer that is late for both comes before its deadline, whose turn it may be.
+            for id in self.links.waiting() {
+                self.serve(id);
+                self.follow_up();
+            }
+        }
         for due in self.timers.take_due(self.cx.now) {
             let Self { cx, links, forwarder, flows, programs, timers, .. } = self;
             match due {
@@ -362,6 +378,7 @@ impl Fabric {
                     }
                 }
                 Due::Linger(id) => timers.set(due, flows.look_at_linger(cx, links, id)),
+                Due::Reader(id) => timers.set(due, flows.look_at_reader(cx, links, id)),
                 Due::Relay => forwarder.expire(cx.now, links),
                 Due::Programs => programs.resume(cx, links, flows),
             }

@@ -58,6 +58,9 @@ pub(crate) enum Outcome {
     NotConnected(FlowId, Box<NotConnected>),
 }
 
+/// How often it is looked at whether a program still reads for whom a record waits.
+pub(crate) const READER_LOOKED_AT: Duration = Duration::from_millis(500);
+
 /// A connection that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -97,6 +100,8 @@ pub(crate) struct Flows {
     linger_timeouts: u64,
     /// Those whose programs left in this round; nearly all end in it.
     left: Vec<FlowId>,
+    /// Those in which a record has begun to wait for its reader.
+    waiting: Vec<FlowId>,
     /// Those that are none any more, until somebody asks.
     outcomes: VecDeque<Outcome>,
     /// A program has not kept up with its guest in this round.
@@ -117,6 +122,7 @@ impl Flows {
             linger_timeout: LINGER_TIMEOUT,
             linger_timeouts: 0,
             left: Vec::new(),
+            waiting: Vec::new(),
             outcomes: VecDeque::new(),
             is_behind: false,
             scratch: Vec::new(),
@@ -187,6 +193,9 @@ impl Flows {
         if flow.has_hung_up() && matches!(flow.state, State::Open { .. }) {
             self.left.push(id);
         }
+        if flow.begins_to_wait() {
+            self.waiting.push(id);
+        }
         self.tell(cx, links, id, update);
     }
 
@@ -221,6 +230,9 @@ impl Flows {
         };
         let update = flow.deliver(payload)?;
         self.is_behind |= flow.is_behind(slice::total(payload.pieces));
+        if flow.begins_to_wait() {
+            self.waiting.push(id);
+        }
         if flow.is_over() {
             self.end(cx, id);
         }
@@ -448,6 +460,23 @@ impl Flows {
             self.tell(cx, links, id, update);
         }
         next
+    }
+
+    /// Records that have begun to wait for their readers are looked at now and then.
+    pub(crate) fn watch_readers(&mut self, mut set_timer: impl FnMut(FlowId)) {
+        self.waiting.drain(..).for_each(&mut set_timer);
+    }
+
+    /// Looks whether the program still reads for whom a record waits. Returns when to look again.
+    pub(crate) fn look_at_reader(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        id: FlowId,
+    ) -> Option<Instant> {
+        let update = self.table.get_mut(id)?.look_at_reader()?;
+        self.tell(cx, links, id, update);
+        Some(cx.now + READER_LOOKED_AT)
     }
 
     /// Descriptors can be received again: what was left unread for that is there to be read.

@@ -14,7 +14,8 @@
 //! | `cid_change.rs` | a guest gets another CID |
 //! | `saved.rs`, also below others | links as plain data |
 //!
-//! Nothing here knows of programs: what their connections send and receive goes through [`Sink`] and [`Source`].
+//! Nothing here knows of programs but that they have turns as well: what their connections send and receive goes through
+//! [`Sink`] and [`Source`].
 
 mod buffers;
 mod cid_change;
@@ -56,11 +57,12 @@ pub use self::entry::{Entry, SavedEntry};
 pub use self::filter::{FormerCid, Role};
 pub(crate) use self::forward::Forwarder;
 pub use self::interface::{Budget, Interface, SavedInterface, SavedLink, Scratch};
-pub(crate) use self::quantum::{Quantum, TIME_PER_ROUND};
+pub(crate) use self::quantum::Quantum;
 pub use self::receiver::{Drained, Drops};
 use self::routes::Routes;
 pub use self::saved::SavedLinks;
 use self::schedule::Schedule;
+pub(crate) use self::schedule::Who;
 pub use self::sender::Sent;
 pub use self::store::{SavedPacket, SavedSender};
 pub use self::transceiver::Traffic;
@@ -439,29 +441,39 @@ impl Links {
         }))
     }
 
-    /// Puts a link among those to serve in this or the next round.
+    /// A link has work.
     pub(crate) fn activate(&mut self, id: LinkId) {
         self.schedule.activate(id);
     }
 
-    /// How many links have work.
-    pub(crate) fn active(&self) -> usize {
-        self.schedule.active()
+    /// Programs ask for something.
+    pub(crate) fn activate_programs(&mut self) {
+        self.schedule.activate_programs();
     }
 
-    /// The next link with work, whose notifications are off from now on.
-    pub(crate) fn next_active(&mut self) -> Option<LinkId> {
+    /// Whether anybody has work.
+    pub(crate) fn is_active(&self) -> bool {
+        self.schedule.is_active()
+    }
+
+    /// Links that wait for their turn.
+    pub(crate) fn waiting(&self) -> Vec<LinkId> {
+        self.schedule.waiting()
+    }
+
+    /// How long to serve turns before we look whether others have come.
+    pub(crate) fn round(&self) -> Duration {
+        self.schedule.round()
+    }
+
+    /// Whose turn it is. The notifications of a link are off from now on.
+    pub(crate) fn next_turn(&mut self) -> Option<Who> {
         self.schedule.next()
     }
 
-    /// Whether a link that shares the worker has time left in this round.
-    pub(crate) fn has_time(&mut self, id: LinkId, now: Instant) -> bool {
-        self.schedule.has_time(id, now)
-    }
-
-    /// A link has taken this time; none, if it does not share the worker.
-    pub(crate) fn spend(&mut self, id: LinkId, time: Option<Duration>) {
-        self.schedule.spend(id, time);
+    /// Somebody was served for this time.
+    pub(crate) fn spend(&mut self, who: Who, time: Duration) {
+        self.schedule.spend(who, time);
     }
 
     /// After a turn: whether there was anything to do in it. Chains of no use are work as well.

@@ -156,6 +156,18 @@ impl Programs {
         }
     }
 
+    /// Lets a program stand in line at whose descriptor something has happened, or who wants to be let in.
+    pub(crate) fn wait(&mut self, owner: Owner, ready: Readiness) {
+        let id = ready.source;
+        let asker = match owner {
+            Owner::Client => self.requests.clients.get(id).map(|it| it.peer),
+            Owner::HybridClient => self.hybrids.peer(id),
+            Owner::Listener => self.services.listeners.peer(id),
+            Owner::Acceptor | Owner::Queue | Owner::Device | Owner::Flow => None,
+        };
+        self.pending.push(asker, ready);
+    }
+
     /// Carries out what happened at a program's descriptor, or where programs connect.
     pub(crate) fn on_ready(
         &mut self,
@@ -184,20 +196,20 @@ impl Programs {
         self.acceptors.resume_at().into_iter().chain(self.services.silent.next()).min()
     }
 
-    /// Lets in programs that wait at a socket of ours. Each may have said something already.
+    /// Lets in a program that waits at a socket of ours. It may have said something already.
     fn accept(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows, id: SourceId) {
-        let (arrivals, has_more) = self.acceptors.accept(cx, id);
-        for arrival in arrivals {
-            let user = arrival.peer.uid;
+        let (arrival, has_more) = self.acceptors.accept(cx, id);
+        if let Some(arrival) = arrival {
+            let peer = arrival.peer;
             if let Some(source) = self.let_in(cx, arrival) {
-                self.pending.push(Readiness::readable(source));
-                if let Some(oldest) = self.services.silent.add(source, user, cx.now) {
+                self.pending.push(Some(peer), Readiness::readable(source));
+                if let Some(oldest) = self.services.silent.add(source, peer.uid, cx.now) {
                     self.drop_program(cx, links, flows, oldest);
                 }
             }
         }
         if has_more {
-            self.pending.push(Readiness::readable(id));
+            self.pending.push(None, Readiness::readable(id));
         }
     }
 
@@ -207,7 +219,7 @@ impl Programs {
             self.drop_program(cx, links, flows, id);
         }
         for id in self.acceptors.resume(cx.now) {
-            self.pending.push(Readiness::readable(id));
+            self.pending.push(None, Readiness::readable(id));
         }
     }
 

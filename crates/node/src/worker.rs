@@ -6,9 +6,9 @@
 //!                                    └── link at a time    └─ Forwarder ─► another guest's Interface
 //! ```
 //!
-//! A round is: hear what happened (`reactor`), serve programs that ask for something, carry out the orders of other threads
-//! (`orders`), serve each link that has work, all for a limited time, and signal each link once, then let timers expire. Before it sleeps, it looks at the links served
-//! since for a while, then asks for notifications, and looks again, so that nothing is missed.
+//! A round is: hear what happened (`reactor`), carry out the orders of other threads (`orders`), serve links that have work and
+//! programs that ask for something, each in its turn, for a limited time, then let timers expire. Before it sleeps, it looks
+//! at the links served since for a while, then asks for notifications, and looks again, so that nothing is missed.
 //!
 //! No state is shared: other threads come in through the mailbox only. What a guest does wrong ends that guest's
 //! attachment, never the round.
@@ -85,14 +85,12 @@ impl Worker {
             for ready in &happened {
                 self.fabric.dispatch(*ready);
             }
-            self.fabric.serve_programs();
             self.carry_out_orders();
             if self.is_given_away {
                 return true;
             }
             self.fabric.take_answers();
-            // Before timers: an answer that is late for both comes before its deadline.
-            self.fabric.serve_active();
+            self.fabric.serve_round();
             self.fabric.expire();
             self.awaited.answer(
                 self.fabric.cx.now,

@@ -34,6 +34,11 @@ pub(crate) fn restrict(profile: Profile) -> Result<(), Missing> {
     Ok(apply_filter(&refusing)?)
 }
 
+/// Takes from the calling thread what no thread of ours calls, and nothing else.
+pub(crate) fn restrict_fatal() -> Result<(), Missing> {
+    Ok(apply_filter(&fatal()?)?)
+}
+
 fn fatal() -> Result<BpfProgram, BackendError> {
     program(FATAL.iter().copied(), SeccompAction::Allow, SeccompAction::KillProcess)
 }

@@ -18,6 +18,7 @@ mod files;
 mod filter;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 /// What a thread is for, which decides what it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,14 @@ impl Sandbox {
             }
         }
     }
+}
+
+/// Takes from the calling thread, which serves the files of one folder, all other files, the network, and the calls that only
+/// an intruder makes. The caller confines what it opens by itself: stat(2), chmod(2) and utimensat(2) are not restricted.
+#[must_use]
+pub fn keep_folder(folder: BorrowedFd<'_>, is_writable: bool) -> State {
+    let files = files::restrict_to(folder, is_writable).err();
+    State::of(filter::restrict_fatal().err(), files)
 }
 
 /// What a thread has given up.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub(crate) const USAGE: &str = "\
 usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [--host-key FILE] [--without-keys]
        vsock-sshd --init [the same options] [--run COMMAND [ARGUMENT]... | -- COMMAND [ARGUMENT]...]
-       vsock-sshd --sftp
+       vsock-sshd --sftp [--folder DIR [--writable]]
 
   --port PORT             the vsock port to listen on (22); only CID 2, the host, is served
   --listen unix:PATH      a Unix socket instead: whoever can connect to it counts as the host
@@ -19,6 +19,8 @@ usage: vsock-sshd [--port PORT | --listen unix:PATH] [--authorized-keys FILE] [-
                           in /usr/lib/vsock/modules, keep a server running, reap children, start COMMAND;
                           the server has --without-keys
   --sftp                  serve SFTP on the standard streams
+  --folder DIR            of the files in DIR alone, to a client that may be hostile; no link leads to DIR
+  --writable              it may change them, too
   --version, --help";
 
 /// The option that `--init` gives its server.
@@ -53,6 +55,10 @@ pub(crate) struct Arguments {
     pub(crate) host_key: PathBuf,
     /// Whether to listen on vsock if no key is let in.
     pub(crate) without_keys: bool,
+    /// With `--sftp`: the only files that are served.
+    pub(crate) folder: Option<PathBuf>,
+    /// With `--folder`: whether they may be changed.
+    pub(crate) writable: bool,
     /// With `--init`: what to start beside the server; empty for nothing.
     pub(crate) command: Vec<OsString>,
     /// The options that concern the server, as they were given.
@@ -68,6 +74,8 @@ impl Arguments {
             authorized_keys: PathBuf::from(FOLDER).join("authorized_keys"),
             host_key: PathBuf::from(FOLDER).join("host_key"),
             without_keys: false,
+            folder: None,
+            writable: false,
             command: Vec::new(),
             of_server: Vec::new(),
         }
@@ -88,6 +96,11 @@ impl Arguments {
                 }
                 Some("--init") => read.role = Role::Init,
                 Some("--sftp") => read.role = Role::Sftp,
+                Some("--writable") => read.writable = true,
+                Some("--folder") => {
+                    let value = words.next().ok_or("--folder needs a value".to_owned())?;
+                    read.folder = Some(PathBuf::from(value));
+                }
                 Some("--version") => read.role = Role::Version,
                 Some("--help" | "-h") => read.role = Role::Help,
                 Some(WITHOUT_KEYS) => read.without_keys = true,
@@ -102,6 +115,12 @@ impl Arguments {
         }
         if is_first && read.role == Role::Server {
             read.role = Role::Init;
+        }
+        if read.folder.is_some() && read.role != Role::Sftp {
+            return Err("--folder is for --sftp".to_owned());
+        }
+        if read.writable && read.folder.is_none() {
+            return Err("--writable is for --folder".to_owned());
         }
         if read.role != Role::Init && !read.command.is_empty() {
             return Err("COMMAND is for --init".to_owned());
@@ -150,6 +169,13 @@ mod tests {
     }
 
     #[test]
+    fn folder_is_not_writable_by_default() {
+        let read = parse(&["--sftp", "--folder", "/srv"]).unwrap();
+        assert_eq!((read.role, read.writable), (Role::Sftp, false));
+        assert_eq!(read.folder, Some(PathBuf::from("/srv")));
+    }
+
+    #[test]
     fn init_keeps_the_options_of_its_server() {
         let read = parse(&["--init", "--port", "23", "--", "sleep", "--port"]).unwrap();
         assert_eq!(read.role, Role::Init);
@@ -167,6 +193,9 @@ mod tests {
             (&["--listen", "/run/x"], "unix:PATH"),
             (&["start"], "unknown argument"),
             (&["--", "true"], "for --init"),
+            (&["--folder", "/srv"], "for --sftp"),
+            (&["--sftp", "--writable"], "for --folder"),
+            (&["--sftp", "--folder"], "needs a value"),
         ] {
             assert!(parse(words).unwrap_err().contains(said), "{words:?}");
         }

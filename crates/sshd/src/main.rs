@@ -46,7 +46,10 @@ fn main() -> ExitCode {
             println!("vsock-sshd {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
-        Role::Sftp => sftp::serve_standard_streams(),
+        Role::Sftp => match &arguments.folder {
+            Some(folder) => sftp::serve_folder(folder, arguments.writable),
+            None => sftp::serve_standard_streams(),
+        },
         Role::Init => init::run(&arguments),
         Role::Server => server::run(&arguments),
     };

@@ -1,9 +1,10 @@
 //! An SFTP server (version 3, with OpenSSH's extensions) on two streams: a process of its own for each client, which
 //! may wait for a disk, and which ends with its channel. Names are bytes, as Linux has them; which of them a client
-//! may use is up to the kernel.
+//! may use is up to the kernel, and to the folder that it may be confined to.
 
 mod files;
 mod packet;
+mod tree;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -16,13 +17,18 @@ use std::path::{Path, PathBuf};
 use packet::{Malformed, Reader, Writer};
 use rustix::fs::StatVfs;
 use rustix::io::Errno;
+use rustix::process::Signal;
+use tree::{Found, Tree};
+use vsock_sandbox::State;
+
+use crate::log;
 
 /// The longest packet of a client, as OpenSSH has it.
 const PACKET: usize = 256 << 10;
 /// What one request may read or write.
 const CHUNK: usize = PACKET - 1024;
 /// Files and folders that are open at once.
-const HANDLES: usize = 128;
+const HANDLES: usize = 256;
 /// The size of an answer from which on it gets no more names of a folder.
 const LISTING: usize = 16 << 10;
 
@@ -81,11 +87,22 @@ const EXTENSIONS: [(&str, &str); 7] = [
 
 /// Serves the standard streams until they end.
 pub(crate) fn serve_standard_streams() -> io::Result<()> {
-    serve(&mut io::stdin().lock(), &mut io::stdout().lock())
+    serve(Server::new(Tree::Machine), &mut io::stdin().lock(), &mut io::stdout().lock())
 }
 
-fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
-    let mut server = Server::default();
+/// The same with the files in a folder alone, for a client that may be hostile. A second layer that the kernel lacks is a
+/// line on standard error. It ends with the process that has started it, which alone knows of it.
+pub(crate) fn serve_folder(path: &Path, is_writable: bool) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let tree = Tree::folder(path, is_writable)?;
+    let state = tree.restrict_process();
+    if state != State::On {
+        log::say(format_args!("its sandbox is {state}"));
+    }
+    serve(Server::new(tree), &mut io::stdin().lock(), &mut io::stdout().lock())
+}
+
+fn serve(mut server: Server, input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     let mut packet = Vec::new();
     loop {
         let mut head = [0; 4];
@@ -156,19 +173,47 @@ fn status_of(id: u32, code: u32, text: &str) -> Writer {
 /// An open file, or a folder that is being read.
 enum Handle {
     File(File),
-    Folder { path: PathBuf, entries: ReadDir },
+    Folder { path: Found, entries: ReadDir },
 }
 
 type Answer = Result<Writer, Failure>;
 
-/// The state of one client: what it has open.
-#[derive(Default)]
+/// Whether a request changes nothing; one that is not known counts as one that does.
+fn only_reads(kind: u8, mut body: Reader<'_>) -> bool {
+    match kind {
+        kind::CLOSE
+        | kind::READ
+        | kind::LSTAT
+        | kind::FSTAT
+        | kind::OPENDIR
+        | kind::READDIR
+        | kind::REALPATH
+        | kind::STAT
+        | kind::READLINK => true,
+        kind::OPEN => body.string().is_ok() && body.u32() == Ok(files::READ),
+        kind::EXTENDED => matches!(
+            body.string(),
+            Ok(b"statvfs@openssh.com"
+                | b"fstatvfs@openssh.com"
+                | b"fsync@openssh.com"
+                | b"limits@openssh.com")
+        ),
+        _ => false,
+    }
+}
+
+/// The state of one client: what it may name, and what it has open.
 struct Server {
+    tree: Tree,
     handles: HashMap<u32, Handle>,
     next: u32,
 }
 
 impl Server {
+    fn new(tree: Tree) -> Server {
+        Server { tree, handles: HashMap::new(), next: 0 }
+    }
+
     fn answer(&mut self, packet: &[u8]) -> Writer {
         let mut reader = Reader(packet);
         let Ok(kind) = reader.byte() else { return status_of(0, status::BAD_MESSAGE, "") };
@@ -179,6 +224,9 @@ impl Server {
             });
         }
         let Ok(id) = reader.u32() else { return status_of(0, status::BAD_MESSAGE, "") };
+        if !self.tree.is_writable() && !only_reads(kind, reader.clone()) {
+            return Failure::from(Errno::ROFS).answer(id);
+        }
         let done = match kind {
             kind::OPEN
             | kind::CLOSE
@@ -189,7 +237,7 @@ impl Server {
             | kind::OPENDIR
             | kind::READDIR => self.with_handles(kind, id, &mut reader),
             kind::EXTENDED => self.extended(id, &mut reader),
-            _ => with_paths(kind, id, &mut reader),
+            _ => self.with_paths(kind, id, &mut reader),
         };
         done.unwrap_or_else(|failure| failure.answer(id))
     }
@@ -198,11 +246,11 @@ impl Server {
         match kind {
             kind::OPEN => {
                 let (path, flags, wanted) = (path(reader)?, reader.u32()?, reader.attributes()?);
-                let file = files::open(&path, flags, &wanted)?;
+                let file = self.tree.open(&path, flags, &wanted)?;
                 self.add(id, Handle::File(file))
             }
             kind::OPENDIR => {
-                let path = path(reader)?;
+                let path = self.tree.find(&path(reader)?)?;
                 let entries = fs::read_dir(&path)?;
                 self.add(id, Handle::Folder { path, entries })
             }
@@ -240,8 +288,12 @@ impl Server {
                 Ok(Writer::new(kind::ATTRS, id).attributes(&file))
             }
             _ => {
-                let file = self.file(reader)?;
-                files::change_file(file, &reader.attributes()?)?;
+                let number = number(reader)?;
+                let wanted = reader.attributes()?;
+                let Some(Handle::File(file)) = self.handles.get(&number) else {
+                    return Err(Errno::BADF.into());
+                };
+                self.tree.change_file(file, &wanted)?;
                 ok(id)
             }
         }
@@ -274,24 +326,29 @@ impl Server {
     fn extended(&mut self, id: u32, reader: &mut Reader<'_>) -> Answer {
         match reader.string()? {
             b"posix-rename@openssh.com" => {
-                fs::rename(path(reader)?, path(reader)?)?;
+                let (old, new) = self.two_names(reader)?;
+                fs::rename(old, new)?;
                 ok(id)
             }
             b"hardlink@openssh.com" => {
-                fs::hard_link(path(reader)?, path(reader)?)?;
+                let (old, new) = self.two_names(reader)?;
+                fs::hard_link(old, new)?;
                 ok(id)
             }
             b"fsync@openssh.com" => {
                 self.file(reader)?.sync_all()?;
                 ok(id)
             }
-            b"statvfs@openssh.com" => Ok(disk(id, &rustix::fs::statvfs(path(reader)?)?)),
+            b"statvfs@openssh.com" => {
+                let found = self.tree.find(&path(reader)?)?;
+                Ok(disk(id, &rustix::fs::statvfs(&*found)?))
+            }
             b"fstatvfs@openssh.com" => match self.handle(reader)? {
                 Handle::File(file) => Ok(disk(id, &rustix::fs::fstatvfs(file)?)),
-                Handle::Folder { path, .. } => Ok(disk(id, &rustix::fs::statvfs(path.as_path())?)),
+                Handle::Folder { path, .. } => Ok(disk(id, &rustix::fs::statvfs(&**path)?)),
             },
             b"lsetstat@openssh.com" => {
-                files::change(&path(reader)?, &reader.attributes()?, false)?;
+                self.tree.change(&path(reader)?, &reader.attributes()?, false)?;
                 ok(id)
             }
             b"limits@openssh.com" => {
@@ -302,34 +359,48 @@ impl Server {
             _ => Err(Failure::Status(status::OP_UNSUPPORTED, "unknown extension")),
         }
     }
-}
 
-fn with_paths(kind: u8, id: u32, reader: &mut Reader<'_>) -> Answer {
-    match kind {
-        kind::STAT => {
-            let found = fs::metadata(path(reader)?)?;
-            return Ok(Writer::new(kind::ATTRS, id).attributes(&found));
+    fn with_paths(&self, kind: u8, id: u32, reader: &mut Reader<'_>) -> Answer {
+        let tree = &self.tree;
+        match kind {
+            kind::STAT => {
+                let found = fs::metadata(tree.find(&path(reader)?)?)?;
+                return Ok(Writer::new(kind::ATTRS, id).attributes(&found));
+            }
+            kind::LSTAT => {
+                let found = fs::symlink_metadata(tree.name(&path(reader)?)?)?;
+                return Ok(Writer::new(kind::ATTRS, id).attributes(&found));
+            }
+            kind::READLINK => {
+                return Ok(one_name(id, &fs::read_link(tree.name(&path(reader)?)?)?));
+            }
+            kind::REALPATH => return Ok(one_name(id, &tree.real_path(&path(reader)?)?)),
+            kind::SETSTAT => tree.change(&path(reader)?, &reader.attributes()?, true)?,
+            kind::REMOVE => files::remove(&tree.name(&path(reader)?)?)?,
+            kind::MKDIR => {
+                let (path, wanted) = (path(reader)?, reader.attributes()?);
+                let mode = tree.new_mode(wanted.mode.unwrap_or(0o777));
+                fs::DirBuilder::new().mode(mode).create(tree.name(&path)?)?;
+            }
+            kind::RMDIR => fs::remove_dir(tree.name(&path(reader)?)?)?,
+            kind::RENAME => {
+                let (old, new) = self.two_names(reader)?;
+                files::rename(&old, &new)?;
+            }
+            // OpenSSH has these two the other way round than the draft, and all clients follow.
+            kind::SYMLINK => {
+                let (target, link) = (path(reader)?, path(reader)?);
+                tree.check_target(&target)?;
+                std::os::unix::fs::symlink(target, tree.name(&link)?)?;
+            }
+            _ => return Err(Failure::Status(status::OP_UNSUPPORTED, "unknown request")),
         }
-        kind::LSTAT => {
-            let found = fs::symlink_metadata(path(reader)?)?;
-            return Ok(Writer::new(kind::ATTRS, id).attributes(&found));
-        }
-        kind::READLINK => return Ok(one_name(id, &fs::read_link(path(reader)?)?)),
-        kind::REALPATH => return Ok(one_name(id, &files::real_path(&path(reader)?)?)),
-        kind::SETSTAT => files::change(&path(reader)?, &reader.attributes()?, true)?,
-        kind::REMOVE => files::remove(&path(reader)?)?,
-        kind::MKDIR => {
-            let (path, wanted) = (path(reader)?, reader.attributes()?);
-            let mode = wanted.mode.unwrap_or(0o777) & 0o7777;
-            fs::DirBuilder::new().mode(mode).create(path)?;
-        }
-        kind::RMDIR => fs::remove_dir(path(reader)?)?,
-        kind::RENAME => files::rename(&path(reader)?, &path(reader)?)?,
-        // OpenSSH has these two the other way round than the draft, and all clients follow.
-        kind::SYMLINK => std::os::unix::fs::symlink(path(reader)?, path(reader)?)?,
-        _ => return Err(Failure::Status(status::OP_UNSUPPORTED, "unknown request")),
+        ok(id)
     }
-    ok(id)
+
+    fn two_names(&self, reader: &mut Reader<'_>) -> Result<(Found, Found), Failure> {
+        Ok((self.tree.name(&path(reader)?)?, self.tree.name(&path(reader)?)?))
+    }
 }
 
 fn ok(id: u32) -> Answer {
@@ -428,7 +499,7 @@ mod tests {
     fn file_is_written_read_changed_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(OsStr::from_bytes(b"\xff\xfe"));
-        let mut server = Server::default();
+        let mut server = Server::new(Tree::Machine);
         let open = request(kind::OPEN).string(name(&path)).u32(1 | 2 | 8 | 32).u32(4).u32(0o600);
         let file = handle(ask(&mut server, open));
         let write = request(kind::WRITE).string(&file).u64(3).string(b"data");
@@ -458,7 +529,7 @@ mod tests {
         let (old, new) = (folder.path().join("old"), folder.path().join("new"));
         fs::write(&old, "old").unwrap();
         fs::write(&new, "new").unwrap();
-        let mut server = Server::default();
+        let mut server = Server::new(Tree::Machine);
         let rename = request(kind::RENAME).string(name(&old)).string(name(&new));
         assert_eq!(code(ask(&mut server, rename)), status::FAILURE);
         let extension = b"posix-rename@openssh.com";
@@ -474,7 +545,7 @@ mod tests {
         for number in 0..500 {
             fs::write(folder.path().join(format!("file-{number}")), "").unwrap();
         }
-        let mut server = Server::default();
+        let mut server = Server::new(Tree::Machine);
         let open = request(kind::OPENDIR).string(name(folder.path()));
         let handle = handle(ask(&mut server, open));
         let (mut names, mut answers) = (0, 0);
@@ -493,7 +564,7 @@ mod tests {
 
     #[test]
     fn handles_are_bounded_and_foreign_ones_are_refused() {
-        let mut server = Server::default();
+        let mut server = Server::new(Tree::Machine);
         let mut open = || ask(&mut server, request(kind::OPENDIR).string(b"/"));
         for _ in 0..HANDLES {
             assert_eq!(open().0, kind::HANDLE);
@@ -506,6 +577,41 @@ mod tests {
     }
 
     #[test]
+    fn reader_of_a_folder_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "text").unwrap();
+        fs::create_dir(folder.path().join("inner")).unwrap();
+        let mut server = Server::new(Tree::folder(folder.path(), false).unwrap());
+        let open = |flags| request(kind::OPEN).string(b"/file").u32(flags).u32(0);
+        let file = handle(ask(&mut server, open(1)));
+        let (kind, body) = ask(&mut server, request(kind::READ).string(&file).u64(0).u32(u32::MAX));
+        assert_eq!((kind, Reader(&body).string().unwrap()), (kind::DATA, &b"text"[..]));
+        let extension = |name: &[u8]| request(kind::EXTENDED).string(name);
+        let mut refused = vec![
+            request(kind::WRITE).string(&file).u64(0).string(b"no"),
+            request(kind::FSETSTAT).string(&file).u32(4).u32(0o777),
+            request(kind::SETSTAT).string(b"/file").u32(4).u32(0o777),
+            request(kind::REMOVE).string(b"/file"),
+            request(kind::MKDIR).string(b"/new").u32(0),
+            request(kind::RMDIR).string(b"/inner"),
+            request(kind::RENAME).string(b"/file").string(b"/new"),
+            request(kind::SYMLINK).string(b"file").string(b"/new"),
+            extension(b"posix-rename@openssh.com").string(b"/file").string(b"/new"),
+            extension(b"hardlink@openssh.com").string(b"/file").string(b"/new"),
+            extension(b"lsetstat@openssh.com").string(b"/file").u32(4).u32(0o777),
+            extension(b"of-tomorrow@openssh.com"),
+            request(99),
+        ];
+        // All ways to open but to read.
+        refused.extend((0..64).filter(|flags| *flags != 1).map(open));
+        for packet in refused {
+            assert_eq!(code(ask(&mut server, packet)), status::PERMISSION_DENIED);
+        }
+        assert_eq!(fs::read(folder.path().join("file")).unwrap(), b"text");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
     fn every_packet_of_random_bytes_has_an_answer() {
         // Numbers of a linear congruence: the same in every run.
         let mut state = 1u64;
@@ -513,7 +619,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 56) as u8
         };
-        let mut server = Server::default();
+        let mut server = Server::new(Tree::Machine);
         for _ in 0..20_000 {
             let mut packet: Vec<u8> = (0..next() % 40).map(|_| next() % 24).collect();
             // Without the requests that could change something here.
@@ -530,9 +636,9 @@ mod tests {
     fn giant_packet_ends_the_stream() {
         for length in [0, 1 << 18 | 1, u32::MAX] {
             let mut out = Vec::new();
-            let done = serve(&mut &length.to_be_bytes()[..], &mut out);
+            let done = serve(Server::new(Tree::Machine), &mut &length.to_be_bytes()[..], &mut out);
             assert!(done.unwrap_err().to_string().contains("packet of"), "{length}");
         }
-        assert!(serve(&mut &b""[..], &mut Vec::new()).is_ok());
+        assert!(serve(Server::new(Tree::Machine), &mut &b""[..], &mut Vec::new()).is_ok());
     }
 }

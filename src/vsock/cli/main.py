@@ -54,6 +54,11 @@ _COMMANDS: Final = {
         "Mount a folder of a guest on this host, or list such mounts.",
     ),
     "umount": ("vsock.cli.mount:umount", "End a mount of a guest's folder."),
+    "share": (
+        "vsock.cli.share:share",
+        "Show a folder of this host in a guest, or list such folders.",
+    ),
+    "unshare": ("vsock.cli.share:unshare", "End a share of a folder with a guest."),
     "ssh-proxy": (
         "vsock.cli.ssh_proxy:ssh_proxy",
         "Connect OpenSSH to a guest, as its ProxyCommand.",

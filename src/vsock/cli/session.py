@@ -1,11 +1,9 @@
 """`vsock session`: sessions with guests that stay open, so that `vsock exec` and `vsock shell` need no login."""
 
 import errno
-import os
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from vsock.ssh.master.messages import Key, Status
 
 __all__ = ["session"]
-
-_OPEN: Final = b"open"
 
 
 @click.group(cls=Group, short_help="Keep sessions with guests open: commands need no login.")
@@ -82,41 +78,19 @@ def _there_is_one(guest: str) -> str:
 
 def _in_background(where: Place, key: "Key", idle: float) -> int:
     """Keep the session in a child, which leaves this terminal when the session is open."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        # Nothing that a caller left open, such as a lock, is to stay open with the session.
-        os.closerange(3, writer)
-        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
-        leave = partial(_leave, writer)
+    from vsock.cli.background import in_background
+
+    def keep(leave: Callable[[], None]) -> int:
         if not _keep(where, key, idle, leave):
             if not _serves(key):
                 raise Failure("the process that keeps the session does not answer: is it stopped?")
             leave()  # another process has opened it meanwhile
         return 0
-    os.close(writer)
-    try:
-        if os.read(reader, len(_OPEN)) == _OPEN:
-            return 0
-    except BaseException:
-        os.kill(child, signal.SIGTERM)
-        raise
-    finally:
-        os.close(reader)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    code = in_background(keep)
     if code < 0:
         raise Failure(f"signal {-code} ended the process that opened the session")
-    return code  # it has said why
-
-
-def _leave(writer: int) -> None:
-    os.setsid()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nothing, number)
-    os.close(nothing)
-    os.write(writer, _OPEN)
-    os.close(writer)
+    return code
 
 
 def _keep(where: Place, key: "Key", idle: float, when_open: Callable[[], object]) -> bool:

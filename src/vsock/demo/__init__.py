@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from vsock._system.waiting import SIGNAL_SECONDS
-from vsock.demo.checks import CHECKS, Check
+from vsock.demo.checks import Check, checks_for
 from vsock.demo.lab import Lab, open_lab
 from vsock.demo.places import LinuxPlace
 from vsock.demo.programs import shell_server
@@ -56,8 +56,9 @@ def main(*, keep: bool = False, as_json: bool = False) -> int:
 def _run_checks(lab: Lab, report: Report, screen: Screen) -> None:
     report.guests = lab.guests
     report.notes = lab.notes
+    checks = checks_for(lab)
     screen.guests(lab.guests, lab.notes)
-    for check in CHECKS:
+    for check in checks:
         screen.now(check.name)
         done = _run(check, lab)
         report.checks.append(done)
@@ -85,6 +86,8 @@ def _keep(lab: Lab, screen: Screen) -> None:
         if isinstance(place, LinuxPlace):
             place.start(shell_server, SHELL_PORT).read_line()
     screen.kept(lab.runtime_dir, lab.guests)
+    if lab.server_guest:
+        screen.kept_server(lab.state_home, lab.server_guest)
     screen.rest()
     never = threading.Event()
     try:

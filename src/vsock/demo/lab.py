@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from vsock.address import CID_HOST
-from vsock.demo.places import LinuxPlace, Place, ProcessPlace
+from vsock.demo.places import ANSWER_SECONDS, LinuxPlace, Place, ProcessPlace, ProcessTask
 from vsock.demo.report import GuestReport, Rate
 from vsock.guest import Guest
 from vsock.switch import Switch
@@ -32,17 +32,38 @@ class Lab:
     """The switch, the guests and the host for the checks."""
 
     runtime_dir: Path
-    host: Place
+    host: ProcessPlace
     alpha: Place
     beta: Place
     guests: list[GuestReport]
     notes: list[str]
     rates: list[Rate] = field(default_factory=list)
+    server_guest: str | None = None
+    """The name of the guest that has an SSH server, if one has."""
+
     _ports: Iterator[int] = field(default_factory=lambda: count(FIRST_PORT))
 
     def port(self) -> int:
         """A port that no check has used before."""
         return next(self._ports)
+
+    @property
+    def state_home(self) -> Path:
+        """The value of XDG_STATE_HOME for commands: the demo has keys of its own."""
+        return self.runtime_dir / "state"
+
+    @property
+    def server_archive(self) -> Path:
+        """Where `checks.work` has its SSH server for guests."""
+        return self.runtime_dir / "server.tar"
+
+    def start_command(self, *words: str) -> ProcessTask:
+        """Start a command of `vsock` on the host."""
+        return self.host.start_command(words, {"XDG_STATE_HOME": str(self.state_home)})
+
+    def command(self, *words: str, given: bytes = b"") -> bytes:
+        """Run a command of `vsock` on the host to its end, and return its output."""
+        return self.start_command(*words).output(given, timeout=ANSWER_SECONDS)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from vsock.demo.nets import KernelNet, SwitchNet
@@ -79,7 +79,15 @@ class ProcessPlace:
     def start(self, function: Program, *arguments: Any) -> Task:
         """Start a program as a process."""
         source = program(function, *arguments, context=SwitchNet)
-        task = ProcessTask(source, {**os.environ, "VSOCK_RUNTIME_DIR": self._directory})
+        return self._start([sys.executable, "-c", source], {})
+
+    def start_command(self, words: Sequence[str], environment: Mapping[str, str]) -> "ProcessTask":
+        """Start a command of `vsock`, with more variables in its environment."""
+        return self._start([sys.executable, "-P", "-m", "vsock.cli", *words], environment)
+
+    def _start(self, command: Sequence[str], environment: Mapping[str, str]) -> "ProcessTask":
+        given = {**os.environ, "VSOCK_RUNTIME_DIR": self._directory, **environment}
+        task = ProcessTask(command, given)
         self._tasks.append(task)
         return task
 
@@ -90,12 +98,12 @@ class ProcessPlace:
 
 
 class ProcessTask:
-    """A program that runs as a process."""
+    """A program that runs as a process. Its standard input is empty, or what `output` is given."""
 
-    def __init__(self, source: str, environment: dict[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", source],
-            stdin=subprocess.DEVNULL,
+            command,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
@@ -128,8 +136,12 @@ class ProcessTask:
 
     def result(self, timeout: float = 30) -> Any:
         """Wait for its end and return its result."""
+        return result_of(self.output(timeout=timeout).decode())
+
+    def output(self, given: bytes = b"", *, timeout: float = 30) -> bytes:
+        """Give it this input, wait for its end and return what it has written and nobody has read."""
         try:
-            output, errors = self._process.communicate(timeout=timeout)
+            output, errors = self._process.communicate(given, timeout=timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
@@ -137,7 +149,7 @@ class ProcessTask:
         if self._process.returncode != 0:
             said = errors.decode(errors="replace").strip()
             raise ProgramFailed(said or f"status {self._process.returncode}")
-        return result_of((self._output + output).decode())
+        return self._output + output
 
 
 def run_pair(

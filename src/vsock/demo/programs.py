@@ -131,6 +131,44 @@ def receive_bytes(net: Net, port: int, size: int) -> dict[str, Any]:
     return {"checksum": checksum}
 
 
+def send_file(net: Net, cid: int, port: int, path: str) -> int:
+    """Send a file and wait for the receiver to close; returns its size."""
+    from pathlib import Path
+
+    with net.connect(cid, port) as connection, Path(path).open("rb") as file:
+        size = connection.sendfile(file)
+        connection.shutdown(1)  # SHUT_WR
+        if connection.recv(1):
+            raise AssertionError("the receiver says something")
+    return size
+
+
+def receive_files(net: Net, port: int) -> int:
+    """Receive an archive (tar) in one connection, and unpack it at the root; returns the number of files."""
+    import tarfile
+
+    with net.listen(port) as listener:
+        print("listening", flush=True)
+        connection: socket.socket = listener.accept()[0]
+    with connection, connection.makefile("rb") as stream:
+        connection.settimeout(20)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            archive.extractall("/")
+            return len(archive.getmembers())
+
+
+def greet_by_tcp(net: Net, port: int, text: str) -> None:
+    """Send a text to the first who connects to a TCP port of the loopback."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        listener.settimeout(20)
+        print("listening", flush=True)
+        connection = listener.accept()[0]
+    with connection:
+        connection.sendall(text.encode())
+
+
 def many_clients(net: Net, cid: int, port: int, count: int) -> int:
     """Keep `count` connections open at once, and check the echo of each one's message."""
     connections = [net.connect(cid, port) for _ in range(count)]

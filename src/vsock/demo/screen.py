@@ -157,3 +157,12 @@ class Screen:
                 command = f"vsock cat -t {guest.name}:{SHELL_PORT}"
                 lines.append(f"  {command:<30} a shell in {guest.name}; Ctrl-] ends it")
         self._console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+    def kept_server(self, state_home: Path, guest: str) -> None:
+        """Show what to try in the guest that has an SSH server."""
+        self._console.print(
+            f"  export XDG_STATE_HOME={shlex.quote(str(state_home))}\n"
+            f"  vsock shell {guest:<18} by SSH, as are `vsock exec`, `cp` and `mount`",
+            highlight=False,
+            soft_wrap=True,
+        )

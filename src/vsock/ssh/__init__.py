@@ -20,6 +20,8 @@ The switch knows which guest it connects to, so a guest's host key is pinned und
 | `data_connection` | what copies and mounts use beside the session: a plain connection |
 | `sftp_server` | how a guest's SFTP server is reached, over that or over ssh |
 | `mounts` | folders of guests in this host's mount table |
+| `sharing` | a folder of this host in a guest |
+| `shares` | which folders this user shares |
 | `forwards` | ports and sockets, as ssh's -L, -R and -D |
 | `guest_state` | what a guest says of itself; its clock |
 | `guest_server` | puts `vsock-sshd` where a guest finds it |

@@ -11,6 +11,7 @@ What connects is a program that the guest has: perl, python3, socat or ncat. Not
 import asyncio
 import hmac
 import secrets
+import shlex
 from contextlib import suppress
 from socket import SOCK_STREAM
 from typing import TYPE_CHECKING, Any, Final
@@ -45,39 +46,40 @@ _MOST_SAID: Final = 4096
 """Bytes of what a program that failed has said; its last line is the reason."""
 
 _TOKEN_VARIABLE: Final = "VSOCK_TOKEN"
-_PROGRAM: Final = 'exec "$VSOCK_PROGRAM"'
 _NO_PROGRAM, _NO_OPENER = 93, 94
 
 _PERL: Final = """\
 socket(S,40,1,0) && connect(S,pack("SSLLx4",40,0,$ARGV[1],$ARGV[0])) or die "connect: $!\\n";
 $t=delete $ENV{VSOCK_TOKEN};
 syswrite(S,$t)==length($t) or die "send: $!\\n";
-open(STDIN,"<&S"); open(STDOUT,">&S"); exec "/bin/sh","-c",$ENV{VSOCK_LINE}; die "exec: $!\\n"
+open(STDIN,"<&S"); open(STDOUT,">&S"); shift; shift; exec {$ARGV[0]} @ARGV; die "exec: $!\\n"
 """
 
 _PYTHON: Final = """\
 import os,sys,_socket as s
 c=s.socket(40,1); c.connect((int(sys.argv[1]),int(sys.argv[2])))
 t=os.environ.pop("VSOCK_TOKEN").encode(); assert c.send(t)==len(t)
-os.dup2(c.fileno(),0); os.dup2(c.fileno(),1); os.execv("/bin/sh",["sh","-c",os.environ["VSOCK_LINE"]])
+os.dup2(c.fileno(),0); os.dup2(c.fileno(),1); os.execv(sys.argv[3],sys.argv[3:])
 """
 
 # The token comes by standard input: all users of the guest may read the arguments of a process, and only its own its
-# environment. The line comes to each opener by its environment, too; socat takes quotes out of what it gives a shell.
+# environment. socat and ncat give the words to a shell, so these come to it by the environment, too, quoted: without IFS
+# and names of files in them, they are one word until `eval` reads them.
 _OPENER: Final = f"""\
 IFS= read -r {_TOKEN_VARIABLE} && export {_TOKEN_VARIABLE} || exit
 has() {{ command -v "$1" >/dev/null 2>&1; }}
-cid=$1 port=$2 VSOCK_LINE=$3; shift 3
-for VSOCK_PROGRAM do has "$VSOCK_PROGRAM" && break; done
-has "$VSOCK_PROGRAM" || exit {_NO_PROGRAM}
-export VSOCK_LINE VSOCK_PROGRAM
-if has perl; then exec perl -e '{_PERL}' "$cid" "$port"; fi
-run='printf %s ${_TOKEN_VARIABLE}; unset {_TOKEN_VARIABLE}; set -f; IFS=; eval $VSOCK_LINE'
+cid=$1 port=$2 arguments=$3; shift 3
+for program do has "$program" && break; done
+has "$program" || exit {_NO_PROGRAM}
+eval "set -- $arguments"
+if has perl; then exec perl -e '{_PERL}' "$cid" "$port" "$program" "$@"; fi
+export VSOCK_COMMAND="$program $arguments"
+run='printf %s ${_TOKEN_VARIABLE}; unset {_TOKEN_VARIABLE}; IFS=; set -f; eval exec $VSOCK_COMMAND'
 if has socat && socat -V | grep -q 'WITH_VSOCK 1'; then
   exec socat "VSOCK-CONNECT:$cid:$port" "SYSTEM:$run,nofork"
 fi
 if has python3 && python3 -IS -c 'import _socket; _socket.AF_VSOCK' 2>/dev/null; then
-  exec python3 -IS -c '{_PYTHON}' "$cid" "$port"
+  exec python3 -IS -c '{_PYTHON}' "$cid" "$port" "$(command -v "$program")" "$@"
 fi
 if has ncat && ncat --help 2>&1 | grep -q -e --vsock; then
   exec ncat --vsock --sh-exec "$run" "$cid" "$port"
@@ -106,6 +108,7 @@ class DataConnection:
     Attributes:
         reader: what the program writes.
         writer: what it reads; `write_eof` ends its standard input.
+        process: the program, with its standard error; its standard input and output are not those of this object.
         refused: how many connections were closed before it came: of other guests, with a wrong token, or silent ones.
     """
 
@@ -119,7 +122,7 @@ class DataConnection:
         self.reader = reader
         self.writer = writer
         self.refused = refused
-        self._process = process
+        self.process = process
         self._watch = asyncio.create_task(self._end_with_session())
 
     async def _end_with_session(self) -> None:
@@ -127,12 +130,14 @@ class DataConnection:
 
         A program that ends of its own has an exit status; then the connection ends by itself, after its last bytes.
         """
-        await self._process.wait_closed()
-        if self._process.returncode is None:
+        await self.process.wait_closed()
+        if self.process.returncode is None:
             self.writer.transport.abort()
 
     def detach(self) -> "socket.socket":
         """The connection as a socket, for a caller that copies by itself, before anything was read or written here.
+
+        A program that speaks before it was spoken to may have been read here already.
 
         It is the caller's to close. This object is kept until then: it ends the program.
         """
@@ -144,25 +149,24 @@ class DataConnection:
         """End it at once, and the program by that."""
         self._watch.cancel()
         self.writer.transport.abort()
-        self._process.close()
+        self.process.close()
 
     async def wait_closed(self) -> None:
         """Wait until it is closed, by either side."""
         with suppress(OSError):
             await self.writer.wait_closed()
-        self._process.close()
+        self.process.close()
 
 
 async def open_data_connection(
-    session: "GuestSession", programs: "Sequence[str]", line: str = _PROGRAM
+    session: "GuestSession", programs: "Sequence[str]", arguments: "Sequence[str]" = ()
 ) -> DataConnection:
     """Let the guest connect, with the first of these programs that it has.
 
     Args:
         session: an open session with the guest.
-        programs: names or paths of programs in the guest.
-        line: for the guest's shell, which the connection is the standard input and output of; `$VSOCK_PROGRAM` is
-            that program.
+        programs: names or paths of programs in the guest, without blanks.
+        arguments: for the program.
 
     Raises:
         DataConnectionError: it does not; ssh works as before.
@@ -184,7 +188,7 @@ async def open_data_connection(
     try:
         await server.start_serving()
         host = await asyncio.to_thread(transport.local_cid)
-        order = ["sh", "-c", _OPENER, "sh", str(host), str(port), line, *programs]
+        order = ["sh", "-c", _OPENER, "sh", str(host), str(port), shlex.join(arguments), *programs]
         return await _ordered(session, order, door)
     except TimeoutError:
         reason = f"it did not connect within {OPEN_SECONDS:g} s"

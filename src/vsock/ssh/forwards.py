@@ -144,10 +144,13 @@ async def open_forward(session: GuestSession, forward: Forward) -> asyncssh.SSHL
         try:
             return await _begin(session.connection, forward)
         except asyncssh.ChannelListenError:
+            if isinstance(forward.listen, str):
+                perhaps = "is it taken, or does its sshd forward no Unix sockets, as dropbear?"
+            else:
+                perhaps = "is it taken, or is forwarding not allowed there?"
             raise SessionError(
                 errno.EADDRINUSE,
-                f"sshd of {session.name} does not listen at {text_of(forward.listen)}: "
-                "is it taken, or is forwarding not allowed there?",
+                f"sshd of {session.name} does not listen at {text_of(forward.listen)}: {perhaps}",
             ) from None
 
 
@@ -177,6 +180,8 @@ def _told(
             first, *rest = words[skipped:]
             target = text_of(Port(first, rest[0]) if rest else first)
             reason = error.reason or f"refused with code {error.code}"
+            if error.code == asyncssh.OPEN_UNKNOWN_CHANNEL_TYPE and not rest:
+                reason = "its sshd forwards nothing to Unix sockets, as dropbear"
             tell(f"{printable(target, _LONGEST)}{where}: {printable(reason, _LONGEST)}")
             raise
 

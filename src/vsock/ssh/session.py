@@ -29,6 +29,7 @@ from vsock.ssh.command_line import Command, command_line
 from vsock.ssh.host_keys import HostKey, HostKeys
 from vsock.ssh.hosts import Host, parse_host, pinned_as
 from vsock.ssh.identity import Identity
+from vsock.ssh.process_groups import ProcessGroups
 from vsock.transports import SwitchTransport
 
 try:
@@ -133,6 +134,7 @@ class GuestSession:
         self._transport = transport
         self._forward_agent = forward_agent
         self._connection: asyncssh.SSHClientConnection | None = None
+        self._groups: ProcessGroups | None = None
         self._takes_more = asyncio.Event()
         self._route: tuple[SwitchTransport, int] | None = None
         self._blocking: BlockingSession | None = None
@@ -160,6 +162,7 @@ class GuestSession:
 
     async def __aenter__(self) -> Self:
         self._connection = await self._open()
+        self._groups = ProcessGroups(self._connection)
         return self
 
     async def __aexit__(
@@ -190,9 +193,11 @@ class GuestSession:
         connection, self._connection = self._connection, None
         if not connection:
             return
-        connection.close()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
+                if self._groups:
+                    await self._groups.finish()
+                connection.close()
                 await connection.wait_closed()
         except TimeoutError:
             connection.abort()  # the guest takes no more of what we sent
@@ -257,11 +262,19 @@ class GuestSession:
             SessionError: sshd does not start it.
         """
         line: Any = None
+        mark = None
+        connection, groups = self.connection, self._groups
         if command is not None:
+            text = command_line(command, env=env, cwd=cwd)
+            if groups and "term_type" not in options:
+                text, mark = groups.begin(text)
             # Bytes, because a command may have any; asyncssh takes them too.
-            line = os.fsencode(command_line(command, env=env, cwd=cwd))
+            line = os.fsencode(text)
         with translated(self.name):
-            return await self.connection.create_process(line, **options)
+            process = await connection.create_process(line, **options)
+        if groups and mark:
+            groups.watch(process, mark)
+        return process
 
     async def drain(self) -> None:
         """Wait while the connection has more to send than its buffer should hold.

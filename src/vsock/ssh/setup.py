@@ -72,14 +72,19 @@ runcmd:
 
 
 def _busybox(name: str, user: str, key: str) -> str:
+    # A port of TCP, and not `dropbear -i`: that ends if getnameinfo(3) does not know the family of its peer's address,
+    # and musl, the C library of Alpine, knows those of IP only.
     return f"""\
-# In the guest, as root (dropbear and socat):
+# In the guest, as root. It needs the packages dropbear and socat, and for `vsock cp` openssh-sftp-server.
 mkdir -p {_home(user)}/.ssh /etc/dropbear
 echo '{key}' >> {_home(user)}/.ssh/authorized_keys
-chown {user} {_home(user)}/.ssh/authorized_keys
-chown {user} {_home(user)}/.ssh
-chmod 700 {_home(user)} {_home(user)}/.ssh
-socat VSOCK-LISTEN:22,fork EXEC:'dropbear -i -R' &
+chown {user} {_home(user)}/.ssh {_home(user)}/.ssh/authorized_keys
+chmod go-w {_home(user)} {_home(user)}/.ssh {_home(user)}/.ssh/authorized_keys
+
+# And at each boot, for instance in /etc/local.d/vsock.start (Alpine):
+ip link set lo up
+dropbear -R -s -p 127.0.0.1:2222 -P /run/dropbear-vsock.pid
+socat VSOCK-LISTEN:22,fork TCP:127.0.0.1:2222 &
 """
 
 

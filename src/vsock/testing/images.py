@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,19 @@ def find_debian() -> Disk:
     """
     folder = _find("debian13", "image of Debian 13")
     return Disk(*(folder / name for name in ("kernel", "initramfs", "disk")))
+
+
+def find_dropbear() -> Image:
+    """A small system for User-Mode Linux: busybox, dropbear and socat, none of which listens unless it is told to.
+
+    Raises:
+        GuestUnavailable: there is none; the message says how to get it.
+    """
+    archive = _find("dropbear", "image with dropbear")
+    for image in find_images():
+        if image.kernel.parent == archive.parent:
+            return replace(image, initramfs=archive)
+    raise GuestUnavailable(f"no kernel for {archive}: {_HOW}")
 
 
 def find_programs() -> Path:

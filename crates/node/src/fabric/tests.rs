@@ -149,8 +149,7 @@ impl Guest {
 fn serve_all(fabric: &mut Fabric) {
     let mut rounds = 0;
     while fabric.has_work() {
-        fabric.serve_programs();
-        fabric.serve_active();
+        fabric.serve_round();
         rounds += 1;
         assert!(rounds < 10_000, "links have work for ever");
     }
@@ -191,10 +190,11 @@ impl Lab {
         }
     }
 
-    /// A program here connects to a guest and is told that it is connected.
-    fn connect(&mut self, index: usize) -> UnixStream {
+    /// A program here asks for a connection with a guest, which has not heard of it yet.
+    fn ask(&mut self, index: usize) -> UnixStream {
         let (link, cid) = (self.links[index], [ALPHA, BETA][index]);
-        let (ours, mut program) = UnixStream::pair().unwrap();
+        let (ours, program) = UnixStream::pair().unwrap();
+        program.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let key = FlowKey { ours: at(Cid::HOST, 1024), theirs: at(cid, 22) };
         let Fabric { cx, links, flows, .. } = &mut self.fabric;
         let id = cx.sources.add(&ours, Owner::Flow).unwrap();
@@ -217,12 +217,42 @@ impl Lab {
                 Greeting::Handshake(&HYBRID),
             ),
         );
-        self.run();
-        let mut greeting = [0; 8];
-        program.read_exact(&mut greeting).unwrap();
-        assert_eq!(&greeting, b"OK 1024\n");
         program
     }
+
+    /// The same, and it is told that it is connected.
+    fn connect(&mut self, index: usize) -> UnixStream {
+        let mut program = self.ask(index);
+        self.run();
+        hears_ok(&mut program);
+        program
+    }
+}
+
+fn hears_ok(program: &mut UnixStream) {
+    let mut greeting = [0; 8];
+    program.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"OK 1024\n");
+}
+
+#[test]
+fn answer_that_is_there_when_its_deadline_is_over_counts_also_of_a_link_whose_turn_is_far() {
+    let mut lab = Lab::new();
+    let mut programs = [lab.ask(0), lab.ask(1)];
+    for link in lab.links {
+        lab.fabric.links.activate(link);
+    }
+    serve_all(&mut lab.fabric);
+    for guest in &mut lab.guests {
+        guest.run(lab.fabric.cx.now);
+    }
+    // As after a pause of the machine: all of it is there at once.
+    for link in lab.links {
+        lab.fabric.links.activate(link);
+    }
+    lab.fabric.cx.now = lab.fabric.cx.now + Duration::from_secs(3600);
+    lab.fabric.expire();
+    programs.iter_mut().for_each(hears_ok);
 }
 
 #[test]
@@ -316,7 +346,6 @@ fn hear(fabric: &mut Fabric) {
     fabric.cx.sources.wait(Some(Duration::ZERO), &mut events, &mut happened).unwrap();
     happened.into_iter().for_each(|ready| fabric.dispatch(ready));
     while fabric.has_work() {
-        fabric.serve_programs();
         serve_all(fabric);
     }
     fabric.expire();

@@ -149,6 +149,8 @@ pub(crate) struct Flow {
     pub(super) linger: Option<Linger>,
     /// As long as the connection has no answer.
     attempt: Option<Place>,
+    /// It is looked at now and then, as a record waits for its reader.
+    is_watched: bool,
 }
 
 impl Flow {
@@ -159,9 +161,18 @@ impl Flow {
         fd: ProgramSocket,
         state: State,
     ) -> Self {
-        let stream = Stream::new(fd, parties.kind);
-        let (outgoing, linger, attempt) = (None, None, None);
-        Self { link, connection, parties, holdings, state, stream, outgoing, linger, attempt }
+        Self {
+            link,
+            connection,
+            parties,
+            holdings,
+            state,
+            stream: Stream::new(fd, parties.kind),
+            outgoing: None,
+            linger: None,
+            attempt: None,
+            is_watched: false,
+        }
     }
 
     /// A flow of a program that waits for its connection.
@@ -271,6 +282,27 @@ impl Flow {
             }
             Err(error) => self.fail(error),
         }
+    }
+
+    /// A record waits for its reader, and nobody has asked yet to look at that; once.
+    #[inline]
+    pub(super) fn begins_to_wait(&mut self) -> bool {
+        self.stream.awaits_reader && !std::mem::replace(&mut self.is_watched, true)
+    }
+
+    /// Looks whether the program still reads, for whom a record waits; `None`: none waits any more.
+    pub(super) fn look_at_reader(&mut self) -> Option<Update> {
+        self.is_watched = self.stream.awaits_reader;
+        if !self.is_watched {
+            return None;
+        }
+        let taken = self.stream.look_at_reader();
+        if let State::Draining(reason) = self.state
+            && self.stream.is_flushed()
+        {
+            self.state = State::Over(reason);
+        }
+        Some(self.took(taken))
     }
 
     /// What the program took; that it receives no more is told once.

@@ -47,6 +47,8 @@ pub(crate) struct Stream {
     awaits_room: bool,
     /// A mark was sent that the program may not have read.
     has_mark: bool,
+    /// A record waits until the program has read what was sent before.
+    pub(crate) awaits_reader: bool,
     backlog: Backlog,
 }
 
@@ -68,6 +70,7 @@ impl Stream {
             may_have_stopped: false,
             awaits_room: false,
             has_mark: false,
+            awaits_reader: false,
             backlog,
         }
     }

@@ -1,15 +1,15 @@
 //! How much one link may do before the next has its turn, in bytes each way and in time.
 //!
-//! A link that has the worker for itself gets as much as one call into the kernel moves well. Once another link had work
-//! too, and for a while after, turns are short: that one's packets wait for no more than a short turn, and its share does
-//! not depend on how much the first has queued. Links share time, not packets or bytes: what a packet costs is for the
-//! other side of its link to choose.
+//! A link that has the worker for itself gets as much as one call into the kernel moves well. Once another link, or
+//! programs, had work too, and for a while after, turns are short: that one's packets wait for no more than a short turn, and
+//! its share does not depend on how much the first has queued. Links share time, not packets or bytes: what a packet costs is
+//! for the other side of its link to choose.
 
 use std::time::Duration;
 
 use vsock_core::Instant;
 
-use super::LinkId;
+use super::Who;
 
 /// For a link alone: more would not move faster, and the other side starts on this while we go on.
 const ALONE: usize = 128 * 1024;
@@ -20,11 +20,8 @@ const SHARED: usize = 32 * 1024;
 /// Time of one turn for a link alone.
 const TIME_ALONE: Duration = Duration::from_micros(100);
 
-/// For one of several: about what [`SHARED`] bytes take one way.
+/// For one of several, and for programs: about what [`SHARED`] bytes take one way.
 pub(super) const TIME_SHARED: Duration = Duration::from_micros(20);
-
-/// Time that each of several links has in a round: some turns of one that moves bytes.
-pub(crate) const TIME_PER_ROUND: Duration = Duration::from_micros(40);
 
 /// How long a link that had work counts as one that has some: longer than the round trip of somebody who asks and waits.
 const MEMORY: Duration = Duration::from_millis(1);
@@ -32,20 +29,20 @@ const MEMORY: Duration = Duration::from_millis(1);
 /// Who had work lately.
 #[derive(Debug, Default)]
 pub(crate) struct Quantum {
-    last: Option<LinkId>,
+    last: Option<Who>,
     shared_until: Instant,
 }
 
 impl Quantum {
-    /// A link had work.
-    pub(crate) fn note(&mut self, id: LinkId, now: Instant) {
-        if self.last.replace(id).is_some_and(|last| last != id) {
+    /// Somebody had work.
+    pub(crate) fn note(&mut self, who: Who, now: Instant) {
+        if self.last.replace(who).is_some_and(|last| last != who) {
             self.shared_until = now.after(MEMORY);
         }
     }
 
-    /// Whether links share the worker.
-    pub(crate) fn is_shared(&self, now: Instant) -> bool {
+    /// Whether several share the worker.
+    fn is_shared(&self, now: Instant) -> bool {
         now < self.shared_until
     }
 
@@ -62,6 +59,7 @@ impl Quantum {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LinkId;
     use super::*;
 
     const START: Instant = Instant(1_000_000_000);
@@ -69,7 +67,7 @@ mod tests {
     fn after(links: &[u64], time: Duration) -> usize {
         let mut quantum = Quantum::default();
         for &number in links {
-            quantum.note(LinkId::from_bits(number).unwrap(), START);
+            quantum.note(Who::Link(LinkId::from_bits(number).unwrap()), START);
         }
         quantum.bytes(START.after(time))
     }
@@ -78,6 +76,14 @@ mod tests {
     fn one_link_has_long_turns() {
         assert_eq!(after(&[], Duration::ZERO), ALONE);
         assert_eq!(after(&[3, 3, 3], Duration::ZERO), ALONE);
+    }
+
+    #[test]
+    fn link_beside_programs_has_short_turns() {
+        let mut quantum = Quantum::default();
+        quantum.note(Who::Link(LinkId::from_bits(3).unwrap()), START);
+        quantum.note(Who::Programs, START);
+        assert_eq!(quantum.time(START), TIME_SHARED);
     }
 
     #[test]

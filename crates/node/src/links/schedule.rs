@@ -1,49 +1,108 @@
-//! Which links have work, and which of the others are looked at because they do not notify us.
+//! Who has work, whose turn it is, and which of the other links are looked at because they do not notify us.
 //!
 //! A link that was served has its notifications off, and they stay off as long as packets come: its queues are looked at in
 //! every round. Only when it has been quiet for long enough, notifications are asked for, and its queues looked at once
 //! more, as something may have come in between.
 //!
-//! Links that share the worker get the same time in each round. A turn ends only between two steps, so it may take longer
-//! than that; what a link has taken too much, it waits in later rounds.
+//! Links, and the programs that ask for something, share the worker's time as start-time fair queueing has it (Goyal, Vin and
+//! Cheng, 1996), and Linux's fair scheduler: each has a clock that runs while it is served, and the one whose clock is behind the
+//! others' is next. So who wants little has his turn as soon as the one that goes on ends, however many want much, and a
+//! turn that took too long is made up for by itself. Who had nothing to do meanwhile comes back with a clock that is
+//! [`HEAD_START`] behind, not with all the time that he has not used.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use vsock_core::{Instant, SecondaryMap, Slots};
 
-use super::quantum::{TIME_PER_ROUND, TIME_SHARED};
+use super::quantum::TIME_SHARED;
 use super::{Entry, LinkId};
 
-/// The most time that a link can owe: a processor that was away for long is not its fault.
-const MOST_SPENT: Duration = Duration::from_micros(320);
+/// How far behind the others' a clock may be that stood still. Who is served now and then is not worse off for it, and those
+/// who are served all the time wait no longer than this.
+const HEAD_START: Duration = Duration::from_micros(HEAD_START_US);
+const HEAD_START_US: u64 = 300;
 
-/// The most time that one round makes up for: what a link has in it, and the step in which that ends.
-const MOST_PER_ROUND: Duration = TIME_PER_ROUND.saturating_add(TIME_SHARED);
+/// The most that a turn counts: a processor that was away for long is not the fault of him whose turn it was.
+const LONGEST_TURN: Duration = Duration::from_micros(320);
+
+/// Time for which turns are served before we look whether others have come, and what looking at one more link adds to
+/// it: some tenth of the time is spent on that at most.
+const ROUND: Duration = TIME_SHARED;
+const ROUND_PER_LINK: Duration = Duration::from_nanos(100);
+
+/// Who has turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Who {
+    /// A link.
+    Link(LinkId),
+    /// All programs that ask for something, together.
+    Programs,
+}
 
 /// What is known of a link's work.
 #[derive(Clone, Copy, Debug, Default)]
 struct Work {
-    /// Among those with work.
-    is_active: bool,
     /// Among those whose notifications are to be turned on again.
     is_unarmed: bool,
     /// When the last packet came or went, and how many had by then.
     worked_at: Instant,
     packets: u64,
-    /// Time taken and not yet made up for by rounds.
-    spent: Duration,
-    /// When a round came to it last.
-    visited_at: Instant,
+    clock: Clock,
 }
 
-/// Which links have work.
+impl Who {
+    fn link(self) -> Option<LinkId> {
+        match self {
+            Self::Link(id) => Some(id),
+            Self::Programs => None,
+        }
+    }
+}
+
+/// The clock of one that has turns.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    is_active: bool,
+    /// Time that it was served, and that it has let go by.
+    time: Duration,
+}
+
+/// Those that have work, the one whose clock is behind first; of equals, the one that has waited longer.
+#[derive(Default)]
+struct Turns {
+    queue: BinaryHeap<Reverse<(Duration, u64, Who)>>,
+    /// So many have been put in it.
+    count: u64,
+    /// The clock of the one that was served last, when its turn began.
+    time: Duration,
+}
+
+impl Turns {
+    fn activate(&mut self, who: Who, clock: &mut Clock) {
+        if !std::mem::replace(&mut clock.is_active, true) {
+            clock.time = clock.time.max(self.time.saturating_sub(HEAD_START));
+            self.count += 1;
+            self.queue.push(Reverse((clock.time, self.count, who)));
+        }
+    }
+
+    fn next(&mut self) -> Option<Who> {
+        let Reverse((time, _, who)) = self.queue.pop()?;
+        self.time = self.time.max(time);
+        Some(who)
+    }
+}
+
+/// Who has work.
 #[derive(Default)]
 pub(super) struct Schedule {
-    active: VecDeque<LinkId>,
+    turns: Turns,
     /// Served since the last sleep, notifications off.
     unarmed: Vec<LinkId>,
     work: SecondaryMap<Entry, Work>,
+    programs: Clock,
 }
 
 impl Schedule {
@@ -55,53 +114,65 @@ impl Schedule {
     /// A link is gone.
     pub(super) fn remove(&mut self, id: LinkId) {
         self.work.remove(id);
-        self.active.retain(|&active| active != id);
+        self.turns.queue.retain(|Reverse((_, _, who))| *who != Who::Link(id));
         self.unarmed.retain(|&unarmed| unarmed != id);
     }
 
-    /// Puts a link among those to serve in this or the next round.
+    /// A link has work.
     #[inline]
     pub(super) fn activate(&mut self, id: LinkId) {
-        if let Some(work) = self.work.get_mut(id)
-            && !work.is_active
+        if let Some(work) = self.work.get_mut(id) {
+            self.turns.activate(Who::Link(id), &mut work.clock);
+        }
+    }
+
+    /// Programs ask for something.
+    pub(super) fn activate_programs(&mut self) {
+        self.turns.activate(Who::Programs, &mut self.programs);
+    }
+
+    /// Whether anybody has work.
+    pub(super) fn is_active(&self) -> bool {
+        !self.turns.queue.is_empty()
+    }
+
+    /// Links that wait for their turn.
+    pub(super) fn waiting(&self) -> Vec<LinkId> {
+        let waiting = self.turns.queue.iter();
+        waiting.filter_map(|Reverse((_, _, who))| who.link()).collect()
+    }
+
+    /// How long to serve turns before we look whether others have come.
+    pub(super) fn round(&self) -> Duration {
+        ROUND + ROUND_PER_LINK * u32::try_from(self.unarmed.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whose turn it is. The notifications of a link are off from now on.
+    pub(super) fn next(&mut self) -> Option<Who> {
+        let who = self.turns.next()?;
+        if let Some(clock) = self.clock(who) {
+            clock.is_active = false;
+        }
+        if let Who::Link(id) = who
+            && let Some(work) = self.work.get_mut(id)
+            && !std::mem::replace(&mut work.is_unarmed, true)
         {
-            work.is_active = true;
-            self.active.push_back(id);
+            self.unarmed.push(id);
+        }
+        Some(who)
+    }
+
+    /// Somebody was served for this time.
+    pub(super) fn spend(&mut self, who: Who, time: Duration) {
+        if let Some(clock) = self.clock(who) {
+            clock.time += time.min(LONGEST_TURN);
         }
     }
 
-    /// How many links have work.
-    pub(super) fn active(&self) -> usize {
-        self.active.len()
-    }
-
-    /// The next link with work, whose notifications are off from now on.
-    pub(super) fn next(&mut self) -> Option<LinkId> {
-        let id = self.active.pop_front()?;
-        if let Some(work) = self.work.get_mut(id) {
-            work.is_active = false;
-            if !std::mem::replace(&mut work.is_unarmed, true) {
-                self.unarmed.push(id);
-            }
-        }
-        Some(id)
-    }
-
-    /// A round has come to a link that has work. False: it has taken so much time in earlier ones that it must wait. A round
-    /// makes up for no more time than it took itself: one in which nobody else had anything to do makes up for nothing.
-    pub(super) fn has_time(&mut self, id: LinkId, now: Instant) -> bool {
-        self.work.get_mut(id).is_none_or(|work| {
-            let round = now.since(work.visited_at).min(MOST_PER_ROUND);
-            work.visited_at = now;
-            work.spent = work.spent.saturating_sub(round);
-            work.spent < TIME_PER_ROUND
-        })
-    }
-
-    /// A link has taken this time; none, if there is nobody with whom it has to share.
-    pub(super) fn spend(&mut self, id: LinkId, time: Option<Duration>) {
-        if let Some(work) = self.work.get_mut(id) {
-            work.spent = time.map_or(Duration::ZERO, |time| (work.spent + time).min(MOST_SPENT));
+    fn clock(&mut self, who: Who) -> Option<&mut Clock> {
+        match who {
+            Who::Link(id) => self.work.get_mut(id).map(|work| &mut work.clock),
+            Who::Programs => Some(&mut self.programs),
         }
     }
 
@@ -124,21 +195,20 @@ impl Schedule {
     /// Looks at the links that do not notify us, and lets those do so that have been quiet for `window`. Also while
     /// other links have work: nobody else tells us of these.
     pub(super) fn poll(&mut self, entries: &mut Slots<Entry>, now: Instant, window: Duration) {
-        let Self { active, unarmed, work } = self;
+        let Self { turns, unarmed, work, .. } = self;
         unarmed.retain(|&id| {
             let interface = entries.get_mut(id).and_then(Entry::interface_mut);
             let (Some(work), Some(interface)) = (work.get_mut(id), interface) else {
                 return false;
             };
-            if work.is_active {
+            if work.clock.is_active {
                 return true;
             }
             let is_quiet = now.since(work.worked_at) >= window;
             work.is_unarmed = !is_quiet;
             let has_work = if is_quiet { interface.arm() } else { interface.has_news() };
             if has_work {
-                work.is_active = true;
-                active.push_back(id);
+                turns.activate(Who::Link(id), &mut work.clock);
             }
             work.is_unarmed
         });
@@ -172,37 +242,118 @@ mod tests {
         let (mut schedule, _, id) = one_link();
         schedule.activate(id);
         schedule.activate(id);
-        assert_eq!((schedule.active(), schedule.next(), schedule.next()), (1, Some(id), None));
+        assert_eq!((schedule.next(), schedule.next()), (Some(Who::Link(id)), None));
         schedule.activate(id);
         schedule.remove(id);
         assert_eq!((schedule.next(), schedule.has_unarmed()), (None, false));
     }
 
+    /// Links and what they do with a turn.
+    struct Worker {
+        schedule: Schedule,
+        links: Vec<LinkId>,
+    }
+
+    impl Worker {
+        fn of(links: u64) -> Self {
+            let links: Vec<_> =
+                (0..links).map(|n| LinkId::from_bits(1 << 32 | n).unwrap()).collect();
+            let mut schedule = Schedule::default();
+            links.iter().for_each(|&id| schedule.add(id));
+            Self { schedule, links }
+        }
+
+        /// Whose turn it is, by its number; it takes so many microseconds.
+        fn turn(&mut self, microseconds: impl Fn(usize) -> u64) -> usize {
+            let who = self.schedule.next().unwrap();
+            let served = self.links.iter().position(|&id| Who::Link(id) == who);
+            let served = served.unwrap_or(self.links.len());
+            self.schedule.spend(who, Duration::from_micros(microseconds(served)));
+            served
+        }
+
+        fn activate(&mut self, number: usize) {
+            match self.links.get(number) {
+                Some(&id) => self.schedule.activate(id),
+                None => self.schedule.activate_programs(),
+            }
+        }
+
+        /// Microseconds that each was served in so many turns, if all always have work.
+        fn shares(&mut self, turns: usize, microseconds: impl Fn(usize) -> u64 + Copy) -> Vec<u64> {
+            let mut shares = vec![0; self.links.len() + 1];
+            (0..shares.len()).for_each(|number| self.activate(number));
+            for _ in 0..turns {
+                let served = self.turn(microseconds);
+                shares[served] += microseconds(served);
+                self.activate(served);
+            }
+            shares
+        }
+    }
+
     #[test]
-    fn link_that_has_taken_too_much_time_waits_until_rounds_have_made_up_for_it() {
-        let (mut schedule, _, id) = one_link();
-        let mut now = Instant(1_000_000_000);
-        let mut round = |schedule: &mut Schedule, took: Duration| {
-            now = now + took;
-            schedule.has_time(id, now)
-        };
-        assert!(round(&mut schedule, TIME_PER_ROUND));
-        schedule.spend(id, Some(3 * TIME_PER_ROUND));
-        let waits = [(); 4].map(|()| !round(&mut schedule, TIME_PER_ROUND));
-        assert_eq!(waits, [true, true, false, false]);
-        // As much as one has in a round costs no round.
-        schedule.spend(id, Some(TIME_PER_ROUND));
-        assert!(round(&mut schedule, TIME_PER_ROUND));
-        // Rounds that take no time make up for none, and long ones for no more than a share.
-        schedule.spend(id, Some(3 * TIME_PER_ROUND));
-        assert!((0..100).all(|_| !round(&mut schedule, Duration::ZERO)));
-        assert!(!round(&mut schedule, Duration::from_secs(1)));
-        schedule.spend(id, Some(Duration::from_secs(1)));
-        let rounds = (0..).take_while(|_| !round(&mut schedule, TIME_PER_ROUND)).count();
-        assert!(TIME_PER_ROUND * u32::try_from(rounds).unwrap() <= MOST_SPENT, "{rounds} rounds");
-        schedule.spend(id, Some(3 * TIME_PER_ROUND));
-        schedule.spend(id, None);
-        assert!(round(&mut schedule, Duration::ZERO));
+    fn links_and_programs_have_the_same_time_whatever_a_turn_takes() {
+        let mut worker = Worker::of(3);
+        let takes = |served: usize| [20, 70, 3, 25][served];
+        for shares in [worker.shares(10_000, takes), worker.shares(10_000, takes)] {
+            let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+            assert!(most - least <= 2 * 70 + HEAD_START_US, "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn link_that_wants_little_is_next_however_many_want_much() {
+        let mut worker = Worker::of(100);
+        let takes = |served: usize| if served == 0 { 1 } else { 20 };
+        (1..=100).for_each(|number| worker.activate(number));
+        for _ in 0..100 {
+            let served = worker.turn(takes);
+            worker.activate(served);
+        }
+        for turn in 0..1_000 {
+            if turn % 10 == 0 {
+                worker.activate(0);
+            }
+            let served = worker.turn(takes);
+            assert_eq!(served == 0, turn % 10 == 0, "turn {turn}");
+            if served != 0 {
+                worker.activate(served);
+            }
+        }
+    }
+
+    #[test]
+    fn link_that_had_nothing_to_do_comes_back_with_a_head_start_and_no_more() {
+        let mut worker = Worker::of(2);
+        worker.activate(1);
+        for _ in 0..1_000 {
+            assert_eq!(worker.turn(|_| 20), 1);
+            worker.activate(1);
+        }
+        worker.activate(0);
+        let mut ahead = 0;
+        while worker.turn(|_| 20) == 0 {
+            ahead += 20;
+            worker.activate(0);
+        }
+        assert!((HEAD_START_US..=HEAD_START_US + 40).contains(&ahead), "{ahead} µs");
+    }
+
+    #[test]
+    fn turn_in_which_the_processor_was_away_counts_as_a_long_one() {
+        let mut worker = Worker::of(2);
+        worker.activate(0);
+        worker.activate(1);
+        assert_eq!(worker.turn(|_| 1_000_000), 0);
+        worker.activate(0);
+        let most = LONGEST_TURN.as_micros() / 20;
+        let turns = (0..).take_while(|_| {
+            let served = worker.turn(|_| 20);
+            worker.activate(served);
+            served == 1
+        });
+        assert!((most..=most + 1).contains(&(turns.count() as u128)));
     }
 
     #[test]
@@ -215,7 +366,7 @@ mod tests {
         schedule.poll(&mut entries, start + WINDOW / 2, WINDOW);
         assert!(schedule.has_unarmed());
         schedule.poll(&mut entries, start + WINDOW, WINDOW);
-        assert_eq!((schedule.has_unarmed(), schedule.active()), (false, 0));
+        assert_eq!((schedule.has_unarmed(), schedule.is_active()), (false, false));
     }
 
     #[test]
@@ -228,6 +379,6 @@ mod tests {
         let buffer = interface.link_mut().next_buffer(&mut slices).unwrap().unwrap();
         interface.link_mut().send(&buffer, &slices, &[0; 44], 0);
         schedule.poll(&mut entries, Instant(1), WINDOW);
-        assert_eq!((schedule.next(), schedule.has_unarmed()), (Some(id), true));
+        assert_eq!((schedule.next(), schedule.has_unarmed()), (Some(Who::Link(id)), true));
     }
 }

@@ -21,9 +21,6 @@ use crate::saved::Restoring;
 use vsock_virtio::saved::{SavedFd, SavedFds};
 use vsock_virtio::sys::PeerCredentials;
 
-/// Programs let in on one socket before others have their turn.
-const PROGRAMS_PER_TURN: usize = 8;
-
 /// How long nobody is let in after the process ran out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -73,31 +70,28 @@ impl Acceptors {
         cx.sources.remove(id);
     }
 
-    /// Lets in programs that wait on a socket. True: more may wait.
-    pub(super) fn accept(&mut self, cx: &mut Context, id: SourceId) -> (Vec<Arrival>, bool) {
-        let mut arrivals = Vec::new();
-        let Some((socket, speaks)) = self.table.get(id) else { return (arrivals, false) };
-        for _ in 0..PROGRAMS_PER_TURN {
-            let next = if cx.sockets.places.is_full() {
-                Err(io::Error::other("no descriptor is left for programs"))
-            } else {
-                accept(socket)
-            };
-            match next {
-                Ok(Some(fd)) => arrivals.extend(admit(cx, fd, *speaks)),
-                Ok(None) => return (arrivals, false),
-                Err(error) => {
-                    // No descriptors are left: tries again a little later, as the edge will not come again.
-                    cx.failed(Failure::Accepting(error));
-                    if !self.paused.contains(&id) {
-                        self.paused.push(id);
-                    }
-                    self.resume_at.get_or_insert(cx.now + PAUSE);
-                    return (arrivals, false);
+    /// Lets in the next program that waits on a socket. True: more may wait. One at a time: nobody is let in faster than
+    /// those are served who have been.
+    pub(super) fn accept(&mut self, cx: &mut Context, id: SourceId) -> (Option<Arrival>, bool) {
+        let Some((socket, speaks)) = self.table.get(id) else { return (None, false) };
+        let next = if cx.sockets.places.is_full() {
+            Err(io::Error::other("no descriptor is left for programs"))
+        } else {
+            accept(socket)
+        };
+        match next {
+            Ok(Some(fd)) => (admit(cx, fd, *speaks), true),
+            Ok(None) => (None, false),
+            Err(error) => {
+                // No descriptors are left: tries again a little later, as the edge will not come again.
+                cx.failed(Failure::Accepting(error));
+                if !self.paused.contains(&id) {
+                    self.paused.push(id);
                 }
+                self.resume_at.get_or_insert(cx.now + PAUSE);
+                (None, false)
             }
         }
-        (arrivals, true)
     }
 
     /// When [`resume`](Self::resume) is due.

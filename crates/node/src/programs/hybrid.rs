@@ -193,9 +193,9 @@ impl Hybrids {
         self.drop_client(parts.cx, id);
     }
 
-    /// The user of a program that has not been connected yet.
-    pub(super) fn user(&self, id: SourceId) -> Option<u32> {
-        self.clients.get(id).map(|it| it.peer.uid)
+    /// The program.
+    pub(super) fn peer(&self, id: SourceId) -> Option<PeerCredentials> {
+        self.clients.get(id).map(|it| it.peer)
     }
 
     /// Ends a program's connection: with something unread in it, a plain close would read as a reset.

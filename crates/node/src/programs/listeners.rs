@@ -184,6 +184,11 @@ impl Listeners {
         Some(self.table.get(*id)?.client.peer.uid)
     }
 
+    /// The program that listens.
+    pub(super) fn peer(&self, id: SourceId) -> Option<PeerCredentials> {
+        self.table.get(id).map(|it| it.client.peer)
+    }
+
     /// Hands a new stream to the program that listens.
     ///
     /// # Errors

@@ -87,7 +87,8 @@ impl Programs {
         let register = Register::restore(ends, flows)?;
         let mut services = Services { listeners, datagrams, register, silent: Silent::default() };
         for id in silent {
-            let user = requests.clients.get(id).map(|it| it.peer.uid).or_else(|| hybrids.user(id));
+            let peer = requests.clients.get(id).map(|it| it.peer).or_else(|| hybrids.peer(id));
+            let user = peer.map(|it| it.uid);
             services.silent.add(id, user.ok_or(Unfit::State)?, restoring.now);
         }
         // epoll tells all that has happened once more.

@@ -21,7 +21,15 @@ pub(crate) enum Outcome {
 
 /// Forks, restricts the child's only thread, and has it do something that says how it went.
 pub(crate) fn outcome_in(profile: Profile, act: impl FnOnce() -> Result<(), i32>) -> Outcome {
-    let status = status_in(profile, || act().err().unwrap_or(0));
+    outcome_behind(|| Sandbox::Enforced.enter(profile), act)
+}
+
+/// The same behind other restrictions.
+pub(crate) fn outcome_behind(
+    restrict: impl FnOnce() -> State,
+    act: impl FnOnce() -> Result<(), i32>,
+) -> Outcome {
+    let status = status_behind(restrict, || act().err().unwrap_or(0));
     match (status.signal(), status.code()) {
         (Some(signal), _) => Outcome::Killed(signal),
         (None, Some(0)) => Outcome::Done,
@@ -31,6 +39,10 @@ pub(crate) fn outcome_in(profile: Profile, act: impl FnOnce() -> Result<(), i32>
 
 /// The same, with an exit code.
 pub(crate) fn status_in(profile: Profile, act: impl FnOnce() -> i32) -> ExitStatus {
+    status_behind(|| Sandbox::Enforced.enter(profile), act)
+}
+
+fn status_behind(restrict: impl FnOnce() -> State, act: impl FnOnce() -> i32) -> ExitStatus {
     // SAFETY: the child does what it does in this thread alone, allocates memory (which the C library allows after
     // fork) and ends with _exit.
     unsafe {
@@ -39,7 +51,7 @@ pub(crate) fn status_in(profile: Profile, act: impl FnOnce() -> i32) -> ExitStat
         if child == 0 {
             let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
-            let state = Sandbox::Enforced.enter(profile);
+            let state = restrict();
             let code = if matches!(state, State::On | State::Partly(_)) { act() } else { 125 };
             libc::_exit(code);
         }

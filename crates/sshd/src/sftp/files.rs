@@ -13,14 +13,16 @@ use rustix::io::Errno;
 
 use super::packet::Attributes;
 
+pub(super) const READ: u32 = 1;
+const WRITE: u32 = 2;
+const APPEND: u32 = 4;
+pub(super) const CREATE: u32 = 8;
+const TRUNCATE: u32 = 16;
+/// With `CREATE`: what is there is not opened.
+pub(super) const NEW: u32 = 32;
+
 /// Opens a file as the flags of SFTP say.
 pub(super) fn open(path: &Path, flags: u32, wanted: &Attributes) -> io::Result<File> {
-    const READ: u32 = 1;
-    const WRITE: u32 = 2;
-    const APPEND: u32 = 4;
-    const CREATE: u32 = 8;
-    const TRUNCATE: u32 = 16;
-    const NEW: u32 = 32;
     let has = |flag| flags & flag != 0;
     let mut options = OpenOptions::new();
     options

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 pub(crate) struct Malformed;
 
 /// Reads a packet from its beginning on.
+#[derive(Clone)]
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -66,7 +67,7 @@ const TIMES: u32 = 8;
 const EXTENDED: u32 = 1 << 31;
 
 /// What a client wants a file to be like; what is `None` stays.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
     pub(crate) size: Option<u64>,
     pub(crate) owners: Option<(u32, u32)>,

@@ -303,6 +303,21 @@ mod tests {
         assert!(!passes_event(7, 7, 7));
     }
 
+    /// All starts, all moves of up to 8, all events around them: what the one comparison says is what counting says.
+    #[test]
+    fn index_passes_an_event_if_one_of_its_steps_does() {
+        for old in 0..=u16::MAX {
+            for moved in 0..=8 {
+                for ahead in 0..16u16 {
+                    let event = old.wrapping_sub(4).wrapping_add(ahead);
+                    let passed = (0..moved).any(|step| old.wrapping_add(step) == event);
+                    let new = old.wrapping_add(moved);
+                    assert_eq!(passes_event(event, new, old), passed, "{event} {new} {old}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn descriptor_words_keep_all_fields() {
         let d =

@@ -13,9 +13,11 @@ from vsock.demo.checks.messages import check_messages
 from vsock.demo.checks.ping import check_ping
 from vsock.demo.checks.refusal import check_refusal
 from vsock.demo.checks.transfer import check_transfer
+from vsock.demo.checks.work import check_copy, check_exec, check_forward, prepare
 from vsock.demo.lab import Lab
+from vsock.demo.places import LinuxPlace
 
-__all__ = ["CHECKS", "Check"]
+__all__ = ["CHECKS", "Check", "checks_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +42,22 @@ CHECKS = (
     Check("half-close", check_half_close),
     Check("SEQPACKET messages", check_messages),
 )
+"""Those for guests of every kind."""
+
+
+def checks_for(lab: Lab) -> tuple[Check, ...]:
+    """All checks that can be made here; a note of the lab says why others cannot."""
+    # User-Mode Linux first: it is not emulated.
+    linux = [place for place in (lab.beta, lab.alpha) if isinstance(place, LinuxPlace)]
+    if not linux:
+        return CHECKS
+    guest = linux[0]
+    if obstacle := prepare(lab):
+        lab.notes.append(obstacle)
+        return CHECKS
+    return (
+        *CHECKS,
+        Check("a command in a guest", lambda lab: check_exec(lab, guest)),
+        Check("a file there and back", lambda lab: check_copy(lab, guest)),
+        Check("a TCP port of a guest", lambda lab: check_forward(lab, guest)),
+    )

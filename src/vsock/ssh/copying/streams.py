@@ -124,7 +124,7 @@ class GuestStream:
         Raises:
             DataConnectionError: it lacks what that needs.
         """
-        data = await open_data_connection(session, ["sh"], _LINE)
+        data = await open_data_connection(session, ["sh"], ["-c", _LINE])
         try:
             # It says nothing more before it is asked to, so that what it says then is not read here.
             if await data.reader.readexactly(len(_READY)) == _READY:

@@ -166,6 +166,7 @@ impl Flow {
             outgoing,
             linger: saved.linger.map(|linger| Linger::restore(linger, restoring.now)),
             attempt: attempt.flatten(),
+            is_watched: false,
         })
     }
 

@@ -126,14 +126,12 @@ impl Stream {
                 Backlog::Messages(messages) => messages.front().unwrap_or_default(),
             };
             if ends_record && self.has_mark && !room::is_all_read(self.fd()) {
-                // Who reads what is there makes the socket writable; no write finds out that nobody does.
+                // Who reads what is there makes the socket writable.
                 self.writable = false;
-                if is_read_no_more(self.fd()) {
-                    self.discarding = true;
-                    self.discard(&mut taken);
-                }
+                self.awaits_reader = true;
                 break;
             }
+            self.awaits_reader = false;
             let len = front.len();
             let sent = if ends_record {
                 record::send_record(&self.fd, front)
@@ -154,6 +152,16 @@ impl Stream {
             }
         }
         Ok(taken)
+    }
+
+    /// Asks whether the program still reads, if a record waits for that: no write finds out. To be asked now and then, and
+    /// not when epoll tells of something: the question itself makes the socket writable once more.
+    pub(crate) fn look_at_reader(&mut self) -> Taken {
+        if self.awaits_reader && is_read_no_more(self.fd()) {
+            self.stop()
+        } else {
+            Taken::default()
+        }
     }
 
     fn sent(&mut self, n: usize, taken: &mut Taken) {
@@ -203,6 +211,7 @@ impl Stream {
     /// The program receives no more: discards what waits for it, and all that comes.
     pub(crate) fn stop(&mut self) -> Taken {
         self.discarding = true;
+        self.awaits_reader = false;
         let mut taken = Taken::default();
         self.discard(&mut taken);
         taken

@@ -176,7 +176,26 @@ fn program_that_shuts_its_reading_down_with_a_mark_unread_is_known_to_read_no_mo
     let (mut stream, program, mut reactor) = messages();
     send_records(&mut stream, 0..10);
     listen(&mut stream, &mut reactor);
+    assert_eq!(stream.look_at_reader(), Taken::default());
     rustix::net::shutdown(&program, Shutdown::Read).unwrap();
-    let taken = listen(&mut stream, &mut reactor);
+    listen(&mut stream, &mut reactor);
+    let taken = stream.look_at_reader();
     assert_eq!(taken, Taken { bytes: 9, packets: 9, stops_receiving: true });
+    assert!(!stream.awaits_reader);
+}
+
+#[test]
+fn record_that_waits_for_its_reader_makes_no_work() {
+    let (mut stream, program, mut reactor) = messages();
+    send_records(&mut stream, 0..10);
+    let (mut events, mut happened) = (crate::reactor::Events::new(), Vec::new());
+    let no_time = Some(std::time::Duration::ZERO);
+    for _ in 0..2 {
+        listen(&mut stream, &mut reactor);
+        reactor.wait(no_time, &mut events, &mut happened).unwrap();
+        assert!(stream.awaits_reader && happened.is_empty(), "{happened:?}");
+        // This makes the socket writable; what is done about that does not.
+        assert_eq!(stream.look_at_reader(), Taken::default());
+    }
+    drop(program);
 }

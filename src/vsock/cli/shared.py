@@ -1,0 +1,159 @@
+"""Carries out `vsock share`: shares a folder, again if that is wanted, and ends at a signal."""
+
+import asyncio
+import os
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from vsock._system.text import printable
+from vsock.ssh.shares import Share, recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vsock.cli.orders import Place
+    from vsock.ssh.sharing import Shared
+
+__all__ = ["Sharing"]
+
+_KEEPALIVE_SECONDS: Final = 15.0
+_MOST_UNANSWERED: Final = 3
+"""So many questions without an answer end the session: the guest was stopped, or hangs."""
+
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 5.0
+_GROWTH: Final = 1.5
+"""Between attempts to reach a guest that has gone."""
+
+
+class Sharing:
+    """A call of `vsock share`: one share after the other, and the signals that end it."""
+
+    def __init__(
+        self,
+        where: "Place",
+        guest: str,
+        path: bytes,
+        folder: str,
+        *,
+        writable: bool,
+        encrypted: bool,
+        all_users: bool,
+        reconnect: bool,
+    ) -> None:
+        self._where = where
+        self._guest = guest
+        self._path = path
+        self._folder = folder
+        self._writable = writable
+        self._encrypted = encrypted
+        self._all_users = all_users
+        self._reconnect = reconnect
+        self._leave: Callable[[], None] | None = None
+        self._recorded = ExitStack()
+        self._is_shared = False
+        self._ended_by: int | None = None
+        self._said = ""
+
+    def run(self, leave: "Callable[[], None] | None") -> int:
+        """Share until a signal ends it; returns 0. With `leave`, this is a process in the background."""
+        self._leave = leave
+        with self._recorded:
+            asyncio.run(self._until_a_signal())
+        return 0
+
+    async def _until_a_signal(self) -> None:
+        work = asyncio.ensure_future(self._run())
+
+        def end(number: int) -> None:
+            if self._ended_by is None:  # a second signal does not break off the end
+                self._ended_by = number
+                work.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, end, number)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not self._is_shared:
+                if self._ended_by == signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                raise click.ClickException("interrupted; nothing is shared") from None
+
+    async def _run(self) -> None:
+        reason = await self._share()
+        while self._reconnect:
+            self._say(f"{self._guest}: {reason}; it is shared again when the guest is back")
+            reason = await self._share_again()
+        raise click.ClickException(f"{self._target}: not shared any more: {reason}")
+
+    async def _share_again(self) -> str:
+        """Try until it is shared again; return why that is over."""
+        from vsock.errors import HostKeyChanged, KeyRefused
+
+        pause = _FIRST_PAUSE
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+            try:
+                return await self._share()
+            except (HostKeyChanged, KeyRefused):
+                raise  # time does not change that
+            except OSError as error:
+                self._say(error.strerror or str(error))
+
+    async def _share(self) -> str:
+        """Share, and return why that is over."""
+        async with self._where.session(self._guest) as session:
+            from vsock.ssh.sharing import shared
+
+            session.connection.set_keepalive(_KEEPALIVE_SECONDS, _MOST_UNANSWERED)
+            async with shared(
+                session,
+                self._folder,
+                self._path,
+                writable=self._writable,
+                encrypted=self._encrypted,
+                all_users=self._all_users,
+            ) as there:
+                self._tell(there)
+                return await there.over()
+
+    def _tell(self, there: "Shared") -> None:
+        """It is shared, maybe for the first time."""
+        for line in there.notes:
+            self._say(line)
+        if not self._is_shared:
+            self._is_shared = True
+            self._recorded.enter_context(recorded(self._record(there.path)))
+        if self._leave:
+            leave, self._leave = self._leave, None
+            leave()
+        else:
+            how = "writable" if self._writable else "read-only"
+            self._say(
+                f"{printable(self._folder)} is at {self._guest}:{printable(there.path)} ({how})"
+            )
+
+    def _record(self, path: str) -> Share:
+        return Share(
+            guest=self._guest,
+            path=path,
+            folder=self._folder,
+            read_only=not self._writable,
+            user=self._where.user,
+            pid=os.getpid(),
+        )
+
+    @property
+    def _target(self) -> str:
+        return printable(f"{self._guest}:{os.fsdecode(self._path)}")
+
+    def _say(self, line: str) -> None:
+        if line != self._said:  # attempts that fail alike are one line
+            click.echo(f"vsock: {line}", err=True)
+        self._said = line
