@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,10 @@ UML_MIB = 3584
 """Memory of a guest whose /tmp, in memory, has a file of 1 GiB twice."""
 
 
-def copies(lab: Lab, plan: Plan) -> list[Row]:
+def copies(lab: Lab, plan: Plan) -> Iterator[Row]:
     """One large file each way, many small ones, and the memory of the host's side."""
     from vsock import testing
 
-    rows: list[Row] = []
     uml_with_space = partial(uml, memory_mib=UML_MIB)
     for name, boot, size, count in (
         ("uml", uml_with_space, 64 if plan.quick else 1024, 500 if plan.quick else 10_000),
@@ -44,14 +43,13 @@ def copies(lab: Lab, plan: Plan) -> list[Row]:
     ):
         try:
             with boot(lab) as guest:
-                rows += _rows(name, guest, plan, size * MIB, count)
-        except testing.GuestError as error:
+                yield from _rows(name, guest, plan, size * MIB, count)
+        except (testing.GuestError, AgentError) as error:
             reason = str(error).splitlines()[0]
-            rows.append(Row(f"copy {name}", "", {"ours": []}, "vsock.testing", {"ours": reason}))
-    return rows
+            yield Row(f"copy {name}", "", {"ours": []}, "vsock.testing", {"ours": reason})
 
 
-def _rows(vmm: str, guest: CommandGuest, plan: Plan, size: int, count: int) -> list[Row]:
+def _rows(vmm: str, guest: CommandGuest, plan: Plan, size: int, count: int) -> Iterator[Row]:
     local, there = guest.scratch / "large", "/tmp/large"
     with local.open("wb") as file:
         for _ in range(size // MIB):
@@ -93,18 +91,17 @@ def _rows(vmm: str, guest: CommandGuest, plan: Plan, size: int, count: int) -> l
         guest.run(f"rm -f {there}.new")
         back.unlink(missing_ok=True)
 
-    rows = []
     for way, contenders in (("h2g", into), ("g2h", out)):
         rates, failures = alternate(_rates(contenders, size / MIB, free), rounds)
         what = f"a file of {size // MIB} MiB, guest under {vmm}"
-        rows.append(Row(f"copy {vmm} {way}", "MiB/s", rates, what, failures))
+        yield Row(f"copy {vmm} {way}", "MiB/s", rates, what, failures)
     free()
     ways = (str(local), f"{remote}.new"), (remote, str(back))
     peaks = [_peak(guest, "cp", "-q", *way) for way in ways]
     guest.run(f"rm -f {there}*")
     memory = {"ours": peaks, "vsock --version": [_peak(guest, "--version")]}
-    rows.append(Row(f"copy {vmm} memory", "MiB", memory, what, is_less_better=True))
-    return [*rows, _small_files(vmm, guest, scp, count, 1 if plan.quick else 2)]
+    yield Row(f"copy {vmm} memory", "MiB", memory, what, is_less_better=True)
+    yield _small_files(vmm, guest, scp, count, 1 if plan.quick else 2)
 
 
 def _rates(

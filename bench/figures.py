@@ -3,7 +3,7 @@
 Each function measures one group of rows and can run alone (`python -m bench --only NAME`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
@@ -200,7 +200,7 @@ def _bulk_over(lab: Lab, name: str, direction: str, seconds: float, flows: int) 
     return lab.site(name).bulk(direction, 64 * KIB, seconds, flows=flows)
 
 
-Figure = Callable[[Lab, Plan], list[Row]]
+Figure = Callable[[Lab, Plan], Iterable[Row]]
 
 FIGURES: dict[str, Figure] = {
     "bulk": bulk,
