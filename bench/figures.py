@@ -16,6 +16,7 @@ from bench.plan import Plan
 from bench.reach import reach
 from bench.real import real_guests
 from bench.rows import Row, alternate
+from bench.sandbox import sandbox
 from bench.scale import content, greedy, many_flows, many_guests
 from bench.sites import Bulk, Site
 
@@ -211,6 +212,7 @@ FIGURES: dict[str, Figure] = {
     "flows": flows,
     "greedy": greedy,
     "busy": busy,
+    "sandbox": sandbox,
     "many-guests": many_guests,
     "many-flows": many_flows,
     "content": content,

@@ -59,7 +59,7 @@ def servers() -> list[int]:
         with suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
             if (
-                words[1:2] == [b"--sftp"]
+                words[1:3] == [b"--sftp", b"--folder"]
                 and os.environ["XDG_STATE_HOME"].encode().rpartition(b"/")[0] in words[3] + b"/"
             ):
                 found.append(int(process.name))

@@ -183,6 +183,7 @@ def usage() -> Iterator[Call]:
     yield ("forward", "-D", "x", "alpha"), 2, "-D 'x': write [BIND:]PORT"
     yield ("forward", "-D", "0", "alpha", "beta"), 2, "are for one guest: alpha beta"
     yield ("forward", "-D", "0", "--timeout", "10", "alpha"), 2, "--timeout is for FROM TO"
+    yield ("forward", "--reconnect", "8080", "alpha:80"), 2, "--reconnect is for -L, -R and -D"
     yield ("proxy",), 2, "--allow"
     yield ("proxy", "--allow", "http://a.test"), 2, "a rule has no scheme"
     yield ("proxy", "--allow", "a.test", "--listen", "tcp:x"), 2, "is no TCP port"

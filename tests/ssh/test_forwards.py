@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from asyncssh import generate_private_key
 from tests.ssh.server import SshServer
 
 from vsock.errors import UsageError
+from vsock.guest import Guest
 from vsock.ssh.forwards import Forward, Kind, Port, parse_forward
+from vsock.ssh.identity import Identity
 from vsock.switch import Switch
 
 SECONDS = 30
@@ -295,3 +298,44 @@ def test_forward_ends_with_its_session(sshd: SshServer, start: Start, switch: Sw
     switch.remove_guest("alpha")
     _, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, err) == (1, "vsock: the session with alpha ended\n")
+
+
+def test_forwards_begin_again_when_the_guest_is_back(
+    guest: Guest, start: Start, digests: tuple[int, Path], tmp_path: Path
+) -> None:
+    """At the ports that they had, one that was free and one of the guest among them."""
+    key, public = generate_private_key("ssh-ed25519"), Identity.of_user().public_key()
+    words = ("-L", f"127.0.0.1:0:127.0.0.1:{digests[0]}", "-L", f"{tmp_path}/s:{digests[1]}")
+    back = ("-R", f"127.0.0.1:0:127.0.0.1:{digests[0]}")
+    with SshServer(guest, public, key=key):
+        process, lines = start("--reconnect", *words, *back, "alpha", forwards=3)
+    assert process.stdout
+    assert process.stderr
+    assert process.stderr.readline() == (
+        "vsock: the session with alpha ended; forwards begin again when the guest is back\n"
+    )
+    # An attempt that fails; nobody listens meanwhile.
+    assert "alpha" in process.stderr.readline()
+    with SshServer(guest, public, key=key):
+        assert [process.stdout.readline() for _ in lines] == lines
+        for line in (lines[0], lines[2]):
+            port = re.fullmatch(r"forwarding 127\.0\.0\.1:(\d+) .*\n", line)
+            assert port
+            digest_through(socket.create_connection(("127.0.0.1", int(port[1]))))
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(f"{tmp_path}/s")
+        digest_through(sock)
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+    assert not (tmp_path / "s").exists()
+
+
+def test_guest_with_another_host_key_is_not_waited_for(guest: Guest, start: Start) -> None:
+    """Time does not change that."""
+    public = Identity.of_user().public_key()
+    with SshServer(guest, public):
+        process, _ = start("--reconnect", "-D", "127.0.0.1:0", "alpha")
+    with SshServer(guest, public):
+        _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "host key" in err.splitlines()[-1]

@@ -3,6 +3,7 @@
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,11 @@ __all__ = ["forward"]
     show_default=True,
     help="Seconds in which TO must answer.",
 )
+@click.option(
+    "--reconnect",
+    is_flag=True,
+    help="Over SSH: forward again, when GUEST has gone and has come back.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Do not report connections that fail.")
 @session_options
 def forward(
@@ -62,6 +68,7 @@ def forward(
     to_host: tuple[str, ...],
     socks: tuple[str, ...],
     timeout: float,
+    reconnect: bool,
     quiet: bool,
     **place: Any,
 ) -> None:
@@ -82,6 +89,8 @@ def forward(
     vsock forward -L 8080:localhost:80 alpha       a web server of the guest that listens on TCP alone
     vsock forward -R 3128:localhost:3128 alpha     a port of this host at a port of the guest
     vsock forward -D 1080 alpha                    what the guest reaches, for programs here
+
+    If GUEST goes, the command fails; with --reconnect it waits for GUEST, and forwards again.
     """  # noqa: D301 - click reads the backspace: lines behind it are not filled
     import asyncio
 
@@ -95,8 +104,11 @@ def forward(
         if source is not ParameterSource.DEFAULT:
             raise click.UsageError("--timeout is for FROM TO, not for -L, -R and -D")
         forwards = [parse_forward(kind, one) for kind in ("L", "R", "D") for one in named[kind]]
-        asyncio.run(_by_ssh(ends[0], forwards, _teller(quiet), place))
+        work = _by_ssh(ends[0], forwards, _teller(quiet), place, reconnect=reconnect)
+        asyncio.run(work)
         return
+    if reconnect:
+        raise click.UsageError("--reconnect is for -L, -R and -D: FROM TO connects anew each time")
     if len(ends) != 2:
         raise click.UsageError(f"write FROM and TO, or -L, -R or -D and a guest: {' '.join(ends)}")
     asyncio.run(_by_vsock(ends[0], ends[1], timeout, _teller(quiet), place))
@@ -149,30 +161,65 @@ async def _by_ssh(
     forwards: "Sequence[Forward]",
     tell: "Callable[[str], None]",
     place: dict[str, Any],
+    *,
+    reconnect: bool,
 ) -> None:
     import asyncio
     import errno
 
-    from vsock.cli.orders import Place
+    from vsock.cli.reconnecting import again
     from vsock.errors import SessionError
+
+    bound = list(forwards)
+
+    async def work() -> str:
+        return await _in_a_session(guest, bound, tell, place, notices_silence=reconnect)
+
+    async def until_it_is_over() -> None:
+        reason = await work()
+        while reconnect:
+            _say(f"{reason}; forwards begin again when the guest is back")
+            reason = await again(work, _say)
+        raise SessionError(errno.ECONNRESET, reason)
+
+    await _until_signal(asyncio.ensure_future(until_it_is_over()))
+
+
+def _say(text: str) -> None:
+    click.echo(f"vsock: {text}", err=True)
+
+
+async def _in_a_session(
+    guest: str,
+    forwards: "list[Forward]",
+    tell: "Callable[[str], None]",
+    place: dict[str, Any],
+    *,
+    notices_silence: bool,
+) -> str:
+    """Forward until the session with the guest ends, which the answer says. A port that was free is kept in `forwards`."""
+    from vsock.cli.orders import Place
+    from vsock.cli.reconnecting import notice_silence
     from vsock.ssh.forwards import Port, open_forward, report_failures, text_of
 
     made: list[Path] = []
     try:
         async with Place(**place, forward_agent=False).session(guest) as session:
+            if notices_silence:
+                notice_silence(session)
             report_failures(session, tell)
-            for one in forwards:
+            for number, one in enumerate(forwards):
                 listener = await open_forward(session, one)
                 listen = one.listen
                 if isinstance(listen, Port):
                     listen = Port(listen.host, listener.get_port())
+                    forwards[number] = replace(one, listen=listen)
                 elif one.kind == "L":
                     made.append(Path(listen))
                 click.echo(f"forwarding {_told(one, text_of(listen), guest)}")
             sys.stdout.flush()
-            await _until_signal(asyncio.ensure_future(session.connection.wait_closed()))
-            if session.connection.is_closed():
-                raise SessionError(errno.ECONNRESET, f"the session with {guest} ended")
+            await session.connection.wait_closed()
+            return f"the session with {guest} ended"
     finally:
         for path in made:
             path.unlink(missing_ok=True)

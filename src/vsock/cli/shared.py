@@ -4,11 +4,12 @@ import asyncio
 import os
 import signal
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from vsock._system.text import printable
+from vsock.cli.reconnecting import again, notice_silence
 from vsock.ssh.shares import Share, recorded
 
 if TYPE_CHECKING:
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from vsock.ssh.sharing import Shared
 
 __all__ = ["Sharing"]
-
-_KEEPALIVE_SECONDS: Final = 15.0
-_MOST_UNANSWERED: Final = 3
-"""So many questions without an answer end the session: the guest was stopped, or hangs."""
-
-_FIRST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 5.0
-_GROWTH: Final = 1.5
-"""Between attempts to reach a guest that has gone."""
 
 
 class Sharing:
@@ -56,7 +48,6 @@ class Sharing:
         self._recorded = ExitStack()
         self._is_shared = False
         self._ended_by: int | None = None
-        self._said = ""
 
     def run(self, leave: "Callable[[], None] | None") -> int:
         """Share until a signal ends it; returns 0. With `leave`, this is a process in the background."""
@@ -88,30 +79,15 @@ class Sharing:
         reason = await self._share()
         while self._reconnect:
             self._say(f"{self._guest}: {reason}; it is shared again when the guest is back")
-            reason = await self._share_again()
+            reason = await again(self._share, self._say)
         raise click.ClickException(f"{self._target}: not shared any more: {reason}")
-
-    async def _share_again(self) -> str:
-        """Try until it is shared again; return why that is over."""
-        from vsock.errors import HostKeyChanged, KeyRefused
-
-        pause = _FIRST_PAUSE
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
-            try:
-                return await self._share()
-            except (HostKeyChanged, KeyRefused):
-                raise  # time does not change that
-            except OSError as error:
-                self._say(error.strerror or str(error))
 
     async def _share(self) -> str:
         """Share, and return why that is over."""
         async with self._where.session(self._guest) as session:
             from vsock.ssh.sharing import shared
 
-            session.connection.set_keepalive(_KEEPALIVE_SECONDS, _MOST_UNANSWERED)
+            notice_silence(session)
             async with shared(
                 session,
                 self._folder,
@@ -154,6 +130,4 @@ class Sharing:
         return printable(f"{self._guest}:{os.fsdecode(self._path)}")
 
     def _say(self, line: str) -> None:
-        if line != self._said:  # attempts that fail alike are one line
-            click.echo(f"vsock: {line}", err=True)
-        self._said = line
+        click.echo(f"vsock: {line}", err=True)
