@@ -4,10 +4,17 @@ The userspace guest's program is its python3, as it is where coreutils have no `
 `tests/guests/test_cp.py` it is Debian's dd and cksum.
 """
 
+import fcntl
 import os
 import random
+import signal
+import socket
 import sys
-from collections.abc import Iterator
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +30,13 @@ from vsock.errors import CopyError, SessionError
 from vsock.guest import Guest
 from vsock.ssh.copying import guest as guest_module
 from vsock.ssh.copying.sides import CHUNK, WINDOW
-from vsock.ssh.copying.streams import PIECE, STREAM_FROM
+from vsock.ssh.copying.streams import PIECE, STREAM_FROM, fill
 from vsock.ssh.identity import Identity
 
 pytestmark = pytest.mark.programs("perl")
 
 SIZE: Final = STREAM_FROM + 3 * CHUNK + 5
+DEADLINE: Final = 30.0
 LITTLE: Final = 3 * CHUNK
 """Bytes that pass by SFTP at most: so the others have passed by a stream."""
 
@@ -144,9 +152,8 @@ async def test_stream_that_breaks_goes_on_with_resume(
     least = part.stat().st_size - WINDOW - CHUNK
     assert least > STREAM_FROM // 2
     install(programs)  # to compare the part is by SFTP
-    change(
-        programs, "length=int(length);", f"length=int(length); assert length<={len(data) - least};"
-    )
+    most = len(data) - least
+    change(programs, "length=int(length)", f"length=int(length); assert length<={most}")
     async with vsock.guest_session("alpha") as guest:
         copy = guest.copy_in if way == "in" else guest.copy_out
         await copy(f"{source}/file", f"{target}/file", resume=True)
@@ -180,7 +187,8 @@ async def test_guest_that_says_no_crc_is_one_line(
     sshd: SshServer, programs: Path, here: Path, there: Path, said: str
 ) -> None:
     """Nothing of what else it says is kept, and other files go on."""
-    change(programs, 'put(1,b"%d\\n"%c)', f"put(1,{said})")
+    summed = '(0 if kind==b"none" else crc(f,begin+length))'
+    change(programs, f'put(1,b"%d\\n"%{summed})', f"put(1,{said})")
     (there / "tree").mkdir()
     (there / "tree/large").write_bytes(data_of(SIZE))
     (there / "tree/small").write_text("small")
@@ -234,3 +242,48 @@ async def test_link_in_the_place_of_the_part_is_not_followed(
             await guest.copy_in(here / "file", str(there))
     assert (there / "other").read_text() == "other"
     assert not (there / "file").exists()
+
+
+async def test_part_that_another_copy_cuts_is_found_out(
+    sshd: SshServer, programs: Path, here: Path, there: Path
+) -> None:
+    """As two copies with --resume may do that run at once: what was written before the cut is gone."""
+    cut = f"left<{PIECE}<=left+n and os.truncate(path,{PIECE});"
+    change(programs, "put(o,b[:n]);", f"put(o,b[:n]); {cut}")
+    (here / "file").write_bytes(data_of(SIZE))
+    async with vsock.guest_session("alpha") as guest:
+        with pytest.raises(CopyError, match="what was written is not what was read"):
+            await guest.copy_in(f"{here}/file", str(there))
+    assert "file" not in names_in(there)
+
+
+def test_signal_does_not_end_what_is_received() -> None:
+    """The kernel gives what has come by then."""
+    ours, theirs = socket.socketpair()
+    buffer = memoryview(bytearray(2 * PIECE))
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(threading.get_ident).result()
+        received = pool.submit(fill, ours, buffer)
+        theirs.sendall(b"1" * 1000)
+        until(lambda: not unread(theirs))
+        signal.pthread_kill(thread, signal.SIGUSR1)
+        theirs.sendall(b"1" * (len(buffer) - 1000))
+        assert received.result(DEADLINE)
+        signal.signal(signal.SIGUSR1, before)
+    assert buffer == b"1" * len(buffer)
+
+
+def unread(sock: socket.socket) -> int:
+    """Bytes that the other end has not received."""
+    size = bytearray(4)
+    fcntl.ioctl(sock, termios.TIOCOUTQ, size)
+    return int.from_bytes(size, sys.byteorder)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that a thread does."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

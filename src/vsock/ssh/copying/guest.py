@@ -500,7 +500,7 @@ class GuestWriter:
         await self._side.ask(self._file.setstat(asyncssh.SFTPAttrs(size=size)), self._path)
 
     async def stream(self, begin: int, size: int, *, verify: bool) -> "Stream | None":
-        """A plain stream that appends to it."""
+        """A plain stream into it."""
         stream = await self._side.stream(self._part)
         if not stream:
             return None

@@ -147,7 +147,7 @@ class Writer(Protocol):
     begun: int
 
     async def stream(self, begin: int, size: int, *, verify: bool) -> Stream | None:
-        """A plain stream that appends to a guest's file, from an offset to its end; None if there is none."""
+        """A plain stream into a guest's file, from an offset to its end; None if there is none."""
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write all of it."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vsock.ssh.data_connection import DataConnection
     from vsock.ssh.session import GuestSession
 
-__all__ = ["PIECE", "STREAM_FROM", "GuestStream"]
+__all__ = ["PIECE", "STREAM_FROM", "GuestStream", "fill"]
 
 STREAM_FROM: Final = 8 << 20
 """Bytes of a file from which on a stream is quicker; to open one takes as long as some MiB by SFTP."""
@@ -44,7 +44,8 @@ _MOST_SAID: Final = 256
 """Bytes that a guest may say after the data."""
 
 # dd says how much it has copied. If that is too little, the guest says nothing more, and closes. Nobody may put a link
-# in the place of the file that SFTP has made. A file that grows ends where it did when it was opened.
+# in the place of the file that SFTP has made. A file that grows ends where it did when it was opened. Another copy may write
+# to the same part, so that each writes at offsets, and the CRC is of what the file is then.
 _BY_TOOLS: Final = f"""\
 export LC_ALL=C
 exec 3>&1
@@ -54,7 +55,7 @@ while IFS= read -r path && IFS=" " read -r way kind chunks length; do
   if [ "$way" = send ]
   then said=$(dd bs={CHUNK} iflag=count_bytes skip="$chunks" count="$length" if="$path" 2>&1 >&3)
   else said=$(dd bs={CHUNK} iflag=fullblock,count_bytes count="$length" \
-    of="$path" oflag=append,nofollow conv=notrunc,nocreat 2>&1)
+    of="$path" seek="$chunks" oflag=nofollow conv=notrunc,nocreat 2>&1)
   fi
   case "$said" in *"
 $length byte"*) sum || exit;; *) exit 1;; esac
@@ -64,16 +65,23 @@ done
 # One process for all: to start one takes User-Mode Linux a tenth of a second.
 _BY_PYTHON: Final = f"""\
 import os,zlib
-b=memoryview(bytearray({PIECE})); void=os.open(os.devnull,os.O_WRONLY)
+b=memoryview(bytearray({PIECE}))
 def put(f,m):
   while m: m=m[os.write(f,m):]
-def copy(i,o,left,c):
+def copy(i,o,left):
   while left>0:
     n=os.readv(i,[b[:left]])
     if not n: break
     put(o,b[:n]); left-=n
-    if kind!=b"{_NONE}": c=zlib.crc32(b[:n],c)
-  return left,c
+  return left
+def crc(f,left):
+  c=0
+  os.lseek(f,0,0)
+  while left>0:
+    n=os.readv(f,[b[:left]])
+    if not n: break
+    c=zlib.crc32(b[:n],c); left-=n
+  return c
 def line():
   r=b""
   while r[-1:]!=b"\\n":
@@ -83,15 +91,12 @@ def line():
   return r[:-1]
 put(1,b"ready\\n")
 while 1:
-  path=line(); way,kind,chunks,length=line().split(); begin=int(chunks)*{CHUNK}; length=int(length); c=0
-  if way==b"send": f=os.open(path,os.O_RDONLY)
-  else: f=os.open(path,os.O_RDWR|os.O_APPEND|os.O_NOFOLLOW)
-  if kind!=b"{_NONE}": _,c=copy(f,void,begin,c)
+  path=line(); way,kind,chunks,length=line().split(); begin=int(chunks)*{CHUNK}; length=int(length)
+  f=os.open(path,os.O_RDONLY if way==b"send" else os.O_RDWR|os.O_NOFOLLOW)
   os.lseek(f,begin,0)
-  left,c=copy(f,1,length,c) if way==b"send" else copy(0,f,length,c)
+  if copy(f,1,length) if way==b"send" else copy(0,f,length): break
+  put(1,b"%d\\n"%(0 if kind==b"{_NONE}" else crc(f,begin+length)))
   os.close(f)
-  if left: break
-  put(1,b"%d\\n"%c)
 """
 
 _LINE: Final = f"""\
@@ -100,6 +105,17 @@ then {_BY_TOOLS}
 else exec python3 -IS -c '{_BY_PYTHON}'
 fi
 """
+
+
+def fill(sock: socket.socket, buffer: memoryview) -> bool:
+    """Receive until the buffer is full; returns False at the end of the data."""
+    while buffer:
+        # A signal, or a stop of this process, cuts it short.
+        count = sock.recv_into(buffer, len(buffer), MSG_WAITALL)
+        if not count:
+            return False
+        buffer = buffer[count:]
+    return True
 
 
 class GuestStream:
@@ -147,7 +163,7 @@ class GuestStream:
             self._sock.shutdown(SHUT_RDWR)
 
     async def take(self, path: bytes, begin: int, length: int, *, verify: bool) -> None:
-        """Let the guest append what is sent to a file that is there and has `begin` bytes."""
+        """Let the guest write what is sent to a file that is there, from an offset."""
         await self._order("take", path, begin, length, verify=verify)
 
     async def give(self, path: bytes, begin: int, length: int, *, verify: bool) -> None:
@@ -185,8 +201,7 @@ class GuestStream:
         Raises:
             ConnectionError: less has come.
         """
-        receive = self._sock.recv_into
-        if await self._in_thread(receive, buffer, len(buffer), MSG_WAITALL) < len(buffer):
+        if not await self._in_thread(fill, self._sock, buffer):
             raise ConnectionResetError("the guest's program has ended")
 
     async def crc(self) -> bytes | None:
