@@ -107,6 +107,7 @@ def switch(
     *,
     without_hybrid: int = 0,
     log_level: str = "warning",
+    sandbox: bool = True,
 ) -> Device:
     """The product: `vsock switch`; the last guests may be without a hybrid socket."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def switch(
     inside = run / "guests"
     seats = [Seat(cid, inside / f"g{cid}.sock", inside / f"g{cid}.vsock") for cid in cids]
     command = [str(vsock), "switch", "--config", str(config), "--runtime-dir", str(run)]
-    command += ["--log-level", log_level]
+    command += ["--log-level", log_level, *([] if sandbox else ["--no-sandbox"])]
     return Device("ours", command, seats, directory / "log", programs=run, start=60)
 
 

@@ -3,7 +3,7 @@
 Each function measures one group of rows and can run alone (`python -m bench --only NAME`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
@@ -13,8 +13,10 @@ from bench.copies import copies
 from bench.hostile.rows import hostile
 from bench.lab import Lab
 from bench.plan import Plan
+from bench.reach import reach
 from bench.real import real_guests
 from bench.rows import Row, alternate
+from bench.sandbox import sandbox
 from bench.scale import content, greedy, many_flows, many_guests
 from bench.sites import Bulk, Site
 
@@ -199,7 +201,7 @@ def _bulk_over(lab: Lab, name: str, direction: str, seconds: float, flows: int) 
     return lab.site(name).bulk(direction, 64 * KIB, seconds, flows=flows)
 
 
-Figure = Callable[[Lab, Plan], list[Row]]
+Figure = Callable[[Lab, Plan], Iterable[Row]]
 
 FIGURES: dict[str, Figure] = {
     "bulk": bulk,
@@ -210,10 +212,12 @@ FIGURES: dict[str, Figure] = {
     "flows": flows,
     "greedy": greedy,
     "busy": busy,
+    "sandbox": sandbox,
     "many-guests": many_guests,
     "many-flows": many_flows,
     "content": content,
     "real": real_guests,
     "copies": copies,
+    "reach": reach,
     "hostile": hostile,
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from bench.hostile.cases import Case, playable
 from bench.hostile.rows import ATTACKED, CONTROL, row_name
 from bench.rows import Row
+from bench.sandbox import WITH, WITHOUT
 
 __all__ = ["Goal", "judge"]
 
@@ -166,12 +167,47 @@ _RULES = [
         for way in ("h2g", "g2h")
     ),
     *(
+        _Rule(
+            f"13 cp qemu {way} of scp, user-mode TCP",
+            _ratio(f"copy qemu {way}", "scp, user-mode TCP"),
+            1.5,
+        )
+        for way in ("h2g", "g2h")
+    ),
+    *(
         _Rule(f"13 cp {vmm} small files of scp", _ratio(f"copy {vmm} small files", "scp -r"), 3.0)
         for vmm in ("uml", "qemu")
     ),
     *(
         _Rule(f"13 cp {vmm} memory of the host, MiB", _median(f"copy {vmm} memory"), 64, True)
         for vmm in ("uml", "qemu")
+    ),
+    _Rule(
+        "13 exec in a kept session, ms",
+        _median("exec uml"),
+        150,
+        True,
+        ("vsock --version", _median("exec uml", "vsock --version")),
+    ),
+    _Rule("13 exec that logs in, of ssh", _ratio("exec uml", "ssh", of="ours cold"), 3.0, True),
+    _Rule("13 forward p50 of plain vsock", _ratio("forward ping p50", "plain vsock"), 1.3, True),
+    *(
+        _Rule(f"13 forward {way} of plain vsock", _ratio(f"forward {way}", "plain vsock"), 0.7)
+        for way in ("h2g", "g2h")
+    ),
+    *(
+        _Rule(
+            f"13 sandbox: bulk {way} of without",
+            _ratio(f"sandbox: bulk {way} 64 KiB", WITHOUT, of=WITH),
+            0.97,
+        )
+        for way in ("h2g", "g2h")
+    ),
+    _Rule(
+        "13 sandbox: ping-pong p50 of without",
+        _ratio("sandbox: ping-pong 64 B p50", WITHOUT, of=WITH),
+        1.03,
+        True,
     ),
     _Rule("10 memory of an idle flow, KiB", _median("many flows: memory of each"), 2.0, True),
     _Rule("10 active flows slower by", _slower("many flows: one active flow per guest"), 1.2, True),

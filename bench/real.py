@@ -18,7 +18,7 @@ from bench.lab import Lab
 from bench.plan import Plan
 from bench.rows import Row, alternate
 
-__all__ = ["real_guests"]
+__all__ = ["MIB", "PORT", "SIZE", "measure", "real_guests", "told"]
 
 MIB = 1 << 20
 Measure = Callable[[], dict[str, Any]]
@@ -113,11 +113,11 @@ def _booted(lab: Lab, *vmms: str) -> Iterator[tuple[list[_Guest], int]]:
 def _guest_rows(plan: Plan, vmm: str, guest: _Guest, others: dict[str, Connect]) -> list[Row]:
     seconds = max(0.5, plan.seconds)
     measures: dict[str, Measure] = {
-        "ours": partial(_measure, seconds, guest.connect),
+        "ours": partial(measure, seconds, guest.connect),
         "guest's loopback": partial(_loopback, guest, seconds),
-        **{name: partial(_measure, seconds, connect) for name, connect in others.items()},
+        **{name: partial(measure, seconds, connect) for name, connect in others.items()},
     }
-    samples, failures = alternate(_told(measures), 2 if plan.quick else 5)
+    samples, failures = alternate(told(measures), 2 if plan.quick else 5)
     rows = []
     command = f"vsock.perf.ends, {SIZE} bytes for {seconds} s, guest under {vmm}"
     for figure, unit in (("h2g", "MiB/s"), ("g2h", "MiB/s"), ("ping p50", "µs")):
@@ -126,7 +126,7 @@ def _guest_rows(plan: Plan, vmm: str, guest: _Guest, others: dict[str, Connect])
     return rows
 
 
-def _told(measures: dict[str, Measure]) -> dict[str, Measure]:
+def told(measures: dict[str, Measure]) -> dict[str, Measure]:
     """The same; an error is a failure of the contender."""
     from vsock.perf.ends import PerfError
     from vsock.testing import GuestError
@@ -140,7 +140,8 @@ def _told(measures: dict[str, Measure]) -> dict[str, Measure]:
     return {name: partial(tell, measure) for name, measure in measures.items()}
 
 
-def _measure(seconds: float, connect: Connect) -> dict[str, Any]:
+def measure(seconds: float, connect: Connect) -> dict[str, Any]:
+    """Rates both ways, and the median of round trips, with a server of `vsock.perf.ends`."""
     from vsock.perf import ends
 
     there = ends.throughput(connect, size=SIZE, seconds=seconds)
@@ -172,7 +173,7 @@ def _sibling_rows(plan: Plan, sender: _Guest, receiver: _Guest) -> list[Row]:
         "ours": partial(sender.client, receiver.cid, seconds),
         "guest's loopback": partial(sender.client, LOOPBACK, seconds),
     }
-    samples, failures = alternate(_told(measures), 2 if plan.quick else 5)
+    samples, failures = alternate(told(measures), 2 if plan.quick else 5)
     rates = {name: [s["bytes_per_second"] / MIB for s in of] for name, of in samples.items()}
     times = {name: [s["round_trip_us"]["p50"] for s in of] for name, of in samples.items()}
     command = f"vsock.perf.ends, {SIZE} bytes for {seconds} s, QEMU to User-Mode Linux"

@@ -13,6 +13,8 @@ from bench.hostile.judge import Limits
 __all__ = ["CASES", "QUICK", "USUAL", "WHO", "Case", "playable", "with_slack"]
 
 
+MIB = 1 << 20
+
 USUAL = Limits()
 
 
@@ -47,6 +49,15 @@ WHO = {
     "guest kernel": "The kernel of a QEMU guest",
 }
 """Who attacks, in the order of the table."""
+
+QUEUES = Limits(descriptors=4200)
+"""Connections in the queue of a listener that takes none are descriptors: 4096 of a guest, or 1000 of two ends and a program."""
+
+OWN_MEMORY = Limits(memory=160 * MIB)
+"""What the attacker has the switch touch is memory of its own guest, 128 MiB."""
+
+THREE = Limits(rate=0.3)
+"""Two guests attack, and each of the three has a third of the switch."""
 
 FUSE = "needs a FUSE server: guest memory that answers no read"
 CGROUP = "needs root and a memory group of its own, and ends the switch"
@@ -88,7 +99,12 @@ CASES: dict[str, list[Case]] = {
         Case("rx-readable", "receive buffers that the device may not write", "S1"),
         Case("rx-late", "no receive buffer until thousands of answers are due", "S1"),
         Case("rx-none", "answers are provoked and have no buffer"),
-        Case("rx-untouched", "receive buffers in 128 MiB of pages that nobody has touched", "S2"),
+        Case(
+            "rx-untouched",
+            "receive buffers in 128 MiB of pages that nobody has touched",
+            "S2",
+            limits=OWN_MEMORY,
+        ),
         Case("event-queue", "chains of 1024 descriptors in the event queue"),
         Case("kicks", "kicks on all queues without an end"),
         Case("calls", "a call wanted for each packet"),
@@ -106,7 +122,7 @@ CASES: dict[str, list[Case]] = {
         Case("request-rst-silent", "REQUEST and RST in a row, where nobody listens"),
         Case("request-rst", "REQUEST and RST in a row, where somebody accepts", "S1"),
         Case("request-accepted-rst", "REQUEST, and RST when accepted", "S1"),
-        Case("request-unaccepted", "REQUESTs to a listener that accepts nothing"),
+        Case("request-unaccepted", "REQUESTs to a listener that accepts nothing", limits=QUEUES),
         Case("request-hybrid-unaccepted", "the same at a hybrid path"),
         Case("connects-128", "128 connects of an ordinary program under way", "S1", "connects:128"),
         Case("notify-connects", "the same, to the port at which the switch hears of readiness"),
@@ -139,15 +155,20 @@ CASES: dict[str, list[Case]] = {
         Case("message-pieces", "pieces of a message without bytes or an end"),
     ],
     "between": [
-        Case("between-credit-updates", "CREDIT_UPDATEs, both ways", "S10"),
-        Case("between-credit-requests", "CREDIT_REQUESTs, both ways", "S10"),
-        Case("between-bytes", "one byte a packet, both ways", "S1"),
-        Case("between-bulk", "bytes without end, both ways", "S10"),
-        Case("between-requests", "REQUESTs that the other guest refuses", "S10"),
-        Case("between-connects", "connections that the other guest accepts, then RST", "S10"),
-        Case("between-shutdowns", "SHUTDOWNs, both ways"),
-        Case("between-unread", "REQUESTs to a guest that takes nothing", "S10"),
-        Case("between-random", "random packets, both ways"),
+        Case("between-credit-updates", "CREDIT_UPDATEs, both ways", "S10", limits=THREE),
+        Case("between-credit-requests", "CREDIT_REQUESTs, both ways", "S10", limits=THREE),
+        Case("between-bytes", "one byte a packet, both ways", "S1", limits=THREE),
+        Case("between-bulk", "bytes without end, both ways", "S10", limits=THREE),
+        Case("between-requests", "REQUESTs that the other guest refuses", "S10", limits=THREE),
+        Case(
+            "between-connects",
+            "connections that the other guest accepts, then RST",
+            "S10",
+            limits=THREE,
+        ),
+        Case("between-shutdowns", "SHUTDOWNs, both ways", limits=THREE),
+        Case("between-unread", "REQUESTs to a guest that takes nothing", "S10", limits=THREE),
+        Case("between-random", "random packets, both ways", limits=THREE),
         Case("between-datagrams", "datagrams to another guest"),
         Case("to-neighbour-datagrams", "datagrams to the neighbour", "S10"),
     ],
@@ -206,7 +227,7 @@ CASES: dict[str, list[Case]] = {
         Case("connect-greeted", "128 connections at once, closed unread"),
         Case("connect-given-up", "connects that are given up at once"),
         Case("half-open", "512 connects to a silent guest, patience of 49 days", "S19"),
-        Case("never-accepts", "a listener that accepts none of 1000"),
+        Case("never-accepts", "a listener that accepts none of 1000", limits=QUEUES),
         Case("loopback-connects", "connections from program to program"),
         Case("loopback-bulk", "bytes from program to program"),
         Case("echo-unread", "64 connections to an echo, never read"),

@@ -11,6 +11,7 @@ import pytest
 from tests.guests.debian_commands import SECONDS, in_guest, run
 
 import vsock
+from vsock.ssh.copying.streams import STREAM_FROM
 from vsock.testing.plugin import DEBIAN
 
 SIZE = 5 << 20
@@ -93,6 +94,24 @@ def test_copy_whose_connection_is_killed_goes_on(tmp_path: Path) -> None:
     in_guest("rm /tmp/big")
 
 
+def test_large_files_pass_as_streams(tmp_path: Path) -> None:
+    """By its dd and cksum; names are bytes."""
+    data = os.urandom(2 * STREAM_FROM + 5)
+    source = tmp_path / "tree"
+    source.mkdir()
+    odd = Path(os.fsdecode(os.fsencode(source) + b"/-a '\xff$b"))
+    odd.write_bytes(data)
+    (source / "big").write_bytes(data[1:])
+    run("cp", str(source), f"{DEBIAN}:/tmp/there")
+    assert in_guest("cd /tmp/there; cat ./-a* | sha256sum") == (
+        f"{hashlib.sha256(data).hexdigest()}  -"
+    )
+    run("cp", f"{DEBIAN}:/tmp/there", str(tmp_path / "back"))
+    assert (tmp_path / "back" / odd.name).read_bytes() == data
+    assert (tmp_path / "back/big").read_bytes() == data[1:]
+    in_guest("rm -r /tmp/there")
+
+
 def test_streams_and_files_without_a_size() -> None:
     """From standard input to the home of the user, and from /proc to standard output."""
     run("cp", "-", f"{DEBIAN}:from-stdin", given=b"one\0two")
@@ -101,9 +120,10 @@ def test_streams_and_files_without_a_size() -> None:
     assert b"Linux version" in run("cp", f"{DEBIAN}:/proc/version", "-")
 
 
-def test_full_disk_of_the_guest_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2 << 20, 2 * STREAM_FROM])
+def test_full_disk_of_the_guest_is_one_line(tmp_path: Path, size: int) -> None:
     """The guest's name is in it, nothing half-written stays, and the old file is as it was."""
-    (tmp_path / "big").write_bytes(os.urandom(2 << 20))
+    (tmp_path / "big").write_bytes(os.urandom(size))
     in_guest("mkdir /tmp/full; mount -t tmpfs -o size=1m none /tmp/full; echo old > /tmp/full/big")
     try:
         done = subprocess.run(

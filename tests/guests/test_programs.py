@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ class PreloadedPlace:
         first, _, rest = program(function, *arguments, context=KernelNet).partition("\n")
         # The filter kills a program that creates a socket of the kernel's AF_VSOCK.
         guard = "from vsock.cli.guard import raise_guard\nraise_guard(kill=True)\n"
-        return ProcessTask(f"{first}\n{guard}{rest}", preload_environment(self._runtime_dir))
+        source = f"{first}\n{guard}{rest}"
+        environment = preload_environment(self._runtime_dir)
+        return ProcessTask([sys.executable, "-c", source], environment)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pub use self::saved::SavedFabric;
 use crate::context::Context;
 use crate::events::{Event, Failure};
 use crate::flow_log::FlowLog;
-use crate::flows::{FlowId, Flows, Outcome, READER_LOOKED_AT};
+use crate::flows::{FlowId, Flows, Outcome};
 use crate::links::{
     Budget, CidRead, Drained, Ending, Entry, Forwarder, Interface, LinkFault, LinkId, Links,
     NewUplink, Quantum, Scratch, Sends, Sent, Update, Who,
@@ -47,8 +47,8 @@ enum Due {
     Link(LinkId),
     /// A flow whose program has closed with something unsent.
     Linger(FlowId),
-    /// A flow in which a record waits for its reader.
-    Reader(FlowId),
+    /// Flows in which a record waits for its reader.
+    Readers,
     /// Flows between guests.
     Relay,
     /// Programs that could not be let in, and those that say nothing.
@@ -113,8 +113,15 @@ impl Fabric {
     /// Carries out what happened at one descriptor, or lets a program stand in line until it can be carried out.
     pub(crate) fn dispatch(&mut self, ready: Readiness) {
         match self.cx.sources.owner(ready.source) {
-            Some(owner @ (Owner::Queue | Owner::Device | Owner::Flow)) => {
+            Some(owner @ (Owner::Queue | Owner::Device)) => {
                 self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
+            }
+            Some(owner @ Owner::Flow) => {
+                let (link, began) = (self.flows.link(ready.source), self.cx.clock());
+                self.guard(ready.source, |fabric| fabric.on_ready(owner, ready));
+                if let Some(link) = link {
+                    self.links.spend(Who::Link(link), self.cx.clock().since(began));
+                }
             }
             Some(
                 owner @ (Owner::Acceptor | Owner::Client | Owner::HybridClient | Owner::Listener),
@@ -237,16 +244,15 @@ impl Fabric {
         while let Some(outcome) = self.flows.next_outcome() {
             if let Outcome::Ended(id, ..) = &outcome {
                 self.timers.set(Due::Linger(*id), None);
-                self.timers.set(Due::Reader(*id), None);
             }
             self.programs.flow_over(&mut self.cx, &self.links, outcome);
         }
     }
 
     /// Serves links that have work, and programs that ask for something, each in its turn, until it is time to look whether
-    /// others have come.
-    pub(crate) fn serve_round(&mut self) {
-        let until = self.cx.clock() + self.links.round();
+    /// others have come. What was done `outside` of turns, for events and orders, takes half of the time at most.
+    pub(crate) fn serve_round(&mut self, outside: Duration) {
+        let until = self.cx.clock() + self.links.round().max(outside);
         loop {
             if !self.programs.pending.is_empty() {
                 self.links.activate_programs();
@@ -256,7 +262,9 @@ impl Fabric {
                     if self.serve(id) {
                         self.links.activate(id);
                     }
+                    let served = self.cx.clock();
                     self.follow_up();
+                    self.links.spend(Who::Link(id), self.cx.clock().since(served));
                 }
                 Some(Who::Programs) => self.serve_programs(),
                 None => return,
@@ -324,7 +332,6 @@ impl Fabric {
         let until = began + self.quantum.time(cx.now);
         let mut turn = Turn { cx, links, forwarder, flows, programs, id, guest, until };
         let acted = catch_unwind(AssertUnwindSafe(|| act(&mut turn, &mut interface, scratch)));
-        self.links.spend(Who::Link(id), self.cx.clock().since(began));
         let done = acted.ok();
         if done.is_some() {
             self.timers.set(Due::Link(id), interface.deadline(self.cx.now));
@@ -338,6 +345,8 @@ impl Fabric {
             }
         }
         self.follow_outcomes();
+        // With what the turn has caused.
+        self.links.spend(Who::Link(id), self.cx.clock().since(began));
         done
     }
 
@@ -359,33 +368,41 @@ impl Fabric {
     pub(crate) fn expire(&mut self) {
         let Self { cx, links, flows, timers, .. } = self;
         flows.watch_left(cx.now, links, |id, at| timers.set(Due::Linger(id), Some(at)));
-        let at = cx.now + READER_LOOKED_AT;
-        flows.watch_readers(|id| timers.set(Due::Reader(id), Some(at)));
-        if self.next_timer().is_some_and(|at| at <= self.cx.now) {
-            // An answer that is late for both comes before its deadline, whose turn it may be.
-            for id in self.links.waiting() {
-                self.serve(id);
-                self.follow_up();
-            }
-        }
         for due in self.timers.take_due(self.cx.now) {
-            let Self { cx, links, forwarder, flows, programs, timers, .. } = self;
+            let Self { cx, links, flows, programs, timers, .. } = self;
             match due {
                 Due::Link(id) => {
+                    self.serve_before_deadline(id);
+                    let Self { cx, links, .. } = self;
                     if let Some(interface) = links.interface(id) {
                         interface.expire(cx.now);
                         links.activate(id);
                     }
                 }
                 Due::Linger(id) => timers.set(due, flows.look_at_linger(cx, links, id)),
-                Due::Reader(id) => timers.set(due, flows.look_at_reader(cx, links, id)),
-                Due::Relay => forwarder.expire(cx.now, links),
+                Due::Readers => flows.look_at_readers(cx, links),
+                Due::Relay => {
+                    for id in links.waiting() {
+                        self.serve_before_deadline(id);
+                    }
+                    let Self { cx, links, forwarder, .. } = self;
+                    forwarder.expire(cx.now, links);
+                }
                 Due::Programs => programs.resume(cx, links, flows),
             }
             self.follow_up();
         }
+        self.timers.set(Due::Readers, self.flows.look_at_readers_at());
         self.timers.set(Due::Relay, self.forwarder.relay().deadline());
         self.timers.set(Due::Programs, self.programs.resume_at());
+    }
+
+    /// An answer that is late for both comes before its deadline: a link that waits for its turn has it now.
+    fn serve_before_deadline(&mut self, id: LinkId) {
+        if self.links.is_waiting(id) {
+            self.serve(id);
+            self.follow_up();
+        }
     }
 
     /// Connections over a link have ended: their flows, and those to other guests, follow.

@@ -59,7 +59,10 @@ pub(crate) enum Outcome {
 }
 
 /// How often it is looked at whether a program still reads for whom a record waits.
-pub(crate) const READER_LOOKED_AT: Duration = Duration::from_millis(500);
+const READER_LOOKED_AT: Duration = Duration::from_millis(500);
+
+/// At how many of them before others have their turn.
+const READERS_AT_ONCE: usize = 16;
 
 /// A connection that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +103,8 @@ pub(crate) struct Flows {
     linger_timeouts: u64,
     /// Those whose programs left in this round; nearly all end in it.
     left: Vec<FlowId>,
-    /// Those in which a record has begun to wait for its reader.
-    waiting: Vec<FlowId>,
+    /// Those in which a record waits for its reader, and when that is looked at.
+    waiting: VecDeque<(Instant, FlowId)>,
     /// Those that are none any more, until somebody asks.
     outcomes: VecDeque<Outcome>,
     /// A program has not kept up with its guest in this round.
@@ -122,7 +125,7 @@ impl Flows {
             linger_timeout: LINGER_TIMEOUT,
             linger_timeouts: 0,
             left: Vec::new(),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
             outcomes: VecDeque::new(),
             is_behind: false,
             scratch: Vec::new(),
@@ -131,6 +134,11 @@ impl Flows {
 
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
         self.table.get_mut(id).map(|flow| &mut **flow)
+    }
+
+    /// Over which link a flow is.
+    pub(crate) fn link(&self, id: FlowId) -> Option<LinkId> {
+        self.table.get(id).map(|flow| flow.link)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (FlowId, &Flow)> {
@@ -194,7 +202,10 @@ impl Flows {
             self.left.push(id);
         }
         if flow.begins_to_wait() {
-            self.waiting.push(id);
+            self.waiting.push_back((cx.now + READER_LOOKED_AT, id));
+        }
+        if flow.is_interrupted() {
+            cx.sources.renew(flow.fd(), id);
         }
         self.tell(cx, links, id, update);
     }
@@ -231,7 +242,10 @@ impl Flows {
         let update = flow.deliver(payload)?;
         self.is_behind |= flow.is_behind(slice::total(payload.pieces));
         if flow.begins_to_wait() {
-            self.waiting.push(id);
+            self.waiting.push_back((cx.now + READER_LOOKED_AT, id));
+        }
+        if flow.is_interrupted() {
+            cx.sources.renew(flow.fd(), id);
         }
         if flow.is_over() {
             self.end(cx, id);
@@ -462,21 +476,25 @@ impl Flows {
         next
     }
 
-    /// Records that have begun to wait for their readers are looked at now and then.
-    pub(crate) fn watch_readers(&mut self, mut set_timer: impl FnMut(FlowId)) {
-        self.waiting.drain(..).for_each(&mut set_timer);
+    /// When to look whether programs still read for whom records wait.
+    pub(crate) fn look_at_readers_at(&self) -> Option<Instant> {
+        self.waiting.front().map(|&(at, _)| at)
     }
 
-    /// Looks whether the program still reads for whom a record waits. Returns when to look again.
-    pub(crate) fn look_at_reader(
-        &mut self,
-        cx: &mut Context,
-        links: &mut Links,
-        id: FlowId,
-    ) -> Option<Instant> {
-        let update = self.table.get_mut(id)?.look_at_reader()?;
-        self.tell(cx, links, id, update);
-        Some(cx.now + READER_LOOKED_AT)
+    /// Looks whether programs still read for whom records wait, some at a time.
+    pub(crate) fn look_at_readers(&mut self, cx: &mut Context, links: &mut Links) {
+        for _ in 0..READERS_AT_ONCE {
+            let Some(&(at, id)) = self.waiting.front() else { return };
+            if at > cx.now {
+                return;
+            }
+            self.waiting.pop_front();
+            let update = self.table.get_mut(id).and_then(|flow| flow.look_at_reader());
+            if let Some(update) = update {
+                self.waiting.push_back((cx.now + READER_LOOKED_AT, id));
+                self.tell(cx, links, id, update);
+            }
+        }
     }
 
     /// Descriptors can be received again: what was left unread for that is there to be read.

@@ -456,6 +456,11 @@ impl Links {
         self.schedule.is_active()
     }
 
+    /// Whether a link waits for its turn.
+    pub(crate) fn is_waiting(&self, id: LinkId) -> bool {
+        self.schedule.is_waiting(id)
+    }
+
     /// Links that wait for their turn.
     pub(crate) fn waiting(&self) -> Vec<LinkId> {
         self.schedule.waiting()

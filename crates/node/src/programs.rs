@@ -203,7 +203,9 @@ impl Programs {
             let peer = arrival.peer;
             if let Some(source) = self.let_in(cx, arrival) {
                 self.pending.push(Some(peer), Readiness::readable(source));
-                if let Some(oldest) = self.services.silent.add(source, peer.uid, cx.now) {
+                let waits = |id| self.pending.has(id);
+                let oldest = self.services.silent.add(source, peer.uid, cx.now, waits);
+                if let Some(oldest) = oldest {
                     self.drop_program(cx, links, flows, oldest);
                 }
             }
@@ -215,7 +217,8 @@ impl Programs {
 
     /// Programs that could not be let in before are to be let in now, and those that say nothing are let go.
     pub(crate) fn resume(&mut self, cx: &mut Context, links: &mut Links, flows: &mut Flows) {
-        for id in self.services.silent.take_due(cx.now) {
+        let waits = |id| self.pending.has(id);
+        for id in self.services.silent.take_due(cx.now, waits) {
             self.drop_program(cx, links, flows, id);
         }
         for id in self.acceptors.resume(cx.now) {

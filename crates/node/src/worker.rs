@@ -82,6 +82,7 @@ impl Worker {
                 self.fabric.cx.failed(Failure::Waiting(error));
                 break;
             }
+            let woken = self.fabric.cx.clock();
             for ready in &happened {
                 self.fabric.dispatch(*ready);
             }
@@ -90,7 +91,8 @@ impl Worker {
                 return true;
             }
             self.fabric.take_answers();
-            self.fabric.serve_round();
+            let outside = self.fabric.cx.clock().since(woken);
+            self.fabric.serve_round(outside);
             self.fabric.expire();
             self.awaited.answer(
                 self.fabric.cx.now,

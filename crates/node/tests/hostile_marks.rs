@@ -11,8 +11,10 @@ use std::os::unix::net::UnixStream;
 
 use node_support::raw::RawGuest;
 use node_support::{Lab, Listener, connect};
-use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, Uid, geteuid, set_dumpable_behavior, setrlimit,
+};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_thread_res_uid};
 use vsock_core::{EOM, EOR, Op, RawHeader};
 use vsock_node::node::NodeOptions;
 
@@ -21,13 +23,20 @@ const PORT: u32 = 6000;
 const DESCRIPTORS: u64 = 1024;
 const RECORDS: usize = 50;
 
-/// Lets this thread, and those that it starts, have no more descriptors in flight than open ones.
+/// Lets this thread, and those that it starts, have no more descriptors in flight than open ones. The kernel counts these for a
+/// user: who is root becomes one that nobody else is, so that other programs of root do not count.
 fn give_up_privileges() {
     let few = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
     setrlimit(Resource::Nofile, few).unwrap();
     let mut sets = capabilities(None).unwrap();
     sets.effective &= !(CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_RESOURCE);
     set_capabilities(None, sets).unwrap();
+    if geteuid().is_root() {
+        let nobody_else = Uid::from_raw(0x4000_0000 | std::process::id());
+        set_thread_res_uid(nobody_else, nobody_else, nobody_else).unwrap();
+        // For /proc/self.
+        set_dumpable_behavior(DumpableBehavior::Dumpable).unwrap();
+    }
 }
 
 /// Descriptors that lie in a socket, as /proc tells.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vsock.ssh.attached import in_thread
 from vsock.ssh.copying import Copier
 from vsock.ssh.copying.guest import GuestSide
-from vsock.ssh.copying.host import HostSide
+from vsock.ssh.copying.host import HostSide, has_large_file
 
 if TYPE_CHECKING:
     from vsock.cli.orders import Place as Where
@@ -54,9 +54,10 @@ async def _copy(
     host = HostSide()
     async with AsyncExitStack() as stack:
         guests: dict[str, GuestSide] = {}
+        is_large = has_large_file(one.path for one in sources if not (one.guest or one.is_stream))
         for name in {one.guest for one in (*sources, destination) if one.guest}:
             session = await stack.enter_async_context(where.session(name))
-            guests[name] = await GuestSide.open(session, encrypted=encrypted)
+            guests[name] = await GuestSide.open(session, encrypted=encrypted, streams=is_large)
             stack.push_async_callback(guests[name].close)
 
         def side(place: "Place") -> "Side":

@@ -9,12 +9,16 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 __all__ = ["Carried", "carry", "join", "reset"]
 
 _PIECE: Final = 1 << 20
 _FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+_TURN: Final = 16
+"""Pieces that are moved before other connections have their turn."""
+_LARGE: Final = 1 << 15
+"""Bytes of a piece behind which there may be more already; behind a smaller one the loop waits at once."""
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close(2) sends RST."""
 
@@ -68,49 +72,87 @@ async def carry(source: socket.socket, sink: socket.socket, count: Callable[[int
     Raises:
         OSError: a side was lost.
     """
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        while True:
+    with _Pump(source, sink, count) as pump:
+        await pump.ended
+
+
+class _Pump:
+    """One direction, in callbacks of the event loop: to wake a task for each piece would take longer than to move it."""
+
+    def __init__(
+        self, source: socket.socket, sink: socket.socket, count: Callable[[int], None]
+    ) -> None:
+        self._source = source
+        self._sink = sink
+        self._count = count
+        self._left = 0
+        self._is_full = False
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._loop.add_reader(self._source, self._turn)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait_for_nothing()
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _wait_for_nothing(self) -> None:
+        if self._is_full:
+            self._loop.remove_writer(self._sink)
+        else:
+            self._loop.remove_reader(self._source)
+
+    def _turn(self) -> None:
+        try:
+            for _ in range(_TURN):
+                if self.ended.done() or not self._moves_more():
+                    return
+        except Exception as error:  # passed on to who awaits the end
+            self._wait_for_nothing()
+            self._is_full = False
+            if not self.ended.done():
+                self.ended.set_exception(error)
+
+    def _moves_more(self) -> bool:
+        """Move a piece; returns whether there may be another one already."""
+        if not self._left:
             try:
-                left = os.splice(source.fileno(), writer, _PIECE, flags=_FLAGS)
+                self._left = os.splice(self._source.fileno(), self._writer, _PIECE, flags=_FLAGS)
             except BlockingIOError:
-                await _ready(source, is_reading=True)
-                continue
-            if left == 0:
+                return False
+            if not self._left:
                 # A socket of a switch tells here, and only by recv, that its connection was lost.
-                if source.recv(1):
+                if self._source.recv(1):
                     raise ConnectionResetError("data behind the end")
-                sink.shutdown(socket.SHUT_WR)
-                return
-            count(left)
-            while left:
-                try:
-                    left -= os.splice(reader, sink.fileno(), left, flags=_FLAGS)
-                except BlockingIOError:
-                    await _ready(sink, is_reading=False)
-    finally:
-        os.close(reader)
-        os.close(writer)
+                self._sink.shutdown(socket.SHUT_WR)
+                self._loop.remove_reader(self._source)
+                self.ended.set_result(None)
+                return False
+            self._count(self._left)
+        size = self._left
+        try:
+            while self._left:
+                self._left -= os.splice(self._reader, self._sink.fileno(), self._left, flags=_FLAGS)
+        except BlockingIOError:
+            self._set_full(True)
+            return False
+        self._set_full(False)
+        return size >= _LARGE
 
-
-async def _ready(sock: socket.socket, *, is_reading: bool) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    add, remove = (
-        (loop.add_reader, loop.remove_reader)
-        if is_reading
-        else (loop.add_writer, loop.remove_writer)
-    )
-    add(sock, wake)
-    try:
-        await ready
-    finally:
-        remove(sock)
+    def _set_full(self, is_full: bool) -> None:
+        """Wait for room in the sink, or for data."""
+        if is_full == self._is_full:
+            return
+        self._wait_for_nothing()
+        self._is_full = is_full
+        if is_full:
+            self._loop.add_writer(self._sink, self._turn)
+        else:
+            self._loop.add_reader(self._source, self._turn)
 
 
 def reset(sock: socket.socket) -> None:

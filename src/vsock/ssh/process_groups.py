@@ -15,7 +15,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-import asyncssh
+from vsock.errors import missing_extra
+
+try:
+    import asyncssh
+except ModuleNotFoundError as _error:
+    raise missing_extra(_error, "a session with a guest", "ssh") from None
 
 __all__ = ["ProcessGroups"]
 

@@ -348,12 +348,14 @@ class GuestSession:
         """
         from vsock.ssh.copying import Copier
         from vsock.ssh.copying.guest import GuestSide
-        from vsock.ssh.copying.host import HostSide
+        from vsock.ssh.copying.host import HostSide, has_large_file
 
         copier = Copier(resume=resume, verify=verify, progress=progress)
-        guest, host = await GuestSide.open(self, encrypted=encrypted), HostSide()
+        paths, host = _paths(source), HostSide()
+        streams = has_large_file(paths)
+        guest = await GuestSide.open(self, encrypted=encrypted, streams=streams)
         try:
-            sources = [(host, path) for path in _paths(source)]
+            sources = [(host, path) for path in paths]
             await copier.copy(sources, guest, os.fsencode(destination))
         finally:
             await guest.close()

@@ -284,6 +284,12 @@ impl Flow {
         }
     }
 
+    /// Its socket may take more than it was offered: what epoll says of it is to be heard once more.
+    #[inline]
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.stream.has_more()
+    }
+
     /// A record waits for its reader, and nobody has asked yet to look at that; once.
     #[inline]
     pub(super) fn begins_to_wait(&mut self) -> bool {

@@ -92,7 +92,7 @@ impl Switch {
             links.iter().for_each(|&link| fabric.links.activate(link));
             let mut rounds = 0;
             while fabric.has_work() {
-                fabric.serve_round();
+                fabric.serve_round(Duration::ZERO);
                 rounds += 1;
                 assert!(rounds < ROUNDS, "work for ever");
             }

@@ -73,6 +73,13 @@ impl<K: Copy + Eq + Hash, L: Line> Line for Turns<K, L> {
     }
 }
 
+/// A process, or a socket of one that has no number here: it is in another pid namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Process {
+    Seen(u32),
+    Unseen(SourceId),
+}
+
 /// Who asks: a program, or, before it is known, whoever connects to a socket of ours.
 pub(super) type Asker = Option<PeerCredentials>;
 
@@ -80,7 +87,7 @@ pub(super) type Asker = Option<PeerCredentials>;
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     /// By user, and by process.
-    turns: Turns<Option<u32>, Turns<u32, VecDeque<SourceId>>>,
+    turns: Turns<Option<u32>, Turns<Process, VecDeque<SourceId>>>,
     happened: SecondaryMap<Owner, Readiness>,
 }
 
@@ -91,8 +98,11 @@ impl Pending {
             Some(before) => before.merge(ready),
             None => {
                 self.happened.insert(ready.source, ready);
-                let (user, process) = (asker.map(|it| it.uid), asker.map_or(0, |it| it.pid));
-                self.turns.line(user).line(process).push_back(ready.source);
+                let process = match asker.map(|it| it.pid) {
+                    Some(pid) if pid != 0 => Process::Seen(pid),
+                    Some(_) | None => Process::Unseen(ready.source),
+                };
+                self.turns.line(asker.map(|it| it.uid)).line(process).push_back(ready.source);
             }
         }
     }
@@ -105,6 +115,11 @@ impl Pending {
                 return Some(ready);
             }
         }
+    }
+
+    /// Whether something has happened at a descriptor, and its turn has not come yet.
+    pub(super) fn has(&self, id: SourceId) -> bool {
+        self.happened.get(id).is_some()
     }
 
     /// Nobody stands in line.
@@ -169,6 +184,11 @@ mod tests {
         }
         pending.push(None, Readiness::readable(source(30)));
         assert_eq!(order(&mut pending), [0, 20, 30, 10, 21, 1, 2, 3]);
+        // Of processes that cannot be seen nobody knows which sockets are whose.
+        for (pid, number) in [(7, 0), (7, 1), (0, 40), (0, 41)] {
+            pending.push(process(0, pid), Readiness::readable(source(number)));
+        }
+        assert_eq!(order(&mut pending), [0, 40, 41, 1]);
         assert!(pending.is_empty() && pending.turns.lines.is_empty());
     }
 }

@@ -89,7 +89,8 @@ impl Programs {
         for id in silent {
             let peer = requests.clients.get(id).map(|it| it.peer).or_else(|| hybrids.peer(id));
             let user = peer.map(|it| it.uid);
-            services.silent.add(id, user.ok_or(Unfit::State)?, restoring.now);
+            // They may have asked by now.
+            services.silent.add(id, user.ok_or(Unfit::State)?, restoring.now, |_| true);
         }
         // epoll tells all that has happened once more.
         let pending = Pending::default();

@@ -10,6 +10,8 @@ checked. Memory is bounded, however large files and folders are.
 | `host` | the host's files, by descriptors of their folders |
 | `guest` | a guest's files, by SFTP |
 | `sftp` | asyncssh's SFTP client, over a plain data connection or over ssh |
+| `streams` | the data of large files, over a plain data connection of its own |
+| `digests` | by what files are compared |
 | `transfer` | one file: the data, in what order, and its comparison |
 | `trees` | named files and whole trees, and the result |
 """

@@ -8,7 +8,7 @@ import errno
 import posixpath
 import secrets
 import shlex
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -16,20 +16,24 @@ import asyncssh
 from asyncssh import constants
 
 from vsock.errors import SessionError
+from vsock.ssh.copying.digests import SHA256
 from vsock.ssh.copying.sftp import plain_sftp, ssh_sftp
 from vsock.ssh.copying.sides import (
     CHUNK,
     Entry,
     EntryError,
     Kind,
+    Written,
     digest_of,
     part_name,
     shown,
 )
+from vsock.ssh.copying.streams import GuestStream
 from vsock.ssh.data_connection import DataConnection, DataConnectionError
 from vsock.ssh.sftp_server import answering, notes
 
 if TYPE_CHECKING:
+    from vsock.ssh.copying.sides import Stream
     from vsock.ssh.session import GuestSession
 
 __all__ = ["GuestSide"]
@@ -84,22 +88,39 @@ class GuestSide:
         self.over_ssh = over_ssh
         """Why ssh carries the data; None if a plain connection does."""
         self._data = data
+        self._has_streams = True
+        self._stream: GuestStream | None = None
+        self._opening: asyncio.Task[GuestStream | None] | None = None
         if data:
             self.notes.update(notes(self.name, refused=data.refused))
 
     @classmethod
-    async def open(cls, session: "GuestSession", *, encrypted: bool = False) -> "GuestSide":
+    async def open(
+        cls, session: "GuestSession", *, encrypted: bool = False, streams: bool = False
+    ) -> "GuestSide":
         """Start an SFTP server in the guest, which is reached over a plain connection, or as part of its sshd over ssh.
 
         Args:
             session: an open session with the guest.
             encrypted: over ssh in any case.
+            streams: begin at once what large files pass by; else it begins with the first one.
 
         Raises:
             SessionError: it has no SFTP, or the session ended.
         """
         if encrypted:
             return cls(session, await cls._sftp(session), over_ssh="it was asked for")
+        stream = asyncio.create_task(_begun(session)) if streams else None
+        try:
+            side = await cls._plain_or_not(session)
+        except BaseException:
+            _end_opening(stream)
+            raise
+        side._opening = stream
+        return side
+
+    @classmethod
+    async def _plain_or_not(cls, session: "GuestSession") -> "GuestSide":
         try:
             data, client = await plain_sftp(session)
             return cls(session, client, data=data)
@@ -115,6 +136,7 @@ class GuestSide:
 
     async def close(self) -> None:
         """End SFTP, not the session, unless the guest does not answer."""
+        self.end_stream()
         self.client.exit()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -126,6 +148,7 @@ class GuestSide:
 
     def _abort(self) -> None:
         """Give the guest up; closing would wait for its answers."""
+        self.end_stream()
         if self._data:
             self._data.abort()
         with suppress(SessionError):  # it is closed already
@@ -141,22 +164,23 @@ class GuestSide:
         """The path behind the guest's name."""
         return f"{shown(self.name.encode())}:{shown(path)}"
 
-    async def ask(self, answer: Awaitable[_T], path: bytes) -> _T:
-        """Wait for an answer about a path.
+    async def ask(self, answer: Awaitable[_T], path: bytes, seconds: float | None = None) -> _T:
+        """Wait for an answer about a path, so long at most.
 
         Raises:
             EntryError: the guest says no, or what it must not say.
             SessionError: the session ended, or there is no answer.
         """
         # A listing that is given up asks the guest to close it, and waits for the answer to that.
-        last = asyncio.get_running_loop().call_later(2 * _ANSWER_SECONDS, self._abort)
+        seconds = seconds or _ANSWER_SECONDS
+        last = asyncio.get_running_loop().call_later(2 * seconds, self._abort)
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
             self._abort()
             raise SessionError(
-                errno.ETIMEDOUT, f"{self.name} did not answer for {_ANSWER_SECONDS:g} s"
+                errno.ETIMEDOUT, f"{self.name} did not answer for {seconds:g} s"
             ) from None
         except _LOST as error:
             raise SessionError(
@@ -197,12 +221,30 @@ class GuestSide:
             raise EntryError(f"{self.text(path)}: the guest does not say what it is")
         return Entry.of(said.permissions, size, min(seconds, _LAST_SECOND))
 
-    async def digest(self, path: bytes, length: int) -> bytes | None:
+    async def stream(self, path: bytes) -> GuestStream | None:
+        """What carries a file as a plain stream; None if nothing does."""
+        if self.over_ssh or not self._has_streams or b"\n" in path:
+            return None
+        if not self._stream:
+            opening, self._opening = self._opening, None
+            self._stream = await (opening or _begun(self._session))
+            self._has_streams = self._stream is not None
+        return self._stream
+
+    def end_stream(self) -> None:
+        """End the stream, of which a file was not copied to its end."""
+        _end_opening(self._opening)
+        self._opening = None
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
+    async def digest(self, path: bytes, length: int, kind: str) -> bytes | None:
         """SHA-256 by the guest's own sha256sum; None if it has none that reads this file, or to read it costs less.
 
         A plain connection is quicker than that under emulation, and with the sha256sum of busybox.
         """
-        if length <= _FEW or not self.over_ssh:
+        if length <= _FEW or not self.over_ssh or kind != SHA256:
             return None
         try:
             quoted = shlex.quote(path.decode())
@@ -220,6 +262,27 @@ class GuestSide:
                     process.close()
         except (ValueError, asyncio.IncompleteReadError, SessionError, TimeoutError):
             return None  # the caller reads the file again, and then an ended session is an error
+
+
+async def _begun(session: "GuestSession") -> GuestStream | None:
+    """A stream, unless the guest lacks what that needs."""
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await GuestStream.open(session)
+    except (DataConnectionError, TimeoutError):
+        return None
+
+
+def _end_opening(opening: "asyncio.Task[GuestStream | None] | None") -> None:
+    """Nobody wants it any more, though it may have begun."""
+
+    def end(done: "asyncio.Task[GuestStream | None]") -> None:
+        if not done.cancelled() and not done.exception() and (stream := done.result()):
+            stream.close()
+
+    if opening:
+        opening.add_done_callback(end)
+        opening.cancel()
 
 
 class GuestFolder:
@@ -346,6 +409,8 @@ class GuestFolder:
 class GuestReader:
     """A file that is read."""
 
+    descriptor = None
+
     def __init__(
         self, side: GuestSide, file: "asyncssh.SFTPClientFile", path: bytes, entry: Entry
     ) -> None:
@@ -368,10 +433,19 @@ class GuestReader:
             await self._side.ask(self._file.stat(), self._path), self._path
         )
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes."""
-        found = await self._side.digest(self._path, length)
-        return found or await digest_of(self.read, length)
+    async def stream(self, begin: int, *, verify: bool) -> "Stream | None":
+        """A plain stream of it from an offset."""
+        stream = await self._side.stream(self._path)
+        if not stream:
+            return None
+        length = self.entry.size - begin
+        await self._side.ask(stream.give(self._path, begin, length, verify=verify), self._path)
+        return _Stream(self._side, stream, self._path)
+
+    async def digest(self, length: int, kind: str = SHA256) -> bytes:
+        """A digest of its first bytes."""
+        found = await self._side.digest(self._path, length, kind)
+        return found or await digest_of(self.read, length, kind)
 
     async def close(self) -> None:
         """Close it."""
@@ -407,34 +481,50 @@ class GuestWriter:
 
     async def _why(self, error: EntryError) -> EntryError:
         """SFTP's third version has no error for a full disk: it says "Failure"."""
-        if not isinstance(error.__cause__, asyncssh.SFTPFailure):
-            return error
+        if isinstance(error.__cause__, asyncssh.SFTPFailure):
+            return await self._full() or error
+        return error
+
+    async def _full(self) -> EntryError | None:
+        """The trouble that the guest's disk is full, if it is."""
         try:
             disk = await self._side.ask(self._file.statvfs(), self._path)
         except EntryError:
-            return error  # the server cannot say
+            return None  # the server cannot say
         if disk.bavail:
-            return error
+            return None
         return EntryError(f"{self._side.text(self._path)}: no space left on the guest's disk")
 
     async def truncate(self, size: int) -> None:
         """Cut or extend it."""
         await self._side.ask(self._file.setstat(asyncssh.SFTPAttrs(size=size)), self._path)
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes."""
-        found = await self._side.digest(self._part, length)
-        return found or await self.read_again(length)
+    async def stream(self, begin: int, size: int, *, verify: bool) -> "Stream | None":
+        """A plain stream that appends to it."""
+        stream = await self._side.stream(self._part)
+        if not stream:
+            return None
+        order = stream.take(self._part, begin, size - begin, verify=verify)
+        await self._side.ask(order, self._part)
+        return _Stream(self._side, stream, self._part, self._full)
 
-    async def read_again(self, length: int) -> bytes:
-        """SHA-256 of what SFTP reads."""
+    async def digest(
+        self, length: int, kind: str = SHA256, written: Written | None = None
+    ) -> bytes:
+        """A digest of its first bytes."""
+        if written:
+            await written.after(length - 1, 1)
+        found = await self._side.digest(self._part, length, kind)
+        return found or await self._read_again(length, kind)
+
+    async def _read_again(self, length: int, kind: str) -> bytes:
 
         async def read(offset: int, size: int) -> bytes:
             size = min(size, self._side.chunk)
             data: bytes = await self._side.ask(self._file.read(size, offset), self._path)
             return data
 
-        return await digest_of(read, length)
+        return await digest_of(read, length, kind)
 
     async def place(self, entry: Entry) -> None:
         """Finish it, and rename it."""
@@ -456,6 +546,51 @@ class GuestWriter:
     async def close(self) -> None:
         """Close it."""
         await _close(self._file)
+
+
+class _Stream:
+    """One file on a stream: the guest answers in time, or is given up. `full` is asked why it has broken."""
+
+    def __init__(
+        self,
+        side: GuestSide,
+        stream: GuestStream,
+        path: bytes,
+        full: Callable[[], Awaitable[EntryError | None]] | None = None,
+    ) -> None:
+        self._side = side
+        self._stream = stream
+        self._path = path
+        self._full = full
+
+    async def send(self, descriptor: int, offset: int, size: int) -> int:
+        """Send from a file of the host."""
+        return await self._ask(self._stream.send(descriptor, offset, size))
+
+    async def receive(self, buffer: memoryview) -> None:
+        """Receive."""
+        await self._ask(self._stream.receive(buffer))
+
+    async def crc(self, length: int) -> bytes:
+        """The CRC of the guest's file."""
+        seconds = _ANSWER_SECONDS + length / _LEAST_BYTES_PER_SECOND
+        said = await self._ask(self._stream.crc(), seconds)
+        if said is None:
+            raise EntryError(f"{self._side.text(self._path)}: the guest says no CRC")
+        return said
+
+    def end(self) -> None:
+        """The file was not copied to its end."""
+        self._side.end_stream()
+
+    async def _ask(self, answer: Awaitable[_T], seconds: float | None = None) -> _T:
+        try:
+            return await self._side.ask(answer, self._path, seconds)
+        except SessionError as error:
+            is_broken = isinstance(error.__cause__, ConnectionError)
+            if is_broken and self._full and (reason := await self._full()):
+                raise reason from error
+            raise
 
 
 def _attrs(entry: Entry) -> asyncssh.SFTPAttrs:

@@ -8,24 +8,30 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from vsock.ssh.copying.digests import KINDS, SHA256
 from vsock.ssh.copying.sides import (
+    CHUNK,
     Entry,
     EntryError,
     Kind,
-    digest_of,
+    Written,
     part_name,
     shown,
 )
+from vsock.ssh.copying.streams import STREAM_FROM
 
-__all__ = ["HostSide"]
+__all__ = ["HostSide", "has_large_file"]
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _NS: Final = 1_000_000_000
+_PIECE: Final = 1 << 20
+_BLOCK: Final = 512
+"""Bytes of st_blocks's unit."""
 
 
 def _entry(found: os.stat_result) -> Entry:
@@ -59,6 +65,16 @@ class HostSide:
         """Open a folder, whose path the user has named."""
         with _trouble(self.text(path)):
             return HostFolder(os.open(path or b".", _FOLDER), path)
+
+
+def has_large_file(paths: Iterable[bytes]) -> bool:
+    """Whether one of these is a file that passes as a stream; those in folders are not looked for."""
+    for path in paths:
+        with suppress(OSError):  # is told when it is copied
+            found = os.stat(path or b".")  # noqa: PTH116 - paths are bytes
+            if stat.S_ISREG(found.st_mode) and found.st_size >= STREAM_FROM:
+                return True
+    return False
 
 
 class HostFolder:
@@ -178,7 +194,13 @@ class HostReader:
     def __init__(self, descriptor: int, text: str) -> None:
         self._descriptor = descriptor
         self._text = text
-        self.entry = _entry(os.fstat(descriptor))
+        found = os.fstat(descriptor)
+        self.entry = _entry(found)
+        has_holes = found.st_blocks * _BLOCK < found.st_size
+        self.descriptor = None if has_holes else descriptor
+
+    async def stream(self, begin: int, *, verify: bool) -> None:
+        """Only guests have streams."""
 
     async def read(self, offset: int, size: int) -> bytes:
         """Read at an offset."""
@@ -189,9 +211,10 @@ class HostReader:
         """What it is by now."""
         return _entry(os.fstat(self._descriptor))
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes."""
-        return await digest_of(self.read, length)
+    async def digest(self, length: int, kind: str = SHA256) -> bytes:
+        """A digest of its first bytes."""
+        with _trouble(self._text):
+            return await _digest(self._descriptor, length, kind)
 
     async def close(self) -> None:
         """Close it."""
@@ -209,26 +232,31 @@ class HostWriter:
         self._text = text
         self.begun = os.fstat(descriptor).st_size
 
+    async def stream(self, begin: int, size: int, *, verify: bool) -> None:
+        """Only guests have streams."""
+
     async def write(self, offset: int, data: memoryview) -> None:
         """Write at an offset."""
         with _trouble(self._text):
-            while data:
-                written = await asyncio.to_thread(os.pwrite, self._descriptor, data, offset)
-                offset, data = offset + written, data[written:]
+            await asyncio.to_thread(self._write, offset, data)
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        # Not more at once: ext4 takes as large folios as the write, and those are memory that no processor has cached.
+        while data:
+            written = os.pwrite(self._descriptor, data[:CHUNK], offset)
+            offset, data = offset + written, data[written:]
 
     async def truncate(self, size: int) -> None:
         """Cut or extend it."""
         with _trouble(self._text):
             os.ftruncate(self._descriptor, size)
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes."""
-
-        async def read(offset: int, size: int) -> bytes:
-            return await asyncio.to_thread(os.pread, self._descriptor, size, offset)
-
+    async def digest(
+        self, length: int, kind: str = SHA256, written: Written | None = None
+    ) -> bytes:
+        """A digest of its first bytes, as soon as they are written."""
         with _trouble(self._text):
-            return await digest_of(read, length)
+            return await _digest(self._descriptor, length, kind, written)
 
     async def place(self, entry: Entry) -> None:
         """Finish it, and rename it."""
@@ -246,3 +274,22 @@ class HostWriter:
     async def close(self) -> None:
         """Close it."""
         os.close(self._descriptor)
+
+
+async def _digest(descriptor: int, length: int, kind: str, written: Written | None = None) -> bytes:
+    """A digest of the first bytes of a file; of all if there are fewer."""
+    hashed, at = KINDS[kind](), 0
+    buffer = memoryview(bytearray(min(_PIECE, length)))
+
+    def go_on(count: int) -> int:
+        count = os.preadv(descriptor, [buffer[:count]], at)
+        hashed.update(buffer[:count])
+        return count
+
+    while at < length:
+        most = min(_PIECE, length - at)
+        size = await written.after(at, most) if written else most
+        if not (count := await asyncio.to_thread(go_on, size)):
+            break
+        at += count
+    return hashed.digest()

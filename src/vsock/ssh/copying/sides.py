@@ -4,13 +4,14 @@ Names and paths are bytes, as in the kernels of both sides.
 """
 
 import asyncio
-import hashlib
 import stat
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol, Self
+
+from vsock.ssh.copying.digests import KINDS, SHA256
 
 __all__ = [
     "AT_ONCE",
@@ -23,7 +24,9 @@ __all__ = [
     "Progress",
     "Reader",
     "Side",
+    "Stream",
     "Writer",
+    "Written",
     "cancel",
     "digest_of",
     "part_name",
@@ -101,9 +104,13 @@ class Progress:
 
 
 class Reader(Protocol):
-    """A file that is read."""
+    """A file that is read; `descriptor` is that of a file of the host which has no holes, else None."""
 
     entry: Entry
+    descriptor: int | None
+
+    async def stream(self, begin: int, *, verify: bool) -> "Stream | None":
+        """A plain stream of a guest's file from an offset; None if there is none."""
 
     async def read(self, offset: int, size: int) -> bytes:
         """At most `size` bytes; none at the end of the file."""
@@ -111,11 +118,27 @@ class Reader(Protocol):
     async def now(self) -> Entry:
         """What it is by now."""
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes."""
+    async def digest(self, length: int, kind: str = SHA256) -> bytes:
+        """A digest of its first bytes."""
 
     async def close(self) -> None:
         """Needs no answer of a guest whose session has ended."""
+
+
+class Stream(Protocol):
+    """The data of one file without requests."""
+
+    async def send(self, descriptor: int, offset: int, size: int) -> int:
+        """Send from a file of the host; returns how many bytes, none at its end."""
+
+    async def receive(self, buffer: memoryview) -> None:
+        """Receive until the buffer is full."""
+
+    async def crc(self, length: int) -> bytes:
+        """The CRC of the guest's whole file, which has this length, after the last byte; of no use if unverified."""
+
+    def end(self) -> None:
+        """The file was not copied to its end: nothing more can pass."""
 
 
 class Writer(Protocol):
@@ -123,14 +146,19 @@ class Writer(Protocol):
 
     begun: int
 
+    async def stream(self, begin: int, size: int, *, verify: bool) -> Stream | None:
+        """A plain stream that appends to a guest's file, from an offset to its end; None if there is none."""
+
     async def write(self, offset: int, data: memoryview) -> None:
         """Write all of it."""
 
     async def truncate(self, size: int) -> None:
         """Cut or extend it; what is not written is zeros."""
 
-    async def digest(self, length: int) -> bytes:
-        """SHA-256 of its first bytes, read again."""
+    async def digest(
+        self, length: int, kind: str = SHA256, written: "Written | None" = None
+    ) -> bytes:
+        """A digest of its first bytes, read again; with `written`, as soon as they are written."""
 
     async def place(self, entry: Entry) -> None:
         """Give it mode and time, see it onto the disk, and give it its name in place of what has it."""
@@ -140,6 +168,26 @@ class Writer(Protocol):
 
     async def close(self) -> None:
         """Leave it, if it has no other name yet. Needs no answer of a guest whose session has ended."""
+
+
+class Written:
+    """How far a file is written, for those who wait for it."""
+
+    def __init__(self) -> None:
+        self._end = 0
+        self._more = asyncio.Event()
+
+    def until(self, end: int) -> None:
+        """All before this is written."""
+        self._end = end
+        self._more.set()
+
+    async def after(self, begin: int, most: int) -> int:
+        """Wait for bytes after an offset, and return how many there are, `most` at most."""
+        while self._end <= begin:
+            self._more.clear()
+            await self._more.wait()
+        return min(most, self._end - begin)
 
 
 class Folder(Protocol):
@@ -192,7 +240,7 @@ class Side(Protocol):
         """Open a folder; the empty path is the directory where one begins."""
 
 
-def written_runs(data: bytes) -> Iterator[tuple[int, memoryview]]:
+def written_runs(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
     """The pieces of `data` that have to be written in a file that is zeros: offset and bytes."""
     view = memoryview(data)
     begin = None
@@ -223,9 +271,11 @@ def shown(path: bytes) -> str:
     )
 
 
-async def digest_of(read: Callable[[int, int], Awaitable[bytes]], length: int) -> bytes:
-    """SHA-256 of the first bytes of a file, by reading them, a window ahead; of all if there are fewer."""
-    hashed = hashlib.sha256()
+async def digest_of(
+    read: Callable[[int, int], Awaitable[bytes]], length: int, kind: str = SHA256
+) -> bytes:
+    """A digest of the first bytes of a file, by reading them, a window ahead; of all if there are fewer."""
+    hashed = KINDS[kind]()
     ahead: deque[asyncio.Task[bytes]] = deque()
     asked = 0
     try:

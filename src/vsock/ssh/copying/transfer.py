@@ -8,6 +8,7 @@ from contextlib import aclosing, nullcontext, suppress
 from typing import Final
 
 from vsock.errors import SessionError
+from vsock.ssh.copying.digests import CRC32
 from vsock.ssh.copying.sides import (
     AT_ONCE,
     CHUNK,
@@ -16,15 +17,19 @@ from vsock.ssh.copying.sides import (
     EntryError,
     Folder,
     Reader,
+    Stream,
     Writer,
+    Written,
     cancel,
     read_all,
     written_runs,
 )
+from vsock.ssh.copying.streams import PIECE, STREAM_FROM
 
 __all__ = ["copy_file", "copy_stream", "read_in_order"]
 
 _DISCARD_SECONDS: Final = 2.0
+_SHORT: Final = "ends before its size, or became shorter during the copy"
 
 Came = Callable[[int], None]
 """Called with the number of bytes that came, or were there already."""
@@ -98,7 +103,7 @@ async def copy_stream(
         if outgoing.reached < size:
             await writer.truncate(size)
         if verify:
-            await _compare(hashed.digest(), writer, size, target.text(name))
+            _compare(hashed.digest(), await writer.digest(size), target.text(name))
         await writer.place(entry)
     except BaseException:
         # A stream comes once: its part is of no use.
@@ -115,8 +120,26 @@ async def _fill(reader: Reader, writer: Writer, text: str, *, verify: bool, came
     if writer.begun:
         await writer.truncate(begin)
     came(begin)
+    digests = await _by_stream(reader, writer, begin, text, verify=verify, came=came)
+    if digests is None:
+        source, offset = await _by_windows(reader, writer, begin, text, came=came)
+    now = await reader.now()
+    if size and verify and (now.size, now.seconds) != (size, reader.entry.seconds):
+        raise EntryError(f"{text}: changed during the copy: copy it again, or with --no-verify")
+    if not verify:
+        return
+    if digests is None:
+        read = await reader.digest(offset) if begin else source
+        digests = read, await writer.digest(offset)
+    _compare(*digests, text)
+
+
+async def _by_windows(
+    reader: Reader, writer: Writer, begin: int, text: str, *, came: Came
+) -> tuple[bytes, int]:
+    """Copy in chunks; returns the SHA-256 of what was read, and where that ends."""
     hashed = hashlib.sha256()
-    outgoing, offset = _Outgoing(writer, AT_ONCE if size else 1), begin
+    outgoing, offset = _Outgoing(writer, AT_ONCE if reader.entry.size else 1), begin
     try:
         async with aclosing(read_in_order(reader, begin, text)) as pieces:
             async for data in pieces:
@@ -129,12 +152,92 @@ async def _fill(reader: Reader, writer: Writer, text: str, *, verify: bool, came
         await outgoing.end()
     if outgoing.reached < offset:
         await writer.truncate(offset)  # it ends in a hole
-    now = await reader.now()
-    if size and verify and (now.size, now.seconds) != (size, reader.entry.seconds):
-        raise EntryError(f"{text}: changed during the copy: copy it again, or with --no-verify")
-    if verify:
-        digest = await reader.digest(offset) if begin else hashed.digest()
-        await _compare(digest, writer, offset, text)
+    return hashed.digest(), offset
+
+
+async def _by_stream(
+    reader: Reader, writer: Writer, begin: int, text: str, *, verify: bool, came: Came
+) -> tuple[bytes, bytes] | None:
+    """Copy a large file by a plain stream, if there is one; returns the CRC of what was read, and that of the copy.
+
+    Each side sums up its own file, at the same time.
+    """
+    size, descriptor = reader.entry.size, reader.descriptor
+    if size - begin < STREAM_FROM:
+        return None
+    is_sent = descriptor is not None
+    stream = await (
+        writer.stream(begin, size, verify=verify)
+        if is_sent
+        else reader.stream(begin, verify=verify)
+    )
+    if stream is None:
+        return None
+    written = Written()
+
+    async def ours() -> bytes:
+        if not verify:
+            return b""
+        return await (
+            reader.digest(size, CRC32) if is_sent else writer.digest(size, CRC32, written)
+        )
+
+    here = asyncio.create_task(ours())
+    is_done = False
+    try:
+        if descriptor is not None:
+            await _send(stream, descriptor, begin, size, text, came)
+        else:
+            await _receive(stream, writer, begin, size, came, written)
+        there = await stream.crc(size)
+        crcs = (await here, there) if is_sent else (there, await here)
+        is_done = True
+    except SessionError:
+        with suppress(SessionError):  # the first one is the reason
+            if not is_sent and (await reader.now()).size < size:
+                raise EntryError(f"{text}: {_SHORT}") from None
+        raise
+    finally:
+        here.cancel()
+        await asyncio.gather(here, return_exceptions=True)
+        if not is_done:
+            stream.end()
+    return crcs
+
+
+async def _send(
+    stream: Stream, descriptor: int, begin: int, size: int, text: str, came: Came
+) -> None:
+    at = begin
+    while at < size:
+        try:
+            count = await stream.send(descriptor, at, min(PIECE, size - at))
+        except SessionError:
+            raise
+        except OSError as error:
+            raise EntryError(f"{text}: {error.strerror or error}") from error
+        if not count:
+            raise EntryError(f"{text}: {_SHORT}")
+        at += count
+        came(count)
+
+
+async def _receive(
+    stream: Stream, writer: Writer, begin: int, size: int, came: Came, written: Written
+) -> None:
+    buffer, at, reached = memoryview(bytearray(PIECE)), begin, begin
+    while at < size:
+        piece = buffer[: size - at]
+        await stream.receive(piece)
+        for offset, run in written_runs(piece):
+            await writer.write(at + offset, run)
+            reached = at + offset + len(run)
+        at += len(piece)
+        came(len(piece))
+        written.until(reached)  # behind it may be a hole, which is none before something follows
+    if reached < size:
+        await writer.truncate(size)
+    written.until(size)
 
 
 async def _whole_prefix(reader: Reader, writer: Writer) -> int:
@@ -147,8 +250,8 @@ async def _whole_prefix(reader: Reader, writer: Writer) -> int:
     return begun
 
 
-async def _compare(digest: bytes, writer: Writer, size: int, text: str) -> None:
-    if await writer.digest(size) != digest:
+def _compare(read: bytes, written: bytes, text: str) -> None:
+    if read != written:
         raise EntryError(f"{text}: what was written is not what was read: copy it again")
 
 
@@ -180,7 +283,7 @@ async def read_in_order(reader: Reader, begin: int, text: str) -> AsyncGenerator
 async def _read_whole(reader: Reader, offset: int, length: int, text: str) -> bytes:
     data = await read_all(reader.read, offset, length)
     if len(data) < length:
-        raise EntryError(f"{text}: ends before its size, or became shorter during the copy")
+        raise EntryError(f"{text}: {_SHORT}")
     return data
 
 

@@ -13,6 +13,9 @@ use crate::links::End;
 use vsock_guest_memory::slice::{self, Slice, TransferError};
 use vsock_virtio::sys::is_read_no_more;
 
+/// Messages handed over at once before others have their turn.
+const MESSAGES_AT_ONCE: usize = 32;
+
 /// Bytes handed over at once after which it pays to ask whether the program has read them.
 const MUCH: usize = 128 * 1024;
 
@@ -117,10 +120,13 @@ impl Stream {
         }
     }
 
-    /// Offers the backlog to the program's socket again.
+    /// Offers the backlog to the program's socket again, or some of it ([`has_more`](Self::has_more)).
     pub(crate) fn flush(&mut self) -> io::Result<Taken> {
         let mut taken = Taken::default();
-        while self.writable && !self.is_flushed() {
+        for _ in 0..MESSAGES_AT_ONCE {
+            if !self.has_more() {
+                break;
+            }
             let (front, ends_record) = match &self.backlog {
                 Backlog::Bytes(bytes) => (bytes.front(), false),
                 Backlog::Messages(messages) => messages.front().unwrap_or_default(),
@@ -152,6 +158,11 @@ impl Stream {
             }
         }
         Ok(taken)
+    }
+
+    /// Whether the socket may take more of the backlog.
+    pub(crate) fn has_more(&self) -> bool {
+        self.writable && !self.is_flushed()
     }
 
     /// Asks whether the program still reads, if a record waits for that: no write finds out. To be asked now and then, and

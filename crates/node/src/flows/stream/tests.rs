@@ -185,6 +185,24 @@ fn program_that_shuts_its_reading_down_with_a_mark_unread_is_known_to_read_no_mo
 }
 
 #[test]
+fn messages_are_handed_over_some_at_a_time() {
+    let (mut stream, program, mut reactor) = messages();
+    stream.writable = false;
+    let (_file, memory) = sealed_memory("messages", 0x1000, 0x1000).unwrap();
+    let mut piece = Slices::new();
+    memory.slice(0x1000, 1, &mut piece).unwrap();
+    for _ in 0..100 {
+        assert_eq!(stream.deliver(&piece, 1, End::Message).unwrap(), Taken::default());
+    }
+    let mut taken = vec![listen(&mut stream, &mut reactor).packets];
+    while stream.has_more() {
+        taken.push(stream.flush().unwrap().packets);
+    }
+    assert_eq!((taken.iter().sum(), taken.len()), (100, 4));
+    drop(program);
+}
+
+#[test]
 fn record_that_waits_for_its_reader_makes_no_work() {
     let (mut stream, program, mut reactor) = messages();
     send_records(&mut stream, 0..10);
