@@ -21,7 +21,7 @@ from tests.ssh.server import SshServer
 from vsock.cli.main import main
 from vsock.guest import Guest
 from vsock.ssh import sharing as sharing_module
-from vsock.ssh.identity import Identity
+from vsock.ssh.identity import Identity, state_dir
 from vsock.ssh.mounts import mount_at
 
 pytestmark = pytest.mark.programs("sshfs", "fusermount3", "perl")
@@ -207,6 +207,7 @@ def test_share_in_the_background_is_listed_and_taken_away(
     assert record == {
         "guest": "alpha",
         "path": str(there),
+        "asked": str(there),
         "folder": str(here),
         "read_only": True,
         "user": "root",
@@ -383,11 +384,11 @@ def test_guest_that_asks_for_other_files_gets_none(
     assert sorted(one.name for one in here.iterdir()) == ["file", "out"]
 
 
-def hostile(programs: Path, source: str) -> None:
-    """Give the guest another sshfs to mount with."""
+def hostile(programs: Path, source: str, *, name: str = "sshfs") -> None:
+    """Give the guest another sshfs to mount with, or another program that it is asked to run."""
     programs.mkdir(exist_ok=True)
-    (programs / "sshfs").write_text(f"#!{sys.executable}\n{source}")
-    (programs / "sshfs").chmod(0o755)
+    (programs / name).write_text(f"#!{sys.executable}\n{source}")
+    (programs / name).chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -445,6 +446,62 @@ def test_guest_that_answers_without_an_end_is_given_up(
         assert fails("share", here, f"alpha:{there}") == "alpha did not answer within 1 s"
 
 
+@pytest.mark.parametrize("sessions", [0, 1])
+def test_guest_whose_sshd_starts_nothing_is_given_up(
+    guest: Guest,
+    here: Path,
+    there: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    sessions: int,
+) -> None:
+    """It answers all else: when the folder is looked at, and when sshfs is to be started."""
+    monkeypatch.setattr(sharing_module, "_PREPARE_SECONDS", 2.0)
+    with serving(guest, sessions=sessions, is_mute=True) as server:
+        line = fails("share", "--encrypted", here, f"alpha:{there}")
+        assert server.asked_too_much.is_set()
+    assert line == "sshd of alpha started no command within 2 s"
+
+
+MOUNTS_NOTHING = "import sys; print('vsock: mounted', file=sys.stderr, flush=True); "
+"""The begin of a sshfs that lies."""
+
+
+def test_end_of_a_share_does_not_wait_for_a_sshd_that_starts_nothing(
+    guest: Guest,
+    here: Path,
+    there: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command that unmounts is never started."""
+    hostile(tmp_path / "programs", f"{MOUNTS_NOTHING}raise SystemExit(3)")
+    monkeypatch.setattr(sharing_module, "_END_SECONDS", 2.0)
+    options = {"sessions": 2, "is_mute": True, "programs": tmp_path / "programs"}
+    with serving(guest, **options) as server:
+        assert main(["share", str(here), f"alpha:{there}"]) == 1
+        assert server.asked_too_much.is_set()
+    reason = "not shared any more: sshfs of the guest ended: 3"
+    assert capfd.readouterr().err.endswith(f"(read-only)\nvsock: alpha:{there}: {reason}\n")
+
+
+def test_second_interrupt_ends_a_share_whose_guest_does_not_unmount(
+    guest: Guest, here: Path, there: Path, tmp_path: Path
+) -> None:
+    """With a line: the guest may have it mounted for ever."""
+    hostile(tmp_path / "programs", f"{MOUNTS_NOTHING}import time; time.sleep(1000)")
+    with (
+        serving(guest, programs=tmp_path / "programs"),
+        sharing(here, f"alpha:{there}", ends=False) as (process, _),
+    ):
+        process.send_signal(signal.SIGINT)
+        until(lambda: not servers())
+        process.send_signal(signal.SIGINT)
+        line = f"vsock: alpha:{there}: interrupted again; it may still be mounted in the guest\n"
+        assert (process.stderr.read(), process.wait(DEADLINE)) == (line, 1)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
 def test_interrupt_while_the_guest_does_nothing_leaves_nothing(
     guest: Guest, here: Path, there: Path, tmp_path: Path, number: int, code: int
@@ -465,6 +522,82 @@ def test_interrupt_while_the_guest_does_nothing_leaves_nothing(
         assert process.wait(DEADLINE) == code
         assert process.stderr
         assert process.stderr.read().count("\n") == 1
+
+
+@pytest.mark.parametrize("answer", ["srv", "/srv/../etc", "//srv", "/srv/", "", "/srv\\nmore/.."])
+def test_guest_that_answers_with_no_path_is_refused(
+    guest: Guest, here: Path, fails: Callable[..., str], answer: str
+) -> None:
+    """What it calls the folder is listed, and goes into commands."""
+    with serving(guest, instead=f"printf 'passive\\n{answer}\\n'"):
+        line = fails("share", here, "alpha:/srv")
+    assert line.startswith("alpha says that the folder is '")
+    assert line.endswith("which is no absolute path")
+
+
+HANGS_UP = """
+import os, sys, time, _socket
+open("{place}/asked", "w")
+while not os.path.exists("{place}/go"):
+    time.sleep(0.02)
+connection = _socket.socket(40, 1)
+connection.connect((int(sys.argv[3]), int(sys.argv[4])))
+connection.send(os.environ["VSOCK_TOKEN"].encode())
+connection.close()
+open("{place}/done", "w")
+time.sleep(1000)
+"""
+"""A perl that opens a connection for data, and closes it behind the token."""
+
+
+def test_guest_that_hangs_up_behind_its_token_is_a_line(
+    guest: Guest, here: Path, there: Path, tmp_path: Path
+) -> None:
+    """It has gone before it can be told anything."""
+    hostile(tmp_path / "programs", HANGS_UP.format(place=tmp_path), name="perl")
+    words = [sys.executable, "-m", "vsock.cli", "share", str(here), f"alpha:{there}"]
+    with (
+        serving(guest, programs=tmp_path / "programs"),
+        subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            until((tmp_path / "asked").exists)
+            process.send_signal(signal.SIGSTOP)
+            (tmp_path / "go").touch()
+            until((tmp_path / "done").exists)
+            process.send_signal(signal.SIGCONT)
+            assert process.stderr
+            assert process.stderr.read() == "vsock: the session with alpha ended\n"
+            assert process.wait(DEADLINE) == 1
+        finally:
+            process.kill()
+
+
+@pytest.mark.usefixtures("sshd")
+def test_path_as_it_was_given_ends_a_share(here: Path, there: Path, tmp_path: Path) -> None:
+    """The guest says where its links lead, and the listing has both."""
+    there.parent.mkdir()
+    (tmp_path / "link").symlink_to(there.parent)
+    asked = f"{tmp_path}/link/{there.name}"
+    run("share", "--background", here, f"alpha:{asked}")
+    (record,) = shared()
+    assert (record["path"], record["asked"]) == (str(there), asked)
+    run("unshare", f"alpha:{asked}/")
+    assert mount_at(str(there)) is None
+    assert shared() == []
+
+
+def test_folder_with_the_keys_of_all_guests_is_not_shared(
+    here: Path, there: Path, fails: Callable[..., str]
+) -> None:
+    """Nor one around it, or in it, whatever its name."""
+    keys = state_dir()
+    keys.mkdir(parents=True, exist_ok=True)
+    (keys / "inner").mkdir()
+    (here / "link").symlink_to(keys)
+    for folder in (keys, keys.parent, keys / "inner", here / "link", "/"):
+        line = fails("share", folder, f"alpha:{there}")
+        assert line.startswith(f"{folder}: no guest may see {keys}, ")
 
 
 @pytest.mark.usefixtures("sshd")

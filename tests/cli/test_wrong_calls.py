@@ -171,6 +171,7 @@ def usage() -> Iterator[Call]:
     yield ("share", "/etc", ":/b"), 2, "no guest before the colon"
     yield ("share", "--writable"), 2, "name DIR and NAME:PATH"
     yield ("share", "/etc", "alpha:/b", "--json"), 2, "--json is for the listing"
+    yield ("share", "", "alpha:/b"), 2, "DIR is empty"
     yield ("share", "/nonexistent/x", "alpha:/b"), 1, "/nonexistent/x: No such file"
     yield ("share", "/proc/version", "alpha:/b"), 1, "/proc/version: Not a directory"
     yield ("unshare", "/b"), 2, "write NAME:PATH, a folder of a guest"

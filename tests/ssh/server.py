@@ -46,6 +46,7 @@ class SshServer:
             for data.
         has_only: it has no others.
         sessions: how many commands it starts on a connection, and no files; None for no limit.
+        is_mute: a command too many gets no answer; by default it is refused.
         window: how many bytes a program's input may have, before the program has read any.
     """
 
@@ -64,6 +65,7 @@ class SshServer:
         programs: Path | None = None,
         has_only: bool = False,
         sessions: int | None = None,
+        is_mute: bool = False,
         window: int = 1 << 21,
     ) -> None:
         self.key = key or asyncssh.generate_private_key("ssh-ed25519")
@@ -75,6 +77,7 @@ class SshServer:
         self._programs = programs
         self._has_only = has_only
         self._sessions = sessions
+        self._is_mute = is_mute
         self._window = window
         self._authorized = authorized
         self._loop = asyncio.new_event_loop()
@@ -82,6 +85,7 @@ class SshServer:
         self._ends: set[asyncio.Task[Any]] = set()
         self._server: asyncssh.SSHAcceptor | None = None
         self.connections: list[asyncssh.SSHServerConnection] = []
+        self.asked_too_much = threading.Event()
 
     @property
     def public_key(self) -> str:
@@ -140,12 +144,21 @@ class SshServer:
             sock=self._guest.create_server(self._port),
             server_host_keys=[self.key, *self._other_keys],
             authorized_client_keys=asyncssh.import_authorized_keys(self._authorized),
-            server_factory=lambda: _Server(self.connections, run, self._sessions or 0),
+            server_factory=lambda: _Server(
+                self.connections, run, self._sessions or 0, self._too_much
+            ),
             process_factory=None if is_limited else run,
             sftp_factory=False if is_limited else self._sftp,
             encoding=None,
             window=self._window,
         )
+
+    def _too_much(self) -> Any:
+        """What becomes of a command too many."""
+        self.asked_too_much.set()
+        if not self._is_mute:
+            return False
+        return self.connections[-1].create_server_channel(None), self._loop.create_future()
 
     def _order(self, asked: str | None) -> tuple[list[str], dict[str, str]]:
         """The program to run for a command, and its environment."""
@@ -181,11 +194,16 @@ class _Server(asyncssh.SSHServer):
     """Counts connections; asked for commands only where their number is limited."""
 
     def __init__(
-        self, connections: list[asyncssh.SSHServerConnection], run: Any, sessions: int
+        self,
+        connections: list[asyncssh.SSHServerConnection],
+        run: Any,
+        sessions: int,
+        too_much: Callable[[], Any],
     ) -> None:
         self._connections = connections
         self._run = run
         self._sessions = sessions
+        self._too_much = too_much
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """Keep it, to be ended with the server."""
@@ -193,10 +211,10 @@ class _Server(asyncssh.SSHServer):
         self._connection = conn
 
     def session_requested(self) -> Any:
-        """Refuse what is too much, as sshd does by its MaxSessions."""
+        """Refuse what is too much, as sshd does by its MaxSessions, or leave it without an answer."""
         self._sessions -= 1
         if self._sessions < 0:
-            return False
+            return self._too_much()
         channel = self._connection.create_server_channel(None)
         return channel, asyncssh.SSHServerProcess(self._run, None, 3, False)
 

@@ -28,7 +28,7 @@ OPEN, CLOSE, READ, WRITE, LSTAT, SETSTAT, OPENDIR, READDIR = 3, 4, 5, 6, 7, 9, 1
 REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK, SYMLINK, EXTENDED = *range(13, 21), 200
 STATUS, HANDLE, DATA, NAME, ATTRS = 101, 102, 103, 104, 105
 OK, NO_SUCH_FILE, PERMISSION_DENIED, FAILURE = 0, 2, 3, 4
-TO_READ, TO_WRITE, CREATE = 1, 2, 8
+TO_READ, TO_WRITE, CREATE, TRUNCATE = 1, 2, 8, 16
 NOTHING = struct.pack(">I", 0)
 """Attributes that say nothing."""
 
@@ -262,6 +262,39 @@ def test_links_out_are_not_made(folder: Path) -> None:
         assert (folder / "link").readlink() == Path("inner/file")
 
 
+def test_link_that_is_harmless_where_it_is_does_not_become_one_that_leads_out(folder: Path) -> None:
+    """By no request that gives it a name in another folder; it may have another one beside the old."""
+    (folder / "inner/link").symlink_to("../secret")
+    (folder / "inner/plain").symlink_to("file")
+    with client(folder) as guest:
+        for name in ("log", "inner/../log"):
+            link = text("inner/link")
+            assert guest.code(RENAME, link, text(name)) == PERMISSION_DENIED
+            assert guest.extended("posix-rename", link, text(name)) == PERMISSION_DENIED
+            assert guest.extended("hardlink", link, text(name)) == PERMISSION_DENIED
+        assert not (folder / "log").is_symlink()
+        assert guest.code(RENAME, text("inner/link"), text("inner/other")) == OK
+        assert guest.extended("posix-rename", text("inner/plain"), text("log")) == OK
+        assert (folder / "log").readlink() == Path("file")
+
+
+def test_program_with_set_user_id_loses_it_when_it_is_written_to(folder: Path) -> None:
+    """Also if the server is root, and the file was open before it had the mode."""
+    program = folder / "file"
+    with client(folder) as guest:
+        handle = guest.handle(OPEN, text("file"), struct.pack(">I", TO_WRITE), NOTHING)
+        changes = (
+            lambda: guest.code(WRITE, handle, struct.pack(">Q", 0), text("by a guest")),
+            lambda: guest.create("file"),
+            lambda: guest.code(SETSTAT, text("file"), struct.pack(">IQ", 1, 3)),
+            lambda: guest.code(OPEN, text("file"), struct.pack(">I", TO_WRITE | TRUNCATE), NOTHING),
+        )
+        for number, change in enumerate(changes):
+            program.chmod(0o6755)
+            assert change() == OK
+            assert program.stat().st_mode & 0o7777 == 0o755, number
+
+
 def test_race_of_a_folder_against_a_link_is_not_won(folder: Path) -> None:
     """One client exchanges a folder and a link that leads out, while another uses names below both."""
     (folder / "link").symlink_to("../outside")
@@ -441,6 +474,7 @@ def test_folder_that_is_none_is_a_line(tmp_path: Path) -> None:
     """And the exit code of a failure; a link may be what the client of another share has made of the folder."""
     (tmp_path / "link").symlink_to("/etc")
     for path, reason in (
+        (Path("/proc/sys"), None),
         (tmp_path / "no", errno.ENOENT),
         (Path("/etc/passwd"), errno.ENOTDIR),
         (tmp_path / "link", errno.ELOOP),
@@ -449,4 +483,8 @@ def test_folder_that_is_none_is_a_line(tmp_path: Path) -> None:
         order: list[str | Path] = [server_path(), "--sftp", "--folder", path]
         done = subprocess.run(order, capture_output=True, text=True, timeout=SECONDS, check=False)
         assert done.returncode == 1
-        assert os.strerror(reason) in done.stderr
+        said = (
+            os.strerror(reason) if reason else "its files stand for processes, and are not shared"
+        )
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -52,6 +52,21 @@ async def test_command_whose_time_is_over_is_given_up(sshd: SshServer) -> None:
         assert (await guest.run("echo on")).stdout == "on\n"
 
 
+async def test_command_that_sshd_never_starts_is_given_up(guest: Guest) -> None:
+    """The time is the command's, with that of its start; sshd answers all else."""
+    authorized = Identity.of_user().public_key()
+    with SshServer(guest, authorized, sessions=1, is_mute=True) as sshd:
+        async with vsock.guest_session("alpha") as session:
+            first = await session.open_process("cat")
+            with pytest.raises(TimeoutError) as caught:
+                await session.run("true", timeout=1)
+            assert isinstance(caught.value, SessionError)
+            assert str(caught.value.strerror) == "sshd of alpha started no command within 1 s"
+            assert sshd.asked_too_much.is_set()
+            first.stdin.write("on\n")
+            assert await first.stdout.readline() == "on\n"
+
+
 async def test_process_is_used_while_it_runs(sshd: SshServer) -> None:
     """Bytes in both directions, of two commands over one session."""
     async with vsock.guest_session(3) as guest:

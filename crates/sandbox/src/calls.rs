@@ -91,6 +91,91 @@ pub(crate) const FATAL: &[Call] = &[
     all(libc::SYS_open_by_handle_at),
 ];
 
+/// The same of a process with one thread that serves files, after `FATAL`.
+pub(crate) const BESIDES_FILES: &[Call] = &[
+    // Sockets of any kind; those that are open already are read and written.
+    all(libc::SYS_socket),
+    all(libc::SYS_socketpair),
+    all(libc::SYS_connect),
+    all(libc::SYS_bind),
+    all(libc::SYS_listen),
+    // All of these and more, past the filter.
+    all(libc::SYS_io_uring_setup),
+    // Processes and threads.
+    all(libc::SYS_clone),
+    all(libc::SYS_clone3),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_fork),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_vfork),
+    all(libc::SYS_kill),
+    all(libc::SYS_pidfd_send_signal),
+    // Owners, attributes by name, and devices.
+    all(libc::SYS_fchown),
+    all(libc::SYS_fchownat),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_chown),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_lchown),
+    all(libc::SYS_setxattr),
+    all(libc::SYS_lsetxattr),
+    all(libc::SYS_fsetxattr),
+    all(SETXATTRAT),
+    all(libc::SYS_removexattr),
+    all(libc::SYS_lremovexattr),
+    all(libc::SYS_fremovexattr),
+    all(REMOVEXATTRAT),
+    all(libc::SYS_mknodat),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_mknod),
+];
+
+/// The same of one that only reads files.
+pub(crate) const CHANGES: &[Call] = &[
+    // Modes, times and sizes.
+    all(libc::SYS_fchmod),
+    all(libc::SYS_fchmodat),
+    all(FCHMODAT2),
+    all(libc::SYS_utimensat),
+    all(libc::SYS_truncate),
+    all(libc::SYS_ftruncate),
+    all(libc::SYS_fallocate),
+    // Names.
+    all(libc::SYS_unlinkat),
+    all(libc::SYS_renameat2),
+    all(libc::SYS_mkdirat),
+    all(libc::SYS_symlinkat),
+    all(libc::SYS_linkat),
+    #[cfg(not(target_arch = "riscv64"))]
+    all(libc::SYS_renameat),
+    // The same by their older names.
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_chmod),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_utime),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_utimes),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_futimesat),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_unlink),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_rmdir),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_rename),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_mkdir),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_symlink),
+    #[cfg(target_arch = "x86_64")]
+    all(libc::SYS_link),
+];
+
+// Not in every C library's list; newer numbers are the same on all kinds of processors.
+const FCHMODAT2: c_long = 452;
+const SETXATTRAT: c_long = 463;
+const REMOVEXATTRAT: c_long = 466;
+
 /// What every thread needs.
 const EVERY: &[Call] = &[
     // Memory: the allocator, stacks, guest memory that goes, and zeros in place of guest memory that is gone (SIGBUS).

@@ -13,7 +13,7 @@ use seccompiler::{
 };
 
 use crate::Profile;
-use crate::calls::{Call, FATAL, Which, allowed};
+use crate::calls::{BESIDES_FILES, CHANGES, Call, FATAL, Which, allowed};
 
 /// Why a thread keeps its system calls.
 #[derive(Debug, thiserror::Error)]
@@ -28,19 +28,22 @@ pub(crate) enum Missing {
 
 /// Restricts the calling thread.
 pub(crate) fn restrict(profile: Profile) -> Result<(), Missing> {
-    let (fatal, refusing) = (fatal()?, refusing(profile)?);
+    let (fatal, refusing) = (fatal(&[FATAL])?, refusing(profile)?);
     // The second one allows no third.
     apply_filter(&fatal)?;
     Ok(apply_filter(&refusing)?)
 }
 
-/// Takes from the calling thread what no thread of ours calls, and nothing else.
-pub(crate) fn restrict_fatal() -> Result<(), Missing> {
-    Ok(apply_filter(&fatal()?)?)
+/// Takes from the calling thread, which reads files, or changes them too, what such a thread never calls, and nothing else.
+pub(crate) fn restrict_to_files(is_writable: bool) -> Result<(), Missing> {
+    let changes = if is_writable { &[] } else { CHANGES };
+    Ok(apply_filter(&fatal(&[FATAL, BESIDES_FILES, changes])?)?)
 }
 
-fn fatal() -> Result<BpfProgram, BackendError> {
-    program(FATAL.iter().copied(), SeccompAction::Allow, SeccompAction::KillProcess)
+/// Of a call that is in several lists, the last one counts.
+fn fatal(lists: &[&[Call]]) -> Result<BpfProgram, BackendError> {
+    let calls = lists.iter().flat_map(|list| list.iter().copied());
+    program(calls, SeccompAction::Allow, SeccompAction::KillProcess)
 }
 
 fn refusing(profile: Profile) -> Result<BpfProgram, BackendError> {

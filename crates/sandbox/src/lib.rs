@@ -10,14 +10,17 @@
 //! | `calls` | the lists: what each kind of thread calls, and why |
 //! | `filter` | a list as a seccomp filter |
 //! | `files` | Landlock |
+//! | `rights` | capabilities, of a process that serves a folder |
 
 #![forbid(unsafe_code)]
 
 mod calls;
 mod files;
 mod filter;
+mod rights;
 
 use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 
 /// What a thread is for, which decides what it keeps.
@@ -65,12 +68,18 @@ impl Sandbox {
     }
 }
 
-/// Takes from the calling thread, which serves the files of one folder, all other files, the network, and the calls that only
-/// an intruder makes. The caller confines what it opens by itself: stat(2), chmod(2) and utimensat(2) are not restricted.
-#[must_use]
-pub fn keep_folder(folder: BorrowedFd<'_>, is_writable: bool) -> State {
+/// Takes from the calling thread, which serves the files of one folder and starts no thread, all other files, all sockets, the
+/// rights of root but those to files, and the calls that only an intruder makes: without `is_writable` also those that change
+/// files. The caller confines what it names by itself: stat(2) is not restricted, nor are chmod(2) and utimensat(2) of a
+/// folder that is writable.
+///
+/// # Errors
+///
+/// The kernel does not take the rights away.
+pub fn keep_folder(folder: BorrowedFd<'_>, is_writable: bool) -> io::Result<State> {
+    rights::keep_those_to_files()?;
     let files = files::restrict_to(folder, is_writable).err();
-    State::of(filter::restrict_fatal().err(), files)
+    Ok(State::of(filter::restrict_to_files(is_writable).err(), files))
 }
 
 /// What a thread has given up.

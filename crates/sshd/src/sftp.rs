@@ -95,7 +95,7 @@ pub(crate) fn serve_standard_streams() -> io::Result<()> {
 pub(crate) fn serve_folder(path: &Path, is_writable: bool) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let tree = Tree::folder(path, is_writable)?;
-    let state = tree.restrict_process();
+    let state = tree.restrict_process()?;
     if state != State::On {
         log::say(format_args!("its sandbox is {state}"));
     }
@@ -398,8 +398,11 @@ impl Server {
         ok(id)
     }
 
+    /// What is to have another name, and that name.
     fn two_names(&self, reader: &mut Reader<'_>) -> Result<(Found, Found), Failure> {
-        Ok((self.tree.name(&path(reader)?)?, self.tree.name(&path(reader)?)?))
+        let (old, new) = (self.tree.name(&path(reader)?)?, self.tree.name(&path(reader)?)?);
+        self.tree.check_move(&old, &new)?;
+        Ok((old, new))
     }
 }
 

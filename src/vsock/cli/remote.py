@@ -1,7 +1,6 @@
 """Runs commands in guests for `vsock exec` and `vsock shell`, and connects them with this process's streams and terminal."""
 
 import asyncio
-import errno
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -25,7 +24,7 @@ from vsock.cli.orders import (
     with_output,
     wrote_too_much,
 )
-from vsock.errors import SessionError, UsageError, VsockError
+from vsock.errors import UsageError, VsockError
 from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals
 from vsock.ssh.command_line import START_SECONDS
 from vsock.ssh.session import translated
@@ -120,13 +119,9 @@ async def _start(session: "GuestSession", order: Order) -> "Process":
         }
     command = order.command or None
     seconds = min(order.timeout or START_SECONDS, START_SECONDS)
-    try:
-        async with asyncio.timeout(seconds):
-            return await session.open_process(command, env=order.env, cwd=order.workdir, **options)
-    except TimeoutError:
-        raise SessionError(
-            errno.ETIMEDOUT, f"sshd of {session.name} started no command within {seconds:g} s"
-        ) from None
+    return await session.open_process(
+        command, env=order.env, cwd=order.workdir, start_timeout=seconds, **options
+    )
 
 
 async def _see_through(

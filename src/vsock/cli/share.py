@@ -11,6 +11,7 @@ from vsock._system.text import printable
 from vsock.cli.completion import guests as known_guests
 from vsock.cli.options import json_option, session_options
 from vsock.cli.output import print_json, print_table
+from vsock.ssh.identity import state_dir
 from vsock.ssh.shares import Share, end, shares
 
 __all__ = ["share", "unshare"]
@@ -98,8 +99,23 @@ def _parse(target: str) -> tuple[str, bytes]:
 
 def _shareable(folder: str) -> str:
     """The absolute path of a folder of this host."""
+    if not folder:
+        raise click.UsageError("DIR is empty; `.` is the current directory")
     next(Path(folder).iterdir(), None)  # raises if it is no folder, or may not be read
-    return str(Path(folder).resolve())
+    path = Path(folder).resolve()
+    keys = state_dir().resolve()
+    if _is_within(keys, path) or _is_within(path, keys):
+        raise click.ClickException(
+            f"{folder}: no guest may see {keys}, where the keys of all guests are: share another folder"
+        )
+    return str(path)
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, whatever name that has there."""
+    return folder.exists() and any(
+        one.exists() and one.samefile(folder) for one in (path, *path.parents)
+    )
 
 
 def _list(*, as_json: bool) -> None:
@@ -132,11 +148,15 @@ def _place_of(one: Share) -> str:
 def unshare(target: str) -> None:
     """Take away the folder that `vsock share` shows at PATH of guest NAME, and return when it is gone.
 
-    PATH is absolute, as `vsock share` lists it. What programs of the guest have open there fails.
+    PATH is as it was given, or as `vsock share` lists it. What programs of the guest have open there fails.
     """
     guest, path = _parse(target)
     there = posixpath.normpath(os.fsdecode(path))
-    found = [one for one in shares() if (one.guest, one.path) == (guest, there)]
+    found = [
+        one
+        for one in shares()
+        if one.guest == guest and there in (one.path, posixpath.normpath(one.asked))
+    ]
     if not found:
         raise click.ClickException(f"{target}: nothing is shared there; `vsock share` lists shares")
     for one in found:

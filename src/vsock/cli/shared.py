@@ -48,6 +48,7 @@ class Sharing:
         self._recorded = ExitStack()
         self._is_shared = False
         self._ended_by: int | None = None
+        self._is_broken_off = False
 
     def run(self, leave: "Callable[[], None] | None") -> int:
         """Share until a signal ends it; returns 0. With `leave`, this is a process in the background."""
@@ -60,9 +61,10 @@ class Sharing:
         work = asyncio.ensure_future(self._run())
 
         def end(number: int) -> None:
-            if self._ended_by is None:  # a second signal does not break off the end
-                self._ended_by = number
-                work.cancel()
+            # A second signal breaks off the end, which waits for the guest.
+            self._is_broken_off = self._ended_by is not None
+            self._ended_by = self._ended_by or number
+            work.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -74,6 +76,10 @@ class Sharing:
                 if self._ended_by == signal.SIGINT:
                     raise KeyboardInterrupt from None
                 raise click.ClickException("interrupted; nothing is shared") from None
+            if self._is_broken_off:
+                raise click.ClickException(
+                    f"{self._target}: interrupted again; it may still be mounted in the guest"
+                ) from None
 
     async def _run(self) -> None:
         reason = await self._share()
@@ -119,6 +125,7 @@ class Sharing:
         return Share(
             guest=self._guest,
             path=path,
+            asked=os.fsdecode(self._path),
             folder=self._folder,
             read_only=not self._writable,
             user=self._where.user,

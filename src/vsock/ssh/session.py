@@ -223,12 +223,18 @@ class GuestSession:
 
         Raises:
             SessionError: the session ended before the command did.
+            TimeoutError: the command has not ended, or sshd has not even started it, within `timeout`.
         """
         timeout = options.pop("timeout", None)
-        process = await self.open_process(command, env=env, cwd=cwd, **options)
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        process = await self.open_process(
+            command, env=env, cwd=cwd, start_timeout=timeout, **options
+        )
+        left = None if timeout is None else max(timeout - (clock() - begun), 0)
         with translated(self.name):
             try:
-                done = await process.wait(check=check, timeout=timeout)
+                done = await process.wait(check=check, timeout=left)
             except asyncssh.ProcessError as error:
                 if isinstance(error, asyncssh.TimeoutError):
                     end(process)
@@ -248,6 +254,7 @@ class GuestSession:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        start_timeout: float | None = None,
         **options: Any,
     ) -> asyncssh.SSHClientProcess[Any]:
         """Start a command, or the user's shell, and return it while it runs.
@@ -256,10 +263,11 @@ class GuestSession:
             command: as for `run`; None for a shell.
             env: variables of its environment; not for a shell.
             cwd: its directory; not for a shell.
+            start_timeout: seconds that sshd may take to start it; it may answer all else, and never this.
             options: as of `asyncssh.SSHClientConnection.create_process` (`term_type`, `encoding`, …).
 
         Raises:
-            SessionError: sshd does not start it.
+            SessionError: sshd does not start it, or not in time (which is a TimeoutError, too).
         """
         line: Any = None
         mark = None
@@ -271,7 +279,16 @@ class GuestSession:
             # Bytes, because a command may have any; asyncssh takes them too.
             line = os.fsencode(text)
         with translated(self.name):
-            process = await connection.create_process(line, **options)
+            try:
+                async with asyncio.timeout(start_timeout) as limit:
+                    process = await connection.create_process(line, **options)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise _NotStartedError(
+                    errno.ETIMEDOUT,
+                    f"sshd of {self.name} started no command within {start_timeout:g} s",
+                ) from None
         if groups and mark:
             groups.watch(process, mark)
         return process
@@ -493,6 +510,10 @@ def _without_failures(result: "CopyResult") -> "CopyResult":
     error = CopyError(errno.EIO, f"{result.failures[0]}{more}")
     error.failures = result.failures
     raise error
+
+
+class _NotStartedError(SessionError, TimeoutError):
+    """sshd has not started a command in time."""
 
 
 class _Trust:

@@ -29,7 +29,8 @@ class Share:
 
     Attributes:
         guest: the guest, as it was named.
-        path: where it is in the guest.
+        path: where it is in the guest, as the guest says.
+        asked: where it was asked for.
         folder: the folder of this host.
         read_only: the guest can write nothing.
         user: the user of the guest who has mounted it.
@@ -38,6 +39,7 @@ class Share:
 
     guest: str
     path: str
+    asked: str
     folder: str
     read_only: bool
     user: str
@@ -58,7 +60,7 @@ def recorded(share: Share) -> Iterator[None]:
     _directory().mkdir(mode=0o700, parents=True, exist_ok=True)
     # A home directory may be that of several machines.
     path = _directory() / f"{os.uname().nodename}-{share.pid}"
-    new = path.with_suffix(".new")
+    new = path.with_name(f"{path.name}.new")
     with new.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(asdict(share)))
@@ -73,14 +75,16 @@ def recorded(share: Share) -> Iterator[None]:
 def shares() -> list[Share]:
     """The shares of this user on this machine; records of processes that are gone are removed."""
     found = []
-    for path in sorted(_directory().glob(f"{os.uname().nodename}-*")):
-        if path.suffix == ".new":
+    for path in sorted(_directory().glob("*")):
+        machine, _, pid = path.name.rpartition("-")
+        if machine != os.uname().nodename or not pid.isdigit():
             continue
         with suppress(FileNotFoundError), path.open() as file:
-            if _is_locked(file.fileno()):
-                found.append(Share(**json.load(file)))
-            else:
+            if not _is_locked(file.fileno()):
                 path.unlink()
+                continue
+            with suppress(ValueError, TypeError):  # of another version
+                found.append(Share(**json.load(file)))
     return found
 
 

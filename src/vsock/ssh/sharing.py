@@ -8,9 +8,10 @@ plain data connection, which is the server's standard input and output; without 
 import asyncio
 import errno
 import os
+import posixpath
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import asyncssh
@@ -208,6 +209,9 @@ class Shared:
                     order = ["sh", "-c", _UNMOUNT, "sh", self.path]
                     await self._session.run(order, timeout=_END_SECONDS)
         finally:
+            if self._server.returncode is None:  # cancelled before
+                with suppress(ProcessLookupError):
+                    self._server.kill()
             for one in (*self._hearing, *self._ends):
                 one.cancel()
             await asyncio.gather(*self._hearing, *self._ends, return_exceptions=True)
@@ -278,7 +282,7 @@ async def _prepare(session: "GuestSession", path: bytes) -> tuple[str, str]:
     """Look whether the guest can mount, and make the folder; return options of its sshfs, and the folder's path."""
     asked = os.fsdecode(path)
     order = ["sh", "-c", _PREPARE, "sh", asked if asked.startswith("/") else f"./{asked}"]
-    process = await session.open_process(order, encoding=None)
+    process = await session.open_process(order, encoding=None, start_timeout=_PREPARE_SECONDS)
     try:
         async with asyncio.timeout(_PREPARE_SECONDS):
             with translated(session.name):
@@ -296,7 +300,17 @@ async def _prepare(session: "GuestSession", path: bytes) -> tuple[str, str]:
         place = session.name if code in (91, 92) else f"{session.name}:{asked}"
         raise SessionError(errno.EIO, f"{printable(place)}: {reason}")
     mode, _, place = os.fsdecode(out).partition("\n")
-    return mode, place.removesuffix("\n")
+    place = place.removesuffix("\n")
+    if not _is_canonical(place):
+        text = f"{session.name} says that the folder is {place!r}, which is no absolute path"
+        raise SessionError(errno.EPROTO, printable(text, _LONGEST_REASON))
+    return mode, place
+
+
+def _is_canonical(path: str) -> bool:
+    """Whether it looks as `pwd -P` prints it."""
+    is_absolute = path.startswith("/") and not path.startswith("//")
+    return is_absolute and "\0" not in path and posixpath.normpath(path) == path
 
 
 async def _first(reader: "asyncssh.SSHReader[bytes]") -> bytes:
@@ -329,14 +343,15 @@ async def _connection(
             stack.callback(data.writer.transport.abort)
             sock = data.detach()
             sock.setblocking(True)  # for the server
-            sock.sendall(b"\n")
+            with _unbroken(session):
+                sock.sendall(b"\n")
             return data.process, sock
-    with translated(session.name):
-        process = await session.open_process(command, encoding=None)
+    process = await session.open_process(command, encoding=None, start_timeout=_PREPARE_SECONDS)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     stack.callback(ours.close)
-    process.stdin.write(b"\n")
+    with _unbroken(session):
+        process.stdin.write(b"\n")
     joined = asyncio.create_task(join_over_ssh(ours, process.stdin, process.stdout))
 
     async def end() -> None:
@@ -347,6 +362,15 @@ async def _connection(
 
     stack.push_async_callback(end)
     return process, theirs
+
+
+@contextmanager
+def _unbroken(session: "GuestSession") -> Iterator[None]:
+    """The block writes to the guest, which may have hung up."""
+    try:
+        yield
+    except OSError as error:
+        raise SessionError(errno.ECONNRESET, f"the session with {session.name} ended") from error
 
 
 def _last_line(said: bytes) -> str:

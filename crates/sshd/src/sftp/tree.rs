@@ -22,6 +22,8 @@ use super::packet::Attributes;
 
 /// How often something is tried that another process has interfered with.
 const ATTEMPTS: usize = 16;
+/// The file system /proc (statfs(2)).
+const PROC: rustix::fs::FsWord = 0x9fa0;
 /// Bits of a mode that a client of a folder may set: none that gives a program its owner's rights.
 const MODE: u32 = 0o777;
 
@@ -38,7 +40,8 @@ pub(super) enum Tree {
 #[derive(Debug)]
 pub(super) struct Found {
     path: PathBuf,
-    _pin: Option<OwnedFd>,
+    /// What the path begins with.
+    pin: Option<OwnedFd>,
 }
 
 impl Deref for Found {
@@ -57,11 +60,11 @@ impl AsRef<Path> for Found {
 
 impl Found {
     fn anywhere(path: &Path) -> Found {
-        Found { path: path.to_owned(), _pin: None }
+        Found { path: path.to_owned(), pin: None }
     }
 
     fn pinned(pin: OwnedFd) -> Found {
-        Found { path: format!("/proc/self/fd/{}", pin.as_raw_fd()).into(), _pin: Some(pin) }
+        Found { path: format!("/proc/self/fd/{}", pin.as_raw_fd()).into(), pin: Some(pin) }
     }
 
     fn joined(mut self, name: &OsStr) -> Found {
@@ -80,6 +83,10 @@ impl Tree {
                 Errno::NOSYS => io::Error::other("no openat2(2): use Linux 5.6 or later"),
                 _ => error.into(),
             })?;
+        // Whatever its path: a mount of a part of it may be anywhere.
+        if rustix::fs::fstatfs(&root)?.f_type == PROC {
+            return Err(io::Error::other("its files stand for processes, and are not shared"));
+        }
         let tree = Tree::Folder { root, is_writable };
         fs::metadata(tree.find(Path::new("/"))?)
             .map_err(|error| io::Error::new(error.kind(), format!("/proc/self/fd: {error}")))?;
@@ -87,9 +94,9 @@ impl Tree {
     }
 
     /// Takes all other files from this process, as far as the kernel lets it.
-    pub(super) fn restrict_process(&self) -> State {
+    pub(super) fn restrict_process(&self) -> io::Result<State> {
         match self {
-            Tree::Machine => State::Disabled,
+            Tree::Machine => Ok(State::Disabled),
             Tree::Folder { root, is_writable } => {
                 vsock_sandbox::keep_folder(root.as_fd(), *is_writable)
             }
@@ -181,6 +188,20 @@ impl Tree {
         match self {
             Tree::Folder { .. } if target.components().any(leads_out) => Err(Errno::PERM.into()),
             Tree::Machine | Tree::Folder { .. } => Ok(()),
+        }
+    }
+
+    /// Whether a client may give what has a name another one. A link may be harmless where it is and lead out from elsewhere.
+    pub(super) fn check_move(&self, old: &Found, new: &Found) -> io::Result<()> {
+        let (Some(from), Some(to)) = (&old.pin, &new.pin) else { return Ok(()) };
+        let (from, to) = (rustix::fs::fstat(from)?, rustix::fs::fstat(to)?);
+        if (from.st_dev, from.st_ino) == (to.st_dev, to.st_ino) {
+            return Ok(());
+        }
+        match fs::read_link(old) {
+            Ok(target) => self.check_target(&target),
+            // No link, or nothing.
+            Err(_) => Ok(()),
         }
     }
 
@@ -367,6 +388,62 @@ mod tests {
         }
         for target in ["file", "inner/file", "./file", "..."] {
             assert!(tree.check_target(Path::new(target)).is_ok(), "{target}");
+        }
+    }
+
+    #[test]
+    fn link_with_dots_keeps_its_folder() {
+        let (place, tree) = place();
+        let folder = place.path().join("in");
+        symlink("../file", folder.join("inner/link")).unwrap();
+        symlink("file", folder.join("inner/plain")).unwrap();
+        let moved = |old: &str, new: &str| {
+            let (old, new) =
+                (tree.name(Path::new(old)).unwrap(), tree.name(Path::new(new)).unwrap());
+            code(tree.check_move(&old, &new))
+        };
+        assert_eq!(moved("inner/link", "link"), Some(Errno::PERM));
+        assert_eq!(moved("inner/../inner/link", "inner/.././link"), Some(Errno::PERM));
+        for (old, new) in [
+            ("inner/link", "/inner/other"),
+            ("inner/plain", "plain"),
+            ("inner/file", "other"),
+            ("inner/missing", "other"),
+            ("inner", "other"),
+        ] {
+            assert_eq!(moved(old, new), None, "{old} {new}");
+        }
+    }
+
+    #[test]
+    fn files_that_stand_for_processes_are_not_shared() {
+        for path in ["/proc", "/proc/sys"] {
+            assert!(Tree::folder(Path::new(path), false).is_err(), "{path}");
+        }
+    }
+
+    /// What the first layer lets through by mistake, the second one does not.
+    #[test]
+    fn kernel_itself_keeps_the_server_in_the_folder_and_from_writing() {
+        for is_writable in [false, true] {
+            let (place, _) = place();
+            let (inside, outside) = (place.path().join("in/file"), place.path().join("secret"));
+            let tree = Tree::folder(&place.path().join("in"), is_writable).unwrap();
+            // Restrictions are a thread's, and end with it.
+            let restricted = thread::spawn(move || {
+                let state = tree.restrict_process().unwrap();
+                let write = |path| fs::OpenOptions::new().write(true).open(path);
+                let done =
+                    [File::open(&inside), write(&inside), File::open(&outside), write(&outside)];
+                (state, done.map(code))
+            });
+            let (state, done) = restricted.join().unwrap();
+            if state != State::On {
+                eprintln!("the sandbox is {state}");
+                return;
+            }
+            let no = Some(Errno::ACCESS);
+            assert_eq!(done, [None, if is_writable { None } else { no }, no, no]);
         }
     }
 
