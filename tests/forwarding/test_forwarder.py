@@ -16,6 +16,7 @@ import vsock
 from vsock.errors import AddressError, SwitchGone
 from vsock.forwarding import Forwarder, Refused, TcpEnd, parse_end
 from vsock.forwarding.ends import connect_first
+from vsock.forwarding.splicing import Carried, join
 from vsock.guest import Guest
 from vsock.switch import Switch
 
@@ -266,3 +267,28 @@ async def test_silent_address_does_not_take_the_time_of_the_next() -> None:
             with pytest.raises(ConnectionRefusedError):
                 await connect_first(found[:1])
         assert len(asyncio.all_tasks()) == 1
+
+
+async def test_urgent_byte_of_tcp_is_left_out_and_the_data_goes_on() -> None:
+    """splice(2) stops before it, and the loop would be told for ever that there is more."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    caller, _ = listener.accept()
+    listener.close()
+    callee, server = socket.socketpair()
+    for sock in (caller, callee, server):
+        sock.setblocking(False)
+    joined = asyncio.ensure_future(join(caller, callee, Carried()))
+    loop = asyncio.get_running_loop()
+    with client, server:
+        client.sendall(b"before")
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"behind")
+        client.shutdown(socket.SHUT_WR)
+        came = b""
+        async with asyncio.timeout(20):
+            while piece := await loop.sock_recv(server, 100):
+                came += piece
+            server.close()
+            await joined
+    assert came == b"beforebehind"

@@ -108,8 +108,8 @@ class _Pump:
 
     def _turn(self) -> None:
         try:
-            for _ in range(_TURN):
-                if self.ended.done() or not self._moves_more():
+            for number in range(_TURN):
+                if self.ended.done() or not self._moves_more(is_first=number == 0):
                     return
         except Exception as error:  # passed on to who awaits the end
             self._wait_for_nothing()
@@ -117,17 +117,14 @@ class _Pump:
             if not self.ended.done():
                 self.ended.set_exception(error)
 
-    def _moves_more(self) -> bool:
+    def _moves_more(self, *, is_first: bool) -> bool:
         """Move a piece; returns whether there may be another one already."""
         if not self._left:
             try:
-                self._left = os.splice(self._source.fileno(), self._writer, _PIECE, flags=_FLAGS)
+                self._left = self._take(is_first)
             except BlockingIOError:
                 return False
             if not self._left:
-                # A socket of a switch tells here, and only by recv, that its connection was lost.
-                if self._source.recv(1):
-                    raise ConnectionResetError("data behind the end")
                 self._sink.shutdown(socket.SHUT_WR)
                 self._loop.remove_reader(self._source)
                 self.ended.set_result(None)
@@ -142,6 +139,19 @@ class _Pump:
             return False
         self._set_full(False)
         return size >= _LARGE
+
+    def _take(self, is_first: bool) -> int:
+        """Take data of the source into the pipe; returns how much, 0 at the end."""
+        try:
+            if count := os.splice(self._source.fileno(), self._writer, _PIECE, flags=_FLAGS):
+                return count
+        except BlockingIOError:
+            if not is_first:
+                raise
+        # splice stops before an urgent byte of TCP, of which the loop would tell for ever; recv leaves it out. At the end
+        # a socket of a switch tells only by recv that its connection was lost.
+        data = self._source.recv(_LARGE)
+        return os.write(self._writer, data) if data else 0
 
     def _set_full(self, is_full: bool) -> None:
         """Wait for room in the sink, or for data."""
