@@ -238,8 +238,13 @@ class HostWriter:
     async def write(self, offset: int, data: memoryview) -> None:
         """Write at an offset."""
         with _trouble(self._text):
-            # The file of a copy that is cancelled is closed, and the thread may be at work a moment longer.
-            await asyncio.to_thread(_write, os.dup(self._descriptor), offset, data)
+            await asyncio.to_thread(self._write, offset, data)
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        # Not more at once: ext4 takes as large folios as the write, and those are memory that no processor has cached.
+        while data:
+            written = os.pwrite(self._descriptor, data[:CHUNK], offset)
+            offset, data = offset + written, data[written:]
 
     async def truncate(self, size: int) -> None:
         """Cut or extend it."""
@@ -269,16 +274,6 @@ class HostWriter:
     async def close(self) -> None:
         """Close it."""
         os.close(self._descriptor)
-
-
-def _write(descriptor: int, offset: int, data: memoryview) -> None:
-    # Not more at once: ext4 takes as large folios as the write, and those are memory that no processor has cached.
-    try:
-        while data:
-            written = os.pwrite(descriptor, data[:CHUNK], offset)
-            offset, data = offset + written, data[written:]
-    finally:
-        os.close(descriptor)
 
 
 async def _digest(descriptor: int, length: int, kind: str, written: Written | None = None) -> bytes:
