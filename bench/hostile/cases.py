@@ -276,7 +276,7 @@ QUICK = [
     "between-credit-updates",
     "rings-enable",
     "kick-epoll",
-    "connect-close",
+    "message-marks",
     "datagrams-unowned",
     "descriptors-linger",
 ]
