@@ -8,7 +8,8 @@
 //! Cheng, 1996), and Linux's fair scheduler: each has a clock that runs while it is served, and the one whose clock is behind the
 //! others' is next. So who wants little has his turn as soon as the one that goes on ends, however many want much, and a
 //! turn that took too long is made up for by itself. Who had nothing to do meanwhile comes back with a clock that is
-//! [`HEAD_START`] behind, not with all the time that he has not used.
+//! [`HEAD_START`] behind, not with all the time that he has not used. Programs are served before links, unless they have had
+//! that much more.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -19,8 +20,8 @@ use vsock_core::{Instant, SecondaryMap, Slots};
 use super::quantum::TIME_SHARED;
 use super::{Entry, LinkId};
 
-/// How far behind the others' a clock may be that stood still: who is served now and then is not worse off for it. Where many
-/// have work it is less, as those who are served all the time wait for each that comes back.
+/// How far behind the others' a clock may be that stood still: who is served now and then is not worse off for it. Where more
+/// than [`FEW`] have work it is less, as those who are served all the time wait for each that comes back.
 const HEAD_START: Duration = Duration::from_micros(HEAD_START_US);
 const HEAD_START_US: u64 = 300;
 const FEW: u32 = 4;
@@ -42,6 +43,15 @@ pub(crate) enum Who {
     Programs,
 }
 
+impl Who {
+    fn link(self) -> Option<LinkId> {
+        match self {
+            Self::Link(id) => Some(id),
+            Self::Programs => None,
+        }
+    }
+}
+
 /// What is known of a link's work.
 #[derive(Clone, Copy, Debug, Default)]
 struct Work {
@@ -51,15 +61,6 @@ struct Work {
     worked_at: Instant,
     packets: u64,
     clock: Clock,
-}
-
-impl Who {
-    fn link(self) -> Option<LinkId> {
-        match self {
-            Self::Link(id) => Some(id),
-            Self::Programs => None,
-        }
-    }
 }
 
 /// The clock of one that has turns.
