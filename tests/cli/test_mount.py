@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,13 +20,13 @@ from typing import Any
 
 import asyncssh
 import pytest
-from tests.ssh.server import SshServer
+from tests.ssh.server import SshServer, serving
 from tests.ssh.sftp_program import install
+from tests.waiting import until
 
 from vsock.cli import sshfs
 from vsock.cli.main import main
 from vsock.guest import Guest
-from vsock.ssh.identity import Identity
 from vsock.ssh.mounts import Mount, mount_at, mounts
 
 pytestmark = pytest.mark.programs("sshfs", "fusermount3", "perl")
@@ -79,19 +78,6 @@ def helpers() -> list[int]:
             if b"vsock.cli.sftp_pipe" in words and state in (process / "environ").read_bytes():
                 found.append(int(process.name))
     return found
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def serving(guest: Guest, **options: Any) -> SshServer:
-    """An SSH server in alpha, to be started."""
-    return SshServer(guest, Identity.of_user().public_key(), **options)
 
 
 @pytest.fixture

@@ -9,19 +9,19 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ssh.server import SshServer
+from tests.ssh.server import SshServer, serving
+from tests.waiting import until
 
 from vsock.cli.main import main
 from vsock.guest import Guest
 from vsock.ssh import sharing as sharing_module
-from vsock.ssh.identity import Identity, state_dir
+from vsock.ssh.identity import state_dir
 from vsock.ssh.mounts import mount_at
 
 pytestmark = pytest.mark.programs("sshfs", "fusermount3", "perl")
@@ -64,19 +64,6 @@ def servers() -> list[int]:
             ):
                 found.append(int(process.name))
     return found
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def serving(guest: Guest, **options: Any) -> SshServer:
-    """An SSH server in alpha, to be started."""
-    return SshServer(guest, Identity.of_user().public_key(), **options)
 
 
 @pytest.fixture

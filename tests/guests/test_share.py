@@ -10,12 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.guests.debian_commands import SECONDS, in_guest, run
+from tests.waiting import until
 
 from vsock.testing.plugin import DEBIAN
 
@@ -52,14 +52,6 @@ def shared() -> list[dict[str, object]]:
     return found
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that the guest does."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def test_folder_of_this_host_is_in_the_guest(here: Path) -> None:
     """Read-only over a plain connection; then writable for all users; each is gone when it was taken away."""
     run("share", "--background", str(here), f"{DEBIAN}:/srv/shared")
@@ -86,9 +78,9 @@ def test_folder_of_this_host_is_in_the_guest(here: Path) -> None:
     assert (here / "moved").stat().st_mode & 0o7777 == 0o600
     assert (here / "moved").stat().st_uid == os.getuid()
     (here / "file").write_text("changed here")
-    until(lambda: in_guest("runuser -u nobody cat /srv/shared/file") == "changed here")
+    until(lambda: in_guest("runuser -u nobody cat /srv/shared/file") == "changed here", SECONDS)
     in_guest("umount /srv/shared")
-    until(lambda: shared() == [])
+    until(lambda: shared() == [], SECONDS)
 
 
 def test_share_comes_back_with_the_guest(here: Path) -> None:

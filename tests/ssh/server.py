@@ -20,6 +20,7 @@ import asyncssh
 from vsock.guest import Guest
 from vsock.preload import preload_environment
 from vsock.ssh.data_connection import _NO_OPENER, _TOKEN_VARIABLE
+from vsock.ssh.identity import Identity
 
 _Order = Callable[[str | None], tuple[list[str], dict[str, str]]]
 
@@ -286,3 +287,8 @@ async def _copy(source: Any, sink: Any) -> None:
             sink.close()
     except (BrokenPipeError, ConnectionResetError, asyncssh.ConnectionLost):
         return  # the other side reads no more
+
+
+def serving(guest: Guest, **options: Any) -> SshServer:
+    """An SSH server in a guest that takes this user's key, to be started."""
+    return SshServer(guest, Identity.of_user().public_key(), **options)

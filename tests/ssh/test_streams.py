@@ -12,8 +12,7 @@ import socket
 import sys
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -24,6 +23,7 @@ from tests.ssh.server import SshServer
 from tests.ssh.sftp_program import install
 from tests.ssh.test_copying import names_in
 from tests.ssh.test_plain import replace
+from tests.waiting import until
 
 import vsock
 from vsock.errors import CopyError, SessionError
@@ -279,11 +279,3 @@ def unread(sock: socket.socket) -> int:
     size = bytearray(4)
     fcntl.ioctl(sock, termios.TIOCOUTQ, size)
     return int.from_bytes(size, sys.byteorder)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that a thread does."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
