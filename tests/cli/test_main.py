@@ -44,6 +44,17 @@ def test_every_command_has_help_and_imports_no_daemon(command: str) -> None:
     assert not {"asyncio", "fastapi", "pydantic", "rich", "uvicorn"} & loaded
 
 
+def test_looking_for_a_kept_session_imports_neither_sockets_nor_asyncio() -> None:
+    """`vsock exec` in a session that is open already costs little more than the start of Python."""
+    loaded = modules_after("""
+from vsock.cli import exec, in_session
+from vsock.cli.orders import Place
+place = Place("root", 22, 1.0, False, None, None)
+assert in_session.attempt(None, place, "alpha", None) is None
+""")
+    assert not {"asyncio", "asyncssh", "vsock.transports", "tempfile"} & loaded
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

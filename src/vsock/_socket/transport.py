@@ -99,10 +99,19 @@ def choose(transport: Transport | str | None = None) -> Transport:
     """
     if transport is not None and not isinstance(transport, str):
         return transport
-    name = transport or os.environ.get("VSOCK_TRANSPORT") or "switch"
+    return _named(chosen(transport))
+
+
+def chosen(name: str | None = None) -> str:
+    """Return `name`, else ``VSOCK_TRANSPORT``, else the default.
+
+    Raises:
+        UsageError: it is not ``switch`` or ``kernel``.
+    """
+    name = name or os.environ.get("VSOCK_TRANSPORT") or "switch"
     if name not in NAMES:
         raise UsageError(f"unknown transport {name!r} (known: {', '.join(NAMES)})")
-    return _named(name)
+    return name
 
 
 def transport_for(address: "Target", transport: Transport | str | None) -> Transport:

@@ -15,6 +15,7 @@ __all__ = [
     "json_option",
     "runtime_dir_option",
     "session_options",
+    "switch_directory",
     "transport_of",
     "transport_option",
 ]
@@ -68,18 +69,29 @@ class Seconds(click.FloatRange):
         return number
 
 
-def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
-    """The transport that these two options select.
+def switch_directory(runtime_dir: Path | None, name: str | None) -> Path | None:
+    """The runtime directory of the switch that these two options select; None: they select the kernel.
 
     A runtime directory names a switch, so it and `--transport kernel` exclude each other.
     """
+    if runtime_dir is not None:
+        if name == "kernel":
+            raise click.UsageError(
+                "--runtime-dir selects a switch: give it without --transport kernel"
+            )
+        return runtime_dir
+    from vsock._socket.transport import chosen
+    from vsock.runtime import default_runtime_dir
+
+    return None if chosen(name) == "kernel" else default_runtime_dir()
+
+
+def transport_of(runtime_dir: Path | None, name: str | None) -> "Transport":
+    """The transport that these two options select."""
     from vsock.transports import SwitchTransport, choose
 
-    if runtime_dir is None:
-        return choose(name)
-    if name == "kernel":
-        raise click.UsageError("--runtime-dir selects a switch: give it without --transport kernel")
-    return SwitchTransport(str(runtime_dir))
+    directory = switch_directory(runtime_dir, name)
+    return choose("kernel") if directory is None else SwitchTransport(str(directory))
 
 
 def session_options(command: _F) -> _F:

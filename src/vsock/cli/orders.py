@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from vsock.cli.options import transport_of
+from vsock.cli.options import switch_directory, transport_of
 
 if TYPE_CHECKING:
     from vsock.ssh.master.messages import Key
@@ -75,12 +75,9 @@ class Place:
     def key(self, guest: str) -> "Key":
         """What a session with the guest is known by, if it is kept open."""
         from vsock.ssh.master.messages import Key
-        from vsock.transports import SwitchTransport
 
-        transport = transport_of(self.runtime_dir, self.transport)
-        where = "kernel"
-        if isinstance(transport, SwitchTransport):
-            where = str(Path(transport.directory).absolute())
+        directory = switch_directory(self.runtime_dir, self.transport)
+        where = "kernel" if directory is None else str(directory.absolute())
         return Key(guest, self.user, self.port, self.forward_agent, where)
 
 

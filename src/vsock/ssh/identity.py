@@ -5,7 +5,6 @@ It has no passphrase, as host keys have none: who can read it can use the switch
 
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +95,8 @@ class Identity:
 
 def _write_new(path: Path, content: bytes) -> None:
     """Write a file (mode 0600) that appears as a whole; if another process was first, its file stays."""
+    import tempfile  # late: the name of the folder alone is what commands in kept sessions need
+
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
