@@ -16,8 +16,8 @@ BIN := $(VENV)/bin
 CARGO := PYO3_PYTHON=$(BIN)/python cargo
 # The glue crate has no Rust tests; the Python tests cover it.
 RUST_TESTED := --workspace --exclude vsock-python --exclude vsock-sshd
-NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -path crates/sshd -prune -o -name '*.rs' -print -o -name Cargo.toml -print)
-SSHD_SOURCES := Cargo.toml Cargo.lock crates/sshd/Cargo.toml $(shell find crates/sshd crates/sandbox/src -name '*.rs') tools/build-sshd
+NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find crates -path crates/sshd -prune -o -path crates/sftp -prune -o -name '*.rs' -print -o -name Cargo.toml -print)
+SSHD_SOURCES := Cargo.toml Cargo.lock crates/sshd/Cargo.toml crates/sftp/Cargo.toml $(shell find crates/sshd crates/sftp crates/sandbox/src -name '*.rs') tools/build-sshd
 BENCH_SOURCES := $(NATIVE_SOURCES) bench/Cargo.lock $(shell find bench -name '*.rs' -o -name Cargo.toml)
 # Benchmarks are a workspace of their own, built beside the package.
 IN_BENCH := --manifest-path bench/Cargo.toml --target-dir target

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         }
         Role::Sftp => match &arguments.folder {
             Some(folder) => sftp::serve_folder(folder, arguments.writable),
-            None => sftp::serve_standard_streams(),
+            None => sftp::serve_machine(),
         },
         Role::Init => init::run(&arguments),
         Role::Server => server::run(&arguments),

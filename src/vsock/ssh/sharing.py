@@ -1,7 +1,7 @@
 """A folder of this host in a guest: sshfs there, and here an SFTP server that is confined to the folder.
 
 The server is `vsock-sshd --sftp --folder`, a process for each share, which holds against a hostile guest by itself
-(crates/sshd/src/sftp/tree.rs). The guest gets an order over ssh. What sshfs and the server say to each other passes over a
+(crates/sftp/src/tree.rs). The guest gets an order over ssh. What sshfs and the server say to each other passes over a
 plain data connection, which is the server's standard input and output; without one, over ssh.
 """
 

@@ -11,18 +11,18 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::packet::Attributes;
+use crate::packet::Attributes;
 
-pub(super) const READ: u32 = 1;
+pub(crate) const READ: u32 = 1;
 const WRITE: u32 = 2;
 const APPEND: u32 = 4;
-pub(super) const CREATE: u32 = 8;
+pub(crate) const CREATE: u32 = 8;
 const TRUNCATE: u32 = 16;
 /// With `CREATE`: what is there is not opened.
-pub(super) const NEW: u32 = 32;
+pub(crate) const NEW: u32 = 32;
 
 /// Opens a file as the flags of SFTP say.
-pub(super) fn open(path: &Path, flags: u32, wanted: &Attributes) -> io::Result<File> {
+pub(crate) fn open(path: &Path, flags: u32, wanted: &Attributes) -> io::Result<File> {
     let has = |flag| flags & flag != 0;
     let mut options = OpenOptions::new();
     options
@@ -36,7 +36,7 @@ pub(super) fn open(path: &Path, flags: u32, wanted: &Attributes) -> io::Result<F
 }
 
 /// A line for people, such as `ls -l` has; programs read the attributes.
-pub(super) fn long_name(name: &OsStr, found: &Metadata) -> Vec<u8> {
+pub(crate) fn long_name(name: &OsStr, found: &Metadata) -> Vec<u8> {
     let kind = match found.mode() & 0o170_000 {
         0o040_000 => 'd',
         0o120_000 => 'l',
@@ -61,7 +61,7 @@ pub(super) fn long_name(name: &OsStr, found: &Metadata) -> Vec<u8> {
 }
 
 /// The absolute path; the last name need not be there.
-pub(super) fn real_path(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn real_path(path: &Path) -> io::Result<PathBuf> {
     match fs::canonicalize(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
@@ -75,7 +75,7 @@ pub(super) fn real_path(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Removes what is no folder.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path)?.is_dir() {
         return Err(Errno::ISDIR.into());
     }
@@ -83,7 +83,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// As the third version has it: what has the new name stays.
-pub(super) fn rename(old: &Path, new: &Path) -> io::Result<()> {
+pub(crate) fn rename(old: &Path, new: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, old, CWD, new, RenameFlags::NOREPLACE) {
         // A file system that does not know this.
         Err(Errno::INVAL | Errno::NOSYS) => {
@@ -97,7 +97,7 @@ pub(super) fn rename(old: &Path, new: &Path) -> io::Result<()> {
 }
 
 /// Changes an open file.
-pub(super) fn change_file(file: &File, wanted: &Attributes) -> io::Result<()> {
+pub(crate) fn change_file(file: &File, wanted: &Attributes) -> io::Result<()> {
     if let Some(size) = wanted.size {
         file.set_len(size)?;
     }
@@ -115,7 +115,7 @@ pub(super) fn change_file(file: &File, wanted: &Attributes) -> io::Result<()> {
 }
 
 /// Changes what has a path; `follow`: what a link leads to.
-pub(super) fn change(path: &Path, wanted: &Attributes, follow: bool) -> io::Result<()> {
+pub(crate) fn change(path: &Path, wanted: &Attributes, follow: bool) -> io::Result<()> {
     if let Some(size) = wanted.size.filter(|_| follow) {
         OpenOptions::new().write(true).open(path)?.set_len(size)?;
     }

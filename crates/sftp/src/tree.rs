@@ -2,7 +2,7 @@
 //!
 //! A folder is confined by the kernel: openat2(2) resolves each path below it, and what that finds is from then on named by
 //! its descriptor, as `/proc/self/fd/N`, also for calls that know paths alone. No path is compared as text, and a folder that
-//! is exchanged for a link between two calls changes nothing. Landlock is a second layer (`serve_folder`).
+//! is exchanged for a link between two calls changes nothing. Landlock is a second layer (`restrict_process`).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -17,8 +17,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use vsock_sandbox::State;
 
-use super::files;
-use super::packet::Attributes;
+use crate::files;
+use crate::packet::Attributes;
 
 /// How often something is tried that another process has interfered with.
 const ATTEMPTS: usize = 16;
@@ -29,7 +29,7 @@ const MODE: u32 = 0o777;
 
 /// The files that a client may name.
 #[derive(Debug)]
-pub(super) enum Tree {
+pub(crate) enum Tree {
     /// All of this machine, with the rights of this process.
     Machine,
     /// Those in a folder and on its file system; `/` is the folder itself.
@@ -38,7 +38,7 @@ pub(super) enum Tree {
 
 /// A path for system calls, which leads to the same file as long as this value lives.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(crate) struct Found {
     path: PathBuf,
     /// What the path begins with.
     pin: Option<OwnedFd>,
@@ -75,7 +75,7 @@ impl Found {
 
 impl Tree {
     /// The files in a folder, to which no link leads: a client of another one might have exchanged it for a link.
-    pub(super) fn folder(path: &Path, is_writable: bool) -> io::Result<Tree> {
+    pub(crate) fn folder(path: &Path, is_writable: bool) -> io::Result<Tree> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS;
         let root = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
@@ -94,7 +94,7 @@ impl Tree {
     }
 
     /// Takes all other files from this process, as far as the kernel lets it.
-    pub(super) fn restrict_process(&self) -> io::Result<State> {
+    pub(crate) fn restrict_process(&self) -> io::Result<State> {
         match self {
             Tree::Machine => Ok(State::Disabled),
             Tree::Folder { root, is_writable } => {
@@ -103,12 +103,12 @@ impl Tree {
         }
     }
 
-    pub(super) fn is_writable(&self) -> bool {
+    pub(crate) fn is_writable(&self) -> bool {
         matches!(self, Tree::Machine | Tree::Folder { is_writable: true, .. })
     }
 
     /// What a path leads to, and a link at its end.
-    pub(super) fn find(&self, path: &Path) -> io::Result<Found> {
+    pub(crate) fn find(&self, path: &Path) -> io::Result<Found> {
         match self {
             Tree::Machine => Ok(Found::anywhere(path)),
             Tree::Folder { root, .. } => Ok(Found::pinned(beneath(root, path, OFlags::empty())?)),
@@ -116,7 +116,7 @@ impl Tree {
     }
 
     /// A name in a folder, for calls that follow no link at the end of a path. The name need not be there.
-    pub(super) fn name(&self, path: &Path) -> io::Result<Found> {
+    pub(crate) fn name(&self, path: &Path) -> io::Result<Found> {
         let Tree::Folder { root, .. } = self else { return Ok(Found::anywhere(path)) };
         let (folder, name) = match path.components().next_back() {
             Some(Component::Normal(name)) => (path.parent().unwrap_or(Path::new("")), name),
@@ -127,7 +127,7 @@ impl Tree {
     }
 
     /// Opens a file as the flags of SFTP say; in a folder no device and no FIFO, where opening alone does something.
-    pub(super) fn open(&self, path: &Path, flags: u32, wanted: &Attributes) -> io::Result<File> {
+    pub(crate) fn open(&self, path: &Path, flags: u32, wanted: &Attributes) -> io::Result<File> {
         if matches!(self, Tree::Machine) {
             return files::open(path, flags, wanted);
         }
@@ -159,7 +159,7 @@ impl Tree {
     }
 
     /// Changes what has a path; `follow`: what a link leads to.
-    pub(super) fn change(&self, path: &Path, wanted: &Attributes, follow: bool) -> io::Result<()> {
+    pub(crate) fn change(&self, path: &Path, wanted: &Attributes, follow: bool) -> io::Result<()> {
         let Tree::Folder { root, .. } = self else { return files::change(path, wanted, follow) };
         let flags = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
         let found = Found::pinned(beneath(root, path, flags)?);
@@ -169,7 +169,7 @@ impl Tree {
     }
 
     /// Changes an open file.
-    pub(super) fn change_file(&self, file: &File, wanted: &Attributes) -> io::Result<()> {
+    pub(crate) fn change_file(&self, file: &File, wanted: &Attributes) -> io::Result<()> {
         match self {
             Tree::Machine => files::change_file(file, wanted),
             Tree::Folder { .. } => files::change_file(file, &admitted(wanted, &file.metadata()?)?),
@@ -177,13 +177,13 @@ impl Tree {
     }
 
     /// The mode of a new folder.
-    pub(super) fn new_mode(&self, wanted: u32) -> u32 {
+    pub(crate) fn new_mode(&self, wanted: u32) -> u32 {
         wanted & if matches!(self, Tree::Machine) { 0o7777 } else { MODE }
     }
 
     /// Whether a client may make a link to a target. Programs of this machine follow links, and so none may lead out of a
     /// folder, also when it was moved to another place in it.
-    pub(super) fn check_target(&self, target: &Path) -> io::Result<()> {
+    pub(crate) fn check_target(&self, target: &Path) -> io::Result<()> {
         let leads_out = |part| matches!(part, Component::RootDir | Component::ParentDir);
         match self {
             Tree::Folder { .. } if target.components().any(leads_out) => Err(Errno::PERM.into()),
@@ -192,7 +192,7 @@ impl Tree {
     }
 
     /// Whether a client may give what has a name another one. A link may be harmless where it is and lead out from elsewhere.
-    pub(super) fn check_move(&self, old: &Found, new: &Found) -> io::Result<()> {
+    pub(crate) fn check_move(&self, old: &Found, new: &Found) -> io::Result<()> {
         let (Some(from), Some(to)) = (&old.pin, &new.pin) else { return Ok(()) };
         let (from, to) = (rustix::fs::fstat(from)?, rustix::fs::fstat(to)?);
         if (from.st_dev, from.st_ino) == (to.st_dev, to.st_ino) {
@@ -206,7 +206,7 @@ impl Tree {
     }
 
     /// The absolute path as the client sees it; the last name need not be there.
-    pub(super) fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
+    pub(crate) fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
         if matches!(self, Tree::Machine) {
             return files::real_path(path);
         }
