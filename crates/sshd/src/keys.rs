@@ -211,6 +211,40 @@ mod tests {
     }
 
     #[test]
+    fn odd_texts_are_no_keys_and_no_faults() {
+        let whole = format!("\"systemd.set_credential={CREDENTIAL}:");
+        let words: [&[u8]; 12] = [
+            KEY.as_bytes(),
+            whole.as_bytes(),
+            CREDENTIAL.as_bytes(),
+            b"systemd.set_credential_binary=",
+            b"io.systemd.credential",
+            b".binary:",
+            b":",
+            b"=",
+            b"\"",
+            b" ",
+            b"\0",
+            b"\xff\n",
+        ];
+        // Numbers of a linear congruence: the same in every run.
+        let mut state = 1u64;
+        let mut next = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(state >> 33).unwrap() % below
+        };
+        let mut found = 0;
+        for _ in 0..20_000 {
+            let mut text: Vec<u8> = (0..next(9)).flat_map(|_| words[next(12)].to_vec()).collect();
+            text.truncate(next(text.len() + 40));
+            let credentials = [command_line_credentials(&text), firmware_credentials(&text)];
+            found += credentials.iter().flatten().map(|it| keys_in(it).len()).sum::<usize>();
+            assert!(keys_in(&text).len() <= 1 + text.iter().filter(|byte| **byte == b'\n').count());
+        }
+        assert!(found > 0, "the words make credentials, too");
+    }
+
+    #[test]
     fn host_key_is_made_once_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("etc/host_key");
