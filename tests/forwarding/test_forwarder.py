@@ -2,25 +2,33 @@
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import resource
+import select
 import socket
+import sys
+import termios
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.waiting import until
 
 import vsock
 from vsock.errors import AddressError, SwitchGone
-from vsock.forwarding import Forwarder, Refused, TcpEnd, parse_end
+from vsock.forwarding import Forwarder, Refused, TcpEnd, parse_end, splicing
 from vsock.forwarding.ends import connect_first
-from vsock.forwarding.splicing import Carried, join
+from vsock.forwarding.splicing import Carried, join, reset
 from vsock.guest import Guest
 from vsock.switch import Switch
 
 SIZE = 8 << 20
+FILLING = 128 << 10
+"""More than a pipe and the smallest socket buffer hold, and less than those and the smallest window of TCP."""
+DEADLINE = 20
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -292,3 +300,117 @@ async def test_urgent_byte_of_tcp_is_left_out_and_the_data_goes_on() -> None:
             server.close()
             await joined
     assert came == b"beforebehind"
+
+
+class Joined:
+    """A TCP client joined with a Unix server: `client` and `server` are the outer ends; `server` is non-blocking."""
+
+    def __init__(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.client = socket.create_connection(listener.getsockname())
+        self.caller, _ = listener.accept()
+        listener.close()
+        self.callee, self.server = socket.socketpair()
+        for sock in (self.caller, self.callee, self.server):
+            sock.setblocking(False)
+
+    async def __aenter__(self) -> "Joined":
+        self.ended = asyncio.ensure_future(join(self.caller, self.callee, Carried()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.close()
+        await asyncio.wait([self.ended], timeout=DEADLINE)
+
+    async def send(self, size: int) -> None:
+        """Send so much, and wait until the forwarder's kernel has it."""
+        await asyncio.to_thread(self.client.sendall, bytes(size))
+        await asyncio.to_thread(until, lambda: not unsent(self.client))
+
+    def lose(self) -> None:
+        """Reset the client's connection."""
+        reset(self.client)
+        self.client.close()
+
+    async def received(self) -> bytes:
+        """What the server receives until the end."""
+        came = b""
+        async with asyncio.timeout(DEADLINE):
+            with contextlib.suppress(ConnectionError):
+                while piece := await asyncio.get_running_loop().sock_recv(self.server, 65536):
+                    came += piece
+        return came
+
+
+def unsent(sock: socket.socket) -> int:
+    """Bytes that the other side's kernel has not acknowledged."""
+    size = bytearray(4)
+    fcntl.ioctl(sock, termios.TIOCOUTQ, size)
+    return int.from_bytes(size, sys.byteorder)
+
+
+async def test_lost_caller_is_noticed_while_the_other_side_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it has sent fills all on the way; both ends are released."""
+    monkeypatch.setattr(splicing, "_STALLED_SECONDS", 0.1)
+    async with Joined() as joined:
+        joined.callee.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        await joined.send(FILLING)
+        joined.lose()
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(ConnectionResetError):
+                await joined.ended
+        assert joined.callee.fileno() == -1
+        assert len(await joined.received()) < FILLING
+
+
+async def test_all_that_a_lost_caller_has_sent_is_passed_on_to_who_takes_it() -> None:
+    """However full the way was when it was lost."""
+    async with Joined() as joined:
+        joined.callee.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        await joined.send(FILLING)
+        joined.lose()
+        assert len(await joined.received()) == FILLING
+        with pytest.raises(ConnectionResetError):
+            await joined.ended
+
+
+async def test_caller_that_is_lost_behind_its_end_is_noticed() -> None:
+    """The other side sends nothing, so that nothing fails to reach it."""
+    async with Joined() as joined:
+        await joined.send(1)
+        joined.client.shutdown(socket.SHUT_WR)
+        assert await joined.received() == b"\0"
+        joined.lose()
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(BrokenPipeError):  # as the kernel has it behind an end
+                await joined.ended
+
+
+async def test_callee_that_is_lost_behind_its_end_is_noticed() -> None:
+    """The same the other way round; it has left unread what was sent to it."""
+    async with Joined() as joined:
+        joined.server.shutdown(socket.SHUT_WR)
+        assert await asyncio.to_thread(joined.client.recv, 1) == b""
+        await joined.send(1)
+        await asyncio.to_thread(select.select, [joined.server], [], [], DEADLINE)
+        joined.server.close()
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(ConnectionResetError):
+                await joined.ended
+
+
+async def test_caller_that_ends_well_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has closed, and the other side reads nothing for longer than that of a lost one may."""
+    monkeypatch.setattr(splicing, "_STALLED_SECONDS", 0.01)
+    async with Joined() as joined:
+        joined.callee.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        await joined.send(FILLING)
+        joined.client.close()
+        assert not (await asyncio.wait([joined.ended], timeout=0.5))[0]
+        assert len(await joined.received()) == FILLING
+        joined.server.close()
+        await asyncio.wait([joined.ended], timeout=DEADLINE)
+        assert joined.ended.exception() is None

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptor", "places"]
 
-_DESCRIPTORS: Final = 6
-"""Of a connection that is joined to another: two sockets and two pipes."""
+_DESCRIPTORS: Final = 7
+"""Of a connection that is joined to another: two sockets, two pipes and an epoll instance."""
 _RESERVE: Final = 64
 _PAUSE_SECONDS: Final = 0.1
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -2,10 +2,15 @@
 
 Each direction ends by itself: the end of one side's data is passed on by shutdown(2), and the other direction goes on. A
 side that is lost is not passed on as an end: both are reset.
+
+A side is lost when its socket has an error, which EPOLLERR tells, whether or not it is read: a TCP connection that was
+reset, or whose machine has vanished. EPOLLHUP and EPOLLRDHUP are no loss: they tell of ends, behind which there may be data.
 """
 
 import asyncio
+import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -19,6 +24,8 @@ _TURN: Final = 16
 """Pieces that are moved before other connections have their turn."""
 _LARGE: Final = 1 << 15
 """Bytes of a piece behind which there may be more already; behind a smaller one the loop waits at once."""
+_STALLED_SECONDS: Final = 10.0
+"""For which a side may take nothing of what a lost one has sent before it was lost."""
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close(2) sends RST."""
 
@@ -52,14 +59,15 @@ async def join(caller: socket.socket, callee: socket.socket, carried: Carried) -
         carried.back += count
 
     try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(carry(caller, callee, there))
-            group.create_task(carry(callee, caller, back))
-    except BaseException as error:
+        with (
+            _Pump(caller, callee, there) as one,
+            _Pump(callee, caller, back) as other,
+            _Losses(one, other),
+        ):
+            await asyncio.gather(one.ended, other.ended)
+    except BaseException:
         for sock in (caller, callee):
             reset(sock)
-        if isinstance(error, BaseExceptionGroup):
-            raise error.exceptions[0] from None
         raise
     finally:
         caller.close()
@@ -82,29 +90,53 @@ class _Pump:
     def __init__(
         self, source: socket.socket, sink: socket.socket, count: Callable[[int], None]
     ) -> None:
-        self._source = source
+        self.source = source
         self._sink = sink
         self._count = count
         self._left = 0
         self._is_full = False
+        self._is_lost = False
+        self._stalled: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._loop.add_reader(self._source, self._turn)
+        self._loop.add_reader(self.source, self._turn)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._wait_for_nothing()
+        self._bound_stall(is_full=False)
         os.close(self._reader)
         os.close(self._writer)
+
+    def lose(self) -> None:
+        """The source is lost. What it has sent is passed on still, as long as the sink takes it."""
+        self._is_lost = True
+        self._bound_stall(is_full=self._is_full)
+
+    def _bound_stall(self, *, is_full: bool) -> None:
+        """Bound how long the sink may be full from now on."""
+        if self._stalled:
+            self._stalled.cancel()
+            self._stalled = None
+        if is_full:
+            self._stalled = self._loop.call_later(_STALLED_SECONDS, self.fail, self.source)
+
+    def fail(self, lost: socket.socket) -> None:
+        """End with the error of a socket."""
+        # The library's own SO_ERROR is that of connect.
+        code = socket.socket.getsockopt(lost, socket.SOL_SOCKET, socket.SO_ERROR)
+        code = code or errno.ECONNRESET
+        if not self.ended.done():
+            self.ended.set_exception(OSError(code, os.strerror(code)))
 
     def _wait_for_nothing(self) -> None:
         if self._is_full:
             self._loop.remove_writer(self._sink)
         else:
-            self._loop.remove_reader(self._source)
+            self._loop.remove_reader(self.source)
 
     def _turn(self) -> None:
         try:
@@ -126,7 +158,7 @@ class _Pump:
                 return False
             if not self._left:
                 self._sink.shutdown(socket.SHUT_WR)
-                self._loop.remove_reader(self._source)
+                self._loop.remove_reader(self.source)
                 self.ended.set_result(None)
                 return False
             self._count(self._left)
@@ -143,18 +175,20 @@ class _Pump:
     def _take(self, is_first: bool) -> int:
         """Take data of the source into the pipe; returns how much, 0 at the end."""
         try:
-            if count := os.splice(self._source.fileno(), self._writer, _PIECE, flags=_FLAGS):
+            if count := os.splice(self.source.fileno(), self._writer, _PIECE, flags=_FLAGS):
                 return count
         except BlockingIOError:
             if not is_first:
                 raise
         # splice stops before an urgent byte of TCP, of which the loop would tell for ever; recv leaves it out. At the end
         # a socket of a switch tells only by recv that its connection was lost.
-        data = self._source.recv(_LARGE)
+        data = self.source.recv(_LARGE)
         return os.write(self._writer, data) if data else 0
 
     def _set_full(self, is_full: bool) -> None:
         """Wait for room in the sink, or for data."""
+        if self._is_lost:
+            self._bound_stall(is_full=is_full)
         if is_full == self._is_full:
             return
         self._wait_for_nothing()
@@ -162,7 +196,35 @@ class _Pump:
         if is_full:
             self._loop.add_writer(self._sink, self._turn)
         else:
-            self._loop.add_reader(self._source, self._turn)
+            self._loop.add_reader(self.source, self._turn)
+
+
+class _Losses:
+    """Tells two pumps of the loss of a side that neither reads, because its sink is full or its data has ended."""
+
+    def __init__(self, one: _Pump, other: _Pump) -> None:
+        self._pumps = {one.source.fileno(): (one, other), other.source.fileno(): (other, one)}
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> None:
+        self._poller = select.epoll()
+        for descriptor in self._pumps:
+            # Errors are always told; data is not, and each error once.
+            self._poller.register(descriptor, select.EPOLLET)
+        self._loop.add_reader(self._poller.fileno(), self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._poller.fileno())
+        self._poller.close()
+
+    def _look(self) -> None:
+        for descriptor, events in self._poller.poll(0):
+            if events & select.EPOLLERR:
+                pump, other = self._pumps[descriptor]
+                if pump.ended.done():
+                    other.fail(pump.source)
+                else:
+                    pump.lose()
 
 
 def reset(sock: socket.socket) -> None:
