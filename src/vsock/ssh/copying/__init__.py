@@ -8,6 +8,7 @@ checked. Memory is bounded, however large files and folders are.
 | --- | --- |
 | `sides` | what a copy needs of a side: folders, readers, writers |
 | `host` | the host's files, by descriptors of their folders |
+| `in_use` | closes files behind the last thread that uses them |
 | `guest` | a guest's files, by SFTP |
 | `sftp` | asyncssh's SFTP client, over a plain data connection or over ssh |
 | `streams` | the data of large files, over a plain data connection of its own |

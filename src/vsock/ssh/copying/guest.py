@@ -17,6 +17,7 @@ from asyncssh import constants
 
 from vsock.errors import SessionError
 from vsock.ssh.copying.digests import SHA256
+from vsock.ssh.copying.in_use import InUse
 from vsock.ssh.copying.sftp import plain_sftp, ssh_sftp
 from vsock.ssh.copying.sides import (
     CHUNK,
@@ -409,7 +410,7 @@ class GuestFolder:
 class GuestReader:
     """A file that is read."""
 
-    descriptor = None
+    file: InUse[int] | None = None
 
     def __init__(
         self, side: GuestSide, file: "asyncssh.SFTPClientFile", path: bytes, entry: Entry
@@ -563,9 +564,9 @@ class _Stream:
         self._path = path
         self._full = full
 
-    async def send(self, descriptor: int, offset: int, size: int) -> int:
+    async def send(self, file: InUse[int], offset: int, size: int) -> int:
         """Send from a file of the host."""
-        return await self._ask(self._stream.send(descriptor, offset, size))
+        return await self._ask(self._stream.send(file, offset, size))
 
     async def receive(self, buffer: memoryview) -> None:
         """Receive."""

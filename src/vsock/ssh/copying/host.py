@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from vsock.ssh.copying.digests import KINDS, SHA256
+from vsock.ssh.copying.in_use import InUse
 from vsock.ssh.copying.sides import (
     CHUNK,
     Entry,
@@ -82,6 +83,7 @@ class HostFolder:
 
     def __init__(self, descriptor: int, path: bytes) -> None:
         self._descriptor = descriptor
+        self._file = InUse(descriptor, os.close)
         self._path = path
 
     def text(self, name: bytes) -> str:
@@ -178,26 +180,26 @@ class HostFolder:
     async def finish(self, entry: Entry | None) -> None:
         """Mode and time of a new folder, and its names onto the disk."""
         with _trouble(self.text(b"")):
-            await asyncio.to_thread(os.fsync, self._descriptor)
+            await asyncio.to_thread(_sync, self._file)
             if entry:
                 os.fchmod(self._descriptor, entry.mode)
                 os.utime(self._descriptor, ns=(int(entry.seconds * _NS),) * 2)
 
     async def close(self) -> None:
         """Close the descriptor."""
-        os.close(self._descriptor)
+        self._file.close()
 
 
 class HostReader:
     """A file that is read."""
 
     def __init__(self, descriptor: int, text: str) -> None:
-        self._descriptor = descriptor
+        self._file = InUse(descriptor, os.close)
         self._text = text
         found = os.fstat(descriptor)
         self.entry = _entry(found)
         has_holes = found.st_blocks * _BLOCK < found.st_size
-        self.descriptor = None if has_holes else descriptor
+        self.file = None if has_holes else self._file
 
     async def stream(self, begin: int, *, verify: bool) -> None:
         """Only guests have streams."""
@@ -205,27 +207,32 @@ class HostReader:
     async def read(self, offset: int, size: int) -> bytes:
         """Read at an offset."""
         with _trouble(self._text):
-            return await asyncio.to_thread(os.pread, self._descriptor, size, offset)
+            return await asyncio.to_thread(self._read, offset, size)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with self._file as descriptor:
+            return os.pread(descriptor, size, offset)
 
     async def now(self) -> Entry:
         """What it is by now."""
-        return _entry(os.fstat(self._descriptor))
+        with self._file as descriptor:
+            return _entry(os.fstat(descriptor))
 
     async def digest(self, length: int, kind: str = SHA256) -> bytes:
         """A digest of its first bytes."""
         with _trouble(self._text):
-            return await _digest(self._descriptor, length, kind)
+            return await _digest(self._file, length, kind)
 
     async def close(self) -> None:
         """Close it."""
-        os.close(self._descriptor)
+        self._file.close()
 
 
 class HostWriter:
     """A file under a temporary name; `folder` is a descriptor that outlives it."""
 
     def __init__(self, descriptor: int, folder: int, part: bytes, name: bytes, text: str) -> None:
-        self._descriptor = descriptor
+        self._file = InUse(descriptor, os.close)
         self._folder = folder
         self._part = part
         self._name = name
@@ -242,28 +249,30 @@ class HostWriter:
 
     def _write(self, offset: int, data: memoryview) -> None:
         # Not more at once: ext4 takes as large folios as the write, and those are memory that no processor has cached.
-        while data:
-            written = os.pwrite(self._descriptor, data[:CHUNK], offset)
-            offset, data = offset + written, data[written:]
+        with self._file as descriptor:
+            while data and not self._file.is_closed:
+                written = os.pwrite(descriptor, data[:CHUNK], offset)
+                offset, data = offset + written, data[written:]
 
     async def truncate(self, size: int) -> None:
         """Cut or extend it."""
-        with _trouble(self._text):
-            os.ftruncate(self._descriptor, size)
+        with _trouble(self._text), self._file as descriptor:
+            os.ftruncate(descriptor, size)
 
     async def digest(
         self, length: int, kind: str = SHA256, written: Written | None = None
     ) -> bytes:
         """A digest of its first bytes, as soon as they are written."""
         with _trouble(self._text):
-            return await _digest(self._descriptor, length, kind, written)
+            return await _digest(self._file, length, kind, written)
 
     async def place(self, entry: Entry) -> None:
         """Finish it, and rename it."""
         with _trouble(self._text):
-            os.fchmod(self._descriptor, entry.mode)
-            os.utime(self._descriptor, ns=(int(entry.seconds * _NS),) * 2)
-            await asyncio.to_thread(os.fsync, self._descriptor)
+            with self._file as descriptor:
+                os.fchmod(descriptor, entry.mode)
+                os.utime(descriptor, ns=(int(entry.seconds * _NS),) * 2)
+            await asyncio.to_thread(_sync, self._file)
             os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     async def discard(self) -> None:
@@ -272,17 +281,28 @@ class HostWriter:
             os.unlink(self._part, dir_fd=self._folder)
 
     async def close(self) -> None:
-        """Close it."""
-        os.close(self._descriptor)
+        """Close it. A thread that still writes a piece does not keep the next copy from it."""
+        if not self._file.is_closed:
+            with self._file as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        self._file.close()
 
 
-async def _digest(descriptor: int, length: int, kind: str, written: Written | None = None) -> bytes:
+def _sync(file: InUse[int]) -> None:
+    with file as descriptor:
+        os.fsync(descriptor)
+
+
+async def _digest(
+    file: InUse[int], length: int, kind: str, written: Written | None = None
+) -> bytes:
     """A digest of the first bytes of a file; of all if there are fewer."""
     hashed, at = KINDS[kind](), 0
     buffer = memoryview(bytearray(min(_PIECE, length)))
 
     def go_on(count: int) -> int:
-        count = os.preadv(descriptor, [buffer[:count]], at)
+        with file as descriptor:
+            count = os.preadv(descriptor, [buffer[:count]], at)
         hashed.update(buffer[:count])
         return count
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final, Protocol, Self
 
 from vsock.ssh.copying.digests import KINDS, SHA256
+from vsock.ssh.copying.in_use import InUse
 
 __all__ = [
     "AT_ONCE",
@@ -104,10 +105,10 @@ class Progress:
 
 
 class Reader(Protocol):
-    """A file that is read; `descriptor` is that of a file of the host which has no holes, else None."""
+    """A file that is read; `file` is the descriptor of a file of the host which has no holes, else None."""
 
     entry: Entry
-    descriptor: int | None
+    file: InUse[int] | None
 
     async def stream(self, begin: int, *, verify: bool) -> "Stream | None":
         """A plain stream of a guest's file from an offset; None if there is none."""
@@ -128,7 +129,7 @@ class Reader(Protocol):
 class Stream(Protocol):
     """The data of one file without requests."""
 
-    async def send(self, descriptor: int, offset: int, size: int) -> int:
+    async def send(self, file: InUse[int], offset: int, size: int) -> int:
         """Send from a file of the host; returns how many bytes, none at its end."""
 
     async def receive(self, buffer: memoryview) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import errno
 import os
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from socket import MSG_WAITALL, SHUT_RDWR
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from vsock.ssh.attached import in_thread
 from vsock.ssh.copying.digests import CRC32, read_crc
+from vsock.ssh.copying.in_use import InUse
 from vsock.ssh.copying.sides import CHUNK
 from vsock.ssh.data_connection import DataConnectionError, open_data_connection
 
@@ -118,6 +118,18 @@ def fill(sock: socket.socket, buffer: memoryview) -> bool:
     return True
 
 
+def _send(sock: socket.socket, file: InUse[int], offset: int, size: int) -> int:
+    with file as descriptor:
+        try:
+            return os.sendfile(sock.fileno(), descriptor, offset, size)
+        except OSError as error:
+            if error.errno not in _NO_SENDFILE:
+                raise
+        data = os.pread(descriptor, size, offset)
+        sock.sendall(data)
+        return len(data)
+
+
 class GuestStream:
     """A stream to and from files of the guest, one after the other.
 
@@ -126,11 +138,9 @@ class GuestStream:
 
     def __init__(self, data: "DataConnection") -> None:
         self._data = data
-        self._sock = socket.socket(fileno=data.detach().detach())
-        self._sock.setblocking(True)
-        self._lock = threading.Lock()
-        self._at_work = 0
-        self._is_closed = False
+        sock = socket.socket(fileno=data.detach().detach())
+        sock.setblocking(True)
+        self._sock = InUse(sock, socket.socket.close)
         self._watch = asyncio.create_task(self._end_with_session())
 
     @classmethod
@@ -159,8 +169,8 @@ class GuestStream:
         self._end()
 
     def _end(self) -> None:
-        with suppress(OSError):  # the other side has ended it
-            self._sock.shutdown(SHUT_RDWR)
+        with suppress(OSError), self._sock as sock:  # the other side has ended it
+            sock.shutdown(SHUT_RDWR)
 
     async def take(self, path: bytes, begin: int, length: int, *, verify: bool) -> None:
         """Let the guest write what is sent to a file that is there, from an offset."""
@@ -172,28 +182,15 @@ class GuestStream:
 
     async def _order(self, way: str, path: bytes, begin: int, length: int, *, verify: bool) -> None:
         words = f"{way} {CRC32 if verify else _NONE} {begin // CHUNK} {length}\n"
-        await self._in_thread(self._sock.sendall, path + b"\n" + words.encode())
+        await self._in_thread(socket.socket.sendall, path + b"\n" + words.encode())
 
-    async def send(self, descriptor: int, offset: int, size: int) -> int:
+    async def send(self, file: InUse[int], offset: int, size: int) -> int:
         """Send from a file, and return how many bytes; none at its end.
 
         Raises:
             ConnectionError: the guest's program has ended.
         """
-        # The file of a copy that is cancelled is closed, and the thread may be at work a moment longer.
-        return await self._in_thread(self._send, os.dup(descriptor), offset, size)
-
-    def _send(self, descriptor: int, offset: int, size: int) -> int:
-        try:
-            return os.sendfile(self._sock.fileno(), descriptor, offset, size)
-        except OSError as error:
-            if error.errno not in _NO_SENDFILE:
-                raise
-            data = os.pread(descriptor, size, offset)
-            self._sock.sendall(data)
-            return len(data)
-        finally:
-            os.close(descriptor)
+        return await self._in_thread(_send, file, offset, size)
 
     async def receive(self, buffer: memoryview) -> None:
         """Receive until the buffer is full.
@@ -201,7 +198,7 @@ class GuestStream:
         Raises:
             ConnectionError: less has come.
         """
-        if not await self._in_thread(fill, self._sock, buffer):
+        if not await self._in_thread(fill, buffer):
             raise ConnectionResetError("the guest's program has ended")
 
     async def crc(self) -> bytes | None:
@@ -212,7 +209,7 @@ class GuestStream:
         """
         said = b""
         while b"\n" not in said:
-            more = await self._in_thread(self._sock.recv, _MOST_SAID)
+            more = await self._in_thread(socket.socket.recv, _MOST_SAID)
             if not more:
                 raise ConnectionResetError("the guest's program has ended")
             said += more
@@ -221,28 +218,15 @@ class GuestStream:
         return read_crc(said)
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
-        with self._lock:
-            self._at_work += 1
         return await in_thread(self._work, call, *arguments)
 
     def _work(self, call: Callable[..., _T], *arguments: Any) -> _T:
-        try:
-            return call(*arguments)
-        finally:
-            with self._lock:
-                self._at_work -= 1
-                self._close_if_idle()
-
-    def _close_if_idle(self) -> None:
-        # Not before: another file could have the descriptor's number while a thread still uses it.
-        if self._is_closed and not self._at_work:
-            self._sock.close()
+        with self._sock as sock:
+            return call(sock, *arguments)
 
     def close(self) -> None:
         """End it, and the guest's program by that; a thread that waits for it goes on, and fails."""
         self._watch.cancel()
         self._end()
         self._data.abort()
-        with self._lock:
-            self._is_closed = True
-            self._close_if_idle()
+        self._sock.close()

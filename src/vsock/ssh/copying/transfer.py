@@ -9,6 +9,7 @@ from typing import Final
 
 from vsock.errors import SessionError
 from vsock.ssh.copying.digests import CRC32
+from vsock.ssh.copying.in_use import InUse
 from vsock.ssh.copying.sides import (
     AT_ONCE,
     CHUNK,
@@ -162,10 +163,10 @@ async def _by_stream(
 
     Each side sums up its own file, at the same time.
     """
-    size, descriptor = reader.entry.size, reader.descriptor
+    size, file = reader.entry.size, reader.file
     if size - begin < STREAM_FROM:
         return None
-    is_sent = descriptor is not None
+    is_sent = file is not None
     stream = await (
         writer.stream(begin, size, verify=verify)
         if is_sent
@@ -185,8 +186,8 @@ async def _by_stream(
     here = asyncio.create_task(ours())
     is_done = False
     try:
-        if descriptor is not None:
-            await _send(stream, descriptor, begin, size, text, came)
+        if file is not None:
+            await _send(stream, file, begin, size, text, came)
         else:
             await _receive(stream, writer, begin, size, came, written)
         there = await stream.crc(size)
@@ -206,12 +207,12 @@ async def _by_stream(
 
 
 async def _send(
-    stream: Stream, descriptor: int, begin: int, size: int, text: str, came: Came
+    stream: Stream, file: InUse[int], begin: int, size: int, text: str, came: Came
 ) -> None:
     at = begin
     while at < size:
         try:
-            count = await stream.send(descriptor, at, min(PIECE, size - at))
+            count = await stream.send(file, at, min(PIECE, size - at))
         except SessionError:
             raise
         except OSError as error:
