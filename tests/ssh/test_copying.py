@@ -23,8 +23,7 @@ from tests.ssh.server import SshServer
 import vsock
 from vsock.errors import CopyError, SessionError, UsageError
 from vsock.guest import Guest
-from vsock.ssh.copying import Copier, Progress, trees
-from vsock.ssh.copying import guest as guest_module
+from vsock.ssh.copying import Copier, Progress, connection, trees
 from vsock.ssh.copying.guest import GuestSide
 from vsock.ssh.copying.host import HostSide
 from vsock.ssh.copying.sides import CHUNK, WINDOW
@@ -539,7 +538,7 @@ async def test_guest_that_says_nothing_is_given_up(
     guest: Guest, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Time is bounded; and the part does not have the name."""
-    monkeypatch.setattr(guest_module, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
 
     class Silent(Lying):
         names = (name(b"file"),)

@@ -28,8 +28,7 @@ from vsock import sockets
 from vsock.errors import SessionError
 from vsock.guest import Guest
 from vsock.ssh import data_connection
-from vsock.ssh.copying import Progress
-from vsock.ssh.copying import guest as guest_module
+from vsock.ssh.copying import Progress, connection
 from vsock.ssh.copying import sftp as sftp_module
 from vsock.ssh.copying.guest import GuestSide
 from vsock.ssh.copying.sides import CHUNK, WINDOW
@@ -519,7 +518,7 @@ async def test_listing_that_is_never_answered_is_given_up(
     sshd: SshServer, programs: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is the request to close it, which follows."""
-    monkeypatch.setattr(guest_module, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 1.0)
     silent = "    elif kind == 12:\n        while True: read(4096)\n    elif kind == 12 and"
     source = LISTING.replace("    elif kind == 12 and", silent).format(size=0)
     replace(programs, "sftp-server", source)

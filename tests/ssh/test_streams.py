@@ -28,9 +28,11 @@ from tests.waiting import until
 import vsock
 from vsock.errors import CopyError, SessionError
 from vsock.guest import Guest
-from vsock.ssh.copying import guest as guest_module
+from vsock.ssh.copying import connection
+from vsock.ssh.copying.digests import SEGMENT
 from vsock.ssh.copying.sides import CHUNK, WINDOW
-from vsock.ssh.copying.streams import PIECE, STREAM_FROM, fill
+from vsock.ssh.copying.stream_programs import PIECE
+from vsock.ssh.copying.streams import STREAM_FROM, fill
 from vsock.ssh.identity import Identity
 
 pytestmark = pytest.mark.programs("perl")
@@ -134,19 +136,27 @@ async def test_guest_without_such_a_program_is_copied_to_by_sftp(
     assert (here / "back").read_bytes() == data_of(SIZE)
 
 
+@pytest.mark.parametrize(
+    ("end", "how"), [("os._exit(1)", "exit status 1"), ("os.kill(os.getpid(),9)", "signal 9")]
+)
 @pytest.mark.parametrize("way", ["in", "out"])
-async def test_stream_that_breaks_goes_on_with_resume(
-    sshd: SshServer, programs: Path, here: Path, there: Path, way: str
+async def test_program_that_ends_leaves_a_part_with_which_resume_goes_on(
+    sshd: SshServer, programs: Path, here: Path, there: Path, way: str, end: str, how: str
 ) -> None:
-    """What has come stays as a part, and only the rest passes again."""
+    """It does not say why. What has come stays as a part, and only the rest passes again."""
     data = data_of(SIZE + STREAM_FROM)
     source, target = (here, there) if way == "in" else (there, here)
     (source / "file").write_bytes(data)
-    change(programs, "put(o,b[:n]);", f"put(o,b[:n]); left<{STREAM_FROM} and os._exit(1);")
+    change(programs, "put(o,b[:n]);", f"put(o,b[:n]); left<{STREAM_FROM} and {end};")
     async with vsock.guest_session("alpha") as guest:
         copy = guest.copy_in if way == "in" else guest.copy_out
-        with pytest.raises(SessionError, match="another one with --resume goes on from there"):
+        with pytest.raises(CopyError) as caught:
             await copy(f"{source}/file", f"{target}/file")
+    (line,) = caught.value.failures
+    assert line == (
+        f"alpha:{there}/file: the guest's program ended during the copy ({how}); "
+        "another one with --resume goes on from there"
+    )
     (part,) = target.iterdir()
     assert part.name.startswith(".file.")
     least = part.stat().st_size - WINDOW - CHUNK
@@ -166,7 +176,7 @@ async def test_file_that_is_not_the_same_is_found_out(
     sshd: SshServer, programs: Path, here: Path, there: Path, way: str
 ) -> None:
     """A byte is another one on the way; the old file stays, unless nothing is to be compared."""
-    change(programs, "put(o,b[:n])", 'b[0]^=o>2 or way==b"send"; put(o,b[:n]); b[0]^=way==b"send"')
+    change(programs, "put(o,b[:n])", "b[0]^=o>2 or i>0; put(o,b[:n]); b[0]^=i>0")
     source, target = (here, there) if way == "in" else (there, here)
     (source / "file").write_bytes(data_of(SIZE))
     (target / "file").write_text("old")
@@ -187,8 +197,7 @@ async def test_guest_that_says_no_crc_is_one_line(
     sshd: SshServer, programs: Path, here: Path, there: Path, said: str
 ) -> None:
     """Nothing of what else it says is kept, and other files go on."""
-    summed = '(0 if kind==b"none" else crc(f,begin+length))'
-    change(programs, f'put(1,b"%d\\n"%{summed})', f"put(1,{said})")
+    change(programs, f'put(1,b"%d\\n"%crc(f,min({SEGMENT},end-at)))', f"put(1,{said})")
     (there / "tree").mkdir()
     (there / "tree/large").write_bytes(data_of(SIZE))
     (there / "tree/small").write_text("small")
@@ -206,7 +215,7 @@ async def test_guest_that_sends_nothing_is_given_up(
     change(programs, "  os.lseek(f,begin,0)", "  os.read(0,1)")
     (there / "file").write_bytes(data_of(SIZE))
     async with vsock.guest_session("alpha") as guest:
-        monkeypatch.setattr(guest_module, "_ANSWER_SECONDS", 3.0)
+        monkeypatch.setattr(connection, "ANSWER_SECONDS", 3.0)
         with pytest.raises(SessionError, match="alpha did not answer for 3 s"):
             await guest.copy_out(f"{there}/file", here)
     assert not (here / "file").exists()
@@ -230,15 +239,12 @@ async def test_link_in_the_place_of_the_part_is_not_followed(
     sshd: SshServer, programs: Path, here: Path, there: Path
 ) -> None:
     """Another user of the guest may have put it there."""
-    change(
-        programs,
-        "  else: f=os.open(",
-        '  else: os.unlink(path); os.symlink("' + str(there / "other") + '",path); f=os.open(',
-    )
+    link = f'os.unlink(path); os.symlink("{there}/other",path)'
+    change(programs, "  f=os.open(", f"  {link}; f=os.open(")
     (there / "other").write_text("other")
     (here / "file").write_bytes(data_of(SIZE))
     async with vsock.guest_session("alpha") as guest:
-        with pytest.raises(SessionError):
+        with pytest.raises(CopyError, match="/file: Too many levels of symbolic links"):
             await guest.copy_in(here / "file", str(there))
     assert (there / "other").read_text() == "other"
     assert not (there / "file").exists()
@@ -248,7 +254,7 @@ async def test_part_that_another_copy_cuts_is_found_out(
     sshd: SshServer, programs: Path, here: Path, there: Path
 ) -> None:
     """As two copies with --resume may do that run at once: what was written before the cut is gone."""
-    cut = f"left<{PIECE}<=left+n and os.truncate(path,{PIECE});"
+    cut = f"left<{PIECE}<=left+n and os.ftruncate(o,{PIECE});"
     change(programs, "put(o,b[:n]);", f"put(o,b[:n]); {cut}")
     (here / "file").write_bytes(data_of(SIZE))
     async with vsock.guest_session("alpha") as guest:

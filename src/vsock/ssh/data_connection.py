@@ -134,6 +134,17 @@ class DataConnection:
         if self.process.returncode is None:
             self.writer.transport.abort()
 
+    async def last_words(self) -> tuple[str, int | None]:
+        """Wait for the end of the program; returns the end of its standard error, and its status.
+
+        The status is negative for a signal, and None if sshd does not tell it.
+        """
+        said = b""
+        while piece := await self.process.stderr.read(_MOST_SAID):
+            said = (said + piece)[-_MOST_SAID:]
+        await self.process.wait_closed()
+        return said.decode(errors="replace"), self.process.returncode
+
     def detach(self) -> "socket.socket":
         """The connection as a socket, for a caller that copies by itself, before anything was read or written here.
 

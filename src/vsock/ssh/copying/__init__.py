@@ -10,8 +10,10 @@ checked. Memory is bounded, however large files and folders are.
 | `host` | the host's files, by descriptors of their folders |
 | `in_use` | closes files behind the last thread that uses them |
 | `guest` | a guest's files, by SFTP |
+| `connection` | the SFTP connection of a guest: how long answers may take, and what errors mean |
 | `sftp` | asyncssh's SFTP client, over a plain data connection or over ssh |
 | `streams` | the data of large files, over a plain data connection of its own |
+| `stream_programs` | what the guest runs behind that |
 | `digests` | by what files are compared |
 | `transfer` | one file: the data, in what order, and its comparison |
 | `trees` | named files and whole trees, and the result |

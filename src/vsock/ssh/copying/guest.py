@@ -4,18 +4,18 @@ Paths are the guest's own matter: it can only deceive itself about them.
 """
 
 import asyncio
-import errno
 import posixpath
 import secrets
 import shlex
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import asyncssh
 from asyncssh import constants
 
 from vsock.errors import SessionError
+from vsock.ssh.copying.connection import GuestConnection, seconds_to_sum
 from vsock.ssh.copying.digests import SHA256
 from vsock.ssh.copying.in_use import InUse
 from vsock.ssh.copying.sftp import plain_sftp, ssh_sftp
@@ -27,10 +27,9 @@ from vsock.ssh.copying.sides import (
     Written,
     digest_of,
     part_name,
-    shown,
 )
-from vsock.ssh.copying.streams import GuestStream
-from vsock.ssh.data_connection import DataConnection, DataConnectionError
+from vsock.ssh.copying.streams import FileStream, GuestStreams, Way
+from vsock.ssh.data_connection import DataConnectionError
 from vsock.ssh.sftp_server import answering, notes
 
 if TYPE_CHECKING:
@@ -38,12 +37,6 @@ if TYPE_CHECKING:
     from vsock.ssh.session import GuestSession
 
 __all__ = ["GuestSide"]
-
-_ANSWER_SECONDS: Final = 60.0
-"""How long one answer may take; sshd of an emulated guest on a busy machine needs seconds."""
-
-_LEAST_BYTES_PER_SECOND: Final = 1 << 20
-"""How fast sha256sum must be at least."""
 
 _FEW: Final = 1 << 20
 """Bytes that are read again rather than compared by sha256sum, whose start costs more."""
@@ -53,22 +46,6 @@ _MOST_DOTS: Final = 2
 
 _MOST_NUMBER: Final = 2**63 - 1
 _LAST_SECOND: Final = 2**32 - 1
-_T = TypeVar("_T")
-
-_LOST: Final = (
-    asyncssh.SFTPConnectionLost,
-    asyncssh.SFTPNoConnection,
-    asyncssh.ConnectionLost,
-    asyncssh.DisconnectError,
-    asyncssh.ChannelOpenError,
-    ConnectionError,
-)
-
-_REASONS: Final[dict[type[asyncssh.SFTPError], str]] = {
-    asyncssh.SFTPNoSuchFile: "no such file or folder",
-    asyncssh.SFTPPermissionDenied: "permission denied",
-    asyncssh.SFTPNoSpaceOnFilesystem: "no space left on the guest's disk",
-}
 
 
 class GuestSide:
@@ -77,23 +54,18 @@ class GuestSide:
     def __init__(
         self,
         session: "GuestSession",
-        client: asyncssh.SFTPClient,
+        sftp: GuestConnection,
+        streams: GuestStreams | None,
         *,
-        data: DataConnection | None = None,
         over_ssh: str | None = None,
     ) -> None:
         self._session = session
+        self._streams = streams
         self.name = session.name
-        self.client = client
+        self.sftp = sftp
         self.notes: set[str] = set()
         self.over_ssh = over_ssh
         """Why ssh carries the data; None if a plain connection does."""
-        self._data = data
-        self._has_streams = True
-        self._stream: GuestStream | None = None
-        self._opening: asyncio.Task[GuestStream | None] | None = None
-        if data:
-            self.notes.update(notes(self.name, refused=data.refused))
 
     @classmethod
     async def open(
@@ -110,99 +82,45 @@ class GuestSide:
             SessionError: it has no SFTP, or the session ended.
         """
         if encrypted:
-            return cls(session, await cls._sftp(session), over_ssh="it was asked for")
-        stream = asyncio.create_task(_begun(session)) if streams else None
-        try:
-            side = await cls._plain_or_not(session)
-        except BaseException:
-            _end_opening(stream)
-            raise
-        side._opening = stream
-        return side
-
-    @classmethod
-    async def _plain_or_not(cls, session: "GuestSession") -> "GuestSide":
+            return cls(session, await _over_ssh(session), None, over_ssh="it was asked for")
+        carriers = GuestStreams(session)
+        if streams:
+            carriers.begin()
         try:
             data, client = await plain_sftp(session)
-            return cls(session, client, data=data)
         except DataConnectionError as error:
-            side = cls(session, await cls._sftp(session), over_ssh=str(error))
+            carriers.end()
+            side = cls(session, await _over_ssh(session), None, over_ssh=str(error))
             side.notes.update(notes(side.name, refused=error.refused, is_late=error.is_late))
             return side
-
-    @staticmethod
-    async def _sftp(session: "GuestSession") -> asyncssh.SFTPClient:
-        async with answering(session):
-            return await ssh_sftp(session)
+        except BaseException:
+            carriers.end()
+            raise
+        side = cls(session, GuestConnection(session, client, data), carriers)
+        side.notes.update(notes(side.name, refused=data.refused))
+        return side
 
     async def close(self) -> None:
         """End SFTP, not the session, unless the guest does not answer."""
-        self.end_stream()
-        self.client.exit()
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await self.client.wait_closed()
-        except TimeoutError:
-            self._abort()
-        if self._data:
-            self._data.abort()
-
-    def _abort(self) -> None:
-        """Give the guest up; closing would wait for its answers."""
-        self.end_stream()
-        if self._data:
-            self._data.abort()
-        with suppress(SessionError):  # it is closed already
-            self._session.connection.abort()
+        if self._streams:
+            self._streams.end()
+        await self.sftp.close()
 
     @property
     def chunk(self) -> int:
         """Bytes that one request may carry."""
-        limits = self.client.limits
+        limits = self.sftp.client.limits
         return min(CHUNK, limits.max_read_len or CHUNK, limits.max_write_len or CHUNK)
 
     def text(self, path: bytes) -> str:
         """The path behind the guest's name."""
-        return f"{shown(self.name.encode())}:{shown(path)}"
-
-    async def ask(self, answer: Awaitable[_T], path: bytes, seconds: float | None = None) -> _T:
-        """Wait for an answer about a path, so long at most.
-
-        Raises:
-            EntryError: the guest says no, or what it must not say.
-            SessionError: the session ended, or there is no answer.
-        """
-        # A listing that is given up asks the guest to close it, and waits for the answer to that.
-        seconds = seconds or _ANSWER_SECONDS
-        last = asyncio.get_running_loop().call_later(2 * seconds, self._abort)
-        try:
-            async with asyncio.timeout(seconds):
-                return await answer
-        except TimeoutError:
-            self._abort()
-            raise SessionError(
-                errno.ETIMEDOUT, f"{self.name} did not answer for {seconds:g} s"
-            ) from None
-        except _LOST as error:
-            raise SessionError(
-                errno.ECONNRESET,
-                f"the session with {self.name} ended during the copy; another one with --resume goes on from there",
-            ) from error
-        except asyncssh.SFTPError as error:
-            reason = _REASONS.get(type(error)) or shown(error.reason[:200].encode())
-            raise EntryError(f"{self.text(path)}: {reason}") from error
-        except (asyncssh.Error, ValueError) as error:
-            raise EntryError(
-                f"{self.text(path)}: the guest's SFTP server breaks the protocol"
-            ) from error
-        finally:
-            last.cancel()
+        return self.sftp.text(path)
 
     async def entry(self, path: bytes, *, follow: bool) -> Entry | None:
         """What is there."""
-        look = self.client.stat if follow else self.client.lstat
+        look = self.sftp.client.stat if follow else self.sftp.client.lstat
         try:
-            return self.read_entry(await self.ask(look(path or b"."), path), path)
+            return self.read_entry(await self.sftp.ask(look(path or b"."), path), path)
         except EntryError as error:
             if isinstance(error.__cause__, asyncssh.SFTPNoSuchFile | asyncssh.SFTPNoSuchPath):
                 return None
@@ -215,6 +133,10 @@ class GuestSide:
             raise EntryError(f"{self.text(path)}: {'not a' if found else 'no such'} folder")
         return GuestFolder(self, path)
 
+    async def real_path(self, path: bytes) -> bytes:
+        """The path without links."""
+        return await self.sftp.ask(self.sftp.client.realpath(path or b"."), path)
+
     def read_entry(self, said: asyncssh.SFTPAttrs, path: bytes) -> Entry:
         """Check what the guest says of an entry."""
         size, seconds = said.size or 0, said.mtime or 0
@@ -222,23 +144,18 @@ class GuestSide:
             raise EntryError(f"{self.text(path)}: the guest does not say what it is")
         return Entry.of(said.permissions, size, min(seconds, _LAST_SECOND))
 
-    async def stream(self, path: bytes) -> GuestStream | None:
-        """What carries a file as a plain stream; None if nothing does."""
-        if self.over_ssh or not self._has_streams or b"\n" in path:
+    async def stream(
+        self, way: Way, path: bytes, name: bytes, begin: int, length: int, *, verify: bool
+    ) -> FileStream | None:
+        """A plain stream that carries a part of a file from an offset; None if nothing does. Errors have the name."""
+        if not self._streams or b"\n" in path:
             return None
-        if not self._stream:
-            opening, self._opening = self._opening, None
-            self._stream = await (opening or _begun(self._session))
-            self._has_streams = self._stream is not None
-        return self._stream
-
-    def end_stream(self) -> None:
-        """End the stream, of which a file was not copied to its end."""
-        _end_opening(self._opening)
-        self._opening = None
-        if self._stream:
-            self._stream.close()
-            self._stream = None
+        stream = await self._streams.get()
+        if not stream:
+            return None
+        file = FileStream(self.sftp, self._streams, stream, name)
+        await file.order(way, path, begin, length, verify=verify)
+        return file
 
     async def digest(self, path: bytes, length: int, kind: str) -> bytes | None:
         """SHA-256 by the guest's own sha256sum; None if it has none that reads this file, or to read it costs less.
@@ -251,11 +168,10 @@ class GuestSide:
             quoted = shlex.quote(path.decode())
         except UnicodeDecodeError:
             return None  # SSH has commands in UTF-8
-        seconds = _ANSWER_SECONDS + length / _LEAST_BYTES_PER_SECOND
         # sshd may show SFTP another root than commands have.
         line = f"test -r {quoted} && head -c {length} < {quoted} | sha256sum"
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds_to_sum(length)):
                 process = await self._session.open_process(line, encoding=None)
                 try:
                     return bytes.fromhex((await process.stdout.readexactly(64)).decode())
@@ -265,25 +181,9 @@ class GuestSide:
             return None  # the caller reads the file again, and then an ended session is an error
 
 
-async def _begun(session: "GuestSession") -> GuestStream | None:
-    """A stream, unless the guest lacks what that needs."""
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            return await GuestStream.open(session)
-    except (DataConnectionError, TimeoutError):
-        return None
-
-
-def _end_opening(opening: "asyncio.Task[GuestStream | None] | None") -> None:
-    """Nobody wants it any more, though it may have begun."""
-
-    def end(done: "asyncio.Task[GuestStream | None]") -> None:
-        if not done.cancelled() and not done.exception() and (stream := done.result()):
-            stream.close()
-
-    if opening:
-        opening.add_done_callback(end)
-        opening.cancel()
+async def _over_ssh(session: "GuestSession") -> GuestConnection:
+    async with answering(session):
+        return GuestConnection(session, await ssh_sftp(session))
 
 
 class GuestFolder:
@@ -291,12 +191,12 @@ class GuestFolder:
 
     def __init__(self, side: GuestSide, path: bytes) -> None:
         self._side = side
-        self._client = side.client
+        self._sftp = side.sftp
         self._path = path
 
     def text(self, name: bytes) -> str:
         """The path of an entry."""
-        return self._side.text(self._of(name))
+        return self._sftp.text(self._of(name))
 
     def _of(self, name: bytes) -> bytes:
         return posixpath.join(self._path, name)
@@ -304,13 +204,13 @@ class GuestFolder:
     async def entries(self) -> AsyncGenerator[tuple[bytes, Entry], None]:
         """What the guest says is in it."""
         listing = cast(
-            "AsyncGenerator[asyncssh.SFTPName, None]", self._client.scandir(self._path or b".")
+            "AsyncGenerator[asyncssh.SFTPName, None]", self._sftp.client.scandir(self._path or b".")
         )
         dots = 0
         try:
             while dots <= _MOST_DOTS:
                 try:
-                    found = await self._side.ask(anext(listing), self._path)
+                    found = await self._sftp.ask(anext(listing), self._path)
                 except StopAsyncIteration:
                     return
                 name = found.filename
@@ -322,7 +222,7 @@ class GuestFolder:
             raise EntryError(f"{self.text(b'')}: the guest lists the folder itself again and again")
         finally:
             with suppress(EntryError, SessionError):  # what ended the listing is the reason
-                await self._side.ask(listing.aclose(), self._path)
+                await self._sftp.ask(listing.aclose(), self._path)
 
     async def entry(self, name: bytes) -> Entry | None:
         """What is there."""
@@ -339,12 +239,12 @@ class GuestFolder:
         """Make a folder."""
         path = self._of(name)
         attrs = asyncssh.SFTPAttrs(permissions=0o700)
-        await self._side.ask(self._client.mkdir(path, attrs), path)
+        await self._sftp.ask(self._sftp.client.mkdir(path, attrs), path)
 
     async def read_link(self, name: bytes) -> bytes:
         """What a link says."""
         path = self._of(name)
-        target = await self._side.ask(self._client.readlink(path), path)
+        target = await self._sftp.ask(self._sftp.client.readlink(path), path)
         if not target or len(target) > 4095 or b"\0" in target:
             raise EntryError(f"{self.text(name)}: the guest says a link that none can be")
         return target
@@ -352,22 +252,22 @@ class GuestFolder:
     async def make_link(self, name: bytes, target: bytes, entry: Entry) -> None:
         """Make a link under a temporary name, and rename it. SFTP cannot give it a time."""
         part = self._of(part_name(name, secrets.token_hex(6)))
-        await self._side.ask(self._client.symlink(target, part), part)
+        await self._sftp.ask(self._sftp.client.symlink(target, part), part)
         try:
             await _rename(self._side, part, self._of(name))
         except EntryError:
             with suppress(EntryError):  # the first one is the reason
-                await self._side.ask(self._client.remove(part), part)
+                await self._sftp.ask(self._sftp.client.remove(part), part)
             raise
 
     async def reader(self, name: bytes) -> "GuestReader":
         """Open a file."""
         path = self._of(name)
-        file = await self._side.ask(
-            self._client.open(path, constants.FXF_READ, encoding=None, block_size=0), path
+        file = await self._sftp.ask(
+            self._sftp.client.open(path, constants.FXF_READ, encoding=None, block_size=0), path
         )
-        async with _closed_on_error(file):
-            said = await self._side.ask(file.stat(), path)
+        async with _closed_on_error(self._sftp, file):
+            said = await self._sftp.ask(file.stat(), path)
             entry = self._side.read_entry(said, path)
             if entry.kind is not Kind.FILE:
                 raise EntryError(f"{self.text(name)}: became a {entry.kind.value} during the copy")
@@ -393,15 +293,15 @@ class GuestFolder:
         if not there:
             flags |= constants.FXF_CREAT | constants.FXF_EXCL
         attrs = asyncssh.SFTPAttrs(permissions=0o600)
-        file = await self._side.ask(
-            self._client.open(path, flags, attrs, encoding=None, block_size=0), path
+        file = await self._sftp.ask(
+            self._sftp.client.open(path, flags, attrs, encoding=None, block_size=0), path
         )
         return GuestWriter(self._side, file, path, self._of(name), there.size if there else 0)
 
     async def finish(self, entry: Entry | None) -> None:
         """Mode and time of a new folder."""
         if entry:
-            await self._side.ask(self._client.setstat(self._path, _attrs(entry)), self._path)
+            await self._sftp.ask(self._sftp.client.setstat(self._path, _attrs(entry)), self._path)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -416,6 +316,7 @@ class GuestReader:
         self, side: GuestSide, file: "asyncssh.SFTPClientFile", path: bytes, entry: Entry
     ) -> None:
         self._side = side
+        self._sftp = side.sftp
         self._file = file
         self._path = path
         self.entry = entry
@@ -423,25 +324,21 @@ class GuestReader:
     async def read(self, offset: int, size: int) -> bytes:
         """Read at an offset."""
         size = min(size, self._side.chunk)
-        data: bytes = await self._side.ask(self._file.read(size, offset), self._path)
+        data: bytes = await self._sftp.ask(self._file.read(size, offset), self._path)
         if len(data) > size:
-            raise EntryError(f"{self._side.text(self._path)}: the guest sends more than was asked")
+            raise EntryError(f"{self._sftp.text(self._path)}: the guest sends more than was asked")
         return data
 
     async def now(self) -> Entry:
         """What it is by now."""
         return self._side.read_entry(
-            await self._side.ask(self._file.stat(), self._path), self._path
+            await self._sftp.ask(self._file.stat(), self._path), self._path
         )
 
     async def stream(self, begin: int, *, verify: bool) -> "Stream | None":
         """A plain stream of it from an offset."""
-        stream = await self._side.stream(self._path)
-        if not stream:
-            return None
         length = self.entry.size - begin
-        await self._side.ask(stream.give(self._path, begin, length, verify=verify), self._path)
-        return _Stream(self._side, stream, self._path)
+        return await self._side.stream("send", self._path, self._path, begin, length, verify=verify)
 
     async def digest(self, length: int, kind: str = SHA256) -> bytes:
         """A digest of its first bytes."""
@@ -450,7 +347,7 @@ class GuestReader:
 
     async def close(self) -> None:
         """Close it."""
-        await _close(self._file)
+        await self._sftp.close_file(self._file)
 
 
 class GuestWriter:
@@ -465,6 +362,7 @@ class GuestWriter:
         begun: int,
     ) -> None:
         self._side = side
+        self._sftp = side.sftp
         self._file = file
         self._part = part
         self._path = path
@@ -476,7 +374,7 @@ class GuestWriter:
         for at in range(0, len(data), step):
             piece = bytes(data[at : at + step])
             try:
-                await self._side.ask(self._file.write(piece, offset + at), self._path)
+                await self._sftp.ask(self._file.write(piece, offset + at), self._path)
             except EntryError as error:
                 raise await self._why(error) from error
 
@@ -489,25 +387,22 @@ class GuestWriter:
     async def _full(self) -> EntryError | None:
         """The trouble that the guest's disk is full, if it is."""
         try:
-            disk = await self._side.ask(self._file.statvfs(), self._path)
+            disk = await self._sftp.ask(self._file.statvfs(), self._path)
         except EntryError:
             return None  # the server cannot say
         if disk.bavail:
             return None
-        return EntryError(f"{self._side.text(self._path)}: no space left on the guest's disk")
+        return EntryError(f"{self._sftp.text(self._path)}: no space left on the guest's disk")
 
     async def truncate(self, size: int) -> None:
         """Cut or extend it."""
-        await self._side.ask(self._file.setstat(asyncssh.SFTPAttrs(size=size)), self._path)
+        await self._sftp.ask(self._file.setstat(asyncssh.SFTPAttrs(size=size)), self._path)
 
     async def stream(self, begin: int, size: int, *, verify: bool) -> "Stream | None":
         """A plain stream into it."""
-        stream = await self._side.stream(self._part)
-        if not stream:
-            return None
-        order = stream.take(self._part, begin, size - begin, verify=verify)
-        await self._side.ask(order, self._part)
-        return _Stream(self._side, stream, self._part, self._full)
+        return await self._side.stream(
+            "take", self._part, self._path, begin, size - begin, verify=verify
+        )
 
     async def digest(
         self, length: int, kind: str = SHA256, written: Written | None = None
@@ -522,16 +417,16 @@ class GuestWriter:
 
         async def read(offset: int, size: int) -> bytes:
             size = min(size, self._side.chunk)
-            data: bytes = await self._side.ask(self._file.read(size, offset), self._path)
+            data: bytes = await self._sftp.ask(self._file.read(size, offset), self._path)
             return data
 
         return await digest_of(read, length, kind)
 
     async def place(self, entry: Entry) -> None:
         """Finish it, and rename it."""
-        await self._side.ask(self._file.setstat(_attrs(entry)), self._path)
+        await self._sftp.ask(self._file.setstat(_attrs(entry)), self._path)
         try:
-            await self._side.ask(self._file.fsync(), self._path)
+            await self._sftp.ask(self._file.fsync(), self._path)
         except EntryError as error:
             if not isinstance(error.__cause__, asyncssh.SFTPOpUnsupported):
                 raise
@@ -542,56 +437,11 @@ class GuestWriter:
 
     async def discard(self) -> None:
         """Remove it."""
-        await self._side.ask(self._side.client.remove(self._part), self._part)
+        await self._sftp.ask(self._sftp.client.remove(self._part), self._part)
 
     async def close(self) -> None:
         """Close it."""
-        await _close(self._file)
-
-
-class _Stream:
-    """One file on a stream: the guest answers in time, or is given up. `full` is asked why it has broken."""
-
-    def __init__(
-        self,
-        side: GuestSide,
-        stream: GuestStream,
-        path: bytes,
-        full: Callable[[], Awaitable[EntryError | None]] | None = None,
-    ) -> None:
-        self._side = side
-        self._stream = stream
-        self._path = path
-        self._full = full
-
-    async def send(self, file: InUse[int], offset: int, size: int) -> int:
-        """Send from a file of the host."""
-        return await self._ask(self._stream.send(file, offset, size))
-
-    async def receive(self, buffer: memoryview) -> None:
-        """Receive."""
-        await self._ask(self._stream.receive(buffer))
-
-    async def crc(self, length: int) -> bytes:
-        """The CRC of the guest's file."""
-        seconds = _ANSWER_SECONDS + length / _LEAST_BYTES_PER_SECOND
-        said = await self._ask(self._stream.crc(), seconds)
-        if said is None:
-            raise EntryError(f"{self._side.text(self._path)}: the guest says no CRC")
-        return said
-
-    def end(self) -> None:
-        """The file was not copied to its end."""
-        self._side.end_stream()
-
-    async def _ask(self, answer: Awaitable[_T], seconds: float | None = None) -> _T:
-        try:
-            return await self._side.ask(answer, self._path, seconds)
-        except SessionError as error:
-            is_broken = isinstance(error.__cause__, ConnectionError)
-            if is_broken and self._full and (reason := await self._full()):
-                raise reason from error
-            raise
+        await self._sftp.close_file(self._file)
 
 
 def _attrs(entry: Entry) -> asyncssh.SFTPAttrs:
@@ -602,7 +452,7 @@ def _attrs(entry: Entry) -> asyncssh.SFTPAttrs:
 async def _rename(side: GuestSide, old: bytes, new: bytes) -> None:
     """Rename in one step, in place of what has the new name; where the server cannot, in two, and say so."""
     try:
-        await side.ask(side.client.posix_rename(old, new), new)
+        await side.sftp.ask(side.sftp.client.posix_rename(old, new), new)
         return
     except EntryError as error:
         if not isinstance(error.__cause__, asyncssh.SFTPOpUnsupported):
@@ -611,21 +461,16 @@ async def _rename(side: GuestSide, old: bytes, new: bytes) -> None:
         side.notes.add(
             f"the SFTP server of {side.name} cannot replace a file in one step: for a moment there was none"
         )
-        await side.ask(side.client.remove(new), new)
-    await side.ask(side.client.rename(old, new), new)
+        await side.sftp.ask(side.sftp.client.remove(new), new)
+    await side.sftp.ask(side.sftp.client.rename(old, new), new)
 
 
 @asynccontextmanager
-async def _closed_on_error(file: "asyncssh.SFTPClientFile") -> AsyncIterator[None]:
+async def _closed_on_error(
+    sftp: GuestConnection, file: "asyncssh.SFTPClientFile"
+) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        await _close(file)
+        await sftp.close_file(file)
         raise
-
-
-async def _close(file: "asyncssh.SFTPClientFile") -> None:
-    # What was written has been answered for. If the session has ended, so has the handle.
-    with suppress(asyncssh.Error, OSError, ValueError, TimeoutError):
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await file.close()

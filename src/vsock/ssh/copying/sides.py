@@ -22,6 +22,7 @@ __all__ = [
     "EntryError",
     "Folder",
     "Kind",
+    "PartLeftError",
     "Progress",
     "Reader",
     "Side",
@@ -53,6 +54,10 @@ _LONGEST_NAME: Final = 255
 
 class EntryError(Exception):
     """A file, link or folder is not copied; the text is one line with the side at fault. The others go on."""
+
+
+class PartLeftError(EntryError):
+    """A file is not copied, and what came of it stays as its part, with which another copy goes on."""
 
 
 class Kind(Enum):
@@ -136,7 +141,7 @@ class Stream(Protocol):
         """Receive until the buffer is full."""
 
     async def crc(self, length: int) -> bytes:
-        """The CRC of the guest's whole file, which has this length, after the last byte; of no use if unverified."""
+        """The CRCs of the guest's file, which has this length, after the last byte; of no use if unverified."""
 
     def end(self) -> None:
         """The file was not copied to its end: nothing more can pass."""

@@ -1,110 +1,64 @@
-"""Large files as plain streams: a data connection with nothing between the bytes but one line before each file.
+"""Large files as plain streams: a data connection with nothing between the bytes but two lines before each file.
 
 sftp-server reads and writes 32 KiB at a time, and under emulation these many system calls are what is slow. A stream
-has no requests. SFTP makes the file, gives it mode and time, and renames it, as for any other file.
-
-Behind the connection are the guest's dd and cksum, or its python3: both copy a file, and then say its CRC. A CRC finds
-errors. A guest that lies would lie about any digest.
+has no requests. SFTP makes the file, gives it mode and time, and renames it, as for any other file. What runs in the
+guest is in `stream_programs`.
 """
 
 import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from socket import MSG_WAITALL, SHUT_RDWR
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
+import asyncssh
+
+from vsock._system.text import printable
+from vsock.errors import SessionError
 from vsock.ssh.attached import in_thread
-from vsock.ssh.copying.digests import CRC32, read_crc
+from vsock.ssh.copying.connection import NO_PERMISSION, NO_SPACE, NO_SUCH, seconds_to_sum
+from vsock.ssh.copying.digests import CRC32, SEGMENT, read_crc
 from vsock.ssh.copying.in_use import InUse
-from vsock.ssh.copying.sides import CHUNK
+from vsock.ssh.copying.sides import CHUNK, EntryError, PartLeftError
+from vsock.ssh.copying.stream_programs import FAILED, LINE, NONE, READY
 from vsock.ssh.data_connection import DataConnectionError, open_data_connection
 
 if TYPE_CHECKING:
+    from vsock.ssh.copying.connection import GuestConnection
     from vsock.ssh.data_connection import DataConnection
     from vsock.ssh.session import GuestSession
 
-__all__ = ["PIECE", "STREAM_FROM", "GuestStream", "fill"]
+__all__ = ["STREAM_FROM", "FileStream", "GuestStreams", "Way", "fill"]
 
 STREAM_FROM: Final = 8 << 20
 """Bytes of a file from which on a stream is quicker; to open one takes as long as some MiB by SFTP."""
 
-PIECE: Final = 1 << 20
-"""Bytes of a file that are sent or received before the next look."""
+_OPEN_SECONDS: Final = 60.0
+"""How long the guest may take until its program has begun."""
 
-_READY: Final = b"ready\n"
-_NONE: Final = "none"
+_END_SECONDS: Final = 10.0
+"""How long sshd may take to say how a program ended that has closed its stream."""
+
 _NO_SENDFILE: Final = (errno.EINVAL, errno.ENOSYS)
 """Errors of a file system without it."""
 
+_REASONS: Final = {
+    "No such file or directory": NO_SUCH,
+    "Permission denied": NO_PERMISSION,
+    "No space left on device": NO_SPACE,
+}
+"""What a guest's program says, in the words that SFTP's errors have here."""
+
+Way = Literal["take", "send"]
+"""What a guest does with a file."""
+
 _T = TypeVar("_T")
-_MOST_SAID: Final = 256
-"""Bytes that a guest may say after the data."""
-
-# dd says how much it has copied. If that is too little, the guest says nothing more, and closes. Nobody may put a link
-# in the place of the file that SFTP has made. A file that grows ends where it did when it was opened. Another copy may write
-# to the same part, so that each writes at offsets, and the CRC is of what the file is then.
-_BY_TOOLS: Final = f"""\
-export LC_ALL=C
-exec 3>&1
-sum() {{ if [ "$kind" = {_NONE} ]; then echo 0; else cksum -a {CRC32}b <"$path"; fi; }}
-echo ready
-while IFS= read -r path && IFS=" " read -r way kind chunks length; do
-  if [ "$way" = send ]
-  then said=$(dd bs={CHUNK} iflag=count_bytes skip="$chunks" count="$length" if="$path" 2>&1 >&3)
-  else said=$(dd bs={CHUNK} iflag=fullblock,count_bytes count="$length" \
-    of="$path" seek="$chunks" oflag=nofollow conv=notrunc,nocreat 2>&1)
-  fi
-  case "$said" in *"
-$length byte"*) sum || exit;; *) exit 1;; esac
-done
-"""
-
-# One process for all: to start one takes User-Mode Linux a tenth of a second.
-_BY_PYTHON: Final = f"""\
-import os,zlib
-b=memoryview(bytearray({PIECE}))
-def put(f,m):
-  while m: m=m[os.write(f,m):]
-def copy(i,o,left):
-  while left>0:
-    n=os.readv(i,[b[:left]])
-    if not n: break
-    put(o,b[:n]); left-=n
-  return left
-def crc(f,left):
-  c=0
-  os.lseek(f,0,0)
-  while left>0:
-    n=os.readv(f,[b[:left]])
-    if not n: break
-    c=zlib.crc32(b[:n],c); left-=n
-  return c
-def line():
-  r=b""
-  while r[-1:]!=b"\\n":
-    x=os.read(0,1)
-    if not x: os._exit(0)
-    r+=x
-  return r[:-1]
-put(1,b"ready\\n")
-while 1:
-  path=line(); way,kind,chunks,length=line().split(); begin=int(chunks)*{CHUNK}; length=int(length)
-  f=os.open(path,os.O_RDONLY if way==b"send" else os.O_RDWR|os.O_NOFOLLOW)
-  os.lseek(f,begin,0)
-  if copy(f,1,length) if way==b"send" else copy(0,f,length): break
-  put(1,b"%d\\n"%(0 if kind==b"{_NONE}" else crc(f,begin+length)))
-  os.close(f)
-"""
-
-_LINE: Final = f"""\
-if cksum -a {CRC32}b </dev/null >/dev/null 2>&1 && dd iflag=count_bytes,nofollow count=0 </dev/null 2>/dev/null
-then {_BY_TOOLS}
-else exec python3 -IS -c '{_BY_PYTHON}'
-fi
-"""
+_LONGEST_LINE: Final = 256
+_LONGEST_REASON: Final = 100
 
 
 def fill(sock: socket.socket, buffer: memoryview) -> bool:
@@ -130,6 +84,14 @@ def _send(sock: socket.socket, file: InUse[int], offset: int, size: int) -> int:
         return len(data)
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a guest's program ended: `reason` is what it says has failed, `status` says how else."""
+
+    reason: str | None
+    status: str
+
+
 class GuestStream:
     """A stream to and from files of the guest, one after the other.
 
@@ -141,6 +103,7 @@ class GuestStream:
         sock = socket.socket(fileno=data.detach().detach())
         sock.setblocking(True)
         self._sock = InUse(sock, socket.socket.close)
+        self._said = b""
         self._watch = asyncio.create_task(self._end_with_session())
 
     @classmethod
@@ -150,10 +113,10 @@ class GuestStream:
         Raises:
             DataConnectionError: it lacks what that needs.
         """
-        data = await open_data_connection(session, ["sh"], ["-c", _LINE])
+        data = await open_data_connection(session, ["sh"], ["-c", LINE])
         try:
             # It says nothing more before it is asked to, so that what it says then is not read here.
-            if await data.reader.readexactly(len(_READY)) == _READY:
+            if await data.reader.readexactly(len(READY)) == READY:
                 return cls(data)
         except (asyncio.IncompleteReadError, OSError) as error:
             data.abort()
@@ -166,22 +129,16 @@ class GuestStream:
 
     async def _end_with_session(self) -> None:
         await self._data.wait_closed()
-        self._end()
+        self._shut_down()
 
-    def _end(self) -> None:
+    def _shut_down(self) -> None:
         with suppress(OSError), self._sock as sock:  # the other side has ended it
             sock.shutdown(SHUT_RDWR)
 
-    async def take(self, path: bytes, begin: int, length: int, *, verify: bool) -> None:
-        """Let the guest write what is sent to a file that is there, from an offset."""
-        await self._order("take", path, begin, length, verify=verify)
-
-    async def give(self, path: bytes, begin: int, length: int, *, verify: bool) -> None:
-        """Let the guest send a part of a file."""
-        await self._order("send", path, begin, length, verify=verify)
-
-    async def _order(self, way: str, path: bytes, begin: int, length: int, *, verify: bool) -> None:
-        words = f"{way} {CRC32 if verify else _NONE} {begin // CHUNK} {length}\n"
+    async def order(self, way: Way, path: bytes, begin: int, length: int, *, verify: bool) -> None:
+        """Let the guest take what is sent for a file that is there, from an offset, or send that part of it."""
+        self._said = b""
+        words = f"{way} {CRC32 if verify else NONE} {begin // CHUNK} {length}\n"
         await self._in_thread(socket.socket.sendall, path + b"\n" + words.encode())
 
     async def send(self, file: InUse[int], offset: int, size: int) -> int:
@@ -202,20 +159,20 @@ class GuestStream:
             raise ConnectionResetError("the guest's program has ended")
 
     async def crc(self) -> bytes | None:
-        """The CRC of its whole file, which the guest says after the last byte; None if it says something else.
+        """The CRC of the next segment, which the guest says after the last byte; None if it says something else.
 
         Raises:
             ConnectionError: its program has failed, or has ended before.
         """
-        said = b""
-        while b"\n" not in said:
-            more = await self._in_thread(socket.socket.recv, _MOST_SAID)
+        while b"\n" not in self._said:
+            if len(self._said) >= _LONGEST_LINE:
+                return None
+            more = await self._in_thread(socket.socket.recv, _LONGEST_LINE)
             if not more:
                 raise ConnectionResetError("the guest's program has ended")
-            said += more
-            if len(said) >= _MOST_SAID:
-                return None
-        return read_crc(said)
+            self._said += more
+        line, _, self._said = self._said.partition(b"\n")
+        return read_crc(line)
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
         return await in_thread(self._work, call, *arguments)
@@ -224,9 +181,138 @@ class GuestStream:
         with self._sock as sock:
             return call(sock, *arguments)
 
+    async def ended(self) -> _End | None:
+        """Wait for the end of the program that has closed its stream; None if it has none that sshd tells in time."""
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                said, code = await self._data.last_words()
+        except (TimeoutError, asyncssh.Error):
+            return None
+        if code is None:
+            return None
+        lines = [one for one in said.splitlines() if one.startswith(FAILED)]
+        reason = printable(lines[-1].removeprefix(FAILED), _LONGEST_REASON) if lines else None
+        return _End(reason, f"signal {-code}" if code < 0 else f"exit status {code}")
+
     def close(self) -> None:
         """End it, and the guest's program by that; a thread that waits for it goes on, and fails."""
         self._watch.cancel()
-        self._end()
+        self._shut_down()
         self._data.abort()
         self._sock.close()
+
+
+class GuestStreams:
+    """The stream of a guest: one at a time, and another one behind one that has ended."""
+
+    def __init__(self, session: "GuestSession") -> None:
+        self._session = session
+        self._has_program = True
+        self._stream: GuestStream | None = None
+        self._opening: asyncio.Task[GuestStream | None] | None = None
+
+    def begin(self) -> None:
+        """Open it meanwhile, for a file that will want it."""
+        self._opening = asyncio.create_task(self._open())
+
+    async def get(self) -> GuestStream | None:
+        """The stream; None if the guest lacks what that needs."""
+        if not self._stream and self._has_program:
+            opening, self._opening = self._opening, None
+            self._stream = await (opening or self._open())
+            self._has_program = self._stream is not None
+        return self._stream
+
+    async def _open(self) -> GuestStream | None:
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                return await GuestStream.open(self._session)
+        except (DataConnectionError, TimeoutError):
+            return None
+
+    def end(self) -> None:
+        """End it; the next file has another one."""
+        if self._opening:
+            self._opening.add_done_callback(_close_opened)
+            self._opening.cancel()
+            self._opening = None
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
+
+class FileStream:
+    """One file on a stream: the guest answers in time, or is given up.
+
+    Each call raises:
+        EntryError: the guest's program says what has failed.
+        PartLeftError: it ended, and does not say why.
+        SessionError: the session ended, or there is no answer.
+    """
+
+    def __init__(
+        self, sftp: "GuestConnection", streams: GuestStreams, stream: GuestStream, name: bytes
+    ) -> None:
+        self._sftp = sftp
+        self._streams = streams
+        self._stream = stream
+        self._name = name
+        self._is_verified = False
+
+    async def order(self, way: Way, path: bytes, begin: int, length: int, *, verify: bool) -> None:
+        """Tell the guest."""
+        self._is_verified = verify
+        try:
+            await self._ask(self._stream.order(way, path, begin, length, verify=verify))
+        except BaseException:
+            self.end()
+            raise
+
+    async def send(self, file: InUse[int], offset: int, size: int) -> int:
+        """Send from a file of the host."""
+        return await self._ask(self._stream.send(file, offset, size))
+
+    async def receive(self, buffer: memoryview) -> None:
+        """Receive."""
+        await self._ask(self._stream.receive(buffer))
+
+    async def crc(self, length: int) -> bytes:
+        """The CRCs of the guest's file, each of which has its time."""
+        whole = b""
+        for _ in range(0, length if self._is_verified else 1, SEGMENT):
+            said = await self._ask(self._stream.crc(), seconds_to_sum(SEGMENT))
+            if said is None:
+                raise EntryError(f"{self._sftp.text(self._name)}: the guest says no CRC")
+            whole += said
+        return whole
+
+    def end(self) -> None:
+        """The file was not copied to its end."""
+        self._streams.end()
+
+    async def _ask(self, answer: Awaitable[_T], seconds: float | None = None) -> _T:
+        try:
+            return await self._sftp.ask(answer, self._name, seconds)
+        except SessionError as error:
+            if isinstance(error.__cause__, ConnectionError):
+                raise await self._failure() from error
+            raise
+
+    async def _failure(self) -> EntryError:
+        """Why the guest's program has ended; raises the error of a session that ended."""
+        text = self._sftp.text(self._name)
+        end = await self._stream.ended()
+        if end and end.reason:
+            return EntryError(f"{text}: {_REASONS.get(end.reason, end.reason)}")
+        with suppress(EntryError):  # it answers
+            await self._sftp.ask(self._sftp.client.stat(b"."), b".")
+        status = f" ({end.status})" if end else ""
+        return PartLeftError(
+            f"{text}: the guest's program ended during the copy{status}; another one with --resume goes on from there"
+        )
+
+
+def _close_opened(opening: "asyncio.Task[GuestStream | None]") -> None:
+    """Nobody wants it any more, though it may have begun."""
+    if not opening.cancelled() and not opening.exception() and (stream := opening.result()):
+        stream.close()

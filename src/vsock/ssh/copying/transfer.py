@@ -17,6 +17,7 @@ from vsock.ssh.copying.sides import (
     Entry,
     EntryError,
     Folder,
+    PartLeftError,
     Reader,
     Stream,
     Writer,
@@ -25,7 +26,8 @@ from vsock.ssh.copying.sides import (
     read_all,
     written_runs,
 )
-from vsock.ssh.copying.streams import PIECE, STREAM_FROM
+from vsock.ssh.copying.stream_programs import PIECE
+from vsock.ssh.copying.streams import STREAM_FROM
 
 __all__ = ["copy_file", "copy_stream", "read_in_order"]
 
@@ -51,7 +53,7 @@ async def copy_file(
 
     Raises:
         EntryError: it was not copied; nothing has changed under its name.
-        SessionError: the same; what came of it stays as its part.
+        PartLeftError, SessionError: the same; what came of it stays as its part.
     """
     reader = await source.reader(name)
     try:
@@ -61,7 +63,7 @@ async def copy_file(
             async with large if reader.entry.size > CHUNK else nullcontext():
                 await _fill(reader, writer, source.text(name), verify=verify, came=came)
             await writer.place(reader.entry)
-        except (SessionError, asyncio.CancelledError):
+        except (SessionError, PartLeftError, asyncio.CancelledError):
             if reader.entry.size <= CHUNK:  # a part that small is of no use
                 with suppress(EntryError, SessionError, TimeoutError):
                     async with asyncio.timeout(_DISCARD_SECONDS):
@@ -193,10 +195,9 @@ async def _by_stream(
         there = await stream.crc(size)
         crcs = (await here, there) if is_sent else (there, await here)
         is_done = True
-    except SessionError:
-        with suppress(SessionError):  # the first one is the reason
-            if not is_sent and (await reader.now()).size < size:
-                raise EntryError(f"{text}: {_SHORT}") from None
+    except (SessionError, EntryError):
+        if not is_sent and await _is_shorter(reader, size):
+            raise EntryError(f"{text}: {_SHORT}") from None
         raise
     finally:
         here.cancel()
@@ -204,6 +205,12 @@ async def _by_stream(
         if not is_done:
             stream.end()
     return crcs
+
+
+async def _is_shorter(reader: Reader, size: int) -> bool:
+    with suppress(SessionError, EntryError):  # there was an error before
+        return (await reader.now()).size < size
+    return False
 
 
 async def _send(

@@ -521,8 +521,6 @@ async def _together() -> AsyncIterator[asyncio.TaskGroup]:
 async def _refuse_within_itself(side: Side, path: bytes, target: Side, target_path: bytes) -> None:
     if side is not target or not isinstance(side, GuestSide):
         return
-    inner, outer = [
-        await side.ask(side.client.realpath(one or b"."), one) for one in (target_path, path)
-    ]
+    inner, outer = [await side.real_path(one) for one in (target_path, path)]
     if inner == outer or inner.startswith(outer.rstrip(b"/") + b"/"):
         raise EntryError(f"{side.text(path)}: a folder cannot be copied into itself")

@@ -1,0 +1,142 @@
+"""A guest's SFTP server as a copy asks it: how long an answer may take, what its errors mean.
+
+What is asked, and whether an answer makes sense, is the matter of `guest`.
+"""
+
+import asyncio
+import errno
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import asyncssh
+
+from vsock.errors import SessionError
+from vsock.ssh.copying.sides import EntryError, shown
+
+if TYPE_CHECKING:
+    from vsock.ssh.data_connection import DataConnection
+    from vsock.ssh.session import GuestSession
+
+__all__ = [
+    "ANSWER_SECONDS",
+    "NO_PERMISSION",
+    "NO_SPACE",
+    "NO_SUCH",
+    "GuestConnection",
+    "seconds_to_sum",
+]
+
+ANSWER_SECONDS: Final = 60.0
+"""How long one answer may take; sshd of an emulated guest on a busy machine needs seconds."""
+
+_LEAST_BYTES_PER_SECOND: Final = 1 << 20
+"""How fast a guest must sum up a file at least."""
+
+NO_SUCH: Final = "no such file or folder"
+NO_PERMISSION: Final = "permission denied"
+NO_SPACE: Final = "no space left on the guest's disk"
+
+_T = TypeVar("_T")
+
+_LOST: Final = (
+    asyncssh.SFTPConnectionLost,
+    asyncssh.SFTPNoConnection,
+    asyncssh.ConnectionLost,
+    asyncssh.DisconnectError,
+    asyncssh.ChannelOpenError,
+    ConnectionError,
+)
+
+_REASONS: Final[dict[type[asyncssh.SFTPError], str]] = {
+    asyncssh.SFTPNoSuchFile: NO_SUCH,
+    asyncssh.SFTPPermissionDenied: NO_PERMISSION,
+    asyncssh.SFTPNoSpaceOnFilesystem: NO_SPACE,
+}
+
+
+def seconds_to_sum(length: int) -> float:
+    """How long the digest of so many bytes may take."""
+    return ANSWER_SECONDS + length / _LEAST_BYTES_PER_SECOND
+
+
+class GuestConnection:
+    """A connection to the SFTP server of a guest, with asyncssh's client of it.
+
+    Args:
+        session: the session that it belongs to.
+        client: the client.
+        data: the plain connection that carries it; None if ssh does.
+    """
+
+    def __init__(
+        self,
+        session: "GuestSession",
+        client: asyncssh.SFTPClient,
+        data: "DataConnection | None" = None,
+    ) -> None:
+        self.name = session.name
+        self.client = client
+        self._session = session
+        self._data = data
+
+    def text(self, path: bytes) -> str:
+        """The path behind the guest's name."""
+        return f"{shown(self.name.encode())}:{shown(path)}"
+
+    async def ask(self, answer: Awaitable[_T], path: bytes, seconds: float | None = None) -> _T:
+        """Wait for an answer about a path, so long at most.
+
+        Raises:
+            EntryError: the guest says no, or what it must not say.
+            SessionError: the session ended, or there is no answer.
+        """
+        seconds = seconds or ANSWER_SECONDS
+        # A listing that is given up asks the guest to close it, and waits for the answer to that.
+        last = asyncio.get_running_loop().call_later(2 * seconds, self._give_up)
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            self._give_up()
+            raise SessionError(
+                errno.ETIMEDOUT, f"{self.name} did not answer for {seconds:g} s"
+            ) from None
+        except _LOST as error:
+            raise SessionError(
+                errno.ECONNRESET,
+                f"the session with {self.name} ended during the copy; another one with --resume goes on from there",
+            ) from error
+        except asyncssh.SFTPError as error:
+            reason = _REASONS.get(type(error)) or shown(error.reason[:200].encode())
+            raise EntryError(f"{self.text(path)}: {reason}") from error
+        except (asyncssh.Error, ValueError) as error:
+            raise EntryError(
+                f"{self.text(path)}: the guest's SFTP server breaks the protocol"
+            ) from error
+        finally:
+            last.cancel()
+
+    def _give_up(self) -> None:
+        """End a session whose guest is silent, because to close it would wait for its answers."""
+        if self._data:
+            self._data.abort()
+        with suppress(SessionError):  # it is closed already
+            self._session.connection.abort()
+
+    async def close_file(self, file: "asyncssh.SFTPClientFile") -> None:
+        """Close a file of which all that was written has been answered. If the session has ended, so has the file."""
+        with suppress(asyncssh.Error, OSError, ValueError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await file.close()
+
+    async def close(self) -> None:
+        """End SFTP, not the session, unless the guest does not answer."""
+        self.client.exit()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.client.wait_closed()
+        except TimeoutError:
+            self._give_up()
+        if self._data:
+            self._data.abort()
