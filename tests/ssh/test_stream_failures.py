@@ -4,6 +4,7 @@ The guest's programs are its python3, and dd and cksum, of which cksum is ours i
 this CRC.
 """
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,16 @@ from tests.ssh.test_plain import replace
 from tests.ssh.test_streams import LITTLE, SIZE, change, data_of
 
 import vsock
-from vsock.errors import CopyError
+from vsock.errors import CopyError, SessionError
 from vsock.guest import Guest
-from vsock.ssh.copying import connection, digests, streams
+from vsock.ssh.copying import Progress, connection, digests, streams
 from vsock.ssh.copying.digests import CHECK_VALUE, CHECKED, CRC32, KINDS, SEGMENT, read_crc
 from vsock.ssh.copying.stream_programs import LINE
 from vsock.ssh.identity import Identity
 
 pytestmark = pytest.mark.programs("perl")
+
+DEADLINE: Final = 30.0
 
 CKSUM: Final = """
 import sys, zlib
@@ -232,3 +235,34 @@ def test_crc_is_the_one_of_catalogues(monkeypatch: pytest.MonkeyPatch) -> None:
         for begin in range(0, len(data), size):
             digest.update(data[begin : begin + size])
         assert digest.digest() == CHECK_VALUE.to_bytes(4) * 3
+
+
+@pytest.mark.parametrize("by", ["python3"], indirect=True)
+async def test_stream_ends_with_the_session_whatever_the_guest_sends(
+    sshd: SshServer, programs: Path, here: Path, there: Path
+) -> None:
+    """Its program has ended, as sshd says, and a child of it goes on sending a little at a time."""
+    gone = here / "gone"
+    child = f"""os.close(2); parent=os.getpid()
+  if os.fork(): os._exit(0)
+  while os.getppid()==parent: pass
+  open("{gone}","w")
+  while 1: put(1,bytes(4096)); __import__("time").sleep(.01)
+"""
+    change(programs, "  os.lseek(f,begin,0)\n", f"  {child}")
+    (there / "file").touch()
+    with (there / "file").open("r+b") as file:
+        file.truncate(1 << 40)
+    async with vsock.guest_session("alpha") as guest, asyncio.timeout(DEADLINE):
+        closing: list[asyncio.Task[None]] = []
+        seen: list[Progress] = []
+
+        def close(progress: Progress) -> None:
+            seen.extend([progress] * gone.exists())
+            if len(seen) == 2:  # sshd has told the end meanwhile
+                closing.append(asyncio.create_task(guest.close()))
+
+        with pytest.raises(SessionError, match="the session with alpha ended during the copy"):
+            await guest.copy_out(f"{there}/file", here / "file", progress=close)
+        await closing[0]
+    assert not (here / "file").exists()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from asyncssh import SSHClientProcess
+    from asyncssh import SSHClientConnection, SSHClientProcess
 
     from vsock.ssh.session import GuestSession
 
@@ -118,21 +118,25 @@ class DataConnection:
         writer: asyncio.StreamWriter,
         process: "SSHClientProcess[bytes]",
         refused: int,
+        session: "SSHClientConnection",
     ) -> None:
         self.reader = reader
         self.writer = writer
         self.refused = refused
         self.process = process
+        self._session = session
         self._watch = asyncio.create_task(self._end_with_session())
 
     async def _end_with_session(self) -> None:
         """Who closes the session wants nothing more to be copied.
 
-        A program that ends of its own has an exit status; then the connection ends by itself, after its last bytes.
+        A program that ends of its own has an exit status; then the connection ends by itself, after its last bytes,
+        and not later than the session: a guest may say that the program has ended, and send for ever.
         """
         await self.process.wait_closed()
-        if self.process.returncode is None:
-            self.writer.transport.abort()
+        if self.process.returncode is not None:
+            await self._session.wait_closed()
+        self.writer.transport.abort()
 
     async def last_words(self) -> tuple[str, int | None]:
         """Wait for the end of the program; returns the end of its standard error, and its status.
@@ -166,6 +170,7 @@ class DataConnection:
         """Wait until it is closed, by either side."""
         with suppress(OSError):
             await self.writer.wait_closed()
+        self._watch.cancel()
         self.process.close()
 
 
@@ -227,7 +232,8 @@ async def _ordered(session: "GuestSession", order: "list[str]", door: "_Door") -
             if not door.came.done():
                 reason = await _reason(process)
                 raise DataConnectionError(reason, refused=door.refused)
-            return DataConnection(*door.came.result(), process, door.refused)
+            reader, writer = door.came.result()
+            return DataConnection(reader, writer, process, door.refused, session.connection)
         except BaseException:
             door.abandon()
             process.close()
