@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.ssh.server import SshServer
+from tests.waiting import until
 
 from vsock.guest import Guest
 from vsock.ssh.identity import Identity
@@ -119,6 +120,25 @@ def test_interrupt_leaves_a_part_and_no_file(tmp_path: Path) -> None:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert (process.wait(DEADLINE), process.stderr.read()) == (130, b"\n")
+    (part,) = (tmp_path / "target").iterdir()
+    assert part.name.startswith(".large.")
+
+
+def test_interrupt_does_not_wait_for_a_guest_that_is_silent(
+    sshd: SshServer, tmp_path: Path
+) -> None:
+    """Nor for what sshd has not taken yet, when ssh carries the data."""
+    (tmp_path / "large").write_bytes(os.urandom(64 << 20))
+    (tmp_path / "target").mkdir()
+    words = ["cp", str(tmp_path / "large"), f"alpha:{tmp_path}/target"]
+    with subprocess.Popen([sys.executable, "-m", "vsock.cli", *words]) as process:
+        try:
+            until(lambda: any(path.stat().st_size for path in (tmp_path / "target").iterdir()))
+            with sshd.silent():
+                process.send_signal(signal.SIGINT)
+                assert process.wait(20) == 130
+        finally:
+            process.kill()
     (part,) = (tmp_path / "target").iterdir()
     assert part.name.startswith(".large.")
 

@@ -1,11 +1,13 @@
 """The `sftp-server` of a userspace guest: asyncssh's server, with standard input and output as OpenSSH's has them.
 
-`install` makes it a program of that name, which runs until it has read or written so many bytes.
+`install` makes it a program of that name, which runs until it has read or written so many bytes: then it ends, or it
+makes a file, `silent`, beside itself and answers nothing any more.
 """
 
 import asyncio
 import os
 import shlex
+import signal
 import socket
 import stat
 import sys
@@ -22,11 +24,12 @@ ENDLESS = 1 << 60
 _SFTP_VERSION = 3
 
 
-def install(folder: Path, breaks_after: int = ENDLESS) -> Path:
+def install(folder: Path, breaks_after: int = ENDLESS, *, is_silent: bool = False) -> Path:
     """Make the program in a folder, which is made if need be; returns the folder."""
     folder.mkdir(exist_ok=True)
     program = folder / "sftp-server"
-    command = shlex.join([sys.executable, str(Path(__file__).resolve()), str(breaks_after)])
+    words = [str(breaks_after), *([str(folder / "silent")] if is_silent else [])]
+    command = shlex.join([sys.executable, str(Path(__file__).resolve()), *words])
     program.write_text(f"#!/bin/sh\nexec {command}\n")
     program.chmod(0o755)
     return folder
@@ -59,6 +62,9 @@ class _Breaking(asyncssh.SFTPServer):
 
     def _count(self, size: int) -> None:
         _Breaking.left -= size
+        if _Breaking.left < 0 and sys.argv[2:]:
+            Path(sys.argv[2]).touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
         if _Breaking.left < 0:
             os._exit(1)
 

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from tests.programs import find, need
 from tests.ssh.server import SshServer
 from tests.ssh.sftp_program import install
 from tests.ssh.test_copying import described, make_tree, names_in
+from tests.waiting import until
 
 import vsock
 from vsock import sockets
@@ -568,6 +570,43 @@ async def test_cancelled_copy_of_a_folder_leaves_nothing_running(
     gc.collect()
     await asyncio.get_running_loop().shutdown_asyncgens()
     assert troubles == []
+
+
+SILENT_LISTING = LISTING.replace(
+    "    elif kind == 12 and",
+    "    elif kind == 12:\n        open({silent!r}, 'w')\n        while True: read(4096)\n    elif kind == 12 and",
+)
+
+
+@pytest.mark.parametrize("what", ["in", "out", "small", "listing"])
+def test_interrupt_ends_a_copy_of_a_silent_guest(
+    sshd: SshServer, programs: Path, here: Path, there: Path, what: str
+) -> None:
+    """Ctrl-C does not wait for answers, of which one may take a minute; what has its name is whole."""
+    source, target = (here, there) if what in ("in", "small") else (there, here)
+    (source / "tree").mkdir()
+    for number in range(40):
+        size = 1000 if what == "small" else 3 * WINDOW
+        (source / f"tree/{number}").write_bytes(os.urandom(size))
+    if what == "listing":
+        silent = {"size": 0, "silent": str(programs / "silent")}
+        replace(programs, "sftp-server", SILENT_LISTING.format(**silent))
+    else:
+        install(programs, 10_000 if what == "small" else 5 * WINDOW, is_silent=True)
+    ends = (
+        (f"{here}/tree", f"alpha:{there}") if target is there else (f"alpha:{there}/d", str(here))
+    )
+    if what == "out":
+        ends = f"alpha:{there}/tree", str(here)
+    with subprocess.Popen([sys.executable, "-m", "vsock.cli", "cp", *ends]) as process:
+        try:
+            until((programs / "silent").exists)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+    for path in target.glob("tree/[0-9]*"):
+        assert path.read_bytes() == (source / "tree" / path.name).read_bytes()
 
 
 async def test_break_during_many_small_files_warns_of_nothing(

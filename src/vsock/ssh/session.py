@@ -64,6 +64,9 @@ LOGIN_SECONDS: Final = 60.0
 _CLOSE_SECONDS: Final = 5.0
 """How long a guest may take for what is on its way to it when the session is closed."""
 
+_LEAVING_SECONDS: Final = 1.0
+"""The same when the task that closes it was cancelled, as by Ctrl-C."""
+
 _LOOK_SECONDS: Final = 0.02
 
 _LONGEST_REASON: Final = 200
@@ -194,7 +197,7 @@ class GuestSession:
         if not connection:
             return
         try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
+            async with asyncio.timeout(_LEAVING_SECONDS if was_cancelled() else _CLOSE_SECONDS):
                 if self._groups:
                     await self._groups.finish()
                 connection.close()
@@ -484,6 +487,12 @@ def translated(name: str) -> Iterator[None]:
         raise SessionError(
             errno.ECONNRESET, f"the session with {name} ended: {_reason(error)}"
         ) from error
+
+
+def was_cancelled() -> bool:
+    """Whether the running task was cancelled, so that what it still does is on the way out."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def end(process: asyncssh.SSHClientProcess[Any]) -> None:

@@ -1,4 +1,4 @@
-"""A guest's SFTP server as a copy asks it: how long an answer may take, what its errors mean.
+"""A guest's SFTP server as a copy asks it: how long an answer may take, what its errors mean, and how it is left.
 
 What is asked, and whether an answer makes sense, is the matter of `guest`.
 """
@@ -13,6 +13,7 @@ import asyncssh
 
 from vsock.errors import SessionError
 from vsock.ssh.copying.sides import EntryError, shown
+from vsock.ssh.session import was_cancelled
 
 if TYPE_CHECKING:
     from vsock.ssh.data_connection import DataConnection
@@ -32,6 +33,9 @@ ANSWER_SECONDS: Final = 60.0
 
 _LEAST_BYTES_PER_SECOND: Final = 1 << 20
 """How fast a guest must sum up a file at least."""
+
+_LEAVING_SECONDS: Final = 2.0
+"""How long all answers together may take that a cancelled copy still waits for, so that Ctrl-C ends one of a silent guest."""
 
 NO_SUCH: Final = "no such file or folder"
 NO_PERMISSION: Final = "permission denied"
@@ -79,6 +83,8 @@ class GuestConnection:
         self.client = client
         self._session = session
         self._data = data
+        self._left_at: float | None = None
+        """When a cancelled copy waits no more, as of the loop's clock."""
 
     def text(self, path: bytes) -> str:
         """The path behind the guest's name."""
@@ -92,10 +98,8 @@ class GuestConnection:
             SessionError: the session ended, or there is no answer.
         """
         seconds = seconds or ANSWER_SECONDS
-        # A listing that is given up asks the guest to close it, and waits for the answer to that.
-        last = asyncio.get_running_loop().call_later(2 * seconds, self._give_up)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._patience(seconds)):
                 return await answer
         except TimeoutError:
             self._give_up()
@@ -114,11 +118,21 @@ class GuestConnection:
             raise EntryError(
                 f"{self.text(path)}: the guest's SFTP server breaks the protocol"
             ) from error
-        finally:
-            last.cancel()
+
+    def _patience(self, seconds: float) -> float:
+        """How long an answer may take now, which is no longer than the way out if the task was cancelled."""
+        now = asyncio.get_running_loop().time()
+        if self._left_at is None and was_cancelled():
+            self._left_at = now + _LEAVING_SECONDS
+        return seconds if self._left_at is None else max(0.0, min(seconds, self._left_at - now))
 
     def _give_up(self) -> None:
-        """End a session whose guest is silent, because to close it would wait for its answers."""
+        """End a session whose guest is silent, because to close it would wait for its answers.
+
+        A copy that was cancelled leaves that to the owner of the session, who may have other uses of it.
+        """
+        if self._left_at is not None:
+            return
         if self._data:
             self._data.abort()
         with suppress(SessionError):  # it is closed already
@@ -127,14 +141,14 @@ class GuestConnection:
     async def close_file(self, file: "asyncssh.SFTPClientFile") -> None:
         """Close a file of which all that was written has been answered. If the session has ended, so has the file."""
         with suppress(asyncssh.Error, OSError, ValueError, TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._patience(ANSWER_SECONDS)):
                 await file.close()
 
     async def close(self) -> None:
         """End SFTP, not the session, unless the guest does not answer."""
         self.client.exit()
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._patience(ANSWER_SECONDS)):
                 await self.client.wait_closed()
         except TimeoutError:
             self._give_up()

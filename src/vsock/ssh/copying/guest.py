@@ -203,15 +203,11 @@ class GuestFolder:
 
     async def entries(self) -> AsyncGenerator[tuple[bytes, Entry], None]:
         """What the guest says is in it."""
-        listing = cast(
-            "AsyncGenerator[asyncssh.SFTPName, None]", self._sftp.client.scandir(self._path or b".")
-        )
+        listing = _Listing(self._sftp, self._path)
         dots = 0
         try:
             while dots <= _MOST_DOTS:
-                try:
-                    found = await self._sftp.ask(anext(listing), self._path)
-                except StopAsyncIteration:
+                if (found := await listing.next()) is None:
                     return
                 name = found.filename
                 assert isinstance(name, bytes)
@@ -221,8 +217,7 @@ class GuestFolder:
                     yield name, self._side.read_entry(found.attrs, self._of(name))
             raise EntryError(f"{self.text(b'')}: the guest lists the folder itself again and again")
         finally:
-            with suppress(EntryError, SessionError):  # what ended the listing is the reason
-                await self._sftp.ask(listing.aclose(), self._path)
+            await listing.close()
 
     async def entry(self, name: bytes) -> Entry | None:
         """What is there."""
@@ -305,6 +300,38 @@ class GuestFolder:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+class _Listing:
+    """What a folder lists. A step of asyncssh's that is cancelled has the guest close the listing, and waits for that.
+
+    So steps are tasks of their own, which nobody has to wait for.
+    """
+
+    def __init__(self, sftp: GuestConnection, path: bytes) -> None:
+        self._sftp = sftp
+        self._path = path
+        self._names = cast(
+            "AsyncGenerator[asyncssh.SFTPName, None]", sftp.client.scandir(path or b".")
+        )
+        self._step: asyncio.Task[asyncssh.SFTPName | None] | None = None
+
+    async def next(self) -> asyncssh.SFTPName | None:
+        """The next entry; None at the end."""
+        self._step = asyncio.ensure_future(anext(self._names, None))
+        return await self._sftp.ask(asyncio.shield(self._step), self._path)
+
+    async def close(self) -> None:
+        """Have the guest close it, as long as it answers."""
+        closing = asyncio.ensure_future(self._close())
+        with suppress(EntryError, SessionError):  # what ended the listing is the reason
+            await self._sftp.ask(asyncio.shield(closing), self._path)
+
+    async def _close(self) -> None:
+        if self._step:
+            self._step.cancel()
+            await asyncio.wait([self._step])
+        await self._names.aclose()
 
 
 class GuestReader:
