@@ -195,3 +195,21 @@ def test_own_failures_are_one_line_and_255() -> None:
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (255, b"", 1)
         assert done.stderr.startswith(b"vsock: ")
         assert reason in done.stderr
+
+
+def test_guest_that_is_lost_ends_the_command_in_one_line(switch: Switch) -> None:
+    """It says that the session has ended, and not that a descriptor of ours has failed."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "echo begun; sleep 1000"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        switch.remove_guest("alpha")
+        _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 255
+    assert (err.count("\n"), err[:36]) == (1, "vsock: the session with alpha ended:")

@@ -5,12 +5,14 @@ share, so they stay blocking; threads read and write them.
 """
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vsock._system.descriptors import PIECE, read
+from vsock.errors import SessionError
 from vsock.ssh.command_line import SIGNALS
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ async def carry(
 
     Raises:
         OutputLimitError: the command wrote more than `most` bytes.
+        SessionError: the session ended. (asyncssh has errors of its own for that, too.)
         OSError: a descriptor failed; BrokenPipeError when who reads our output is gone.
     """
     left = [most]
@@ -69,8 +72,8 @@ async def carry(
     feeding = asyncio.create_task(_feed(session, process, stdin, failures))
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(_drain(process.stdout, stdout, left))
-            group.create_task(_drain(process.stderr, stderr, left))
+            group.create_task(_drain(session.name, process.stdout, stdout, left))
+            group.create_task(_drain(session.name, process.stderr, stderr, left))
         await process.wait_closed()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -98,8 +101,10 @@ async def _feed(
         process.close()
 
 
-async def _drain(source: Any, sink: Callable[[bytes], object], left: list[int | None]) -> None:
-    while piece := await source.read(PIECE):
+async def _drain(
+    guest: str, source: Any, sink: Callable[[bytes], object], left: list[int | None]
+) -> None:
+    while piece := await _read(guest, source):
         if left[0] is not None:
             piece, over = piece[: left[0]], len(piece) > left[0]
             left[0] -= len(piece)
@@ -109,6 +114,16 @@ async def _drain(source: Any, sink: Callable[[bytes], object], left: list[int | 
             await in_thread(sink, piece)
         if over:
             raise OutputLimitError
+
+
+async def _read(guest: str, source: Any) -> bytes:
+    """Read from a command; the error of a connection that was lost is not one of a descriptor here."""
+    try:
+        piece: bytes = await source.read(PIECE)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SessionError(errno.ECONNRESET, f"the session with {guest} ended: {reason}") from error
+    return piece
 
 
 async def in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
