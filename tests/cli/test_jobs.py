@@ -17,7 +17,18 @@ from tests.ssh.server import SshServer
 from vsock.errors import UsageError
 from vsock.guest import Guest
 from vsock.ssh.identity import Identity
-from vsock.ssh.jobs import checked_id, follow, kill, listed, listing, remove, start, wait
+from vsock.ssh.jobs import (
+    Followed,
+    checked_id,
+    follow,
+    follow_on,
+    kill,
+    listed,
+    listing,
+    remove,
+    start,
+    wait,
+)
 
 DEADLINE = 60
 BUSYBOX = Path(__file__).parents[2] / "build/guests/unpacked/busybox-static/bin"
@@ -249,6 +260,16 @@ def test_scripts_are_for_any_shell(shell: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (137, f"b\n'c'\n{tmp_path}\n")
     assert "e" in done.stderr.splitlines()
     assert run(*wait("x")).returncode == 137
+    shown, told = len(done.stdout), len(done.stderr)
+    for first, second in ((0, 0), (3, 1), (shown, told)):
+        rest = run(*follow_on("x", first, second))
+        assert rest.stdout == done.stdout[first:]
+        assert (rest.returncode, rest.stderr) == (0, done.stderr[second:])
+    for first, second in ((shown + 1, told), (0, told + 1), (1 << 40, 0)):
+        rest = run(*follow_on("x", first, second))
+        assert (rest.returncode, rest.stdout, rest.stderr) == (Followed.SHORTER, "", "")
+    rest = run(*follow_on("z", 0, 0))
+    assert (rest.returncode, rest.stdout, rest.stderr) == (Followed.GONE, "", "")
     assert run(*start("y", ["sleep", "600"])).returncode == 0
     done = run(*kill("y"))
     assert (done.returncode, done.stderr) == (0, "")

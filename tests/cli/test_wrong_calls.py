@@ -148,6 +148,13 @@ def usage() -> Iterator[Call]:
     yield ("exec", "alpha", "--name", "x", "--", "true"), 2, "--name is for --detach"
     yield ("exec", "alpha", "--detach", "--name", "", "--", "true"), 2, "'' is no name of a job"
     yield ("exec", "alpha", "--detach", "--json", "--", "true"), 2, "--detach is for one guest"
+    for words in (("beta",), ("--json",), ("--timeout", "1"), ("--max-output", "0")):
+        call = ("exec", "alpha", "--reconnect", *words, "--", "true")
+        yield call, 2, "--reconnect is for one guest"
+    yield ("exec", "alpha", "--reconnect", "--detach", "--", "true"), 2, "exclude each other"
+    yield ("exec", "alpha", "--reconnect", "-A", "--", "true"), 2, "-A is not for --reconnect"
+    yield ("exec", "alpha", "--reconnect", "--name", ".", "--", "true"), 2, "no name of a job"
+    yield ("attach", "alpha", "..", "--reconnect"), 2, "'..' is no name of a job"
     yield ("session", "close", "alpha", "--all"), 2, "name guests, or give --all"
     yield ("session", "close", "alpha"), 1, "no session with alpha"
     yield ("session", "open", "alpha", "--idle", "nan"), 2, "not a number"

@@ -50,7 +50,12 @@ class _CommandBehindDashes(click.Command):
 @click.option(
     "--detach", is_flag=True, help="Start it as a job, which goes on by itself; see `vsock jobs`."
 )
-@click.option("--name", metavar="JOB", help="With --detach: the job's name.")
+@click.option(
+    "--reconnect",
+    is_flag=True,
+    help="Run it as a job, and go on when GUEST has gone and has come back.",
+)
+@click.option("--name", metavar="JOB", help="With --detach or --reconnect: the job's name.")
 @agent_option
 @session_options
 @json_option
@@ -63,6 +68,7 @@ def exec_(
     timeout: float | None,
     max_output: int | None,
     detach: bool,
+    reconnect: bool,
     name: str | None,
     as_json: bool,
     **place: Any,
@@ -75,9 +81,12 @@ def exec_(
     tar c . | vsock exec alpha -w /srv -- tar x
     vsock exec alpha beta -- uptime
     vsock exec alpha --detach --name build -- make
+    vsock exec alpha --reconnect -- make
 
     The arguments reach the program as they are; no shell expands them. Signals go to it, and Ctrl-C too.
     With several guests it runs in all of them at once, without standard input; lines begin with the guest's name.
+    With --reconnect it has no standard input either: it is a job, whose output goes on in the next session when one
+    was lost. Ctrl-C ends it.
 
     Exit code: that of COMMAND, 128 + N when signal N ended it, 124 for --timeout, 255 if it could not be run.
     With several guests: the first that is not 0, in the order of the guests.
@@ -92,17 +101,12 @@ def exec_(
         raise click.UsageError("-t needs a terminal as standard input")
     order = Order(command, _variables(env), workdir, tty, timeout, max_output)
     where = Place(**place)
-    if name is not None and not detach:
-        raise click.UsageError("--name is for --detach")
-    if detach:
-        if len(guests) > 1 or tty or timeout or max_output is not None or as_json:
-            raise click.UsageError(
-                "--detach is for one guest, without -t, --timeout, --max-output and --json"
-            )
-        from vsock.cli.jobs import detach as start
-
-        start(where, guests[0], order, name)
-        return 0
+    if detach or reconnect:
+        if detach and reconnect:
+            raise click.UsageError("--detach and --reconnect exclude each other")
+        return _as_job(where, guests, order, name, detach=detach, as_json=as_json)
+    if name is not None:
+        raise click.UsageError("--name is for --detach and --reconnect")
     if len(guests) == 1 and not as_json:
         return carry_out(where, guests[0], order)
     if as_json:
@@ -117,6 +121,31 @@ def exec_(
     return next((one.exit_code for one in results if one.exit_code), 0)
 
 
+def _as_job(
+    where: Place,
+    guests: Sequence[str],
+    order: Order,
+    name: str | None,
+    *,
+    detach: bool,
+    as_json: bool,
+) -> int:
+    """Start it as a job, and follow it unless it is to be left alone."""
+    from vsock.cli import jobs
+
+    option = "--detach" if detach else "--reconnect"
+    if len(guests) > 1 or order.is_tty or order.timeout or order.most is not None or as_json:
+        raise click.UsageError(
+            f"{option} is for one guest, without -t, --timeout, --max-output and --json"
+        )
+    if detach:
+        jobs.detach(where, guests[0], order, name)
+        return 0
+    if where.forward_agent:
+        raise click.UsageError("-A is not for --reconnect: the agent ends with the session")
+    return jobs.execute(where, guests[0], order, name)
+
+
 @click.command(short_help="Open a shell in a guest.")
 @click.argument("guest", shell_complete=known_guests)
 @agent_option
@@ -127,7 +156,7 @@ def shell(guest: str, **place: Any) -> int:
     If standard input is no terminal, the shell reads its commands from it. Exit code: as of `vsock exec`.
     """
     is_tty = sys.stdin is not None and sys.stdin.isatty()
-    return carry_out(Place(**place), guest, Order((), {}, None, is_tty, None, None))
+    return carry_out(Place(**place), guest, Order((), is_tty=is_tty))
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from vsock._system.text import printable
 from vsock.cli.options import switch_directory, transport_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "Result",
     "captured",
     "carry_out",
+    "reason_of",
     "result_of",
     "tell",
     "timed_out",
@@ -40,6 +42,8 @@ MOST_IN_JSON: Final = 64 << 20
 TIMED_OUT: Final = 124
 """As timeout(1)."""
 _TERMINATED_BY: Final = 128
+
+_LONGEST_REASON: Final = 200
 
 
 class Failure(click.ClickException):
@@ -86,11 +90,11 @@ class Order:
     """What runs, and how; `reads`: this process's standard input."""
 
     command: tuple[str, ...]
-    env: dict[str, str]
-    workdir: str | None
-    is_tty: bool
-    timeout: float | None
-    most: int | None
+    env: dict[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    is_tty: bool = False
+    timeout: float | None = None
+    most: int | None = None
     reads: bool = True
 
 
@@ -135,6 +139,12 @@ def with_output(result: Result, stdout: bytes | bytearray, stderr: bytes | bytea
     """The result with what the command wrote; what is no text is escaped."""
     texts = [bytes(one).decode(errors="backslashreplace") for one in (stdout, stderr)]
     return replace(result, stdout=texts[0], stderr=texts[1])
+
+
+def reason_of(result: Result) -> str:
+    """Why a script of ours failed in the guest: the last line of its standard error."""
+    said = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.exit_code}"
+    return printable(said, _LONGEST_REASON)
 
 
 def tell(result: Result) -> None:

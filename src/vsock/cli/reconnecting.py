@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from vsock.ssh import GuestSession
@@ -18,17 +18,19 @@ _LONGEST_PAUSE: Final = 5.0
 _GROWTH: Final = 1.5
 """Between attempts to reach a guest that has gone."""
 
+_T = TypeVar("_T")
+
 
 def notice_silence(session: "GuestSession") -> None:
     """Have a session end whose guest says nothing any more."""
     session.connection.set_keepalive(_KEEPALIVE_SECONDS, _MOST_UNANSWERED)
 
 
-async def again(work: Callable[[], Awaitable[str]], say: Callable[[str], None]) -> str:
-    """Try until the work begins, and return, as it does, why it is over.
+async def again(work: Callable[[], Awaitable[_T]], say: Callable[[str], None]) -> _T:
+    """Try until the work begins, and return what it does: why it is over, for instance.
 
     Args:
-        work: returns why it is over; raises OSError if it cannot begin.
+        work: raises OSError if it cannot begin.
         say: is called when attempts fail, once for those that fail alike.
 
     Raises:

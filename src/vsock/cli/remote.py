@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vsock.ssh.attached import Process
     from vsock.ssh.session import GuestSession
 
-__all__ = ["in_all", "in_one", "run"]
+__all__ = ["captured", "in_all", "in_one", "run", "start"]
 
 _GRACE_SECONDS: Final = 2.0
 """How long a command may go on after SIGTERM before SIGKILL."""
@@ -63,7 +63,7 @@ def _text(error: Exception) -> str:
 async def in_one(where: Place, guest: str, order: Order) -> int:
     """Run it with this process's standard streams; returns the exit code."""
     async with where.session(guest) as session:
-        process = await _start(session, order)
+        process = await start(session, order)
         with ExitStack() as stack:
             if order.is_tty:
                 stack.enter_context(_terminal(process))
@@ -89,28 +89,39 @@ async def in_all(where: Place, guests: Sequence[str], order: Order, *, show: boo
 async def _one(where: Place, guest: str, order: Order, *, show: bool) -> Result:
     try:
         async with where.session(guest) as session:
-            process = await _start(session, order)
-            if show:
-                lines = [_Lines(guest, 1), _Lines(guest, 2)]
-                result = await _see_through(
-                    session, process, guest, order, None, lines[0].write, lines[1].write
-                )
-                for one in lines:
-                    one.end()
-                return result
-            kept = (bytearray(), bytearray())
-            limited = replace(order, most=MOST_IN_JSON if order.most is None else order.most)
+            if not show:
+                return await captured(session, guest, order)
+            process = await start(session, order)
+            lines = [_Lines(guest, 1), _Lines(guest, 2)]
             result = await _see_through(
-                session, process, guest, limited, None, kept[0].extend, kept[1].extend
+                session, process, guest, order, None, lines[0].write, lines[1].write
             )
-            return with_output(result, *kept)
+            for one in lines:
+                one.end()
+            return result
     except BrokenPipeError:
         raise
     except (VsockError, OSError) as error:
         return Result(guest=guest, exit_code=FAILED, error=_text(error))
 
 
-async def _start(session: "GuestSession", order: Order) -> "Process":
+async def captured(session: "GuestSession", guest: str, order: Order) -> Result:
+    """Run it in an open session, without standard input, and return its output in the result.
+
+    Raises:
+        SessionError: it did not start, or the session ended.
+    """
+    process = await start(session, order)
+    kept = (bytearray(), bytearray())
+    limited = replace(order, most=MOST_IN_JSON if order.most is None else order.most)
+    result = await _see_through(
+        session, process, guest, limited, None, kept[0].extend, kept[1].extend
+    )
+    return with_output(result, *kept)
+
+
+async def start(session: "GuestSession", order: Order) -> "Process":
+    """Start it in an open session; SessionError if it does not start."""
     options: dict[str, Any] = {"encoding": None}
     if order.is_tty:
         options |= {

@@ -106,7 +106,7 @@ def journal(name: str, options: tuple[str, ...], user: str, runtime_dir: Path | 
     -f follows it until Ctrl-C.
     """
     command = ("journalctl", "--no-pager", *options)
-    order = Order(command, {}, None, False, None, None, reads=False)
+    order = Order(command, reads=False)
     place = Place(user, 22, 60.0, False, None, runtime_dir)
     return carry_out(place, name, order)
 

@@ -22,6 +22,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import pairwise
 from typing import Final
 
@@ -30,9 +31,11 @@ from vsock.errors import UsageError
 
 __all__ = [
     "MOST_LISTED",
+    "Followed",
     "Job",
     "checked_id",
     "follow",
+    "follow_on",
     "kill",
     "listed",
     "listing",
@@ -144,11 +147,11 @@ done
 """
 )
 
-_FOLLOW: Final = (
-    _HEAD
-    + """\
-enter "$1"
+_OPEN: Final = """\
 exec 3< stdout 4< stderr
+"""
+
+_COPY: Final = """\
 while :; do
     over=
     if [ -e code ] || ! runs; then over=1; fi
@@ -158,7 +161,41 @@ while :; do
     nap
 done
 """
+
+_FOLLOW: Final = _HEAD + 'enter "$1"\n' + _OPEN + _COPY
+
+
+class Followed(IntEnum):
+    """How the command `follow_on` ends, beside 0: the job has ended, and the command `wait` ends as it did."""
+
+    GONE = 10
+    """There is no such job."""
+    SHORTER = 11
+    """It has written less than was seen."""
+    RESTARTED = 12
+    """It has not said how it ended, and the guest was restarted."""
+    KILLED = 13
+    """It has not said how it ended, though the guest was not."""
+
+
+_FOLLOW_ON: Final = (
+    _HEAD
+    + f"""\
+restarted() {{ [ "$(cat boot 2>/dev/null)" != "$(cat /proc/sys/kernel/random/boot_id)" ]; }}
+skip() {{ [ "$1" -eq 0 ] || [ "$(dd bs=1 skip=$(($1 - 1)) count=1 2>/dev/null | wc -c)" -eq 1 ]; }}
+cd -P "$jobs/$1" 2>/dev/null && [ -e stdout ] && [ -e stderr ] || exit {Followed.GONE}
+{_OPEN}\
+if ! {{ skip "$2" <&3 && skip "$3" <&4; }}; then
+    [ ! -e code ] && restarted && exit {Followed.RESTARTED}
+    exit {Followed.SHORTER}
+fi
+{_COPY}\
+[ ! -e code ] || exit 0
+restarted && exit {Followed.RESTARTED}
+exit {Followed.KILLED}
+"""
 )
+"""The last byte that was seen is read again: that seeks to the one behind it, and shows whether the file still has it."""
 
 _WAIT: Final = (
     _HEAD
@@ -186,8 +223,8 @@ while { [ ! -e code ] && runs; } || kill -s 0 -- "-$pid" 2>/dev/null; do
     nap
     n=$((n + 1))
     if [ "$n" -eq 25 ]; then
-        end KILL
         [ -e code ] || { date +%s > ended; echo 137 > code.new; mv code.new code; }
+        end KILL
     fi
 done
 """
@@ -257,6 +294,11 @@ def listing() -> tuple[str, ...]:
 def follow(job: str) -> tuple[str, ...]:
     """The command that writes what a job has written, and writes, and ends as it does."""
     return _script(_FOLLOW + _RESULT, job)
+
+
+def follow_on(job: str, stdout: int, stderr: int) -> tuple[str, ...]:
+    """The command that does so behind so many bytes of each stream, and ends with 0 or as `Followed` says."""
+    return _script(_FOLLOW_ON, job, str(stdout), str(stderr))
 
 
 def wait(job: str) -> tuple[str, ...]:
