@@ -5,6 +5,7 @@ What a command does is the same with a login of its own and in a session that is
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.ssh.server import SshServer
+from tests.waiting import until
 
 from vsock.cli.main import main
 from vsock.guest import Guest
@@ -102,6 +104,72 @@ def test_several_guests_at_once(switch: Switch) -> None:
     assert (done.returncode, len(errors)) == (255, 3)
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_several_guests_use_sessions_that_are_kept_open(
+    switch: Switch, sshd: SshServer, words: tuple[str, ...]
+) -> None:
+    """A guest that has none is logged in to, and each has its own exit code, limits and errors."""
+    assert vsock("session", "open", "alpha").returncode == 0
+    try:
+        with Guest(switch.socket_path("beta")) as beta:
+            with SshServer(beta, Identity.of_user().public_key()) as other:
+                options = ("--max-output", "100000", *words)
+                script = "echo out; printf err >&2; exit 4"
+                done = vsock("exec", "alpha", "beta", *options, "--", "sh", "-c", script)
+                endless = vsock("exec", "alpha", "beta", *options, "--", "yes")
+                late = vsock("exec", "alpha", "beta", *words, "--timeout", "1", "--", "sleep", "60")
+                assert (len(sshd.connections), len(other.connections)) == (1, 3)
+    finally:
+        vsock("session", "close", "--all")
+    assert (done.returncode, endless.returncode, late.returncode) == (4, 255, 124)
+    if words:
+        for one in json.loads(done.stdout):
+            assert (one["stdout"], one["stderr"], one["error"]) == ("out\n", "err", None)
+        for one in json.loads(endless.stdout):
+            assert len(one["stdout"]) == 100_000
+        assert [one["exit_code"] for one in json.loads(late.stdout)] == [124, 124]
+    else:
+        assert sorted(done.stdout.splitlines()) == [b"alpha: out", b"beta: out"]
+        assert sorted(done.stderr.splitlines()) == [b"alpha: err", b"beta: err"]
+        assert sorted(late.stderr.splitlines()) == [
+            b"vsock: alpha: COMMAND was ended after 1 s",
+            b"vsock: beta: COMMAND was ended after 1 s",
+        ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_commands_of_several_guests(
+    switch: Switch, tmp_path: Path, number: signal.Signals
+) -> None:
+    """One in a session that is kept open, which has nothing to run then, and one with a login of its own."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    assert vsock("session", "open", "alpha").returncode == 0
+    try:
+        with (
+            Guest(switch.socket_path("beta")) as beta,
+            SshServer(beta, Identity.of_user().public_key()),
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "vsock.cli", "exec", "alpha", "beta", "--"),
+                    *("sh", "-c", f"touch {begun}/$$; exec sleep 600"),
+                ],
+                stderr=subprocess.PIPE,
+            ) as process,
+        ):
+            until(lambda: len(list(begun.iterdir())) == 2)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=DEADLINE)
+            until(lambda: not json.loads(vsock("session", "ls", "--json").stdout)[0]["running"])
+    finally:
+        vsock("session", "close", "--all")
+    expected = (130, b"") if number == signal.SIGINT else (255, INTERRUPTED)
+    assert (process.returncode, err.strip()) == expected
+
+
+INTERRUPTED = b"vsock: interrupted; COMMAND was told to end"
+
+
 @pytest.mark.usefixtures("logged_in")
 def test_results_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     """What is no text is escaped."""
@@ -169,36 +237,8 @@ def test_input_that_does_not_block_is_waited_for() -> None:
         assert process.communicate(timeout=DEADLINE)[0] == b"later\n"
 
 
-def test_guest_that_goes_away_is_one_line(switch: Switch) -> None:
-    """Its command did not end, whatever it has written."""
-    command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
-    with subprocess.Popen(
-        [*command, "echo begun; sleep 60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"begun\n"
-        switch.remove_guest("alpha")
-        _, err = process.communicate(timeout=DEADLINE)
-    assert (process.returncode, err.count(b"\n")) == (255, 1)
-    assert err.startswith(b"vsock: ")
-
-
-def test_own_failures_are_one_line_and_255() -> None:
-    """No sshd, no guest, no switch."""
-    for words, reason in (
-        (("gamma",), b"gamma does not answer"),
-        (("nobody",), b"nobody"),
-        (("alpha", "-p", "9"), b"nobody listens on port 9 of alpha"),
-        (("alpha", "--runtime-dir", "/nonexistent"), b"no switch answers in /nonexistent"),
-    ):
-        done = vsock("exec", *words, "--", "true")
-        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (255, b"", 1)
-        assert done.stderr.startswith(b"vsock: ")
-        assert reason in done.stderr
-
-
 def test_guest_that_is_lost_ends_the_command_in_one_line(switch: Switch) -> None:
-    """It says that the session has ended, and not that a descriptor of ours has failed."""
+    """Its command did not end, whatever it has written: the session did, and no descriptor of ours has failed."""
     command = [sys.executable, "-m", "vsock.cli", "exec", "alpha", "--", "sh", "-c"]
     with subprocess.Popen(
         [*command, "echo begun; sleep 1000"],
@@ -213,3 +253,17 @@ def test_guest_that_is_lost_ends_the_command_in_one_line(switch: Switch) -> None
         _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 255
     assert (err.count("\n"), err[:36]) == (1, "vsock: the session with alpha ended:")
+
+
+def test_own_failures_are_one_line_and_255() -> None:
+    """No sshd, no guest, no switch."""
+    for words, reason in (
+        (("gamma",), b"gamma does not answer"),
+        (("nobody",), b"nobody"),
+        (("alpha", "-p", "9"), b"nobody listens on port 9 of alpha"),
+        (("alpha", "--runtime-dir", "/nonexistent"), b"no switch answers in /nonexistent"),
+    ):
+        done = vsock("exec", *words, "--", "true")
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (255, b"", 1)
+        assert done.stderr.startswith(b"vsock: ")
+        assert reason in done.stderr

@@ -11,15 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from io import FileIO
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vsock._system.descriptors import PIECE, read, write_all
 from vsock.cli.orders import (
-    MOST_IN_JSON,
     Failure,
     Order,
     Place,
@@ -32,12 +30,17 @@ from vsock.cli.orders import (
 from vsock.ssh.command_line import SIGNALS, command_line
 from vsock.ssh.master.client import MasterClient
 
-__all__ = ["attempt", "captured", "run"]
+__all__ = ["Sink", "attempt", "beside_others", "captured", "keep", "run"]
 
 _GRACE_SECONDS: Final = 2.0
 """How long a command may go on after SIGTERM before SIGKILL, and how long its end may take after that."""
-_Sink = Callable[[bytes, float | None], object]
-"""Takes what a command writes, until a time of `time.monotonic` at most, when it raises TimeoutError."""
+
+
+class Sink(Protocol):
+    """Takes what a command writes, until a time of `time.monotonic` at most, when it raises TimeoutError."""
+
+    def __call__(self, piece: bytes, deadline: float | None = None, /) -> object:
+        """Take it."""
 
 
 class _OutputLimitError(Exception):
@@ -91,17 +94,24 @@ def captured(master: MasterClient, guest: str, order: Order) -> Result | None:
         KeyboardInterrupt: Ctrl-C.
     """
     kept = (bytearray(), bytearray())
-    limited = replace(order, most=MOST_IN_JSON if order.most is None else order.most)
-    sinks = [partial(_keep, one) for one in kept]
-    result = _run(master, guest, limited, None, sinks, _failing)
+    sinks = [partial(keep, one) for one in kept]
+    result = _run(master, guest, order.bounded(), None, sinks, _failing)
     return result and with_output(result, *kept)
 
 
-def _write(descriptor: int, piece: bytes, deadline: float | None) -> None:
+def beside_others(
+    sinks: Sequence[Sink], master: MasterClient, guest: str, order: Order
+) -> Result | None:
+    """Run it without standard input, in a thread: the signals of this process are not for it alone; otherwise as `run`."""
+    return _run(master, guest, order, None, sinks, lambda *_: nullcontext())
+
+
+def _write(descriptor: int, piece: bytes, deadline: float | None = None) -> None:
     write_all(descriptor, piece, deadline=deadline)
 
 
-def _keep(kept: bytearray, piece: bytes, _: float | None) -> None:
+def keep(kept: bytearray, piece: bytes, _: float | None = None) -> None:
+    """A sink that keeps what comes."""
     kept.extend(piece)
 
 
@@ -110,7 +120,7 @@ def _run(
     guest: str,
     order: Order,
     stdin: int | None,
-    sinks: Sequence[_Sink],
+    sinks: Sequence[Sink],
     signals: Callable[[MasterClient, Order], AbstractContextManager[None]],
 ) -> Result | None:
     line = command_line(order.command, env=order.env, cwd=order.workdir) if order.command else None
@@ -164,7 +174,7 @@ def _feed(stdin: int | None, feed: int, master: MasterClient, failures: list[OSE
     threading.Thread(target=copy, daemon=True).start()
 
 
-def _follow(master: MasterClient, guest: str, order: Order, outputs: dict[FileIO, _Sink]) -> Result:
+def _follow(master: MasterClient, guest: str, order: Order, outputs: dict[FileIO, Sink]) -> Result:
     """Copy until the command has ended, or has to be ended."""
     try:
         return result_of(guest, *_copy(master, outputs, order.timeout, order.most))
@@ -179,7 +189,7 @@ def _follow(master: MasterClient, guest: str, order: Order, outputs: dict[FileIO
 
 
 def _copy(
-    master: MasterClient, outputs: dict[FileIO, _Sink], seconds: float | None, most: int | None
+    master: MasterClient, outputs: dict[FileIO, Sink], seconds: float | None, most: int | None
 ) -> tuple[int | None, str | None]:
     """Copy until the command has ended and all that it wrote is written here; return how it ended.
 
@@ -213,7 +223,7 @@ def _copy(
     return ended
 
 
-def _end(master: MasterClient, outputs: dict[FileIO, _Sink]) -> None:
+def _end(master: MasterClient, outputs: dict[FileIO, Sink]) -> None:
     """End a command: SIGTERM, then SIGKILL for one that goes on."""
     for output in outputs:
         output.close()

@@ -97,6 +97,10 @@ class Order:
     most: int | None = None
     reads: bool = True
 
+    def bounded(self) -> "Order":
+        """The order for a command whose output is kept."""
+        return replace(self, most=MOST_IN_JSON if self.most is None else self.most)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -172,9 +176,10 @@ def carry_out(where: Place, guest: str, order: Order) -> int:
 
 
 def captured(where: Place, guests: Sequence[str], order: Order) -> list[Result]:
-    """Run it in all guests at once, without standard input; one alone in a session that is kept open if there is one."""
+    """Run it in all guests at once, without standard input, in sessions that are kept open if there are any."""
     from vsock.cli import in_session
 
+    # One alone needs neither asyncio nor asyncssh for that.
     in_one = in_session.captured
     if len(guests) == 1 and (result := in_session.attempt(in_one, where, guests[0], order)):
         return [result]

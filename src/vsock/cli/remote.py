@@ -5,15 +5,14 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vsock._system.descriptors import write_all
 from vsock._system.text import printable
+from vsock.cli.in_session import Sink, attempt, beside_others, keep
 from vsock.cli.orders import (
     FAILED,
-    MOST_IN_JSON,
     Failure,
     Order,
     Place,
@@ -25,7 +24,7 @@ from vsock.cli.orders import (
     wrote_too_much,
 )
 from vsock.errors import UsageError, VsockError
-from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals
+from vsock.ssh.attached import OutputLimitError, carry, forwarded_signals, in_thread
 from vsock.ssh.command_line import START_SECONDS
 from vsock.ssh.session import translated
 
@@ -87,22 +86,29 @@ async def in_all(where: Place, guests: Sequence[str], order: Order, *, show: boo
 
 
 async def _one(where: Place, guest: str, order: Order, *, show: bool) -> Result:
+    lines = (_Lines(guest, 1), _Lines(guest, 2))
+    kept = (bytearray(), bytearray())
+    sinks: list[Sink]
+    if show:
+        sinks = [one.write for one in lines]
+    else:
+        sinks, order = [partial(keep, one) for one in kept], order.bounded()
     try:
-        async with where.session(guest) as session:
-            if not show:
-                return await captured(session, guest, order)
-            process = await start(session, order)
-            lines = [_Lines(guest, 1), _Lines(guest, 2)]
-            result = await _see_through(
-                session, process, guest, order, None, lines[0].write, lines[1].write
-            )
-            for one in lines:
-                one.end()
-            return result
+        # Cancelled, this goes on for as long as this process does, whose end the master takes for the command's.
+        result = await in_thread(attempt, partial(beside_others, sinks), where, guest, order)
+        if result is None:
+            async with where.session(guest) as session:
+                process = await start(session, order)
+                result = await _see_through(session, process, guest, order, None, *sinks)
     except BrokenPipeError:
         raise
+    except Failure as failure:
+        return Result(guest=guest, exit_code=FAILED, error=failure.message)
     except (VsockError, OSError) as error:
         return Result(guest=guest, exit_code=FAILED, error=_text(error))
+    for one in lines:
+        one.end()
+    return with_output(result, *kept)
 
 
 async def captured(session: "GuestSession", guest: str, order: Order) -> Result:
@@ -113,10 +119,8 @@ async def captured(session: "GuestSession", guest: str, order: Order) -> Result:
     """
     process = await start(session, order)
     kept = (bytearray(), bytearray())
-    limited = replace(order, most=MOST_IN_JSON if order.most is None else order.most)
-    result = await _see_through(
-        session, process, guest, limited, None, kept[0].extend, kept[1].extend
-    )
+    sinks = [one.extend for one in kept]
+    result = await _see_through(session, process, guest, order.bounded(), None, *sinks)
     return with_output(result, *kept)
 
 
@@ -210,13 +214,14 @@ class _Lines:
         self._descriptor = descriptor
         self._rest = b""
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes, deadline: float | None = None) -> None:
         *lines, self._rest = (self._rest + piece).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             lines.append(self._rest)
             self._rest = b""
         if lines:
-            write_all(self._descriptor, b"".join(self._prefix + line + b"\n" for line in lines))
+            whole = b"".join(self._prefix + line + b"\n" for line in lines)
+            write_all(self._descriptor, whole, deadline=deadline)
 
     def end(self) -> None:
         """Write what has no line end."""
