@@ -26,7 +26,7 @@ from vsock.testing.debian import DebianGuest
 from vsock.testing.plugin import DEBIAN
 from vsock.transports import SwitchTransport
 
-SECONDS = 60
+SECONDS = 120
 
 
 pytestmark = pytest.mark.usefixtures("debian_user")
