@@ -151,11 +151,9 @@ impl Stream {
     ///
     /// Closing a Unix socket with unread data would read as ECONNRESET on the program's side, where vsock gives an end
     /// of data; so what nobody will read any more is taken out first. The shutdown lets nothing new in, so that ends.
+    /// Whether the program has closed is not asked: once we have shut both halves, epoll tells of a hang-up in any case.
     pub(crate) fn finish(self) {
-        // A program that has closed already sees nothing of it.
-        if !self.hung_up {
-            self.fd.finish();
-        }
+        self.fd.finish();
     }
 }
 

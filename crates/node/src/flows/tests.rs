@@ -189,6 +189,21 @@ fn connection_that_is_over_after_the_other_sides_end_has_ended_well() {
 }
 
 #[test]
+fn last_words_of_a_program_that_nobody_takes_are_taken_out_at_the_end() {
+    let (ours, mut program) = UnixStream::pair().unwrap();
+    let mut same = ours.try_clone().unwrap();
+    let (parties, holdings) = parts();
+    let mut flow = Flow::open(ids(), parties, holdings, adopt(ours));
+    program.write_all(b"never read").unwrap();
+    flow.their_shutdown(Shutdown::BOTH);
+    // Both halves are shut, by ourselves.
+    flow.on_ready(hung_up());
+    flow.closed(CloseReason::Reset);
+    drop(flow.finish());
+    assert_eq!(same.read(&mut [0; 64]).unwrap(), 0);
+}
+
+#[test]
 fn program_that_hangs_up_while_it_connects_is_given_up() {
     let (ours, program) = UnixStream::pair().unwrap();
     let (parties, holdings) = parts();
