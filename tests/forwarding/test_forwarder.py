@@ -11,6 +11,7 @@ import socket
 import sys
 import termios
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -302,20 +303,46 @@ async def test_urgent_byte_of_tcp_is_left_out_and_the_data_goes_on() -> None:
     assert came == b"beforebehind"
 
 
-class Joined:
-    """A TCP client joined with a Unix server: `client` and `server` are the outer ends; `server` is non-blocking."""
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two sockets that are connected by TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    return one, other
 
-    def __init__(self) -> None:
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.client = socket.create_connection(listener.getsockname())
-        self.caller, _ = listener.accept()
-        listener.close()
-        self.callee, self.server = socket.socketpair()
+
+def narrow_tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """The same; the second one has hardly room for what it receives."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    return one, other
+
+
+def read_to_end(sock: socket.socket) -> int:
+    """How many bytes come until the end, or until there is an error behind them."""
+    count = 0
+    with contextlib.suppress(ConnectionError):
+        while piece := sock.recv(65536):
+            count += len(piece)
+    return count
+
+
+class Joined:
+    """A TCP client joined with a server: `client` and `server` are the outer ends; `server` is non-blocking."""
+
+    def __init__(
+        self, pair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
+    ) -> None:
+        self.carried = Carried()
+        self.client, self.caller = tcp_pair()
+        self.callee, self.server = pair()
         for sock in (self.caller, self.callee, self.server):
             sock.setblocking(False)
 
     async def __aenter__(self) -> "Joined":
-        self.ended = asyncio.ensure_future(join(self.caller, self.callee, Carried()))
+        self.ended = asyncio.ensure_future(join(self.caller, self.callee, self.carried))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -327,6 +354,19 @@ class Joined:
         """Send so much, and wait until the forwarder's kernel has it."""
         await asyncio.to_thread(self.client.sendall, bytes(size))
         await asyncio.to_thread(until, lambda: not unsent(self.client))
+
+    async def fill(self) -> None:
+        """Send until nothing moves any more."""
+        self.client.setblocking(False)
+        seen: list[int] = []
+
+        def is_full() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                self.client.send(bytes(FILLING))
+            seen.append(unsent(self.client))
+            return len(seen) > 20 and len(set(seen[-20:])) == 1
+
+        await asyncio.to_thread(until, is_full)
 
     def lose(self) -> None:
         """Reset the client's connection."""
@@ -387,6 +427,55 @@ async def test_caller_that_is_lost_behind_its_end_is_noticed() -> None:
         async with asyncio.timeout(DEADLINE):
             with pytest.raises(BrokenPipeError):  # as the kernel has it behind an end
                 await joined.ended
+
+
+async def test_caller_that_is_lost_as_soon_as_it_has_ended_is_noticed() -> None:
+    """The loop hears of the loss before it has read the data, and then the data has a good end."""
+    async with Joined() as joined:
+        await asyncio.sleep(0)  # it has begun
+        joined.client.sendall(b"last")
+        joined.client.shutdown(socket.SHUT_WR)
+        joined.lose()
+        assert await joined.received() == b"last"
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(BrokenPipeError):
+                await joined.ended
+
+
+async def test_answer_of_a_side_that_is_lost_behind_its_end_is_not_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client takes it late. A server closes behind its answer, and what the client still sends makes it a loss."""
+    monkeypatch.setattr(splicing, "_STALLED_SECONDS", 1.0)
+    async with Joined() as joined:
+        joined.caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FILLING)
+        await asyncio.get_running_loop().sock_sendall(joined.server, bytes(FILLING))
+        joined.server.shutdown(socket.SHUT_WR)
+        await asyncio.to_thread(until, lambda: joined.carried.back == FILLING)
+        await joined.send(1)
+        await asyncio.to_thread(select.select, [joined.server], [], [], DEADLINE)
+        joined.server.close()
+        assert not (await asyncio.wait([joined.ended], timeout=0.5))[0]
+        assert await asyncio.to_thread(read_to_end, joined.client) == FILLING
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(ConnectionResetError):
+                await joined.ended
+
+
+async def test_side_that_takes_slowly_what_a_lost_one_has_sent_has_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop tells of room only when a third of the buffer is free, which here takes longer than a stall."""
+    stall = 3.0
+    monkeypatch.setattr(splicing, "_STALLED_SECONDS", stall)
+    async with Joined(narrow_tcp_pair) as joined:
+        joined.callee.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FILLING // 2)
+        await joined.fill()
+        joined.lose()
+        end = time.monotonic() + 1.5 * stall
+        while time.monotonic() < end:
+            assert await asyncio.get_running_loop().sock_recv(joined.server, 1024)
+            assert not (await asyncio.wait([joined.ended], timeout=0.15))[0]
 
 
 async def test_callee_that_is_lost_behind_its_end_is_noticed() -> None:

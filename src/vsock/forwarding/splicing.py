@@ -9,10 +9,13 @@ reset, or whose machine has vanished. EPOLLHUP and EPOLLRDHUP are no loss: they 
 
 import asyncio
 import errno
+import fcntl
 import os
 import select
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from typing import Final, Self
 
@@ -24,8 +27,12 @@ _TURN: Final = 16
 """Pieces that are moved before other connections have their turn."""
 _LARGE: Final = 1 << 15
 """Bytes of a piece behind which there may be more already; behind a smaller one the loop waits at once."""
-_STALLED_SECONDS: Final = 10.0
-"""For which a side may take nothing of what a lost one has sent before it was lost."""
+_STALLED_SECONDS: Final = 60.0
+"""For which a side may take nothing of what a lost one has sent before it was lost.
+
+Not less: a receiver of TCP tells of room only when a sixteenth of its buffer is free, which a slow one takes long for.
+"""
+_TCP: Final = (socket.AF_INET, socket.AF_INET6)
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close(2) sends RST."""
 
@@ -94,9 +101,10 @@ class _Pump:
         self._sink = sink
         self._count = count
         self._left = 0
+        self._moved = 0
         self._is_full = False
-        self._is_lost = False
-        self._stalled: asyncio.TimerHandle | None = None
+        self._back: _Pump | None = None
+        self._next_look: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
@@ -107,30 +115,47 @@ class _Pump:
 
     def __exit__(self, *_: object) -> None:
         self._wait_for_nothing()
-        self._bound_stall(is_full=False)
+        if self._next_look:
+            self._next_look.cancel()
+        self.ended.cancel()
         os.close(self._reader)
         os.close(self._writer)
 
-    def lose(self) -> None:
-        """The source is lost. What it has sent is passed on still, as long as the sink takes it."""
-        self._is_lost = True
-        self._bound_stall(is_full=self._is_full)
+    def lose(self, back: "_Pump") -> None:
+        """The source is lost. What it has sent is passed on still, as long as the sink takes it; then `back` ends too."""
+        if self._back:
+            return
+        self._back = back
+        self._bound_stall()
+        self.ended.add_done_callback(lambda _: self._end_if_taken(back))
 
-    def _bound_stall(self, *, is_full: bool) -> None:
-        """Bound how long the sink may be full from now on."""
-        if self._stalled:
-            self._stalled.cancel()
-            self._stalled = None
-        if is_full:
-            self._stalled = self._loop.call_later(_STALLED_SECONDS, self.fail, self.source)
+    def _bound_stall(self) -> None:
+        so_far = self._moved, _not_taken(self._sink)
+        self._next_look = self._loop.call_later(_STALLED_SECONDS, self._end_if_stalled, so_far)
 
-    def fail(self, lost: socket.socket) -> None:
-        """End with the error of a socket."""
+    def _end_if_stalled(self, before: tuple[int, int]) -> None:
+        # The loop tells of room only when much of the sink's buffer is free.
+        assert self._back
+        if before == (self._moved, _not_taken(self._sink)):
+            self._fail(self._back)
+        else:
+            self._bound_stall()
+            if self.ended.done():
+                self._end_if_taken(self._back)
+
+    def _end_if_taken(self, back: "_Pump") -> None:
+        """Behind the end of what a lost source has sent; a reset of TCP would drop what is not taken yet."""
+        if not (back.ended.done() or (self._sink.family in _TCP and _not_taken(self._sink))):
+            self._fail(back)
+
+    def _fail(self, back: "_Pump") -> None:
+        """End both with the error of the source."""
         # The library's own SO_ERROR is that of connect.
-        code = socket.socket.getsockopt(lost, socket.SOL_SOCKET, socket.SO_ERROR)
+        code = socket.socket.getsockopt(self.source, socket.SOL_SOCKET, socket.SO_ERROR)
         code = code or errno.ECONNRESET
-        if not self.ended.done():
-            self.ended.set_exception(OSError(code, os.strerror(code)))
+        for pump in (self, back):
+            if not pump.ended.done():
+                pump.ended.set_exception(OSError(code, os.strerror(code)))
 
     def _wait_for_nothing(self) -> None:
         if self._is_full:
@@ -165,7 +190,9 @@ class _Pump:
         size = self._left
         try:
             while self._left:
-                self._left -= os.splice(self._reader, self._sink.fileno(), self._left, flags=_FLAGS)
+                moved = os.splice(self._reader, self._sink.fileno(), self._left, flags=_FLAGS)
+                self._left -= moved
+                self._moved += moved
         except BlockingIOError:
             self._set_full(True)
             return False
@@ -187,8 +214,6 @@ class _Pump:
 
     def _set_full(self, is_full: bool) -> None:
         """Wait for room in the sink, or for data."""
-        if self._is_lost:
-            self._bound_stall(is_full=is_full)
         if is_full == self._is_full:
             return
         self._wait_for_nothing()
@@ -209,7 +234,7 @@ class _Losses:
     def __enter__(self) -> None:
         self._poller = select.epoll()
         for descriptor in self._pumps:
-            # Errors are always told; data is not, and each error once.
+            # Errors are always told; data is not, and an error is told again only with other news.
             self._poller.register(descriptor, select.EPOLLET)
         self._loop.add_reader(self._poller.fileno(), self._look)
 
@@ -221,13 +246,20 @@ class _Losses:
         for descriptor, events in self._poller.poll(0):
             if events & select.EPOLLERR:
                 pump, other = self._pumps[descriptor]
-                if pump.ended.done():
-                    other.fail(pump.source)
-                else:
-                    pump.lose()
+                pump.lose(other)
+
+
+def _not_taken(sock: socket.socket) -> int:
+    """What the kernel still keeps of what was sent, until its peer takes it; 0 for sockets that cannot say."""
+    size = bytearray(4)
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, size)
+    except OSError:  # vsock, before Linux 6.12
+        return 0
+    return int.from_bytes(size, sys.byteorder)
 
 
 def reset(sock: socket.socket) -> None:
     """Make the close of a socket one that its peer cannot take for an end."""
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
+    if sock.family in _TCP:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
