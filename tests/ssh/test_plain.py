@@ -609,6 +609,30 @@ def test_interrupt_ends_a_copy_of_a_silent_guest(
         assert path.read_bytes() == (source / "tree" / path.name).read_bytes()
 
 
+async def test_copy_that_begins_in_a_cancelled_task_has_its_time(
+    sshd: SshServer, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that fetches logs in a `finally`: it is not the copy that was cancelled."""
+    monkeypatch.setattr(connection, "_LEAVING_SECONDS", 0.0)
+    (there / "log").write_bytes(b"log")
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            await session.copy_out(f"{there}/log", here)
+
+    async with vsock.guest_session("alpha") as session:
+        working = asyncio.create_task(work())
+        await begun.wait()
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+    assert (here / "log").read_bytes() == b"log"
+
+
 async def test_break_during_many_small_files_warns_of_nothing(
     guest: Guest, programs: Path, here: Path, there: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -197,7 +197,7 @@ class GuestSession:
         if not connection:
             return
         try:
-            async with asyncio.timeout(_LEAVING_SECONDS if was_cancelled() else _CLOSE_SECONDS):
+            async with asyncio.timeout(_LEAVING_SECONDS if cancellations() else _CLOSE_SECONDS):
                 if self._groups:
                     await self._groups.finish()
                 connection.close()
@@ -489,10 +489,10 @@ def translated(name: str) -> Iterator[None]:
         ) from error
 
 
-def was_cancelled() -> bool:
-    """Whether the running task was cancelled, so that what it still does is on the way out."""
+def cancellations() -> int:
+    """How often the running task was cancelled; what it still does is on the way out."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return task.cancelling() if task else 0
 
 
 def end(process: asyncssh.SSHClientProcess[Any]) -> None:

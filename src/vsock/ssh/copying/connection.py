@@ -13,7 +13,7 @@ import asyncssh
 
 from vsock.errors import SessionError
 from vsock.ssh.copying.sides import EntryError, shown
-from vsock.ssh.session import was_cancelled
+from vsock.ssh.session import cancellations
 
 if TYPE_CHECKING:
     from vsock.ssh.data_connection import DataConnection
@@ -83,6 +83,8 @@ class GuestConnection:
         self.client = client
         self._session = session
         self._data = data
+        self._opener = asyncio.current_task()
+        self._cancellations = cancellations()
         self._left_at: float | None = None
         """When a cancelled copy waits no more, as of the loop's clock."""
 
@@ -119,10 +121,15 @@ class GuestConnection:
                 f"{self.text(path)}: the guest's SFTP server breaks the protocol"
             ) from error
 
+    def _was_cancelled(self) -> bool:
+        """Whether the running task was, since this was opened: a copy may begin on the way out of something else."""
+        before = self._cancellations if asyncio.current_task() is self._opener else 0
+        return cancellations() > before
+
     def _patience(self, seconds: float) -> float:
         """How long an answer may take now, which is no longer than the way out if the task was cancelled."""
         now = asyncio.get_running_loop().time()
-        if self._left_at is None and was_cancelled():
+        if self._left_at is None and self._was_cancelled():
             self._left_at = now + _LEAVING_SECONDS
         return seconds if self._left_at is None else max(0.0, min(seconds, self._left_at - now))
 
