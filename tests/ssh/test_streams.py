@@ -235,6 +235,19 @@ async def test_file_that_becomes_shorter_is_one_line(
     assert names_in(here / "back") == {"small"}
 
 
+async def test_file_that_another_one_replaces_is_found_out(
+    sshd: SshServer, programs: Path, here: Path, there: Path
+) -> None:
+    """SFTP has opened the first one, and the guest's program opens the second one, which is longer."""
+    change(programs, "  f=os.open(", f'  os.rename("{there}/new",path); f=os.open(')
+    (there / "file").write_bytes(data_of(SIZE))
+    (there / "new").write_bytes(data_of(2 * SIZE))
+    async with vsock.guest_session("alpha") as guest:
+        with pytest.raises(CopyError, match="/file: changed during the copy"):
+            await guest.copy_out(f"{there}/file", here)
+    assert names_in(here) == set()
+
+
 async def test_link_in_the_place_of_the_part_is_not_followed(
     sshd: SshServer, programs: Path, here: Path, there: Path
 ) -> None:

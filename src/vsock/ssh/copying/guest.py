@@ -346,6 +346,7 @@ class GuestReader:
         self._sftp = side.sftp
         self._file = file
         self._path = path
+        self._is_named = False
         self.entry = entry
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -358,14 +359,16 @@ class GuestReader:
 
     async def now(self) -> Entry:
         """What it is by now."""
-        return self._side.read_entry(
-            await self._sftp.ask(self._file.stat(), self._path), self._path
-        )
+        look = self._sftp.client.stat(self._path) if self._is_named else self._file.stat()
+        return self._side.read_entry(await self._sftp.ask(look, self._path), self._path)
 
     async def stream(self, begin: int, *, verify: bool) -> "Stream | None":
         """A plain stream of it from an offset."""
-        length = self.entry.size - begin
-        return await self._side.stream("send", self._path, self._path, begin, length, verify=verify)
+        length, path = self.entry.size - begin, self._path
+        stream = await self._side.stream("send", path, path, begin, length, verify=verify)
+        # The guest's program opens it by its name, which another file may have by then.
+        self._is_named = verify and stream is not None
+        return stream
 
     async def digest(self, length: int, kind: str = SHA256) -> bytes:
         """A digest of its first bytes."""
