@@ -534,6 +534,35 @@ async def test_guest_without_extensions_is_served_with_a_note(
     assert ["fsync" in note or "in one step" in note for note in result.notes] == [True, True]
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_guest_has_time_to_see_a_file_onto_its_disk(
+    guest: Guest, here: Path, there: Path, is_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers once for all that its memory holds of the file; so the larger that is, the more time it has."""
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 5.0)
+    monkeypatch.setattr(connection, "_LEAST_BYTES_PER_SECOND", CHUNK // 15)
+
+    class Slow(asyncssh.SFTPServer):
+        async def fsync(self, file_obj: object) -> None:
+            await asyncio.sleep(6)  # a slow disk
+
+    data = random.Random(0).randbytes(CHUNK)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    (here / "file").write_bytes(data)
+    async with session_with(guest, Slow) as (session, _):
+        if is_stream:
+            side, copier = await GuestSide.open(session), Copier()
+            await copier.from_stream(pieces(), side, os.fsencode(there / "file"))
+            await side.close()
+            assert copier.result(side).failures == ()
+        else:
+            await session.copy_in(here / "file", str(there))
+    assert (there / "file").read_bytes() == data
+
+
 async def test_guest_that_says_nothing_is_given_up(
     guest: Guest, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,14 +25,14 @@ __all__ = [
     "NO_SPACE",
     "NO_SUCH",
     "GuestConnection",
-    "seconds_to_sum",
+    "seconds_for",
 ]
 
 ANSWER_SECONDS: Final = 60.0
 """How long one answer may take; sshd of an emulated guest on a busy machine needs seconds."""
 
 _LEAST_BYTES_PER_SECOND: Final = 1 << 20
-"""How fast a guest must sum up a file at least."""
+"""How fast a guest must sum up a file, or write it to its disk, at least."""
 
 _LEAVING_SECONDS: Final = 2.0
 """How long all answers together may take that a cancelled copy still waits for, so that Ctrl-C ends one of a silent guest."""
@@ -59,8 +59,8 @@ _REASONS: Final[dict[type[asyncssh.SFTPError], str]] = {
 }
 
 
-def seconds_to_sum(length: int) -> float:
-    """How long the digest of so many bytes may take."""
+def seconds_for(length: int) -> float:
+    """How long the digest of so many bytes may take, or to see them onto the disk."""
     return ANSWER_SECONDS + length / _LEAST_BYTES_PER_SECOND
 
 

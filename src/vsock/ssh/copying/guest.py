@@ -15,7 +15,7 @@ import asyncssh
 from asyncssh import constants
 
 from vsock.errors import SessionError
-from vsock.ssh.copying.connection import GuestConnection, seconds_to_sum
+from vsock.ssh.copying.connection import GuestConnection, seconds_for
 from vsock.ssh.copying.digests import SHA256
 from vsock.ssh.copying.in_use import InUse
 from vsock.ssh.copying.sftp import plain_sftp, ssh_sftp
@@ -171,7 +171,7 @@ class GuestSide:
         # sshd may show SFTP another root than commands have.
         line = f"test -r {quoted} && head -c {length} < {quoted} | sha256sum"
         try:
-            async with asyncio.timeout(seconds_to_sum(length)):
+            async with asyncio.timeout(seconds_for(length)):
                 process = await self._session.open_process(line, encoding=None)
                 try:
                     return bytes.fromhex((await process.stdout.readexactly(64)).decode())
@@ -396,10 +396,11 @@ class GuestWriter:
         self._file = file
         self._part = part
         self._path = path
-        self.begun = begun
+        self.begun = self._end = begun
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write at an offset."""
+        self._end = max(self._end, offset + len(data))
         step = self._side.chunk
         for at in range(0, len(data), step):
             piece = bytes(data[at : at + step])
@@ -456,7 +457,8 @@ class GuestWriter:
         """Finish it, and rename it."""
         await self._sftp.ask(self._file.setstat(_attrs(entry)), self._path)
         try:
-            await self._sftp.ask(self._file.fsync(), self._path)
+            size = max(entry.size, self._end)  # what comes from a standard stream has none before
+            await self._sftp.ask(self._file.fsync(), self._path, seconds_for(size))
         except EntryError as error:
             if not isinstance(error.__cause__, asyncssh.SFTPOpUnsupported):
                 raise

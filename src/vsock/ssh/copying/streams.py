@@ -20,7 +20,7 @@ import asyncssh
 from vsock._system.text import printable
 from vsock.errors import SessionError
 from vsock.ssh.attached import in_thread
-from vsock.ssh.copying.connection import NO_PERMISSION, NO_SPACE, NO_SUCH, seconds_to_sum
+from vsock.ssh.copying.connection import NO_PERMISSION, NO_SPACE, NO_SUCH, seconds_for
 from vsock.ssh.copying.digests import CRC32, SEGMENT, read_crc
 from vsock.ssh.copying.in_use import InUse
 from vsock.ssh.copying.sides import CHUNK, EntryError, PartLeftError
@@ -280,7 +280,7 @@ class FileStream:
         """The CRCs of the guest's file, each of which has its time."""
         whole = b""
         for _ in range(0, length if self._is_verified else 1, SEGMENT):
-            said = await self._ask(self._stream.crc(), seconds_to_sum(SEGMENT))
+            said = await self._ask(self._stream.crc(), seconds_for(SEGMENT))
             if said is None:
                 raise EntryError(f"{self._sftp.text(self._name)}: the guest says no CRC")
             whole += said
