@@ -1,6 +1,7 @@
 """Files that threads use are closed behind their last use, so that no other file has their descriptor's number before."""
 
 import asyncio
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.waiting import until
 
 from vsock.ssh.copying.host import HostSide
 from vsock.ssh.copying.in_use import InUse
-from vsock.ssh.copying.sides import CHUNK
+from vsock.ssh.copying.sides import CHUNK, EntryError, part_name
 
 DEADLINE: Final = 30.0
 
@@ -66,3 +67,25 @@ async def test_what_a_cancelled_copy_still_writes_reaches_no_other_file(
 def is_open(descriptor: int) -> bool:
     """Whether this process has a file of this number."""
     return Path(f"/proc/self/fd/{descriptor}").is_symlink()
+
+
+async def test_part_that_gets_its_name_before_it_is_locked_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another copy with --resume has finished it in between: what is under the final name stays whole."""
+    part = tmp_path / os.fsdecode(part_name(b"file", "tag"))
+    part.write_bytes(b"whole")
+    lock = fcntl.flock
+
+    def late(descriptor: int, kind: int) -> None:
+        part.rename(tmp_path / "file")
+        lock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)  # this process is not at work for a moment
+    folder = await HostSide().folder(os.fsencode(tmp_path))
+    try:
+        with pytest.raises(EntryError, match="file: another `vsock cp` has written it meanwhile"):
+            await folder.writer(b"file", "tag", resume=True)
+    finally:
+        await folder.close()
+    assert (tmp_path / "file").read_bytes() == b"whole"

@@ -172,10 +172,19 @@ class HostFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise EntryError(f"{text}: another `vsock cp` is writing it") from None
+            if not self._has(part, found):
+                raise EntryError(f"{text}: another `vsock cp` has written it meanwhile")
             return HostWriter(descriptor, self._descriptor, part, name, text)
         except BaseException:
             os.close(descriptor)
             raise
+
+    def _has(self, part: bytes, found: os.stat_result) -> bool:
+        """Whether that name is still of this file: who had it locked before may have renamed it."""
+        try:
+            return os.path.samestat(found, os.lstat(part, dir_fd=self._descriptor))
+        except FileNotFoundError:
+            return False
 
     async def finish(self, entry: Entry | None) -> None:
         """Mode and time of a new folder, and its names onto the disk."""
