@@ -221,6 +221,19 @@ async def test_guest_that_sends_nothing_is_given_up(
     assert not (here / "file").exists()
 
 
+async def test_what_a_guest_says_behind_a_file_is_not_of_the_next_one(
+    sshd: SshServer, programs: Path, here: Path, there: Path
+) -> None:
+    """That passes by another stream."""
+    change(programs, 'put(1,b"%d\\n"%crc(', 'put(1,(b"%d\\n"+b"x"*1000)%crc(')
+    make_files(there / "tree")
+    async with vsock.guest_session("alpha") as guest:
+        await guest.copy_out(f"{there}/tree", here)
+    assert len(names_in(here / "tree")) == 3
+    for path in (there / "tree").iterdir():
+        assert (here / "tree" / path.name).read_bytes() == path.read_bytes()
+
+
 async def test_file_that_becomes_shorter_is_one_line(
     sshd: SshServer, programs: Path, here: Path, there: Path
 ) -> None:

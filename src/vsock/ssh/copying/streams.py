@@ -8,6 +8,7 @@ guest is in `stream_programs`.
 import asyncio
 import errno
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -135,9 +136,15 @@ class GuestStream:
         with suppress(OSError), self._sock as sock:  # the other side has ended it
             sock.shutdown(SHUT_RDWR)
 
+    def is_idle(self) -> bool:
+        """Whether the guest's program waits for an order: nothing more has come, and no end."""
+        with self._sock as sock:
+            poller = select.poll()
+            poller.register(sock, select.POLLIN)
+            return not self._said and not poller.poll(0)
+
     async def order(self, way: Way, path: bytes, begin: int, length: int, *, verify: bool) -> None:
         """Let the guest take what is sent for a file that is there, from an offset, or send that part of it."""
-        self._said = b""
         words = f"{way} {CRC32 if verify else NONE} {begin // CHUNK} {length}\n"
         await self._in_thread(socket.socket.sendall, path + b"\n" + words.encode())
 
@@ -217,6 +224,8 @@ class GuestStreams:
 
     async def get(self) -> GuestStream | None:
         """The stream; None if the guest lacks what that needs."""
+        if self._stream and not self._stream.is_idle():
+            self.end()
         if not self._stream and self._has_program:
             opening, self._opening = self._opening, None
             self._stream = await (opening or self._open())
