@@ -26,10 +26,10 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def server(guest: Guest) -> Callable[[], SshServer]:
+def server(guest: Guest) -> Callable[..., SshServer]:
     """Makes an SSH server in alpha, to be started; each has the same host key."""
     key = generate_private_key("ssh-ed25519")
-    return lambda: serving(guest, key=key)
+    return lambda **options: serving(guest, key=key, **options)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ LOST = "; job x is shown again when the guest is back\n"
 
 
 def test_command_runs_once_while_sessions_come_and_go(
-    server: Callable[[], SshServer], start: Start, tmp_path: Path
+    server: Callable[..., SshServer], start: Start, tmp_path: Path
 ) -> None:
     """Each byte of both streams is shown once, also what was written meanwhile; the exit code is the command's."""
     script = (
@@ -135,7 +135,7 @@ def test_command_runs_once_while_sessions_come_and_go(
 
 
 def test_output_that_waits_for_a_slow_reader_is_written_once(
-    server: Callable[[], SshServer], start: Start, tmp_path: Path
+    server: Callable[..., SshServer], start: Start, tmp_path: Path
 ) -> None:
     """The session ends while this process's output is not read."""
     (tmp_path / "data").write_bytes(os.urandom(3 << 20))
@@ -159,7 +159,7 @@ def readable(pipe: IO[bytes]) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_job_with_its_children(
-    server: Callable[[], SshServer], start: Start, number: signal.Signals
+    server: Callable[..., SshServer], start: Start, number: signal.Signals
 ) -> None:
     """Also those that ignore SIGTERM; nothing is kept. The exit code is that of a command that SIGTERM ended."""
     child = "(trap '' TERM; sleep 1000)" if number == signal.SIGINT else "sleep 1000"
@@ -176,7 +176,7 @@ def test_signal_ends_the_job_with_its_children(
 
 
 def test_signal_while_the_guest_is_away_says_that_the_job_may_go_on(
-    server: Callable[[], SshServer], start: Start
+    server: Callable[..., SshServer], start: Start
 ) -> None:
     """It cannot be ended then."""
     with server():
@@ -203,7 +203,7 @@ def test_signal_before_the_command_was_started_says_so(guest: Guest, start: Star
 
 
 def test_second_signal_does_not_wait_for_a_guest_that_says_nothing(
-    server: Callable[[], SshServer], start: Start
+    server: Callable[..., SshServer], start: Start
 ) -> None:
     """As one that is paused."""
     with server() as running:
@@ -217,7 +217,7 @@ def test_second_signal_does_not_wait_for_a_guest_that_says_nothing(
 
 
 def test_job_is_ended_when_nobody_reads_its_output(
-    server: Callable[[], SshServer], start: Start
+    server: Callable[..., SshServer], start: Start
 ) -> None:
     """As a command of `vsock exec` is."""
     with server():
@@ -276,7 +276,7 @@ def restarted_and_cut(job: Path) -> None:
     ],
 )
 def test_job_that_did_not_outlive_its_guest_is_an_error(
-    server: Callable[[], SshServer], start: Start, happens: Callable[[Path], None], reason: str
+    server: Callable[..., SshServer], start: Start, happens: Callable[[Path], None], reason: str
 ) -> None:
     """One line that says so, with the exit code of `vsock exec` when a session has ended; 1 of `vsock attach`."""
     with server():
@@ -297,7 +297,7 @@ def test_job_that_did_not_outlive_its_guest_is_an_error(
 
 
 def test_attach_goes_on_in_the_next_session_and_leaves_the_job(
-    server: Callable[[], SshServer], start: Start, tmp_path: Path
+    server: Callable[..., SshServer], start: Start, tmp_path: Path
 ) -> None:
     """Ctrl-C ends this command alone; a name that no job has is an error at once."""
     wait = f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"
@@ -326,7 +326,7 @@ def test_attach_goes_on_in_the_next_session_and_leaves_the_job(
 
 
 def test_command_that_cannot_be_started_is_an_error(
-    server: Callable[[], SshServer], start: Start
+    server: Callable[..., SshServer], start: Start
 ) -> None:
     """No session to begin with, and a name that is taken: nothing is waited for."""
     process = execute(start, "true")
@@ -338,3 +338,43 @@ def test_command_that_cannot_be_started_is_an_error(
         _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 255
     assert err.startswith(b"vsock: alpha: there is a job x already")
+
+
+def test_start_that_the_guest_did_not_confirm_is_an_error(
+    server: Callable[..., SshServer], start: Start, tmp_path: Path
+) -> None:
+    """A job of that name may be another one: it is neither shown nor removed."""
+    with server():
+        words = ("--detach", "--name", "x", "--", "echo", "other")
+        assert start("exec", "alpha", *words).wait(SECONDS) == 0
+    with server(instead=f"touch {tmp_path}/asked; exec sleep 1000"):
+        process = execute(start, "true")
+        until((tmp_path / "asked").exists)
+    with server():
+        out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out) == (255, b"")
+    assert b"; whether job x was started is not known: `vsock jobs alpha` shows it" in err
+    assert [job.name for job in kept()] == ["x"]
+
+
+def test_guest_that_takes_no_command_is_an_error_of_the_first_session_alone(
+    server: Callable[..., SshServer], start: Start, tmp_path: Path
+) -> None:
+    """A later one is as a guest that is not back yet: one line for all attempts."""
+    with server(sessions=0):
+        for process in (execute(start, "true"), start("attach", "alpha", "x", "--reconnect")):
+            _, err = process.communicate(timeout=SECONDS)
+            assert (process.returncode, err.count(b"\n")) == (255, 1)
+            assert b"alpha starts no command: Session refused" in err
+    with server():
+        process = execute(
+            start, f"echo begun; until [ -e {tmp_path}/end ]; do sleep 0.1; done; exit 3"
+        )
+        assert wrote(process) == "begun\n"
+    assert said(process).endswith(LOST)
+    with server(sessions=0) as refusing:
+        until(lambda: len(refusing.connections) > 2)
+    (tmp_path / "end").touch()
+    with server():
+        _, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, err.count(b"Session refused")) == (3, 1)

@@ -111,6 +111,7 @@ class _Following:
         self._is_ours = order is not None
         self._shown = (_Shown(1), _Shown(2))
         self._is_connected = False
+        self._is_under_way = False
         self._is_to_end = asyncio.Event()
 
     @property
@@ -136,14 +137,19 @@ class _Following:
         return True
 
     async def _in_a_session(self) -> int | str:
-        """Follow it in a session of its own; return its exit code, or why the session is over."""
+        """Follow it in a session of its own; return its exit code, or why the session is over.
+
+        Raises:
+            VsockError: there was no session, or it takes no command.
+        """
         async with self._where.session(self._guest) as session:
             notice_silence(session)
-            self._is_connected = True
+            self._is_connected, self._is_under_way = True, False
             try:
                 if self._order:
                     order, self._order = self._order, None
                     await self._start(session, order)
+                    self._is_under_way = True
                 ending = asyncio.ensure_future(self._end(session))
                 try:
                     code = await self._follow(session)
@@ -155,14 +161,23 @@ class _Following:
                     await self._remove(session)
                 return code
             except SessionError as error:
-                return error.strerror or str(error)
+                if not self._is_under_way:
+                    raise  # as a session that did not begin
+                return _text(error)
             finally:
                 self._is_connected = False
 
     async def _start(self, session: "GuestSession", order: Order) -> None:
         # Its variables are the job's, not the script's that starts it.
         script = in_guest.start(self._job, order.command, order.env)
-        result = await self._asked(session, replace(order, command=script, env={}))
+        try:
+            result = await self._asked(session, replace(order, command=script, env={}))
+        except SessionError as error:
+            # A job of that name may be ours, or another one that was there before: it is left alone.
+            self._fail(
+                f"{_text(error)}; whether job {self._job} was started is not known:"
+                f" `vsock jobs {self._guest}` shows it"
+            )
         if result.exit_code:
             self._fail(reason_of(result))
 
@@ -176,6 +191,7 @@ class _Following:
     async def _follow(self, session: "GuestSession") -> int:
         script = in_guest.follow_on(self._job, *(one.count for one in self._shown))
         process = await start(session, Order(script))
+        self._is_under_way = True
         try:
             async with asyncio.TaskGroup() as group:
                 for source, shown in zip(
@@ -224,7 +240,7 @@ class _Following:
             result = await self._asked(session, Order(in_guest.remove(self._job)))
             reason = reason_of(result) if result.exit_code else ""
         except SessionError as error:
-            reason = error.strerror or str(error)
+            reason = _text(error)
         if reason:
             self._say(f"{self._guest}: job {self._job} is kept: {reason}")
 
@@ -241,3 +257,7 @@ class _Following:
 
     def _say(self, line: str) -> None:
         click.echo(f"vsock: {line}", err=True)
+
+
+def _text(error: SessionError) -> str:
+    return error.strerror or str(error)
