@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fcntl import F_GETPIPE_SZ, fcntl, ioctl
-from functools import partial
 from pathlib import Path
 from termios import FIONREAD
 from typing import IO
@@ -219,7 +218,7 @@ def test_second_signal_does_not_wait_for_a_guest_that_says_nothing(
 def test_job_is_ended_when_nobody_reads_its_output(
     server: Callable[..., SshServer], start: Start
 ) -> None:
-    """As a command of `vsock exec` is."""
+    """As a command of `vsock exec` is; nothing is kept of it."""
     with server():
         process = execute(start, "echo begun; while :; do echo more; sleep 0.1; done")
         assert wrote(process) == "begun\n"
@@ -228,7 +227,8 @@ def test_job_is_ended_when_nobody_reads_its_output(
         assert process.stdout
         process.stdout.close()
         process.wait(SECONDS)
-        until(partial(has_ended, group))
+        assert has_ended(group)
+        assert kept() == []
 
 
 def restarted(job: Path) -> None:

@@ -202,6 +202,7 @@ class _Following:
         except BaseExceptionGroup as errors:
             if self._is_ours:  # nobody reads its output
                 await self._asked(session, Order(in_guest.kill(self._job)))
+                await self._remove(session)
             raise errors.exceptions[0] from None
         if process.exit_status is None:
             raise SessionError(errno.ECONNRESET, f"the session with {self._guest} ended")
