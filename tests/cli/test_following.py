@@ -1,6 +1,7 @@
 """`vsock exec --reconnect` and `vsock attach --reconnect`: a command that outlives the sessions in which it is followed."""
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -95,6 +96,7 @@ def wrote(process: "subprocess.Popen[bytes]") -> str:
 
 
 LOST = "; job x is shown again when the guest is back\n"
+GONE = "there is no job x any more: it was removed, or the guest was restarted or restored"
 
 
 def test_command_runs_once_while_sessions_come_and_go(
@@ -265,7 +267,7 @@ def restarted_and_cut(job: Path) -> None:
         (restarted, "job x is lost: the guest was restarted before COMMAND ended"),
         (restarted_and_cut, "job x is lost: the guest was restarted before COMMAND ended"),
         (killed, "job x is lost: it was ended before it could say how"),
-        (removed, "there is no job x any more: the guest was restarted, or restored"),
+        (removed, GONE),
         (
             restored,
             (
@@ -378,3 +380,75 @@ def test_guest_that_takes_no_command_is_an_error_of_the_first_session_alone(
     with server():
         _, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, err.count(b"Session refused")) == (3, 1)
+
+
+def test_guest_that_ends_the_follower_has_lost_the_session(
+    server: Callable[..., SshServer], start: Start, tmp_path: Path
+) -> None:
+    """As one that shuts down: its programs get SIGTERM before its sshd does."""
+    with server():
+        process = execute(
+            start, f"echo begun; until [ -e {tmp_path}/end ]; do sleep 0.1; done; echo end; exit 3"
+        )
+        assert wrote(process) == "begun\n"
+        (job,) = kept()
+        os.kill(follower_of(job), signal.SIGTERM)
+        assert said(process).endswith(LOST)
+        (tmp_path / "end").touch()
+        out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out, err) == (3, b"end\n", b"")
+
+
+def follower_of(job: Path) -> int:
+    """The shell that shows what the job writes: it has its output open, as the job itself has its pid there."""
+    for one in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (one / "fd/3").readlink() == job / "stdout" and (one / "comm").read_text() == "sh\n":
+                return int(one.name)
+    raise AssertionError("nobody follows the job")
+
+
+def test_job_that_is_removed_while_it_is_followed_is_gone(
+    server: Callable[..., SshServer], start: Start
+) -> None:
+    """As by the `vsock exec --reconnect` that has begun it: the guest was not restarted for that."""
+    with server():
+        process = execute(start, "echo begun; sleep 1000")
+        assert wrote(process) == "begun\n"
+        (job,) = kept()
+        group, follower = pid_of(job), follower_of(job)
+        os.kill(follower, signal.SIGSTOP)
+        shutil.rmtree(job)
+        os.killpg(group, signal.SIGKILL)
+        os.kill(follower, signal.SIGCONT)
+        _, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, err.decode()) == (255, f"vsock: alpha: {GONE}\n")
+
+
+def test_exit_code_that_cannot_be_read_is_not_another_one(
+    server: Callable[..., SshServer],
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job is removed when its end was seen: the exit code of the script that reads its own is not the job's."""
+    with server():
+        words = ("--detach", "--name", "x", "--", "echo", "begun")
+        assert start("exec", "alpha", *words).wait(SECONDS) == 0
+        (job,) = kept()
+        until((job / "code").exists)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sh").write_text(
+        "#!/bin/sh\n"
+        f"echo >> {tmp_path}/calls\n"
+        f"[ $(wc -l < {tmp_path}/calls) -ne 2 ] || rm -r {job}\n"
+        'exec /bin/sh "$@"\n'
+    )
+    (programs / "sh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with server():
+        process = start("attach", "alpha", "x", "--reconnect")
+        out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out) == (1, b"begun\n")
+    assert err.decode() == f"vsock: alpha: {GONE}\n"

@@ -20,11 +20,13 @@ from vsock.ssh.identity import Identity
 from vsock.ssh.jobs import (
     Followed,
     checked_id,
+    code,
     follow,
     follow_on,
     kill,
     listed,
     listing,
+    printed_code,
     remove,
     start,
     wait,
@@ -260,6 +262,8 @@ def test_scripts_are_for_any_shell(shell: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (137, f"b\n'c'\n{tmp_path}\n")
     assert "e" in done.stderr.splitlines()
     assert run(*wait("x")).returncode == 137
+    assert printed_code(run(*code("x")).stdout) == 137
+    assert printed_code(run(*code("z")).stdout) is None
     shown, told = len(done.stdout), len(done.stderr)
     for first, second in ((0, 0), (3, 1), (shown, told)):
         rest = run(*follow_on("x", first, second))
@@ -287,3 +291,12 @@ def test_listing_of_a_guest_that_lies_is_harmless() -> None:
         ("?", "?"),
         ("a", "?[2J true"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("007\n", 7), ("255", 255), ("256\n", None), ("\n", None), ("-1\n", None), ("1\n2\n", None)],
+)
+def test_exit_code_of_a_guest_that_lies_is_none(said: str, expected: int | None) -> None:
+    """It is 0 to 255."""
+    assert printed_code(said) == expected

@@ -204,11 +204,15 @@ class _Following:
                 await self._asked(session, Order(in_guest.kill(self._job)))
                 await self._remove(session)
             raise errors.exceptions[0] from None
-        if process.exit_status is None:
-            raise SessionError(errno.ECONNRESET, f"the session with {self._guest} ended")
+        if process.exit_status is None or process.exit_signal:
+            raise self._lost()
         if process.exit_status:
             self._fail(self._reason(process.exit_status))
-        return (await self._asked(session, Order(in_guest.wait(self._job)))).exit_code
+        result = await self._asked(session, Order(in_guest.code(self._job)))
+        code = in_guest.printed_code(result.stdout)
+        if code is None:
+            self._fail(self._reason(in_guest.Followed.GONE))
+        return code
 
     async def _copy(self, source: Any, shown: _Shown) -> None:
         """Copy until the job's end, or the session's: what has come by then is written before this ends."""
@@ -221,7 +225,7 @@ class _Following:
         job, it = self._job, "COMMAND" if self._is_ours else "it"
         match status:
             case in_guest.Followed.GONE if self._is_ours or any(one.count for one in self._shown):
-                return f"there is no job {job} any more: the guest was restarted, or restored"
+                return f"there is no job {job} any more: it was removed, or the guest was restarted or restored"
             case in_guest.Followed.GONE:
                 return f"there is no job {job}: see `vsock jobs`"
             case in_guest.Followed.SHORTER:
@@ -248,9 +252,13 @@ class _Following:
     async def _asked(self, session: "GuestSession", order: Order) -> Result:
         """Run a script of ours; SessionError if it did not run to its end."""
         result = await captured(session, self._guest, replace(order, most=in_guest.MOST_LISTED))
-        if result.error:
-            raise SessionError(errno.ECONNRESET, f"the session with {self._guest} ended")
+        if result.error or result.signal:
+            raise self._lost()
         return result
+
+    def _lost(self) -> SessionError:
+        """The session ended, or the guest ended what ran in it, as it does when it shuts down."""
+        return SessionError(errno.ECONNRESET, f"the session with {self._guest} ended")
 
     def _fail(self, reason: str) -> NoReturn:
         kind = Failure if self._is_ours else click.ClickException

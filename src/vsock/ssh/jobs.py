@@ -34,11 +34,13 @@ __all__ = [
     "Followed",
     "Job",
     "checked_id",
+    "code",
     "follow",
     "follow_on",
     "kill",
     "listed",
     "listing",
+    "printed_code",
     "remove",
     "start",
     "wait",
@@ -166,7 +168,7 @@ _FOLLOW: Final = _HEAD + 'enter "$1"\n' + _OPEN + _COPY
 
 
 class Followed(IntEnum):
-    """How the command `follow_on` ends, beside 0: the job has ended, and the command `wait` ends as it did."""
+    """How the command `follow_on` ends, beside 0: the job has ended, and the command `code` prints its exit code."""
 
     GONE = 10
     """There is no such job."""
@@ -181,7 +183,7 @@ class Followed(IntEnum):
 _FOLLOW_ON: Final = (
     _HEAD
     + f"""\
-restarted() {{ [ "$(cat boot 2>/dev/null)" != "$(cat /proc/sys/kernel/random/boot_id)" ]; }}
+restarted() {{ boot=$(cat boot 2>/dev/null) && [ "$boot" != "$(cat /proc/sys/kernel/random/boot_id)" ]; }}
 skip() {{ [ "$1" -eq 0 ] || [ "$(dd bs=1 skip=$(($1 - 1)) count=1 2>/dev/null | wc -c)" -eq 1 ]; }}
 cd -P "$jobs/$1" 2>/dev/null && [ -e stdout ] && [ -e stderr ] || exit {Followed.GONE}
 {_OPEN}\
@@ -192,6 +194,7 @@ fi
 {_COPY}\
 [ ! -e code ] || exit 0
 restarted && exit {Followed.RESTARTED}
+[ -e boot ] || exit {Followed.GONE}
 exit {Followed.KILLED}
 """
 )
@@ -204,6 +207,8 @@ enter "$1"
 while [ ! -e code ] && runs; do nap; done
 """
 )
+
+_CODE: Final = _HEAD + 'enter "$1"\ncat code\n'
 
 _RESULT: Final = """\
 [ -e code ] && exit "$(cat code)"
@@ -301,6 +306,11 @@ def follow_on(job: str, stdout: int, stderr: int) -> tuple[str, ...]:
     return _script(_FOLLOW_ON, job, str(stdout), str(stderr))
 
 
+def code(job: str) -> tuple[str, ...]:
+    """The command that prints the exit code of a job that has ended, for `printed_code`."""
+    return _script(_CODE, job)
+
+
 def wait(job: str) -> tuple[str, ...]:
     """The command that waits for the end of a job and ends as it does."""
     return _script(_WAIT + _RESULT, job)
@@ -318,6 +328,12 @@ def remove(job: str) -> tuple[str, ...]:
 
 def _script(text: str, *arguments: str) -> tuple[str, ...]:
     return ("sh", "-c", text, "vsock-job", *arguments)
+
+
+def printed_code(said: str) -> int | None:
+    """Read what the command `code` wrote; None if that is no exit code, as when the job was removed."""
+    said = said.strip()
+    return int(said) if re.fullmatch(r"[0-9]{1,3}", said) and int(said) < 256 else None
 
 
 _NOW: Final = re.compile(r"now (\d{1,12})")
