@@ -10,10 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
+from functools import partial
 from pathlib import Path
+from select import PIPE_BUF
+from typing import IO
 
 import pytest
 from tests.ssh.server import SshServer
+from tests.unread import readable
 from tests.waiting import until
 
 from vsock.cli.main import main
@@ -168,6 +173,64 @@ def test_interrupt_ends_the_commands_of_several_guests(
 
 
 INTERRUPTED = b"vsock: interrupted; COMMAND was told to end"
+
+
+@pytest.fixture
+def beta(switch: Switch) -> Iterator[SshServer]:
+    """An SSH server in a second guest."""
+    with (
+        Guest(switch.socket_path("beta")) as guest,
+        SshServer(guest, Identity.of_user().public_key()) as running,
+    ):
+        yield running
+
+
+@pytest.mark.parametrize("words", [(), ("--timeout", "600")])
+@pytest.mark.usefixtures("beta")
+def test_lines_of_several_guests_are_whole(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Also if the pipe takes a part of them, while both write."""
+    script = (
+        f"cd {tmp_path}; mkdir one || mkdir both; until [ -e both ]; do sleep 0.01; done;"
+        " exec seq 100000 400000"
+    )
+    with begun("alpha", "beta", *words, "--", "sh", "-c", script) as process:
+        assert process.stdout
+        fcntl(process.stdout, F_SETPIPE_SZ, PIPE_BUF)
+        lines = process.stdout.read().splitlines()
+        assert process.wait(DEADLINE) == 0
+    whole = {f"{name}: {n}".encode() for name in ("alpha", "beta") for n in range(100_000, 400_001)}
+    assert (len(lines), set(lines) - whole) == (len(whole), set())
+
+
+def test_output_that_nobody_reads_does_not_outlast_an_interrupt(
+    sshd: SshServer, beta: SshServer, tmp_path: Path
+) -> None:
+    """Also if the rest of a line is to be written, of a guest whose command has ended."""
+    script = (
+        f"mkdir {tmp_path}/one && exec seq 1000000;"
+        f" until [ -e {tmp_path}/full ]; do sleep 0.1; done; printf rest"
+    )
+    with begun("alpha", "beta", "--", "sh", "-c", script) as process:
+        assert process.stdout
+        until(partial(is_half_full, process.stdout))
+        (tmp_path / "full").touch()
+        until(lambda: any(one.is_closed() for one in sshd.connections + beta.connections))
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(DEADLINE) == 255
+        finally:
+            process.kill()
+
+
+def begun(*words: str) -> "subprocess.Popen[bytes]":
+    """Start `vsock exec`, whose output the test reads."""
+    command = [sys.executable, "-m", "vsock.cli", "exec", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def is_half_full(pipe: IO[bytes]) -> bool:
+    """Whether a pipe has so much that nobody has read."""
+    return readable(pipe) > fcntl(pipe, F_GETPIPE_SZ) // 2
 
 
 @pytest.mark.usefixtures("logged_in")

@@ -3,19 +3,17 @@
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from fcntl import F_GETPIPE_SZ, fcntl, ioctl
+from fcntl import F_GETPIPE_SZ, fcntl
 from pathlib import Path
-from termios import FIONREAD
-from typing import IO
 
 import pytest
 from asyncssh import generate_private_key
 from tests.ssh.server import SshServer, serving
+from tests.unread import readable
 from tests.waiting import until
 
 from vsock.guest import Guest
@@ -150,12 +148,6 @@ def test_output_that_waits_for_a_slow_reader_is_written_once(
         assert process.stdout.read() == (tmp_path / "data").read_bytes()
         assert process.wait(SECONDS) == 0
     assert said(process).endswith(LOST)
-
-
-def readable(pipe: IO[bytes]) -> int:
-    """How many bytes can be read from a pipe."""
-    (count,) = struct.unpack("i", ioctl(pipe, FIONREAD, bytes(4)))
-    return int(count)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

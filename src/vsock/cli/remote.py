@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -107,7 +109,7 @@ async def _one(where: Place, guest: str, order: Order, *, show: bool) -> Result:
     except (VsockError, OSError) as error:
         return Result(guest=guest, exit_code=FAILED, error=_text(error))
     for one in lines:
-        one.end()
+        await in_thread(one.end)
     return with_output(result, *kept)
 
 
@@ -221,9 +223,29 @@ class _Lines:
             self._rest = b""
         if lines:
             whole = b"".join(self._prefix + line + b"\n" for line in lines)
-            write_all(self._descriptor, whole, deadline=deadline)
+            with _turn(self._descriptor, deadline):
+                write_all(self._descriptor, whole, deadline=deadline)
 
     def end(self) -> None:
         """Write what has no line end."""
         if self._rest:
             self.write(b"\n")
+
+
+_TURNS: Final = {1: threading.Lock(), 2: threading.Lock()}
+
+
+@contextmanager
+def _turn(descriptor: int, deadline: float | None) -> Iterator[None]:
+    """Have a descriptor to oneself: a pipe takes a long write in parts, and those of other threads between them.
+
+    Raises:
+        TimeoutError: others had it until the deadline.
+    """
+    lock = _TURNS[descriptor]
+    if not lock.acquire(timeout=-1 if deadline is None else max(0, deadline - time.monotonic())):
+        raise TimeoutError
+    try:
+        yield
+    finally:
+        lock.release()
