@@ -290,6 +290,21 @@ def test_job_that_did_not_outlive_its_guest_is_an_error(
             assert err.decode().splitlines()[-1] == f"vsock: alpha: {reason}".replace("COMMAND", it)
 
 
+def test_job_that_the_guest_ended_when_it_shut_down_has_its_exit_code(
+    server: Callable[..., SshServer], start: Start
+) -> None:
+    """Its files say so after the restart."""
+    with server():
+        process = execute(start, "echo begun; sleep 1000")
+        assert wrote(process) == "begun\n"
+    (job,) = kept()
+    os.killpg(pid_of(job), signal.SIGTERM)
+    until((job / "code").exists)
+    (job / "boot").write_text("another\n")
+    with server():
+        assert process.wait(SECONDS) == 143
+
+
 def test_attach_goes_on_in_the_next_session_and_leaves_the_job(
     server: Callable[..., SshServer], start: Start, tmp_path: Path
 ) -> None:
