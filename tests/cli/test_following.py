@@ -133,6 +133,30 @@ def test_command_runs_once_while_sessions_come_and_go(
     assert kept() == []
 
 
+def test_what_the_shell_of_the_user_says_is_none_of_the_output(
+    server: Callable[..., SshServer], start: Start, tmp_path: Path
+) -> None:
+    """It says so in each session, and bytes of the job that are as many are shown all the same."""
+    hello = "echo hello; echo hello >&2"
+    script = (
+        f"echo begun; until [ -e {tmp_path}/go ]; do sleep 0.1; done;"
+        " echo meanwhile; echo meanwhile >&2; touch written;"
+        f" until [ -e {tmp_path}/end ]; do sleep 0.1; done; exit 1"
+    )
+    with server(before=hello):
+        process = execute(start, script, "-w", str(tmp_path))
+        assert wrote(process) == "begun\n"
+    assert said(process).endswith(LOST)
+    (tmp_path / "go").touch()
+    until((tmp_path / "written").exists)
+    with server(before=hello):
+        assert wrote(process) == "meanwhile\n"
+        (tmp_path / "end").touch()
+        _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert [line for line in err.splitlines() if b"nobody listens" not in line] == [b"meanwhile"]
+
+
 def test_output_that_waits_for_a_slow_reader_is_written_once(
     server: Callable[..., SshServer], start: Start, tmp_path: Path
 ) -> None:

@@ -266,13 +266,14 @@ def test_scripts_are_for_any_shell(shell: str, tmp_path: Path) -> None:
     assert printed_code(run(*code("z")).stdout) is None
     shown, told = len(done.stdout), len(done.stderr)
     for first, second in ((0, 0), (3, 1), (shown, told)):
-        rest = run(*follow_on("x", first, second))
-        assert rest.stdout == done.stdout[first:]
-        assert (rest.returncode, rest.stderr) == (0, done.stderr[second:])
+        rest = run(*follow_on("x", first, second, "mark"))
+        assert rest.stdout == "mark\n" + done.stdout[first:]
+        assert (rest.returncode, rest.stderr) == (0, "mark\n" + done.stderr[second:])
     for first, second in ((shown + 1, told), (0, told + 1), (1 << 40, 0)):
-        rest = run(*follow_on("x", first, second))
-        assert (rest.returncode, rest.stdout, rest.stderr) == (Followed.SHORTER, "", "")
-    rest = run(*follow_on("z", 0, 0))
+        rest = run(*follow_on("x", first, second, "mark"))
+        assert rest.returncode == Followed.SHORTER
+        assert (rest.stdout, rest.stderr) == ("mark\n", "mark\n")
+    rest = run(*follow_on("z", 0, 0, "mark"))
     assert (rest.returncode, rest.stdout, rest.stderr) == (Followed.GONE, "", "")
     assert run(*start("y", ["sleep", "600"])).returncode == 0
     done = run(*kill("y"))
@@ -295,7 +296,15 @@ def test_listing_of_a_guest_that_lies_is_harmless() -> None:
 
 @pytest.mark.parametrize(
     ("said", "expected"),
-    [("007\n", 7), ("255", 255), ("256\n", None), ("\n", None), ("-1\n", None), ("1\n2\n", None)],
+    [
+        ("007\n", 7),
+        ("255", 255),
+        ("256\n", None),
+        ("\n", None),
+        ("-1\n", None),
+        ("hello\n2\n", 2),
+        ("2\nhello\n", None),
+    ],
 )
 def test_exit_code_of_a_guest_that_lies_is_none(said: str, expected: int | None) -> None:
     """It is 0 to 255."""

@@ -42,6 +42,7 @@ class SshServer:
         key: the host key; by default a new one.
         sftp: makes its SFTP server, with the files of this machine.
         other_keys: more host keys, of other kinds.
+        before: a line that the user's shell runs first, as some have one for it.
         instead: a line for the shell that it runs whatever command is asked for.
         programs: a folder with programs that the guest also has. By default it has none that can open a connection
             for data.
@@ -62,6 +63,7 @@ class SshServer:
             ["asyncssh.SSHServerChannel[bytes]"], asyncssh.SFTPServer
         ] = asyncssh.SFTPServer,
         other_keys: Sequence[asyncssh.SSHKey] = (),
+        before: str = "",
         instead: str | None = None,
         programs: Path | None = None,
         has_only: bool = False,
@@ -74,6 +76,7 @@ class SshServer:
         self._guest = guest
         self._port = port
         self._other_keys = other_keys
+        self._before = before
         self._instead = instead
         self._programs = programs
         self._has_only = has_only
@@ -165,7 +168,7 @@ class SshServer:
         """The program to run for a command, and its environment."""
         line = self._instead or asked or "exec sh"
         if _TOKEN_VARIABLE not in line:
-            return ["/bin/sh", "-c", line], dict(os.environ)
+            return ["/bin/sh", "-c", f"{self._before}\n{line}"], dict(os.environ)
         if self._programs is None:
             line = f"exit {_NO_OPENER}"
         # AF_VSOCK is the userspace guest's, and a program that would have the kernel's is killed.

@@ -9,6 +9,7 @@ import errno
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -189,7 +190,9 @@ class _Following:
             await self._asked(session, Order(in_guest.kill(self._job)))
 
     async def _follow(self, session: "GuestSession") -> int:
-        script = in_guest.follow_on(self._job, *(one.count for one in self._shown))
+        mark = token_hex(8)
+        out, err = self._shown
+        script = in_guest.follow_on(self._job, out.count, err.count, mark)
         process = await start(session, Order(script))
         self._is_under_way = True
         try:
@@ -197,7 +200,7 @@ class _Following:
                 for source, shown in zip(
                     (process.stdout, process.stderr), self._shown, strict=True
                 ):
-                    group.create_task(self._copy(source, shown))
+                    group.create_task(self._copy(source, shown, f"{mark}\n".encode()))
             await process.wait_closed()
         except BaseExceptionGroup as errors:
             if self._is_ours:  # nobody reads its output
@@ -209,16 +212,24 @@ class _Following:
         if process.exit_status:
             self._fail(self._reason(process.exit_status))
         result = await self._asked(session, Order(in_guest.code(self._job)))
-        code = in_guest.printed_code(result.stdout)
+        code = None if result.exit_code else in_guest.printed_code(result.stdout)
         if code is None:
             self._fail(self._reason(in_guest.Followed.GONE))
         return code
 
-    async def _copy(self, source: Any, shown: _Shown) -> None:
-        """Copy until the job's end, or the session's: what has come by then is written before this ends."""
+    async def _copy(self, source: Any, shown: _Shown, mark: bytes) -> None:
+        """Copy until the job's end, or the session's: what has come by then is written before this ends.
+
+        What comes before the mark is what the user's shell says when it starts, and none of the job's.
+        """
+        is_marked, kept = False, b""
         with suppress(OSError), translated(self._guest):  # the session ended: there is no status
             while piece := await source.read(PIECE):
-                await in_thread(shown.write, piece)
+                if not is_marked:
+                    before, found, piece = (kept + piece).partition(mark)
+                    is_marked, kept = bool(found), before[-len(mark) :]
+                if piece:
+                    await in_thread(shown.write, piece)
 
     def _reason(self, status: int) -> str:
         """Why the job cannot be followed any more."""

@@ -186,6 +186,8 @@ _FOLLOW_ON: Final = (
 restarted() {{ boot=$(cat boot 2>/dev/null) && [ "$boot" != "$(cat /proc/sys/kernel/random/boot_id)" ]; }}
 skip() {{ [ "$1" -eq 0 ] || [ "$(dd bs=1 skip=$(($1 - 1)) count=1 2>/dev/null | wc -c)" -eq 1 ]; }}
 cd -P "$jobs/$1" 2>/dev/null && [ -e stdout ] && [ -e stderr ] || exit {Followed.GONE}
+printf '%s\\n' "$4"
+printf '%s\\n' "$4" >&2
 {_OPEN}\
 if ! {{ skip "$2" <&3 && skip "$3" <&4; }}; then
     [ ! -e code ] && restarted && exit {Followed.RESTARTED}
@@ -301,9 +303,12 @@ def follow(job: str) -> tuple[str, ...]:
     return _script(_FOLLOW + _RESULT, job)
 
 
-def follow_on(job: str, stdout: int, stderr: int) -> tuple[str, ...]:
-    """The command that does so behind so many bytes of each stream, and ends with 0 or as `Followed` says."""
-    return _script(_FOLLOW_ON, job, str(stdout), str(stderr))
+def follow_on(job: str, stdout: int, stderr: int, mark: str) -> tuple[str, ...]:
+    """The command that does so behind so many bytes of each stream, and ends with 0 or as `Followed` says.
+
+    On each stream the mark is a line before the job's output. What stands before it, the user's shell said.
+    """
+    return _script(_FOLLOW_ON, job, str(stdout), str(stderr), mark)
 
 
 def code(job: str) -> tuple[str, ...]:
@@ -332,7 +337,7 @@ def _script(text: str, *arguments: str) -> tuple[str, ...]:
 
 def printed_code(said: str) -> int | None:
     """Read what the command `code` wrote; None if that is no exit code, as when the job was removed."""
-    said = said.strip()
+    said = said.strip().rpartition("\n")[2]  # behind what the user's shell said
     return int(said) if re.fullmatch(r"[0-9]{1,3}", said) and int(said) < 256 else None
 
 
