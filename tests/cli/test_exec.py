@@ -10,15 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
+from fcntl import F_SETPIPE_SZ, fcntl
 from functools import partial
 from pathlib import Path
 from select import PIPE_BUF
-from typing import IO
 
 import pytest
 from tests.ssh.server import SshServer
-from tests.unread import readable
+from tests.unread import is_half_full
 from tests.waiting import until
 
 from vsock.cli.main import main
@@ -226,11 +225,6 @@ def begun(*words: str) -> "subprocess.Popen[bytes]":
     """Start `vsock exec`, whose output the test reads."""
     command = [sys.executable, "-m", "vsock.cli", "exec", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
-
-
-def is_half_full(pipe: IO[bytes]) -> bool:
-    """Whether a pipe has so much that nobody has read."""
-    return readable(pipe) > fcntl(pipe, F_GETPIPE_SZ) // 2
 
 
 @pytest.mark.usefixtures("logged_in")

@@ -9,21 +9,19 @@ import hashlib
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from fcntl import ioctl
 from pathlib import Path
-from termios import FIONREAD
 from typing import IO
 
 import pytest
 from tests.guests.conftest import SwitchProcess
 from tests.guests.debian_commands import SECONDS, in_guest, run
+from tests.unread import readable
 from tests.waiting import until
 
 from vsock.ssh.guest_server import PROGRAM, cpio, files_for_guest
@@ -159,12 +157,6 @@ def digest_of(connection: socket.socket) -> str:
     return digest.hexdigest()
 
 
-def unread(pipe: IO[bytes]) -> int:
-    """How many bytes of a pipe wait for its reader."""
-    (count,) = struct.unpack("i", ioctl(pipe, FIONREAD, bytes(4)))
-    return int(count)
-
-
 @pytest.mark.usefixtures("kept_session")
 @debian_is_up
 def test_paused_guest_ends_nothing(
@@ -196,7 +188,7 @@ def test_paused_guest_ends_nothing(
             assert sent < SIZE
             command.stdin.write(b"during\n")
             stdin = command.stdin
-            until(lambda: unread(stdin) == 0)
+            until(lambda: readable(stdin) == 0)
             reading = in_thread(threads, (folder / "file").read_bytes)
         client.settimeout(SECONDS)
         client.sendall(data[sent:])
@@ -278,13 +270,13 @@ def test_guest_that_is_paused_for_too_long_is_given_up_until_it_is_back(
     assert (code, err[-1]) == (7, "e")
     numbers = [int(line) for line in out.splitlines()]
     assert numbers == list(range(2, len(numbers) + 2))
-    until(lambda: readable(folders[1] / "os-release"), SECONDS)
+    until(lambda: is_readable(folders[1] / "os-release"), SECONDS)
     assert (folders[1] / "os-release").read_text().strip() == release
     with pytest.raises(OSError, match=GIVEN_UP):
         (folders[0] / "os-release").read_bytes()
 
 
-def readable(file: Path) -> bool:
+def is_readable(file: Path) -> bool:
     """Whether a file of a mount can be read; it cannot while the guest is away."""
     try:
         return bool(file.read_bytes())
@@ -301,7 +293,7 @@ def test_guest_that_is_reset_ends_what_has_no_reconnect(
     """Each says so in one line. With --reconnect the forward and the mount come back; the command cannot, and says why."""
     for folder, words in zip(folders, ((), ("--reconnect",)), strict=True):
         run("mount", *words, f"{DEBIAN}:/usr/lib", str(folder))
-        assert readable(folder / "os-release")
+        assert is_readable(folder / "os-release")
     script = "echo begun; sleep 1000"
     command = start("exec", DEBIAN, "--", "sh", "-c", script)
     again = start("exec", DEBIAN, "--reconnect", "--name", "x", "--", "sh", "-c", script)
@@ -326,7 +318,7 @@ def test_guest_that_is_reset_ends_what_has_no_reconnect(
     )
     assert listening(back) == port
     check_forward(port, server)
-    until(lambda: readable(folders[1] / "os-release"), SECONDS)
+    until(lambda: is_readable(folders[1] / "os-release"), SECONDS)
     with pytest.raises(OSError, match=GIVEN_UP):
         (folders[0] / "os-release").read_bytes()
 
@@ -464,6 +456,6 @@ def test_guest_that_is_restored_goes_on_with_the_jobs_of_its_snapshot(
     linux.run("touch /end").check()
     assert rest_of(goes_on)[:2] == (3, "end\n")
     assert line_of(comes_back.stdout) == lines[1]
-    until(lambda: readable(folders[1] / "file"), SECONDS)
+    until(lambda: is_readable(folders[1] / "file"), SECONDS)
     with pytest.raises(OSError, match=GIVEN_UP):
         (folders[0] / "file").read_bytes()
