@@ -135,7 +135,12 @@ test-dist: setup build ## Build sdist and wheel, and install them in an empty en
 .PHONY: test-guests
 test-guests: setup build guests sshd ## Tests with real guests: QEMU and User-Mode Linux
 	@tools/debian-packages $(PROGRAM_PACKAGES)
-	VSOCK_REQUIRE_GUESTS=1 $(PYTEST_BY_TWO) -m vm
+	VSOCK_REQUIRE_GUESTS=1 $(PYTEST_BY_TWO) -m "vm and not long"
+
+.PHONY: test-guests-long
+test-guests-long: setup build guests sshd ## Those that wait for minutes: a guest that is paused for too long, or reset
+	@tools/debian-packages $(PROGRAM_PACKAGES)
+	VSOCK_REQUIRE_GUESTS=1 $(BIN)/pytest -m "vm and long"
 
 BREAKS ?= 100
 

@@ -239,6 +239,7 @@ COUNTS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("kept_session")
 @debian_is_up
 def test_guest_that_is_paused_for_too_long_is_given_up_until_it_is_back(
@@ -285,6 +286,7 @@ def is_readable(file: Path) -> bool:
         return False
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("kept_session")
 @debian_is_up
 def test_guest_that_is_reset_ends_what_has_no_reconnect(
