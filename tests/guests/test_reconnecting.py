@@ -450,7 +450,10 @@ def test_guest_that_is_restored_goes_on_with_the_jobs_of_its_snapshot(
         (folders[0] / "file").read_bytes()
     for one, reason in (
         (writes, "job b has written less than was shown: the guest was restored to an earlier"),
-        (is_newer, "there is no job c any more: the guest was restarted, or restored"),
+        (
+            is_newer,
+            "there is no job c any more: it was removed, or the guest was restarted or restored",
+        ),
     ):
         code, out, err = rest_of(one)
         assert (code, out) == (255, "")
