@@ -3,23 +3,24 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from asyncssh import generate_private_key
 from tests.ssh.server import SshServer, serving
+from tests.started import Start, started
 from tests.unread import is_half_full
 from tests.waiting import until
 
 from vsock.guest import Guest
 
-SECONDS = 60
+if TYPE_CHECKING:
+    import subprocess
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
+SECONDS = 60
 
 
 @pytest.fixture
@@ -32,23 +33,8 @@ def server(guest: Guest) -> Callable[..., SshServer]:
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts the command; ends it with the test, and with it the jobs: the guest's programs are this machine's."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def begin(*words: str) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vsock.cli", *words],
-            bufsize=0,  # lines are read one by one, and then the rest
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        running.append(process)
-        return process
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.communicate()
+    with started() as begin:
+        yield begin
     for job in kept():
         if not (job / "code").exists():
             with suppress(ProcessLookupError, FileNotFoundError):

@@ -10,7 +10,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import IO
 import pytest
 from tests.guests.conftest import SwitchProcess
 from tests.guests.debian_commands import SECONDS, in_guest, run
+from tests.started import Start, started
 from tests.unread import readable
 from tests.waiting import until
 
@@ -50,8 +50,6 @@ DEVICE, CHARDEV = f"vsock-{NAME}", f"vsock-socket-{NAME}"
 pytestmark = pytest.mark.programs("sshfs", "fusermount3")
 debian_is_up = pytest.mark.timeout(2 * DEBIAN_BOOT_SECONDS + 3 * SECONDS)
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
-
 
 @pytest.fixture
 def kept_session(debian_user: None) -> Iterator[None]:
@@ -68,23 +66,8 @@ def kept_session(debian_user: None) -> Iterator[None]:
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts the command, and ends it with the test."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def begin(*words: str, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vsock.cli", *words],
-            bufsize=0,  # lines are read one by one, and then the rest; what is written is there at once
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        running.append(process)
-        return process
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.communicate()
+    with started() as begin:
+        yield begin
 
 
 @pytest.fixture
